@@ -1,0 +1,136 @@
+"""Find scanners by entry points; the built-in ones come by the same door as anybody's.
+
+A package offers a scanner with
+
+    [project.entry-points."resilient_scan.scanners"]
+    my_scanner = "my_package.module:my_scanner"
+
+One that cannot be used is a problem with a name and a reason, never the end of the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import msgspec
+
+from resilient_scan.errors import PluginError
+from resilient_scan.scanning import spec_of
+
+GROUP: Final = "resilient_scan.scanners"
+DEMO_GROUP: Final = "resilient_scan.demo"
+OURS: Final = "resilient-scan"
+BUILT_IN: Final = "scanners"
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A scanner that can be used.
+
+    Attributes:
+        name, pipeline: the scanner's own.
+        summary: first line of its docstring, may be empty.
+        built_in: whether it ships with this package.
+        scanner: the object itself, for `ScanRunner`.
+    """
+
+    name: str
+    pipeline: str
+    summary: str
+    built_in: bool
+    scanner: Any
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A scanner that cannot be used: the entry point's name, and why."""
+
+    name: str
+    error: PluginError
+
+
+class Plugins(msgspec.Struct, frozen=True):
+    """What was found: built-in scanners first, then by distribution and name; and what was refused."""
+
+    scanners: tuple[Found, ...]
+    problems: tuple[Problem, ...]
+
+
+def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
+    """Find all scanners that are installed.
+
+    Of two scanners with one name the first keeps it (the built-in one, else by distribution), the other is a problem.
+
+    Args:
+        points: entry points to look at; those of the group `resilient_scan.scanners`, unless given.
+    """
+    found: dict[str, tuple[Found, EntryPoint]] = {}
+    problems: list[Problem] = []
+    shadow = None
+    for point in sorted(entry_points(group=GROUP) if points is None else points, key=_order):
+        if _is_ours(point) and (shadow := shadow or _shadow()):
+            continue
+        try:
+            new = _load(point)
+            if new.name in found:
+                raise PluginError(f"its name {new.name!r} is taken by {_origin(found[new.name][1])}")
+            found[new.name] = new, point
+        except PluginError as error:
+            problems.append(Problem(point.name, PluginError(f"scanner {point.name} of {_origin(point)}: {error}")))
+    if shadow:
+        problems.insert(0, Problem(BUILT_IN, shadow))
+    return Plugins(tuple(entry for entry, _ in found.values()), tuple(problems))
+
+
+def load_demo() -> Any:
+    """Return the bundled demo, or `None` where it is not installed or shadowed."""
+    for point in entry_points(group=DEMO_GROUP):
+        if _is_ours(point) and not _shadow():
+            return point.load()
+    return None
+
+
+def _order(point: EntryPoint) -> tuple[bool, str, str]:
+    return not _is_ours(point), _distribution(point), point.name
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return _distribution(point) == OURS
+
+
+def _distribution(point: EntryPoint) -> str:
+    return "" if point.dist is None else point.dist.name.replace("_", "-").lower()
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{_distribution(point) or 'an unknown distribution'} ({point.value})"
+
+
+def _load(point: EntryPoint) -> Found:
+    """Import one scanner and bring it into its normal form; whatever foreign code does wrong is a `PluginError`."""
+    try:
+        thing = point.load()
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"its import failed: {type(error).__name__}: {error}") from error
+    spec = spec_of(thing)
+    summary = (getattr(spec.origin, "__doc__", None) or "").strip().partition("\n")[0]
+    return Found(spec.name, spec.pipeline, summary, _is_ours(point), thing)
+
+
+def _shadow() -> PluginError | None:
+    """Say why the package `scanners` that Python would import is not ours, or `None` if it is."""
+    spec = importlib.util.find_spec(BUILT_IN)
+    if spec is None:
+        return PluginError("the built-in scanners are missing: no package 'scanners'; install resilient-scan again")
+    try:
+        if hasattr(importlib.import_module(BUILT_IN), "__resilient_scan__"):
+            return None
+    except (Exception, SystemExit):  # noqa: S110 - whatever it is, it is not ours
+        pass
+    place = spec.origin or ", ".join(spec.submodule_search_locations or [])
+    return PluginError(
+        f"the built-in scanners are not available: the package 'scanners' at {place} shadows ours; "
+        "rename it, or run from another directory"
+    )
