@@ -1,0 +1,33 @@
+"""Fixtures that more than one folder needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Distribute = Callable[..., Path]
+
+
+@pytest.fixture
+def distribute(tmp_path: Path) -> Distribute:
+    """Lay out installed distributions in a directory and return it, ready for `sys.path` or `PYTHONPATH`.
+
+    `distribute("acme", scanners={"one": "acme_one:one"}, files={"acme_one.py": "..."})`
+    """
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def make(name: str, scanners: dict[str, str], files: dict[str, str]) -> Path:
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{entry} = {target}" for entry, target in scanners.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[resilient_scan.scanners]", *lines, ""]))
+        for path, text in files.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text)
+        return site
+
+    return make
