@@ -1,0 +1,1 @@
+"""What this package serves over HTTP, and nothing else in it does."""
