@@ -1,0 +1,212 @@
+"""What the chart scanners share: their settings, their tickers' bars up to the trade date, and the loop over both.
+
+A scanner of this kind is a rule about one `Chart`; `scan_charts` does the rest. All of them read the same window of
+days, so that a price history is loaded once for all (`ScanContext.shared`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout
+from resilient_scan.http import TransientError
+from scanners.providers import yahoo
+from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory, SchemaDrift, UnknownSymbol
+
+CACHE: Final = Cache(ttl=300, inputs=("trade_date", "tickers"))
+RETRY: Final = Retry(attempts=3, on=(TransientError,))
+TIMEOUT: Final = Timeout(total=20)
+
+WINDOW: Final = timedelta(days=400)
+"""How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
+LONGEST_PAUSE: Final = timedelta(days=7)
+"""No exchange was closed for longer since 1914; a ticker whose last bar is older is not traded any more."""
+TOLERATED: Final = 0.2
+"""Share of the tickers whose charts may fail before the scan does: 1 of 5 is told in the tool log, 2 are an error."""
+INSTRUMENTS: Final = frozenset({"EQUITY", "ETF"})
+
+
+class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of every chart scanner; each adds the numbers of its rule.
+
+    Attributes:
+        base_url: where the chart API is.
+        universe: the tickers to look at when the state has none.
+    """
+
+    base_url: str = yahoo.LIVE
+    universe: tuple[str, ...] = ()
+
+
+Settings = TypeVar("Settings", bound=ChartSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What a rule looks at: one ticker's bars, oldest first, at least two; none is later than the trade date.
+
+    Changes are in percent.
+    """
+
+    ticker: str
+    trade_date: date
+    bars: tuple[Bar, ...]
+
+    @property
+    def last(self) -> Bar:
+        """Return the trade date's bar, or the last one before it (weekend, holiday)."""
+        return self.bars[-1]
+
+    @property
+    def previous(self) -> Bar:
+        """Return the bar before the last one."""
+        return self.bars[-2]
+
+    @property
+    def change(self) -> float:
+        """Return how far the last close is from the previous one."""
+        return percent(self.last.close, self.previous.close)
+
+    @property
+    def when(self) -> str:
+        """Return the last bar's day for a sentence."""
+        late = "" if self.last.day == self.trade_date else f" (the last trading day before {self.trade_date})"
+        return f"on {self.last.day}{late}"
+
+    def candidate(self, source: str, sentence: str, *, priority: str, strategy: str, **numbers: float) -> Candidate:
+        """Make a candidate; its extras are the bar's day, close and volume, the change and `numbers`."""
+        extras = {"close": self.last.close, "change_percent": self.change, **numbers}
+        return Candidate(
+            ticker=self.ticker,
+            source=source,
+            context=sentence,
+            priority=priority,
+            strategy=strategy,
+            extras={
+                "date": self.last.day.isoformat(),
+                "volume": self.last.volume,
+                **{name: round(number, 4) for name, number in extras.items()},
+            },
+        )
+
+
+def percent(value: float, base: float) -> float:
+    """Return how far `value` is above `base`, in percent of `base`."""
+    return (value / base - 1) * 100
+
+
+def scan_charts(
+    state: Mapping[str, Any],
+    context: ScanContext,
+    kind: type[Settings],
+    rule: Callable[[Chart, Settings], Candidate | None],
+    bars: Callable[[Settings], int],
+) -> Iterator[Candidate]:
+    """Yield what `rule` finds in the charts of the state's tickers.
+
+    Args:
+        state: `trade_date` (an ISO text or a date; New York's today if not given) and `tickers` (a list of symbols; the
+            settings' `universe` if not given).
+        context: the scan's.
+        kind: the class of the scanner's settings.
+        rule: looks at one chart.
+        bars: how many bars the rule needs, >= 2; tickers with fewer are left out.
+
+    Raises:
+        ConfigError: a setting, the trade date or the tickers are wrong.
+        ScanError: too many charts failed (`TOLERATED`), or all of them.
+        RetryAfter: the source asks to wait.
+    """
+    settings = read_settings(kind, context)
+    for chart in _charts(state, context, settings, bars(settings)):
+        if (candidate := rule(chart, settings)) is not None:
+            yield candidate
+
+
+def read_settings(kind: type[Settings], context: ScanContext) -> Settings:
+    """Return the scanner's table as an object of `kind`, or raise `ConfigError` that names the key."""
+    try:
+        return msgspec.convert(dict(context.settings), kind)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        known = ", ".join(sorted(kind.__struct_fields__))
+        place = f"settings.{path.rstrip('`')}" if path else "settings"
+        raise ConfigError(f"{context.scanner}: {place}: {reason}; the settings are {known}") from None
+
+
+def trade_date(state: Mapping[str, Any], context: ScanContext) -> date:
+    """Return the New York date that the scan is about."""
+    value = state.get("trade_date")
+    if value is None:
+        value = context.now
+    if isinstance(value, datetime):
+        return (value.astimezone(NEW_YORK) if value.tzinfo else value).date()
+    if isinstance(value, date):
+        return value
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"state['trade_date'] must be a date such as '2013-01-24', got {value!r}") from None
+
+
+def tickers(state: Mapping[str, Any], universe: tuple[str, ...], scanner: str) -> tuple[str, ...]:
+    """Return the tickers to look at, each once, in the given order."""
+    value = state.get("tickers")
+    if value is None:
+        value = universe
+        if not universe:
+            raise ConfigError(f"{scanner}: no tickers; put them into state['tickers'] or settings.universe")
+    if not isinstance(value, list | tuple) or not all(isinstance(ticker, str) and ticker.strip() for ticker in value):
+        raise ConfigError(f"state['tickers'] must be a list of symbols such as 'AAPL', got {value!r}")
+    return tuple(dict.fromkeys(ticker.strip() for ticker in value))
+
+
+def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSettings, bars: int) -> Iterator[Chart]:
+    """Yield the charts that can be used, and tell the others in the tool log."""
+    day = trade_date(state, context)
+    wanted = tickers(state, settings.universe, context.scanner)
+    broken: list[ScanError] = []
+    unknown: list[ScanError] = []
+    for ticker in wanted:
+        context.check()
+        try:
+            history = _history(ticker, day, settings.base_url, context)
+        except (UnknownSymbol, SchemaDrift, TransientError) as error:
+            (unknown if isinstance(error, UnknownSymbol) else broken).append(error)
+            context.log("yahoo_chart", ticker=ticker, left_out=str(error))
+            if len(broken) > TOLERATED * len(wanted):
+                raise
+            continue
+        chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
+        if reason := _unusable(chart, history.instrument, bars):
+            context.log("yahoo_chart", ticker=ticker, left_out=reason)
+        else:
+            yield chart
+    if wanted and len(broken) + len(unknown) == len(wanted):
+        raise (broken or unknown)[0]
+
+
+def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> PriceHistory:
+    """Return the history that all chart scanners share. Later bars are not even asked for, but see `_charts`."""
+    first = day - WINDOW
+    return context.shared(
+        ("yahoo_chart", base_url, ticker, first, day),
+        lambda: yahoo.client(base_url).daily(ticker, first, day, context),
+        ttl=300,
+    )
+
+
+def _unusable(chart: Chart, instrument: str, bars: int) -> str:
+    """Say why a chart cannot be used, or return an empty text."""
+    if instrument not in INSTRUMENTS:
+        return f"is {instrument}, not a stock or a fund"
+    if len(chart.bars) < bars:
+        return f"has {len(chart.bars)} bars, the rule needs {bars}"
+    if chart.trade_date - chart.last.day > LONGEST_PAUSE:
+        return f"was last traded on {chart.last.day}"
+    return ""

@@ -1,0 +1,107 @@
+"""The bundled market history, as Yahoo's chart API would serve it.
+
+`demo` is what the command line needs: serve `demo.respond` over HTTP, give `demo.settings(url)` to each of
+`demo.scanners`, and run them on `demo.state`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+from urllib.parse import unquote
+
+from scanners.providers.yahoo import NEW_YORK, Bar
+
+CHART: Final = "/v8/finance/chart/"
+OPENING: Final = time(9, 30)
+JSON_TYPE: Final = {"Content-Type": "application/json;charset=utf-8"}
+COLUMNS: Final = ("open", "high", "low", "close", "volume")
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The bundled history and what to ask of it.
+
+    Attributes:
+        trade_date: the day Apple fell by 12.4 % after its earnings.
+        tickers: all that there are.
+        scanners: names of the scanners that it can serve.
+    """
+
+    trade_date: str = "2013-01-24"
+    tickers: tuple[str, ...] = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
+    scanners: tuple[str, ...] = ("market_movers", "volume_accumulation", "high_52w_breakout", "gap_up", "rsi_oversold")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Return the state of a run on the bundled history."""
+        return {"trade_date": self.trade_date, "tickers": list(self.tickers)}
+
+    @staticmethod
+    def settings(base_url: str) -> dict[str, Any]:
+        """Return the settings that make a scanner ask a server of `respond` at `base_url`."""
+        return {"base_url": base_url, "universe": list(demo.tickers)}
+
+    @staticmethod
+    def respond(path: str, query: Mapping[str, str]) -> Answer:
+        """Answer as `GET path?query` of Yahoo's API does: status, headers, body."""
+        symbol = unquote(path.removeprefix(CHART))
+        bars = history().get(symbol) if path.startswith(CHART) else None
+        if bars is None:
+            return _error(404, "Not Found", "No data found, symbol may be delisted")
+        try:
+            first, end = int(query["period1"]), int(query["period2"])
+        except (KeyError, ValueError):
+            return _error(400, "Bad Request", "period1 and period2 must be epoch seconds")
+        return _ok(_chart(symbol, [bar for bar in bars if first <= opening(bar.day) < end]))
+
+
+demo: Final = Demo()
+
+
+@cache
+def history() -> Mapping[str, list[Bar]]:
+    """Return the bundled bars by ticker, oldest first."""
+    bars: dict[str, list[Bar]] = defaultdict(list)
+    with (resources.files("scanners") / "data" / "daily.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            prices = [float(row[name]) for name in COLUMNS[:4]]
+            bars[row["ticker"]].append(Bar(date.fromisoformat(row["date"]), *prices, int(row["volume"])))
+    return dict(bars)
+
+
+def opening(day: date) -> int:
+    """Return the epoch seconds of the opening bell in New York, which is the time of Yahoo's daily bars."""
+    return int(datetime.combine(day, OPENING, NEW_YORK).timestamp())
+
+
+def _chart(symbol: str, bars: list[Bar]) -> dict[str, Any]:
+    meta = {
+        "currency": "USD",
+        "symbol": symbol,
+        "instrumentType": "EQUITY",
+        "exchangeTimezoneName": NEW_YORK.key,
+        "dataGranularity": "1d",
+    }
+    if not bars:
+        return {"meta": meta, "indicators": {"quote": [{}]}}
+    columns = {name: [getattr(bar, name) for bar in bars] for name in COLUMNS}
+    return {"meta": meta, "timestamp": [opening(bar.day) for bar in bars], "indicators": {"quote": [columns]}}
+
+
+def _ok(result: dict[str, Any]) -> Answer:
+    return 200, dict(JSON_TYPE), json.dumps({"chart": {"result": [result], "error": None}}).encode()
+
+
+def _error(status: int, code: str, description: str) -> Answer:
+    error = {"code": code, "description": description}
+    return status, dict(JSON_TYPE), json.dumps({"chart": {"result": None, "error": error}}).encode()

@@ -1,0 +1,1 @@
+"""Clients of data providers: one file each, which owns the provider's addresses, formats and error language."""

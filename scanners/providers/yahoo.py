@@ -1,0 +1,247 @@
+"""Daily bars from Yahoo's v8 chart API.
+
+`GET /v8/finance/chart/SYMBOL?period1=..&period2=..&interval=1d` answers with parallel arrays: `timestamp` (epoch
+seconds of the session's start; of the last trade for a session that is under way) and `open`, `high`, `low`, `close`,
+`volume`, with nulls where a bar is missing. Prices are adjusted for splits, not for dividends. Errors are JSON as well:
+`{"chart": {"result": null, "error": {"code": "Not Found", "description": "..."}}}`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Annotated, Final, NoReturn
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from resilient_scan import PermanentError, ScanContext, ScanError
+from resilient_scan.http import Client, Response, TransientError
+
+LIVE: Final = "https://query2.finance.yahoo.com"
+NEW_YORK: Final = ZoneInfo("America/New_York")
+_SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABC])")
+_PRICES: Final = ("open", "high", "low", "close")
+
+# The parts of the answer that are read, as they are in the JSON; msgspec names the field that does not fit.
+_Time = Annotated[int, msgspec.Meta(ge=0, le=32503680000)]
+_Share = Annotated[float, msgspec.Meta(gt=0)]
+_Column = list[float | None]
+
+
+class _Quote(msgspec.Struct):
+    open: _Column = []
+    high: _Column = []
+    low: _Column = []
+    close: _Column = []
+    volume: _Column = []
+
+
+class _Indicators(msgspec.Struct):
+    quote: Annotated[list[_Quote], msgspec.Meta(min_length=1)]
+
+
+class _Split(msgspec.Struct):
+    date: _Time
+    numerator: _Share
+    denominator: _Share
+
+
+class _Events(msgspec.Struct):
+    splits: dict[str, _Split] = {}
+
+
+class _Meta(msgspec.Struct, rename="camel"):
+    instrument_type: str
+
+
+class _Result(msgspec.Struct):
+    meta: _Meta
+    indicators: _Indicators
+    timestamp: list[_Time] = []  # missing where there are no bars
+    events: _Events | None = None
+
+
+class _Error(msgspec.Struct):
+    code: str = ""
+    description: str = ""
+
+
+class _Chart(msgspec.Struct):
+    result: list[_Result] | None
+    error: _Error | None
+
+
+class _Envelope(msgspec.Struct):
+    chart: _Chart
+
+
+class UnknownSymbol(PermanentError):
+    """Yahoo knows no such symbol, or has no data of it for these days."""
+
+
+class SchemaDrift(ScanError):
+    """Yahoo's answer has not the shape it used to have; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One trading day. Prices in the listing's currency, > 0; volume in shares, >= 0; `day` is New York's date."""
+
+    day: date
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriceHistory:
+    """The bars of one symbol, oldest first, one a day, without gaps in a bar.
+
+    Attributes:
+        symbol: as it was asked for.
+        instrument: Yahoo's word, such as `EQUITY`, `ETF`, `INDEX` or `CRYPTOCURRENCY`.
+        bars: may be empty.
+    """
+
+    symbol: str
+    instrument: str
+    bars: tuple[Bar, ...]
+
+
+class Yahoo:
+    """The client; shared by threads. Get the process's one for an address from `client`."""
+
+    def __init__(self, base_url: str = LIVE) -> None:
+        self._http = Client(base_url, headers={"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}, timeout=10.0)
+
+    def daily(self, symbol: str, first: date, last: date, context: ScanContext) -> PriceHistory:
+        """Return the daily bars of `symbol` from `first` to `last`, both included.
+
+        Args:
+            symbol: as Yahoo writes it, but share classes may have a point: `BRK.B`.
+            first: a New York date.
+            last: a New York date.
+            context: the scan's.
+
+        Raises:
+            UnknownSymbol: there are no data.
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+        """
+        query = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1)), "interval": "1d"}
+        query |= {"events": "split"}
+        path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
+        answer = self._http.get(path, query, context=context, accept=(400, 404, 422))
+        return parse_chart(_answer(answer, symbol), symbol)
+
+
+@lru_cache(maxsize=16)
+def client(base_url: str) -> Yahoo:
+    """Return the client for `base_url`; all scanners of a process share its connections."""
+    return Yahoo(base_url)
+
+
+def yahoo_symbol(ticker: str) -> str:
+    """Return Yahoo's name of a ticker: `BRK-B` for `BRK.B`. Other points are exchanges (`TOT.TO`) and stay."""
+    return _SHARE_CLASS.sub(r"\1-\2", ticker) if _SHARE_CLASS.fullmatch(ticker) else ticker
+
+
+def midnight(day: date) -> int:
+    """Return the epoch seconds at which `day` begins in New York."""
+    return int(datetime.combine(day, time(), NEW_YORK).timestamp())
+
+
+def new_york_date(timestamp: float) -> date:
+    """Return New York's date at some epoch seconds."""
+    return datetime.fromtimestamp(timestamp, UTC).astimezone(NEW_YORK).date()
+
+
+def parse_chart(chart: _Chart, symbol: str) -> PriceHistory:
+    """Return the bars of a chart; raise what it says where it is an error."""
+    if chart.error is not None:
+        _raise_error(chart.error, symbol)
+    if not chart.result:
+        raise SchemaDrift(f"Yahoo's chart of {symbol}: chart.result is empty, and there is no chart.error")
+    result = chart.result[0]
+    bars = unsplit(_bars(result, symbol), _splits(result))
+    return PriceHistory(symbol, result.meta.instrument_type, tuple(bars))
+
+
+def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
+    """Return `bars` with the days before a split brought to the new scale, where Yahoo has not done so yet.
+
+    Yahoo adjusts the past for splits, but on a split's own day the adjustment may come after the first prices, and a
+    4:1 split would look like a fall of 75 %. Such a jump lies within 10 % of the split's ratio.
+
+    Args:
+        bars: oldest first.
+        splits: new shares per old share, by day; ratios nearer to 1 than 3:2 are left alone.
+    """
+    for day, ratio in splits.items():
+        before, after = [bar for bar in bars if bar.day < day], [bar for bar in bars if bar.day >= day]
+        if not (before and after) or 2 / 3 < ratio < 1.5 or abs(after[0].open / before[-1].close * ratio - 1) > 0.1:
+            continue
+        bars = [_scaled(bar, ratio) for bar in before] + after
+    return bars
+
+
+def _scaled(bar: Bar, ratio: float) -> Bar:
+    prices = {name: getattr(bar, name) / ratio for name in _PRICES}
+    return replace(bar, **prices, volume=round(bar.volume * ratio))
+
+
+def _answer(response: Response, symbol: str) -> _Chart:
+    """Return the chart in a response, an error's as well; an error of another form is no answer of Yahoo's."""
+    try:
+        return msgspec.convert(response.json(), _Envelope).chart
+    except msgspec.ValidationError as error:
+        message = f"Yahoo's chart of {symbol} has another shape than it used to have: {error}"
+    except TransientError as error:
+        if response.status == 200:
+            raise
+        message = str(error)
+    if response.status == 200:
+        raise SchemaDrift(message)
+    raise PermanentError(f"{response.url}: HTTP {response.status} without Yahoo's error body; check base_url")
+
+
+def _raise_error(error: _Error, symbol: str) -> NoReturn:
+    said = f"Yahoo has no chart of {symbol}: {error.description or error.code}"
+    unknown = error.code == "Not Found" or "Data doesn't exist" in error.description
+    raise UnknownSymbol(said) if unknown else PermanentError(said)
+
+
+def _bars(result: _Result, symbol: str) -> list[Bar]:
+    """Return the bars that are whole, oldest first; of two on one day (a session under way has both) the later."""
+    days = [new_york_date(stamp) for stamp in result.timestamp]
+    columns = [_column(result.indicators.quote[0], name, len(days), symbol) for name in (*_PRICES, "volume")]
+    rows = zip(days, *columns, strict=True)
+    bars = {day: Bar(day, *prices, int(volume)) for day, *prices, volume in rows if _whole(prices, volume)}
+    return [bars[day] for day in sorted(bars)]
+
+
+def _column(quote: _Quote, name: str, length: int, symbol: str) -> list[float]:
+    """Return one column, with NaN for null."""
+    column: list[float | None] = getattr(quote, name)
+    if len(column) != length:
+        raise SchemaDrift(
+            f"Yahoo's chart of {symbol}: indicators.quote[0].{name} has {len(column)} values for {length} timestamps"
+        )
+    return [math.nan if value is None else value for value in column]
+
+
+def _whole(prices: Iterable[float], volume: float) -> bool:
+    return all(math.isfinite(price) and price > 0 for price in prices) and math.isfinite(volume) and volume >= 0
+
+
+def _splits(result: _Result) -> dict[date, float]:
+    splits = result.events.splits.values() if result.events else ()
+    return {new_york_date(split.date): split.numerator / split.denominator for split in splits}
