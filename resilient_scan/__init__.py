@@ -1,0 +1,56 @@
+"""Run a fleet of scanners: concurrently, each with a timeout that works, none costing another its result."""
+
+from resilient_scan.errors import (
+    CircuitOpen,
+    ConfigError,
+    InvalidCandidate,
+    LimitExceeded,
+    PermanentError,
+    PluginError,
+    Rejected,
+    RetryAfter,
+    ScanCancelled,
+    ScanError,
+    ScanTimeout,
+)
+from resilient_scan.events import Listener
+from resilient_scan.logs import LogEvents
+from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.options import Breaker, Cache, Policy, Retry, Timeout
+from resilient_scan.outcome import ScanResult, Status
+from resilient_scan.report import RunReport
+from resilient_scan.runner import ScanRunner
+from resilient_scan.scanning import Candidate, ScanContext, Scanner, scanner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Breaker",
+    "Cache",
+    "Candidate",
+    "CircuitOpen",
+    "ConfigError",
+    "InvalidCandidate",
+    "LimitExceeded",
+    "Listener",
+    "LogEvents",
+    "PermanentError",
+    "PluginError",
+    "Policy",
+    "PrometheusMetrics",
+    "Rejected",
+    "Retry",
+    "RetryAfter",
+    "RunReport",
+    "ScanCancelled",
+    "ScanContext",
+    "ScanError",
+    "ScanResult",
+    "ScanRunner",
+    "ScanTimeout",
+    "Scanner",
+    "Status",
+    "Timeout",
+    "__version__",
+    "scanner",
+]

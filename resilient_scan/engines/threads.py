@@ -1,0 +1,406 @@
+"""The thread pool: hands over on time, leaves hung threads behind, never makes the interpreter wait.
+
+Python cannot stop a thread that sits in a C call. So a task has a time limit, counted from the moment a worker begins
+it. When it is over, the task is told (`expire`) and hands over its result on time; its thread is *abandoned*: kept in
+a ledger, and its place given to a new worker at once. At most `max_abandoned` places are given away like that; beyond
+it a hung thread keeps its place until it ends, and when no place is left, what waits is refused (`refuse`).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import heapq
+import itertools
+import math
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from resilient_scan.clock import Clock, SystemClock, Wake
+
+T = TypeVar("T")
+NEVER = math.inf
+SHUT_DOWN = "the pool is shut down; it takes no more work"
+
+
+class Task(Protocol):
+    """Work for the pool. `run`, `expire` and `refuse` must not raise."""
+
+    name: str
+    limit: float
+    """Seconds it may take, counted from the start; infinity: no limit."""
+
+    def start(self, now: float, /) -> bool:
+        """Note that a worker begins it; `False`: nobody wants it any more, do not run it."""
+
+    def run(self) -> None:
+        """Do the work; on the worker."""
+
+    def expire(self, thread: str, age: float, /) -> None:
+        """Hand over without the work: the time is over. On the watchdog's thread, so it must be quick."""
+
+    def late(self) -> None:
+        """Note that the work ended after `expire`; on the worker."""
+
+    def refuse(self, reason: str, /) -> None:
+        """Hand over without a start: every thread hangs."""
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """A thread that did not stop in time and still runs.
+
+    Attributes:
+        name: of the task it works on.
+        thread: its own name.
+        age: seconds since it began the task.
+        holds_place: whether it still takes a worker's place, because `max_abandoned` was reached.
+        stack: where it is now, outermost call first, one text.
+    """
+
+    name: str
+    thread: str
+    age: float
+    holds_place: bool
+    stack: str
+
+
+class _Place:
+    """One worker and what it is doing; `deadline` is written by the worker and read by the watchdog."""
+
+    __slots__ = ("deadline", "expired", "replaced", "started", "task", "thread")
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.task: Task | None = None
+        self.started = 0.0
+        self.deadline = NEVER
+        self.expired = False  # its task's time is over, and the thread still runs
+        self.replaced = False  # and its place has been given to a new worker
+
+
+class ThreadPool(concurrent.futures.ThreadPoolExecutor):
+    """A `ThreadPoolExecutor` whose workers are its own: daemons with a time limit per task.
+
+    Usable wherever an executor is expected: `submit` runs without a limit. At the end of the program it does not wait
+    for work that is still under way.
+
+    Args:
+        max_workers: threads at work at a time, >= 1.
+        max_abandoned: hung threads whose place is given to a new worker, >= 0.
+        clock: what deadlines are measured on.
+        name: prefix of the threads' names.
+    """
+
+    def __init__(
+        self, max_workers: int, *, max_abandoned: int = 16, clock: Clock | None = None, name: str = "resilient-scan"
+    ) -> None:
+        super().__init__(max_workers)  # starts nothing: threads are made by its own `submit` only
+        self._most = max_workers
+        self._max_abandoned = max_abandoned
+        self._clock: Clock = clock or SystemClock()
+        self._name = name
+        self._numbers = itertools.count()
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self._mutex = threading.Lock()
+        self._places: set[_Place] = set()  # workers, at most `_most`
+        self._hung: set[_Place] = set()  # expired and still running, with or without a place
+        self._unfinished = 0  # tasks submitted and not ended, apart from those of replaced workers
+        self._closed = False
+        self._wake: Wake = self._clock.event()
+        self._next_look = NEVER
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._watchdog: threading.Thread | None = None
+
+    # what a user of executors knows
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """Run `fn(*args, **kwargs)` on a worker, without a time limit."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        variables = contextvars.copy_context()
+        self.execute(_Plain(future, lambda: variables.run(fn, *args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work; what is queued still runs unless `cancel_futures`.
+
+        With `wait`, wait for the workers to end, though never for a hung one.
+        """
+        with self._mutex:
+            if not self._closed:
+                self._closed = True
+                for _ in self._places:
+                    self._queue.put(None)
+            workers = [place.thread for place in self._places if place not in self._hung]
+        if cancel_futures:
+            self._refuse_queued(SHUT_DOWN)
+        self._wake.set()
+        if wait:
+            for thread in workers:
+                if thread is not None and thread is not threading.current_thread():
+                    thread.join()
+
+    # what the runner adds
+
+    def execute(self, task: Task) -> None:
+        """Queue a task.
+
+        Raises:
+            RuntimeError: the pool is shut down.
+        """
+        with self._mutex:
+            if self._closed:
+                raise RuntimeError(SHUT_DOWN)
+            self._unfinished += 1
+            stuck = self._is_stuck()
+            if not stuck:
+                self._hire_wanted()
+                self._queue.put(task)
+        if stuck:
+            self._refuse(task)
+
+    def at(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call `call` (quick, it must not raise) on the watchdog's thread at `instant`; return what takes it back."""
+        entry = (instant, next(self._numbers), call)
+        with self._mutex:
+            heapq.heappush(self._timers, entry)
+            self._watch()
+        if instant < self._next_look:
+            self._wake.set()
+        return lambda: self._forget(entry)
+
+    def abandoned(self) -> list[Abandoned]:
+        """List the threads that did not stop in time and still run, oldest first."""
+        with self._mutex:
+            hung = [(place, place.task) for place in sorted(self._hung, key=lambda place: place.started)]
+        now, frames = self._clock.monotonic(), sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
+        return [_describe(place, task, now, frames) for place, task in hung if task is not None]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many threads are `busy`, `idle` and `abandoned`."""
+        with self._mutex:
+            busy = sum(place.task is not None and not place.expired for place in self._places)
+            hung_places = len(self._hung & self._places)
+            return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
+
+    # workers
+
+    def _hire_wanted(self) -> None:
+        """Start the workers that the queued work can use; under the mutex.
+
+        A machine that has no thread left gets by with the workers there are, and is asked again a little later.
+        """
+        try:
+            while self._unfinished > len(self._places) and len(self._places) < self._most and not self._closed:
+                self._hire()
+        except RuntimeError:
+            again = self._clock.monotonic() + 0.1
+            heapq.heappush(self._timers, (again, next(self._numbers), self._fill_places))
+            self._wake.set()
+
+    def _hire(self) -> None:
+        place = _Place()
+        name = f"{self._name}-{next(self._numbers)}"
+        place.thread = threading.Thread(target=self._work, args=(place,), name=name, daemon=True)
+        self._watch()
+        place.thread.start()
+        self._places.add(place)
+
+    def _work(self, place: _Place) -> None:
+        while (task := self._queue.get()) is not None:
+            started = self._clock.monotonic()
+            if task.start(started):
+                place.task = task
+                place.started = started
+                deadline = place.deadline = started + task.limit
+                # The watchdog sets `_next_look` to infinity before it looks at the places. So either it sees this
+                # deadline, or this worker sees the infinity (or a later look) and wakes it.
+                if deadline < self._next_look:
+                    self._wake.set()
+                task.run()
+            if not self._finish(place, task):
+                return
+            del task  # else an idle worker keeps its last task, and all that this holds, alive
+        with self._mutex:
+            self._places.discard(place)
+        self._wake.set()  # the watchdog of a closed pool ends with the last worker
+
+    def _finish(self, place: _Place, task: Task) -> bool:
+        """Note that a worker is through with its task; `False`: its place is taken, the thread ends."""
+        with self._mutex:
+            place.deadline = NEVER
+            place.task = None
+            late, replaced = place.expired, place.replaced
+            place.expired = False
+            self._hung.discard(place)
+            if not replaced:
+                self._unfinished -= 1
+        if late:
+            task.late()
+            self._fill_places()
+        return not replaced
+
+    # the watchdog
+
+    def _watch(self) -> None:
+        """Start the watchdog if there is none; under the mutex."""
+        if self._watchdog is None:
+            watchdog = threading.Thread(target=self._keep_watch, name=f"{self._name}-watchdog", daemon=True)
+            watchdog.start()
+            self._watchdog = watchdog
+
+    def _keep_watch(self) -> None:
+        while not self._is_over():
+            self._wake.clear()
+            self._next_look = NEVER  # "looking": a deadline set from here on wakes us, see `_work`
+            now = self._clock.monotonic()
+            self._ring(now)
+            over = self._places_over(now)
+            for place in over:
+                self._expire(place, now)
+            if over:
+                self._fill_places()
+            self._next_look = upcoming = self._upcoming()
+            if upcoming > now:
+                self._wake.wait(None if upcoming == NEVER else upcoming - now)
+
+    def _is_over(self) -> bool:
+        with self._mutex:
+            if self._closed and not self._places and not self._timers:
+                self._watchdog = None
+                return True
+            return False
+
+    def _places_over(self, now: float) -> list[_Place]:
+        with self._mutex:
+            return [place for place in self._places if place.deadline <= now]
+
+    def _upcoming(self) -> float:
+        with self._mutex:
+            deadlines = min((place.deadline for place in self._places), default=NEVER)
+            return min(deadlines, self._timers[0][0]) if self._timers else deadlines
+
+    def _ring(self, now: float) -> None:
+        while True:
+            with self._mutex:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                call = heapq.heappop(self._timers)[2]
+            call()
+
+    def _forget(self, entry: tuple[float, int, Callable[[], None]]) -> None:
+        with self._mutex:
+            if entry in self._timers:
+                self._timers.remove(entry)
+                heapq.heapify(self._timers)
+
+    def _expire(self, place: _Place, now: float) -> None:
+        with self._mutex:
+            task = place.task
+            if task is None or place.deadline > now:  # it ended between our look and the lock
+                return
+            place.expired = True
+            place.deadline = NEVER
+            self._hung.add(place)
+        thread = place.thread.name if place.thread is not None else ""
+        task.expire(thread, now - place.started)
+
+    def _fill_places(self) -> None:
+        """Give places of hung threads to new workers, up to `max_abandoned`; refuse what waits if none is left."""
+        with self._mutex:
+            given = len(self._hung - self._places)
+            for place in [p for p in self._places if p.expired][: max(0, self._max_abandoned - given)]:
+                place.replaced = True
+                self._places.discard(place)
+                self._unfinished -= 1
+            self._hire_wanted()
+            stuck = self._is_stuck()
+        if stuck:
+            self._refuse_queued(self._reason())
+
+    # when every thread hangs
+
+    def _is_stuck(self) -> bool:
+        """Say whether no place is left and none can be given away; under the mutex."""
+        return (
+            len(self._places) >= self._most
+            and all(place.expired for place in self._places)
+            and len(self._hung - self._places) >= self._max_abandoned
+        )
+
+    def _reason(self) -> str:
+        return (
+            f"all {self._most} workers hang and {self._max_abandoned} hung threads were already replaced "
+            "(max_abandoned); work is taken again when one of them ends"
+        )
+
+    def _refuse(self, task: Task) -> None:
+        with self._mutex:
+            self._unfinished -= 1
+        task.refuse(self._reason())
+
+    def _refuse_queued(self, reason: str) -> None:
+        while True:
+            try:
+                task = self._queue.get_nowait()
+            except Empty:
+                return
+            if task is None:  # a worker's order to end
+                self._queue.put(None)
+                return
+            with self._mutex:
+                self._unfinished -= 1
+            task.refuse(reason)
+
+
+class _Plain:
+    """A call without a time limit, behind a `Future`."""
+
+    name = "submit"
+    limit = NEVER
+
+    def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
+        self._future = future
+        self._call: Callable[[], Any] | None = call
+
+    def start(self, _now: float, /) -> bool:
+        return self._future.set_running_or_notify_cancel()
+
+    def run(self) -> None:
+        call, self._call = self._call, None
+        assert call is not None  # noqa: S101 - a task runs once
+        try:
+            result = call()
+        except BaseException as error:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(result)
+
+    def expire(self, thread: str, age: float, /) -> None:
+        """Never called: there is no limit."""
+
+    def late(self) -> None:
+        """Never called: there is no limit."""
+
+    def refuse(self, reason: str, /) -> None:
+        if reason is SHUT_DOWN:
+            self._future.cancel()
+        elif self._future.set_running_or_notify_cancel():
+            self._future.set_exception(RuntimeError(reason))
+
+
+def _describe(place: _Place, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
+    thread = place.thread
+    frame = frames.get(thread.ident or 0) if thread is not None else None
+    return Abandoned(
+        name=task.name,
+        thread=thread.name if thread is not None else "",
+        age=now - place.started,
+        holds_place=not place.replaced,
+        stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+    )

@@ -1,0 +1,172 @@
+"""What happened, as frozen records for listeners.
+
+All of a run's events arrive before `run` returns; none is sent while a lock is held or on the watchdog's thread.
+Durations are seconds, `at` is epoch seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from resilient_scan.outcome import ErrorInfo, ScanResult, Status
+
+_log = logging.getLogger("resilient_scan")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of all events."""
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """One scanner as a listener learns of it, with functions that read its live state.
+
+    Attributes:
+        name, pipeline: whose it is.
+        breaker_state: returns `closed`, `open` or `half_open`; `None` where the scanner has no breaker.
+        abandoned_threads: returns how many of its threads hang.
+    """
+
+    name: str
+    pipeline: str
+    breaker_state: Callable[[], str] | None
+    abandoned_threads: Callable[[], int]
+
+
+class ScannersRegistered(Event, frozen=True):
+    """A runner was built; sent once to each listener, before any other event."""
+
+    scanners: tuple[Registered, ...]
+
+
+class RunStarted(Event, frozen=True):
+    """A run begins with this many scanners."""
+
+    run_id: str
+    scanners: int
+    concurrent: bool
+    max_workers: int
+    at: float
+
+
+class AttemptEnded(Event, frozen=True):
+    """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
+
+    scanner: str
+    attempt: int
+    outcome: str
+    duration: float
+    error: ErrorInfo | None
+
+
+class ExecutionEnded(Event, frozen=True):
+    """Real work for a scan ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
+
+    scanner: str
+    pipeline: str
+    outcome: str
+    duration: float
+    attempts: int
+    error: ErrorInfo | None
+
+
+class ScanEnded(Event, frozen=True):
+    """A scan has its result.
+
+    `cache` tells what the cache had for it: `hit`, `stale`, `miss`, `shared` (another scan's execution answered),
+    `bypass` (no cache, or a state without a stable key), or `""` where it was not asked.
+    `invalid` is the reason why the first dropped candidate was dropped.
+    """
+
+    run_id: str
+    result: ScanResult
+    cache: str
+    invalid: str
+
+
+class RunEnded(Event, frozen=True):
+    """A run is over; `counts` by status."""
+
+    run_id: str
+    duration: float
+    counts: dict[Status, int]
+    complete: bool
+    at: float
+
+
+class BreakerChanged(Event, frozen=True):
+    """A breaker changed its state (`closed`, `open`, `half_open`); `open_for` is set when it opened."""
+
+    scanner: str
+    old: str
+    new: str
+    open_for: float | None
+
+
+class ScannerStateChanged(Event, frozen=True):
+    """A scanner went out of service or came back; `until` is epoch seconds or `None`."""
+
+    scanner: str
+    old: str
+    new: str
+    source: str
+    reason: str
+    until: float | None
+    at: float
+
+
+class ThreadAbandoned(Event, frozen=True):
+    """A thread did not stop at its deadline and was left behind; `age` is how long it has been at work."""
+
+    scanner: str
+    thread: str
+    age: float
+
+
+class LateCompletion(Event, frozen=True):
+    """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length."""
+
+    scanner: str
+    duration: float
+    outcome: str
+
+
+Listener = Callable[[Any], object]
+"""Anything that takes one event. It may say by an attribute `events` (a tuple of event classes) which ones it wants;
+the others are then not even built for it."""
+
+
+class Bus:
+    """Brings events to listeners; one that raises is logged once and breaks nothing."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._wanted: dict[type, list[Listener]] = {
+            kind: [listener for listener in listeners if kind in getattr(listener, "events", (kind,))]
+            for kind in Event.__subclasses__()
+        }
+        self._failed: set[int] = set()
+
+    def wants(self, kind: type[Event]) -> bool:
+        """Say whether anybody listens to events of this class."""
+        return bool(self._wanted[kind])
+
+    def send(self, event: Event) -> None:
+        """Hand an event to all that want it."""
+        for listener in self._wanted[type(event)]:
+            try:
+                listener(event)
+            except Exception:  # foreign code
+                self._log_once(listener)
+
+    def send_all(self, events: Sequence[Event]) -> None:
+        """Hand over several events, in order."""
+        for event in events:
+            self.send(event)
+
+    def _log_once(self, listener: Listener) -> None:
+        if id(listener) not in self._failed:
+            self._failed.add(id(listener))
+            _log.exception("listener %r failed; this is logged once, its later failures are not", listener)

@@ -1,0 +1,232 @@
+"""Breaker: stop asking a source that keeps failing; pybreaker is the state machine.
+
+        failures in a row            open time is over, a trial is admitted
+    CLOSED ----------------> OPEN ------------------------------------------> HALF-OPEN
+       ^                      ^                                                 |   |
+       |                      +------------- a trial fails ---------------------+   |
+       +-------------------------------- enough trials succeed ---------------------+
+
+pybreaker's own `call` holds its lock while the protected code runs. Here an attempt gets a *permit* under a short
+lock, runs outside, and its outcome is replayed into pybreaker under the lock. A permit carries the *generation*, a
+number that grows with each change of state: an outcome of an older generation has no vote. The first outcome of a
+permit wins: a timeout votes the moment it is detected, and the answer that comes late is ignored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from random import Random
+from typing import Any
+
+import pybreaker
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled
+from resilient_scan.events import BreakerChanged
+from resilient_scan.options import Breaker
+from resilient_scan.scanning import Call, ScanContext
+
+CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
+
+
+class Permit:
+    """Leave for one attempt."""
+
+    __slots__ = ("done", "expires", "generation")
+
+    def __init__(self, generation: int, expires: float | None = None) -> None:
+        self.generation = generation
+        self.expires = expires  # when its place is given to another trial; None: it is no trial
+        self.done = False
+
+
+class _Memory(pybreaker.CircuitBreakerStorage):
+    """pybreaker's numbers. Time is not among them: the guard keeps it, on its own clock."""
+
+    opened_at: datetime | None = None
+
+    def __init__(self) -> None:
+        super().__init__("memory")
+        self.generation = 0
+        self._state = CLOSED
+        self._failures = 0
+        self._successes = 0
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        # pybreaker tells its listeners before it writes the state, so the number is raised here, after the write
+        self._state = state
+        self.generation += 1
+
+    @property
+    def counter(self) -> int:
+        return self._failures
+
+    @property
+    def success_counter(self) -> int:
+        return self._successes
+
+    def increment_counter(self) -> None:
+        self._failures += 1
+
+    def reset_counter(self) -> None:
+        self._failures = 0
+
+    def increment_success_counter(self) -> None:
+        self._successes += 1
+
+    def reset_success_counter(self) -> None:
+        self._successes = 0
+
+
+class _Failure(Exception):
+    """Stands for a scanner's failure when it is replayed."""
+
+
+def _fail() -> None:
+    raise _Failure
+
+
+class Guard:
+    """One scanner's breaker; safe to use from any thread, no lock is held while scanner code runs."""
+
+    def __init__(self, name: str, options: Breaker, clock: Clock, random: Random) -> None:
+        self._name = name
+        self._options = options
+        self._clock = clock
+        self._random = random
+        self._memory = _Memory()
+        self._machine = pybreaker.CircuitBreaker(
+            fail_max=options.failures,
+            success_threshold=options.trials,
+            state_storage=self._memory,
+            throw_new_error_on_trip=False,
+        )
+        self._lock = threading.Lock()
+        self._trials: set[Permit] = set()
+        self._open_until = 0.0
+        self._reopened = 0
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half_open`."""
+        return self._memory.state.replace("-", "_")
+
+    def is_open(self) -> bool:
+        """Say whether an attempt would be refused because the breaker is open."""
+        return self._memory.state == OPEN and self._clock.monotonic() < self._open_until
+
+    def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
+        """Wrap `call` so that each attempt needs a permit and votes."""
+
+        def guarded(context: ScanContext) -> list[Any]:
+            permit, change = self.admit()
+            if change is not None:
+                emit(change)
+            failed: bool | None = None
+            # The watchdog votes for whatever permit it finds here once the deadline is over. So the permit is set
+            # before the time is read: either the watchdog finds it, or this attempt sees that it is too late.
+            context.permit = permit
+            try:
+                context.check()
+                found = call(context)
+                failed = False
+                return found
+            except BaseException as error:
+                failed = self._verdict(error, context)
+                raise
+            finally:
+                context.permit = None
+                change = self.vote(permit, failed)
+                if change is not None:
+                    emit(change)
+
+        return guarded
+
+    def admit(self) -> tuple[Permit, BreakerChanged | None]:
+        """Return a permit for one attempt, and the change of state that this made, if any.
+
+        Raises:
+            CircuitOpen: the breaker is open, or half-open with all its trials taken.
+        """
+        # Read in this order: were the breaker to open in between, the permit is of the older generation and has no
+        # vote; the other way round a vote from before the opening would count after it.
+        generation = self._memory.generation
+        if self._memory.state == CLOSED:
+            return Permit(generation), None
+        with self._lock:
+            return self._admit_trial()
+
+    def vote(self, permit: Permit, failed: bool | None) -> BreakerChanged | None:
+        """Count the outcome of a permit (`None`: no vote, the permit is given back); the first one wins.
+
+        Returns:
+            The change of state that this made, for the caller to send.
+        """
+        if failed is False and permit.expires is None and self._memory.counter == 0:
+            permit.done = True  # a success resets a count, and there is none
+            return None
+        with self._lock:
+            if permit.done:
+                return None
+            permit.done = True
+            self._trials.discard(permit)
+            if failed is None or permit.generation != self._memory.generation:
+                return None
+            return self._replay(failed)
+
+    def _verdict(self, error: BaseException, context: ScanContext) -> bool | None:
+        """Say whether an exception is a failure; `None`: no vote."""
+        if isinstance(error, ScanCancelled):
+            return True if context.timed_out else None
+        if isinstance(error, RetryAfter):
+            return True
+        if isinstance(error, PermanentError | Rejected):
+            return None
+        return True if isinstance(error, self._options.on) else None
+
+    def _admit_trial(self) -> tuple[Permit, BreakerChanged | None]:
+        now = self._clock.monotonic()
+        change = None
+        state = self._memory.state
+        if state == OPEN:
+            if now < self._open_until:
+                raise CircuitOpen(f"the breaker of {self._name} is open, next trial in {self._open_until - now:.3g}s")
+            self._machine.half_open()
+            change = BreakerChanged(self._name, "open", "half_open", None)
+        elif state == CLOSED:  # closed by another thread just now
+            return Permit(self._memory.generation), None
+        self._trials = {p for p in self._trials if p.expires is not None and p.expires > now}
+        if len(self._trials) >= self._options.trials:
+            raise CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")
+        permit = Permit(self._memory.generation, expires=now + self._options.open_for)
+        self._trials.add(permit)
+        return permit, change
+
+    def _replay(self, failed: bool) -> BreakerChanged | None:
+        before, generation = self.state, self._memory.generation
+        with suppress(_Failure):
+            self._machine.call(_fail if failed else int)
+        if self._memory.generation == generation:
+            return None
+        self._trials.clear()
+        open_for = self._open(reopened=before == "half_open") if self._memory.state == OPEN else None
+        return BreakerChanged(self._name, before, self.state, open_for)
+
+    def _open(self, reopened: bool) -> float:
+        """Start the open time: exact the first time, then doubled with jitter while trials fail."""
+        options = self._options
+        self._reopened = self._reopened + 1 if reopened else 0
+        seconds = options.open_for
+        if reopened:
+            grown = options.open_for * 2.0 ** min(self._reopened, 62)
+            seconds = min(options.open_cap, self._random.uniform(0.75 * grown, grown))
+        self._open_until = self._clock.monotonic() + seconds
+        return seconds

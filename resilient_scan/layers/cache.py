@@ -1,0 +1,172 @@
+"""Cache: answers kept for a while, one execution per key at a time, values that several scanners share.
+
+cachetools' `LRUCache` holds the entries; their age is kept beside them, because an expired answer may still stand in
+for a failed execution.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable
+from random import Random
+from typing import Any, Generic, TypeVar
+
+import cachetools
+import msgspec
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import ScanCancelled
+from resilient_scan.options import Cache
+from resilient_scan.scanning import Candidate, ScanContext
+
+T = TypeVar("T")
+Flight = TypeVar("Flight")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An answer in the cache; its candidates belong to the cache alone."""
+
+    candidates: tuple[Any, ...]
+    plain: bool
+    stored_at: float
+    fresh_until: float
+    stale_until: float
+
+    def copies(self) -> list[Any]:
+        """Return the candidates as objects that the caller may change."""
+        return list(self.candidates) if self.plain else copy.deepcopy(list(self.candidates))
+
+
+class ResultCache(Generic[Flight]):
+    """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution."""
+
+    def __init__(self, options: Cache, clock: Clock, random: Random) -> None:
+        self._options = options
+        self._clock = clock
+        self._random = random
+        self._lock = threading.Lock()
+        self._entries: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
+        self._flights: dict[Hashable, Flight] = {}
+
+    def fresh(self, key: Hashable) -> Entry | None:
+        """Return the answer for `key` if it is fresh."""
+        with self._lock:
+            return self._fresh(key)
+
+    def stale(self, key: Hashable) -> Entry | None:
+        """Return an answer for `key` that may stand in for a failed execution."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return entry if entry is not None and self._clock.monotonic() < entry.stale_until else None
+
+    def age(self, entry: Entry) -> float:
+        """Return how many seconds ago an answer was fetched."""
+        return max(0.0, self._clock.monotonic() - entry.stored_at)
+
+    def lead(self, key: Hashable, flight: Flight) -> Entry | Flight:
+        """Return a fresh answer; else the flight that fetches one: this one, if there was none."""
+        with self._lock:
+            return self._fresh(key) or self._flights.setdefault(key, flight)
+
+    def land(self, key: Hashable, flight: Flight) -> None:
+        """Note that a flight is over; the next one to ask leads. An answer must be `put` before."""
+        with self._lock:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+    def put(self, key: Hashable, candidates: list[Any]) -> Entry:
+        """Keep an answer.
+
+        Raises:
+            Exception: a candidate cannot be copied; nothing is kept.
+        """
+        options, now = self._options, self._clock.monotonic()
+        ttl = options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
+        fresh_until = now + ttl * (1.0 - options.jitter * self._random.random())
+        plain = all(type(candidate) is Candidate and not candidate.extras for candidate in candidates)
+        own = tuple(candidates) if plain else tuple(copy.deepcopy(candidates))
+        entry = Entry(own, plain, now, fresh_until, fresh_until + options.stale_if_error)
+        with self._lock:
+            self._entries[key] = entry
+        return entry
+
+    def _fresh(self, key: Hashable) -> Entry | None:
+        entry = self._entries.get(key)
+        return entry if entry is not None and self._clock.monotonic() < entry.fresh_until else None
+
+
+class _Loading:
+    """A value on its way; over when its loader is through, or when the loader's time is."""
+
+    def __init__(self, loader: ScanContext) -> None:
+        self.loader = loader
+        self.waiters: list[ScanContext] = []
+        self.through = False
+        self.error: BaseException | None = None
+        self.value: Any = None
+
+    def over(self) -> bool:
+        return self.through or self.loader.cancelled
+
+
+class SharedValues:
+    """Values that several scanners need, loaded once for all of them: the first asker loads, the others wait.
+
+    They wait within their own time. A loader that hangs does not hold them for longer than its own time either: then
+    one of them loads in its stead.
+    """
+
+    def __init__(self, clock: Clock, maxsize: int = 4096) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._values: cachetools.LRUCache[Hashable, tuple[float, Any]] = cachetools.LRUCache(maxsize)
+        self._loading: dict[Hashable, _Loading] = {}
+
+    def get(self, key: Hashable, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
+        """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
+        while True:
+            with self._lock:
+                until, value = self._values.get(key, (0.0, None))
+                if self._clock.monotonic() < until:
+                    return value  # type: ignore[no-any-return] # what `load` of the same key returned
+                loading = self._loading.get(key)
+                if mine := loading is None or loading.over():
+                    loading = self._loading[key] = _Loading(context)
+                else:
+                    loading.waiters.append(context)
+            if mine:
+                return self._load(key, load, ttl, loading)
+            context.wait(loading.loader.remaining() + 0.001, loading.over)
+            if loading.error is not None and not isinstance(loading.error, ScanCancelled):
+                raise loading.error
+            if loading.through and loading.error is None:
+                return loading.value  # type: ignore[no-any-return]
+
+    def _load(self, key: Hashable, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
+        try:
+            value = load()
+        except BaseException as error:
+            self._through(key, loading, error=error)
+            raise
+        self._through(key, loading, value=value, until=self._clock.monotonic() + ttl)
+        return value
+
+    def _through(
+        self,
+        key: Hashable,
+        loading: _Loading,
+        *,
+        error: BaseException | None = None,
+        value: Any = None,
+        until: float = 0,
+    ) -> None:
+        with self._lock:
+            loading.error, loading.value = error, value
+            loading.through = True
+            if error is None:
+                self._values[key] = (until, value)
+            if self._loading.get(key) is loading:
+                del self._loading[key]
+        for waiter in loading.waiters:
+            waiter.poke()

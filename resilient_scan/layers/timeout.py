@@ -1,0 +1,60 @@
+"""Timeout: how many threads of one scanner may hang at a time.
+
+The time itself is kept by the engine, which counts from the start of the work and hands over on time; what is left
+behind then is a thread that still runs. A scanner whose threads hang is not asked again until one of them ends, so
+that a hanging source costs a bounded number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import Rejected
+from resilient_scan.options import Timeout
+from resilient_scan.scanning import ScanContext
+
+GRACE = 0.05  # seconds: a cooperative thread of the run before may be just ending
+
+
+class HungThreads:
+    """Count one scanner's abandoned threads and refuse work beyond `Timeout.max_abandoned`."""
+
+    def __init__(self, options: Timeout, clock: Clock) -> None:
+        self._most = options.max_abandoned
+        self._lock = threading.Lock()
+        self._returned = clock.event()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How many threads hang now."""
+        return self._count
+
+    def admit(self, context: ScanContext) -> None:
+        """Let a new execution pass.
+
+        Raises:
+            Rejected: the scanner has as many hanging threads as it may, and none ended within 50 ms.
+        """
+        if self._count >= self._most and not self._one_returns(min(GRACE, context.remaining())):
+            raise Rejected(
+                f"{self._count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
+                "it is asked again when one of them ends"
+            )
+
+    def left(self) -> None:
+        """Note that a thread was left behind."""
+        with self._lock:
+            self._count += 1
+            self._returned.clear()
+
+    def came_back(self) -> None:
+        """Note that a thread that had been left behind has ended."""
+        with self._lock:
+            self._count -= 1
+            self._returned.set()
+
+    def _one_returns(self, seconds: float) -> bool:
+        self._returned.wait(seconds)
+        return self._count < self._most

@@ -1,0 +1,151 @@
+"""Events as Prometheus metrics; the only file that knows prometheus_client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from resilient_scan.events import Event, ExecutionEnded, Registered, RunEnded, ScanEnded, ScannersRegistered
+from resilient_scan.outcome import Status
+
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OUTCOMES = ("success", "error", "timeout", "cancelled")
+CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
+BREAKER_STATES = ("closed", "open", "half_open")
+RUN_RESULTS = ("complete", "partial", "failed")
+MAX_KINDS = 16
+
+
+class _Families:
+    """The metrics of one registry: prometheus_client refuses to register a name twice, so they are made once."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.scans = Counter(
+            "resilient_scan_scans_total",
+            "Scans by the status in which they ended.",
+            ("scanner", "pipeline", "status"),
+            registry=registry,
+        )
+        self.executions = Counter(
+            "resilient_scan_executions_total",
+            "Executions (real work, not answered from the cache) by outcome.",
+            ("scanner", "pipeline", "outcome"),
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "resilient_scan_execution_duration_seconds",
+            "Duration of executions, those that timed out included.",
+            ("scanner", "pipeline"),
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self.errors = Counter(
+            "resilient_scan_errors_total",
+            "Failed executions by exception class; classes beyond the first 16 of a process count as other.",
+            ("scanner", "kind"),
+            registry=registry,
+        )
+        self.cache = Counter(
+            "resilient_scan_cache_requests_total",
+            "What the cache had for a scan.",
+            ("scanner", "result"),
+            registry=registry,
+        )
+        self.breaker = Gauge(
+            "resilient_scan_breaker_state",
+            "State of the breaker: 1 for the current one, 0 for the others.",
+            ("scanner", "state"),
+            registry=registry,
+        )
+        self.runs = Counter(
+            "resilient_scan_runs_total",
+            "Runs: complete (every scanner in service answered), partial, failed (none answered).",
+            ("result",),
+            registry=registry,
+        )
+
+
+_families: WeakKeyDictionary[CollectorRegistry, _Families] = WeakKeyDictionary()
+_kinds: set[str] = set()
+_lock = threading.Lock()
+
+
+class _Children:
+    """One scanner's time series, made when it is registered so that a rate sees its first failure too."""
+
+    __slots__ = ("cache", "duration", "executions", "scans")
+
+    def __init__(self, families: _Families, scanner: str, pipeline: str) -> None:
+        self.scans = {status: families.scans.labels(scanner, pipeline, status.value) for status in Status}
+        self.executions = {outcome: families.executions.labels(scanner, pipeline, outcome) for outcome in OUTCOMES}
+        self.duration = families.duration.labels(scanner, pipeline)
+        self.cache = {result: families.cache.labels(scanner, result) for result in CACHE_RESULTS}
+
+
+class PrometheusMetrics:
+    """A listener that counts and times scans, executions and runs.
+
+    May be built several times on one registry, and listen to several runners.
+
+    Args:
+        registry: where the metrics are registered; prometheus_client's default one, unless given.
+    """
+
+    events: tuple[type[Event], ...] = (ScannersRegistered, ScanEnded, ExecutionEnded, RunEnded)
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        with _lock:
+            families = _families.get(registry)
+            if families is None:
+                families = _families[registry] = _Families(registry)
+        self._families = families
+        self._children: dict[str, _Children] = {}
+        self._runs = {result: families.runs.labels(result) for result in RUN_RESULTS}
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case ScanEnded():
+                children = self._children[event.result.scanner]
+                children.scans[event.result.status].inc()
+                if event.cache:
+                    children.cache[event.cache].inc()
+            case ExecutionEnded():
+                self._execution(event)
+            case RunEnded():
+                answered = sum(count for status, count in event.counts.items() if status.answered)
+                self._runs["complete" if event.complete else "partial" if answered else "failed"].inc()
+            case ScannersRegistered():
+                for scanner in event.scanners:
+                    self._register(scanner)
+
+    def _execution(self, event: ExecutionEnded) -> None:
+        children = self._children[event.scanner]
+        children.executions[event.outcome].inc()
+        children.duration.observe(event.duration)
+        if event.outcome == "error" and event.error is not None:
+            self._families.errors.labels(event.scanner, _kind(event.error.kind)).inc()
+
+    def _register(self, scanner: Registered) -> None:
+        self._children[scanner.name] = _Children(self._families, scanner.name, scanner.pipeline)
+        if scanner.breaker_state is not None:
+            for state in BREAKER_STATES:
+                gauge = self._families.breaker.labels(scanner.name, state)
+                gauge.set_function(_is(scanner.breaker_state, state))
+
+
+def _is(read: Callable[[], str], state: str) -> Callable[[], float]:
+    return lambda: float(read() == state)
+
+
+def _kind(name: str) -> str:
+    """Return the label for an exception class: its name, or `other` when the process has seen too many."""
+    if name in _kinds:
+        return name
+    with _lock:
+        if len(_kinds) < MAX_KINDS:
+            _kinds.add(name)
+        return name if name in _kinds else "other"

@@ -1,0 +1,193 @@
+"""Options: frozen values that carry their defaults, units and ranges, and check themselves when built.
+
+Durations are seconds. `None` instead of an option object leaves that layer out; inside an object neither zero
+nor `None` ever means "default".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from resilient_scan.errors import ConfigError
+
+Exceptions = tuple[type[BaseException], ...]
+
+
+class _Option(msgspec.Struct, frozen=True):
+    """Checks shared by the option classes; the class's name is the layer's name in messages."""
+
+    def _fail(self, field: str, must: str) -> ConfigError:
+        name = type(self).__name__.lower()
+        return ConfigError(f"{name}.{field} must be {must}, got {getattr(self, field)!r}")
+
+    def _whole(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._fail(field, "a whole number")
+        if value < least:
+            raise self._fail(field, f">= {least}")
+
+    def _number(self, field: str, *, above: float | None = None, least: float | None = None, most: float = 1e9) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._fail(field, "a finite number")
+        if above is not None and value <= above:
+            raise self._fail(field, f"> {above:g}")
+        if least is not None and value < least:
+            raise self._fail(field, f">= {least:g}")
+        if value > most:
+            raise self._fail(field, f"<= {most:g}")
+
+    def _optional(self, field: str, **bounds: float) -> None:
+        if getattr(self, field) is not None:
+            self._number(field, **bounds)
+
+    def _names(self, field: str) -> None:
+        value: Any = getattr(self, field)
+        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+            raise self._fail(field, "a tuple of names")
+
+    def _exceptions(self, field: str) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, tuple) or not all(isinstance(e, type) and issubclass(e, BaseException) for e in value):
+            raise self._fail(field, "a tuple of exception classes")
+
+
+class Cache(_Option, frozen=True):
+    """Keep answers for a while.
+
+    Attributes:
+        ttl: seconds for which an answer is fresh, > 0.
+        stale_if_error: seconds after its expiry in which an answer still stands in for a failed execution, >= 0.
+        inputs: names of the state's keys that the scanner reads; `None`: all of the state but `tool_logs`.
+        maxsize: answers kept per scanner, >= 1; the least recently used goes first.
+        jitter: share of `ttl`, 0 <= jitter < 1, by which a lifetime is shortened at random, so that a fleet
+            does not expire at once.
+        ttl_empty: the `ttl` of an answer without candidates; `None`: as any other.
+    """
+
+    ttl: float = 300.0
+    stale_if_error: float = 0.0
+    inputs: tuple[str, ...] | None = None
+    maxsize: int = 1024
+    jitter: float = 0.1
+    ttl_empty: float | None = None
+
+    def __post_init__(self) -> None:
+        self._number("ttl", above=0)
+        self._number("stale_if_error", least=0)
+        if self.inputs is not None:
+            self._names("inputs")
+        self._whole("maxsize", 1)
+        self._number("jitter", least=0)
+        if self.jitter >= 1:
+            raise self._fail("jitter", "< 1")
+        self._optional("ttl_empty", above=0)
+
+
+class Retry(_Option, frozen=True):
+    """Try again after a failure, with exponential backoff and full jitter.
+
+    The wait before attempt n + 1 is drawn evenly from 0 to min(cap, base * 2**(n - 1)) seconds
+    ("full jitter": Marc Brooker, *Exponential Backoff And Jitter*, AWS Architecture Blog, 2015).
+
+    Attributes:
+        attempts: attempts in all, >= 1; 1 means no second one.
+        base: upper bound of the first wait in seconds, >= 0.
+        cap: upper bound of every wait in seconds, >= base.
+        on: exception classes worth another attempt.
+        retry_after_cap: longest wait in seconds that a `RetryAfter` can ask for, >= 0.
+    """
+
+    attempts: int = 3
+    base: float = 0.5
+    cap: float = 10.0
+    on: Exceptions = (Exception,)
+    retry_after_cap: float = 60.0
+
+    def __post_init__(self) -> None:
+        self._whole("attempts", 1)
+        self._number("base", least=0)
+        self._number("cap", least=0)
+        if self.cap < self.base:
+            raise self._fail("cap", f">= base ({self.base:g})")
+        self._exceptions("on")
+        self._number("retry_after_cap", least=0)
+
+
+class Breaker(_Option, frozen=True):
+    """Stop asking a source that keeps failing, and try it again later.
+
+    Attributes:
+        failures: consecutive failed attempts that open the breaker, >= 1.
+        open_for: seconds for which it stays open the first time, > 0; doubles, with jitter, while trials fail.
+        open_cap: longest time in seconds that it stays open, >= open_for.
+        trials: attempts admitted at a time while half-open, >= 1; as many successes close it.
+        on: exception classes that count as failures; others have no vote.
+    """
+
+    failures: int = 5
+    open_for: float = 60.0
+    open_cap: float = 3600.0
+    trials: int = 1
+    on: Exceptions = (Exception,)
+
+    def __post_init__(self) -> None:
+        self._whole("failures", 1)
+        self._number("open_for", above=0)
+        self._number("open_cap", above=0)
+        if self.open_cap < self.open_for:
+            raise self._fail("open_cap", f">= open_for ({self.open_for:g})")
+        self._whole("trials", 1)
+        self._exceptions("on")
+
+
+class Timeout(_Option, frozen=True):
+    """Bound the time of a scan; counted from the moment a worker begins it.
+
+    Attributes:
+        total: seconds for all attempts and the waits between them, > 0.
+        max_abandoned: threads of this scanner that may hang at a time, >= 1; beyond it the scanner is rejected.
+    """
+
+    total: float = 30.0
+    max_abandoned: int = 1
+
+    def __post_init__(self) -> None:
+        self._number("total", above=0)
+        self._whole("max_abandoned", 1)
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers around a scanner; `None` leaves a layer out (`timeout` cannot be left out).
+
+    Attributes:
+        cache, retry, breaker, timeout: option objects of these names.
+    """
+
+    cache: Cache | None = Cache()
+    retry: Retry | None = Retry()
+    breaker: Breaker | None = Breaker()
+    timeout: Timeout = Timeout()
+
+    def __post_init__(self) -> None:
+        for layer, kind in LAYERS.items():
+            check_layer(layer, getattr(self, layer), kind, where="policy")
+
+    def replace(self, layers: dict[str, Any]) -> Policy:
+        """Return this policy with some layers replaced whole, `{name: option object or None}`."""
+        return msgspec.structs.replace(self, **layers) if layers else self
+
+
+LAYERS: dict[str, type[_Option]] = {"cache": Cache, "retry": Retry, "breaker": Breaker, "timeout": Timeout}
+
+
+def check_layer(layer: str, value: object, kind: type[_Option], where: str) -> None:
+    """Raise `ConfigError` unless `value` is an option object of its layer, or `None` where that is allowed."""
+    if isinstance(value, kind) or (value is None and layer != "timeout"):
+        return
+    allowed = f"a {kind.__name__}" + ("" if layer == "timeout" else " or None")
+    raise ConfigError(f"{where}: {layer} must be {allowed}, got {value!r}")

@@ -1,0 +1,128 @@
+"""How a scan ends, in one word, and what its error was."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Status(StrEnum):
+    """The one status in which a scan ends. The set is closed.
+
+    `completed`: the scanner answered. `cached`: answered from the cache, or by another scan's execution.
+    `stale`: the execution failed, an older answer was there. `timeout`, `error`: the execution failed.
+    `rejected`: refused without an attempt (breaker open, limit, abandoned threads).
+    `disabled`: out of service. `skipped`: the run ended before its turn.
+    """
+
+    COMPLETED = "completed"
+    CACHED = "cached"
+    STALE = "stale"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    REJECTED = "rejected"
+    DISABLED = "disabled"
+    SKIPPED = "skipped"
+
+    @property
+    def answered(self) -> bool:
+        """Say whether the caller got an answer: completed, cached or stale."""
+        return self in _ANSWERED
+
+
+_ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """What went wrong, as text: the exception itself would keep its frames alive.
+
+    Attributes:
+        type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
+        message: its text, or the bare class name where it has none.
+    """
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe an exception; one whose `str` fails is described by its class."""
+        kind = type(error)
+        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        try:
+            message = str(error)
+        except Exception:  # the scanner's exception class is foreign code
+            message = ""
+        return cls(prefix + kind.__qualname__, message or kind.__name__)
+
+    @property
+    def kind(self) -> str:
+        """Return the bare class name, such as `ConnectTimeout`."""
+        return self.type.rpartition(".")[2]
+
+
+class ScanResult(msgspec.Struct, frozen=True):
+    """One scanner's part of a run, after its end.
+
+    Attributes:
+        scanner, pipeline: whose it is.
+        status: how it ended.
+        candidates: what was found, in the scanner's order; the caller's own objects.
+        error: why there is no fresh answer, or `None`. Kept beside a stale answer too.
+        attempts: calls of the scanner's function made for this scan; 0 where none was.
+        duration: seconds from the start of the work (for a scan without work of its own: of the scan) to its end.
+        queue_wait: seconds between the scan's turn and a worker's start on it.
+        age: seconds since the answer was fetched, for cached and stale ones; 0 for one that was just shared.
+        partial: whether `candidates` are only what was yielded before a timeout or an error.
+        dropped: invalid candidates left out.
+        tool_logs: what the scanner logged, in order.
+        started_at: epoch seconds.
+    """
+
+    scanner: str
+    pipeline: str
+    status: Status
+    candidates: list[Any]
+    error: ErrorInfo | None
+    attempts: int
+    duration: float
+    queue_wait: float
+    age: float | None
+    partial: bool
+    dropped: int
+    tool_logs: list[dict[str, Any]]
+    started_at: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            **fields,
+            "status": self.status.value,
+            "candidates": [plain(candidate) for candidate in self.candidates],
+            "error": None if self.error is None else {"type": self.error.type, "message": self.error.message},
+            "tool_logs": [plain(entry) for entry in self.tool_logs],
+        }
+
+
+def plain(value: object) -> Any:
+    """Turn any candidate or log entry into JSON-ready data; what has no such form becomes its `str`.
+
+    Not-a-number and infinities have no JSON form and become `None`.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "model_dump"):  # pydantic, where the user brings it
+        return plain(value.model_dump(mode="json"))
+    try:
+        done = msgspec.to_builtins(value, builtin_types=(), str_keys=True, enc_hook=str)
+    except Exception:  # foreign objects; a report must come out whatever a scanner found
+        return str(value)
+    return plain(done) if isinstance(done, dict | list) else done

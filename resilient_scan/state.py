@@ -1,0 +1,77 @@
+"""A run's state, taken once: copies for the scans, keys for the cache."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+TOOL_LOGS = "tool_logs"
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+class Snapshot:
+    """The state as it was when the run began, safe from the caller and from every scanner.
+
+    Raises:
+        TypeError: the state is no mapping, or cannot be copied.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, got {type(state).__name__}")
+        self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
+        logs = state.get(TOOL_LOGS)
+        self._known_logs = len(logs) if isinstance(logs, list) else 0
+        self._state = state
+        self._keys: dict[tuple[str, ...] | None, bytes | None] = {}
+
+    def key(self, inputs: tuple[str, ...] | None) -> bytes | None:
+        """Return bytes that stand for the values of `inputs` (`None`: all but `tool_logs`).
+
+        `None` where a value has no stable form (an object that is neither plain data nor a dataclass or struct).
+        """
+        if inputs not in self._keys:
+            names = (name for name in self._state if name != TOOL_LOGS) if inputs is None else inputs
+            self._keys[inputs] = _key({name: self._state[name] for name in names if name in self._state})
+        return self._keys[inputs]
+
+    def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the entries that a scanner added to the `tool_logs` of its own copy."""
+        logs = state.get(TOOL_LOGS)
+        return logs[self._known_logs :] if isinstance(logs, list) else []
+
+
+def _copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Return a function that makes copies of the state as it is now.
+
+    Decoding a pickle is several times faster than `deepcopy` and means the same for plain data; these bytes never
+    leave the process. What cannot be pickled (a lambda, say) is copied with `deepcopy`, which takes more.
+    """
+    try:
+        data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+        pickle.loads(data)  # noqa: S301 - made one line above
+        return lambda: pickle.loads(data)  # noqa: S301
+    except Exception:  # foreign objects raise whatever they like
+        return _deep_copier(state)
+
+
+def _deep_copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    try:
+        master = copy.deepcopy(state)
+    except Exception as error:
+        raise TypeError(f"state cannot be copied: {error}; leave out what cannot, or hand over its name") from error
+    return lambda: copy.deepcopy(master)
+
+
+def _key(values: dict[str, Any]) -> bytes | None:
+    try:
+        return _encode(values)
+    except Exception:  # not only TypeError: foreign objects, keys that cannot be ordered
+        return None
+
+
+EMPTY = Snapshot({})

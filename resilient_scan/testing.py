@@ -1,0 +1,164 @@
+"""For tests of scanners and of pipelines: a clock that stands still, a recorder, scanners that misbehave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from resilient_scan.errors import ScanError
+from resilient_scan.events import Event
+from resilient_scan.scanning import FunctionScanner, ScanContext, scanner
+
+
+class FakeClock:
+    """A clock that moves only when told to; thread-safe.
+
+    Args:
+        start: epoch seconds at which it stands; monotonic time starts at 0.
+        auto: whether a sleep moves the clock instead of waiting, so that backoff costs no time. Deadlines still pass
+            only when the clock moves.
+    """
+
+    def __init__(self, start: float = 1_359_050_400.0, *, auto: bool = False) -> None:
+        self._start = start
+        self._auto = auto
+        self._now = 0.0
+        self._moved = threading.Condition()
+        self._sleepers = 0
+
+    def monotonic(self) -> float:
+        """Return seconds since this clock was made."""
+        return self._now
+
+    def time(self) -> float:
+        """Return epoch seconds."""
+        return self._start + self._now
+
+    def event(self) -> _FakeEvent:
+        """Make a flag whose waits are measured on this clock."""
+        return _FakeEvent(self._moved, self)
+
+    def sleep(self, seconds: float, wake: Any, /) -> bool:
+        """Wait until the clock has moved by `seconds`, or move it (`auto`), or until `wake` is raised."""
+        if self._auto:
+            self.advance(seconds)
+            return bool(wake.is_set())
+        with self._moved:
+            self._sleepers += 1
+            self._moved.notify_all()
+        try:
+            return bool(wake.wait(seconds))
+        finally:
+            with self._moved:
+                self._sleepers -= 1
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock and wake all that wait for that."""
+        if seconds < 0:
+            raise ValueError(f"a monotonic clock does not go back, got {seconds!r}")
+        with self._moved:
+            self._now += seconds
+            self._moved.notify_all()
+
+    def wait_for_sleepers(self, count: int = 1, *, patience: float = 5.0) -> None:
+        """Block (in real time, `patience` seconds at most) until `count` threads sleep on this clock."""
+        with self._moved:
+            if not self._moved.wait_for(lambda: self._sleepers >= count, patience):
+                raise TimeoutError(f"{self._sleepers} of {count} threads sleep on the clock after {patience:g}s")
+
+
+class _FakeEvent:
+    """A flag on a `FakeClock`."""
+
+    def __init__(self, moved: threading.Condition, clock: FakeClock) -> None:
+        self._moved = moved
+        self._clock = clock
+        self._set = False
+
+    def set(self) -> None:
+        with self._moved:
+            self._set = True
+            self._moved.notify_all()
+
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout: float | None = None, /) -> bool:
+        until = None if timeout is None else self._clock.monotonic() + timeout
+        with self._moved:
+            self._moved.wait_for(lambda: self._set or (until is not None and self._clock.monotonic() >= until))
+            return self._set
+
+
+class Recorder:
+    """A listener that keeps every event, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.events_seen: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        """Keep one event."""
+        self.events_seen.append(event)
+
+    def of(self, *kinds: type[Event]) -> list[Any]:
+        """Return the events of these classes."""
+        return [event for event in self.events_seen if isinstance(event, kinds)]
+
+
+def healthy(name: str, candidates: Iterable[Any] = (), *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+    """Make a scanner that answers at once."""
+    answer = list(candidates)
+    return scanner(name=name, pipeline=pipeline, **layers)(lambda _state: list(answer))
+
+
+def broken(
+    name: str,
+    error: BaseException | None = None,
+    *,
+    pipeline: str = "test",
+    **layers: Any,
+) -> FunctionScanner:
+    """Make a scanner that raises `error` each time (unless given, a `ScanError` "HTTP 500 error")."""
+    failure = ScanError("HTTP 500 error") if error is None else error
+
+    def scan(_state: dict[str, Any]) -> None:
+        raise failure
+
+    return scanner(name=name, pipeline=pipeline, **layers)(scan)
+
+
+def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+    """Make a scanner that goes through `answers`, one an attempt: a list is returned, an exception raised."""
+    steps = iter(answers)
+
+    def scan(_state: dict[str, Any]) -> Any:
+        step = next(steps)
+        if isinstance(step, BaseException):
+            raise step
+        return step
+
+    return scanner(name=name, pipeline=pipeline, **layers)(scan)
+
+
+def hanging(name: str, release: threading.Event, *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+    """Make a scanner that hangs, deaf to every cancel, until `release` is set; then it answers with nothing."""
+
+    def scan(_state: dict[str, Any]) -> list[Any]:
+        release.wait()
+        return []
+
+    return scanner(name=name, pipeline=pipeline, **layers)(scan)
+
+
+def polite(name: str, seconds: float = 3600.0, *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+    """Make a scanner that takes `seconds` and stops when it is cancelled."""
+
+    def scan(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.sleep(seconds)
+        return []
+
+    return scanner(name=name, pipeline=pipeline, **layers)(scan)
