@@ -1,0 +1,125 @@
+"""Make the reference tables of README from the code.
+
+`python -m tests.docs.reference` writes them into README; the tests compare.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry
+
+from resilient_scan import PrometheusMetrics, ScanRunner
+from resilient_scan.cli import command
+from resilient_scan.options import LAYERS
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def options() -> str:
+    """Return a table of the fields of all option classes: default, and what the docstring says."""
+    rows = []
+    for layer, kind in LAYERS.items():
+        said = described(inspect.getdoc(kind) or "", "Attributes")
+        rows += [
+            (f"`{layer}.{field.name}`", f"`{shown(field.default)}`", sentence(said[field.name]))
+            for field in msgspec.structs.fields(kind)
+        ]
+    return table(("option", "default", "meaning, unit and range"), rows)
+
+
+def metrics() -> str:
+    """Return a table of the metrics of a fleet, as a scrape shows them."""
+    registry = CollectorRegistry()
+    with ScanRunner([Probe()], listeners=(PrometheusMetrics(registry=registry),)):
+        families = list(registry.collect())
+    return table(
+        ("metric", "type", "labels", "meaning"),
+        (
+            (
+                f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+                family.type,
+                ", ".join(f"`{label}`" for label in label_names(family)),
+                sentence(family.documentation),
+            )
+            for family in families
+        ),
+    )
+
+
+def usage() -> str:
+    """Return what `--help` prints for the command and each of its subcommands."""
+    texts = []
+    for arguments in ([], *([name] for name in sorted(command.commands))):
+        shown = CliRunner().invoke(command, [*arguments, "--help"], prog_name="resilient-scan", terminal_width=100)
+        texts.append(f"$ {' '.join(['resilient-scan', *arguments, '--help'])}\n{shown.output.rstrip()}")
+    return "```text\n" + "\n\n".join(texts) + "\n```\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {"options": options, "metrics": metrics, "usage": usage}
+
+
+class Probe:
+    """A scanner for the metrics to have children."""
+
+    name = "probe"
+    pipeline = "docs"
+
+    def scan(self, _state: dict[str, Any]) -> list[Any]:
+        """Find nothing."""
+        return []
+
+
+def described(doc: str, section: str) -> dict[str, str]:
+    """Return `{name: text}` of a docstring's section; `a, b: text` describes both."""
+    lines = doc.partition(f"{section}:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8,}.*)*)", lines, re.MULTILINE)
+    return {name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")}
+
+
+def label_names(family: Any) -> Sequence[str]:
+    """Return the labels of a metric in order, without the histogram's own `le`."""
+    seen = dict.fromkeys(label for sample in family.samples for label in sample.labels)
+    return [label for label in seen if label != "le"]
+
+
+def shown(value: object) -> str:
+    """Return a default as a reader would write it."""
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{getattr(item, '__name__', item)}," for item in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def sentence(text: str) -> str:
+    """Return `text` in a form that fits into a table's cell."""
+    return " ".join(text.split()).rstrip(".").replace("|", "\\|")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def parts_of(readme: str) -> dict[str, str]:
+    """Return what README has between its marks `<!-- name -->` and `<!-- end -->`."""
+    return dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", readme, re.DOTALL))
+
+
+def write() -> None:
+    """Put fresh tables into README."""
+    text = README.read_text()
+    for name, make in PARTS.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        text = before + mark + make() + rest[rest.index("<!-- end -->") :]
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    write()
