@@ -96,8 +96,8 @@ class Chart:
 
 
 def percent(value: float, base: float) -> float:
-    """Return how far `value` is above `base`, in percent of `base`."""
-    return (value / base - 1) * 100
+    """Return how far `value` is above `base`, in percent of `base`, free of binary dust: 90 is -10 % from 100."""
+    return round((value - base) * 100 / base, 9)
 
 
 def scan_charts(
@@ -170,6 +170,7 @@ def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSetti
     """Yield the charts that can be used, and tell the others in the tool log."""
     day = trade_date(state, context)
     wanted = tickers(state, settings.universe, context.scanner)
+    used = 0
     broken: list[ScanError] = []
     unknown: list[ScanError] = []
     for ticker in wanted:
@@ -186,7 +187,9 @@ def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSetti
         if reason := _unusable(chart, history.instrument, bars):
             context.log("yahoo_chart", ticker=ticker, left_out=reason)
         else:
+            used += 1
             yield chart
+    context.log("yahoo_chart", trade_date=day.isoformat(), tickers=len(wanted), charts=used)
     if wanted and len(broken) + len(unknown) == len(wanted):
         raise (broken or unknown)[0]
 

@@ -33,11 +33,16 @@ class Demo:
 
     Attributes:
         trade_date: the day Apple fell by 12.4 % after its earnings.
+        first, last: the days that it has.
+        description: what it is, as the end of a sentence that begins "The data are".
         tickers: all that there are.
         scanners: names of the scanners that it can serve.
     """
 
     trade_date: str = "2013-01-24"
+    first: date = date(2011, 6, 1)
+    last: date = date(2013, 3, 1)
+    description: str = "real daily prices and volumes up to 2013, bundled and served on loopback in Yahoo's format"
     tickers: tuple[str, ...] = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
     scanners: tuple[str, ...] = ("market_movers", "volume_accumulation", "high_52w_breakout", "gap_up", "rsi_oversold")
 
@@ -72,10 +77,10 @@ demo: Final = Demo()
 def history() -> Mapping[str, list[Bar]]:
     """Return the bundled bars by ticker, oldest first."""
     bars: dict[str, list[Bar]] = defaultdict(list)
-    with (resources.files("scanners") / "data" / "daily.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            prices = [float(row[name]) for name in COLUMNS[:4]]
-            bars[row["ticker"]].append(Bar(date.fromisoformat(row["date"]), *prices, int(row["volume"])))
+    text = (resources.files("scanners") / "data" / "daily.csv").read_text(encoding="utf-8")
+    for ticker, day, first, high, low, last, volume in list(csv.reader(text.splitlines()))[1:]:
+        bar = Bar(date.fromisoformat(day), float(first), float(high), float(low), float(last), int(volume))
+        bars[ticker].append(bar)
     return dict(bars)
 
 

@@ -21,7 +21,7 @@ _IDLE: Final = 60.0
 
 
 class LoopbackServer:
-    """Serve `respond` over HTTP/1.1 on 127.0.0.1, at a port that the system chooses.
+    """Serve `respond` over HTTP/1.1 on 127.0.0.1.
 
     A context manager; `start` and `stop` may also be called by hand, once each. Its threads are daemons: a server
     that nobody stopped does not keep the interpreter.
@@ -29,10 +29,14 @@ class LoopbackServer:
     Args:
         respond: takes the path and the query, both decoded (of a name given twice the last value), and returns
             status, headers and body. It is called from several threads at once. If it raises, the client gets 500.
+        port: 0 lets the system choose a free one.
+
+    Raises:
+        OSError: the port cannot be had.
     """
 
-    def __init__(self, respond: Respond) -> None:
-        self._server = _Server(respond)
+    def __init__(self, respond: Respond, *, port: int = 0) -> None:
+        self._server = _Server(respond, port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="loopback", daemon=True)
 
     @property
@@ -67,11 +71,11 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, respond: Respond) -> None:
+    def __init__(self, respond: Respond, port: int) -> None:
         self.respond = respond
         self._lock = threading.Lock()
         self._open: set[socket.socket] | None = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer one connection in a thread of its own, unless the server was stopped meanwhile."""

@@ -136,11 +136,11 @@ class Yahoo:
             SchemaDrift: the answer has another shape.
             RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
         """
-        query = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1)), "interval": "1d"}
-        query |= {"events": "split"}
+        days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
+        query = {**days, "interval": "1d", "events": "split"}
         answer = self._http.get(path, query, context=context, accept=(400, 404, 422))
-        return parse_chart(_answer(answer, symbol), symbol)
+        return read_chart(answer, symbol)
 
 
 @lru_cache(maxsize=16)
@@ -164,8 +164,9 @@ def new_york_date(timestamp: float) -> date:
     return datetime.fromtimestamp(timestamp, UTC).astimezone(NEW_YORK).date()
 
 
-def parse_chart(chart: _Chart, symbol: str) -> PriceHistory:
-    """Return the bars of a chart; raise what it says where it is an error."""
+def read_chart(response: Response, symbol: str) -> PriceHistory:
+    """Return the bars in a response, or raise what it says; see `Yahoo.daily`."""
+    chart = _chart(response, symbol)
     if chart.error is not None:
         _raise_error(chart.error, symbol)
     if not chart.result:
@@ -198,18 +199,19 @@ def _scaled(bar: Bar, ratio: float) -> Bar:
     return replace(bar, **prices, volume=round(bar.volume * ratio))
 
 
-def _answer(response: Response, symbol: str) -> _Chart:
+def _chart(response: Response, symbol: str) -> _Chart:
     """Return the chart in a response, an error's as well; an error of another form is no answer of Yahoo's."""
+    good = response.status == 200
     try:
-        return msgspec.convert(response.json(), _Envelope).chart
+        chart = msgspec.convert(response.json(), _Envelope).chart
+        if good or chart.error is not None:
+            return chart
     except msgspec.ValidationError as error:
-        message = f"Yahoo's chart of {symbol} has another shape than it used to have: {error}"
-    except TransientError as error:
-        if response.status == 200:
+        if good:
+            raise SchemaDrift(f"Yahoo's chart of {symbol} has another shape than it used to have: {error}") from None
+    except TransientError:
+        if good:
             raise
-        message = str(error)
-    if response.status == 200:
-        raise SchemaDrift(message)
     raise PermanentError(f"{response.url}: HTTP {response.status} without Yahoo's error body; check base_url")
 
 
@@ -224,7 +226,11 @@ def _bars(result: _Result, symbol: str) -> list[Bar]:
     days = [new_york_date(stamp) for stamp in result.timestamp]
     columns = [_column(result.indicators.quote[0], name, len(days), symbol) for name in (*_PRICES, "volume")]
     rows = zip(days, *columns, strict=True)
-    bars = {day: Bar(day, *prices, int(volume)) for day, *prices, volume in rows if _whole(prices, volume)}
+    bars = {
+        day: Bar(day, first, high, low, last, int(volume))
+        for day, first, high, low, last, volume in rows
+        if _whole((first, high, low, last), volume)
+    }
     return [bars[day] for day in sorted(bars)]
 
 
