@@ -1,0 +1,251 @@
+"""What the chart scanners share: dates, tickers, settings, failures of single tickers, no look-ahead."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilient_scan import ConfigError, RetryAfter, ScanCancelled, ScanContext, ScanError
+from resilient_scan.http import TransientError
+from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.testing import FakeClock
+from scanners import _charts
+from scanners.gap_up import gap_up
+from scanners.high_52w_breakout import high_52w_breakout
+from scanners.market_movers import market_movers
+from scanners.providers.yahoo import SchemaDrift, UnknownSymbol
+from scanners.rsi_oversold import rsi_oversold
+from scanners.volume_accumulation import volume_accumulation
+from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, payload_of, scan, weekdays
+
+ALL = [market_movers, volume_accumulation, high_52w_breakout, gap_up, rsi_oversold]
+FALL = payload_of(bars_of([100.0, 80.0]))
+STATE = {"trade_date": "2013-01-24"}
+BROKEN = (500, {}, b"")
+
+
+def movers(answers: dict[str, Any], **state: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """Run `market_movers` on a fake Yahoo; return the tickers found and the tool log."""
+    with LoopbackServer(FakeYahoo(answers)) as server:
+        found, log = scan(market_movers, {**STATE, "tickers": list(answers), **state}, base_url=server.url)
+    return [candidate.ticker for candidate in found], log
+
+
+# --------------------------------------------------------------------------------------------------------- trade dates
+
+
+@pytest.mark.parametrize(
+    ("given_date", "expected"),
+    [
+        ("2013-01-24", date(2013, 1, 24)),
+        (date(2013, 1, 24), date(2013, 1, 24)),
+        (datetime(2013, 1, 25, 4, 59, tzinfo=UTC), date(2013, 1, 24)),
+        (datetime(2013, 1, 24, 23, 0), date(2013, 1, 24)),  # noqa: DTZ001 - somebody's naive time
+    ],
+)
+def test_a_trade_date_is_a_text_or_a_date(given_date: Any, expected: date) -> None:
+    assert _charts.trade_date({"trade_date": given_date}, ScanContext()) == expected
+
+
+@pytest.mark.parametrize("state", [{}, {"trade_date": None}])
+def test_without_one_it_is_new_yorks_today(state: dict[str, Any]) -> None:
+    early = FakeClock(datetime(2026, 11, 24, 4, 59, tzinfo=UTC).timestamp())
+    assert _charts.trade_date(state, ScanContext(clock=early)) == date(2026, 11, 23)
+    early.advance(60)
+    assert _charts.trade_date(state, ScanContext(clock=early)) == date(2026, 11, 24)
+
+
+@pytest.mark.parametrize("wrong", ["24.1.2013", "", 20130124, "2013-02-30"])
+def test_a_wrong_trade_date_is_told(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"state\['trade_date'\] must be a date such as '2013-01-24', got"):
+        _charts.trade_date({"trade_date": wrong}, ScanContext())
+
+
+def test_on_a_weekend_the_last_bar_counts_and_after_a_week_none() -> None:
+    assert movers({"A": FALL}, trade_date="2013-01-26")[0] == ["A"]
+    assert movers({"A": FALL}, trade_date="2013-01-31")[0] == ["A"]
+    found, log = movers({"A": FALL}, trade_date="2013-02-01")
+    assert found == []
+    assert log[0]["left_out"] == "was last traded on 2013-01-24"
+
+
+# ------------------------------------------------------------------------------------------------------------- tickers
+
+
+def test_the_states_tickers_come_before_the_universe() -> None:
+    universe = ("X", "Y")
+    assert _charts.tickers({"tickers": ["A", " BRK.B ", "A"]}, universe, "s") == ("A", "BRK.B")
+    assert _charts.tickers({"tickers": []}, universe, "s") == ()
+    assert _charts.tickers({}, universe, "s") == universe
+    assert _charts.tickers({"tickers": None}, universe, "s") == universe
+
+
+@pytest.mark.parametrize("wrong", ["AAPL", [1], [""], ["A", None], {"A": 1}])
+def test_wrong_tickers_are_told(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"state\['tickers'\] must be a list of symbols such as 'AAPL', got"):
+        _charts.tickers({"tickers": wrong}, (), "s")
+
+
+def test_no_tickers_at_all_is_told_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"gap_up: no tickers; put them into state\['tickers'\] or settings.universe"):
+        scan(gap_up, STATE)
+
+
+def test_an_empty_list_of_tickers_finds_nothing() -> None:
+    assert scan(gap_up, {**STATE, "tickers": []})[0] == []
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize("scanner", ALL)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"base_url": 7}, r"settings\.base_url: Expected `str`, got `int`"),
+        ({"universe": "AAPL"}, r"settings\.universe: Expected `array`, got `str`"),
+        ({"universe": ["AAPL", 7]}, r"settings\.universe\[1\]: Expected `str`, got `int`"),
+        ({"min_chagne": 5}, r"settings: Object contains unknown field `min_chagne`; the settings are base_url, "),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(scanner: Any, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{scanner.name}: {words}"):
+        scan(scanner, STATE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("scanner", "name", "wrong"),
+    [
+        (market_movers, "min_change", "5"),
+        (market_movers, "min_change", True),
+        (market_movers, "min_change", 0),
+        (market_movers, "min_price", -1),
+        (volume_accumulation, "min_ratio", float("nan")),
+        (volume_accumulation, "mean_days", 2.5),
+        (volume_accumulation, "mean_days", 0),
+        (high_52w_breakout, "lookback_days", 261),
+        (gap_up, "min_gap", None),
+        (rsi_oversold, "period", 0),
+        (rsi_oversold, "max_rsi", 101),
+    ],
+)
+def test_a_number_out_of_range_or_of_another_type_is_named(scanner: Any, name: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{scanner.name}: settings\.{name}: Expected"):
+        scan(scanner, STATE, **{name: wrong})
+
+
+def test_settings_reach_the_rule() -> None:
+    with LoopbackServer(FakeYahoo({"A": payload_of(bars_of([100.0, 99.0]))})) as server:
+        options = {"base_url": server.url, "universe": ["A"]}
+        assert scan(market_movers, STATE, **options)[0] == []
+        assert len(scan(market_movers, STATE, min_change=1, **options)[0]) == 1
+
+
+# ------------------------------------------------------------------------------------------- failures of single tickers
+
+
+def test_an_unknown_symbol_costs_the_others_nothing() -> None:
+    found, log = movers({"A": FALL, "B": FALL}, tickers=["A", "GONE", "B", "AWAY", "NOWHERE"])
+    assert found == ["A", "B"]
+    assert [entry["ticker"] for entry in log[:-1]] == ["GONE", "AWAY", "NOWHERE"]
+    assert "Yahoo has no chart of GONE" in log[0]["left_out"]
+    assert {name: log[-1][name] for name in ("tool", "trade_date", "tickers", "charts")} == {
+        "tool": "yahoo_chart", "trade_date": "2013-01-24", "tickers": 5, "charts": 2,
+    }  # fmt: skip
+
+
+def test_where_all_symbols_are_unknown_the_scan_fails() -> None:
+    with pytest.raises(UnknownSymbol, match="no chart of GONE"):
+        movers({}, tickers=["GONE", "AWAY"])
+
+
+@pytest.mark.parametrize("wrong", [BROKEN, {"chart": {"result": [{}], "error": None}}, (200, {}, b"<html>")])
+def test_one_broken_chart_of_five_is_told_and_costs_the_others_nothing(wrong: Any) -> None:
+    found, log = movers({"A": FALL, "B": wrong, "C": FALL, "D": FALL, "E": FALL})
+    assert found == ["A", "C", "D", "E"]
+    assert log[0]["ticker"] == "B"
+
+
+def test_two_broken_charts_of_five_are_an_error_at_once() -> None:
+    server = FakeYahoo({"A": FALL, "B": BROKEN, "C": BROKEN, "D": FALL, "E": FALL})
+    with LoopbackServer(server) as loopback, pytest.raises(TransientError, match="HTTP 500"):
+        scan(market_movers, {**STATE, "tickers": list("ABCDE")}, base_url=loopback.url)
+    assert [symbol for symbol, _ in server.asked] == ["A", "B", "C"]
+
+
+def test_the_only_chart_broken_is_an_error() -> None:
+    with pytest.raises(SchemaDrift):
+        movers({"A": {"chart": {"result": [{}], "error": None}}})
+
+
+def test_a_source_that_asks_to_wait_is_heard_at_once() -> None:
+    server = FakeYahoo({"A": FALL, "B": (429, {"Retry-After": "3"}, b""), "C": FALL})
+    with LoopbackServer(server) as loopback, pytest.raises(RetryAfter):
+        scan(market_movers, {**STATE, "tickers": list("ABC")}, base_url=loopback.url)
+    assert [symbol for symbol, _ in server.asked] == ["A", "B"]
+
+
+def test_a_scan_that_is_over_stops_between_two_tickers() -> None:
+    with LoopbackServer(FakeYahoo({"A": FALL, "B": FALL})) as server:
+        context = ScanContext("m", settings={"base_url": server.url}, deadline=time.monotonic() + 5)
+        found = market_movers({**STATE, "tickers": ["A", "B"]}, context)
+        assert next(found).ticker == "A"
+        context.cancel()
+        with pytest.raises(ScanCancelled):
+            next(found)
+
+
+@pytest.mark.parametrize("instrument", ["CRYPTOCURRENCY", "INDEX", "CURRENCY", "FUTURE"])
+def test_what_is_no_stock_and_no_fund_is_left_out(instrument: str) -> None:
+    found, log = movers({"A": payload_of(bars_of([100.0, 50.0]), instrument)})
+    assert found == []
+    assert log[0]["left_out"] == f"is {instrument}, not a stock or a fund"
+
+
+@pytest.mark.parametrize(
+    ("scanner", "needed"),
+    [(market_movers, 2), (volume_accumulation, 31), (high_52w_breakout, 253), (gap_up, 2), (rsi_oversold, 200)],
+)
+def test_a_history_that_is_too_short_is_left_out(scanner: Any, needed: int) -> None:
+    for count, left_out in ((needed - 1, True), (needed, False)):
+        with LoopbackServer(FakeYahoo({"A": payload_of(bars_of([10.0] * count))})) as server:
+            found, log = scan(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url)
+        assert found == []
+        assert (log[0].get("left_out") == f"has {count} bars, the rule needs {needed}") is left_out
+
+
+# ------------------------------------------------------------------------------------------------------- no look-ahead
+
+
+def test_bars_after_the_trade_date_are_neither_asked_for_nor_used() -> None:
+    server = FakeYahoo({"A": payload_of(bars_of([100.0, 101.0, 300.0], last=TRADE_DATE + timedelta(days=1)))})
+    with LoopbackServer(server) as loopback:
+        assert scan(market_movers, {**STATE, "tickers": ["A"]}, base_url=loopback.url)[0] == []
+    assert server.asked[0][1]["period2"] == "1359090000"  # 2013-01-25 00:00 in New York
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    closes=st.lists(st.floats(min_value=5, max_value=1000), min_size=260, max_size=275),
+    volumes=st.lists(st.integers(0, 10**9), min_size=275, max_size=275),
+    future=st.lists(st.floats(min_value=5, max_value=1000), min_size=1, max_size=10),
+)
+def test_what_comes_later_changes_no_candidate(closes: list[float], volumes: list[int], future: list[float]) -> None:
+    past = bars_of(closes, volumes[: len(closes)])
+    days = weekdays(len(future), TRADE_DATE + timedelta(days=20))
+    known = FakeYahoo({"A": payload_of(past)})
+    later = FakeYahoo({"A": payload_of([*past, *(bar(day, close) for day, close in zip(days, future, strict=True))])})
+    with LoopbackServer(known) as one, LoopbackServer(later) as two:
+        for scanner in ALL:
+            state = {**STATE, "tickers": ["A"]}
+            assert scan(scanner, state, base_url=one.url)[0] == scan(scanner, state, base_url=two.url)[0]
+
+
+def test_errors_of_charts_are_errors_of_the_package() -> None:
+    assert issubclass(SchemaDrift, ScanError)
+    assert issubclass(UnknownSymbol, ScanError)

@@ -1,0 +1,275 @@
+"""Yahoo's answers: what is read, what is dropped, and which error each wrong one becomes."""
+
+from __future__ import annotations
+
+import json
+import time
+from copy import deepcopy
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_scan import PermanentError, RetryAfter, ScanContext, ScanError
+from resilient_scan.http import Response, TransientError
+from resilient_scan.service.loopback import LoopbackServer
+from scanners.demo import opening
+from scanners.providers import yahoo
+from scanners.providers.yahoo import Bar, PriceHistory, SchemaDrift, UnknownSymbol
+from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, error_body, payload_of
+
+
+def ask(answer: Any, symbol: str = "TEST") -> PriceHistory:
+    """Ask a loopback server that gives `answer` to `symbol`."""
+    context = ScanContext("test", deadline=time.monotonic() + 5)
+    with LoopbackServer(FakeYahoo({yahoo.yahoo_symbol(symbol): answer})) as server:
+        return yahoo.Yahoo(server.url).daily(symbol, TRADE_DATE - timedelta(days=10), TRADE_DATE, context)
+
+
+def parse(payload: Any) -> PriceHistory:
+    """Read a payload without a server."""
+    answer = Response("http://yahoo.example/", 200, {}, json.dumps(payload).encode())
+    return yahoo.read_chart(answer, "TEST")
+
+
+BARS = bars_of([10.0, 11.0, 12.0, 13.0], [100, 200, 300, 400])
+
+
+def quotes(payload: dict[str, Any]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = payload["chart"]["result"][0]["indicators"]["quote"][0]
+    return columns
+
+
+# ------------------------------------------------------------------------------------------------------- what is read
+
+
+def test_bars_come_back_oldest_first() -> None:
+    assert ask(payload_of(BARS)) == PriceHistory("TEST", "EQUITY", tuple(BARS))
+
+
+def test_what_is_asked_for() -> None:
+    server = FakeYahoo({"BRK-B": payload_of(BARS)})
+    context = ScanContext("test", deadline=time.monotonic() + 5)
+    with LoopbackServer(server) as loopback:
+        yahoo.Yahoo(loopback.url).daily("BRK.B", date(2013, 1, 1), date(2013, 7, 1), context)
+    symbol, query = server.asked[0]
+    assert symbol == "BRK-B"
+    # 2013-01-01 00:00 in New York is 05:00 UTC; the day after 2013-07-01 begins at 04:00 UTC
+    assert query == {"period1": "1357016400", "period2": "1372737600", "interval": "1d", "events": "split"}
+
+
+@pytest.mark.parametrize(
+    ("ticker", "symbol"),
+    [
+        ("AAPL", "AAPL"),
+        ("BRK.B", "BRK-B"),
+        ("BF.A", "BF-A"),
+        ("TOT.TO", "TOT.TO"),
+        ("BP.L", "BP.L"),
+        ("^GSPC", "^GSPC"),
+    ],
+)
+def test_share_classes_are_written_as_yahoo_does(ticker: str, symbol: str) -> None:
+    assert yahoo.yahoo_symbol(ticker) == symbol
+
+
+def test_a_symbol_cannot_leave_its_place_in_the_path() -> None:
+    server = FakeYahoo({})
+    context = ScanContext("test", deadline=time.monotonic() + 5)
+    with LoopbackServer(server) as loopback, pytest.raises(UnknownSymbol):
+        yahoo.Yahoo(loopback.url).daily("X?y=1#z", date(2013, 1, 1), date(2013, 1, 2), context)
+    assert server.asked[0][0] == "X?y=1#z"
+    assert "y" not in server.asked[0][1]
+
+
+def test_days_are_new_yorks() -> None:
+    assert yahoo.new_york_date(opening(date(2013, 1, 24))) == date(2013, 1, 24)
+    assert yahoo.new_york_date(1359003599) == date(2013, 1, 23)  # 2013-01-24 04:59:59 UTC
+    assert yahoo.new_york_date(1359003600) == date(2013, 1, 24)
+    assert yahoo.new_york_date(1372651200) == date(2013, 7, 1)  # 04:00 UTC, in summer
+
+
+@pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume"])
+@pytest.mark.parametrize("hole", [None, float("nan"), float("inf"), -1])
+def test_a_bar_with_a_hole_is_dropped(column: str, hole: Any) -> None:
+    payload = payload_of(BARS)
+    quotes(payload)[column][1] = hole
+    assert parse(payload).bars == (BARS[0], *BARS[2:])
+
+
+def test_a_price_of_zero_is_a_hole_and_a_volume_of_zero_is_none() -> None:
+    payload = payload_of(BARS)
+    quotes(payload)["close"][0] = 0
+    quotes(payload)["volume"][1] = 0
+    assert [each.volume for each in parse(payload).bars] == [0, 300, 400]
+
+
+def test_of_two_bars_on_one_day_the_later_whole_one_counts() -> None:
+    live = bar(TRADE_DATE, 14.0, 450)
+    payload = payload_of([*BARS, live])
+    payload["chart"]["result"][0]["timestamp"][-1] = opening(TRADE_DATE) + 6 * 3600
+    assert parse(payload).bars == (*BARS[:-1], live)
+    quotes(payload)["close"][-1] = None
+    assert parse(payload).bars == tuple(BARS)
+
+
+def test_no_bars_in_these_days() -> None:
+    payload = payload_of(BARS)
+    del payload["chart"]["result"][0]["timestamp"]
+    payload["chart"]["result"][0]["indicators"] = {"quote": [{}], "adjclose": [{}]}
+    assert parse(payload).bars == ()
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+SPLIT_DAY = BARS[2].day
+SPLIT = {"1": {"date": opening(SPLIT_DAY), "numerator": 4, "denominator": 1, "splitRatio": "4:1"}}
+
+
+def test_bars_before_a_split_that_are_not_adjusted_yet_are() -> None:
+    bars = bars_of([400.0, 404.0, 100.0, 102.0], [10, 10, 40, 40])
+    adjusted = parse(payload_of(bars, splits=SPLIT)).bars
+    assert [each.close for each in adjusted] == [100.0, 101.0, 100.0, 102.0]
+    assert [each.volume for each in adjusted] == [40, 40, 40, 40]
+    assert adjusted[0] == Bar(bars[0].day, 100.0, 100.0, 100.0, 100.0, 40)
+
+
+def test_bars_that_are_adjusted_already_stay() -> None:
+    bars = bars_of([100.0, 101.0, 100.0, 102.0])
+    assert parse(payload_of(bars, splits=SPLIT)).bars == tuple(bars)
+
+
+def test_a_reverse_split_is_adjusted_too() -> None:
+    split = {"1": {"date": opening(SPLIT_DAY), "numerator": 1, "denominator": 10}}
+    bars = bars_of([1.0, 1.0, 10.0, 10.5], [1000, 1000, 100, 100])
+    assert [each.close for each in parse(payload_of(bars, splits=split)).bars] == [10.0, 10.0, 10.0, 10.5]
+
+
+def test_a_real_fall_on_the_day_of_a_small_split_stays_a_fall() -> None:
+    split = {"1": {"date": opening(SPLIT_DAY), "numerator": 21, "denominator": 20}}
+    bars = bars_of([100.0, 100.0, 95.0, 95.0])
+    assert parse(payload_of(bars, splits=split)).bars == tuple(bars)
+
+
+def test_a_split_before_the_first_or_after_the_last_bar_changes_nothing() -> None:
+    for day in (BARS[0].day, TRADE_DATE + timedelta(days=3)):
+        split = {"1": {"date": opening(day), "numerator": 4, "denominator": 1}}
+        assert parse(payload_of(BARS, splits=split)).bars == tuple(BARS)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "description", "error"),
+    [
+        (404, "Not Found", "No data found, symbol may be delisted", UnknownSymbol),
+        (200, "Not Found", "No data found for this date range", UnknownSymbol),
+        (400, "Bad Request", "Data doesn't exist for startDate = 1, endDate = 2", UnknownSymbol),
+        (422, "Unprocessable Entity", "1m data not available", PermanentError),
+        (400, "Bad Request", "Invalid input - interval", PermanentError),
+    ],
+)
+def test_yahoos_error_bodies(status: int, code: str, description: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"Yahoo has no chart of TEST: {description}") as caught:
+        ask((status, {}, error_body(code, description)))
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>not here</html>", b"", b"{}", b'{"chart": null}', b'{"chart": {"result": null, "error": null}}', b"[]"],
+)
+def test_a_404_without_yahoos_body_is_not_about_the_symbol(body: bytes) -> None:
+    with pytest.raises(PermanentError, match="HTTP 404 without Yahoo's error body; check base_url") as caught:
+        ask((404, {}, body))
+    assert not isinstance(caught.value, UnknownSymbol)
+
+
+def test_other_statuses_are_the_http_clients() -> None:
+    with pytest.raises(RetryAfter) as caught:
+        ask((429, {"Retry-After": "30"}, b"Edge: Too Many Requests"))
+    assert caught.value.seconds == 30
+    with pytest.raises(TransientError, match="Edge: Too Many Requests"):
+        ask((429, {}, b"Edge: Too Many Requests"))
+    with pytest.raises(TransientError):
+        ask((502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>"))
+    with pytest.raises(TransientError, match="not JSON"):
+        ask((200, {"Content-Type": "text/html"}, b"<html>Consent, please</html>"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("chart",), None, r"\$\.chart"),
+        (("chart", "result"), [], "chart.result"),
+        (("chart", "result"), None, "chart.result"),
+        (("chart", "result", 0, "meta", "instrumentType"), 7, r"\$\.chart\.result\[0\]\.meta\.instrumentType"),
+        (("chart", "result", 0, "timestamp", 2), "Thursday", r"\.timestamp\[2\]"),
+        (("chart", "result", 0, "timestamp", 2), 10**15, r"\.timestamp\[2\]"),
+        (("chart", "result", 0, "timestamp"), [1359037800], "indicators.quote.0..open has 4 values for 1 timestamps"),
+        (("chart", "result", 0, "indicators", "quote"), [], r"\.indicators\.quote"),
+        (("chart", "result", 0, "indicators", "quote", 0, "close"), None, r"\.close"),
+        (("chart", "result", 0, "indicators", "quote", 0, "close", 1), "12.0", r"\.close\[1\]"),
+        (("chart", "result", 0, "indicators", "quote", 0, "close", 1), True, r"\.close\[1\]"),
+        (("chart", "result", 0, "indicators", "quote", 0, "volume", 3), 10**400, r"\.volume\[3\]"),
+        (
+            ("chart", "result", 0, "events"),
+            {"splits": {"1": {"date": 1, "numerator": 0, "denominator": 1}}},
+            "numerator",
+        ),
+    ],
+)
+def test_another_shape_is_an_error_that_names_the_field(path: tuple[Any, ...], value: Any, field: str) -> None:
+    payload = payload_of(BARS)
+    holder: Any = payload
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = value
+    with pytest.raises(SchemaDrift, match=field) as caught:
+        parse(payload)
+    assert "Yahoo's chart of TEST" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume"])
+def test_a_column_that_is_gone_is_named(column: str) -> None:
+    payload = payload_of(BARS)
+    del quotes(payload)[column]
+    with pytest.raises(SchemaDrift, match=rf"quote\[0\]\.{column} has 0 values for 4 timestamps"):
+        parse(payload)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of everything in a payload."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in [(*path, key), *places(inner, (*path, key))]]
+
+
+GOOD = payload_of(BARS, splits=SPLIT)
+junk = st.one_of(st.none(), st.text(max_size=5), st.booleans(), st.integers(), st.floats(), st.just([]), st.just({}))
+
+
+@given(path=st.sampled_from(places(GOOD)), value=st.one_of(st.just("gone"), junk))
+def test_whatever_one_field_becomes_there_are_real_bars_or_a_clear_error(path: tuple[Any, ...], value: Any) -> None:
+    payload = deepcopy(GOOD)
+    holder: Any = payload
+    for step in path[:-1]:
+        holder = holder[step]
+    if value == "gone":
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    try:
+        history = parse(payload)
+    except ScanError as error:
+        assert "TEST" in str(error)  # noqa: PT017 - any bars, or this error
+    else:
+        assert all(min(each.open, each.high, each.low, each.close) > 0 <= each.volume for each in history.bars)
+        assert list(history.bars) == sorted(history.bars, key=lambda each: each.day)
+
+
+def test_clients_are_shared_by_address() -> None:
+    assert yahoo.client("http://one.example") is yahoo.client("http://one.example")
+    assert yahoo.client("http://one.example") is not yahoo.client("http://two.example")

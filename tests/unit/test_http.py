@@ -1,0 +1,508 @@
+"""The HTTP client against real servers on loopback: in time, the right exception, no secret in any text."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from resilient_scan import ConfigError, PermanentError, RetryAfter, ScanCancelled, ScanContext
+from resilient_scan.http import Client, TransientError, redact
+from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.testing import FakeClock
+
+SECRET = "k3y-0f-the-h0use"
+Handler = Callable[[socket.socket, threading.Event], None]
+
+
+@contextmanager
+def raw_server(handle: Handler) -> Iterator[str]:
+    """Serve connections by hand, byte by byte; `handle` gets the connection and an event that ends the server."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk(connection: socket.socket) -> None:
+            with connection:
+                try:
+                    handle(connection, over)
+                except OSError:
+                    return
+
+        def accept() -> None:
+            while not over.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def answering(status: int = 200, headers: dict[str, str] | None = None, body: bytes = b"{}") -> Iterator[str]:
+    with LoopbackServer(lambda path, query: (status, headers or {}, body)) as server:
+        yield server.url
+
+
+def context_for(seconds: float = 5.0) -> ScanContext:
+    return ScanContext("test", deadline=time.monotonic() + seconds)
+
+
+def read_request(connection: socket.socket) -> None:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(4096)
+        if not piece:
+            raise OSError("the client went away")
+        data += piece
+
+
+def drip(connection: socket.socket, over: threading.Event, text: bytes) -> None:
+    while not over.wait(0.02):
+        connection.sendall(text)
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_an_answer_comes_back_whole() -> None:
+    with LoopbackServer(lambda path, query: (200, {"X-Kind": "echo"}, json.dumps([path, query]).encode())) as server:
+        answer = Client(server.url + "/api/").get("/v1/a b", {"q": "x&y", "n": 3}, context=context_for())
+    assert (answer.status, answer.headers["x-kind"]) == (200, "echo")
+    assert answer.json() == ["/api/v1/a b", {"q": "x&y", "n": "3"}]
+    assert answer.text.startswith("[")
+
+
+def test_one_connection_serves_many_requests() -> None:
+    peers: list[object] = []
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        peers.append(connection)
+        while True:
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        assert [client.get("/", context=context_for()).text for _ in range(5)] == ["ok"] * 5
+        client.close()
+    assert len(peers) == 1
+
+
+def test_one_client_serves_many_threads() -> None:
+    with LoopbackServer(lambda path, query: (200, {}, query["n"].encode())) as server:
+        client = Client(server.url)
+        results: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            results[number] = client.get("/", {"n": number}, context=context_for()).text
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        client.close()
+    assert results == {number: str(number) for number in range(50)}
+
+
+def test_a_closed_client_opens_new_connections() -> None:
+    with answering() as url:
+        client = Client(url)
+        client.get("/", context=context_for())
+        client.close()
+        client.close()
+        assert client.get("/", context=context_for()).status == 200
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_gets_connections_of_its_own() -> None:
+    ports: list[int] = []
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        ports.append(connection.getpeername()[1])
+        while True:
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        client.get("/", context=context_for())
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if client.get("/", context=context_for()).text == "ok" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert client.get("/", context=context_for()).text == "ok"
+        client.close()
+    assert len(ports) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def test_a_server_that_never_answers_costs_the_timeout() -> None:
+    def hang(connection: socket.socket, over: threading.Event) -> None:
+        over.wait()
+
+    with raw_server(hang) as url:
+        client, began = Client(url, timeout=0.2), time.monotonic()
+        with pytest.raises(TransientError, match=r"no whole answer within 0\.2s"):
+            client.get("/", context=context_for())
+        assert 0.19 < time.monotonic() - began < 1.0
+        client.close()
+
+
+def test_the_scans_remaining_time_beats_the_timeout() -> None:
+    def hang(connection: socket.socket, over: threading.Event) -> None:
+        over.wait()
+
+    with raw_server(hang) as url:
+        client, began = Client(url, timeout=30), time.monotonic()
+        with pytest.raises(ScanCancelled):
+            client.get("/", context=context_for(0.2))
+        assert time.monotonic() - began < 1.0
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "dripped"),
+    [
+        pytest.param(b"", b"H", id="status-line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n", id="headers"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x", id="body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", id="chunks"),
+        pytest.param(b"HTTP/1.1 500 Oops\r\nContent-Length: 100000\r\n\r\n", b"x", id="error-body"),
+    ],
+)
+def test_a_dripping_server_is_cut_off_at_the_deadline(head: bytes, dripped: bytes) -> None:
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(head)
+        drip(connection, over, dripped)
+
+    with raw_server(handle) as url:
+        client, began = Client(url, timeout=0.3), time.monotonic()
+        with pytest.raises(TransientError):
+            client.get("/", context=context_for())
+        assert time.monotonic() - began < 1.2
+        client.close()
+
+
+def test_a_cancel_stops_a_body_between_two_chunks() -> None:
+    arrived = threading.Event()
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nx")
+        arrived.set()
+        drip(connection, over, b"x")
+
+    context = context_for()
+    with raw_server(handle) as url:
+        client = Client(url)
+        canceller = threading.Thread(target=lambda: (arrived.wait(), context.cancel()))
+        canceller.start()
+        with pytest.raises(ScanCancelled):
+            client.get("/", context=context)
+        canceller.join()
+        client.close()
+
+
+def test_a_scan_that_is_over_asks_nothing() -> None:
+    context = context_for()
+    context.cancel()
+    with pytest.raises(ScanCancelled):
+        Client("http://127.0.0.1:9").get("/", context=context)
+
+
+# -------------------------------------------------------------------------------------------------- the right exception
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 418, 422, 451])
+def test_a_status_that_no_attempt_will_change_is_permanent(status: int) -> None:
+    with answering(status) as url, pytest.raises(PermanentError, match=f"{url}/x: HTTP {status} .*; check "):
+        Client(url).get("/x", context=context_for())
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 504, 520])
+def test_a_status_that_may_pass_is_transient(status: int) -> None:
+    with answering(status, body=b"") as url, pytest.raises(TransientError, match=f"{url}/x: HTTP {status}; "):
+        Client(url).get("/x", context=context_for())
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+@pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("0", 0.0), ("1.5", 1.5), ("9" * 400, 366 * 86400.0)])
+def test_retry_after_in_seconds(status: int, text: str, seconds: float) -> None:
+    with answering(status, {"Retry-After": text}) as url, pytest.raises(RetryAfter, match=f"HTTP {status}") as caught:
+        Client(url).get("/", context=context_for())
+    assert caught.value.seconds == seconds
+
+
+def test_retry_after_as_a_date_is_read_against_the_servers_own_clock() -> None:
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(
+            b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nDate: Fri, 01 Jan 1999 00:00:00 GMT\r\n"
+            b"Retry-After: Fri, 01 Jan 1999 00:01:30 GMT\r\n\r\n"
+        )
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        with pytest.raises(RetryAfter) as caught:
+            client.get("/", context=context_for())
+        client.close()
+    assert caught.value.seconds == 90.0
+
+
+def test_retry_after_as_a_date_without_a_date_header_is_read_against_the_scans_clock() -> None:
+    clock = FakeClock()
+    context = ScanContext("test", clock=clock, deadline=60.0)
+    later = format_datetime(datetime.fromtimestamp(clock.time(), UTC) + timedelta(seconds=42), usegmt=True)
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(f"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\nRetry-After: {later}\r\n\r\n".encode())
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        with pytest.raises(RetryAfter) as caught:
+            client.get("/", context=context)
+        client.close()
+    assert caught.value.seconds == pytest.approx(42.0)
+
+
+def test_retry_after_in_the_past_asks_for_no_wait() -> None:
+    headers = {"Retry-After": "Fri, 01 Jan 1999 00:00:00 GMT"}
+    with answering(503, headers) as url, pytest.raises(RetryAfter) as caught:
+        Client(url).get("/", context=context_for())
+    assert caught.value.seconds == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1e3", "Fri, 99 Foo 1999"])
+def test_a_retry_after_that_says_nothing_leaves_the_wait_to_the_backoff(text: str) -> None:
+    with answering(429, {"Retry-After": text}) as url, pytest.raises(TransientError, match="ask less often"):
+        Client(url).get("/", context=context_for())
+
+
+def test_a_status_that_the_caller_accepts_is_an_answer() -> None:
+    with answering(404, body=b'{"error": "unknown"}') as url:
+        answer = Client(url).get("/", context=context_for(), accept=(404,))
+    assert (answer.status, answer.json()) == (404, {"error": "unknown"})
+
+
+def test_redirects_are_told_and_not_followed() -> None:
+    headers = {"Location": f"https://elsewhere.example/login?token={SECRET}"}
+    with answering(302, headers) as url, pytest.raises(PermanentError) as caught:
+        Client(url).get("/", context=context_for())
+    assert "moved to https://elsewhere.example/login?token=REDACTED" in str(caught.value)
+
+
+def test_a_body_beyond_the_limit_is_refused() -> None:
+    with answering(200, body=b"x" * 2000) as url:
+        client = Client(url, max_bytes=1000)
+        with pytest.raises(PermanentError, match="larger than 1000 bytes"):
+            client.get("/", context=context_for())
+        assert Client(url, max_bytes=2000).get("/", context=context_for()).body == b"x" * 2000
+        client.close()
+
+
+@pytest.mark.parametrize("body", [b"<html>Sorry</html>", b"", b'{"cut": [1, 2', b"[" * 200_000])
+def test_a_body_that_is_no_json_is_transient(body: bytes) -> None:
+    with answering(200, {"Content-Type": "text/html"}, body) as url:
+        answer = Client(url).get("/", context=context_for())
+    with pytest.raises(TransientError, match=rf"{len(body)} bytes that are not JSON \(text/html\)"):
+        answer.json()
+
+
+def test_error_pages_for_people_are_not_quoted() -> None:
+    page = b"<!DOCTYPE html><html><body>" + b"blah " * 1000 + b"</body></html>"
+    for headers in ({"Content-Type": "text/html"}, {}):
+        with answering(503, headers, page) as url, pytest.raises(TransientError) as caught:
+            Client(url).get("/", context=context_for())
+        assert "blah" not in str(caught.value)
+
+
+def test_what_an_error_says_is_quoted_in_one_short_line() -> None:
+    with answering(403, body=b"Premium\n\n  endpoint " + b"x" * 500) as url, pytest.raises(PermanentError) as caught:
+        Client(url).get("/", context=context_for())
+    assert "HTTP 403 (Premium endpoint xxx" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_connection_that_breaks_is_transient() -> None:
+    def cut(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+
+    with raw_server(cut) as url:
+        client = Client(url)
+        with pytest.raises(TransientError, match="RemoteProtocolError"):
+            client.get("/", context=context_for())
+        client.close()
+
+
+def test_what_is_no_http_is_transient() -> None:
+    def babble(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(b"\x00\x01 this is not HTTP\r\n\r\n")
+
+    with raw_server(babble) as url:
+        client = Client(url)
+        with pytest.raises(TransientError, match="RemoteProtocolError"):
+            client.get("/", context=context_for())
+        client.close()
+
+
+def test_a_body_in_a_broken_encoding_is_transient() -> None:
+    with (
+        answering(200, {"Content-Encoding": "gzip"}, b"not gzip") as url,
+        pytest.raises(TransientError, match="DecodingError"),
+    ):
+        Client(url).get("/", context=context_for())
+
+
+def test_a_port_where_nobody_listens_is_transient() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(TransientError, match=f"http://127.0.0.1:{port}/: ConnectError"):
+        Client(f"http://127.0.0.1:{port}").get("/", context=context_for())
+
+
+def test_tls_with_a_server_that_has_none_is_transient() -> None:
+    with answering() as url, pytest.raises(TransientError, match="ConnectError"):
+        Client(url.replace("http:", "https:")).get("/", context=context_for())
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+
+def test_redact_takes_out_user_password_and_telling_parameters() -> None:
+    url = (
+        f"https://user:{SECRET}@host.example/a?apikey={SECRET}&symbol=BRK.B&api_key={SECRET}&crumb={SECRET}&keywords=x"
+    )
+    assert redact(url) == (
+        "https://host.example/a?apikey=REDACTED&symbol=BRK.B&api_key=REDACTED&crumb=REDACTED&keywords=x"
+    )
+
+
+TELLING = ["apikey", "api_key", "API-Key", "X-Api-Key", "token", "access_token", "X-Finnhub-Token", "key", "crumb"]
+TELLING += ["Authorization", "client_secret", "password", "sig", "Cookie", "session_id"]
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_telling_names(name: str) -> None:
+    assert SECRET not in redact(f"https://host.example/?{name}={SECRET}")
+
+
+@pytest.mark.parametrize("name", ["symbol", "keywords", "monkey", "period1", "interval", "hotkey"])
+def test_names_that_tell_nothing(name: str) -> None:
+    assert "AAPL" in redact(f"https://host.example/?{name}=AAPL")
+
+
+@pytest.mark.parametrize("status", [301, 403, 404, 429, 500])
+def test_no_secret_in_the_texts_of_errors(status: int) -> None:
+    said = f"The key {SECRET} has reached its limit, {SECRET}".encode()
+    headers = {"Location": f"/{SECRET}", "Retry-After": "5"}
+    with answering(status, headers, said) as url:
+        client = Client(url.replace("//", f"//me:{SECRET}@"), headers={"Authorization": f"Bearer {SECRET}"})
+        with pytest.raises((PermanentError, TransientError, RetryAfter)) as caught:
+            client.get("/query", {"apikey": SECRET, "symbol": "IBM"}, context=context_for())
+        client.close()
+    shown = f"{caught.value} {caught.value!r} {caught.value.args} {caught.value.__cause__}"
+    assert SECRET not in shown
+    assert "apikey=REDACTED&symbol=IBM" in shown
+
+
+def test_no_secret_in_the_texts_of_network_errors_and_of_answers() -> None:
+    with answering(200, body=b"oops") as url:
+        answer = Client(url).get("/x", {"token": SECRET}, context=context_for())
+        hidden = Client(url, secrets=(SECRET,)).get(f"/{SECRET}/x", context=context_for())
+    assert answer.url == f"{url}/x?token=REDACTED"
+    assert hidden.url == f"{url}/REDACTED/x"
+    with pytest.raises(TransientError) as caught:
+        Client("http://127.0.0.1:9").get("/", {"token": SECRET}, context=context_for())
+    assert SECRET not in str(caught.value)
+    with answering() as url, pytest.raises(PermanentError) as refused:
+        Client(url, headers={"X-Api-Key": f"{SECRET}\n"}).get("/", context=context_for())
+    assert SECRET not in f"{refused.value} {refused.value.__cause__}"
+
+
+def test_a_secret_with_marks_is_hidden_in_every_form() -> None:
+    secret = "a/b+c d=é"
+    with LoopbackServer(lambda path, query: (400, {}, f"bad key {query['key']}".encode())) as server:
+        client = Client(server.url)
+        with pytest.raises(PermanentError) as caught:
+            client.get("/", {"key": secret}, context=context_for())
+        client.close()
+    assert "a/b" not in str(caught.value)
+    assert "bad key REDACTED" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize("url", ["", "host.example", "ftp://host.example", "http://", "http:///path", "http://[bad"])
+def test_a_base_url_must_be_one(url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url must begin with"):
+        Client(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_must_be_a_time(timeout: float) -> None:
+    with pytest.raises(ConfigError, match="timeout must be finite and > 0"):
+        Client("http://host.example", timeout=timeout)
+
+
+def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        seen.append(connection.recv(4096))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with raw_server(handle) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:word@"))
+        client = Client("http://host.example")
+        assert client.get("/a", context=context_for()).text == "ok"
+        client.close()
+    assert seen[0].startswith(b"GET http://host.example/a HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic bWU6d29yZA==" in seen[0]
+
+
+def test_no_proxy_is_respected_and_socks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"put host\.example in NO_PROXY"):
+        Client("http://host.example").get("/", context=context_for())
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with answering() as url:
+        assert Client(url).get("/", context=context_for()).status == 200
+
+
+def test_without_httpx_the_error_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['httpx'] = sys.modules['httpcore'] = None\n"
+        "from resilient_scan import ConfigError\n"
+        "from resilient_scan.http import Client\n"
+        "try: Client('http://host.example')\n"
+        "except ConfigError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "resilient-scan[scanners]" in done.stdout
