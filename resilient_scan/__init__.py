@@ -1,5 +1,6 @@
 """Run a fleet of scanners: concurrently, each with a timeout that works, none costing another its result."""
 
+from resilient_scan.context import ScanContext
 from resilient_scan.errors import (
     CircuitOpen,
     ConfigError,
@@ -20,7 +21,7 @@ from resilient_scan.options import Breaker, Cache, Policy, Retry, Timeout
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
-from resilient_scan.scanning import Candidate, ScanContext, Scanner, scanner
+from resilient_scan.scanning import Candidate, Scanner, scanner
 
 __version__ = "0.1.0"
 

@@ -37,7 +37,16 @@ class LimitExceeded(Rejected):
 
 
 class ScanTimeout(ScanError, TimeoutError):
-    """The scan did not end before its deadline."""
+    """The scan did not end before its deadline.
+
+    Args:
+        message: what took too long.
+        by_clock: whether a deadline of ours has passed, as opposed to a scanner that raised it by itself.
+    """
+
+    def __init__(self, message: str = "", *, by_clock: bool = False) -> None:
+        super().__init__(message)
+        self.by_clock = by_clock
 
 
 class InvalidCandidate(ScanError, ValueError):

@@ -33,7 +33,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit, urlu
 import msgspec
 
 from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
-from resilient_scan.scanning import ScanContext
+from resilient_scan.context import ScanContext
 
 if TYPE_CHECKING:
     import httpcore
@@ -144,7 +144,7 @@ class Client:
     def get(
         self,
         path: str,
-        params: Mapping[str, str | int | float] | None = None,
+        params: Mapping[str, Any] | None = None,
         *,
         context: ScanContext,
         accept: Collection[int] = (),
@@ -153,7 +153,7 @@ class Client:
 
         Args:
             path: appended to `base_url`; quote what may hold `/`, `?` or `#`.
-            params: the query.
+            params: the query: texts and numbers, by name.
             context: the scan's; the request ends with it.
             accept: statuses beside 2xx that the caller wants to read itself.
 
@@ -248,8 +248,8 @@ def _is_secret(name: str) -> bool:
 
 def _secret_values(named: Iterable[tuple[str, str]]) -> set[str]:
     """Return the values under telling names, whole and without their scheme (`Bearer abc`: also `abc`)."""
-    values = {value for name, value in named if _is_secret(name)}
-    return values | {value.rpartition(" ")[2] for value in values}
+    values = [value for name, value in named if _is_secret(name)]
+    return {form for value in values for form in (value, *value.split()[-1:])}
 
 
 def _fault(error: Exception, shown: str, hide: Callable[[str], str], limit: float) -> ScanError:

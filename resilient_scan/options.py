@@ -67,6 +67,7 @@ class Cache(_Option, frozen=True):
         jitter: share of `ttl`, 0 <= jitter < 1, by which a lifetime is shortened at random, so that a fleet
             does not expire at once.
         ttl_empty: the `ttl` of an answer without candidates; `None`: as any other.
+        ttl_error: seconds for which a failed execution is remembered and not repeated, > 0; `None`: not at all.
     """
 
     ttl: float = 300.0
@@ -75,6 +76,7 @@ class Cache(_Option, frozen=True):
     maxsize: int = 1024
     jitter: float = 0.1
     ttl_empty: float | None = None
+    ttl_error: float | None = None
 
     def __post_init__(self) -> None:
         self._number("ttl", above=0)
@@ -86,6 +88,7 @@ class Cache(_Option, frozen=True):
         if self.jitter >= 1:
             raise self._fail("jitter", "< 1")
         self._optional("ttl_empty", above=0)
+        self._optional("ttl_error", above=0)
 
 
 class Retry(_Option, frozen=True):
@@ -100,6 +103,9 @@ class Retry(_Option, frozen=True):
         cap: upper bound of every wait in seconds, >= base.
         on: exception classes worth another attempt.
         retry_after_cap: longest wait in seconds that a `RetryAfter` can ask for, >= 0.
+        budget: retries allowed per execution, as a share of the executions of the last 60 seconds, 0 < budget <= 1;
+            it keeps a fleet from doubling the load of a source that is down. `None`: no budget.
+        budget_min: retries allowed in 60 seconds whatever the share says, >= 0.
     """
 
     attempts: int = 3
@@ -107,6 +113,8 @@ class Retry(_Option, frozen=True):
     cap: float = 10.0
     on: Exceptions = (Exception,)
     retry_after_cap: float = 60.0
+    budget: float | None = None
+    budget_min: int = 10
 
     def __post_init__(self) -> None:
         self._whole("attempts", 1)
@@ -116,6 +124,8 @@ class Retry(_Option, frozen=True):
             raise self._fail("cap", f">= base ({self.base:g})")
         self._exceptions("on")
         self._number("retry_after_cap", least=0)
+        self._optional("budget", above=0, most=1)
+        self._whole("budget_min", 0)
 
 
 class Breaker(_Option, frozen=True):
@@ -127,6 +137,12 @@ class Breaker(_Option, frozen=True):
         open_cap: longest time in seconds that it stays open, >= open_for.
         trials: attempts admitted at a time while half-open, >= 1; as many successes close it.
         on: exception classes that count as failures; others have no vote.
+        failure_rate: share of failures among the last `window` attempts that opens it too, 0 < rate <= 1.
+        slow_after: seconds after which an attempt that succeeded counts as slow, > 0.
+        slow_rate: share of slow ones among the last `window` attempts that opens it too, 0 < rate <= 1;
+            goes with `slow_after`.
+        window: attempts that the rates look back on, >= 1.
+        minimum: attempts in the window below which no rate opens it, 1 <= minimum <= window.
     """
 
     failures: int = 5
@@ -134,6 +150,11 @@ class Breaker(_Option, frozen=True):
     open_cap: float = 3600.0
     trials: int = 1
     on: Exceptions = (Exception,)
+    failure_rate: float | None = None
+    slow_after: float | None = None
+    slow_rate: float | None = None
+    window: int = 20
+    minimum: int = 10
 
     def __post_init__(self) -> None:
         self._whole("failures", 1)
@@ -143,6 +164,15 @@ class Breaker(_Option, frozen=True):
             raise self._fail("open_cap", f">= open_for ({self.open_for:g})")
         self._whole("trials", 1)
         self._exceptions("on")
+        self._optional("failure_rate", above=0, most=1)
+        self._optional("slow_after", above=0)
+        self._optional("slow_rate", above=0, most=1)
+        if (self.slow_after is None) != (self.slow_rate is None):
+            raise ConfigError("breaker.slow_after and breaker.slow_rate go together; give both, or none")
+        self._whole("window", 1)
+        self._whole("minimum", 1)
+        if self.minimum > self.window:
+            raise self._fail("minimum", f"<= window ({self.window})")
 
 
 class Timeout(_Option, frozen=True):
@@ -150,14 +180,20 @@ class Timeout(_Option, frozen=True):
 
     Attributes:
         total: seconds for all attempts and the waits between them, > 0.
+        attempt: seconds for one attempt, 0 < attempt <= total; one that hangs goes on in its abandoned thread while
+            the next begins in another. `None`: an attempt may take all the time there is.
         max_abandoned: threads of this scanner that may hang at a time, >= 1; beyond it the scanner is rejected.
     """
 
     total: float = 30.0
+    attempt: float | None = None
     max_abandoned: int = 1
 
     def __post_init__(self) -> None:
         self._number("total", above=0)
+        self._optional("attempt", above=0)
+        if self.attempt is not None and self.attempt > self.total:
+            raise self._fail("attempt", f"<= total ({self.total:g})")
         self._whole("max_abandoned", 1)
 
 

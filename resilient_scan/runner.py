@@ -8,7 +8,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from queue import SimpleQueue
+from operator import attrgetter
 from random import Random
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -16,19 +16,22 @@ from typing import Any, Self
 import msgspec
 
 from resilient_scan.clock import Clock, SystemClock
+from resilient_scan.context import Step
 from resilient_scan.engines.threads import Abandoned, ThreadPool
-from resilient_scan.errors import ConfigError, Rejected, is_number
+from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Bus, Listener, RunEnded, RunStarted, ScanEnded, ScannersRegistered
+from resilient_scan.execution import NOT_ASKED, Outcome, Run, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.layers.cache import SharedValues
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy
-from resilient_scan.outcome import ErrorInfo, ScanResult, Status
+from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.quarantine import DAY, Gate
 from resilient_scan.report import RunReport, results_in_order
 from resilient_scan.scanning import ScannerSpec, spec_of
-from resilient_scan.stack import Outcome, Scan, Stack
+from resilient_scan.stack import Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
 
+_CLOSED = "the runner is closed; build another one to run again"
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
 
 
@@ -50,6 +53,7 @@ class ScanRunner:
         order: `"longest_first"` starts the scanner first that is expected to take longest (unknown ones before all),
             `"given"` keeps the given order. The results keep it in any case.
         settings: by scanner's name, what it finds in `context.settings`.
+        policies: by scanner's name, its whole policy; wins over the scanner's own layers and over `policy`.
         clock, random: where time and chance come from; for tests and replays.
 
     Raises:
@@ -71,6 +75,7 @@ class ScanRunner:
         max_abandoned: int = 16,
         order: str = "longest_first",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        policies: Mapping[str, Policy] | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -84,6 +89,7 @@ class ScanRunner:
         specs = _distinct([spec_of(thing) for thing in scanners])
         names = tuple(spec.name for spec in specs)
         settings = _settings(settings or {}, names)
+        policies = _policies(policies or {}, names)
         self._bus = Bus((LogEvents(),) if listeners is None else tuple(listeners))
         self._gate = Gate(names, self._clock, self._bus)
         self._pool = ThreadPool(
@@ -93,7 +99,7 @@ class ScanRunner:
         self._stacks = {
             spec.name: Stack(
                 spec,
-                policy.replace(spec.layers),
+                policies.get(spec.name) or policy.replace(spec.layers),
                 settings=settings.get(spec.name, MappingProxyType({})),
                 in_service=partial(self._gate.in_service, spec.name),
                 pool=self._pool,
@@ -105,6 +111,7 @@ class ScanRunner:
             for spec in specs
         }
         self._names = names
+        self._tells_scans = self._bus.wants(ScanEnded)
         self._lock = threading.Lock()
         self._runs: set[_Run] = set()
         self._closed = False
@@ -199,7 +206,7 @@ class ScanRunner:
 
     def _prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> _Run:
         if self._closed:
-            raise RuntimeError("the runner is closed; build another one to run again")
+            raise RuntimeError(_CLOSED)
         if deadline is not None and not is_number(deadline, 0):
             raise ConfigError(f"deadline must be a number of seconds >= 0, got {deadline!r}")
         return _Run({} if state is None else state, deadline, self._clock)
@@ -211,10 +218,11 @@ class ScanRunner:
         try:
             if run.deadline < math.inf:
                 forget = self._pool.at(run.deadline, lambda: run.outbox.put((None, _DEADLINE, ())))
-            waiting = [run.scan(stack) for stack in self._in_order()]
-            for scan in waiting:
-                self._begin(run, scan)
-                while not self._concurrent and scan in run.open:
+            for stack in self._in_order():
+                done = self._begin(run, stack)
+                if done is not None:
+                    yield done
+                while not self._concurrent and run.open:
                     yield from self._take(run)
             while run.open:
                 yield from self._take(run)
@@ -227,92 +235,103 @@ class ScanRunner:
         run.start()
         with self._lock:
             if self._closed:
-                raise RuntimeError("the runner is closed; build another one to run again")
+                raise RuntimeError(_CLOSED)
             self._runs.add(run)
         self._bus.send(RunStarted(run.run_id, len(self._stacks), self._concurrent, self._max_workers, run.started_at))
 
-    def _in_order(self) -> list[Stack]:
+    def _in_order(self) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
         stacks = list(self._stacks.values())
         if self._concurrent and self._order == "longest_first":
-            stacks.sort(key=lambda stack: -math.inf if stack.expected is None else -stack.expected)
+            stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
 
-    def _begin(self, run: _Run, scan: Scan) -> None:
-        run.open.add(scan)
-        if run.over or self._clock.monotonic() >= run.deadline:
-            scan.turn, scan.turn_at = self._clock.monotonic(), self._clock.time()
-            scan.end(scan.stack.without_work(scan, Status.SKIPPED))
-            return
-        try:
-            scan.stack.begin(scan)
-        except RuntimeError as error:  # the pool was shut down by `close`, or the machine has no thread to give
-            status = Status.SKIPPED if self._closed else Status.REJECTED
-            scan.end(scan.stack.without_work(scan, status, ErrorInfo.of(Rejected(str(error)))))
+    def _begin(self, run: _Run, stack: Stack) -> ScanResult | None:
+        """Start one scan; return its result if it has one at once."""
+        if run.over or (run.deadline < math.inf and self._clock.monotonic() >= run.deadline):
+            return self._skip(run, stack)
+        started = begin(stack, run)
+        if isinstance(started, Scan):
+            run.open.add(started)
+            return None
+        return self._finish(run, stack, *started)
 
-    def _take(self, run: _Run) -> Iterator[ScanResult]:
-        """Take one message and yield the results that it brings."""
+    def _take(self, run: _Run) -> Sequence[ScanResult]:
+        """Take one message and return the results that it brings."""
         scan, answer, events = run.outbox.get()
-        for event in events:
-            self._bus.send(event)
+        if events:
+            self._bus.send_all(events)
         if scan is None:
-            yield from self._cut(run, by_user=answer == _CLOSE)
-        elif scan in run.open:
-            yield self._finish(run, scan, answer)
+            return self._cut(run, by_user=answer == _CLOSE)
+        return (self._end(run, scan, answer),)
 
-    def _cut(self, run: _Run, *, by_user: bool) -> list[ScanResult]:
+    def _end(self, run: _Run, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
+        run.open.discard(scan)
+        result = result_of(scan, answer) if isinstance(answer, Outcome) else answer
+        context = scan.execution.context if scan.leads and scan.execution is not None else None
+        if context is None:
+            return self._finish(run, scan.stack, result, scan.cache)
+        return self._finish(run, scan.stack, result, scan.cache, context.invalid, context.steps)
+
+    def _cut(self, run: _Run, *, by_user: bool) -> Sequence[ScanResult]:
         """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
         run.over = True
         return [result for scan in tuple(run.open) if (result := self._cut_one(run, scan, by_user)) is not None]
 
     def _cut_one(self, run: _Run, scan: Scan, by_user: bool) -> ScanResult | None:
         execution = scan.execution
-        if execution is None:
-            return None  # its end is in the outbox
-        begun = execution.leave(scan, to_the_end=not by_user)
-        if begun is None:
-            return None  # likewise
+        begun = None if execution is None else execution.leave(scan, to_the_end=not by_user)
+        if execution is None or begun is None:
+            return None  # its end is in the outbox, or about to be
         if begun and scan.leads and not by_user:
-            return self._finish(run, scan, scan.stack.cut_short(scan, execution))
-        return self._finish(run, scan, scan.stack.without_work(scan, Status.SKIPPED))
+            return self._end(run, scan, cut_short(scan, scan.execution or execution))
+        return self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
 
-    def _finish(self, run: _Run, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
-        run.open.discard(scan)
-        invalid = answer.invalid if isinstance(answer, Outcome) and scan.leads else ""
-        result = scan.stack.result(scan, answer) if isinstance(answer, Outcome) else answer
-        run.results[result.scanner] = result
-        if self._bus.wants(ScanEnded):
-            self._bus.send(ScanEnded(run.run_id, result, scan.cache, invalid))
+    def _skip(self, run: _Run, stack: Stack) -> ScanResult:
+        skipped = without_work(stack, run, self._clock.monotonic(), Status.SKIPPED)
+        return self._finish(run, stack, skipped, NOT_ASKED)
+
+    def _finish(
+        self,
+        run: _Run,
+        stack: Stack,
+        result: ScanResult,
+        cache: str,
+        invalid: str = "",
+        steps: tuple[Step, ...] = (),
+    ) -> ScanResult:
+        run.results[stack.name] = result
+        stack.record(run.run_id, result, cache, steps)
+        if self._tells_scans:
+            self._bus.send(ScanEnded(run.run_id, result, cache, invalid))
         return result
 
     def _leave(self, run: _Run) -> None:
         """Wind a run up, whichever way it ended."""
-        self._cut(run, by_user=True)
-        while run.open:
-            for _ in self._take(run):
-                pass
-        for name in self._names:
-            if name not in run.results:  # cancelled before its turn
-                scan = run.scan(self._stacks[name])
-                scan.turn, scan.turn_at = self._clock.monotonic(), self._clock.time()
-                self._finish(run, scan, scan.stack.without_work(scan, Status.SKIPPED))
+        if run.open:
+            self._cut(run, by_user=True)
+            while run.open:
+                self._take(run)
+        if len(run.results) < len(self._names):  # cancelled before their turn
+            for stack in self._stacks.values():
+                if stack.name not in run.results:
+                    self._skip(run, stack)
         with self._lock:
             self._runs.discard(run)
         report = run.end(self._names)
-        self._bus.send(RunEnded(run.run_id, report.duration, report.counts, report.complete, self._clock.time()))
+        if self._bus.wants(RunEnded):
+            self._bus.send(RunEnded(run.run_id, report.duration, report.counts, report.complete, self._clock.time()))
 
 
-class _Run:
+class _Run(Run):
     """One execution of the fleet against one state."""
 
     def __init__(self, state: Mapping[str, Any], deadline: float | None, clock: Clock) -> None:
-        self.snapshot = Snapshot(state)
+        super().__init__(Snapshot(state), math.inf, 0.0)
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
         self._seconds = math.inf if deadline is None else float(deadline)
-        self.deadline = math.inf
         self.run_id = uuid.uuid4().hex
-        self.outbox: SimpleQueue[Any] = SimpleQueue()
         self.open: set[Scan] = set()
         self.results: dict[str, ScanResult] = {}
         self.over = False
@@ -323,11 +342,8 @@ class _Run:
     def start(self) -> None:
         """Start the clock."""
         self.started_at, self._began = self._clock.time(), self._clock.monotonic()
+        self.epoch = self.started_at - self._began
         self.deadline = self._began + self._seconds
-
-    def scan(self, stack: Stack) -> Scan:
-        """Make this run's scan of one scanner."""
-        return Scan(stack, self.snapshot, self.deadline, self.outbox)
 
     def end(self, names: tuple[str, ...]) -> RunReport:
         """Make the report, and add the run's tool logs to the caller's list, if there is one."""
@@ -379,6 +395,15 @@ def _settings(settings: Mapping[str, Mapping[str, Any]], names: tuple[str, ...])
         if not isinstance(table, Mapping):
             raise ConfigError(f"settings: {name} must be a table, got {table!r}")
     return {name: MappingProxyType(dict(table)) for name, table in settings.items()}
+
+
+def _policies(policies: Mapping[str, Policy], names: tuple[str, ...]) -> Mapping[str, Policy]:
+    for name, policy in policies.items():
+        if name not in names:
+            raise ConfigError(f"policies: there is no scanner {name!r} here; there are {', '.join(names) or 'none'}")
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policies: {name} must be a Policy, got {policy!r}")
+    return policies
 
 
 def _execution_table(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-import threading
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.errors import InvalidCandidate, PluginError, ScanCancelled
+from resilient_scan.context import ScanContext
+from resilient_scan.errors import InvalidCandidate, PluginError
 from resilient_scan.options import LAYERS, Breaker, Cache, Retry, Timeout, check_layer
-from resilient_scan.state import EMPTY, Snapshot
 
-T = TypeVar("T")
-Call = Callable[["ScanContext"], list[Any]]
-"""What a layer wraps and what it becomes: asks the scanner and returns its candidates, or raises."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
 
@@ -55,173 +48,6 @@ class Candidate(msgspec.Struct, frozen=True):
             raise InvalidCandidate(f"candidate.extras must be a dict, got {self.extras!r}")
         if not self.ticker or any(map(str.isspace, self.ticker)):
             raise InvalidCandidate(f"candidate.ticker must be a symbol without blanks, got {self.ticker!r}")
-
-
-class Shared(Protocol):
-    """Values that several scanners need, loaded once for all of them."""
-
-    def get(self, key: Any, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
-        """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
-
-
-class ScanContext:
-    """What a scanner may know about the execution it is part of.
-
-    Attributes:
-        scanner: the scanner's name.
-        settings: this scanner's table from the configuration, read only.
-        attempt: number of the current attempt, counted from 1.
-        deadline: the instant, on the runner's monotonic clock, at which the execution's time is over.
-    """
-
-    __slots__ = (
-        "_clock",
-        "_cut",
-        "_logs",
-        "_shared",
-        "_snapshot",
-        "_state",
-        "_wake",
-        "attempt",
-        "cut_at",
-        "deadline",
-        "dropped",
-        "found",
-        "invalid",
-        "lock",
-        "open_attempt",
-        "permit",
-        "scanner",
-        "settings",
-    )
-
-    def __init__(
-        self,
-        scanner: str = "scanner",
-        *,
-        clock: Clock | None = None,
-        deadline: float = float("inf"),
-        settings: Mapping[str, Any] = MappingProxyType({}),
-        shared: Shared | None = None,
-        snapshot: Snapshot = EMPTY,
-    ) -> None:
-        self.scanner = scanner
-        self.settings = settings
-        self.attempt = 0
-        self.deadline = deadline
-        self.cut_at = float("inf")  # the run's own deadline, where nobody else can use the answer
-        self.lock = threading.Lock()  # for the small facts of one execution; never held while foreign code runs
-        self.open_attempt: float | None = None  # when the current attempt began, until somebody reports its end
-        self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
-        self.dropped = 0
-        self.invalid = ""
-        self.permit: Any = None  # the breaker's, while an attempt is under way
-        self._clock: Clock = clock or SystemClock()
-        self._shared = shared
-        self._snapshot = snapshot
-        self._state: dict[str, Any] = {}
-        self._logs: list[dict[str, Any]] = []
-        self._cut = False
-        self._wake: Wake | None = None
-
-    @property
-    def now(self) -> datetime:
-        """Return the date and time in UTC, by the runner's clock; never call `datetime.now()` instead."""
-        return datetime.fromtimestamp(self._clock.time(), UTC)
-
-    @property
-    def cancelled(self) -> bool:
-        """Say whether nobody waits for the answer any more: cancelled, or past the deadline."""
-        return self._cut or self.remaining() <= 0
-
-    @property
-    def timed_out(self) -> bool:
-        """Say whether the scanner used up its own time; a run that ended earlier does not count."""
-        return self._clock.monotonic() >= self.deadline
-
-    def remaining(self) -> float:
-        """Return the seconds that are left, never below 0."""
-        return max(0.0, min(self.deadline, self.cut_at) - self._clock.monotonic())
-
-    def check(self) -> None:
-        """Raise `ScanCancelled` when nobody waits for the answer any more."""
-        if self.cancelled:
-            raise ScanCancelled(f"{self.scanner}: the scan is over")
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep for `seconds`, but not past the end of the scan: that raises `ScanCancelled`, at once."""
-        if seconds > 0:
-            # Whoever cancels sets `_cut` before it reads `_wake`; here `_wake` is set before `_cut` is read. So
-            # either the canceller sees the flag and raises it, or `cancelled` is true before the sleep begins.
-            wake = self._wake = self._wake or self._clock.event()
-            if not self.cancelled:
-                self._clock.sleep(min(seconds, self.remaining()), wake)
-        self.check()
-
-    def log(self, tool: str, /, **fields: Any) -> None:
-        """Add an entry to this scan's tool log: `{"tool", "scanner", "at" (epoch seconds), **fields}`."""
-        entry = {"tool": tool, "scanner": self.scanner, "at": self._clock.time(), **fields}
-        own = self._state.get("tool_logs")
-        (own if isinstance(own, list) else self._logs).append(entry)
-
-    def shared(self, key: Any, load: Callable[[], T], *, ttl: float = 300.0) -> T:
-        """Return a value that several scanners need, loaded once for all of them.
-
-        Args:
-            key: hashable; the same key means the same value, whoever asks.
-            load: makes the value; runs in the first asker's thread, the others wait for it within their own time.
-            ttl: seconds for which the value is kept.
-
-        Raises:
-            ScanCancelled: the time was over before the value was there.
-            Exception: what `load` raised, for all that waited for it.
-        """
-        return load() if self._shared is None else self._shared.get(key, load, ttl, self)
-
-    def begin_attempt(self) -> dict[str, Any]:
-        """Count an attempt, forget what the one before it found, and return a state of its own for it."""
-        self._logs = self.tool_logs()
-        self.attempt += 1
-        self.open_attempt = self._clock.monotonic()
-        self.found = []
-        self.dropped = 0
-        self._state = self._snapshot.copy()
-        return self._state
-
-    def close_attempt(self) -> float | None:
-        """Return when the attempt under way began, to the first that asks: who gets it reports its end."""
-        with self.lock:
-            began, self.open_attempt = self.open_attempt, None
-        return began
-
-    def tool_logs(self) -> list[dict[str, Any]]:
-        """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
-        return [*self._logs, *self._snapshot.new_tool_logs(self._state)]
-
-    def wait(self, seconds: float, done: Callable[[], bool]) -> None:
-        """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.
-
-        Raises:
-            ScanCancelled: the end of the scan came first.
-        """
-        wake = self._wake = self._wake or self._clock.event()
-        until = self._clock.monotonic() + min(seconds, self.remaining())
-        while not done() and not self._cut and (left := until - self._clock.monotonic()) > 0:
-            wake.clear()
-            if not done() and not self._cut:  # asked again: a poke or a cancel just before `clear` left no other trace
-                self._clock.sleep(left, wake)
-        if not done():
-            self.check()
-
-    def poke(self) -> None:
-        """Wake the scan if it waits, without ending it."""
-        if self._wake is not None:
-            self._wake.set()
-
-    def cancel(self) -> None:
-        """Tell the scanner that nobody waits any more, and wake it if it sleeps."""
-        self._cut = True
-        self.poke()
 
 
 @runtime_checkable

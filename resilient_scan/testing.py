@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from resilient_scan.context import ScanContext
 from resilient_scan.errors import ScanError
 from resilient_scan.events import Event
-from resilient_scan.scanning import FunctionScanner, ScanContext, scanner
+from resilient_scan.scanning import FunctionScanner, scanner
 
 
 class FakeClock:

@@ -33,11 +33,9 @@ class Task(Protocol):
     """Work for the pool. `run`, `expire` and `refuse` must not raise."""
 
     name: str
-    limit: float
-    """Seconds it may take, counted from the start; infinity: no limit."""
 
-    def start(self, now: float, /) -> bool:
-        """Note that a worker begins it; `False`: nobody wants it any more, do not run it."""
+    def start(self, now: float, place: Place, /) -> float | None:
+        """Note that a worker begins it, and return its deadline; `None`: nobody wants it any more, do not run it."""
 
     def run(self) -> None:
         """Do the work; on the worker."""
@@ -45,8 +43,8 @@ class Task(Protocol):
     def expire(self, thread: str, age: float, /) -> None:
         """Hand over without the work: the time is over. On the watchdog's thread, so it must be quick."""
 
-    def late(self) -> None:
-        """Note that the work ended after `expire`; on the worker."""
+    def late(self, age: float, /) -> None:
+        """Note that the work ended after `expire`, `age` seconds after it began; on the worker."""
 
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start: every thread hangs."""
@@ -70,18 +68,24 @@ class Abandoned(msgspec.Struct, frozen=True):
     stack: str
 
 
-class _Place:
+class Place:
     """One worker and what it is doing; `deadline` is written by the worker and read by the watchdog."""
 
-    __slots__ = ("deadline", "expired", "replaced", "started", "task", "thread")
+    __slots__ = ("_pool", "deadline", "expired", "replaced", "started", "task", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
         self.thread: threading.Thread | None = None
         self.task: Task | None = None
         self.started = 0.0
         self.deadline = NEVER
         self.expired = False  # its task's time is over, and the thread still runs
         self.replaced = False  # and its place has been given to a new worker
+
+    def alarm(self, deadline: float) -> None:
+        """Set another deadline for the task under way; on its worker."""
+        self.deadline = deadline
+        self._pool.look_by(deadline)
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
@@ -108,8 +112,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._numbers = itertools.count()
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._mutex = threading.Lock()
-        self._places: set[_Place] = set()  # workers, at most `_most`
-        self._hung: set[_Place] = set()  # expired and still running, with or without a place
+        self._places: set[Place] = set()  # workers, at most `_most`
+        self._hung: set[Place] = set()  # expired and still running, with or without a place
         self._unfinished = 0  # tasks submitted and not ended, apart from those of replaced workers
         self._closed = False
         self._wake: Wake = self._clock.event()
@@ -157,9 +161,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if self._closed:
                 raise RuntimeError(SHUT_DOWN)
             self._unfinished += 1
-            stuck = self._is_stuck()
+            stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
-                self._hire_wanted()
+                if self._unfinished > len(self._places):
+                    self._hire_wanted()
                 self._queue.put(task)
         if stuck:
             self._refuse(task)
@@ -170,8 +175,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             heapq.heappush(self._timers, entry)
             self._watch()
-        if instant < self._next_look:
-            self._wake.set()
+        self.look_by(instant)
         return lambda: self._forget(entry)
 
     def abandoned(self) -> list[Abandoned]:
@@ -187,6 +191,15 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             busy = sum(place.task is not None and not place.expired for place in self._places)
             hung_places = len(self._hung & self._places)
             return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
+
+    def look_by(self, instant: float) -> None:
+        """See to it that the watchdog looks at the deadlines no later than at `instant`.
+
+        The watchdog sets `_next_look` to infinity before it looks at the places. So either it sees a deadline that was
+        set before this call, or this call sees the infinity (or a later look) and wakes it.
+        """
+        if instant < self._next_look:
+            self._wake.set()
 
     # workers
 
@@ -204,23 +217,22 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._wake.set()
 
     def _hire(self) -> None:
-        place = _Place()
+        place = Place(self)
         name = f"{self._name}-{next(self._numbers)}"
         place.thread = threading.Thread(target=self._work, args=(place,), name=name, daemon=True)
         self._watch()
         place.thread.start()
         self._places.add(place)
 
-    def _work(self, place: _Place) -> None:
+    def _work(self, place: Place) -> None:
         while (task := self._queue.get()) is not None:
             started = self._clock.monotonic()
-            if task.start(started):
+            deadline = task.start(started, place)
+            if deadline is not None:
                 place.task = task
                 place.started = started
-                deadline = place.deadline = started + task.limit
-                # The watchdog sets `_next_look` to infinity before it looks at the places. So either it sees this
-                # deadline, or this worker sees the infinity (or a later look) and wakes it.
-                if deadline < self._next_look:
+                place.deadline = deadline
+                if deadline < self._next_look:  # see `look_by`
                     self._wake.set()
                 task.run()
             if not self._finish(place, task):
@@ -230,7 +242,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._places.discard(place)
         self._wake.set()  # the watchdog of a closed pool ends with the last worker
 
-    def _finish(self, place: _Place, task: Task) -> bool:
+    def _finish(self, place: Place, task: Task) -> bool:
         """Note that a worker is through with its task; `False`: its place is taken, the thread ends."""
         with self._mutex:
             place.deadline = NEVER
@@ -241,7 +253,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not replaced:
                 self._unfinished -= 1
         if late:
-            task.late()
+            task.late(self._clock.monotonic() - place.started)
             self._fill_places()
         return not replaced
 
@@ -276,13 +288,13 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 return True
             return False
 
-    def _places_over(self, now: float) -> list[_Place]:
+    def _places_over(self, now: float) -> list[Place]:
         with self._mutex:
-            return [place for place in self._places if place.deadline <= now]
+            return [place for place in self._places if place.deadline <= now and not place.expired]
 
     def _upcoming(self) -> float:
         with self._mutex:
-            deadlines = min((place.deadline for place in self._places), default=NEVER)
+            deadlines = min((place.deadline for place in self._places if not place.expired), default=NEVER)
             return min(deadlines, self._timers[0][0]) if self._timers else deadlines
 
     def _ring(self, now: float) -> None:
@@ -299,10 +311,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._timers.remove(entry)
                 heapq.heapify(self._timers)
 
-    def _expire(self, place: _Place, now: float) -> None:
+    def _expire(self, place: Place, now: float) -> None:
         with self._mutex:
             task = place.task
-            if task is None or place.deadline > now:  # it ended between our look and the lock
+            if task is None or place.expired or place.deadline > now:  # it ended between our look and the lock
                 return
             place.expired = True
             place.deadline = NEVER
@@ -362,14 +374,13 @@ class _Plain:
     """A call without a time limit, behind a `Future`."""
 
     name = "submit"
-    limit = NEVER
 
     def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
         self._future = future
         self._call: Callable[[], Any] | None = call
 
-    def start(self, _now: float, /) -> bool:
-        return self._future.set_running_or_notify_cancel()
+    def start(self, _now: float, _place: Place, /) -> float | None:
+        return NEVER if self._future.set_running_or_notify_cancel() else None
 
     def run(self) -> None:
         call, self._call = self._call, None
@@ -384,7 +395,7 @@ class _Plain:
     def expire(self, thread: str, age: float, /) -> None:
         """Never called: there is no limit."""
 
-    def late(self) -> None:
+    def late(self, age: float, /) -> None:
         """Never called: there is no limit."""
 
     def refuse(self, reason: str, /) -> None:
@@ -394,7 +405,7 @@ class _Plain:
             self._future.set_exception(RuntimeError(reason))
 
 
-def _describe(place: _Place, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
+def _describe(place: Place, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
     thread = place.thread
     frame = frames.get(thread.ident or 0) if thread is not None else None
     return Abandoned(

@@ -15,6 +15,7 @@ permit wins: a timeout votes the moment it is detected, and the answer that come
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -24,10 +25,10 @@ from typing import Any
 import pybreaker
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled
+from resilient_scan.context import Call, ScanContext
+from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
 from resilient_scan.events import BreakerChanged
 from resilient_scan.options import Breaker
-from resilient_scan.scanning import Call, ScanContext
 
 CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
 
@@ -51,8 +52,9 @@ class _Memory(pybreaker.CircuitBreakerStorage):
     def __init__(self) -> None:
         super().__init__("memory")
         self.generation = 0
+        self.closed = True
+        self.failures = 0  # in a row
         self._state = CLOSED
-        self._failures = 0
         self._successes = 0
 
     @property
@@ -63,27 +65,52 @@ class _Memory(pybreaker.CircuitBreakerStorage):
     def state(self, state: str) -> None:
         # pybreaker tells its listeners before it writes the state, so the number is raised here, after the write
         self._state = state
+        self.closed = state == CLOSED
         self.generation += 1
 
     @property
     def counter(self) -> int:
-        return self._failures
+        return self.failures
 
     @property
     def success_counter(self) -> int:
         return self._successes
 
     def increment_counter(self) -> None:
-        self._failures += 1
+        self.failures += 1
 
     def reset_counter(self) -> None:
-        self._failures = 0
+        self.failures = 0
 
     def increment_success_counter(self) -> None:
         self._successes += 1
 
     def reset_success_counter(self) -> None:
         self._successes = 0
+
+
+class _Window:
+    """The last attempts, for the rates."""
+
+    def __init__(self, options: Breaker) -> None:
+        self._options = options
+        self._last: deque[tuple[bool, bool]] = deque(maxlen=options.window)
+
+    def full_of_trouble(self, failed: bool, slow: bool) -> bool:
+        """Note an attempt, and say whether there are too many failures or slow ones among the last."""
+        self._last.append((failed, slow))
+        options, seen = self._options, len(self._last)
+        if seen < options.minimum:
+            return False
+        failures, slows = (sum(column) for column in zip(*self._last, strict=True))
+        return _reaches(failures / seen, options.failure_rate) or _reaches(slows / seen, options.slow_rate)
+
+    def clear(self) -> None:
+        self._last.clear()
+
+
+def _reaches(rate: float, limit: float | None) -> bool:
+    return limit is not None and rate >= limit
 
 
 class _Failure(Exception):
@@ -109,6 +136,7 @@ class Guard:
             state_storage=self._memory,
             throw_new_error_on_trip=False,
         )
+        self._window = _Window(options) if options.failure_rate or options.slow_rate else None
         self._lock = threading.Lock()
         self._trials: set[Permit] = set()
         self._open_until = 0.0
@@ -125,26 +153,36 @@ class Guard:
 
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
+        memory, clock = self._memory, self._clock
+        slow_after = self._options.slow_after
 
         def guarded(context: ScanContext) -> list[Any]:
-            permit, change = self.admit()
-            if change is not None:
-                emit(change)
+            # Read in this order: were the breaker to open in between, the permit is of the older generation and has
+            # no vote; the other way round a vote from before the opening would count after it.
+            permit = Permit(memory.generation)
+            if not memory.closed:
+                permit, change = self._admit_trial()
+                if change is not None:
+                    emit(change)
             failed: bool | None = None
+            slow = False
             # The watchdog votes for whatever permit it finds here once the deadline is over. So the permit is set
             # before the time is read: either the watchdog finds it, or this attempt sees that it is too late.
             context.permit = permit
+            began = clock.monotonic()
             try:
-                context.check()
+                if context.abandoned or began >= context.ends:
+                    context.check()
                 found = call(context)
                 failed = False
+                slow = slow_after is not None and clock.monotonic() - began >= slow_after
                 return found
             except BaseException as error:
                 failed = self._verdict(error, context)
                 raise
             finally:
                 context.permit = None
-                change = self.vote(permit, failed)
+                change = self.vote(permit, failed, slow=slow)
                 if change is not None:
                     emit(change)
 
@@ -156,21 +194,16 @@ class Guard:
         Raises:
             CircuitOpen: the breaker is open, or half-open with all its trials taken.
         """
-        # Read in this order: were the breaker to open in between, the permit is of the older generation and has no
-        # vote; the other way round a vote from before the opening would count after it.
-        generation = self._memory.generation
-        if self._memory.state == CLOSED:
-            return Permit(generation), None
-        with self._lock:
-            return self._admit_trial()
+        permit = Permit(self._memory.generation)
+        return (permit, None) if self._memory.closed else self._admit_trial()
 
-    def vote(self, permit: Permit, failed: bool | None) -> BreakerChanged | None:
+    def vote(self, permit: Permit, failed: bool | None, *, slow: bool = False) -> BreakerChanged | None:
         """Count the outcome of a permit (`None`: no vote, the permit is given back); the first one wins.
 
         Returns:
             The change of state that this made, for the caller to send.
         """
-        if failed is False and permit.expires is None and self._memory.counter == 0:
+        if failed is False and self._window is None and self._memory.failures == 0 and permit.expires is None:
             permit.done = True  # a success resets a count, and there is none
             return None
         with self._lock:
@@ -180,43 +213,52 @@ class Guard:
             self._trials.discard(permit)
             if failed is None or permit.generation != self._memory.generation:
                 return None
-            return self._replay(failed)
+            return self._replay(failed, slow)
 
     def _verdict(self, error: BaseException, context: ScanContext) -> bool | None:
         """Say whether an exception is a failure; `None`: no vote."""
         if isinstance(error, ScanCancelled):
             return True if context.timed_out else None
-        if isinstance(error, RetryAfter):
+        if isinstance(error, RetryAfter) or (isinstance(error, ScanTimeout) and error.by_clock):
             return True
         if isinstance(error, PermanentError | Rejected):
             return None
         return True if isinstance(error, self._options.on) else None
 
     def _admit_trial(self) -> tuple[Permit, BreakerChanged | None]:
-        now = self._clock.monotonic()
-        change = None
-        state = self._memory.state
-        if state == OPEN:
-            if now < self._open_until:
-                raise CircuitOpen(f"the breaker of {self._name} is open, next trial in {self._open_until - now:.3g}s")
-            self._machine.half_open()
-            change = BreakerChanged(self._name, "open", "half_open", None)
-        elif state == CLOSED:  # closed by another thread just now
-            return Permit(self._memory.generation), None
-        self._trials = {p for p in self._trials if p.expires is not None and p.expires > now}
-        if len(self._trials) >= self._options.trials:
-            raise CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")
-        permit = Permit(self._memory.generation, expires=now + self._options.open_for)
-        self._trials.add(permit)
-        return permit, change
+        with self._lock:
+            change = self._half_open()
+            if self._memory.closed:  # by another thread, just now
+                return Permit(self._memory.generation), None
+            now = self._clock.monotonic()
+            self._trials = {p for p in self._trials if p.expires is not None and p.expires > now}
+            if len(self._trials) >= self._options.trials:
+                raise CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")
+            permit = Permit(self._memory.generation, expires=now + self._options.open_for)
+            self._trials.add(permit)
+            return permit, change
 
-    def _replay(self, failed: bool) -> BreakerChanged | None:
+    def _half_open(self) -> BreakerChanged | None:
+        """Go from open to half-open if the open time is over."""
+        if self._memory.state != OPEN:
+            return None
+        left = self._open_until - self._clock.monotonic()
+        if left > 0:
+            raise CircuitOpen(f"the breaker of {self._name} is open, next trial in {left:.3g}s")
+        self._machine.half_open()
+        return BreakerChanged(self._name, "open", "half_open", None)
+
+    def _replay(self, failed: bool, slow: bool) -> BreakerChanged | None:
         before, generation = self.state, self._memory.generation
         with suppress(_Failure):
             self._machine.call(_fail if failed else int)
+        if self._memory.closed and self._window is not None and self._window.full_of_trouble(failed, slow):
+            self._machine.open()
         if self._memory.generation == generation:
             return None
         self._trials.clear()
+        if self._window is not None:
+            self._window.clear()
         open_for = self._open(reopened=before == "half_open") if self._memory.state == OPEN else None
         return BreakerChanged(self._name, before, self.state, open_for)
 

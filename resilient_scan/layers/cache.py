@@ -7,6 +7,7 @@ for a failed execution.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from random import Random
@@ -16,22 +17,26 @@ import cachetools
 import msgspec
 
 from resilient_scan.clock import Clock
+from resilient_scan.context import ScanContext
 from resilient_scan.errors import ScanCancelled
 from resilient_scan.options import Cache
-from resilient_scan.scanning import Candidate, ScanContext
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.scanning import Candidate
 
+_log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 Flight = TypeVar("Flight")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An answer in the cache; its candidates belong to the cache alone."""
+    """An answer in the cache, or a failure that is remembered (`error`); the candidates belong to the cache alone."""
 
     candidates: tuple[Any, ...]
     plain: bool
     stored_at: float
     fresh_until: float
     stale_until: float
+    error: ErrorInfo | None = None
 
     def copies(self) -> list[Any]:
         """Return the candidates as objects that the caller may change."""
@@ -42,10 +47,13 @@ class ResultCache(Generic[Flight]):
     """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution."""
 
     def __init__(self, options: Cache, clock: Clock, random: Random) -> None:
+        self.inputs = options.inputs
         self._options = options
         self._clock = clock
         self._random = random
+        self._warned = False
         self._lock = threading.Lock()
+        self._failures: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
         self._entries: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
         self._flights: dict[Hashable, Flight] = {}
 
@@ -60,23 +68,25 @@ class ResultCache(Generic[Flight]):
             entry = self._entries.get(key)
         return entry if entry is not None and self._clock.monotonic() < entry.stale_until else None
 
-    def age(self, entry: Entry) -> float:
-        """Return how many seconds ago an answer was fetched."""
-        return max(0.0, self._clock.monotonic() - entry.stored_at)
-
     def lead(self, key: Hashable, flight: Flight) -> Entry | Flight:
         """Return a fresh answer; else the flight that fetches one: this one, if there was none."""
         with self._lock:
             return self._fresh(key) or self._flights.setdefault(key, flight)
 
     def land(self, key: Hashable, flight: Flight) -> None:
-        """Note that a flight is over; the next one to ask leads. An answer must be `put` before."""
+        """Note that a flight is over without an answer; the next one to ask leads."""
         with self._lock:
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-    def put(self, key: Hashable, candidates: list[Any]) -> Entry:
-        """Keep an answer.
+    def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> None:
+        """Let another flight lead in place of this one."""
+        with self._lock:
+            if self._flights.get(key) is flight:
+                self._flights[key] = heir
+
+    def put(self, key: Hashable, candidates: list[Any], flight: Flight) -> Entry:
+        """Keep an answer and land the flight that fetched it, in one step: nobody fetches it again in between.
 
         Raises:
             Exception: a candidate cannot be copied; nothing is kept.
@@ -84,16 +94,44 @@ class ResultCache(Generic[Flight]):
         options, now = self._options, self._clock.monotonic()
         ttl = options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
         fresh_until = now + ttl * (1.0 - options.jitter * self._random.random())
-        plain = all(type(candidate) is Candidate and not candidate.extras for candidate in candidates)
+        plain = not candidates or all(type(found) is Candidate and not found.extras for found in candidates)
         own = tuple(candidates) if plain else tuple(copy.deepcopy(candidates))
         entry = Entry(own, plain, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
             self._entries[key] = entry
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            if self._failures:
+                self._failures.pop(key, None)
         return entry
+
+    def put_error(self, key: Hashable, error: ErrorInfo) -> None:
+        """Remember a failure for `ttl_error` seconds, if that is wanted; an older answer is kept."""
+        if self._options.ttl_error is None:
+            return
+        now = self._clock.monotonic()
+        until = now + self._options.ttl_error
+        with self._lock:
+            self._failures[key] = Entry((), True, now, until, until, error)
+
+    def warn_once(self, scanner: str) -> None:
+        """Log, the first time, that a state has no stable key."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s is not cached: the state holds a value without a stable form; "
+                "name the keys that the scanner reads, Cache(inputs=(...)), or leave the cache out",
+                scanner,
+            )
 
     def _fresh(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)
-        return entry if entry is not None and self._clock.monotonic() < entry.fresh_until else None
+        if entry is not None and self._clock.monotonic() < entry.fresh_until:
+            return entry
+        if not self._failures:
+            return None
+        failure = self._failures.get(key)
+        return failure if failure is not None and self._clock.monotonic() < failure.fresh_until else None
 
 
 class _Loading:

@@ -6,6 +6,8 @@ pays for nothing.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -13,9 +15,13 @@ from typing import Any
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_base
 
+from resilient_scan.clock import Clock
+from resilient_scan.context import Call, ScanContext, Step
 from resilient_scan.errors import PermanentError, Rejected, RetryAfter, ScanCancelled
 from resilient_scan.options import Retry
-from resilient_scan.scanning import Call, ScanContext
+from resilient_scan.outcome import ErrorInfo
+
+BUDGET_WINDOW = 60.0  # seconds
 
 
 class FullJitter(wait_base):
@@ -32,14 +38,62 @@ class FullJitter(wait_base):
         return self._random.uniform(0.0, min(self._cap, doubled))
 
 
-def retrying(options: Retry, call: Call, *, random: Random, may_retry: Callable[[], bool]) -> Call:
+class Budget:
+    """Retries allowed: a share of the executions of the last minute, and a few in any case.
+
+    A source that is down is asked `attempts` times per execution by everybody; the budget keeps that multiplication
+    from keeping it down.
+    """
+
+    def __init__(self, options: Retry, clock: Clock) -> None:
+        self._share = options.budget or 0.0
+        self._floor = options.budget_min
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._executions: deque[float] = deque()
+        self._retries: deque[float] = deque()
+
+    def count(self) -> None:
+        """Note an execution."""
+        now = self._clock.monotonic()
+        with self._lock:
+            self._executions.append(now)
+            self._forget(now)
+
+    def spend(self) -> bool:
+        """Take one retry out of the budget; `False`: it is used up."""
+        now = self._clock.monotonic()
+        with self._lock:
+            self._forget(now)
+            if len(self._retries) >= max(self._floor, self._share * len(self._executions)):
+                return False
+            self._retries.append(now)
+            return True
+
+    def _forget(self, now: float) -> None:
+        for instants in (self._executions, self._retries):
+            while instants and instants[0] <= now - BUDGET_WINDOW:
+                instants.popleft()
+
+
+def retrying(
+    options: Retry,
+    call: Call,
+    *,
+    random: Random,
+    clock: Clock,
+    may_retry: Callable[[], bool],
+    budget: Budget | None = None,
+) -> Call:
     """Wrap `call` so that it is tried up to `options.attempts` times.
 
     Args:
         options: attempts, waits, and which exceptions are worth another attempt.
         call: the next layer in.
         random: where the jitter comes from.
+        clock: what attempts are timed on.
         may_retry: asked before a wait; `False` gives up at once (the breaker is open, say).
+        budget: what every retry is taken from.
 
     Raises (when called):
         The scanner's own exception of the last attempt; `Rejected` only where no attempt was made at all.
@@ -51,21 +105,29 @@ def retrying(options: Retry, call: Call, *, random: Random, may_retry: Callable[
     )
 
     def attempts(context: ScanContext) -> list[Any]:
-        failure: BaseException | None = None
+        failure, made = context.failure, context.attempt
+        began = clock.monotonic()
+        if budget is not None and failure is None:
+            budget.count()
         try:
             while True:
-                made = context.attempt
+                if failure is not None:
+                    pause = _pause(rules, options, context, failure)
+                    if pause is not None and not (may_retry() and (budget is None or budget.spend())):
+                        pause = None
+                    context.steps += (Step(made, clock.monotonic() - began, ErrorInfo.of(failure), pause),)
+                    if pause is None:
+                        raise failure
+                    context.sleep(pause)
+                    began = clock.monotonic()
                 try:
                     return call(context)
                 except BaseException as error:
-                    pause = None
-                    # refused in mid-scan (the breaker opened under it): the last attempt's own error stays
-                    if failure is None or context.attempt > made or isinstance(error, ScanCancelled):
-                        failure = error
-                        pause = _pause(rules, options, context, error)
-                if pause is None or not may_retry():
-                    raise failure
-                context.sleep(pause)
+                    # Refused in mid-scan (the breaker opened under it): the last attempt's own error stays.
+                    if failure is not None and isinstance(error, Rejected) and context.attempt == made:
+                        break
+                    failure, made = error, context.attempt
+            raise failure
         finally:
             failure = None  # else the exception, its traceback and this frame hold each other until a collection
 
@@ -74,7 +136,7 @@ def retrying(options: Retry, call: Call, *, random: Random, may_retry: Callable[
 
 def _pause(rules: Retrying, options: Retry, context: ScanContext, error: BaseException) -> float | None:
     """Return the seconds to wait before the next attempt; `None`: there is none."""
-    if isinstance(error, PermanentError | Rejected | ScanCancelled):
+    if context.cancelled or isinstance(error, PermanentError | Rejected | ScanCancelled):
         return None
     state = RetryCallState(rules, None, (), {})
     state.attempt_number = context.attempt

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.context import Call, ScanContext
 from resilient_scan.errors import InvalidCandidate
-from resilient_scan.scanning import Call, Candidate, ScanContext, ScannerSpec
+from resilient_scan.scanning import Candidate, ScannerSpec
 
 Maker = Callable[[Any], Any]
 _FIELDS = frozenset(Candidate.__struct_fields__)
@@ -28,11 +29,12 @@ def attempt(spec: ScannerSpec) -> Call:
     ask = spec.call
 
     def once(context: ScanContext) -> list[Any]:
-        state = context.begin_attempt()
-        answer = ask(state, context)
-        if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-            answer = _finish_async(answer, context)
-        _keep_valid(_iterable(answer), make, context)
+        answer = ask(context.begin_attempt(), context)
+        if type(answer) is list:
+            if answer:
+                _keep_valid(answer, make, context)
+        else:
+            _keep_valid(_iterable(answer, context), make, context)
         return context.found
 
     return once
@@ -46,13 +48,15 @@ def _keep_valid(items: Iterable[Any], make: Maker, context: ScanContext) -> None
         if lazy and context.cancelled:  # also ends a generator that never would
             context.check()
         try:
-            keep(item if type(item) is Candidate else make(item))
+            keep(make(item))
         except InvalidCandidate as error:
             context.invalid = context.invalid or str(error)
             context.dropped += 1
 
 
-def _iterable(answer: Any) -> Iterable[Any]:
+def _iterable(answer: Any, context: ScanContext) -> Iterable[Any]:
+    if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+        answer = _finish_async(answer, context)
     if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
         raise TypeError(f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
     return answer

@@ -1,4 +1,4 @@
-"""Timeout: how many threads of one scanner may hang at a time.
+"""Timeout: the time of one attempt, and how many threads of one scanner may hang at a time.
 
 The time itself is kept by the engine, which counts from the start of the work and hands over on time; what is left
 behind then is a thread that still runs. A scanner whose threads hang is not asked again until one of them ends, so
@@ -8,13 +8,41 @@ that a hanging source costs a bounded number of threads.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import Rejected
+from resilient_scan.context import Call, ScanContext
+from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.options import Timeout
-from resilient_scan.scanning import ScanContext
 
 GRACE = 0.05  # seconds: a cooperative thread of the run before may be just ending
+
+
+def limited(seconds: float, call: Call, clock: Clock) -> Call:
+    """Wrap `call` so that each attempt has at most `seconds`.
+
+    Raises (when called):
+        ScanTimeout: the scanner noticed that its attempt's time was over, and stopped. One that does not notice is
+            left behind by the engine.
+    """
+
+    def timed(context: ScanContext) -> list[Any]:
+        end = clock.monotonic() + seconds
+        if end >= context.ends:  # the scan's own deadline comes first
+            return call(context)
+        before, context.ends = context.ends, end
+        context.alarm(end)
+        try:
+            return call(context)
+        except ScanCancelled:
+            if context.abandoned or clock.monotonic() < end or clock.monotonic() >= before:
+                raise
+            raise ScanTimeout(f"attempt {context.attempt}: timeout after {seconds:.3g}s", by_clock=True) from None
+        finally:
+            context.ends = before
+            context.alarm(context.deadline)
+
+    return timed
 
 
 class HungThreads:
@@ -38,7 +66,7 @@ class HungThreads:
             Rejected: the scanner has as many hanging threads as it may, and none ended within 50 ms.
         """
         if self._count >= self._most and not self._one_returns(min(GRACE, context.remaining())):
-            raise Rejected(
+            raise context.failure or Rejected(
                 f"{self._count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
                 "it is asked again when one of them ends"
             )

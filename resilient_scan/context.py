@@ -1,0 +1,210 @@
+"""What a scanner may know about the execution it is part of, and what the layers keep there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from resilient_scan.clock import Clock, SystemClock, Wake
+from resilient_scan.errors import ScanCancelled
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.state import EMPTY, TOOL_LOGS, Snapshot
+
+T = TypeVar("T")
+NEVER = float("inf")
+Call = Callable[["ScanContext"], list[Any]]
+"""What a layer wraps and what it becomes: asks the scanner and returns its candidates, or raises."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """An attempt that failed, for the flight recorder.
+
+    Attributes:
+        attempt: its number.
+        duration: seconds it took.
+        error: why it failed, type and message.
+        pause: seconds waited after it; `None`: no attempt followed.
+    """
+
+    attempt: int
+    duration: float
+    error: ErrorInfo
+    pause: float | None
+
+
+class Shared(Protocol):
+    """Values that several scanners need, loaded once for all of them."""
+
+    def get(self, key: Any, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
+        """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
+
+
+class ScanContext:
+    """What a scanner may know about the execution it is part of.
+
+    Attributes:
+        scanner: the scanner's name.
+        settings: this scanner's table from the configuration, read only.
+        attempt: number of the current attempt, counted from 1.
+        deadline: the instant, on the runner's monotonic clock, at which the execution's time is over.
+    """
+
+    # Set only where they differ: a first attempt that succeeds pays for none of them.
+    attempt = 0
+    deadline = NEVER
+    cut_at = NEVER  # the run's own deadline, where nobody else can use the answer
+    ends = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
+    dropped = 0
+    invalid = ""
+    permit: Any = None  # the breaker's, while an attempt is under way
+    open_attempt: float | None = None  # when the current attempt began, until somebody reports its end
+    failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
+    steps: tuple[Step, ...] = ()
+    alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)  # moves the engine's deadline for this work
+    _cut = False
+    _wake: Wake | None = None
+    _state: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        scanner: str = "scanner",
+        *,
+        clock: Clock | None = None,
+        deadline: float = NEVER,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        shared: Shared | None = None,
+        snapshot: Snapshot = EMPTY,
+    ) -> None:
+        self.scanner = scanner
+        self.settings = settings
+        self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
+        self._logs: list[dict[str, Any]] = []
+        self._clock = clock or SystemClock()
+        self._shared = shared
+        self._snapshot = snapshot
+        if deadline != NEVER:
+            self.limit(deadline)
+
+    @property
+    def now(self) -> datetime:
+        """Return the date and time in UTC, by the runner's clock; never call `datetime.now()` instead."""
+        return datetime.fromtimestamp(self._clock.time(), UTC)
+
+    @property
+    def cancelled(self) -> bool:
+        """Say whether nobody waits for the answer any more: cancelled, or past the deadline."""
+        return self._cut or self._clock.monotonic() >= self.ends
+
+    @property
+    def timed_out(self) -> bool:
+        """Say whether the scanner used up its own time; a run that ended earlier does not count."""
+        return self._clock.monotonic() >= self.deadline
+
+    def remaining(self) -> float:
+        """Return the seconds that are left, never below 0."""
+        return max(0.0, self.ends - self._clock.monotonic())
+
+    def check(self) -> None:
+        """Raise `ScanCancelled` when nobody waits for the answer any more."""
+        if self.cancelled:
+            raise ScanCancelled(f"{self.scanner}: the scan is over")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for `seconds`, but not past the end of the scan: that raises `ScanCancelled`, at once."""
+        self.wait(seconds, lambda: False)
+
+    def log(self, tool: str, /, **fields: Any) -> None:
+        """Add an entry to this scan's tool log: `{"tool", "scanner", "at" (epoch seconds), **fields}`."""
+        entry = {"tool": tool, "scanner": self.scanner, "at": self._clock.time(), **fields}
+        own = (self._state or {}).get(TOOL_LOGS)
+        (own if isinstance(own, list) else self._logs).append(entry)
+
+    def shared(self, key: Any, load: Callable[[], T], *, ttl: float = 300.0) -> T:
+        """Return a value that several scanners need, loaded once for all of them.
+
+        Args:
+            key: hashable; the same key means the same value, whoever asks.
+            load: makes the value; runs in the first asker's thread, the others wait for it within their own time.
+            ttl: seconds for which the value is kept.
+
+        Raises:
+            ScanCancelled: the time was over before the value was there.
+            Exception: what `load` raised, for all that waited for it.
+        """
+        return load() if self._shared is None else self._shared.get(key, load, ttl, self)
+
+    # What follows is for the layers, not for scanners.
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the execution went on, or ended, without this thread."""
+        return self._cut
+
+    def limit(self, deadline: float, cut_at: float = NEVER) -> None:
+        """Set the instants at which the execution's time and the run's are over."""
+        self.deadline, self.cut_at = deadline, cut_at
+        self.ends = min(deadline, cut_at)
+
+    def begin_attempt(self) -> dict[str, Any]:
+        """Count an attempt, forget what the one before it found, and return a state of its own for it."""
+        if self.attempt:
+            self._logs = self.tool_logs()
+            self.found = []
+            self.dropped = 0
+        self.attempt += 1
+        self.open_attempt = self._clock.monotonic()
+        self._state = self._snapshot.copy()
+        return self._state
+
+    def next(self, failure: BaseException) -> ScanContext:
+        """Return the context of the next attempt, for another thread: the current one hangs with this one."""
+        other = ScanContext(self.scanner, settings=self.settings, clock=self._clock, shared=self._shared)
+        other._snapshot = self._snapshot
+        other.limit(self.deadline, self.cut_at)
+        other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
+        other._logs = self.tool_logs()
+        return other
+
+    def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
+        """Return when the attempt under way began, to the first that asks: who gets it reports its end."""
+        with lock:
+            began, self.open_attempt = self.open_attempt, None
+        return began
+
+    def tool_logs(self) -> list[dict[str, Any]]:
+        """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
+        new = self._snapshot.new_tool_logs(self._state) if self._state else ()
+        return [*self._logs, *new]
+
+    def wait(self, seconds: float, done: Callable[[], bool]) -> None:
+        """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.
+
+        Raises:
+            ScanCancelled: the end of the scan came first.
+        """
+        # Whoever cancels or pokes first leaves its trace (`_cut`, or what `done` looks at) and then reads `_wake`; here
+        # `_wake` is set and lowered before the traces are read. So no wake-up is lost in between.
+        wake = self._wake = self._wake or self._clock.event()
+        until = self._clock.monotonic() + min(seconds, self.remaining())
+        while (left := until - self._clock.monotonic()) > 0:
+            wake.clear()
+            if self._cut or done():
+                break
+            self._clock.sleep(left, wake)
+        if not done():
+            self.check()
+
+    def poke(self) -> None:
+        """Wake the scan if it waits, without ending it."""
+        if self._wake is not None:
+            self._wake.set()
+
+    def cancel(self) -> None:
+        """Tell the scanner that nobody waits any more, and wake it if it sleeps."""
+        self._cut = True
+        self.poke()
