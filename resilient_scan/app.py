@@ -201,7 +201,7 @@ def _nothing(problems: Sequence[Problem], chosen: Sequence[Found]) -> str:
         return f"nothing to run: {problems[0].error}"
     if chosen:
         return f"nothing to run: not configured: {', '.join(found.name for found in chosen)}"
-    return "nothing to run: no scanner belongs to both --only and --pipeline"
+    return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
 
 
 def _state(as_of: date | None, bundle: Bundle | None) -> dict[str, Any]:

@@ -6,13 +6,14 @@ stdout carries data, stderr carries messages.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any, Final
 
@@ -29,7 +30,10 @@ UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """Return the names of an option that may be repeated and may hold several, with commas between."""
-    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    found = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    if values and not found:
+        raise click.BadParameter(f"{values[0]!r} names nothing; leave the option out to run all")
+    return found
 
 
 def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -66,7 +70,9 @@ def command() -> None:
 @click.option("--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline.")
 @click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
 @click.option("--deadline", metavar="DURATION", callback=duration, help="End the run after 250ms, 5s, 10m, 1h...")
-@click.option("--max-workers", metavar="N", type=click.IntRange(min=1), default=8, help="Scanners at a time (8).")
+@click.option(
+    "--max-workers", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="Scanners at a time."
+)
 @click.option("--sequential", is_flag=True, help="One scanner at a time, in order; the candidates are the same.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
@@ -116,10 +122,10 @@ def list_scanners(as_json: bool) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (`None`: the process's) and return its exit code."""
-    _prepare_output()
     try:
-        code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
-        sys.stdout.flush()
+        with _messages_on_stderr():
+            code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as missing:
         _say([missing.format_message()])
         return USAGE
@@ -136,13 +142,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else ANSWERED
 
 
-def _prepare_output() -> None:
+@contextlib.contextmanager
+def _messages_on_stderr() -> Iterator[None]:
     """Send the library's log lines to stderr, and let no character that a terminal lacks end the command."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    logger = logging.getLogger("resilient_scan")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    logger, handler = logging.getLogger("resilient_scan"), logging.StreamHandler()
+    level = logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _say(lines: Iterable[str]) -> None:

@@ -67,7 +67,7 @@ def seconds(value: float) -> str:
     """Return a duration as people write it: `0.4ms`, `12ms`, `1.50s`, `95s`."""
     if value < 0.001:
         return f"{value * 1000:.1f}ms"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:.0f}ms"
     return f"{value:.2f}s" if value < 10 else f"{value:.0f}s"
 

@@ -1,0 +1,57 @@
+"""Arguments of the command line, without a process of its own."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from resilient_scan import app, cli
+from resilient_scan.plugins import Plugins
+
+CONTEXT = click.Context(cli.command)
+PARAMETER = click.Option(["--x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("250ms", 0.25), ("5s", 5), ("10m", 600), ("1h", 3600), ("2.5", 2.5), ("60", 60), (" 1.5h ", 5400), (".5s", 0.5)],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert cli.duration(CONTEXT, PARAMETER, text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0ms", "-1s", "5 s", "1e3", "nan", "inf", "1d", "s", "١s", "1h30m", "9" * 400]
+)
+def test_what_is_no_duration_is_refused_with_the_way_out(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a duration above zero; write it as 250ms, 5s, 10m or 1h"):
+        cli.duration(CONTEXT, PARAMETER, text)
+
+
+def test_names_may_be_repeated_and_separated_by_commas() -> None:
+    assert cli.names(CONTEXT, PARAMETER, ("a, b", "b", ",c,")) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--only", ","], 2, "names nothing"),
+        (["--help"], 0, ""),
+        ([], 2, "Usage: resilient-scan"),
+        (["run", "--only", "gap_up", "--pipeline", "edge"], 2, "none belongs to both --only and --pipeline"),
+    ],
+)
+def test_exit_codes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == code
+    assert message in capsys.readouterr().err
+
+
+def test_without_bundled_data_the_built_in_scanners_are_not_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "load_demo", lambda: None)
+    assert cli.main(["run"]) == 2
+    assert "nothing to run: not configured: gap_up" in capsys.readouterr().err
+    monkeypatch.setattr(app, "discover", lambda: Plugins((), ()))
+    assert cli.main(["run"]) == 2
+    assert "nothing to run: no scanner is installed" in capsys.readouterr().err

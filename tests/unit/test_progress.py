@@ -1,0 +1,105 @@
+"""What people see: nothing is cut in a pipe, and nothing that was found can drive a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from resilient_scan import Candidate, ScanResult, Status, progress
+from resilient_scan.outcome import ErrorInfo
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def result(**changes: object) -> ScanResult:
+    fields = {
+        "scanner": "one",
+        "pipeline": "news",
+        "status": Status.COMPLETED,
+        "candidates": [],
+        "error": None,
+        "attempts": 1,
+        "duration": 0.0123,
+        "queue_wait": 0.0,
+        "age": None,
+        "partial": False,
+        "dropped": 0,
+        "tool_logs": [],
+        "started_at": 0.0,
+    }
+    return ScanResult(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_pipe_gets_aligned_lines_that_are_not_cut() -> None:
+    out = io.StringIO()
+    progress.draw(("name", "count"), [("a" * 200, "7"), ("b", "123")], out, right=("count",))
+    head, first, second = out.getvalue().splitlines()
+    assert head == "name" + " " * 198 + "count"
+    assert first == "a" * 200 + "      7"
+    assert second == "b" + " " * 201 + "  123"
+
+
+def test_a_terminal_gets_a_table_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    progress.draw(("name", "status"), [("word " * 30, "error")], out)
+    assert "\x1b[31m" in out.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    progress.draw(("name", "status"), [("word " * 30, "error")], out)
+    assert "\x1b" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 40
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_control_characters_and_markup_of_a_source_are_only_text(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    out = stream()
+    context = "[bold]up[/bold]\x1b]0;owned\x07\r\nnext\u202eline"
+    progress.show_candidates([Candidate(ticker="AAPL", source="one", context=context)], out)
+    text = out.getvalue()
+    assert "[bold]up[/bold] ]0;owned next line" in text
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+
+
+def test_candidates_of_another_type_are_shown_whole_and_many_are_counted() -> None:
+    out = io.StringIO()
+    progress.show_candidates([{"isin": f"US{number}"} for number in range(50)], out)
+    lines = out.getvalue().splitlines()
+    assert "{'isin': 'US0'}" in lines[1]
+    assert len(lines) == 1 + 40 + 1
+    assert lines[-1] == "... and 10 more; --json has them all"
+
+
+def test_a_result_says_beside_its_status_what_a_reader_should_know() -> None:
+    out = io.StringIO()
+    stale = result(
+        status=Status.STALE,
+        error=ErrorInfo("httpx.ConnectError", "no route"),
+        age=12.4,
+        partial=True,
+        dropped=2,
+        attempts=3,
+    )
+    progress.show_results([result(), stale], out)
+    head, first, second = out.getvalue().splitlines()
+    assert head.split() == ["scanner", "pipeline", "status", "candidates", "duration", "note"]
+    assert first.split() == ["one", "news", "completed", "0", "12ms"]
+    assert second.endswith("ConnectError: no route, partial, 2 invalid dropped, 12s old, 3 attempts")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0004, "0.4ms"), (0.0123, "12ms"), (0.9999, "1.00s"), (1.5, "1.50s"), (95.2, "95s")],
+)
+def test_durations_are_written_as_people_do(value: float, text: str) -> None:
+    assert progress.seconds(value) == text
