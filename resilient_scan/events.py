@@ -36,13 +36,13 @@ class Registered(msgspec.Struct, frozen=True):
     abandoned_threads: Callable[[], int]
 
 
-class ScannersRegistered(Event, frozen=True):
+class ScannersRegistered(Event, frozen=True, gc=False):
     """A runner was built; sent once to each listener, before any other event."""
 
     scanners: tuple[Registered, ...]
 
 
-class RunStarted(Event, frozen=True):
+class RunStarted(Event, frozen=True, gc=False):
     """A run begins with this many scanners."""
 
     run_id: str
@@ -52,7 +52,7 @@ class RunStarted(Event, frozen=True):
     at: float
 
 
-class AttemptEnded(Event, frozen=True):
+class AttemptEnded(Event, frozen=True, gc=False):
     """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
 
     scanner: str
@@ -62,7 +62,7 @@ class AttemptEnded(Event, frozen=True):
     error: ErrorInfo | None
 
 
-class ExecutionEnded(Event, frozen=True):
+class ExecutionEnded(Event, frozen=True, gc=False):
     """Real work for a scan ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
 
     scanner: str
@@ -73,7 +73,7 @@ class ExecutionEnded(Event, frozen=True):
     error: ErrorInfo | None
 
 
-class ScanEnded(Event, frozen=True):
+class ScanEnded(Event, frozen=True, gc=False):
     """A scan has its result.
 
     `cache` tells what the cache had for it: `hit`, `stale`, `miss`, `shared` (another scan's execution answered),
@@ -87,7 +87,7 @@ class ScanEnded(Event, frozen=True):
     invalid: str
 
 
-class RunEnded(Event, frozen=True):
+class RunEnded(Event, frozen=True, gc=False):
     """A run is over; `counts` by status."""
 
     run_id: str
@@ -97,7 +97,7 @@ class RunEnded(Event, frozen=True):
     at: float
 
 
-class BreakerChanged(Event, frozen=True):
+class BreakerChanged(Event, frozen=True, gc=False):
     """A breaker changed its state (`closed`, `open`, `half_open`); `open_for` is set when it opened."""
 
     scanner: str
@@ -106,7 +106,7 @@ class BreakerChanged(Event, frozen=True):
     open_for: float | None
 
 
-class ScannerStateChanged(Event, frozen=True):
+class ScannerStateChanged(Event, frozen=True, gc=False):
     """A scanner went out of service or came back; `until` is epoch seconds or `None`."""
 
     scanner: str
@@ -118,7 +118,7 @@ class ScannerStateChanged(Event, frozen=True):
     at: float
 
 
-class ThreadAbandoned(Event, frozen=True):
+class ThreadAbandoned(Event, frozen=True, gc=False):
     """A thread did not stop at its deadline and was left behind; `age` is how long it has been at work."""
 
     scanner: str
@@ -126,7 +126,7 @@ class ThreadAbandoned(Event, frozen=True):
     age: float
 
 
-class LateCompletion(Event, frozen=True):
+class LateCompletion(Event, frozen=True, gc=False):
     """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length."""
 
     scanner: str

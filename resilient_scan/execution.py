@@ -34,7 +34,7 @@ _STATUS = {
 }
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """How an execution ended, for all scans that wait for it; `entry` is what the cache keeps of it."""
 
     kind: str

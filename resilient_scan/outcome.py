@@ -36,7 +36,7 @@ class Status(StrEnum):
 _ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
 
 
-class ErrorInfo(msgspec.Struct, frozen=True):
+class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
     """What went wrong, as text: the exception itself would keep its frames alive.
 
     Attributes:
@@ -64,7 +64,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         return self.type.rpartition(".")[2]
 
 
-class ScanResult(msgspec.Struct, frozen=True):
+class ScanResult(msgspec.Struct, frozen=True, gc=False):
     """One scanner's part of a run, after its end.
 
     Attributes:

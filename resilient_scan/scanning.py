@@ -17,7 +17,7 @@ from resilient_scan.options import LAYERS, Breaker, Cache, Retry, Timeout, check
 NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One thing a scanner found.
 
     Attributes:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 Flight = TypeVar("Flight")
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An answer in the cache, or a failure that is remembered (`error`); the candidates belong to the cache alone."""
 
     candidates: tuple[Any, ...]
