@@ -26,29 +26,21 @@ class Demo(Protocol):
 
     Attributes:
         scanners: names of the scanners that it can serve.
-        tickers: what it has data of.
+        first, last: the days that it has.
+        description: what it is, as the end of a sentence that begins "The data are".
         state: what a run on it is given.
         respond: answers as the live source would.
     """
 
     scanners: Sequence[str]
-    tickers: Sequence[str]
+    first: date
+    last: date
+    description: str
     state: dict[str, Any]
     respond: Respond
 
     def settings(self, base_url: str, /) -> dict[str, Any]:
         """Return the settings that make a scanner ask the server at `base_url`."""
-
-
-class Bundle(msgspec.Struct, frozen=True):
-    """The bundled data, and the first and last day that they have."""
-
-    demo: Demo
-    first: date
-    last: date
-
-    def __str__(self) -> str:
-        return f"bundled real history of {', '.join(self.demo.tickers)} from {self.first} to {self.last}, not live"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +72,7 @@ class Fleet(msgspec.Struct, frozen=True):
         runner: runs them.
         state: what they are given.
         deadline: seconds for a run, or `None`.
-        bundle: the bundled data that answer them, or `None`.
+        demo: the bundled data that answer them, or `None`.
         problems: sentences about scanners that were wanted and could not be loaded.
         not_configured: names of scanners that lack what they need; they are not in the report.
         metrics_url: where the metrics are served, or an empty text.
@@ -89,7 +81,7 @@ class Fleet(msgspec.Struct, frozen=True):
     runner: ScanRunner
     state: dict[str, Any]
     deadline: float | None
-    bundle: Bundle | None
+    demo: Demo | None
     problems: list[str]
     not_configured: list[str]
     metrics_url: str
@@ -107,7 +99,7 @@ class Fleet(msgspec.Struct, frozen=True):
         if day := self.state.get("trade_date"):
             text += f" as of {day}"
         text += f" and found {_count(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
-        return text if self.bundle is None else f"{text} The data are {self.bundle}."
+        return text if self.demo is None else f"{text} The data are {self.demo.description}."
 
 
 @contextmanager
@@ -119,9 +111,9 @@ def open_fleet(request: Request) -> Iterator[Fleet]:
     Raises:
         ConfigError: nothing to run, a name that nobody has, a date that the data do not have, or a port that is taken.
     """
-    plugins, bundle = discover(), _bundle()
+    plugins, demo = discover(), load_demo()
     chosen = _choose(plugins, request)
-    ready = [found for found in chosen if is_configured(found, bundle)]
+    ready = [found for found in chosen if is_configured(found, demo)]
     if not ready:
         raise ConfigError(_nothing(plugins.problems, chosen))
     with ExitStack() as stack:
@@ -135,13 +127,13 @@ def open_fleet(request: Request) -> Iterator[Fleet]:
             max_workers=request.max_workers,
             concurrent=not request.sequential,
             listeners=listeners,
-            settings=_settings(ready, bundle, stack),
+            settings=_settings(ready, demo, stack),
         )
         yield Fleet(
             runner=stack.enter_context(runner),
-            state=_state(request.as_of, bundle),
+            state=_state(request.as_of, demo),
             deadline=request.deadline,
-            bundle=bundle,
+            demo=demo,
             problems=[] if request.only else [str(problem.error) for problem in plugins.problems],
             not_configured=[found.name for found in chosen if found not in ready],
             metrics_url=url,
@@ -150,23 +142,23 @@ def open_fleet(request: Request) -> Iterator[Fleet]:
 
 def survey() -> tuple[list[dict[str, Any]], list[str]]:
     """Return a row for every scanner that is installed, and a sentence for every one that cannot be used."""
-    plugins, bundle = discover(), _bundle()
+    plugins, demo = discover(), load_demo()
     rows = [
         {
             "name": found.name,
             "pipeline": found.pipeline,
             "summary": found.summary,
             "built_in": found.built_in,
-            "configured": is_configured(found, bundle),
+            "configured": is_configured(found, demo),
         }
         for found in plugins.scanners
     ]
     return rows, [str(problem.error) for problem in plugins.problems]
 
 
-def is_configured(found: Found, bundle: Bundle | None) -> bool:
+def is_configured(found: Found, demo: Demo | None) -> bool:
     """Say whether `run` has what a scanner needs: a guest's needs are its own business."""
-    return not found.built_in or (bundle is not None and found.name in bundle.demo.scanners)
+    return not found.built_in or (demo is not None and found.name in demo.scanners)
 
 
 def _choose(plugins: Plugins, request: Request) -> list[Found]:
@@ -204,29 +196,22 @@ def _nothing(problems: Sequence[Problem], chosen: Sequence[Found]) -> str:
     return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
 
 
-def _state(as_of: date | None, bundle: Bundle | None) -> dict[str, Any]:
-    state = {} if bundle is None else dict(bundle.demo.state)
+def _state(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
+    state = {} if demo is None else dict(demo.state)
     if as_of is None:
         return state
-    if bundle is not None and not bundle.first <= as_of <= bundle.last:
-        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {bundle.first} to {bundle.last}")
+    if demo is not None and not demo.first <= as_of <= demo.last:
+        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
     return {**state, "trade_date": as_of.isoformat()}
 
 
-def _settings(ready: Iterable[Found], bundle: Bundle | None, stack: ExitStack) -> dict[str, dict[str, Any]]:
+def _settings(ready: Iterable[Found], demo: Demo | None, stack: ExitStack) -> dict[str, dict[str, Any]]:
     """Start the server of the bundled data, where it is needed, and point the scanners to it."""
     served = [found.name for found in ready if found.built_in]
-    if bundle is None or not served:
+    if demo is None or not served:
         return {}
-    server = stack.enter_context(LoopbackServer(bundle.demo.respond))
-    return {name: bundle.demo.settings(server.url) for name in served}
-
-
-def _bundle() -> Bundle | None:
-    if (parts := load_demo()) is None:
-        return None
-    days = [bar.day for bars in parts["history"]().values() for bar in bars]
-    return Bundle(parts["demo"], min(days), max(days))
+    server = stack.enter_context(LoopbackServer(demo.respond))
+    return {name: demo.settings(server.url) for name in served}
 
 
 def _count(number: int, noun: str) -> str:

@@ -84,15 +84,15 @@ def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
     return Plugins(tuple(entry for entry, _ in found.values()), tuple(problems))
 
 
-def load_demo() -> dict[str, Any] | None:
-    """Return what the bundled demo offers, by name, or `None` where it is not installed or shadowed."""
-    points = [point for point in entry_points(group=DEMO_GROUP) if _is_ours(point)]
-    if not points or _shadow():
-        return None
-    try:
-        return {point.name: point.load() for point in points}
-    except ImportError:  # something that it needs is missing; the scanners, which need it too, say so
-        return None
+def load_demo() -> Any:
+    """Return the bundled demo, or `None` where it is not installed, shadowed, or lacks what it needs itself."""
+    for point in entry_points(group=DEMO_GROUP):
+        if _is_ours(point) and not _shadow():
+            try:
+                return point.load()
+            except ImportError:  # the scanners, which need the same, say what is missing
+                return None
+    return None
 
 
 def _order(point: EntryPoint) -> tuple[bool, str, str]:
