@@ -32,8 +32,8 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit, urlu
 
 import msgspec
 
-from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
 from resilient_scan.context import ScanContext
+from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
 
 if TYPE_CHECKING:
     import httpcore
@@ -46,22 +46,16 @@ else:
         httpcore = SimpleNamespace(NetworkBackend=object, NetworkStream=object)
         httpx = SimpleNamespace(BaseTransport=object, SyncByteStream=object)
 
+Hide = Callable[[str], str]
+
 REDACTED: Final = "REDACTED"
 _NO_URL: Final = "an address that is none"
 EXCERPT: Final = 200
 _LONGEST_WAIT: Final = 366 * 86400.0
-_ASKS_TO_WAIT: Final = frozenset({403, 429, 503})
-_TRANSIENT: Final = frozenset({408, 425, 429})
 _SECRET = re.compile(
     r"api-?key|token|secret|passw(or)?d|crumb|auth|signature|cookie|session|credential|(^|-)(key|pwd|pass|sig)$"
 )
-_WAY_OUT: Final = {
-    401: "check the key",
-    403: "check the key and what it may read",
-    404: "check the address",
-    408: "try again later",
-    429: "ask less often",
-}
+_WAY_OUT: Final = {401: "check the key", 403: "check the key and what it may read", 429: "ask less often"}
 
 
 class TransientError(ScanError):
@@ -185,34 +179,27 @@ class Client:
         # One per process: after a fork parent and child would read each other's answers from one socket. Two threads
         # that meet here may both open one; `setdefault` lets the first win, and the other is dropped unused.
         wire = self._wires.get(os.getpid())
-        return wire or self._wires.setdefault(os.getpid(), self._open())
-
-    def _open(self) -> httpx.Client:
-        wire = httpx.Client(transport=_Transport(self._base), headers=self._headers, follow_redirects=False)
-        weakref.finalize(self, wire.close).atexit = False
-        return wire
+        if wire is None:
+            wire = httpx.Client(transport=_Transport(self._base), headers=self._headers, follow_redirects=False)
+            weakref.finalize(self, wire.close)
+        return self._wires.setdefault(os.getpid(), wire)
 
     def _judge(
-        self,
-        answer: httpx.Response,
-        shown: str,
-        hide: Callable[[str], str],
-        context: ScanContext,
-        accept: Collection[int],
+        self, answer: httpx.Response, shown: str, hide: Hide, context: ScanContext, accept: Collection[int]
     ) -> Response:
         status = answer.status_code
         if answer.is_success or status in accept:
             return Response(shown, status, dict(answer.headers), self._read(answer, shown, context))
         said = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
-        wait = _retry_after(answer.headers, context.now) if status in _ASKS_TO_WAIT else None
+        wait = _retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
         if wait is not None:
             raise RetryAfter(wait, f"{said}; the source asks to wait {wait:g}s")
-        if status >= 500 or status in _TRANSIENT:
+        if status >= 500 or status in {408, 425, 429}:
             raise TransientError(f"{said}; {_WAY_OUT.get(status, 'the source is in trouble, try again later')}")
         if answer.is_redirect:
             place = hide(redact(answer.headers.get("location", "nowhere")))
             raise PermanentError(f"{said}: moved to {place}; redirects are not followed, correct base_url")
-        raise PermanentError(f"{said}; {_WAY_OUT.get(status, 'check what was asked for')}")
+        raise PermanentError(f"{said}; {_WAY_OUT.get(status, 'check the address and what was asked for')}")
 
     def _read(self, answer: httpx.Response, shown: str, context: ScanContext) -> bytes:
         body = bytearray()
@@ -223,7 +210,7 @@ class Client:
                 raise PermanentError(f"{shown}: the body is larger than {self._max_bytes} bytes; raise max_bytes")
         return bytes(body)
 
-    def _hider(self, url: str) -> Callable[[str], str]:
+    def _hider(self, url: str) -> Hide:
         """Return a function that takes out of a text every secret that this request sent."""
         secrets = {*self._secrets, *_secret_values(parse_qsl(urlsplit(url).query))}
         forms = {form for secret in secrets if len(secret) >= 4 for form in (secret, quote(secret), quote_plus(secret))}
@@ -252,7 +239,7 @@ def _secret_values(named: Iterable[tuple[str, str]]) -> set[str]:
     return {form for value in values for form in (value, *value.split()[-1:])}
 
 
-def _fault(error: Exception, shown: str, hide: Callable[[str], str], limit: float) -> ScanError:
+def _fault(error: Exception, shown: str, hide: Hide, limit: float) -> ScanError:
     """Return what a scanner raises for an error of the network or of httpx."""
     if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
         return TransientError(f"{shown}: no whole answer within {limit:.3g}s; try again later")
@@ -346,14 +333,9 @@ class _Backend(httpcore.NetworkBackend):
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, *arguments: Any, **options: Any
     ) -> httpcore.NetworkStream:
-        return _Stream(self._backend.connect_tcp(host, port, _cut(timeout), local_address, socket_options))
+        return _Stream(self._backend.connect_tcp(host, port, _cut(timeout), *arguments, **options))
 
 
 class _Body(httpx.SyncByteStream):
