@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib
 import importlib.util
@@ -10,6 +11,7 @@ import re
 from datetime import date, timedelta
 from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,14 +54,8 @@ def test_the_bundled_file_is_the_one_whose_origin_is_written_down() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bokeh_sampledata") is None, reason="needs the package bokeh_sampledata")
-def test_the_script_makes_the_same_bytes_again() -> None:
-    path = str(DATA / "make_history.py")
-    spec = importlib.util.spec_from_file_location("make_history", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main(["--check"]) == 0
+def test_the_script_makes_the_same_bytes_again(script: Any) -> None:
+    assert script.main(["--check"]) == 0
 
 
 def test_the_bars_agree_with_themselves_and_with_what_the_demo_says() -> None:
@@ -182,3 +178,68 @@ def test_every_scanner_finds_something_in_the_bundled_history() -> None:
         for name, tickers in expected_by_other_means(day).items():
             hits[name] += len(tickers)
     assert min(hits.values()) > 0, hits
+
+
+# ------------------------------------------------------------------------------------- the script that cut the history
+
+HEAD = "Ticker,Date,Open,High,Low,Close,Volume,Adj Close\n"
+
+
+@pytest.fixture
+def script() -> Any:
+    """Return the module `make_history`."""
+    spec = importlib.util.spec_from_file_location("make_history", str(DATA / "make_history.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_cuts_days_and_columns_and_changes_nothing(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        "AAPL,2011-05-31,1,1,1,1,1,1\n",
+        "AAPL,2011-06-01,348.87,352.132,344.65,345.51,19810100,44.8\n",
+        "AAPL,2013-03-01,438,438.18,429.98,430.47,19730300,56.2\n",
+        "FB,2012-05-18,42.05,45,38,38.2318,573576400,38.2318\n",
+        "FB,2013-03-04,1,1,1,1,1,1\n",
+    ]
+    monkeypatch.setattr(script, "source", lambda: HEAD + "".join(rows))
+    monkeypatch.setattr(script, "TARGET", tmp_path / "daily.csv")
+    assert script.main([]) == 0
+    assert (tmp_path / "daily.csv").read_text() == (
+        "ticker,date,open,high,low,close,volume\n"
+        "AAPL,2011-06-01,348.87,352.132,344.65,345.51,19810100\n"
+        "AAPL,2013-03-01,438,438.18,429.98,430.47,19730300\n"
+        "FB,2012-05-18,42.05,45,38,38.2318,573576400\n"
+    )
+    assert script.main(["--check"]) == 0
+    (tmp_path / "daily.csv").write_text("other")
+    assert script.main(["--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("A,2012-01-04,10,11,10.5,10.8,100,10.8", "low, open, close or volume is wrong"),
+        ("A,2012-01-04,10,11,9,10,0,10", "low, open, close or volume is wrong"),
+        ("A,2012-01-04,10,10.5,9,10.6,100,10.6", "high is wrong"),
+        ("A,2012-01-04,5,5,5,5,200,10", "a split between 2012-01-03 and 2012-01-04 of A"),
+    ],
+)
+def test_the_script_refuses_bars_that_contradict_themselves_and_splits(
+    script: Any, row: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "source", lambda: f"{HEAD}A,2012-01-03,10,10,10,10,100,10\n{row}\n")
+    with pytest.raises(SystemExit, match=words):
+        script.extract()
+
+
+def test_the_script_refuses_another_source(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "_data").mkdir()
+    (tmp_path / "_data" / "stocks.csv.gz").write_bytes(gzip.compress(b"something else"))
+    monkeypatch.setattr(script.resources, "files", lambda package: tmp_path)
+    with pytest.raises(SystemExit, match=r"see PROVENANCE\.md for the version"):
+        script.source()
