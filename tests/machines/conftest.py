@@ -1,0 +1,39 @@
+"""What the stateful tests share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "machines",
+    deadline=None,  # threads start in some steps; a busy machine must not fail a test
+    derandomize=True,  # the same examples each time: a failure is the change's fault
+    max_examples=60,
+    stateful_step_count=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture(scope="session")
+def machine_settings() -> settings:
+    """Return the settings that the machines run with."""
+    return settings.get_profile("machines")
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool], str], None]:
+    """Return a function that waits (5 s at most) until a condition holds, and fails with a text otherwise."""
+    pause = threading.Event()
+
+    def wait(condition: Callable[[], bool], what: str) -> None:
+        for _ in range(5000):
+            if condition():
+                return
+            pause.wait(0.001)
+        pytest.fail(f"did not come about within 5 s: {what}")
+
+    return wait
