@@ -64,6 +64,10 @@ class ScanContext:
     permit: Any = None  # the breaker's, while an attempt is under way
     open_attempt: float | None = None  # when the current attempt began, until somebody reports its end
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
+    failed_after = 0.0  # seconds that it took
+    provider: Any = None  # whose limit the scan keeps
+    prepaid = False  # whether the next attempt has its permit already
+    requests = 0  # that the permit allows without asking again
     steps: tuple[Step, ...] = ()
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)  # moves the engine's deadline for this work
     _cut = False
@@ -138,6 +142,19 @@ class ScanContext:
         """
         return load() if self._shared is None else self._shared.get(key, load, ttl, self)
 
+    def before_request(self) -> None:
+        """Keep the provider's rate: call it before each request to the source (`resilient_scan.http` does).
+
+        An attempt's first request is paid for; each further one waits for its turn, within the scan's time.
+
+        Raises:
+            LimitExceeded: the turn did not come before the deadline.
+        """
+        if self.requests > 0:
+            self.requests -= 1
+        elif self.provider is not None:
+            self.provider.acquire(self, with_permit=False)
+
     # What follows is for the layers, not for scanners.
 
     @property
@@ -161,12 +178,13 @@ class ScanContext:
         self._state = self._snapshot.copy()
         return self._state
 
-    def next(self, failure: BaseException) -> ScanContext:
+    def next(self, failure: BaseException, took: float) -> ScanContext:
         """Return the context of the next attempt, for another thread: the current one hangs with this one."""
         other = ScanContext(self.scanner, settings=self.settings, clock=self._clock, shared=self._shared)
         other._snapshot = self._snapshot
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
+        other.failed_after, other.provider = took, self.provider
         other._logs = self.tool_logs()
         return other
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,6 +21,7 @@ from resilient_scan.engines.threads import SHUT_DOWN, Place
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import AttemptEnded, Event, ExecutionEnded, LateCompletion, ThreadAbandoned
 from resilient_scan.layers.cache import Entry
+from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
 from resilient_scan.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack, kind_of
 from resilient_scan.state import Snapshot
@@ -239,6 +241,7 @@ class Execution:
         "_over",
         "_scans",
         "_successor",
+        "_ticket",
         "_variables",
         "context",
         "name",
@@ -261,15 +264,36 @@ class Execution:
         self._began = NEVER
         self._over = False
         self._successor: Execution | None = None
+        self._ticket: Ticket | None = None  # in the queue of its provider
         self._inheritance: tuple[Event, ...] = ()
         self._late_kind = ERROR
 
     def submit(self) -> None:
-        """Hand it to the pool; where that takes no more work, the scans end at once."""
+        """Hand it to the pool, once its provider has a permit for it."""
+        stack = self.stack
+        provider = stack.provider
+        if provider is None or (stack.guard is not None and stack.guard.is_open()):
+            self._queue()
+            return
+        self.context.provider = provider
+        ticket = self._ticket = Ticket(self._permitted, self._turn_down)
+        provider.request(ticket, stack.clock.monotonic() + stack.total)
+
+    def _permitted(self) -> None:
+        self.context.prepaid = True
+        self._queue()
+
+    def _queue(self) -> None:
         try:
             self.stack.pool.execute(self)
         except RuntimeError as error:  # shut down, or the machine has no thread to give
             self.refuse(str(error))
+
+    def _give_back(self) -> None:
+        """Give the provider's permit back, or the place in its queue, where they were not used."""
+        ticket, provider = self._ticket, self.stack.provider
+        if ticket is not None and provider is not None and not provider.withdraw(ticket) and provider.use(self.context):
+            provider.release()
 
     # on a run's thread
 
@@ -308,6 +332,7 @@ class Execution:
 
     def _cancel(self, begun: bool) -> None:
         stack, context = self.stack, self.context
+        self._give_back()
         self._land()
         permit = context.permit
         if stack.guard is not None and permit is not None:
@@ -323,20 +348,28 @@ class Execution:
         context = self.context
         context.alarm = place.alarm
         with self.stack.lock:
-            if self._over:
-                return None
-            if self._began != NEVER:  # a successor: the time runs since the first attempt
+            late = () if self._over else self._begin(now)
+            if late is None:
                 return context.deadline
-            late = [scan for scan in self._scans if now >= scan.run.deadline]
-            if len(late) < len(self._scans):
-                self._began = now
-                deadline = now + self.stack.total
-                context.limit(deadline, NEVER if self._key is not None else self._scans[0].run.deadline)
-                return deadline
             self._over = True
+        self._give_back()
         self._land()
         for scan in late:
             scan.end(without_work(scan.stack, scan.run, scan.turn, Status.SKIPPED))
+        return None
+
+    def _begin(self, now: float) -> Sequence[Scan] | None:
+        """Set the deadline; or return the scans whose run is over, if that is all of them; under the lock."""
+        if self._began != NEVER:  # a successor: the time runs since the first attempt
+            return None
+        scans, cut_at = self._scans, NEVER
+        if self._key is None:
+            cut_at = scans[0].run.deadline
+        late = [scan for scan in scans if now >= scan.run.deadline]
+        if len(late) == len(scans):
+            return late
+        self._began = now
+        self.context.limit(now + self.stack.total, cut_at)
         return None
 
     def run(self) -> None:
@@ -354,6 +387,9 @@ class Execution:
                 self._fail(failure)
             else:
                 self._succeed(found)
+            finally:
+                if self._ticket is not None:
+                    self._give_back()
         except BaseException as failure:  # a bug of ours must not cost the run its end
             _log.exception("%s: the scan could not be ended", self.name)
             self._hand_over(ERROR, [], ErrorInfo.of(failure), None)
@@ -414,10 +450,19 @@ class Execution:
 
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start."""
+        self._give_back()
+        if reason == SHUT_DOWN:
+            self._refuse_as(CANCELLED, None)
+        else:
+            self._turn_down(Rejected(reason))
+
+    def _turn_down(self, refusal: Rejected) -> None:
+        failure = self.context.failure
+        self._refuse_as(REJECTED if failure is None else TIMEOUT, ErrorInfo.of(failure or refusal))
+
+    def _refuse_as(self, kind: str, error: ErrorInfo | None) -> None:
         self._land()
         events = self._inherited()
-        kind = CANCELLED if reason == SHUT_DOWN else TIMEOUT if self.context.attempt else REJECTED
-        error = ErrorInfo.of(self.context.failure or Rejected(reason)) if kind != CANCELLED else None
         for scan in self._settle() or ():
             scan.end(self.outcome(kind, [], None, error), events)
             events = ()
@@ -455,7 +500,7 @@ class Execution:
                 return False
             self._over = True
             heir = self._successor = Execution(stack, self._scans[0], self._key)
-            heir.context = self.context.next(failure)
+            heir.context = self.context.next(failure, stack.policy.timeout.attempt or 0.0)
             heir._scans, heir._began, heir._variables = self._scans, self._began, self._variables.copy()
             for scan in self._scans:
                 scan.execution = heir

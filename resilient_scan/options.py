@@ -7,6 +7,7 @@ nor `None` ever means "default".
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -175,6 +176,60 @@ class Breaker(_Option, frozen=True):
             raise self._fail("minimum", f"<= window ({self.window})")
 
 
+class Limit(_Option, frozen=True):
+    """Share a provider's quota among all scanners that name it.
+
+    Attributes:
+        provider: whose quota, such as `finnhub`; scanners that name the same one share it.
+        rate: requests in a window, `"60/min"`, or several of them, `("60/min", "30/s")`; units are s, min, h, day,
+            with a number before them where it is not one (`"1000/10min"`). Needs the extra `limits`. `None`: no rate.
+        concurrency: attempts under way at a time, >= 1; `None`: any number.
+    """
+
+    provider: str
+    rate: str | tuple[str, ...] | None = None
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        provider: Any = self.provider
+        if not isinstance(provider, str) or not provider.strip():
+            raise self._fail("provider", "a name that is not empty")
+        if self.rate is not None and not isinstance(self.rate, str):
+            self._names("rate")
+        for rate in self.rates:
+            parse_rate(rate)
+        if self.concurrency is not None:
+            self._whole("concurrency", 1)
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The rates, however they were given."""
+        if self.rate is None:
+            return ()
+        return (self.rate,) if isinstance(self.rate, str) else self.rate
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it only names a provider."""
+        return self.rate is None and self.concurrency is None
+
+
+_RATE = re.compile(r"(\d+)\s*/\s*(\d*)\s*(s|sec|second|min|minute|h|hour|d|day)s?")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_rate(text: str) -> tuple[int, float]:
+    """Return `(requests, seconds)` of a rate such as `"60/min"` or `"1000/10min"`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = _RATE.fullmatch(text.strip())
+    if match is None or int(match[1]) < 1 or match[2] == "0":
+        raise ConfigError(f'limit.rate must be such as "60/min", "30/s" or "1000/10min", got {text!r}')
+    return int(match[1]), int(match[2] or 1) * _UNITS[match[3][0]]
+
+
 class Timeout(_Option, frozen=True):
     """Bound the time of a scan; counted from the moment a worker begins it.
 
@@ -201,12 +256,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The layers around a scanner; `None` leaves a layer out (`timeout` cannot be left out).
 
     Attributes:
-        cache, retry, breaker, timeout: option objects of these names.
+        cache, retry, breaker, limit, timeout: option objects of these names.
     """
 
     cache: Cache | None = Cache()
     retry: Retry | None = Retry()
     breaker: Breaker | None = Breaker()
+    limit: Limit | None = None
     timeout: Timeout = Timeout()
 
     def __post_init__(self) -> None:
@@ -218,7 +274,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **layers) if layers else self
 
 
-LAYERS: dict[str, type[_Option]] = {"cache": Cache, "retry": Retry, "breaker": Breaker, "timeout": Timeout}
+LAYERS: dict[str, type[_Option]] = {
+    "cache": Cache,
+    "retry": Retry,
+    "breaker": Breaker,
+    "limit": Limit,
+    "timeout": Timeout,
+}
 
 
 def check_layer(layer: str, value: object, kind: type[_Option], where: str) -> None:

@@ -22,6 +22,7 @@ from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Bus, Listener, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.execution import NOT_ASKED, Outcome, Run, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.layers.cache import SharedValues
+from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy
 from resilient_scan.outcome import ScanResult, Status
@@ -96,10 +97,15 @@ class ScanRunner:
             self._max_workers, max_abandoned=_whole("max_abandoned", max_abandoned, 0), clock=self._clock
         )
         shared, chance = SharedValues(self._clock), random or Random()  # noqa: S311 - jitter, not secrets
+        policies = {spec.name: policies.get(spec.name) or policy.replace(spec.layers) for spec in specs}
+        self._providers = {
+            name: Provider(limit, self._clock, self._pool.at)
+            for name, limit in merged([(name, p.limit) for name, p in policies.items() if p.limit]).items()
+        }
         self._stacks = {
             spec.name: Stack(
                 spec,
-                policies.get(spec.name) or policy.replace(spec.layers),
+                policies[spec.name],
                 settings=settings.get(spec.name, MappingProxyType({})),
                 in_service=partial(self._gate.in_service, spec.name),
                 pool=self._pool,
@@ -107,6 +113,7 @@ class ScanRunner:
                 bus=self._bus,
                 clock=self._clock,
                 random=chance,
+                provider=self._provider_of(policies[spec.name]),
             )
             for spec in specs
         }
@@ -201,6 +208,9 @@ class ScanRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _provider_of(self, policy: Policy) -> Provider | None:
+        return None if policy.limit is None else self._providers[policy.limit.provider]
 
     # one run
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import InvalidCandidate, PluginError
-from resilient_scan.options import LAYERS, Breaker, Cache, Retry, Timeout, check_layer
+from resilient_scan.options import LAYERS, Breaker, Cache, Limit, Retry, Timeout, check_layer
 
 NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
@@ -101,6 +101,7 @@ def scanner(
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
+    limit: Limit | None | UnsetType = UNSET,
     timeout: Timeout | UnsetType = UNSET,
 ) -> Callable[[Callable[..., Any]], FunctionScanner]:
     """Make a scanner from a function `(state)` or `(state, context)`.
@@ -113,13 +114,14 @@ def scanner(
             named is the runner's.
         retry: likewise.
         breaker: likewise.
+        limit: likewise.
         timeout: likewise, but it cannot be left out.
 
     Raises:
         ConfigError: a layer got something else than an option object of its own, or `None`.
         PluginError: the name or the pipeline is not valid.
     """
-    given = {"cache": cache, "retry": retry, "breaker": breaker, "timeout": timeout}
+    given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
     layers = {layer: value for layer, value in given.items() if value is not UNSET}
 
     def make(function: Callable[..., Any]) -> FunctionScanner:

@@ -1,7 +1,7 @@
 """One scanner and its live layers, in their fixed order.
 
 Gate, cache and `timeout.total` come before a worker is taken: `execution` asks them. The rest is folded into one
-function, `Stack.call`: retry around breaker around `timeout.attempt` around the scanner.
+function, `Stack.call`: retry around breaker around limit around `timeout.attempt` around the scanner.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import AttemptEnded, Bus, ExecutionEnded, Registered
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import ResultCache, SharedValues
+from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.retry import Budget, retrying
 from resilient_scan.layers.scan import attempt
 from resilient_scan.layers.timeout import HungThreads, limited
@@ -49,6 +50,7 @@ class Stack:
         bus: where events go.
         clock: where time comes from.
         random: where chance comes from.
+        provider: whose limit it keeps.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Stack:
         bus: Bus,
         clock: Clock,
         random: Random,
+        provider: Provider | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -75,6 +78,7 @@ class Stack:
         self.bus = bus
         self.clock = clock
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
+        self.provider = provider
         self.total = float(policy.timeout.total)
         self.hung = HungThreads(policy.timeout, clock)
         self.guard = Guard(spec.name, policy.breaker, clock, random) if policy.breaker else None
@@ -93,6 +97,8 @@ class Stack:
             call = self._reporting(call)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
+        if self.provider is not None:
+            call = permitted(self.provider, call)
         if self.guard is not None:
             call = self.guard.around(call, self.bus.send)
         if policy.retry is not None:

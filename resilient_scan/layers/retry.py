@@ -104,29 +104,33 @@ def retrying(
         retry=retry_if_exception_type(options.on),
     )
 
+    def pause_after(failure: BaseException, context: ScanContext, took: float) -> float | None:
+        """Note a failed attempt; return the seconds to wait before the next one, `None` where there is none."""
+        pause = _pause(rules, options, context, failure)
+        if pause is not None and not (may_retry() and (budget is None or budget.spend())):
+            pause = None
+        context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
+        return pause
+
     def attempts(context: ScanContext) -> list[Any]:
-        failure, made = context.failure, context.attempt
-        began = clock.monotonic()
+        failure, took = context.failure, context.failed_after  # of an attempt that hangs on another thread
         if budget is not None and failure is None:
             budget.count()
         try:
             while True:
                 if failure is not None:
-                    pause = _pause(rules, options, context, failure)
-                    if pause is not None and not (may_retry() and (budget is None or budget.spend())):
-                        pause = None
-                    context.steps += (Step(made, clock.monotonic() - began, ErrorInfo.of(failure), pause),)
+                    pause = pause_after(failure, context, took)
                     if pause is None:
-                        raise failure
+                        break
                     context.sleep(pause)
-                    began = clock.monotonic()
+                made, began = context.attempt, clock.monotonic()
                 try:
                     return call(context)
                 except BaseException as error:
                     # Refused in mid-scan (the breaker opened under it): the last attempt's own error stays.
                     if failure is not None and isinstance(error, Rejected) and context.attempt == made:
                         break
-                    failure, made = error, context.attempt
+                    failure, took = error, clock.monotonic() - began
             raise failure
         finally:
             failure = None  # else the exception, its traceback and this frame hold each other until a collection

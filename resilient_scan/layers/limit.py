@@ -1,0 +1,245 @@
+"""Limit: what all scanners of one provider may ask of it together.
+
+Two measures: *concurrency*, attempts under way at a time, and *rate*, requests in a window of time. Whoever wants to
+begin stands in one queue, first come first served. The first permit of a scan is waited for before it takes a worker,
+so that eight scanners of one saturated provider do not hold all eight workers. An attempt that hangs keeps its permit
+until its thread has really ended: the provider still sees its connection.
+
+Rates are counted in sliding windows by pyrate-limiter (extra `limits`): never more than N requests in any window.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from resilient_scan.clock import Clock
+from resilient_scan.context import Call, ScanContext
+from resilient_scan.errors import ConfigError, LimitExceeded
+from resilient_scan.options import Limit, parse_rate
+
+Timer = Callable[[float, Callable[[], None]], Callable[[], None]]
+MARGIN = 0.05  # seconds before the deadline at which a wait on a worker gives up, so that no timeout is blamed
+
+
+class Ticket:
+    """A place in a provider's queue."""
+
+    __slots__ = ("done", "granted", "refused", "take_back", "with_permit")
+
+    def __init__(
+        self, granted: Callable[[], None], refused: Callable[[LimitExceeded], None], *, with_permit: bool = True
+    ) -> None:
+        self.granted = granted  # called once, without a lock, on any thread
+        self.refused = refused  # likewise, when the time for waiting is over
+        self.with_permit = with_permit  # whether it takes a place among the attempts, or only a request
+        self.done = False
+        self.take_back: Callable[[], None] = lambda: None
+
+
+class Provider:
+    """One provider's limits, shared by all scanners, threads and runs of a runner that name it.
+
+    Args:
+        limit: the numbers.
+        clock: what windows are measured on.
+        at: calls something at an instant; the engine's timer.
+
+    Raises:
+        ConfigError: a rate is given and the extra `limits` is not installed.
+    """
+
+    def __init__(self, limit: Limit, clock: Clock, at: Timer) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._at = at
+        self._lock = threading.Lock()
+        self._queue: deque[Ticket] = deque()
+        self._taken = 0
+        self._bucket = _bucket(limit)
+        self._timer_set = False
+
+    @property
+    def taken(self) -> int:
+        """How many attempts are under way, hanging ones included."""
+        return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in the queue."""
+        return len(self._queue)
+
+    def request(self, ticket: Ticket, until: float) -> None:
+        """Stand in the queue; `granted` or `refused` is called, at `until` (monotonic) at the latest."""
+        with self._lock:
+            self._queue.append(ticket)
+        self._pump()
+        if not ticket.done:
+            ticket.take_back = self._at(until, lambda: self._give_up(ticket))
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Leave the queue; `False`: it was granted or refused before."""
+        with self._lock:
+            if ticket.done:
+                return False
+            ticket.done = True
+            self._queue.remove(ticket)
+        ticket.take_back()
+        self._pump()
+        return True
+
+    def release(self) -> None:
+        """Give a permit back."""
+        with self._lock:
+            self._taken -= 1
+        self._pump()
+
+    def use(self, context: ScanContext) -> bool:
+        """Take the permit that was granted to an execution beforehand, if it is still there."""
+        with self._lock:
+            there, context.prepaid = context.prepaid, False
+        return there
+
+    def acquire(self, context: ScanContext, *, with_permit: bool) -> None:
+        """Wait for a turn on the worker, within the scan's time.
+
+        Raises:
+            LimitExceeded: it did not come before the deadline.
+            ScanCancelled: nobody waits for the answer any more.
+        """
+        answer: list[LimitExceeded | None] = []
+
+        def settle(refusal: LimitExceeded | None) -> None:
+            answer.append(refusal)
+            context.poke()
+
+        ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit)
+        self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - MARGIN))
+        try:
+            context.wait(context.remaining(), lambda: bool(answer))
+        except BaseException:
+            if not self.withdraw(ticket) and with_permit and answer == [None]:
+                self.release()
+            raise
+        if answer and answer[0] is not None:
+            raise answer[0]
+
+    def _pump(self) -> None:
+        """Serve the queue as far as it goes."""
+        while True:
+            with self._lock:
+                ticket = self._next()
+            if ticket is None:
+                return
+            ticket.take_back()
+            ticket.granted()
+
+    def _next(self) -> Ticket | None:
+        """Take the first of the queue if it may begin; under the lock."""
+        if not self._queue:
+            return None
+        ticket, most = self._queue[0], self.limit.concurrency
+        if ticket.with_permit and most is not None and self._taken >= most:
+            return None
+        wait = self._take_request()
+        if wait > 0:
+            self._look_again(wait)
+            return None
+        self._queue.popleft()
+        ticket.done = True
+        self._taken += ticket.with_permit
+        return ticket
+
+    def _take_request(self) -> float:
+        """Count one request; return the seconds to wait where the window is full."""
+        if self._bucket is None:
+            return 0.0
+        now = int(self._clock.monotonic() * 1000)
+        self._bucket.leak(now)
+        item = self._item(now)
+        return 0.0 if self._bucket.put(item) else max(1, self._bucket.waiting(item)) / 1000
+
+    def _item(self, now: int) -> Any:
+        from pyrate_limiter import RateItem  # noqa: PLC0415 - an extra
+
+        return RateItem(self.limit.provider, now)
+
+    def _look_again(self, wait: float) -> None:
+        if not self._timer_set:
+            self._timer_set = True
+            self._at(self._clock.monotonic() + wait, self._ring)
+
+    def _ring(self) -> None:
+        with self._lock:
+            self._timer_set = False
+        self._pump()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        if self.withdraw(ticket):
+            ticket.refused(LimitExceeded(f"no turn at provider {self.limit.provider} in time: {self._why()}"))
+
+    def _why(self) -> str:
+        most = self.limit.concurrency
+        if most is not None and self._taken >= most:
+            return f"all {most} of its attempts are under way"
+        return f"its rate ({', '.join(self.limit.rates)}) is used up"
+
+
+def permitted(provider: Provider, call: Call) -> Call:
+    """Wrap `call` so that each attempt holds a permit of the provider.
+
+    Raises (when called):
+        LimitExceeded: none came before the deadline.
+    """
+
+    def attempt(context: ScanContext) -> list[Any]:
+        if not provider.use(context):  # the first one was waited for before the worker was taken
+            provider.acquire(context, with_permit=True)
+        context.requests = 1  # the permit came with one request
+        try:
+            return call(context)
+        finally:
+            provider.release()
+
+    return attempt
+
+
+def merged(limits: list[tuple[str, Limit]]) -> dict[str, Limit]:
+    """Bring together what several scanners say about their providers, `[(scanner, limit), ...]`.
+
+    A `Limit` without numbers joins the one that has them.
+
+    Raises:
+        ConfigError: two scanners give different numbers for one provider.
+    """
+    known: dict[str, tuple[str, Limit]] = {}
+    for scanner, limit in limits:
+        there = known.get(limit.provider)
+        if there is None or there[1].is_bare:
+            known[limit.provider] = (scanner, limit)
+        elif not limit.is_bare and limit != there[1]:
+            raise ConfigError(
+                f"provider {limit.provider} has two limits: {there[1]} by {there[0]}, {limit} by {scanner}; "
+                "give the numbers once, the others name the provider only"
+            )
+    return {provider: limit for provider, (_, limit) in known.items()}
+
+
+def _bucket(limit: Limit) -> Any:
+    if not limit.rates:
+        return None
+    try:
+        from pyrate_limiter import InMemoryBucket, Rate  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError(
+            f"provider {limit.provider} has a rate, which needs the extra: pip install 'resilient-scan[limits]'"
+        ) from None
+    rates = sorted((parse_rate(text) for text in limit.rates), key=lambda rate: rate[1])
+    try:
+        return InMemoryBucket([Rate(count, int(seconds * 1000)) for count, seconds in rates])
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"provider {limit.provider}: the rates {', '.join(limit.rates)} do not fit: {error}"
+        ) from None
