@@ -98,19 +98,7 @@ def retrying(
     Raises (when called):
         The scanner's own exception of the last attempt; `Rejected` only where no attempt was made at all.
     """
-    rules = Retrying(
-        stop=stop_after_attempt(options.attempts),
-        wait=FullJitter(options.base, options.cap, random),
-        retry=retry_if_exception_type(options.on),
-    )
-
-    def pause_after(failure: BaseException, context: ScanContext, took: float) -> float | None:
-        """Note a failed attempt; return the seconds to wait before the next one, `None` where there is none."""
-        pause = _pause(rules, options, context, failure)
-        if pause is not None and not (may_retry() and (budget is None or budget.spend())):
-            pause = None
-        context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
-        return pause
+    judge = _Judge(options, random, may_retry, budget)
 
     def attempts(context: ScanContext) -> list[Any]:
         failure, took = context.failure, context.failed_after  # of an attempt that hangs on another thread
@@ -119,7 +107,7 @@ def retrying(
         try:
             while True:
                 if failure is not None:
-                    pause = pause_after(failure, context, took)
+                    pause = judge.pause_after(failure, context, took)
                     if pause is None:
                         break
                     context.sleep(pause)
@@ -138,15 +126,43 @@ def retrying(
     return attempts
 
 
-def _pause(rules: Retrying, options: Retry, context: ScanContext, error: BaseException) -> float | None:
-    """Return the seconds to wait before the next attempt; `None`: there is none."""
-    if context.cancelled or isinstance(error, PermanentError | Rejected | ScanCancelled):
-        return None
-    state = RetryCallState(rules, None, (), {})
-    state.attempt_number = context.attempt
-    state.set_exception((type(error), error, error.__traceback__))
-    asked = isinstance(error, RetryAfter)
-    if not (asked or rules.retry(state)) or rules.stop(state):
-        return None
-    pause = min(error.seconds, options.retry_after_cap) if isinstance(error, RetryAfter) else float(rules.wait(state))
-    return pause if pause < context.remaining() else None
+class _Judge:
+    """Decides after a failed attempt whether there is another one, and when."""
+
+    def __init__(self, options: Retry, random: Random, may_retry: Callable[[], bool], budget: Budget | None) -> None:
+        self._cap = options.retry_after_cap
+        self._may_retry = may_retry
+        self._budget = budget
+        self._rules = Retrying(
+            stop=stop_after_attempt(options.attempts),
+            wait=FullJitter(options.base, options.cap, random),
+            retry=retry_if_exception_type(options.on),
+        )
+
+    def pause_after(self, failure: BaseException, context: ScanContext, took: float) -> float | None:
+        """Note a failed attempt; return the seconds to wait before the next one, `None` where there is none."""
+        pause = self._pause(failure, context)
+        if pause is not None and not self._allowed():
+            pause = None
+        context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
+        return pause
+
+    def _allowed(self) -> bool:
+        return self._may_retry() and (self._budget is None or self._budget.spend())
+
+    def _pause(self, failure: BaseException, context: ScanContext) -> float | None:
+        if context.cancelled or isinstance(failure, PermanentError | Rejected | ScanCancelled):
+            return None
+        rules = self._rules
+        state = RetryCallState(rules, None, (), {})
+        state.attempt_number = context.attempt
+        state.set_exception((type(failure), failure, failure.__traceback__))
+        if rules.stop(state):
+            return None
+        if isinstance(failure, RetryAfter):
+            pause = min(failure.seconds, self._cap)
+        elif rules.retry(state):
+            pause = float(rules.wait(state))
+        else:
+            return None
+        return pause if pause < context.remaining() else None
