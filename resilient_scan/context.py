@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -11,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.errors import ScanCancelled
+from resilient_scan.errors import ConfigError, ScanCancelled
+from resilient_scan.fanout import fan_out
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.state import EMPTY, TOOL_LOGS, Snapshot
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 NEVER = float("inf")
 Call = Callable[["ScanContext"], list[Any]]
 """What a layer wraps and what it becomes: asks the scanner and returns its candidates, or raises."""
@@ -142,6 +144,29 @@ class ScanContext:
         """
         return load() if self._shared is None else self._shared.get(key, load, ttl, self)
 
+    def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
+        """Call `function` with each item, several at a time, under this scan's deadline.
+
+        Args:
+            function: called with one item, in a thread of its own or in the scanner's.
+            items: any iterable; read to the end first.
+            concurrency: calls at a time, >= 1.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            ScanCancelled: the scan was over before the last item.
+            Exception: the first error, after the other calls have stopped.
+        """
+        if concurrency < 1:
+            raise ConfigError(f"map: concurrency must be >= 1, got {concurrency!r}")
+        todo = list(items)
+        done = fan_out(function, todo, concurrency, lambda: self.cancelled)
+        if len(done) < len(todo):
+            self.check()
+        return done
+
     def before_request(self) -> None:
         """Keep the provider's rate: call it before each request to the source (`resilient_scan.http` does).
 
@@ -150,9 +175,7 @@ class ScanContext:
         Raises:
             LimitExceeded: the turn did not come before the deadline.
         """
-        if self.requests > 0:
-            self.requests -= 1
-        elif self.provider is not None:
+        if self.provider is not None and not self.provider.prepaid_request(self):
             self.provider.acquire(self, with_permit=False)
 
     # What follows is for the layers, not for scanners.
@@ -221,6 +244,12 @@ class ScanContext:
         """Wake the scan if it waits, without ending it."""
         if self._wake is not None:
             self._wake.set()
+
+    def watch(self, wake: Wake | None) -> None:
+        """Raise `wake` instead of a flag of our own while something else does the waiting."""
+        self._wake = wake
+        if wake is not None and self._cut:
+            wake.set()
 
     def cancel(self) -> None:
         """Tell the scanner that nobody waits any more, and wake it if it sleeps."""

@@ -47,6 +47,10 @@ class Gate:
             self._tell(name, DISABLED, ENABLED, EXPIRY, order.reason, None)
         return True
 
+    def inherit(self, other: Gate) -> None:
+        """Take over the orders of another gate (the parent's, after a fork)."""
+        self._orders = dict(other._orders)
+
     def disable(self, name: str, reason: str, duration: float) -> None:
         """Take a scanner out of service for `duration` seconds; a second order replaces the first."""
         self._check(name)

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import math
+import os
 import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from operator import attrgetter
+from queue import Empty
 from random import Random
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Step
-from resilient_scan.engines.threads import Abandoned, ThreadPool
+from resilient_scan.engines.threads import Abandoned
 from resilient_scan.errors import ConfigError, is_number
-from resilient_scan.events import Bus, Listener, RunEnded, RunStarted, ScanEnded, ScannersRegistered
+from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.execution import NOT_ASKED, Outcome, Run, Scan, begin, cut_short, result_of, without_work
-from resilient_scan.layers.cache import SharedValues
-from resilient_scan.layers.limit import Provider, merged
+from resilient_scan.fleet import (
+    Fleet,
+    Plan,
+    base_policy,
+    by_name,
+    distinct,
+    effective,
+    execution_table,
+    one_of,
+    whole,
+)
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy
 from resilient_scan.outcome import ScanResult, Status
-from resilient_scan.quarantine import DAY, Gate
+from resilient_scan.quarantine import DAY
 from resilient_scan.report import RunReport, results_in_order
-from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stack import Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
 
 _CLOSED = "the runner is closed; build another one to run again"
+PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
 
 
@@ -81,50 +92,49 @@ class ScanRunner:
         random: Random | None = None,
     ) -> None:
         self._clock: Clock = clock or SystemClock()
-        self._concurrent = _one_of("concurrent", concurrent, (True, False))
-        self._order = _one_of("order", order, ("longest_first", "given"))
-        _one_of("store", store, (None, "memory:"))
-        _one_of("engine", engine, ("threads",))
-        self._max_workers = _whole("max_workers", max_workers, 1)
-        policy = _policy(policy, timeout_seconds)
-        specs = _distinct([spec_of(thing) for thing in scanners])
-        names = tuple(spec.name for spec in specs)
-        settings = _settings(settings or {}, names)
-        policies = _policies(policies or {}, names)
-        self._bus = Bus((LogEvents(),) if listeners is None else tuple(listeners))
-        self._gate = Gate(names, self._clock, self._bus)
-        self._pool = ThreadPool(
-            self._max_workers, max_abandoned=_whole("max_abandoned", max_abandoned, 0), clock=self._clock
+        self._concurrent = one_of("concurrent", concurrent, (True, False))
+        self._order = one_of("order", order, ("longest_first", "given"))
+        one_of("store", store, (None, "memory:"))
+        one_of("engine", engine, ("threads",))
+        specs = distinct(scanners)
+        names = [spec.name for spec in specs]
+        by_name(settings or {}, "settings", Mapping, names)
+        self._plan = Plan(
+            specs=specs,
+            policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
+            settings={name: MappingProxyType(dict(table)) for name, table in (settings or {}).items()},
+            listeners=(LogEvents(),) if listeners is None else tuple(listeners),
+            max_workers=whole("max_workers", max_workers, 1),
+            max_abandoned=whole("max_abandoned", max_abandoned, 0),
+            clock=self._clock,
+            random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
-        shared, chance = SharedValues(self._clock), random or Random()  # noqa: S311 - jitter, not secrets
-        policies = {spec.name: policies.get(spec.name) or policy.replace(spec.layers) for spec in specs}
-        self._providers = {
-            name: Provider(limit, self._clock, self._pool.at)
-            for name, limit in merged([(name, p.limit) for name, p in policies.items() if p.limit]).items()
-        }
-        self._stacks = {
-            spec.name: Stack(
-                spec,
-                policies[spec.name],
-                settings=settings.get(spec.name, MappingProxyType({})),
-                in_service=partial(self._gate.in_service, spec.name),
-                pool=self._pool,
-                shared=shared,
-                bus=self._bus,
-                clock=self._clock,
-                random=chance,
-                provider=self._provider_of(policies[spec.name]),
-            )
-            for spec in specs
-        }
-        self._names = names
-        self._tells_scans = self._bus.wants(ScanEnded)
+        self._closed = False
+        self._open()
+        _runners.add(self)
+
+    def _open(self) -> None:
+        """Make the live parts."""
+        self._forked = False
         self._lock = threading.Lock()
         self._runs: set[_Run] = set()
-        self._closed = False
-        self._leave_threads = weakref.finalize(self, self._pool.shutdown, False, cancel_futures=True)
-        self._leave_threads.atexit = False
-        self._bus.send(ScannersRegistered(tuple(stack.registered() for stack in self._stacks.values())))
+        self._live_fleet = fleet = Fleet(self._plan)
+        self._tells_scans = fleet.bus.wants(ScanEnded)
+        self._let_go = weakref.finalize(self, fleet.close)
+        self._let_go.atexit = False
+
+    @property
+    def _fleet(self) -> Fleet:
+        """The live parts; after a fork new ones, because the parent's threads and locks do not work in the child."""
+        if self._forked:
+            gate = self._live_fleet.gate
+            self._open()
+            self._live_fleet.gate.inherit(gate)
+        return self._live_fleet
+
+    def _after_fork(self) -> None:
+        self._let_go.detach()
+        self._forked = True
 
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
@@ -135,7 +145,7 @@ class ScanRunner:
         Raises:
             ConfigError: a key inside the table is unknown, or a value is wrong.
         """
-        return cls(scanners, **{**_execution_table(config), **options})
+        return cls(scanners, **{**execution_table(config), **options})
 
     def run(self, state: Mapping[str, Any] | None = None, *, deadline: float | None = None) -> RunReport:
         """Ask every scanner once and report; a scanner's fault never raises.
@@ -160,6 +170,39 @@ class ScanRunner:
             raise
         return run.report()
 
+    async def arun(self, state: Mapping[str, Any] | None = None, *, deadline: float | None = None) -> RunReport:
+        """Do the same as `run` from asyncio code: the loop is not blocked, cancelling it cancels the run.
+
+        Arguments and errors are those of `run`.
+        """
+        run = self._prepare(state, deadline)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if not ended.done():
+                ended.set_result(None) if error is None else ended.set_exception(error)
+
+        def work() -> None:
+            failure: BaseException | None = None
+            try:
+                for _ in self._results(run):
+                    pass
+            except BaseException as error:  # it belongs to whoever awaits
+                failure = error
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(settle, failure)
+
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(work,), name="resilient-scan-run", daemon=True
+        ).start()
+        try:
+            await ended
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+        return run.report()
+
     def stream(self, state: Mapping[str, Any] | None = None, *, deadline: float | None = None) -> Iterator[ScanResult]:
         """Yield each scan's result as it ends; leaving the loop early cancels the rest.
 
@@ -173,7 +216,7 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner, or an argument is wrong.
         """
-        self._gate.disable(name, reason, duration)
+        self._fleet.gate.disable(name, reason, duration)
 
     def enable(self, name: str, *, reason: str = "by hand") -> None:
         """Bring a scanner back into service.
@@ -181,25 +224,27 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner.
         """
-        self._gate.enable(name, reason)
+        self._fleet.gate.enable(name, reason)
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
-        return self._pool.abandoned()
+        return self._fleet.pool.abandoned()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The scanners' names, in the given order."""
-        return self._names
+        return self._plan.names
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""
+        self._closed = True
+        if self._forked:
+            return  # the threads are the parent's
         with self._lock:
-            self._closed = True
             runs = tuple(self._runs)
         for run in runs:
-            run.outbox.put((None, _CLOSE, ()))
-        self._leave_threads()
+            run.cancel()
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -208,9 +253,6 @@ class ScanRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _provider_of(self, policy: Policy) -> Provider | None:
-        return None if policy.limit is None else self._providers[policy.limit.provider]
 
     # one run
 
@@ -223,12 +265,13 @@ class ScanRunner:
 
     def _results(self, run: _Run) -> Iterator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
-        self._enter(run)
+        fleet = self._fleet
+        self._enter(run, fleet)
         forget = None
         try:
             if run.deadline < math.inf:
-                forget = self._pool.at(run.deadline, lambda: run.outbox.put((None, _DEADLINE, ())))
-            for stack in self._in_order():
+                forget = fleet.pool.at(run.deadline, run.time_is_over)
+            for stack in self._in_order(fleet):
                 done = self._begin(run, stack)
                 if done is not None:
                     yield done
@@ -241,17 +284,19 @@ class ScanRunner:
                 forget()
             self._leave(run)
 
-    def _enter(self, run: _Run) -> None:
-        run.start()
+    def _enter(self, run: _Run, fleet: Fleet) -> None:
+        run.start(fleet)
         with self._lock:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._runs.add(run)
-        self._bus.send(RunStarted(run.run_id, len(self._stacks), self._concurrent, self._max_workers, run.started_at))
+        fleet.bus.send(
+            RunStarted(run.run_id, len(fleet.names), self._concurrent, self._plan.max_workers, run.started_at)
+        )
 
-    def _in_order(self) -> Sequence[Stack]:
+    def _in_order(self, fleet: Fleet) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
-        stacks = list(self._stacks.values())
+        stacks = list(fleet.stacks.values())
         if self._concurrent and self._order == "longest_first":
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
@@ -268,9 +313,12 @@ class ScanRunner:
 
     def _take(self, run: _Run) -> Sequence[ScanResult]:
         """Take one message and return the results that it brings."""
-        scan, answer, events = run.outbox.get()
+        try:
+            scan, answer, events = run.outbox.get(timeout=PATIENCE)
+        except Empty:
+            return ()
         if events:
-            self._bus.send_all(events)
+            run.fleet.bus.send_all(events)
         if scan is None:
             return self._cut(run, by_user=answer == _CLOSE)
         return (self._end(run, scan, answer),)
@@ -313,7 +361,7 @@ class ScanRunner:
         run.results[stack.name] = result
         stack.record(run.run_id, result, cache, steps)
         if self._tells_scans:
-            self._bus.send(ScanEnded(run.run_id, result, cache, invalid))
+            run.fleet.bus.send(ScanEnded(run.run_id, result, cache, invalid))
         return result
 
     def _leave(self, run: _Run) -> None:
@@ -322,15 +370,17 @@ class ScanRunner:
             self._cut(run, by_user=True)
             while run.open:
                 self._take(run)
-        if len(run.results) < len(self._names):  # cancelled before their turn
-            for stack in self._stacks.values():
+        fleet = run.fleet
+        if len(run.results) < len(fleet.names):  # cancelled before their turn
+            for stack in fleet.stacks.values():
                 if stack.name not in run.results:
                     self._skip(run, stack)
         with self._lock:
             self._runs.discard(run)
-        report = run.end(self._names)
-        if self._bus.wants(RunEnded):
-            self._bus.send(RunEnded(run.run_id, report.duration, report.counts, report.complete, self._clock.time()))
+        report = run.end()
+        if fleet.bus.wants(RunEnded):
+            ended = RunEnded(run.run_id, report.duration, report.counts, report.complete, self._clock.time())
+            fleet.bus.send(ended)
 
 
 class _Run(Run):
@@ -349,16 +399,27 @@ class _Run(Run):
         self._began = 0.0
         self._report: RunReport | None = None
 
-    def start(self) -> None:
+    def start(self, fleet: Fleet) -> None:
         """Start the clock."""
+        self.fleet = fleet
         self.started_at, self._began = self._clock.time(), self._clock.monotonic()
         self.epoch = self.started_at - self._began
         self.deadline = self._began + self._seconds
 
-    def end(self, names: tuple[str, ...]) -> RunReport:
+    def cancel(self) -> None:
+        """Ask the run's thread, from any other, to end the run now."""
+        self.outbox.put((None, _CLOSE, ()))
+
+    def time_is_over(self) -> None:
+        """Tell the run's thread that the deadline has come."""
+        self.outbox.put((None, _DEADLINE, ()))
+
+    def end(self) -> RunReport:
         """Make the report, and add the run's tool logs to the caller's list, if there is one."""
         duration = self._clock.monotonic() - self._began
-        self._report = RunReport(self.run_id, results_in_order(names, self.results), self.started_at, duration)
+        self._report = RunReport(
+            self.run_id, results_in_order(self.fleet.names, self.results), self.started_at, duration
+        )
         if isinstance(self._caller_logs, list):
             self._caller_logs.extend(self._report.tool_logs)
         return self._report
@@ -370,73 +431,13 @@ class _Run(Run):
         return self._report
 
 
-# arguments
+_runners: weakref.WeakSet[ScanRunner] = weakref.WeakSet()
 
 
-def _distinct(specs: Sequence[ScannerSpec]) -> Sequence[ScannerSpec]:
-    seen: dict[str, Any] = {}
-    for spec in specs:
-        if spec.name in seen:
-            raise ConfigError(
-                f"two scanners are named {spec.name!r}: {seen[spec.name]!r} and {spec.origin!r}; rename one"
-            )
-        seen[spec.name] = spec.origin
-    return specs
+def _after_fork() -> None:
+    for runner in tuple(_runners):
+        runner._after_fork()  # noqa: SLF001 - its own module
 
 
-def _policy(policy: Policy | None, timeout_seconds: float | None) -> Policy:
-    if policy is None:
-        policy = Policy()
-    if not isinstance(policy, Policy):
-        raise ConfigError(f"policy must be a Policy, got {policy!r}")
-    if timeout_seconds is None:
-        return policy
-    try:
-        timeout = msgspec.structs.replace(policy.timeout, total=timeout_seconds)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("timeout.total", "timeout_seconds")) from None
-    return policy.replace({"timeout": timeout})
-
-
-def _settings(settings: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    for name, table in settings.items():
-        if name not in names:
-            raise ConfigError(f"settings: there is no scanner {name!r} here; there are {', '.join(names) or 'none'}")
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"settings: {name} must be a table, got {table!r}")
-    return {name: MappingProxyType(dict(table)) for name, table in settings.items()}
-
-
-def _policies(policies: Mapping[str, Policy], names: tuple[str, ...]) -> Mapping[str, Policy]:
-    for name, policy in policies.items():
-        if name not in names:
-            raise ConfigError(f"policies: there is no scanner {name!r} here; there are {', '.join(names) or 'none'}")
-        if not isinstance(policy, Policy):
-            raise ConfigError(f"policies: {name} must be a Policy, got {policy!r}")
-    return policies
-
-
-def _execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
-    home = config if "scanner_execution" in config else config.get("discovery", {})
-    table = home.get("scanner_execution", {}) if isinstance(home, Mapping) else {}
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"scanner_execution must be a table, got {table!r}")
-    known = ("concurrent", "max_workers", "timeout_seconds")
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"scanner_execution: unknown key {key!r}; the keys are {', '.join(known)}")
-    return dict(table)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    if not any(value is item or (type(value) is type(item) and value == item) for item in allowed):
-        raise ConfigError(f"{name} must be {' or '.join(repr(item) for item in allowed)}, got {value!r}")
-    return value
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ConfigError(f"{name} must be >= {least}, got {value!r}")
-    return value
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -16,6 +16,7 @@ import msgspec
 
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER, Call, ScanContext, Step
+from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import AttemptEnded, Bus, ExecutionEnded, Registered
@@ -84,6 +85,7 @@ class Stack:
         self.guard = Guard(spec.name, policy.breaker, clock, random) if policy.breaker else None
         self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
+        self.loops = Loops()
         self.call = self._fold(random)
         self.tells_executions = bus.wants(ExecutionEnded)
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
@@ -92,7 +94,7 @@ class Stack:
     def _fold(self, random: Random) -> Call:
         """Put the layers that run on a worker around the scanner, innermost first."""
         policy = self.policy
-        call = attempt(self.spec)
+        call = attempt(self.spec, self.loops)
         if self.bus.wants(AttemptEnded):
             call = self._reporting(call)
         if policy.timeout.attempt is not None:

@@ -102,6 +102,12 @@ class Provider:
             there, context.prepaid = context.prepaid, False
         return there
 
+    def prepaid_request(self, context: ScanContext) -> bool:
+        """Take the request that came with the attempt's permit, if it is still there."""
+        with self._lock:
+            there, context.requests = context.requests > 0, 0
+        return there
+
     def acquire(self, context: ScanContext, *, with_permit: bool) -> None:
         """Wait for a turn on the worker, within the scan's time.
 

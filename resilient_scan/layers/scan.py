@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.context import Call, ScanContext
+from resilient_scan.engines.loops import Loops
 from resilient_scan.errors import InvalidCandidate
 from resilient_scan.scanning import Candidate, ScannerSpec
 
@@ -17,8 +17,12 @@ Maker = Callable[[Any], Any]
 _FIELDS = frozenset(Candidate.__struct_fields__)
 
 
-def attempt(spec: ScannerSpec) -> Call:
+def attempt(spec: ScannerSpec, loops: Loops) -> Call:
     """Return the call that asks the scanner once and keeps the valid candidates.
+
+    Args:
+        spec: the scanner.
+        loops: where it runs if it is `async def`.
 
     Raises (when called):
         TypeError: what the scanner returned is not an iterable of candidates.
@@ -34,7 +38,9 @@ def attempt(spec: ScannerSpec) -> Call:
             if answer:
                 _keep_valid(answer, make, context)
         else:
-            _keep_valid(_iterable(answer, context), make, context)
+            if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+                answer = loops.finish(_to_the_end(answer, make, context), context)
+            _keep_valid(_iterable(answer), make, context)
         return context.found
 
     return once
@@ -54,28 +60,19 @@ def _keep_valid(items: Iterable[Any], make: Maker, context: ScanContext) -> None
             context.dropped += 1
 
 
-def _iterable(answer: Any, context: ScanContext) -> Iterable[Any]:
-    if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-        answer = _finish_async(answer, context)
+def _iterable(answer: Any) -> Iterable[Any]:
     if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
         raise TypeError(f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
     return answer
 
 
-def _finish_async(answer: Any, context: ScanContext) -> Any:
-    """Run an `async def` scanner to its end in this worker, cancelled at the deadline."""
-
-    async def within_time() -> Any:
-        try:
-            async with asyncio.timeout(context.remaining()):
-                if not isinstance(answer, AsyncIterator):
-                    return await answer
-                return [item async for item in answer]
-        except TimeoutError:
-            context.check()  # ours: the scan's time is over
-            raise  # the scanner's own
-
-    return asyncio.run(within_time())
+async def _to_the_end(answer: Any, make: Maker, context: ScanContext) -> Any:
+    """Await a coroutine's answer, or keep what an asynchronous generator yields as it comes."""
+    if not isinstance(answer, AsyncIterator):
+        return await answer
+    async for item in answer:
+        _keep_valid((item,), make, context)
+    return ()
 
 
 def maker_of(kind: type, source: str) -> Maker:

@@ -65,7 +65,7 @@ class HungThreads:
         Raises:
             Rejected: the scanner has as many hanging threads as it may, and none ended within 50 ms.
         """
-        if self._count >= self._most and not self._one_returns(min(GRACE, context.remaining())):
+        if self._count >= self._most and not self._one_returns(min(GRACE, context.remaining() / 2)):
             raise context.failure or Rejected(
                 f"{self._count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
                 "it is asked again when one of them ends"

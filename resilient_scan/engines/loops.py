@@ -1,0 +1,96 @@
+"""Event loops for `async def` scanners: one per scanner and thread at a time, kept for the next attempt.
+
+A loop is run by the worker that the scan has anyway. So a coroutine that blocks its loop costs nobody but its own
+scanner, and a client that keeps connections (they belong to a loop) finds them again in the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from resilient_scan.context import ScanContext
+
+
+class Loops:
+    """One scanner's idle loops; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[asyncio.AbstractEventLoop] = []
+        self._closed = False
+
+    def finish(self, work: Coroutine[Any, Any, Any], context: ScanContext) -> Any:
+        """Run a coroutine to its end on this thread; at the end of the scan it is cancelled, really.
+
+        Raises:
+            ScanCancelled: the scan is over.
+            BaseException: what the coroutine raised.
+        """
+        loop = self._take()
+        task = loop.create_task(work)
+        context.watch(_Canceller(loop, task, context))
+        alarm = loop.call_later(context.remaining(), task.cancel) if context.remaining() < 1e9 else None
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            context.check()
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            context.watch(None)
+            self._put_back(loop)
+
+    def close(self) -> None:
+        """Close the idle loops; one that is at work is closed when it is through."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for loop in idle:
+            _close(loop)
+
+    def _take(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return asyncio.new_event_loop()
+
+    def _put_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(loop)
+                return
+        _close(loop)
+
+
+class _Canceller:
+    """What a cancel of the scan raises while a loop runs, in place of a flag that nobody would look at."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], context: ScanContext) -> None:
+        self._loop = loop
+        self._task = task
+        self._context = context
+
+    def set(self) -> None:
+        if self._context.abandoned:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def clear(self) -> None:
+        """Nothing to lower."""
+
+    def is_set(self) -> bool:
+        return self._context.abandoned
+
+    def wait(self, timeout: float | None = None, /) -> bool:
+        """Never called: the loop does the waiting."""
+        raise NotImplementedError
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

@@ -1,0 +1,195 @@
+"""Everything that lives as long as a runner: scanners and options checked once, and the live parts made of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from random import Random
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from resilient_scan.clock import Clock
+from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.errors import ConfigError
+from resilient_scan.events import Bus, Listener, ScannersRegistered
+from resilient_scan.layers.cache import SharedValues
+from resilient_scan.layers.limit import Provider, merged
+from resilient_scan.options import Policy
+from resilient_scan.quarantine import Gate
+from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.stack import Stack
+
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a fleet is to be, checked.
+
+    Attributes:
+        specs: the scanners, in the given order.
+        policies: by scanner's name, its effective policy.
+        settings: by scanner's name, what it finds in `context.settings`.
+        listeners: who is told what happens.
+        max_workers, max_abandoned: of the thread pool.
+        clock, random: where time and chance come from.
+    """
+
+    specs: tuple[ScannerSpec, ...]
+    policies: dict[str, Policy]
+    settings: dict[str, Mapping[str, Any]]
+    listeners: tuple[Listener, ...]
+    max_workers: int
+    max_abandoned: int
+    clock: Clock
+    random: Random
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scanners' names, in the given order."""
+        return tuple(spec.name for spec in self.specs)
+
+
+class Fleet:
+    """The live parts: one pool, one gate, one stack per scanner, one provider per name."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.names = plan.names
+        self.bus = Bus(plan.listeners)
+        self.gate = Gate(plan.names, plan.clock, self.bus)
+        self.pool = ThreadPool(plan.max_workers, max_abandoned=plan.max_abandoned, clock=plan.clock)
+        limits = [(name, policy.limit) for name, policy in plan.policies.items() if policy.limit is not None]
+        self.providers = {name: Provider(limit, plan.clock, self.pool.at) for name, limit in merged(limits).items()}
+        shared = SharedValues(plan.clock)
+        self.stacks = {spec.name: self._stack(spec, plan, shared) for spec in plan.specs}
+        self.bus.send(ScannersRegistered(tuple(stack.registered() for stack in self.stacks.values())))
+
+    def _stack(self, spec: ScannerSpec, plan: Plan, shared: SharedValues) -> Stack:
+        policy = plan.policies[spec.name]
+        return Stack(
+            spec,
+            policy,
+            settings=plan.settings.get(spec.name, NO_SETTINGS),
+            in_service=partial(self.gate.in_service, spec.name),
+            pool=self.pool,
+            shared=shared,
+            bus=self.bus,
+            clock=plan.clock,
+            random=plan.random,
+            provider=None if policy.limit is None else self.providers[policy.limit.provider],
+        )
+
+    def stack(self, name: str) -> Stack:
+        """Return one scanner's stack.
+
+        Raises:
+            ConfigError: there is no such scanner; the message names the nearest.
+        """
+        if name not in self.stacks:
+            raise ConfigError(no_scanner(name, self.names))
+        return self.stacks[name]
+
+    def close(self) -> None:
+        """Let the threads and event loops go; hung ones are not waited for."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for stack in self.stacks.values():
+            stack.loops.close()
+
+
+# arguments
+
+
+def no_scanner(name: object, names: Sequence[str]) -> str:
+    """Say that there is no such scanner, and which one may be meant."""
+    near = difflib.get_close_matches(str(name), names, n=1)
+    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+    return f"there is no scanner {name!r}; {way_out}"
+
+
+def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
+    """Bring scanners into their normal form.
+
+    Raises:
+        ConfigError: two have one name.
+        PluginError: one is no scanner.
+    """
+    specs: dict[str, ScannerSpec] = {}
+    for thing in scanners:
+        spec = spec_of(thing)
+        if spec.name in specs:
+            first = specs[spec.name].origin
+            raise ConfigError(f"two scanners are named {spec.name!r}: {first!r} and {spec.origin!r}; rename one")
+        specs[spec.name] = spec
+    return tuple(specs.values())
+
+
+def base_policy(policy: Policy | None, timeout_seconds: float | None) -> Policy:
+    """Return the policy for scanners that do not say otherwise.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    policy = Policy() if policy is None else policy
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"policy must be a Policy, got {policy!r}")
+    if timeout_seconds is None:
+        return policy
+    try:
+        timeout = msgspec.structs.replace(policy.timeout, total=timeout_seconds)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("timeout.total", "timeout_seconds")) from None
+    return policy.replace({"timeout": timeout})
+
+
+def effective(specs: Sequence[ScannerSpec], base: Policy, given: Mapping[str, Policy]) -> dict[str, Policy]:
+    """Return each scanner's policy: the given one, else the base with the scanner's own layers.
+
+    Raises:
+        ConfigError: a given one is for no scanner, or no `Policy`.
+    """
+    by_name(given, "policies", Policy, [spec.name for spec in specs])
+    return {spec.name: given.get(spec.name) or base.replace(spec.layers) for spec in specs}
+
+
+def by_name(tables: Mapping[str, Any], what: str, kind: type, names: Sequence[str]) -> None:
+    """Raise `ConfigError` unless `tables` holds a `kind` for scanners that exist."""
+    for name, table in tables.items():
+        if name not in names:
+            raise ConfigError(f"{what}: {no_scanner(name, names)}")
+        if not isinstance(table, kind):
+            raise ConfigError(f"{what}: {name} must be a {kind.__name__}, got {table!r}")
+
+
+def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runner's arguments from a configuration with a table `scanner_execution`.
+
+    Raises:
+        ConfigError: a key inside the table is unknown.
+    """
+    home = config if "scanner_execution" in config else config.get("discovery", {})
+    table = home.get("scanner_execution", {}) if isinstance(home, Mapping) else {}
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"scanner_execution must be a table, got {table!r}")
+    known = ("concurrent", "max_workers", "timeout_seconds")
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"scanner_execution: unknown key {key!r}; the keys are {', '.join(known)}")
+    return dict(table)
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Return `value` if it is one of those allowed; else raise `ConfigError`."""
+    if not any(value is item or (type(value) is type(item) and value == item) for item in allowed):
+        raise ConfigError(f"{name} must be {' or '.join(repr(item) for item in allowed)}, got {value!r}")
+    return value
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Return `value` if it is a whole number >= `least`; else raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ConfigError(f"{name} must be >= {least}, got {value!r}")
+    return value
