@@ -1,0 +1,246 @@
+"""Settings: a TOML file and environment variables to a runner.
+
+    runner = load_settings("resilient-scan.toml").runner()
+
+Every number has one source, by this priority: built-in < `[defaults]`, `policy=` and `timeout_seconds` < decorator
+< `[scanners.x]` < environment < what `runner` is given. A variable stands for the key of the same name in the file, an
+argument of `runner` for the key of the same name in `[scanner_execution]`: so a default stays a default, whoever sets
+it, and what a scanner's own table says wins over it. An option object replaces its whole layer, a table only the
+fields that it names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from resilient_scan.errors import ConfigError, PluginError
+from resilient_scan.layers.limit import merged
+from resilient_scan.options import Policy
+from resilient_scan.plugins import discover
+from resilient_scan.runner import ScanRunner
+from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.settings.environment import from_environment, over
+from resilient_scan.settings.file import from_file
+from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, tables_of
+from resilient_scan.settings.tables import Execution, Setting, Store, Tables, read
+from resilient_scan.settings.toml import path_text
+from resilient_scan.settings.values import own_fault, seconds, way_out
+
+__all__ = ["Effective", "Execution", "Settings", "SettingsError", "load_settings", "seconds"]
+
+_log = logging.getLogger("resilient_scan")
+
+
+class SettingsError(ConfigError):
+    """Settings are wrong; the message has a line for each problem.
+
+    Attributes:
+        problems: a sentence for each, with file and line or the variable's name, and the way out.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What file and environment say; made by `load_settings`.
+
+    Attributes:
+        path: the file, or `None`.
+        execution: `[scanner_execution]`, with `None` for what is not said.
+        policy: the layers around a scanner of which nobody says anything.
+        origins: where each number of `policy` came from, by `layer.field`.
+        store: where state lives: `"memory:"`.
+        sources: the tables as they were read, the file's first.
+    """
+
+    path: Path | None
+    execution: Execution
+    policy: Policy
+    origins: Mapping[str, str]
+    store: str
+    sources: tuple[Tables, ...]
+
+    def __repr__(self) -> str:
+        """Name the file only: settings may hold secrets."""
+        return f"<Settings of {self.path or 'the environment'}>"
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds for a whole run, or `None`: no limit."""
+        return self.execution.deadline
+
+    def enabled(self, name: str) -> bool:
+        """Say whether a scanner is part of runs."""
+        said = [table.own["enabled"].value for table in tables_of(name, self.sources) if "enabled" in table.own]
+        return said[-1] if said else True
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return what a scanner finds in `context.settings`."""
+        found: dict[str, Any] = {}
+        for table in tables_of(name, self.sources):
+            if "settings" in table.own:
+                found = over(found, table.own["settings"].value)
+        return found
+
+    def effective(
+        self, scanners: Iterable[Any], *, policy: Policy | None = None, timeout_seconds: float | None = None
+    ) -> dict[str, Effective]:
+        """Return by name the layers that hold for each scanner, each number with where it came from.
+
+        Args:
+            scanners: as in `ScanRunner`.
+            policy: replaces `[defaults]`.
+            timeout_seconds: replaces `timeout.total` of the defaults, > 0.
+
+        Raises:
+            ConfigError: layers do not fit together, or an argument is wrong.
+            PluginError: one is no scanner.
+        """
+        problems: list[str] = []
+        found = self._build([spec_of(thing) for thing in scanners], self._base(policy, timeout_seconds), problems)
+        if problems:
+            raise SettingsError(problems)
+        return found
+
+    def check(self, scanners: Iterable[Any] | None = None, *, known: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return a sentence for everything that is wrong, without running anything.
+
+        Args:
+            scanners: as in `ScanRunner`; `None`: all that are installed.
+            known: names of other scanners, which may have tables too.
+        """
+        problems: list[str] = []
+        if scanners is None:
+            scanners, known, problems = _installed()
+        specs: list[ScannerSpec] = []
+        for thing in scanners:
+            try:
+                specs.append(spec_of(thing))
+            except PluginError as error:
+                problems.append(str(error))
+        problems += self._strangers(specs, known)
+        self._build(specs, self._base(None, None), problems)
+        return tuple(problems)
+
+    def runner(self, scanners: Iterable[Any] | None = None, *, known: Iterable[str] = (), **options: Any) -> ScanRunner:
+        """Return a runner of the scanners that are not `enabled = false`.
+
+        Args:
+            scanners: as in `ScanRunner`; `None`: all that are installed; one that cannot be used is logged.
+            known: names of other scanners, which may have tables too.
+            options: of `ScanRunner`; they win over `[scanner_execution]`. `policy` stands for all of `[defaults]`.
+                `settings` wins, key by key, over the scanners' own.
+
+        Raises:
+            ConfigError: a table speaks of a scanner that is not there, layers do not fit together, or an option is
+                wrong.
+            PluginError: one of `scanners` is none.
+        """
+        if scanners is None:
+            scanners, known, problems = _installed()
+            for problem in problems:
+                _log.warning("%s", problem)
+        specs = [spec_of(thing) for thing in scanners]
+        base = self._base(options.get("policy"), options.get("timeout_seconds"))
+        faults = self._strangers(specs, known)
+        effective = self._build(specs, base, faults)
+        if faults:
+            raise SettingsError(faults)
+        specs = [spec for spec in specs if self.enabled(spec.name)]
+        own = self._options(specs, options.pop("settings", None) or {})
+        policies = {spec.name: effective[spec.name].policy for spec in specs}
+        return ScanRunner([spec.origin for spec in specs], policies=policies, **{**own, **options})
+
+    def _options(self, specs: Iterable[ScannerSpec], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what the runner is to be told, as far as anything is said."""
+        execution = msgspec.structs.asdict(self.execution)
+        said = {key: execution[key] for key in ("concurrent", "max_workers", "engine") if execution[key] is not None}
+        names = dict.fromkeys([*(spec.name for spec in specs), *settings])
+        merged = {name: over(self.settings_of(name), settings.get(name, {})) for name in names}
+        return {"store": self.store, "settings": {name: table for name, table in merged.items() if table}, **said}
+
+    def _base(self, policy: Policy | None, timeout_seconds: float | None) -> Layering:
+        """Return what holds for all scanners, where code has its say too."""
+        if policy is not None and not isinstance(policy, Policy):
+            raise ConfigError(f"policy must be a Policy, got {policy!r}")
+        base = defaults(self.sources) if policy is None else Layering.of(policy, "policy=")
+        if timeout_seconds is not None:
+            if fault := own_fault(Execution, "timeout_seconds", timeout_seconds):
+                raise ConfigError(fault.removeprefix("execution."))
+            base.patch("timeout", {"total": Setting(timeout_seconds, "timeout_seconds=")})
+        return base
+
+    def _build(self, specs: Iterable[ScannerSpec], base: Layering, problems: list[str]) -> dict[str, Effective]:
+        layerings = layers_of(specs, base, self.sources)
+        found = {name: layering.build(problems) for name, layering in layerings.items()}
+        try:
+            merged([(name, each.policy.limit) for name, each in found.items() if each.policy.limit is not None])
+        except ConfigError as error:
+            problems.append(str(error))
+        return found
+
+    def _strangers(self, specs: Sequence[ScannerSpec], known: Iterable[str]) -> list[str]:
+        """Return a sentence for each table of a scanner, or of a provider, that is not there."""
+        own = [spec.name for spec in specs]
+        names = list(dict.fromkeys([*own, *known]))
+        problems = [
+            f"{table.place}: unknown scanner {path_text((name,))}; {way_out(name, names)}"
+            for tables in self.sources
+            for name, table in tables.scanners.items()
+            if name not in names
+        ]
+        # A provider may be that of a scanner which is known and not among these.
+        return [*problems, *(self._unused_providers(specs) if names == own else ())]
+
+    def _unused_providers(self, specs: Iterable[ScannerSpec]) -> Iterator[str]:
+        layerings = layers_of(specs, self._base(None, None), self.sources).values()
+        used = {layering.provider.lower(): layering.provider for layering in layerings if layering.provider}
+        for tables in self.sources:
+            for name, table in tables.providers.items():
+                if name not in used:
+                    yield f"{table.place}: no scanner has the provider {table.name!r}; {way_out(name, used.values())}"
+
+
+def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read settings from a TOML file and from the environment.
+
+    Args:
+        path: the file; `None`: the environment only.
+        environ: variables; those that begin with `RESILIENT_SCAN__` count.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it or in the environment is wrong. The message has a line
+            for every problem, the attribute `problems` a tuple of them.
+    """
+    sources = [*([] if path is None else [from_file(os.fspath(path))]), from_environment(environ)]
+    tables = tuple(read(source) for source in sources)
+    problems = [sentence for source in sources for _, sentence in sorted(source.problems, key=itemgetter(0))]
+    effective = defaults(tables).build(problems)
+    if problems:
+        raise SettingsError(dict.fromkeys(problems))
+    execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
+    store = {key: setting.value for each in tables for key, setting in each.store.items()}
+    return Settings(
+        path=None if path is None else Path(path),
+        execution=Execution(**execution),
+        policy=effective.policy,
+        origins=effective.origins,
+        store=Store(**store).url or "memory:",
+        sources=tables,
+    )
+
+
+def _installed() -> tuple[list[Any], list[str], list[str]]:
+    """Return the scanners that can be used, the names of all, and sentences about those that cannot."""
+    plugins = discover()
+    names = [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
+    return [found.scanner for found in plugins.scanners], names, [str(problem.error) for problem in plugins.problems]

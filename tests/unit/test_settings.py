@@ -1,0 +1,728 @@
+"""Settings: who wins, where each number came from, and that everything wrong is told at once, with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+import sys
+import types
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    ConfigError,
+    Limit,
+    PluginError,
+    Policy,
+    Retry,
+    ScanContext,
+    ScanRunner,
+    Timeout,
+    scanner,
+)
+from resilient_scan import settings as package
+from resilient_scan.options import LAYERS
+from resilient_scan.plugins import discover
+from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
+from resilient_scan.settings.tables import Source
+
+
+@scanner(pipeline="social", retry=Retry(attempts=2, base=1), cache=None, timeout=Timeout(total=20))
+def reddit_dd(state: dict[str, Any], context: ScanContext) -> list[Any]:
+    context.log("seen", settings=dict(context.settings))
+    return []
+
+
+@scanner(pipeline="news")
+def plain(state: dict[str, Any], context: ScanContext) -> list[Any]:
+    context.log("seen", settings=dict(context.settings))
+    return []
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that loads a text as the file `scan.toml` of the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def loaded(text: str, environ: Mapping[str, str] | None = None) -> Settings:
+        Path("scan.toml").write_text(text, encoding="utf-8")
+        return load_settings("scan.toml", environ=environ or {})
+
+    return loaded
+
+
+def problems_of(load: Any, text: str, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        load(text, environ)
+    assert isinstance(caught.value, ConfigError)
+    assert str(caught.value).splitlines() == list(caught.value.problems)
+    return caught.value.problems
+
+
+def seen(runner: ScanRunner) -> dict[str, Any]:
+    """Run and return what each scanner found in `context.settings`."""
+    with runner:
+        return {log["scanner"]: log["settings"] for log in runner.run().tool_logs}
+
+
+def effective(loaded: Settings, one: Any, **options: Any) -> Effective:
+    return loaded.effective([one], **options)[one.name]
+
+
+# what is wrong
+
+DURATION = 'must be a duration such as 300 or "5m", got'
+EXCEPTIONS = 'must be a list of exceptions such as ["ValueError", "httpx.TransportError"], got'
+RETRY_KEYS = ", ".join(Retry.__struct_fields__)
+WRONG = [
+    # unknown keys
+    ("[defaults]\n\n\nretry = { atempts = 3 }", "4: unknown key defaults.retry.atempts; did you mean 'attempts'?"),
+    ("[defaults.retry]\natempts = 3", "2: unknown key defaults.retry.atempts; did you mean 'attempts'?"),
+    ("defaults.retry.Attempts = 3", "1: unknown key defaults.retry.Attempts; did you mean 'attempts'?"),
+    ("[defaults]\nretry = { x = 3 }", f"2: unknown key defaults.retry.x; the keys are {RETRY_KEYS}"),
+    ("[defaults]\ncahce = { ttl = 3 }", "2: unknown key defaults.cahce; did you mean 'cache'?"),
+    ("[defaults]\nttl = 3", "2: unknown key defaults.ttl; did you mean defaults.cache.ttl?"),
+    ("[defaults]\non = []", "2: unknown key defaults.on; did you mean defaults.retry.on or defaults.breaker.on?"),
+    ("[default]", "1: unknown key default; did you mean 'defaults'?"),
+    ("[scanner-execution]", "1: unknown key scanner-execution; did you mean 'scanner_execution'?"),
+    ("[scanners.x]\ntimout = {}", "2: unknown key scanners.x.timout; did you mean 'timeout'?"),
+    ("[scanners.x]\nlookback_days = 1", "2: unknown key scanners.x.lookback_days; the keys are enabled, provider, "),
+    ('[scanners."brk.b"]\nretry = { " " = 1 }', '2: unknown key scanners."brk.b".retry." "; the keys are attempts, '),
+    ("[scanner_execution]\ntimeout = 3", "2: unknown key scanner_execution.timeout; did you mean 'timeout_seconds'?"),
+    ("[scanner_execution]\nworkers = 3", "2: unknown key scanner_execution.workers; did you mean 'max_workers'?"),
+    ("[store]\npath = 'x'", "2: unknown key store.path; the keys are url"),
+    # kinds
+    ("[defaults]\ncache = { ttl = true }", f"2: defaults.cache.ttl {DURATION} true"),
+    ("[defaults]\ncache.ttl = 'five'", f'2: defaults.cache.ttl {DURATION} "five"'),
+    ("[defaults]\ncache.ttl = '5M'", f'2: defaults.cache.ttl {DURATION} "5M"'),
+    ("[defaults]\ncache.ttl = '1h30m'", f'2: defaults.cache.ttl {DURATION} "1h30m"'),
+    ("[defaults]\ncache.ttl = '-5s'", f'2: defaults.cache.ttl {DURATION} "-5s"'),
+    ("[defaults]\ncache.ttl = '300'", f'2: defaults.cache.ttl {DURATION} "300"'),
+    ("[defaults]\ncache.ttl = ''", f'2: defaults.cache.ttl {DURATION} ""'),
+    ("[defaults]\ncache.ttl = []", f"2: defaults.cache.ttl {DURATION} a list"),
+    ("[defaults]\ncache.ttl = {}", f"2: defaults.cache.ttl {DURATION} a table"),
+    ("[defaults]\ncache.ttl = 07:30:00", f"2: defaults.cache.ttl {DURATION} 07:30:00"),
+    ("[defaults]\ncache.ttl = " + "9" * 50, f"2: defaults.cache.ttl {DURATION} a number of more than 64 bits"),
+    ("[defaults]\ncache.jitter = '5s'", '2: defaults.cache.jitter must be a number, got "5s"'),
+    ("[defaults]\ncache.inputs = 'tickers'", '2: defaults.cache.inputs must be a list of texts, got "tickers"'),
+    ("[defaults]\ncache.inputs = ['a', 1]", "2: defaults.cache.inputs must be a list of texts, got a list"),
+    ("[defaults]\ncache.maxsize = 1.5", "2: defaults.cache.maxsize must be a whole number, got 1.5"),
+    ("[defaults]\nretry.attempts = '3'", '2: defaults.retry.attempts must be a whole number, got "3"'),
+    ("[defaults]\nretry.attempts = true", "2: defaults.retry.attempts must be a whole number, got true"),
+    ("[defaults]\nretry.attempts = " + f"'{'x' * 99}'", f'got "{"x" * 40}..."'),
+    ("[scanners.x]\nenabled = 'no'", '2: scanners.x.enabled must be true or false, got "no"'),
+    ("[scanners.x]\nprovider = 5", "2: scanners.x.provider must be a text, got 5"),
+    ("[scanner_execution]\nconcurrent = 1", "2: scanner_execution.concurrent must be true or false, got 1"),
+    ("[scanner_execution]\nmax_workers = '8'", '2: scanner_execution.max_workers must be a whole number, got "8"'),
+    ("[scanner_execution]\ndeadline = '60'", f'2: scanner_execution.deadline {DURATION} "60"'),
+    # tables
+    (
+        "[defaults]\ncache = true",
+        "2: defaults.cache must be a table such as { ttl = 300 }, or false to leave the layer out, got true",
+    ),
+    (
+        "[[defaults.retry]]",
+        "1: defaults.retry must be a table such as { attempts = 3 }, or false to leave the layer out, got a list",
+    ),
+    ("[scanners.x]\ntimeout = '45s'", '2: scanners.x.timeout must be a table such as { total = 30 }, got "45s"'),
+    ("[scanners.x]\ntimeout = false", "2: scanners.x.timeout cannot be left out; give it a table such as { total ="),
+    ("[scanners]\nx = false", "2: scanners.x must be a table, got false"),
+    ("[[scanners.x]]", "1: scanners.x must be a table, got a list"),
+    ("scanners = 1", "1: scanners must be a table, got 1"),
+    ("defaults = []", "1: defaults must be a table, got a list"),
+    ("scanner_execution = 8", "1: scanner_execution must be a table, got 8"),
+    ("store = 'memory:'", '1: store must be a table, got "memory:"'),
+    # ranges: the options' own sentences
+    ("[defaults]\nretry.attempts = 0", "2: defaults.retry.attempts must be >= 1, got 0"),
+    ("[defaults.cache]\nttl = 0", "2: defaults.cache.ttl must be > 0, got 0.0"),
+    ("[defaults.cache]\nttl = nan", "2: defaults.cache.ttl must be a finite number, got nan"),
+    ("[defaults.cache]\njitter = 1.0", "2: defaults.cache.jitter must be < 1, got 1.0"),
+    ("[defaults.retry]\nbase = '20s'", "2: defaults.retry.cap must be >= base (20), got 10.0"),
+    ("[defaults.retry]\nbase = '5s'\ncap = '1s'", "2: defaults.retry.cap must be >= base (5), got 1.0"),
+    ("[scanners.x]\n[scanners.x.timeout]\ntotal = 0", "3: scanners.x.timeout.total must be > 0, got 0.0"),
+    ("[scanners.x]\nbreaker = { failures = 0 }", "2: scanners.x.breaker.failures must be >= 1, got 0"),
+    ("[scanners.x]\nprovider = ' '", "2: scanners.x.provider must not be empty"),
+    ("[scanner_execution]\nmax_workers = 0", "2: scanner_execution.max_workers must be >= 1, got 0"),
+    ("[scanner_execution]\ntimeout_seconds = 0", "2: scanner_execution.timeout_seconds must be > 0, got 0.0"),
+    ("[scanner_execution]\ndeadline = inf", "2: scanner_execution.deadline must be a finite number <= 1e9, got inf"),
+    ("[scanner_execution]\nengine = 'thread'", '2: scanner_execution.engine must be "threads", got "thread"'),
+    ("[scanners.x]\nisolation = 'none'", '2: scanners.x.isolation must be "thread", got "none"'),
+    # exceptions
+    ("[defaults]\nretry.on = 'ValueError'", f'2: defaults.retry.on {EXCEPTIONS} "ValueError"'),
+    ("[defaults]\nretry.on = [1]", f"2: defaults.retry.on {EXCEPTIONS} a list"),
+    (
+        "[defaults]\nretry.on = ['ValueErorr']",
+        "2: defaults.retry.on: Python has no exception 'ValueErorr'; did you mean 'ValueError'?",
+    ),
+    (
+        "[defaults]\nretry.on = ['Frobnicated']",
+        (
+            "2: defaults.retry.on: Python has no exception 'Frobnicated'; one of another module needs the module too, "
+            "as in httpx.TransportError"
+        ),
+    ),
+    (
+        "[scanners.x]\nbreaker.on = ['json.DecodeError']",
+        "2: scanners.x.breaker.on: json has no 'DecodeError'; did you mean 'JSONDecodeError'?",
+    ),
+    (
+        "[scanners.x]\nbreaker.on = ['no_such_module_at_all.Error']",
+        (
+            "2: scanners.x.breaker.on: 'no_such_module_at_all.Error' cannot be imported: "
+            "ModuleNotFoundError: No module named 'no_such_module_at_all'"
+        ),
+    ),
+    ("[defaults]\nretry.on = ['os.path.join']", "2: defaults.retry.on: 'os.path.join' is no exception class"),
+    ("[defaults]\nretry.on = ['a..b']", "2: defaults.retry.on: 'a..b' is no name of an exception"),
+    # what is not there yet
+    (
+        "[scanners.x]\nisolation = 'process'",
+        '2: scanners.x.isolation: "process" is not supported by this version; use "thread"',
+    ),
+    (
+        "[scanner_execution]\nengine = 'dask'",
+        '2: scanner_execution.engine: "dask" is not supported by this version; use "threads"',
+    ),
+    (
+        "[store]\nurl = 'redis://user:hunter2@host'",
+        '2: store.url: a store "redis:" is not supported by this version; use "memory:"',
+    ),
+    ("[store]\nurl = 'x'", '2: store.url: a store of this kind is not supported by this version; use "memory:"'),
+    ("[quarantine]\ncooloff = '60s'", "1: [quarantine] is not supported by this version; remove the table"),
+    ("\n[service]\ntoken = 'hunter2'", "2: [service] is not supported by this version; remove the table"),
+    # not TOML
+    ("[defaults]\nretry =", "2: not TOML: Invalid value"),
+    ("[defaults]\nretry = {}\n[defaults]", "3: defaults is there twice, first in line 1"),
+    ("[scanners.x]\nenabled = true\nenabled = false", "3: scanners.x.enabled is there twice, first in line 2"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_what_is_wrong_is_told_with_file_line_and_the_way_out(load: Any, text: str, message: str) -> None:
+    (problem,) = problems_of(load, text)
+    if message[0].isdigit():
+        message = f"scan.toml:{message}"
+    assert problem == message or (message.endswith((", ", "total =", '..."')) and message in problem)
+
+
+WRONG_LIMITS = [
+    ("[providers.sec]\nrates = 1", "2: unknown key providers.sec.rates; did you mean 'rate'?"),
+    ("[providers.sec]\nprovider = 'x'", "2: unknown key providers.sec.provider; the keys are rate, concurrency"),
+    ("[providers]\nsec = 1", "2: providers.sec must be a table, got 1"),
+    ("[providers.sec]\nrate = 60", "2: providers.sec.rate must be a text or a list of texts, got 60"),
+    ("[providers.sec]\nconcurrency = 0", "2: providers.sec.concurrency must be >= 1, got 0"),
+    (
+        "[providers.sec]\nrate = '60'",
+        """2: providers.sec.rate must be such as "60/min", "30/s" or "1000/10min", got '60'""",
+    ),
+    ("[defaults]\nlimit = { concurrency = 2 }", "2: defaults.limit.provider is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_LIMITS, ids=[message for _, message in WRONG_LIMITS])
+def test_wrong_limits_are_told_likewise(load: Any, text: str, message: str) -> None:
+    assert problems_of(load, text) == (f"scan.toml:{message}",)
+
+
+def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
+    text = "[scanners.x]\nretry = { attempts = 0, on = ['X'] }\n[defaults]\nbreaker = 3\ncache.tl = 2\n[service]\n"
+    environ = {"RESILIENT_SCAN__STORE__URL": "sqlite:x", "RESILIENT_SCAN__DEFAULTS__RETRY__BASE": "x"}
+    places = [problem.partition(": ")[0] for problem in problems_of(load, text, environ)]
+    assert places == [
+        "scan.toml:2",
+        "scan.toml:2",
+        "scan.toml:4",
+        "scan.toml:5",
+        "scan.toml:6",
+        "RESILIENT_SCAN__DEFAULTS__RETRY__BASE",
+        "RESILIENT_SCAN__STORE__URL",
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_beside_those_of_the_environment(tmp_path: Path) -> None:
+    environ = {"RESILIENT_SCAN__X": "1"}
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(SettingsError) as caught:
+        load_settings(missing, environ=environ)
+    assert caught.value.problems[0] == f"{missing}: there is no such file"
+    assert caught.value.problems[1].startswith("RESILIENT_SCAN__X: unknown key x; ")
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(tmp_path))}: cannot be read: Is a directory$"):
+        load_settings(tmp_path, environ={})
+
+
+def test_a_file_has_to_be_utf_8_and_may_begin_with_a_mark(tmp_path: Path) -> None:
+    file = tmp_path / "scan.toml"
+    file.write_bytes(b"# one\n# \xff\n")
+    with pytest.raises(SettingsError, match=r"scan\.toml:2: not UTF-8, which TOML has to be$"):
+        load_settings(file, environ={})
+    file.write_bytes(b"\xef\xbb\xbf[scanner_execution]\r\ndeadline = 5\r\n")
+    assert load_settings(file, environ={}).deadline == 5
+
+
+# who wins
+
+
+def test_nothing_said_is_the_built_in_policy() -> None:
+    nothing = load_settings(environ={"PATH": "/bin", "RESILIENT_SCAN_TESTDATA": "x"})
+    assert nothing.policy == Policy()
+    assert set(nothing.origins.values()) == {"built-in"}
+    assert nothing.deadline is None
+    assert effective(nothing, plain).policy == Policy()
+    assert repr(nothing) == "<Settings of the environment>"
+
+
+FILE = """
+[scanner_execution]
+timeout_seconds = 11
+[defaults]
+retry = { attempts = 4, cap = "7s" }
+cache = { ttl = "5m" }
+timeout = { total = 12 }
+[scanners.reddit_dd]
+retry = { attempts = 5 }
+cache = { ttl = 60 }
+timeout = { total = 13 }
+[scanners.plain]
+retry = false
+"""
+X = "RESILIENT_SCAN__SCANNERS__reddit_dd__"
+
+
+def test_every_number_has_one_source_and_says_which(load: Any) -> None:
+    """The built-in one, the defaults', the decorator's and the scanner's table, one over the other."""
+    loaded = load(FILE)
+    found = effective(loaded, reddit_dd)
+    assert found.policy.retry == Retry(attempts=5, base=1)  # an object replaces the layer, a table what it names
+    assert found.policy.cache == Cache(ttl=60)  # the decorator left it out, so the defaults' are gone
+    assert found.policy.timeout == Timeout(total=13)
+    assert found.policy.breaker == Breaker()
+    expected = {
+        "retry.attempts": "scan.toml:9",
+        "retry.base": "decorator",
+        "cache.ttl": "scan.toml:10",
+        "cache.jitter": "built-in",
+        "timeout.total": "scan.toml:11",
+        "breaker.failures": "built-in",
+    }
+    assert {key: found.origins[key] for key in expected} == expected
+
+
+def test_defaults_go_over_what_is_built_in(load: Any) -> None:
+    found = effective(load(FILE), plain)
+    assert found.policy.retry is None
+    assert found.origins["retry"] == "scan.toml:13"
+    assert found.policy.cache == Cache(ttl=300)
+    assert found.origins["cache.ttl"] == "defaults scan.toml:6"
+    loaded = load(FILE.replace("[scanners.plain]\nretry = false", ""))
+    assert effective(loaded, plain).policy.retry == Retry(attempts=4, cap=7)
+    assert effective(loaded, plain).origins["retry.base"] == "built-in"
+    assert loaded.policy == effective(loaded, plain).policy
+    assert loaded.origins == effective(loaded, plain).origins
+
+
+def test_the_decorator_goes_over_the_defaults(load: Any) -> None:
+    loaded = load(
+        "[defaults]\nretry.attempts = 9\ncache.ttl = 9\nbreaker = false\n[scanner_execution]\ntimeout_seconds = 9"
+    )
+    found = effective(loaded, reddit_dd)
+    assert found.policy == Policy(retry=Retry(attempts=2, base=1), cache=None, breaker=None, timeout=Timeout(total=20))
+    assert found.origins["retry.attempts"] == found.origins["cache"] == found.origins["timeout.total"] == "decorator"
+    assert found.origins["breaker"] == "defaults scan.toml:4"
+
+
+def test_timeout_seconds_replaces_the_defaults_total(load: Any) -> None:
+    found = effective(load(FILE), plain)
+    assert found.policy.timeout.total == 11
+    assert found.origins["timeout.total"] == "scanner_execution scan.toml:3"
+
+
+def test_the_environment_goes_over_the_scanners_table(load: Any) -> None:
+    environ = {f"{X}TIMEOUT__TOTAL": "5s", f"{X}RETRY": "false", f"{X}CACHE__TTL": "1.5h", f"{X}BREAKER__ON": "OSError"}
+    found = effective(load(FILE, environ), reddit_dd)
+    assert found.policy == Policy(
+        timeout=Timeout(total=5), retry=None, cache=Cache(ttl=5400), breaker=Breaker(on=(OSError,))
+    )
+    assert found.origins["timeout.total"] == f"{X}TIMEOUT__TOTAL"
+    assert found.origins["retry"] == f"{X}RETRY"
+
+
+def test_a_variable_stands_for_the_key_of_its_name_so_a_default_stays_one(load: Any) -> None:
+    environ = {"RESILIENT_SCAN__DEFAULTS__TIMEOUT__TOTAL": "1s", "RESILIENT_SCAN__DEFAULTS__RETRY__ATTEMPTS": "8"}
+    loaded = load(FILE, environ)
+    assert effective(loaded, reddit_dd).policy.timeout.total == 13
+    assert loaded.policy.timeout.total == 1  # over the file's timeout_seconds too: it is later
+    assert loaded.policy.retry == Retry(attempts=8, cap=7)
+    assert loaded.origins["retry.attempts"] == "RESILIENT_SCAN__DEFAULTS__RETRY__ATTEMPTS"
+    environ["RESILIENT_SCAN__SCANNER_EXECUTION__TIMEOUT_SECONDS"] = "3"
+    assert load(FILE, environ).policy.timeout.total == 3
+
+
+def test_a_policy_in_code_replaces_the_defaults_and_nothing_more(load: Any) -> None:
+    loaded = load(FILE)
+    policy = Policy(breaker=None, timeout=Timeout(total=2))
+    assert effective(loaded, plain, policy=policy).policy == policy.replace({"retry": None})
+    assert effective(loaded, plain, policy=policy).origins["breaker"] == "policy="
+    found = effective(loaded, reddit_dd, policy=policy, timeout_seconds=3)
+    assert found.policy.retry == Retry(attempts=5, base=1)
+    assert found.policy.timeout.total == 13
+    assert found.policy.breaker is None
+    bare = effective(loaded, plain, policy=policy, timeout_seconds=3)
+    assert (bare.policy.timeout.total, bare.origins["timeout.total"]) == (3, "timeout_seconds=")
+    with pytest.raises(ConfigError, match=r"^policy must be a Policy, got 5$"):
+        effective(loaded, plain, policy=5)
+    with pytest.raises(ConfigError, match=r"^timeout_seconds must be > 0, got 0$"):
+        loaded.runner([plain], timeout_seconds=0)
+
+
+def test_a_provider_gives_its_numbers_to_all_that_name_it(load: Any) -> None:
+    @scanner(pipeline="x", limit=Limit("sec", concurrency=1))
+    def decorated(state: dict[str, Any]) -> list[Any]:
+        return []
+
+    text = """
+    [providers.sec]
+    rate = ["60/min", "30/s"]
+    [providers.Finn]
+    concurrency = 4
+    [scanners.plain]
+    provider = "Finn"
+    """
+    loaded = load(text, {"RESILIENT_SCAN__PROVIDERS__FINN__RATE": "5/s"})
+    found = effective(loaded, decorated)
+    assert found.policy.limit == Limit("sec", rate=("60/min", "30/s"), concurrency=1)
+    assert (found.origins["limit.rate"], found.origins["limit.concurrency"]) == ("providers scan.toml:3", "decorator")
+    other = effective(loaded, plain)
+    assert other.policy.limit == Limit("Finn", rate="5/s", concurrency=4)
+    assert other.origins["limit.provider"] == "scan.toml:7"
+    moved = effective(load("[scanners.decorated]\nprovider = 'Finn'\nlimit = { concurrency = 9 }"), decorated)
+    assert moved.policy.limit == Limit("Finn", concurrency=9)
+    assert effective(load("[scanners.decorated]\nlimit = false"), decorated).policy.limit is None
+    named = effective(load("[providers.x]\nconcurrency = 3\n[scanners.plain]\nlimit = { provider = 'x' }"), plain)
+    assert named.policy.limit == Limit("x", concurrency=3)
+
+
+def test_a_providers_numbers_are_the_same_for_all_that_share_it(load: Any) -> None:
+    @scanner(pipeline="x", limit=Limit("sec", rate="60/min"))
+    def first(state: dict[str, Any]) -> list[Any]:
+        return []
+
+    @scanner(pipeline="x", limit=Limit("sec"))
+    def second(state: dict[str, Any]) -> list[Any]:
+        return []
+
+    found = load("[providers.sec]\nconcurrency = 4").effective([second, first])
+    both = Limit("sec", rate="60/min", concurrency=4)
+    assert (found["first"].policy.limit, found["second"].policy.limit) == (both, both)
+    (problem,) = load("[scanners.second]\nlimit = { rate = '1/s' }").check([first, second])
+    assert problem.startswith("provider sec has two limits: ")
+
+
+def test_a_provider_that_nobody_has_is_wrong_where_all_scanners_are_known(load: Any) -> None:
+    loaded = load("[providers.Secc]\nconcurrency = 4\n[scanners.plain]\nprovider = 'sec'")
+    expected = "scan.toml:1: no scanner has the provider 'Secc'; did you mean 'sec'?"
+    assert loaded.check([plain]) == (expected,)
+    assert loaded.check([plain], known=["other"]) == ()
+
+
+def test_layers_that_do_not_fit_a_decorator_are_told_when_the_scanner_is_known(load: Any) -> None:
+    loaded = load("[scanners.reddit_dd]\nretry = { base = 20 }")
+    expected = "scan.toml:2: scanners.reddit_dd.retry.cap must be >= base (20), got 10.0"
+    assert loaded.check([reddit_dd]) == (expected,)
+    for fails in (loaded.effective, loaded.runner):
+        with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
+            fails([reddit_dd])
+
+
+# the environment
+
+
+def test_variables_match_in_any_case(load: Any) -> None:
+    environ = {
+        "resilient_scan__scanners__REDDIT_DD__retry__Attempts": "7",
+        "RESILIENT_SCAN__SCANNER_EXECUTION__CONCURRENT": "No",
+        "RESILIENT_SCAN__SCANNER_EXECUTION__DEADLINE": " 90s ",
+        "RESILIENT_SCAN__DEFAULTS__CACHE__INPUTS": "trade_date, tickers",
+        "RESILIENT_SCAN__DEFAULTS__BREAKER": "{ failures = 2 }",
+        "RESILIENT_SCAN__STORE__URL": "memory:",
+    }
+    loaded = load("", environ)
+    assert effective(loaded, reddit_dd).policy.retry == Retry(attempts=7, base=1)
+    assert loaded.execution.concurrent is False
+    assert loaded.deadline == 90
+    assert loaded.policy.cache == Cache(inputs=("trade_date", "tickers"))
+    assert loaded.policy.breaker == Breaker(failures=2)
+
+
+def test_two_underscores_and_dots_may_be_part_of_a_scanners_name() -> None:
+    environ = {
+        "RESILIENT_SCAN__SCANNERS__MY__SCANNER__TIMEOUT__TOTAL": "5s",
+        "RESILIENT_SCAN__SCANNERS__brk.b-2__ENABLED": "off",
+        "RESILIENT_SCAN__SCANNERS__cache__CACHE__TTL": "5s",
+    }
+    loaded = load_settings(environ=environ)
+    assert set(loaded.sources[0].scanners) == {"my__scanner", "brk.b-2", "cache"}
+    assert not loaded.enabled("brk.b-2")
+
+
+WRONG_VARIABLES = [
+    ({"DEFAULTS__RETRY__ATEMPTS": "3"}, "unknown key defaults.retry.atempts; did you mean 'attempts'?"),
+    ({"SCANNER__X__ENABLED": "1"}, "unknown key scanner; did you mean 'scanners'?"),
+    ({"DEFAULT__CACHE": "false"}, "unknown key default; did you mean 'defaults'?"),
+    ({"SCANNERS__x__TIMOUT__TOTAL": "5s"}, "unknown key scanners.x.timout; did you mean 'timeout'?"),
+    ({"SCANNERS__x": "5s"}, 'scanners.x must be a table, got "5s"'),
+    ({"SCANNERS": "5"}, "scanners must be a table, got 5"),
+    ({"DEFAULTS__CACHE__TTL": "soon"}, f'defaults.cache.ttl {DURATION} "soon"'),
+    ({"DEFAULTS__CACHE__TTL": ""}, f'defaults.cache.ttl {DURATION} ""'),
+    ({"DEFAULTS__CACHE__TTL": "0"}, "defaults.cache.ttl must be > 0, got 0.0"),
+    ({"DEFAULTS__RETRY__ATTEMPTS": "2.5"}, 'defaults.retry.attempts must be a whole number, got "2.5"'),
+    ({"SCANNER_EXECUTION__CONCURRENT": "maybe"}, 'scanner_execution.concurrent must be true or false, got "maybe"'),
+    ({"DEFAULTS__RETRY__ON": "os.Nope"}, "defaults.retry.on: os has no 'Nope'; look the name up"),
+    ({"SERVICE__TOKEN": "hunter2"}, "[service] is not supported by this version; remove the table"),
+    (
+        {"DEFAULTS__CACHE": "false", "DEFAULTS__CACHE__TTL": "5"},
+        "RESILIENT_SCAN__DEFAULTS__CACHE sets the whole of it; use one of the two",
+    ),
+    (
+        {"DEFAULTS__CACHE__TTL": "5", "DEFAULTS__CACHE__ttl": "5"},
+        "RESILIENT_SCAN__DEFAULTS__CACHE__TTL sets the same; use one of the two",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "message"), WRONG_VARIABLES, ids=[message for _, message in WRONG_VARIABLES])
+def test_a_wrong_variable_is_told_by_its_name(load: Any, variables: dict[str, str], message: str) -> None:
+    environ = {f"RESILIENT_SCAN__{name}": value for name, value in variables.items()}
+    assert problems_of(load, "", environ) == (f"RESILIENT_SCAN__{list(variables)[-1]}: {message}",)
+
+
+# scanners' settings
+
+
+def test_settings_are_put_together_key_by_key(load: Any) -> None:
+    text = """
+    [scanners.plain.settings]
+    lookback_days = 14
+    API_KEY = "file"
+    zip = "02134"
+    nested = { a = 1, b = 2 }
+    """
+    environ = {
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__LOOKBACK_DAYS": "21",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__api_key": "12345",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__TOKEN": "1e5",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__ZIP": "10001",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__NESTED__B": "3",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__UNIVERSE": '["AAPL", "MSFT"]',
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__SINCE": "2026-01-01",
+        "RESILIENT_SCAN__SCANNERS__PLAIN__SETTINGS__CACHE__DIR": "/tmp",
+    }
+    expected = {
+        "lookback_days": 21,
+        "API_KEY": "12345",
+        "zip": "10001",
+        "nested": {"a": 1, "b": 3},
+        "token": "1e5",
+        "universe": ["AAPL", "MSFT"],
+        "since": "2026-01-01",
+        "cache": {"dir": "/tmp"},
+    }
+    assert load(text, environ).settings_of("plain") == expected
+    assert load(text).settings_of("reddit_dd") == {}
+    runner = load("[scanners.plain]\nsettings = { a = 1, b = 2 }").runner(
+        [plain, reddit_dd], settings={"plain": {"b": 3}, "reddit_dd": {"c": 4}}, listeners=()
+    )
+    assert seen(runner) == {"plain": {"a": 1, "b": 3}, "reddit_dd": {"c": 4}}
+
+
+def test_no_secret_is_ever_shown(load: Any) -> None:
+    text = """
+    [scanners.plain]
+    settings = "hunter2"
+    api_key = "hunter2"
+    [scanners.other]
+    enabled = 3
+    settings = { password = "hunter2", nested = { token = "hunter2" } }
+    [service]
+    token = "hunter2"
+    [store]
+    url = "redis://:hunter2@host"
+    """
+    environ = {
+        "RESILIENT_SCAN__SCANNERS__OTHER__SETTINGS": "hunter2",
+        "RESILIENT_SCAN__SCANNERS__OTHER__API_KEY": "hunter2",
+        "RESILIENT_SCAN__API_TOKEN": "hunter2",
+    }
+    problems = problems_of(load, text, environ)
+    assert len(problems) == 8
+    assert "hunter2" not in "\n".join(problems)
+    assert "scan.toml:3: scanners.plain.settings must be a table, got '***'" in problems
+    loaded = load("[scanners.plain]\nsettings = { password = 'hunter2' }")
+    assert repr(loaded) == "<Settings of scan.toml>"
+
+
+# runners
+
+
+def test_a_runner_is_told_what_is_said_and_options_win(load: Any) -> None:
+    text = "[scanner_execution]\nmax_workers = 3\nconcurrent = false\nengine = 'threads'\n[store]\nurl = 'memory:'"
+    given: dict[str, Any] = {}
+
+    def fake(scanners: list[Any], **options: Any) -> Any:
+        given.update(options, scanners=scanners)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "ScanRunner", fake)
+        load(text).runner([plain, reddit_dd], max_workers=5, order="given")
+    assert given["scanners"] == [plain, reddit_dd]
+    assert (given["max_workers"], given["concurrent"], given["engine"]) == (5, False, "threads")
+    assert (given["order"], given["store"], given["settings"]) == ("given", "memory:", {})
+    assert given["policies"]["reddit_dd"].retry == Retry(attempts=2, base=1)
+
+
+def test_a_scanner_that_is_not_enabled_takes_no_part(load: Any) -> None:
+    text = "[scanners.plain]\nenabled = false\nsettings = { a = 1 }"
+    with load(text).runner([plain, reddit_dd], listeners=()) as runner:
+        assert runner.names == ("reddit_dd",)
+    environ = {"RESILIENT_SCAN__SCANNERS__PLAIN__ENABLED": "true"}
+    with load(text, environ).runner([plain, reddit_dd], listeners=()) as runner:
+        assert runner.names == ("plain", "reddit_dd")
+    loaded = load(text)
+    assert (loaded.enabled("plain"), loaded.enabled("reddit_dd")) == (False, True)
+
+
+def test_a_table_for_a_scanner_that_is_not_there_is_wrong(load: Any) -> None:
+    loaded = load(
+        "[scanners.redit_dd]\nenabled = false\n[scanners.other]",
+        {f"{X}ENABLED": "1", "RESILIENT_SCAN__SCANNERS__Y__ENABLED": "1"},
+    )
+    expected = (
+        "scan.toml:1: unknown scanner redit_dd; did you mean 'reddit_dd'?",
+        "scan.toml:3: unknown scanner other; there are plain, reddit_dd",
+        "RESILIENT_SCAN__SCANNERS__Y__ENABLED: unknown scanner y; there are plain, reddit_dd",
+    )
+    assert loaded.check([plain, reddit_dd]) == expected
+    with pytest.raises(SettingsError) as caught:
+        loaded.runner([plain, reddit_dd])
+    assert caught.value.problems == expected
+    assert loaded.check([plain], known=["reddit_dd", "redit_dd", "other", "y"]) == ()
+
+
+def test_check_tells_what_is_no_scanner_and_a_runner_raises(load: Any) -> None:
+    (problem,) = load("").check([object()])
+    assert "name must be" in problem
+    with pytest.raises(PluginError):
+        load("").runner([object()])
+
+
+def test_without_scanners_the_installed_ones_run_and_what_cannot_is_logged(
+    load: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = types.ModuleType("home_of_scanners")
+    home.__dict__.update(plain=plain, reddit_dd=reddit_dd)
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    targets = {"plain": "home_of_scanners:plain", "reddit_dd": "home_of_scanners:reddit_dd", "broken": "no_such_home:x"}
+    points = [EntryPoint(name, target, "resilient_scan.scanners") for name, target in targets.items()]
+    monkeypatch.setattr(package, "discover", lambda: discover(points))
+    loaded = load("[scanners.plain]\nenabled = false\n[scanners.broken]\nretry.attempts = 2")
+    with caplog.at_level(logging.WARNING, "resilient_scan"), loaded.runner(listeners=()) as runner:
+        assert runner.names == ("reddit_dd",)
+    assert [record.getMessage() for record in caplog.records] == list(loaded.check())
+    assert "broken" in loaded.check()[0]
+
+
+def test_the_built_in_scanners_run_without_an_argument() -> None:
+    with load_settings(environ={}).runner(listeners=()) as runner:
+        assert "market_movers" in runner.names
+
+
+# properties
+
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+@given(st.decimals(0, 10_000, places=3), st.sampled_from(list(UNITS)))
+def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str) -> None:
+    assert math.isclose(seconds(f"{number}{unit}"), float(number) * UNITS[unit])
+
+
+@pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5d", "+5s", "5.s", "0x5s", "5s5s"])
+def test_what_has_no_number_or_no_unit_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller knows where it stands
+        seconds(text)
+
+
+NUMBERS = {
+    "retry": {"attempts": st.integers(1, 9), "base": st.floats(0, 5), "cap": st.floats(5, 9)},
+    "cache": {"ttl": st.floats(1, 9), "maxsize": st.integers(1, 9), "jitter": st.floats(0, 0.9)},
+    "breaker": {"failures": st.integers(1, 9), "open_for": st.floats(1, 9)},
+    "timeout": {"total": st.floats(1, 9)},
+}
+TABLES = st.fixed_dictionaries(
+    {}, optional={layer: st.fixed_dictionaries({}, optional=fields) for layer, fields in NUMBERS.items()}
+)
+
+
+@dataclasses.dataclass
+class Sources:
+    defaults: dict[str, Any]
+    decorator: dict[str, Any]
+    file: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def winner(sources: Sources, layer: str, field: str) -> tuple[Any, str]:
+    """Return the value that must hold and where it must come from, told as plainly as the priority is."""
+    if field in sources.environment.get(layer, {}):
+        return sources.environment[layer][field], "RESILIENT_SCAN__"
+    if field in sources.file.get(layer, {}):
+        return sources.file[layer][field], "file:"
+    if layer in sources.decorator:
+        return getattr(LAYERS[layer](**sources.decorator[layer]), field), "decorator"
+    if field in sources.defaults.get(layer, {}):
+        return sources.defaults[layer][field], "defaults file:"
+    return getattr(LAYERS[layer](), field), "built-in"
+
+
+@settings(deadline=None)
+@given(st.builds(Sources, TABLES, TABLES, TABLES, TABLES))
+def test_whoever_speaks_last_wins(sources: Sources) -> None:
+    one = scanner(pipeline="x", name="one", **{k: LAYERS[k](**v) for k, v in sources.decorator.items()})(
+        lambda state: []
+    )
+    environ = {
+        f"RESILIENT_SCAN__SCANNERS__ONE__{layer}__{field}".upper(): repr(value)
+        for layer, fields in sources.environment.items()
+        for field, value in fields.items()
+    }
+    data = {"defaults": sources.defaults, "scanners": {"one": sources.file}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "from_file", lambda _: Source(data, lambda _: (1, "file:1"), []))
+        found = effective(load_settings("file", environ=environ), one)
+    for layer, fields in NUMBERS.items():
+        for field in fields:
+            value, origin = winner(sources, layer, field)
+            assert getattr(getattr(found.policy, layer), field) == value
+            assert found.origins[f"{layer}.{field}"].startswith(origin)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_field_of_every_option_can_be_set_to_its_default(load: Any, layer: str) -> None:
+    """So that a field of a kind that the settings cannot read is noticed here."""
+    for field in msgspec.structs.fields(LAYERS[layer]):
+        value = {"on": "['Exception']", "provider": "'x'"}.get(field.name, field.default)
+        value = {None: "[]" if field.name == "inputs" else "0.5" if "float" in str(field.type) else "1"}.get(
+            value, value
+        )
+        if field.name not in {"slow_after", "slow_rate", "rate", "concurrency"}:
+            load(f"[scanners.x.{layer}]\n{field.name} = {value}")
