@@ -46,12 +46,19 @@ class Shared(Protocol):
         """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
 
 
+class Home(msgspec.Struct, frozen=True):
+    """What all executions of one scanner have in common."""
+
+    scanner: str
+    settings: Mapping[str, Any]
+    clock: Clock
+    shared: Shared | None
+
+
 class ScanContext:
     """What a scanner may know about the execution it is part of.
 
     Attributes:
-        scanner: the scanner's name.
-        settings: this scanner's table from the configuration, read only.
         attempt: number of the current attempt, counted from 1.
         deadline: the instant, on the runner's monotonic clock, at which the execution's time is over.
     """
@@ -86,15 +93,33 @@ class ScanContext:
         shared: Shared | None = None,
         snapshot: Snapshot = EMPTY,
     ) -> None:
-        self.scanner = scanner
-        self.settings = settings
-        self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
-        self._logs: list[dict[str, Any]] = []
-        self._clock = clock or SystemClock()
-        self._shared = shared
-        self._snapshot = snapshot
+        self._set(Home(scanner, settings, clock or SystemClock(), shared), snapshot)
         if deadline != NEVER:
             self.limit(deadline)
+
+    @classmethod
+    def at(cls, home: Home, snapshot: Snapshot) -> ScanContext:
+        """Make the context of an execution; the same as the constructor, for whoever makes many."""
+        self = cls.__new__(cls)
+        self._set(home, snapshot)
+        return self
+
+    def _set(self, home: Home, snapshot: Snapshot) -> None:
+        self._home = home
+        self._clock = home.clock
+        self._snapshot = snapshot
+        self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
+        self._logs: list[dict[str, Any]] = []
+
+    @property
+    def scanner(self) -> str:
+        """The scanner's name."""
+        return self._home.scanner
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """This scanner's table from the configuration, read only."""
+        return self._home.settings
 
     @property
     def now(self) -> datetime:
@@ -142,7 +167,8 @@ class ScanContext:
             ScanCancelled: the time was over before the value was there.
             Exception: what `load` raised, for all that waited for it.
         """
-        return load() if self._shared is None else self._shared.get(key, load, ttl, self)
+        shared = self._home.shared
+        return load() if shared is None else shared.get(key, load, ttl, self)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
         """Call `function` with each item, several at a time, under this scan's deadline.
@@ -203,12 +229,11 @@ class ScanContext:
 
     def next(self, failure: BaseException, took: float) -> ScanContext:
         """Return the context of the next attempt, for another thread: the current one hangs with this one."""
-        other = ScanContext(self.scanner, settings=self.settings, clock=self._clock, shared=self._shared)
-        other._snapshot = self._snapshot
+        other = ScanContext.at(self._home, self._snapshot)
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
         other.failed_after, other.provider = took, self.provider
-        other._logs = self.tool_logs()
+        other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
         return other
 
     def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
@@ -220,7 +245,7 @@ class ScanContext:
     def tool_logs(self) -> list[dict[str, Any]]:
         """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
         new = self._snapshot.new_tool_logs(self._state) if self._state else ()
-        return [*self._logs, *new]
+        return [*self._logs, *new] if new else list(self._logs)
 
     def wait(self, seconds: float, done: Callable[[], bool]) -> None:
         """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.

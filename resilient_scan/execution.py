@@ -251,13 +251,7 @@ class Execution:
     def __init__(self, stack: Stack, scan: Scan, key: bytes | None) -> None:
         self.stack = stack
         self.name = stack.name
-        self.context = ScanContext(
-            stack.name,
-            clock=stack.clock,
-            settings=stack.settings,
-            shared=stack.shared,
-            snapshot=scan.run.snapshot,
-        )
+        self.context = ScanContext.at(stack.home, scan.run.snapshot)
         self._key = key
         self._scans = [scan]
         self._variables = contextvars.copy_context()
@@ -362,14 +356,13 @@ class Execution:
         """Set the deadline; or return the scans whose run is over, if that is all of them; under the lock."""
         if self._began != NEVER:  # a successor: the time runs since the first attempt
             return None
-        scans, cut_at = self._scans, NEVER
-        if self._key is None:
-            cut_at = scans[0].run.deadline
-        late = [scan for scan in scans if now >= scan.run.deadline]
-        if len(late) == len(scans):
-            return late
+        for scan in self._scans:
+            if now < scan.run.deadline:
+                break
+        else:
+            return self._scans
         self._began = now
-        self.context.limit(now + self.stack.total, cut_at)
+        self.context.limit(now + self.stack.total, NEVER if self._key is not None else scan.run.deadline)
         return None
 
     def run(self) -> None:
@@ -381,8 +374,10 @@ class Execution:
             try:
                 if self._inheritance:
                     self.stack.bus.send_all(self._inherited())
-                self.stack.hung.admit(self.context)
-                found = self.stack.call(self.context)
+                stack = self.stack
+                if stack.hung.count:
+                    stack.hung.admit(self.context)
+                found = stack.call(self.context)
             except BaseException as failure:
                 self._fail(failure)
             else:
@@ -392,12 +387,42 @@ class Execution:
                     self._give_back()
         except BaseException as failure:  # a bug of ours must not cost the run its end
             _log.exception("%s: the scan could not be ended", self.name)
-            self._hand_over(ERROR, [], ErrorInfo.of(failure), None)
+            self._hand_over(ERROR, [], ErrorInfo.of(failure))
 
     def _succeed(self, found: list[Any]) -> None:
         self._late_kind = SUCCESS
         entry = self._keep(found) if self._key is not None else None
-        self._hand_over(SUCCESS, found, None, entry)
+        scans = self._settle()
+        if scans is None:
+            return
+        stack = self.stack
+        took = stack.clock.monotonic() - self._began
+        stack.took(took)
+        if stack.tells_executions:
+            stack.bus.send(self._ended(SUCCESS, None, took))
+        for scan in scans:
+            if scan.leads:
+                scan.run.outbox.put((scan, self._completed(scan, found, took), ()))
+            else:
+                scan.end(self.outcome(SUCCESS, found, entry, None))
+
+    def _completed(self, scan: Scan, found: list[Any], took: float) -> ScanResult:
+        stack, context, began = self.stack, self.context, self._began
+        return ScanResult(
+            stack.name,
+            stack.pipeline,
+            Status.COMPLETED,
+            found,
+            None,
+            context.attempt,
+            took,
+            began - scan.turn,
+            None,
+            False,
+            context.dropped,
+            context.tool_logs(),
+            began + scan.run.epoch,
+        )
 
     def _fail(self, failure: BaseException) -> None:
         context = self.context
@@ -407,7 +432,7 @@ class Execution:
         error = ErrorInfo.of(failure)
         self._remember(kind, error)
         self._land()
-        self._hand_over(kind, context.found, error, None)
+        self._hand_over(kind, context.found, error)
 
     def _keep(self, found: list[Any]) -> Entry | None:
         """Put an answer into the cache, a late one too."""
@@ -425,21 +450,18 @@ class Execution:
         if self._key is not None and self.stack.cache is not None and kind in (ERROR, TIMEOUT):
             self.stack.cache.put_error(self._key, error)
 
-    def _hand_over(self, kind: str, found: list[Any], error: ErrorInfo | None, entry: Entry | None) -> None:
+    def _hand_over(self, kind: str, found: list[Any], error: ErrorInfo) -> None:
         scans = self._settle()
         if scans is None:
             return
         stack = self.stack
-        outcome = self.outcome(kind, found, entry, error)
+        outcome = self.outcome(kind, found, None, error)
         if outcome.attempts:
             stack.took(outcome.duration)
             if stack.tells_executions:
-                stack.bus.send(self._ended(kind, error))
+                stack.bus.send(self._ended(kind, error, outcome.duration))
         for scan in scans:
-            if kind == SUCCESS and scan.leads:
-                scan.end(_result(stack, scan.run, scan.turn, Status.COMPLETED, found, outcome=outcome))
-            else:
-                scan.end(outcome)
+            scan.end(outcome)
 
     def late(self, age: float, /) -> None:
         """Note that the thread has ended after all."""
@@ -564,16 +586,14 @@ class Execution:
     def _endings(self, kind: str, error: ErrorInfo | None) -> list[Event]:
         """Return the events of an end that comes while an attempt may be under way."""
         began = self.context.close_attempt(self.stack.lock)
-        ended = self._ended(kind, error)
+        ended = self._ended(kind, error, self.stack.clock.monotonic() - self._began)
         if began is None:
             return [ended]
         took = self.stack.clock.monotonic() - began
         return [AttemptEnded(self.name, self.context.attempt, kind, took, error), ended]
 
-    def _ended(self, kind: str, error: ErrorInfo | None) -> ExecutionEnded:
-        stack = self.stack
-        took = stack.clock.monotonic() - self._began
-        return ExecutionEnded(self.name, stack.pipeline, kind, took, self.context.attempt, error)
+    def _ended(self, kind: str, error: ErrorInfo | None, took: float) -> ExecutionEnded:
+        return ExecutionEnded(self.name, self.stack.pipeline, kind, took, self.context.attempt, error)
 
 
 def _short(seconds: float) -> str:

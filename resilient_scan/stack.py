@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import NEVER, Call, ScanContext, Step
+from resilient_scan.context import NEVER, Call, Home, ScanContext, Step
 from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
@@ -72,10 +72,8 @@ class Stack:
         self.name = spec.name
         self.pipeline = spec.pipeline
         self.policy = policy
-        self.settings = settings
         self.in_service = in_service
         self.pool = pool
-        self.shared = shared
         self.bus = bus
         self.clock = clock
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
@@ -85,6 +83,7 @@ class Stack:
         self.guard = Guard(spec.name, policy.breaker, clock, random) if policy.breaker else None
         self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
+        self.home = Home(spec.name, settings, clock, shared)
         self.loops = Loops()
         self.call = self._fold(random)
         self.tells_executions = bus.wants(ExecutionEnded)

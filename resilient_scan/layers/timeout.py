@@ -52,12 +52,7 @@ class HungThreads:
         self._most = options.max_abandoned
         self._lock = threading.Lock()
         self._returned = clock.event()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """How many threads hang now."""
-        return self._count
+        self.count = 0  # threads that hang now
 
     def admit(self, context: ScanContext) -> None:
         """Let a new execution pass.
@@ -65,24 +60,24 @@ class HungThreads:
         Raises:
             Rejected: the scanner has as many hanging threads as it may, and none ended within 50 ms.
         """
-        if self._count >= self._most and not self._one_returns(min(GRACE, context.remaining() / 2)):
+        if self.count >= self._most and not self._one_returns(min(GRACE, context.remaining() / 2)):
             raise context.failure or Rejected(
-                f"{self._count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
+                f"{self.count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
                 "it is asked again when one of them ends"
             )
 
     def left(self) -> None:
         """Note that a thread was left behind."""
         with self._lock:
-            self._count += 1
+            self.count += 1
             self._returned.clear()
 
     def came_back(self) -> None:
         """Note that a thread that had been left behind has ended."""
         with self._lock:
-            self._count -= 1
+            self.count -= 1
             self._returned.set()
 
     def _one_returns(self, seconds: float) -> bool:
         self._returned.wait(seconds)
-        return self._count < self._most
+        return self.count < self._most
