@@ -18,7 +18,7 @@ from scanners import _charts
 from scanners.gap_up import gap_up
 from scanners.high_52w_breakout import high_52w_breakout
 from scanners.market_movers import market_movers
-from scanners.providers.yahoo import SchemaDrift, UnknownSymbol
+from scanners.providers.yahoo import PriceHistory, SchemaDrift, UnknownSymbol
 from scanners.rsi_oversold import rsi_oversold
 from scanners.volume_accumulation import volume_accumulation
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, payload_of, scan, weekdays
@@ -190,14 +190,21 @@ def test_a_source_that_asks_to_wait_is_heard_at_once() -> None:
     assert [symbol for symbol, _ in server.asked] == ["A", "B"]
 
 
+class AlreadyLoaded:
+    """Shared values that are all there."""
+
+    def get(self, key: Any, load: Any, ttl: float, context: ScanContext, /) -> Any:
+        """Return a fall, whatever the ticker."""
+        return PriceHistory("A", "EQUITY", tuple(bars_of([100.0, 80.0])))
+
+
 def test_a_scan_that_is_over_stops_between_two_tickers() -> None:
-    with LoopbackServer(FakeYahoo({"A": FALL, "B": FALL})) as server:
-        context = ScanContext("m", settings={"base_url": server.url}, deadline=time.monotonic() + 5)
-        found = market_movers({**STATE, "tickers": ["A", "B"]}, context)
-        assert next(found).ticker == "A"
-        context.cancel()
-        with pytest.raises(ScanCancelled):
-            next(found)
+    context = ScanContext("m", deadline=time.monotonic() + 5, shared=AlreadyLoaded())
+    found = market_movers({**STATE, "tickers": ["A", "B"]}, context)
+    assert next(found).ticker == "A"
+    context.cancel()
+    with pytest.raises(ScanCancelled):
+        next(found)
 
 
 @pytest.mark.parametrize("instrument", ["CRYPTOCURRENCY", "INDEX", "CURRENCY", "FUTURE"])

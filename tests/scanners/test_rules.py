@@ -75,7 +75,7 @@ def volume_chart(last_volume: int, change: float = 0.0, before: int = 1000) -> C
     [(2000, 0.0, "medium"), (2999, 3.0, "medium"), (3000, -0.1, "high"), (9000, 2.9, "high")],
 )
 def test_volume_without_a_move_is_found(volume: int, change: float, priority: str) -> None:
-    found = find_accumulation(volume_chart(volume, change), VolumeSettings(max_move=3.0001))
+    found = find_accumulation(volume_chart(volume, change), VolumeSettings())
     assert found is not None
     assert found.priority == priority
     assert found.extras["volume_ratio"] == volume / 1000
@@ -88,7 +88,7 @@ def test_volume_without_a_move_is_found(volume: int, change: float, priority: st
         pytest.param(1999, 0.0, id="too little volume"),
         pytest.param(5000, 3.1, id="the price moved up"),
         pytest.param(5000, -3.1, id="the price moved down"),
-        pytest.param(5000, -0.2001, id="a distribution day"),
+        pytest.param(5000, -0.2, id="a distribution day"),
     ],
 )
 def test_other_volume_is_none(volume: int, change: float) -> None:
@@ -118,6 +118,12 @@ def test_a_close_above_the_highest_high_of_252_days_is_found() -> None:
     assert found is not None
     assert f"the highest price of the 252 trading days before, 100.00 on {days[8]}" in found.context
     assert found.extras["previous_high"] == 100.0
+
+
+def test_a_high_exactly_252_days_ago_counts() -> None:
+    days = weekdays(253)
+    bars = [bar(days[0], 90.0, high=100.0), *(bar(day, 90.0) for day in days[1:-1]), bar(days[-1], 100.0)]
+    assert find_breakout(chart_of(bars), BreakoutSettings()) is None
 
 
 def test_a_close_at_the_old_high_or_a_high_above_it_is_none() -> None:
@@ -213,6 +219,11 @@ def test_a_dip_in_a_rise_is_found() -> None:
 def test_a_fall_below_the_mean_or_a_shallow_dip_is_none() -> None:
     assert find_oversold(rising(190.0, 140.0), OversoldSettings()) is None
     assert find_oversold(rising(199.0, 199.5), OversoldSettings()) is None
+
+
+def test_an_rsi_at_the_limit_or_a_close_at_the_mean_is_none() -> None:
+    assert find_oversold(rising(190.0, 180.0), OversoldSettings(period=1, max_rsi=0)) is None  # the RSI is 0
+    assert find_oversold(chart_of(bars_of([10.0] * 200)), OversoldSettings(max_rsi=60)) is None  # the RSI is 50
 
 
 # ----------------------------------------------------------------------------------------------------------- any chart

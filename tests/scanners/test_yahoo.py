@@ -153,6 +153,12 @@ def test_a_real_fall_on_the_day_of_a_small_split_stays_a_fall() -> None:
     assert parse(payload_of(bars, splits=split)).bars == tuple(bars)
 
 
+def test_a_real_fall_on_the_day_of_a_big_split_stays_a_fall() -> None:
+    split = {"1": {"date": opening(SPLIT_DAY), "numerator": 3, "denominator": 2}}
+    bars = bars_of([100.0, 100.0, 80.0, 80.0])
+    assert parse(payload_of(bars, splits=split)).bars == tuple(bars)
+
+
 def test_a_split_before_the_first_or_after_the_last_bar_changes_nothing() -> None:
     for day in (BARS[0].day, TRADE_DATE + timedelta(days=3)):
         split = {"1": {"date": opening(day), "numerator": 4, "denominator": 1}}
