@@ -86,6 +86,11 @@ class Layering:
         """The fields of the limit that say how much."""
         return {field: each for field, each in self.limit.items() if field != "provider" and each.value is not None}
 
+    @property
+    def gives_numbers(self) -> bool:
+        """Say whether more is said about them than in the provider's own table."""
+        return any(number.path[:1] != ("providers",) for number in self.numbers.values())
+
     def build(self, problems: list[str]) -> Effective:
         """Return what was put together; layers that do not fit together go to `problems` and are left out."""
         options = {layer: _option(LAYERS[layer], patch, problems) for layer, patch in self._layers.items()}
@@ -113,38 +118,29 @@ def defaults(sources: Iterable[Tables]) -> Layering:
 
 def layers_of(specs: Iterable[ScannerSpec], base: Layering, sources: Sequence[Tables]) -> dict[str, Layering]:
     """Return what holds for each scanner, on top of what holds for all."""
-    layerings = {spec.name: _decorated(spec, base, sources) for spec in specs}
-    numbers = {each.provider: each.numbers for each in reversed(layerings.values()) if each.numbers}
-    for name, layering in layerings.items():
-        if layering.provider is not None:
-            layering.patch(LIMIT, _numbers(layering, numbers.get(layering.provider, {}), sources))
-        for table in tables_of(name, sources):
-            for layer, patch in table.layers.items():
-                layering.patch(layer, patch)
+    layerings = {spec.name: _of_one(spec, base, sources) for spec in specs}
+    numbers = {each.provider: each.numbers for each in reversed(layerings.values()) if each.gives_numbers}
+    for layering in layerings.values():
+        # Numbers are the provider's: a scanner that only names it takes those that another one gives.
+        if not layering.gives_numbers and layering.provider in numbers:
+            layering.patch(LIMIT, numbers[layering.provider])
     return layerings
 
 
-def _decorated(spec: ScannerSpec, base: Layering, sources: Iterable[Tables]) -> Layering:
-    """Return what the scanner itself says, and whose limit it shares."""
-    layering = base.copy()
+def _of_one(spec: ScannerSpec, base: Layering, sources: Sequence[Tables]) -> Layering:
+    layering, own = base.copy(), tables_of(spec.name, sources)
     for layer, option in spec.layers.items():
         layering.replace(layer, option, "decorator")
-    for provider in _providers(tables_of(spec.name, sources)):
+    for provider in _providers(own):
         layering.provide(provider)
+    if layering.provider is not None:
+        for tables in sources:
+            if table := tables.providers.get(layering.provider.lower()):
+                layering.patch(LIMIT, table.numbers)
+    for scanner_table in own:
+        for layer, patch in scanner_table.layers.items():
+            layering.patch(layer, patch)
     return layering
-
-
-def _numbers(layering: Layering, others: dict[str, Setting], sources: Iterable[Tables]) -> dict[str, Setting]:
-    """Return the numbers of a scanner's provider.
-
-    They are the provider's, not the scanner's: one that only names it takes those that another scanner gives, so that
-    a table that changes one of them changes it for all.
-    """
-    numbers = dict(layering.numbers or others)
-    for tables in sources:
-        if table := tables.providers.get(str(layering.provider).lower()):
-            numbers.update(table.numbers)
-    return numbers
 
 
 def tables_of(name: str, sources: Iterable[Tables]) -> list[ScannerTable]:

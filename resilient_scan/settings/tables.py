@@ -241,13 +241,15 @@ _SECTIONS: Final[dict[str, tuple[str, Callable[[Source, Path, Any], Any]]]] = {
 
 
 def _layer(source: Source, path: Path, value: Any) -> Iterator[Patch]:
-    """Yield what a layer's table says, or nothing if it is wrong."""
+    """Yield what a layer's table says, or nothing if it says nothing, or something wrong."""
     kind = LAYERS[str(path[-1])]
     value = as_table(value)
+    before = len(source.problems)
     if value is False and path[-1] != "timeout":
         yield source.setting(path, None)
     elif isinstance(value, dict):
-        yield _fields(source, path, value, kind)
+        if (patch := _fields(source, path, value, kind)) and len(source.problems) == before:
+            yield patch
     elif value is False:
         source.fail(path, f"{path_text(path)} cannot be left out; give it a table such as {_example(kind)}")
     else:

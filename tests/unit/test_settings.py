@@ -235,6 +235,17 @@ def test_wrong_limits_are_told_likewise(load: Any, text: str, message: str) -> N
     assert problems_of(load, text) == (f"scan.toml:{message}",)
 
 
+def test_a_wrong_field_has_no_second_problem_in_its_wake(load: Any) -> None:
+    text = "[defaults]\nlimit = { concurrency = 0 }\nretry = { base = 'x', cap = 0.1 }"
+    assert [problem[:11] for problem in problems_of(load, text)] == ["scan.toml:2", "scan.toml:3"]
+
+
+def test_an_empty_table_says_nothing(load: Any) -> None:
+    loaded = load("[defaults]\nlimit = {}\n[defaults.cache]\n[scanners.reddit_dd.cache]\n[providers.x]\n")
+    assert loaded.policy == Policy()
+    assert effective(loaded, reddit_dd).policy.cache is None
+
+
 def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
     text = "[scanners.x]\nretry = { attempts = 0, on = ['X'] }\n[defaults]\nbreaker = 3\ncache.tl = 2\n[service]\n"
     environ = {"RESILIENT_SCAN__STORE__URL": "sqlite:x", "RESILIENT_SCAN__DEFAULTS__RETRY__BASE": "x"}
@@ -423,6 +434,8 @@ def test_a_providers_numbers_are_the_same_for_all_that_share_it(load: Any) -> No
 
     found = load("[providers.sec]\nconcurrency = 4").effective([second, first])
     both = Limit("sec", rate="60/min", concurrency=4)
+    assert (found["first"].policy.limit, found["second"].policy.limit) == (both, both)
+    found = load("[scanners.first]\nlimit = { concurrency = 4 }").effective([second, first])
     assert (found["first"].policy.limit, found["second"].policy.limit) == (both, both)
     (problem,) = load("[scanners.second]\nlimit = { rate = '1/s' }").check([first, second])
     assert problem.startswith("provider sec has two limits: ")
