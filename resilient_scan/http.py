@@ -49,8 +49,6 @@ else:
 Hide = Callable[[str], str]
 
 REDACTED: Final = "REDACTED"
-_NO_URL: Final = "an address that is none"
-EXCERPT: Final = 200
 _LONGEST_WAIT: Final = 366 * 86400.0
 _SECRET = re.compile(
     r"api-?key|token|secret|passw(or)?d|crumb|auth|signature|cookie|session|credential|(^|-)(key|pwd|pass|sig)$"
@@ -79,7 +77,7 @@ class Response(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Return the body as text; bytes that are not UTF-8 are replaced."""
+        """The body as text; bytes that are not UTF-8 are replaced."""
         return self.body.decode(errors="replace")
 
     def json(self) -> Any:
@@ -126,7 +124,7 @@ class Client:
             raise ConfigError("HTTP needs httpx, which is not installed: pip install 'resilient-scan[scanners]'")
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout must be finite and > 0, got {timeout!r}")
-        if not re.match(r"https?://[^/?#]", base_url) or redact(base_url) == _NO_URL:
+        if not re.match(r"https?://[^/?#]", base_url) or not redact(base_url):
             raise ConfigError(f"base_url must begin with http:// or https:// and a host, got {redact(base_url)!r}")
         self._base = base_url.rstrip("/")
         self._headers = dict(headers or {})
@@ -153,9 +151,10 @@ class Client:
 
         Raises:
             RetryAfter, TransientError, PermanentError: as the table on top of this file says.
-            ScanCancelled: the scan was over before the answer was whole.
+            ScanCancelled, LimitExceeded: the scan was over before the answer was whole, or before its turn came.
         """
         context.check()
+        context.before_request()
         url = f"{self._base}/{path.lstrip('/')}" + (f"?{urlencode(params)}" if params else "")
         hide = self._hider(url)
         shown = hide(redact(url))
@@ -219,11 +218,11 @@ class Client:
 
 
 def redact(url: str) -> str:
-    """Return `url` without its secrets: user and password, and query parameters with a telling name."""
+    """Return `url` without user, password and the values of telling query parameters; "" if it is not valid."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return _NO_URL
+        return ""
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     query = urlencode([(name, REDACTED if _is_secret(name) else value) for name, value in pairs], safe=":,")
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
@@ -254,11 +253,11 @@ def _excerpt(answer: httpx.Response) -> str:
     if "html" in answer.headers.get("content-type", ""):
         return ""
     try:
-        text = next(answer.iter_bytes(EXCERPT * 4), b"").decode(errors="replace")
+        text = next(answer.iter_bytes(800), b"").decode(errors="replace")
     except _FAULTS:
         return ""
     words = " ".join(text.split())
-    return f" ({words[:EXCERPT]})" if words and not words.startswith("<") else ""
+    return f" ({words[:200]})" if words and not words.startswith("<") else ""
 
 
 def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -16,7 +16,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from resilient_scan import ConfigError, PermanentError, RetryAfter, ScanCancelled, ScanContext
+from resilient_scan import ConfigError, LimitExceeded, PermanentError, RetryAfter, ScanCancelled, ScanContext
 from resilient_scan.http import Client, TransientError, redact
 from resilient_scan.service.loopback import LoopbackServer
 from resilient_scan.testing import FakeClock
@@ -224,6 +224,26 @@ def test_a_cancel_stops_a_body_between_two_chunks() -> None:
             client.get("/", context=context)
         canceller.join()
         client.close()
+
+
+def test_every_request_waits_for_its_turn_at_the_provider() -> None:
+    class Limited(ScanContext):
+        turns = 2
+
+        def before_request(self) -> None:
+            if not self.turns:
+                raise LimitExceeded("no turn before the deadline")
+            self.turns -= 1
+
+    asked: list[str] = []
+    context = Limited("test", deadline=time.monotonic() + 5)
+    with LoopbackServer(lambda path, query: (asked.append(path), (200, {}, b""))[1]) as server:
+        client = Client(server.url)
+        client.get("/1", context=context)
+        client.get("/2", context=context)
+        with pytest.raises(LimitExceeded):
+            client.get("/3", context=context)
+    assert asked == ["/1", "/2"]
 
 
 def test_a_scan_that_is_over_asks_nothing() -> None:
