@@ -180,7 +180,8 @@ def _exception(name: str) -> type[BaseException]:
     except ValueError:
         raise Wrong(f"{name!r} is no name of an exception") from None
     except (Exception, SystemExit) as error:  # foreign code runs when a module is imported
-        raise Wrong(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Wrong(f"{name!r} cannot be imported: {reason}") from None
     if not isinstance(found, type) or not issubclass(found, BaseException):
         raise Wrong(f"{name!r} is no exception class")
     return found

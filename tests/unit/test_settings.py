@@ -35,7 +35,7 @@ from resilient_scan import settings as package
 from resilient_scan.options import LAYERS
 from resilient_scan.plugins import discover
 from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
-from resilient_scan.settings.tables import Source
+from resilient_scan.settings.tables import Source, scanner_keys
 
 
 @scanner(pipeline="social", retry=Retry(attempts=2, base=1), cache=None, timeout=Timeout(total=20))
@@ -238,6 +238,14 @@ def test_wrong_limits_are_told_likewise(load: Any, text: str, message: str) -> N
 def test_a_wrong_field_has_no_second_problem_in_its_wake(load: Any) -> None:
     text = "[defaults]\nlimit = { concurrency = 0 }\nretry = { base = 'x', cap = 0.1 }"
     assert [problem[:11] for problem in problems_of(load, text)] == ["scan.toml:2", "scan.toml:3"]
+
+
+def test_whatever_an_import_does_is_one_sentence(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "raises_at_import.py").write_text("raise SystemExit('no\\n  entry')")
+    assert problems_of(load, "[defaults]\nretry.on = ['raises_at_import.X']") == (
+        "scan.toml:2: defaults.retry.on: 'raises_at_import.X' cannot be imported: SystemExit: no entry",
+    )
 
 
 def test_an_empty_table_says_nothing(load: Any) -> None:
@@ -727,6 +735,32 @@ def test_whoever_speaks_last_wins(sources: Sources) -> None:
             value, origin = winner(sources, layer, field)
             assert getattr(getattr(found.policy, layer), field) == value
             assert found.origins[f"{layer}.{field}"].startswith(origin)
+
+
+KEYS = st.sampled_from(
+    ["defaults", "scanners", "providers", "store", "scanner_execution", "plain", "sec", "x", *scanner_keys(), *LAYERS]
+    + [field for kind in LAYERS.values() for field in kind.__struct_fields__]
+)
+LEAVES = st.one_of(
+    st.integers(-1, 5),
+    st.booleans(),
+    st.floats(),
+    st.sampled_from(["5s", "sec", "ValueError", "60/min", ""]),
+    st.dates(),
+)
+DATA = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3))
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, DATA, max_size=3))
+def test_whatever_a_file_says_is_right_or_a_sentence(data: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "from_file", lambda _: Source(data, lambda _: (1, "file:1"), []))
+        try:
+            problems = load_settings("file", environ={}).check([plain, reddit_dd], known=["x"])
+        except SettingsError as error:
+            problems = error.problems
+    assert all("\n" not in problem for problem in problems)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
