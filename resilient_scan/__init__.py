@@ -22,6 +22,7 @@ from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import Candidate, Scanner, scanner
+from resilient_scan.settings import Settings, load_settings
 
 __version__ = "0.1.0"
 
@@ -51,8 +52,10 @@ __all__ = [
     "ScanRunner",
     "ScanTimeout",
     "Scanner",
+    "Settings",
     "Status",
     "Timeout",
     "__version__",
+    "load_settings",
     "scanner",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -80,7 +80,6 @@ class ScanContext:
     steps: tuple[Step, ...] = ()
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)  # moves the engine's deadline for this work
     _cut = False
-    _wake: Wake | None = None
     _state: dict[str, Any] | None = None
 
     def __init__(
@@ -110,6 +109,7 @@ class ScanContext:
         self._snapshot = snapshot
         self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
         self._logs: list[dict[str, Any]] = []
+        self._wakes: list[Wake] = []
 
     @property
     def scanner(self) -> str:
@@ -253,27 +253,32 @@ class ScanContext:
         Raises:
             ScanCancelled: the end of the scan came first.
         """
-        # Whoever cancels or pokes first leaves its trace (`_cut`, or what `done` looks at) and then reads `_wake`; here
-        # `_wake` is set and lowered before the traces are read. So no wake-up is lost in between.
-        wake = self._wake = self._wake or self._clock.event()
+        # Whoever cancels or pokes first leaves its trace (`_cut`, or what `done` looks at) and then reads `_wakes`;
+        # here the flag is hung up and lowered before the traces are read. So no wake-up is lost in between. Each
+        # waiter has a flag of its own: several threads of one scan (`map`) may wait for different things.
+        wake = self._clock.event()
         until = self._clock.monotonic() + min(seconds, self.remaining())
-        while (left := until - self._clock.monotonic()) > 0:
-            wake.clear()
-            if self._cut or done():
-                break
-            self._clock.sleep(left, wake)
+        with self.watched(wake):
+            while (left := until - self._clock.monotonic()) > 0:
+                wake.clear()
+                if self._cut or done():
+                    break
+                self._clock.sleep(left, wake)
         if not done():
             self.check()
 
-    def poke(self) -> None:
-        """Wake the scan if it waits, without ending it."""
-        if self._wake is not None:
-            self._wake.set()
+    @contextmanager
+    def watched(self, wake: Wake) -> Iterator[None]:
+        """Have `wake` raised, for a while, by every cancel and poke."""
+        self._wakes.append(wake)
+        try:
+            yield
+        finally:
+            self._wakes.remove(wake)
 
-    def watch(self, wake: Wake | None) -> None:
-        """Raise `wake` instead of a flag of our own while something else does the waiting."""
-        self._wake = wake
-        if wake is not None and self._cut:
+    def poke(self) -> None:
+        """Wake whatever waits in this scan, without ending it."""
+        for wake in tuple(self._wakes):
             wake.set()
 
     def cancel(self) -> None:

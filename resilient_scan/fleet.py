@@ -32,6 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
         specs: the scanners, in the given order.
         policies: by scanner's name, its effective policy.
         settings: by scanner's name, what it finds in `context.settings`.
+        origins: by scanner's name and `layer.field`, where a number came from, as far as somebody said so.
         listeners: who is told what happens.
         max_workers, max_abandoned: of the thread pool.
         clock, random: where time and chance come from.
@@ -40,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
     specs: tuple[ScannerSpec, ...]
     policies: dict[str, Policy]
     settings: dict[str, Mapping[str, Any]]
+    origins: dict[str, Mapping[str, str]]
     listeners: tuple[Listener, ...]
     max_workers: int
     max_abandoned: int

@@ -66,6 +66,8 @@ class ScanRunner:
             `"given"` keeps the given order. The results keep it in any case.
         settings: by scanner's name, what it finds in `context.settings`.
         policies: by scanner's name, its whole policy; wins over the scanner's own layers and over `policy`.
+        origins: by scanner's name and `layer.field`, where a number came from, for `explain`.
+        deadline: of runs that are given none; seconds, >= 0; `None`: no deadline.
         clock, random: where time and chance come from; for tests and replays.
 
     Raises:
@@ -88,6 +90,8 @@ class ScanRunner:
         order: str = "longest_first",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         policies: Mapping[str, Policy] | None = None,
+        origins: Mapping[str, Mapping[str, str]] | None = None,
+        deadline: float | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -101,6 +105,7 @@ class ScanRunner:
         by_name(settings or {}, "settings", Mapping, names)
         self._plan = Plan(
             specs=specs,
+            origins=dict(origins or {}),
             policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
             settings={name: MappingProxyType(dict(table)) for name, table in (settings or {}).items()},
             listeners=(LogEvents(),) if listeners is None else tuple(listeners),
@@ -109,6 +114,7 @@ class ScanRunner:
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
+        self._deadline = _seconds(deadline)
         self._closed = False
         self._open()
         _runners.add(self)
@@ -153,7 +159,7 @@ class ScanRunner:
         Args:
             state: what every scanner gets a copy of; `None`: an empty one. Only a `tool_logs` list in it is changed:
                 the run's new entries are added to it.
-            deadline: seconds from now after which the run is over, >= 0; `None`: when the last scan ends.
+            deadline: seconds from now after which the run is over, >= 0; `None`: the runner's own, if it has one.
 
         Raises:
             TypeError: the state is no mapping, or cannot be copied.
@@ -259,9 +265,8 @@ class ScanRunner:
     def _prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> _Run:
         if self._closed:
             raise RuntimeError(_CLOSED)
-        if deadline is not None and not is_number(deadline, 0):
-            raise ConfigError(f"deadline must be a number of seconds >= 0, got {deadline!r}")
-        return _Run({} if state is None else state, deadline, self._clock)
+        seconds = self._deadline if deadline is None else _seconds(deadline)
+        return _Run({} if state is None else state, seconds, self._clock)
 
     def _results(self, run: _Run) -> Iterator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
@@ -386,11 +391,11 @@ class ScanRunner:
 class _Run(Run):
     """One execution of the fleet against one state."""
 
-    def __init__(self, state: Mapping[str, Any], deadline: float | None, clock: Clock) -> None:
+    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
         super().__init__(Snapshot(state), math.inf, 0.0)
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
-        self._seconds = math.inf if deadline is None else float(deadline)
+        self._seconds = seconds
         self.run_id = uuid.uuid4().hex
         self.open: set[Scan] = set()
         self.results: dict[str, ScanResult] = {}
@@ -429,6 +434,14 @@ class _Run(Run):
         if self._report is None:  # cut off before it began
             return RunReport(self.run_id, {}, self.started_at, 0.0)
         return self._report
+
+
+def _seconds(deadline: float | None) -> float:
+    if deadline is None:
+        return math.inf
+    if not is_number(deadline, 0):
+        raise ConfigError(f"deadline must be a number of seconds >= 0, got {deadline!r}")
+    return float(deadline)
 
 
 _runners: weakref.WeakSet[ScanRunner] = weakref.WeakSet()

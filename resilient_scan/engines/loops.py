@@ -31,17 +31,18 @@ class Loops:
         """
         loop = self._take()
         task = loop.create_task(work)
-        context.watch(_Canceller(loop, task, context))
+        canceller = _Canceller(loop, task, context)
         alarm = loop.call_later(context.remaining(), task.cancel) if context.remaining() < 1e9 else None
         try:
-            return loop.run_until_complete(task)
+            with context.watched(canceller):
+                canceller.set()  # it may have been cancelled before anybody watched
+                return loop.run_until_complete(task)
         except asyncio.CancelledError:
             context.check()
             raise
         finally:
             if alarm is not None:
                 alarm.cancel()
-            context.watch(None)
             self._put_back(loop)
 
     def close(self) -> None:

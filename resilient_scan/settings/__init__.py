@@ -157,8 +157,10 @@ class Settings(msgspec.Struct, frozen=True):
             raise SettingsError(faults)
         specs = [spec for spec in specs if self.enabled(spec.name)]
         own = self._options(specs, options.pop("settings", None) or {})
-        policies = {spec.name: effective[spec.name].policy for spec in specs}
-        return ScanRunner([spec.origin for spec in specs], policies=policies, **{**own, **options})
+        own["policies"] = {spec.name: effective[spec.name].policy for spec in specs}
+        own["origins"] = {spec.name: effective[spec.name].origins for spec in specs}
+        own["deadline"] = self.deadline
+        return ScanRunner([spec.origin for spec in specs], **{**own, **options})
 
     def _options(self, specs: Iterable[ScannerSpec], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return what the runner is to be told, as far as anything is said."""
