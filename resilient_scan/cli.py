@@ -10,12 +10,11 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -23,9 +22,9 @@ from resilient_scan import __version__, progress
 from resilient_scan.app import Fleet, Request, open_fleet, survey
 from resilient_scan.errors import ConfigError
 from resilient_scan.report import RunReport
+from resilient_scan.settings import seconds
 
 ANSWERED, SOME_DID_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
-UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -40,11 +39,14 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     """Return the seconds that `250ms`, `5s`, `10m`, `1h` or a plain number of seconds stands for."""
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|)", value.strip(), re.ASCII)
-    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
-    if not 0 < seconds < 1e9:
+    text = value.strip()
+    try:
+        found = seconds(f"{text}s" if text[-1:].isdigit() else text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e9:
         raise click.BadParameter(f"{value!r} is not a duration above zero; write it as 250ms, 5s, 10m or 1h")
-    return seconds
+    return found
 
 
 def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date | None:
@@ -190,11 +192,11 @@ def _print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def _hold(seconds: float, fleet: Fleet) -> None:
+def _hold(duration: float, fleet: Fleet) -> None:
     """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
-    _say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(seconds)}; Ctrl-C ends it"])
+    _say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(duration)}; Ctrl-C ends it"])
     with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait(seconds)
+        threading.Event().wait(duration)
 
 
 def _unwritten(error: OSError) -> int:

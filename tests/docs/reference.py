@@ -93,6 +93,8 @@ def label_names(family: Any) -> Sequence[str]:
 
 def shown(value: object) -> str:
     """Return a default as a reader would write it."""
+    if value is msgspec.NODEFAULT:
+        return "required"
     if isinstance(value, tuple):
         return "(" + "".join(f"{getattr(item, '__name__', item)}," for item in value) + ")"
     return f"{value:g}" if isinstance(value, float) else repr(value)
