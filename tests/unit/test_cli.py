@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 import pytest
 
-from resilient_scan import app, cli
-from resilient_scan.plugins import Plugins
+from resilient_scan import PluginError, __main__, app, cli
+from resilient_scan.plugins import Plugins, Problem
 
 CONTEXT = click.Context(cli.command)
 PARAMETER = click.Option(["--x"])
@@ -55,3 +57,26 @@ def test_without_bundled_data_the_built_in_scanners_are_not_configured(
     monkeypatch.setattr(app, "discover", lambda: Plugins((), ()))
     assert cli.main(["run"]) == 2
     assert "nothing to run: no scanner is installed" in capsys.readouterr().err
+    lost = Problem("gap_up", PluginError("it is broken"))
+    monkeypatch.setattr(app, "discover", lambda: Plugins((), (lost,)))
+    assert cli.main(["run"]) == 2
+    assert "nothing to run: it is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "known"), [("click", True), ("rich", True), ("something_else", False)])
+def test_only_a_missing_extra_is_explained(
+    missing: str, known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Absent:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "resilient_scan.cli":
+                raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.delitem(sys.modules, "resilient_scan.cli")
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    if not known:
+        with pytest.raises(ModuleNotFoundError):
+            __main__.main()
+        return
+    assert __main__.main() == 2
+    assert f"needs {missing}, which is in an extra: pip install 'resilient-scan[cli]'" in capsys.readouterr().err
