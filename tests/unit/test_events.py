@@ -1,0 +1,140 @@
+"""The bus: events reach who wants them, in order, and a listener that fails breaks nothing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from resilient_scan import Candidate, ScanRunner, Status
+from resilient_scan.events import (
+    BreakerChanged,
+    Bus,
+    Event,
+    LateCompletion,
+    RunEnded,
+    RunStarted,
+    ScannersRegistered,
+    ThreadAbandoned,
+)
+from resilient_scan.testing import Recorder, broken, healthy
+
+ABANDONED = ThreadAbandoned("one", "thread-1", 2.0)
+LATE = LateCompletion("one", 3.0, "success")
+CHANGED = BreakerChanged("one", "closed", "open", 60.0)
+
+
+class Choosy(Recorder):
+    """Wants two kinds of events."""
+
+    events = (ThreadAbandoned, BreakerChanged)
+
+
+class Failing:
+    """Raises at every event."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, event: Event) -> None:
+        self.calls += 1
+        raise self.error
+
+    def __repr__(self) -> str:
+        return "<the failing one>"
+
+
+def test_a_listener_gets_everything_in_order() -> None:
+    recorder = Recorder()
+    bus = Bus([recorder])
+    bus.send_all([ABANDONED, LATE])
+    bus.send(CHANGED)
+    assert recorder.events_seen == [ABANDONED, LATE, CHANGED]
+
+
+def test_a_listener_may_say_what_it_wants() -> None:
+    choosy = Choosy()
+    Bus([choosy]).send_all([LATE, ABANDONED, LATE, CHANGED])
+    assert choosy.events_seen == [ABANDONED, CHANGED]
+
+
+def test_listeners_are_told_in_their_order() -> None:
+    told: list[tuple[str, Event]] = []
+    bus = Bus([lambda event: told.append(("first", event)), lambda event: told.append(("second", event))])
+    bus.send_all([LATE, CHANGED])
+    assert told == [("first", LATE), ("second", LATE), ("first", CHANGED), ("second", CHANGED)]
+
+
+@pytest.mark.parametrize("kind", Event.__subclasses__())
+def test_the_bus_knows_which_events_anybody_wants(kind: type[Event]) -> None:
+    assert Bus([Recorder()]).wants(kind)
+    assert not Bus([]).wants(kind)
+    assert Bus([Choosy()]).wants(kind) == (kind in Choosy.events)
+
+
+def test_a_listener_may_want_nothing() -> None:
+    class Deaf(Recorder):
+        events = ()
+
+    deaf = Deaf()
+    Bus([deaf]).send(LATE)
+    assert deaf.events_seen == []
+
+
+def test_one_that_raises_is_logged_once_and_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    failing, recorder = Failing(ValueError("spoilt")), Recorder()
+    bus = Bus([failing, recorder])
+    bus.send_all([LATE, CHANGED, ABANDONED])
+    assert failing.calls == 3
+    assert recorder.events_seen == [LATE, CHANGED, ABANDONED]
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("resilient_scan", logging.ERROR)
+    assert record.getMessage() == ("listener <the failing one> failed; this is logged once, its later failures are not")
+    assert record.exc_info is not None
+    assert record.exc_info[1] is failing.error
+
+
+def test_each_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    bus = Bus([Failing(ValueError()), Failing(KeyError())])
+    bus.send_all([LATE, LATE])
+    assert len(caplog.records) == 2
+
+
+def test_a_failing_listener_costs_a_run_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    with ScanRunner(
+        [healthy("well", [Candidate("AAPL", "well", "")]), broken("ill", retry=None)],
+        listeners=(Failing(RuntimeError("spoilt")), recorder),
+    ) as runner:
+        report = runner.run({})
+    assert [result.status for result in report.results.values()] == [Status.COMPLETED, Status.ERROR]
+    assert len(recorder.of(RunEnded)) == 1
+    assert len(caplog.records) == 1
+
+
+def test_a_runners_events_begin_with_its_scanners_and_enclose_the_run() -> None:
+    recorder = Recorder()
+    with ScanRunner([healthy("one"), broken("two", retry=None, breaker=None)], listeners=(recorder,)) as runner:
+        report = runner.run({})
+    kinds = [type(event) for event in recorder.events_seen]
+    assert kinds[:2] == [ScannersRegistered, RunStarted]
+    assert kinds[-1] is RunEnded
+    (registered,) = recorder.of(ScannersRegistered)
+    one, two = registered.scanners
+    assert (one.name, one.pipeline, one.abandoned_threads()) == ("one", "test", 0)
+    assert one.breaker_state is not None
+    assert one.breaker_state() == "closed"
+    assert two.breaker_state is None
+    (started,) = recorder.of(RunStarted)
+    assert (started.run_id, started.scanners, started.concurrent, started.max_workers) == (report.run_id, 2, True, 8)
+    (ended,) = recorder.of(RunEnded)
+    assert (ended.run_id, ended.counts, ended.complete) == (report.run_id, report.counts, False)
+
+
+def test_events_are_values() -> None:
+    assert BreakerChanged("one", "closed", "open", 60.0) == CHANGED
+    fields: Any = CHANGED
+    with pytest.raises(AttributeError):
+        fields.new = "closed"

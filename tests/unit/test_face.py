@@ -1,0 +1,139 @@
+"""The public face compared with reality."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import resilient_scan
+
+SUBMODULES = [module.name for module in pkgutil.iter_modules(resilient_scan.__path__)]
+ALL_MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(resilient_scan.__path__, "resilient_scan.")
+    if not module.name.endswith("__main__")
+]
+EXCEPTIONS = [
+    "CircuitOpen",
+    "ConfigError",
+    "InvalidCandidate",
+    "LimitExceeded",
+    "PermanentError",
+    "PluginError",
+    "Rejected",
+    "RetryAfter",
+    "ScanCancelled",
+    "ScanError",
+    "ScanTimeout",
+]
+
+
+def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield what a module defines itself and does not hide."""
+    for name, thing in vars(module).items():
+        own = getattr(thing, "__module__", None) in (module.__name__, "resilient_scan")
+        if not name.startswith("_") and own and (inspect.isclass(thing) or inspect.isfunction(thing)):
+            yield name, thing
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties that a class defines itself."""
+    for name, member in vars(kind).items():
+        if isinstance(member, classmethod | staticmethod):
+            member = member.__func__  # noqa: PLW2901
+        named = inspect.isfunction(member) and member.__name__ != "<lambda>"
+        if not name.startswith("_") and (named or isinstance(member, property)):
+            yield name, member
+
+
+def is_sentence(text: str | None) -> bool:
+    first = (text or "").split("\n")[0]
+    return bool(re.fullmatch(r"\S.*\.", first)) and (first[0].isupper() or first[0] == "`")
+
+
+def test_every_name_of_the_face_is_there() -> None:
+    missing = [name for name in resilient_scan.__all__ if not hasattr(resilient_scan, name)]
+    assert missing == []
+
+
+def test_the_face_is_sorted_and_names_nothing_twice() -> None:
+    assert list(resilient_scan.__all__) == sorted(set(resilient_scan.__all__))
+
+
+def test_nothing_else_is_public() -> None:
+    extra = {
+        name
+        for name, thing in vars(resilient_scan).items()
+        if not name.startswith("_") and name not in resilient_scan.__all__ and not inspect.ismodule(thing)
+    }
+    assert extra == set()
+
+
+def test_the_star_brings_the_face_and_nothing_else() -> None:
+    names: dict[str, Any] = {}
+    exec("from resilient_scan import *", names)
+    names.pop("__builtins__")
+    assert sorted(names) == list(resilient_scan.__all__)
+
+
+def test_what_the_package_holds_beside_the_face_are_its_submodules() -> None:
+    modules = {name for name, thing in vars(resilient_scan).items() if inspect.ismodule(thing)}
+    assert modules <= set(SUBMODULES)
+
+
+def test_no_public_function_has_the_name_of_a_submodule() -> None:
+    assert set(resilient_scan.__all__) & set(SUBMODULES) == set()
+
+
+def test_the_version_is_semantic() -> None:
+    # the expression that semver.org recommends
+    semver = (
+        r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
+        r"(-((0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*))?"
+        r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?"
+    )
+    assert re.fullmatch(semver, resilient_scan.__version__)
+
+
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_exceptions_say_where_users_find_them(name: str) -> None:
+    kind = getattr(resilient_scan, name)
+    assert kind.__module__ == "resilient_scan"
+    assert name in resilient_scan.__all__
+
+
+def test_the_list_of_exceptions_is_complete() -> None:
+    raised = [
+        name
+        for name in resilient_scan.__all__
+        if inspect.isclass(kind := getattr(resilient_scan, name)) and issubclass(kind, BaseException)
+    ]
+    assert raised == EXCEPTIONS
+
+
+@pytest.mark.parametrize("name", ALL_MODULES)
+def test_every_public_thing_says_in_a_sentence_what_it_is(name: str) -> None:
+    module = importlib.import_module(name)
+    things = {name: module, **{f"{name}.{own}": thing for own, thing in public(module)}}
+    for own, thing in public(module):
+        if inspect.isclass(thing):
+            things |= {f"{name}.{own}.{method}": member for method, member in members(thing)}
+    mute = [where for where, thing in things.items() if not is_sentence(thing.__doc__)]
+    assert mute == []
+
+
+def test_the_face_has_a_docstring_for_each_name() -> None:
+    mute = [
+        name
+        for name in resilient_scan.__all__
+        if (inspect.isclass(thing := getattr(resilient_scan, name)) or inspect.isfunction(thing))
+        and not is_sentence(thing.__doc__)
+    ]
+    assert mute == []
