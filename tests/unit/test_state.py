@@ -1,0 +1,268 @@
+"""A run's state: copies that nobody else sees, keys that mean the same next time."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import threading
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilient_scan.state import EMPTY, Snapshot
+
+RULES = settings(deadline=None, derandomize=True)
+
+
+class Holding(msgspec.Struct):
+    symbol: str
+    shares: int = 0
+
+
+class Odd:
+    """Neither plain data nor a dataclass or struct."""
+
+
+class Spiteful:
+    """Fails wherever it can, with something that nobody expects."""
+
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise ZeroDivisionError("cannot be copied")
+
+
+class View(Mapping[str, Any]):
+    """A mapping that is no dict."""
+
+    def __getitem__(self, key: str) -> Any:
+        return {"a": [1]}[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+# copies
+
+
+def test_copies_are_isolated_from_the_caller_and_from_each_other() -> None:
+    state: dict[str, Any] = {"tickers": ["AAPL"], "nested": {"deep": [{"x": [1]}]}, "set": {1}}
+    before = copy.deepcopy(state)
+    snapshot = Snapshot(state)
+    state["tickers"].append("LATER")
+    state["new"] = True
+    spoilt = snapshot.copy()
+    spoilt["nested"]["deep"][0]["x"].append(2)
+    spoilt["set"].add(2)
+    spoilt.clear()
+    assert snapshot.copy() == before
+
+
+def test_what_is_one_object_in_the_state_is_one_in_a_copy() -> None:
+    shared: list[int] = []
+    own = Snapshot({"a": shared, "b": shared}).copy()
+    assert own["a"] is own["b"] is not shared
+
+
+def test_what_cannot_be_pickled_is_copied_all_the_same() -> None:
+    state = {"pick": lambda x: x + 1, "tickers": ["AAPL"]}
+    snapshot = Snapshot(state)
+    state["tickers"].append("LATER")
+    first, second = snapshot.copy(), snapshot.copy()
+    first["tickers"].append("SPOILT")
+    assert second["tickers"] == ["AAPL"]
+    assert second["pick"](1) == 2
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), (x for x in ()), Spiteful(), [{"deep": Spiteful()}]])
+def test_what_cannot_be_copied_is_the_callers_to_know(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^state cannot be copied: .*; leave out what cannot, or hand over its name$"):
+        Snapshot({"bad": value})
+
+
+@pytest.mark.parametrize("state", [None, [], "text", 5, [("a", 1)], {1}])
+def test_a_state_is_a_mapping(state: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        Snapshot(state)
+    assert str(caught.value) == f"state must be a dict, got {type(state).__name__}"
+
+
+@pytest.mark.parametrize("state", [View(), MappingProxyType({"a": [1]})])
+def test_any_mapping_will_do_and_a_scanner_gets_a_dict(state: Mapping[str, Any]) -> None:
+    own = Snapshot(state).copy()
+    assert type(own) is dict
+    assert own == {"a": [1]}
+
+
+def test_the_empty_one_stays_empty() -> None:
+    EMPTY.copy()["spoilt"] = True
+    assert EMPTY.copy() == {}
+
+
+# keys
+
+
+def key(state: dict[str, Any], inputs: tuple[str, ...] | None = None) -> bytes | None:
+    return Snapshot(state).key(inputs)
+
+
+def test_a_key_does_not_depend_on_the_order_of_keys_or_sets() -> None:
+    one = {"a": 1, "b": {"x": 1, "y": {3, 1, 2}}}
+    other = {"b": {"y": {2, 3, 1}, "x": 1}, "a": 1}
+    assert key(one) == key(other) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 2),
+        (1, 1.0),
+        (1, True),
+        (0, None),
+        ("1", 1),
+        ("a", b"a"),
+        ([1, 2], [2, 1]),
+        ({"x": 1}, {"x": 2}),
+        ({"x": 1}, {"y": 1}),
+        ({1: "x"}, {"1": "x"}),
+        ([], {}),
+        ([[1], [2]], [[1, 2]]),
+        (dt.date(2026, 1, 2), dt.date(2026, 1, 3)),
+        (Holding("A", 1), Holding("A", 2)),
+        (0.0, -0.0),
+    ],
+)
+def test_a_key_differs_where_values_differ(one: Any, other: Any) -> None:
+    assert key({"value": one}) != key({"value": other})
+
+
+def test_a_key_leaves_the_tool_logs_out() -> None:
+    assert key({"a": 1, "tool_logs": [{"tool": "x"}]}) == key({"a": 1, "tool_logs": Odd()}) == key({"a": 1})
+
+
+def test_a_key_of_inputs_sees_nothing_else() -> None:
+    inputs = ("trade_date", "tickers")
+    one = key({"trade_date": "2026-11-24", "tickers": ["A"], "noise": Odd()}, inputs)
+    assert one == key({"tickers": ["A"], "trade_date": "2026-11-24"}, inputs) is not None
+    assert one != key({"tickers": ["B"], "trade_date": "2026-11-24"}, inputs)
+    assert one != key({"trade_date": "2026-11-24"}, inputs)  # an input that is not there
+    assert key({"a": 1}, ()) == key({"a": 2}, ()) is not None
+
+
+def test_one_snapshot_has_a_key_for_each_choice_of_inputs() -> None:
+    snapshot = Snapshot({"a": 1, "b": 2})
+    keys = [snapshot.key(inputs) for inputs in (None, ("a",), ("b",), ())]
+    assert len(set(keys)) == 4
+    assert [snapshot.key(inputs) for inputs in (None, ("a",), ("b",), ())] == keys
+
+
+@pytest.mark.parametrize("value", [Odd(), object(), [Odd()], {"x": Odd()}, {1: "a", "b": 2}, 1j, 2**200])
+def test_what_has_no_stable_form_has_no_key(value: Any) -> None:
+    assert key({"value": value}) is None
+    assert key({"value": value, "a": 1}, ("a",)) is not None
+
+
+# logs
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [
+        ({}, {}, []),
+        ({}, {"tool_logs": [{"tool": "x"}]}, [{"tool": "x"}]),
+        ({"tool_logs": []}, {"tool_logs": [{"tool": "x"}]}, [{"tool": "x"}]),
+        ({"tool_logs": [{"tool": "old"}]}, {"tool_logs": [{"tool": "old"}]}, []),
+        ({"tool_logs": [{"tool": "old"}]}, {"tool_logs": [{"tool": "old"}, {"tool": "x"}]}, [{"tool": "x"}]),
+        ({"tool_logs": [{"tool": "old"}]}, {"tool_logs": []}, []),
+        ({"tool_logs": [{"tool": "old"}]}, {}, []),
+        ({"tool_logs": [{"tool": "old"}]}, {"tool_logs": None}, []),
+        ({"tool_logs": [{"tool": "old"}]}, {"tool_logs": "text"}, []),
+        ({"tool_logs": None}, {"tool_logs": [{"tool": "x"}]}, [{"tool": "x"}]),
+        ({"tool_logs": "text"}, {"tool_logs": "text and more"}, []),
+    ],
+)
+def test_new_log_entries_are_those_beyond_the_known_ones(
+    before: dict[str, Any], after: dict[str, Any], new: list[Any]
+) -> None:
+    assert Snapshot(before).new_tool_logs(after) == new
+
+
+# whatever a state is made of
+
+_scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text() | st.binary()
+)
+_states = st.dictionaries(
+    st.text(),
+    st.recursive(
+        _scalars | st.dates() | st.decimals(allow_nan=False) | st.builds(Holding, st.text(), st.integers()),
+        lambda inner: (
+            st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.sets(st.text())
+        ),
+        max_leaves=15,
+    ),
+    max_size=5,
+)
+
+
+def mutables(value: Any) -> Iterator[int]:
+    """Yield the identity of every object inside that can be changed."""
+    if isinstance(value, dict | list | set | Holding):
+        yield id(value)
+    inside: Any = ()
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, list | tuple):
+        inside = value
+    for item in inside:
+        yield from mutables(item)
+
+
+@RULES
+@given(_states)
+def test_a_copy_is_equal_and_shares_nothing_that_can_change(state: dict[str, Any]) -> None:
+    snapshot = Snapshot(state)
+    first, second = snapshot.copy(), snapshot.copy()
+    assert first == second == state
+    own = [set(mutables(one)) for one in (state, first, second)]
+    assert not own[0] & own[1]
+    assert not own[1] & own[2]
+
+
+@RULES
+@given(_states)
+def test_a_key_is_that_of_any_equal_state(state: dict[str, Any]) -> None:
+    assert Snapshot(copy.deepcopy(state)).key(None) == Snapshot(dict(reversed(state.items()))).key(None)
+
+
+_plain = st.recursive(
+    _scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Say whether two values are equal, types of the numbers included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return repr(one) == repr(other)  # tells 0.0 from -0.0
+
+
+@RULES
+@given(_plain, _plain)
+def test_two_plain_values_have_one_key_only_if_they_are_the_same(one: Any, other: Any) -> None:
+    ours, theirs = Snapshot({"value": one}).key(None), Snapshot({"value": other}).key(None)
+    assert ours is not None
+    assert (ours == theirs) == same(one, other)
