@@ -34,8 +34,22 @@ SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "r
 REMEMBERED = 50
 
 
-Flight = tuple[str, ScanResult, str, tuple[Step, ...]]
-"""What the flight recorder keeps of a scan: the run's id, the result, what the cache had, the failed attempts."""
+class Flight(msgspec.Struct, frozen=True, gc=False):
+    """What the flight recorder keeps of a scan.
+
+    Attributes:
+        run_id: of the run that it was part of.
+        result: how it ended, without candidates and tool logs.
+        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
+        steps: the attempts that failed, in order.
+        found: how many candidates it had.
+    """
+
+    run_id: str
+    result: ScanResult
+    cache: str
+    steps: tuple[Step, ...]
+    found: int = 0
 
 
 class Stack:
@@ -133,9 +147,11 @@ class Stack:
 
     def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...]) -> None:
         """Keep a scan in the flight recorder, without what may be large."""
+        found = 0
         if result.candidates or result.tool_logs:
+            found = len(result.candidates)
             result = msgspec.structs.replace(result, candidates=[], tool_logs=[])
-        self.flights.append((run_id, result, cache, steps))
+        self.flights.append(Flight(run_id, result, cache, steps, found))
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""
