@@ -105,6 +105,10 @@ class _Window:
         failures, slows = (sum(column) for column in zip(*self._last, strict=True))
         return _reaches(failures / seen, options.failure_rate) or _reaches(slows / seen, options.slow_rate)
 
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many attempts there are, how many failed and how many were slow."""
+        return len(self._last), sum(failed for failed, _ in self._last), sum(slow for _, slow in self._last)
+
     def clear(self) -> None:
         self._last.clear()
 
@@ -146,6 +150,29 @@ class Guard:
     def state(self) -> str:
         """`closed`, `open` or `half_open`."""
         return self._memory.state.replace("-", "_")
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed in a row."""
+        return self._memory.failures
+
+    def next_trial_in(self) -> float:
+        """Return the seconds until an attempt is admitted, 0 where one is; `inf`: when the trial under way has ended.
+
+        A trial under way gives its place away at the latest when its permit expires.
+        """
+        with self._lock:
+            state, now = self._memory.state, self._clock.monotonic()
+            if state == OPEN:
+                return max(0.0, self._open_until - now)
+            taken = sorted(permit.expires - now for permit in self._trials if permit.expires is not None)
+            taken = [left for left in taken if left > 0]
+            return taken[0] if state == HALF_OPEN and len(taken) >= self._options.trials else 0.0
+
+    def troubled(self) -> tuple[int, int, int] | None:
+        """Return attempts, failures and slow ones in the window of the rates; `None` where there is no rate."""
+        with self._lock:
+            return None if self._window is None else self._window.counts()
 
     def is_open(self) -> bool:
         """Say whether an attempt would be refused because the breaker is open."""
