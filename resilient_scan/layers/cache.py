@@ -114,6 +114,17 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             self._failures[key] = Entry((), True, now, until, until, error)
 
+    def kept(self) -> tuple[int, int]:
+        """Return how many answers and how many failures are kept, old ones included."""
+        with self._lock:
+            return len(self._entries), len(self._failures)
+
+    def newest(self) -> Entry | None:
+        """Return the answer that was kept last, if it is still there; it does not count as used."""
+        with self._lock:
+            entries = [cachetools.Cache.__getitem__(self._entries, key) for key in self._entries]
+        return max(entries, key=lambda entry: entry.stored_at, default=None)
+
     def warn_once(self, scanner: str) -> None:
         """Log, the first time, that a state has no stable key."""
         if not self._warned:
