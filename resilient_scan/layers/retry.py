@@ -6,6 +6,7 @@ pays for nothing.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -69,6 +70,13 @@ class Budget:
                 return False
             self._retries.append(now)
             return True
+
+    def left(self) -> int:
+        """Return how many retries are left in this minute."""
+        with self._lock:
+            self._forget(self._clock.monotonic())
+            allowed = max(self._floor, math.ceil(self._share * len(self._executions)))
+            return max(0, allowed - len(self._retries))
 
     def _forget(self, now: float) -> None:
         for instants in (self._executions, self._retries):
