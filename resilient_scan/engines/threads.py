@@ -192,6 +192,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             hung_places = len(self._hung & self._places)
             return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
 
+    def why_stuck(self) -> str | None:
+        """Say why no work is taken, where every worker hangs and none can be replaced."""
+        with self._mutex:
+            return self._reason() if self._is_stuck() else None
+
     def look_by(self, instant: float) -> None:
         """See to it that the watchdog looks at the deadlines no later than at `instant`.
 
