@@ -1,0 +1,138 @@
+"""The gate: orders by hand, that win and expire."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from resilient_scan import ConfigError
+from resilient_scan.events import Bus, ScannerStateChanged
+from resilient_scan.quarantine import DAY, Gate
+from resilient_scan.testing import FakeClock, Recorder
+
+START = 1_000_000.0
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(START)
+
+
+@pytest.fixture
+def told() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def gate(clock: FakeClock, told: Recorder) -> Gate:
+    return Gate(("one", "two"), clock, Bus([told]))
+
+
+def test_everybody_is_in_service_at_first(gate: Gate, told: Recorder) -> None:
+    assert gate.in_service("one")
+    assert gate.in_service("two")
+    assert told.events_seen == []
+
+
+def test_an_order_holds_until_its_time_is_over(gate: Gate, clock: FakeClock) -> None:
+    gate.disable("one", "quota", 60)
+    assert not gate.in_service("one")
+    assert gate.in_service("two")
+    clock.advance(59.75)
+    assert not gate.in_service("one")
+    clock.advance(0.25)
+    assert gate.in_service("one")
+
+
+def test_each_change_is_told_with_who_why_and_until(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+    gate.disable("one", "quota", 60)
+    clock.advance(60)
+    gate.in_service("one")
+    gate.in_service("one")  # the expiry is told once
+    gate.disable("one", "again", 10)
+    clock.advance(1)
+    gate.enable("one", "fixed")
+    at = START + 60
+    assert told.events_seen == [
+        ScannerStateChanged("one", "enabled", "disabled", "hand", "quota", START + 60, START),
+        ScannerStateChanged("one", "disabled", "enabled", "expiry", "quota", None, at),
+        ScannerStateChanged("one", "enabled", "disabled", "hand", "again", at + 10, at),
+        ScannerStateChanged("one", "disabled", "enabled", "hand", "fixed", None, at + 1),
+    ]
+
+
+def test_a_second_order_replaces_the_first(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+    gate.disable("one", "first", 60)
+    clock.advance(30)
+    gate.disable("one", "second", 10)
+    clock.advance(10)
+    assert gate.in_service("one")
+    assert told.events_seen[1] == ScannerStateChanged(
+        "one", "disabled", "disabled", "hand", "second", START + 40, START + 30
+    )
+
+
+def test_enabling_who_is_in_service_is_nothing(gate: Gate, told: Recorder) -> None:
+    gate.enable("one", "why not")
+    assert told.events_seen == []
+    assert gate.in_service("one")
+
+
+def test_a_day_is_24_hours() -> None:
+    assert DAY == 24 * 3600
+
+
+@pytest.mark.parametrize("name", ["three", "", "ONE", None])
+def test_an_unknown_scanner_is_refused(gate: Gate, name: Any) -> None:
+    sentence = f"there is no scanner {name!r} here; there are one, two"
+    for order in (lambda: gate.disable(name, "x", 60), lambda: gate.enable(name, "x")):
+        with pytest.raises(ConfigError) as caught:
+            order()
+        assert str(caught.value) == sentence
+
+
+def test_a_gate_for_nobody_says_so(clock: FakeClock) -> None:
+    with pytest.raises(ConfigError, match="there are none"):
+        Gate((), clock, Bus([])).enable("one", "x")
+
+
+@pytest.mark.parametrize("duration", [0, 0.0, -1, math.nan, math.inf, True, None, "60"])
+def test_a_duration_is_checked_and_nothing_is_done(gate: Gate, told: Recorder, duration: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gate.disable("one", "x", duration)
+    assert str(caught.value) == f"disable one: duration must be a number of seconds > 0, got {duration!r}"
+    assert gate.in_service("one")
+    assert told.events_seen == []
+
+
+def test_a_child_inherits_the_orders_and_their_time(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+    gate.disable("one", "quota", 60)
+    child = Gate(("one", "two"), clock, Bus([told]))
+    child.inherit(gate)
+    gate.enable("one", "ours alone")
+    assert not child.in_service("one")
+    clock.advance(60)
+    assert child.in_service("one")
+    assert gate.in_service("two")
+
+
+def test_a_listener_may_ask_the_gate(clock: FakeClock) -> None:
+    """Events are sent when no lock is held."""
+    gates: list[Gate] = []
+    answers: list[bool] = []
+
+    def ask(event: Any) -> None:
+        other = threading.Thread(target=lambda: answers.append(gates[0].in_service("one")), daemon=True)
+        other.start()
+        other.join(5)
+
+    gates.append(Gate(("one",), clock, Bus([ask])))
+    gates[0].disable("one", "x", 60)
+    clock.advance(60)
+    gates[0].in_service("one")
+    gates[0].disable("one", "x", 60)
+    gates[0].enable("one", "x")
+    assert answers == [False, True, False, True]
