@@ -1,0 +1,330 @@
+"""Metrics: names, labels and numbers as documented, true after whatever happened."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Candidate,
+    Policy,
+    PrometheusMetrics,
+    Retry,
+    ScanRunner,
+    Status,
+    Timeout,
+    metrics,
+    scanner,
+)
+from resilient_scan.events import ExecutionEnded, Registered, RunEnded, ScannersRegistered
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
+
+STATUSES = ("completed", "cached", "stale", "timeout", "error", "rejected", "disabled", "skipped")
+OUTCOMES = ("success", "error", "timeout", "cancelled")
+CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
+STATES = ("closed", "open", "half_open")
+BUCKETS = ["0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0", "120.0", "300.0", "+Inf"]
+DOCUMENTED = {  # the table of metrics, as far as they exist
+    "resilient_scan_scans": ("counter", {"scanner", "pipeline", "status"}),
+    "resilient_scan_executions": ("counter", {"scanner", "pipeline", "outcome"}),
+    "resilient_scan_execution_duration_seconds": ("histogram", {"scanner", "pipeline"}),
+    "resilient_scan_errors": ("counter", {"scanner", "kind"}),
+    "resilient_scan_cache_requests": ("counter", {"scanner", "result"}),
+    "resilient_scan_breaker_state": ("gauge", {"scanner", "state"}),
+    "resilient_scan_runs": ("counter", {"result"}),
+}
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Let each test begin with a process that has seen no exception class."""
+    fresh: set[str] = set()
+    monkeypatch.setattr(metrics, "_kinds", fresh)
+    return fresh
+
+
+def families(registry: CollectorRegistry) -> dict[str, Metric]:
+    return {family.name: family for family in registry.collect()}
+
+
+def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
+    """Return the values of a metric by the values of its labels, in the order of the labels' names."""
+    return {
+        tuple(value for _label, value in sorted(sample.labels.items())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == f"resilient_scan_{name}"
+    }
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"resilient_scan_{name}", labels)
+
+
+def test_every_series_is_there_before_the_first_scan(registry: CollectorRegistry) -> None:
+    """A child that is born with its first error gives a rate of 0: the first failure would be invisible."""
+    with ScanRunner([healthy("one"), healthy("two", pipeline="edge")], listeners=(PrometheusMetrics(registry),)):
+        for name, pipeline in (("one", "test"), ("two", "edge")):
+            labels = {"scanner": name, "pipeline": pipeline}
+            assert [value(registry, "scans_total", **labels, status=status) for status in STATUSES] == [0] * 8
+            assert [value(registry, "executions_total", **labels, outcome=outcome) for outcome in OUTCOMES] == [0] * 4
+            assert [
+                value(registry, "cache_requests_total", scanner=name, result=result) for result in CACHE_RESULTS
+            ] == [0] * 5
+            assert [value(registry, "breaker_state", scanner=name, state=state) for state in STATES] == [1, 0, 0]
+            assert value(registry, "execution_duration_seconds_count", **labels) == 0
+            assert value(registry, "execution_duration_seconds_sum", **labels) == 0
+        assert series(registry, "runs_total") == {("complete",): 0, ("partial",): 0, ("failed",): 0}
+        assert len(series(registry, "scans_total")) == 16  # and no other
+
+
+def test_names_types_and_labels_are_those_of_the_documentation(registry: CollectorRegistry) -> None:
+    with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    found = {
+        name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for name, family in families(registry).items()
+    }
+    assert found == DOCUMENTED
+    assert all(family.documentation.endswith(".") for family in families(registry).values())
+
+
+def test_durations_have_the_documented_buckets(registry: CollectorRegistry) -> None:
+    with ScanRunner([healthy("one")], listeners=(PrometheusMetrics(registry),)):
+        edges = [
+            sample.labels["le"]
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "resilient_scan_execution_duration_seconds_bucket"
+        ]
+    assert edges == BUCKETS
+
+
+def test_two_on_one_registry_count_together(registry: CollectorRegistry) -> None:
+    first, second = PrometheusMetrics(registry), PrometheusMetrics(registry)
+    for one in (first, second):
+        with ScanRunner([healthy("one")], listeners=(one,)) as runner:
+            runner.run({})
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 2
+    assert value(registry, "runs_total", result="complete") == 2
+
+
+def test_a_registry_of_its_own_leaves_the_default_one_alone(registry: CollectorRegistry) -> None:
+    before = [family.name for family in REGISTRY.collect()]
+    with ScanRunner([healthy("one")], listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    assert [family.name for family in REGISTRY.collect()] == before
+    assert set(families(registry)) == set(DOCUMENTED)
+
+
+def test_the_default_registry_is_the_process_wide_one() -> None:
+    mine = PrometheusMetrics()
+    try:
+        assert set(DOCUMENTED) <= {family.name for family in REGISTRY.collect()}
+        PrometheusMetrics()  # a second time
+    finally:
+        for family in vars(mine._families).values():
+            REGISTRY.unregister(family)
+        metrics._families.pop(REGISTRY)
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def mixed(release: threading.Event) -> list[Any]:
+    """Return scanners that end in every status but skipped, given five runs."""
+    failure = OSError("down")
+    no_cache = {"cache": None}
+    return [
+        healthy("cached_later", [Candidate("A", "x", "")]),
+        healthy("fresh_each_time", cache=None, pipeline="edge"),
+        broken("broken", **no_cache),
+        hanging("hung", release, cache=None, timeout=Timeout(total=0.05)),
+        flapping("stale_later", [[{"ticker": "A"}], failure, failure, failure, failure], cache=Cache(1e-9, 1000)),
+        broken("opens", breaker=Breaker(failures=2), **no_cache),
+        healthy("out_of_service"),
+    ]
+
+
+def test_after_a_mixed_run_metrics_and_reports_say_the_same(
+    registry: CollectorRegistry, release: threading.Event
+) -> None:
+    recorder = Recorder()
+    policy = Policy(retry=None, breaker=None)
+    with ScanRunner(mixed(release), policy=policy, listeners=(PrometheusMetrics(registry), recorder)) as runner:
+        runner.disable("out_of_service")
+        reports = [runner.run({}) for _ in range(4)]
+        reports.append(runner.run({}, deadline=0))
+    told: Counter[tuple[str, ...]] = Counter()
+    for report in reports:
+        told.update((one.pipeline, one.scanner, one.status.value) for one in report.results.values())
+    counted = {labels: count for labels, count in series(registry, "scans_total").items() if count}
+    assert counted == told
+    assert {labels[2] for labels in told} == set(STATUSES)
+    assert sum(counted.values()) == 5 * 7
+
+    executions: Counter[tuple[str, ...]] = Counter()
+    seconds: Counter[tuple[str, ...]] = Counter()
+    for event in recorder.of(ExecutionEnded):
+        executions[event.outcome, event.pipeline, event.scanner] += 1
+        seconds[event.pipeline, event.scanner] += event.duration
+    assert {labels: count for labels, count in series(registry, "executions_total").items() if count} == executions
+    assert {labels: one for labels, one in series(registry, "execution_duration_seconds_sum").items() if one} == {
+        labels: pytest.approx(one) for labels, one in seconds.items()
+    }
+    assert executions["timeout", "test", "hung"] == 1
+    assert executions["error", "test", "opens"] == 2
+    assert executions["success", "test", "cached_later"] == 1
+    assert executions["error", "test", "stale_later"] == 3
+    assert series(registry, "errors_total") == {
+        ("ScanError", "broken"): 4,
+        ("ScanError", "opens"): 2,
+        ("OSError", "stale_later"): 3,
+    }
+    assert {labels: count for labels, count in series(registry, "cache_requests_total").items() if count} == {
+        ("miss", "cached_later"): 1,
+        ("hit", "cached_later"): 3,
+        ("miss", "stale_later"): 1,
+        ("stale", "stale_later"): 3,
+        **{("bypass", name): 4 for name in ("fresh_each_time", "broken", "hung", "opens")},
+    }
+    assert series(registry, "runs_total") == {("complete",): 0, ("partial",): 4, ("failed",): 1}
+
+
+def test_every_attempt_and_wait_is_one_execution(registry: CollectorRegistry) -> None:
+    policy = Policy(retry=Retry(attempts=3, base=0, cap=0))
+    with ScanRunner([broken("one")], policy=policy, listeners=(PrometheusMetrics(registry),)) as runner:
+        assert runner.run({}).results["one"].attempts == 3
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="error") == 1
+    assert value(registry, "errors_total", scanner="one", kind="ScanError") == 1
+
+
+def test_kinds_of_errors_are_few(registry: CollectorRegistry, kinds: set[str]) -> None:
+    """A label must not grow with what a source thinks up."""
+    listener = PrometheusMetrics(registry)
+    listener(ScannersRegistered((Registered("one", "test", None, lambda: 0),)))
+    for number in [*range(20), *range(20)]:
+        error = ErrorInfo(f"acme.errors.Error{number}", f"message {number}")
+        listener(ExecutionEnded("one", "test", "error", 0.1, 1, error))
+    counted = series(registry, "errors_total")
+    assert counted == {**{(f"Error{number}", "one"): 2 for number in range(16)}, ("other", "one"): 8}
+    assert kinds == {f"Error{number}" for number in range(16)}
+    other = CollectorRegistry()  # the limit is the process's, not the registry's
+    second = PrometheusMetrics(other)
+    second(ScannersRegistered((Registered("two", "test", None, lambda: 0),)))
+    second(ExecutionEnded("two", "test", "error", 0.1, 1, ErrorInfo("Error3", "")))
+    second(ExecutionEnded("two", "test", "error", 0.1, 1, ErrorInfo("New", "")))
+    assert series(other, "errors_total") == {("Error3", "two"): 1, ("other", "two"): 1}
+
+
+def test_a_kind_is_a_class_and_no_message_or_address(registry: CollectorRegistry) -> None:
+    class Outer:
+        class HTTPError(Exception):
+            """Of some client."""
+
+    secret = Outer.HTTPError("https://user:secret@host/?token=x")
+    with ScanRunner([broken("one", secret, retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    assert list(series(registry, "errors_total")) == [("HTTPError", "one")]
+    assert b"secret" not in generate_latest(registry)
+
+
+def test_a_timeout_is_no_kind_of_error(registry: CollectorRegistry, release: threading.Event) -> None:
+    slow = hanging("one", release, retry=None, timeout=Timeout(total=0.02))
+    with ScanRunner([slow], listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="timeout") == 1
+    assert value(registry, "execution_duration_seconds_count", scanner="one", pipeline="test") == 1
+    assert series(registry, "errors_total") == {}
+
+
+def test_the_state_of_a_breaker_is_read_at_the_scrape(registry: CollectorRegistry) -> None:
+    clock = FakeClock()
+    policy = Policy(cache=None, retry=None, breaker=Breaker(failures=1, open_for=10))
+
+    def state() -> list[float]:
+        return [series(registry, "breaker_state")["one", name] for name in STATES]
+
+    during: list[list[float]] = []
+    answers = iter([OSError("down"), None, None])
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any]) -> list[Any]:
+        during.append(state())
+        answer = next(answers)
+        if answer is not None:
+            raise answer
+        return []
+
+    with ScanRunner([one], policy=policy, clock=clock, listeners=(PrometheusMetrics(registry),)) as runner:
+        assert state() == [1, 0, 0]
+        runner.run({})
+        assert state() == [0, 1, 0]
+        clock.advance(10)
+        assert state() == [0, 1, 0]  # until a trial is admitted
+        runner.run({})
+        assert state() == [1, 0, 0]
+    assert during == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_who_has_no_breaker_has_no_state(registry: CollectorRegistry) -> None:
+    fleet = [healthy("with_one"), healthy("without", breaker=None)]
+    with ScanRunner(fleet, listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+        assert {labels[0] for labels in series(registry, "breaker_state")} == {"with_one"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "complete", "result"),
+    [
+        ({Status.COMPLETED: 2}, True, "complete"),
+        ({Status.CACHED: 1, Status.STALE: 1, Status.DISABLED: 1}, True, "complete"),
+        ({Status.COMPLETED: 1, Status.ERROR: 1}, False, "partial"),
+        ({Status.STALE: 1, Status.TIMEOUT: 9}, False, "partial"),
+        ({Status.ERROR: 1, Status.TIMEOUT: 9, Status.DISABLED: 1}, False, "failed"),
+    ],
+)
+def test_a_run_is_complete_partial_or_failed(
+    counts: dict[Status, int], complete: bool, result: str, registry: CollectorRegistry
+) -> None:
+    PrometheusMetrics(registry)(RunEnded("id", 1.0, counts, complete, 0.0))
+    assert series(registry, "runs_total") == {
+        (name,): float(name == result) for name in ("complete", "partial", "failed")
+    }
+
+
+def test_an_execution_that_was_cancelled_is_counted_as_such(registry: CollectorRegistry) -> None:
+    began = threading.Event()
+
+    @scanner(pipeline="test", cache=None)
+    def one(_state: dict[str, Any], context: Any) -> list[Any]:
+        began.set()
+        context.sleep(60)
+        return []
+
+    with ScanRunner([one], listeners=(PrometheusMetrics(registry),)) as runner:
+        running = threading.Thread(target=runner.run, daemon=True)
+        running.start()
+        assert began.wait(5)
+        runner.close()
+        running.join(5)
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="cancelled") == 1
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="skipped") == 1
