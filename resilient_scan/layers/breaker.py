@@ -157,9 +157,9 @@ class Guard:
         return self._memory.failures
 
     def next_trial_in(self) -> float:
-        """Return the seconds until an attempt is admitted, 0 where one is; `inf`: when the trial under way has ended.
+        """Return the seconds until an attempt is admitted at the latest, 0 where one is admitted now.
 
-        A trial under way gives its place away at the latest when its permit expires.
+        The place of a trial under way is free when the trial ends, or when its permit expires.
         """
         with self._lock:
             state, now = self._memory.state, self._clock.monotonic()
