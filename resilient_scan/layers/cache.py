@@ -125,6 +125,13 @@ class ResultCache(Generic[Flight]):
             entries = [cachetools.Cache.__getitem__(self._entries, key) for key in self._entries]
         return max(entries, key=lambda entry: entry.stored_at, default=None)
 
+    def newest_failure(self) -> Entry | None:
+        """Return the failure that was remembered last, if it is not over; it does not count as used."""
+        with self._lock:
+            failures = [cachetools.Cache.__getitem__(self._failures, key) for key in self._failures]
+        newest = max(failures, key=lambda entry: entry.stored_at, default=None)
+        return newest if newest is not None and self._clock.monotonic() < newest.fresh_until else None
+
     def warn_once(self, scanner: str) -> None:
         """Log, the first time, that a state has no stable key."""
         if not self._warned:
