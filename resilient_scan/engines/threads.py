@@ -192,6 +192,12 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             hung_places = len(self._hung & self._places)
             return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
 
+    @property
+    def free(self) -> int:
+        """How many further tasks could begin now."""
+        with self._mutex:
+            return max(0, self._most - self._unfinished)
+
     def why_stuck(self) -> str | None:
         """Say why no work is taken, where every worker hangs and none can be replaced."""
         with self._mutex:
