@@ -47,6 +47,11 @@ class Gate:
             self._tell(name, DISABLED, ENABLED, EXPIRY, order.reason, None)
         return True
 
+    def order_of(self, name: str) -> Order | None:
+        """Return the order by which a scanner is out of service now, if there is one."""
+        order = self._orders.get(name)
+        return order if order is not None and self._clock.monotonic() < order.until else None
+
     def inherit(self, other: Gate) -> None:
         """Take over the orders of another gate (the parent's, after a fork)."""
         self._orders = dict(other._orders)
