@@ -1,0 +1,102 @@
+"""Explain one scanner: its stack, its state, its last scans, and what would make it run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from resilient_scan.explain.layers import layers_of, origins_in_code
+from resilient_scan.explain.model import Attempt, Explanation, Hung, Layer, Number, Past, Reason, Verdict
+from resilient_scan.explain.verdict import verdict_of
+from resilient_scan.outcome import Status
+from resilient_scan.quarantine import Order
+from resilient_scan.stack import Flight, Stack
+
+__all__ = [
+    "Attempt",
+    "Explanation",
+    "Hung",
+    "Layer",
+    "Number",
+    "Past",
+    "Reason",
+    "Verdict",
+    "explain",
+    "origins_in_code",
+]
+
+
+def explain(
+    stack: Stack,
+    *,
+    order: Order | None = None,
+    origins: Mapping[str, str] | None = None,
+    findings: Iterable[str] = (),
+    trace: bool = False,
+) -> Explanation:
+    """Explain one scanner as it is now; nothing is changed and nothing is asked.
+
+    Args:
+        stack: the scanner and its layers.
+        order: by which it is disabled by hand, if it is.
+        origins: who said each number, by `layer.field`, or by `layer` for one that is left out; the others count as
+            built-in.
+        findings: options that do not work together, a sentence each.
+        trace: whether the text shows the past scans layer by layer.
+    """
+    hung = _hung(stack)
+    return Explanation(
+        scanner=stack.name,
+        pipeline=stack.pipeline,
+        at=stack.clock.time(),
+        verdict=verdict_of(stack, order, hung),
+        layers=layers_of(stack, order, origins or {}),
+        expected=stack.expected if math.isfinite(stack.expected) else None,
+        past=tuple(_past(flight) for flight in reversed(stack.flights.copy())),
+        hung=hung,
+        findings=tuple(findings),
+        trace=trace,
+    )
+
+
+def _hung(stack: Stack) -> tuple[Hung, ...]:
+    own = (thread for thread in stack.pool.abandoned() if thread.name == stack.name)
+    return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in own)
+
+
+def _past(flight: Flight) -> Past:
+    result, error = flight.result, flight.result.error
+    return Past(
+        run_id=flight.run_id,
+        started_at=result.started_at,
+        status=result.status.value,
+        found=flight.found,
+        duration=result.duration,
+        queue_wait=result.queue_wait,
+        age=result.age,
+        partial=result.partial,
+        dropped=result.dropped,
+        cache=flight.cache,
+        attempts=_attempts(flight),
+        error="" if error is None else f"{error.kind}: {error.message}",
+    )
+
+
+def _attempts(flight: Flight) -> tuple[Attempt, ...]:
+    """Return the attempts that failed and, unless it is one of them, the last one."""
+    result = flight.result
+    failed = [
+        Attempt(step.attempt, step.duration, f"{step.error.kind}: {step.error.message}", step.pause)
+        for step in flight.steps
+    ]
+    if result.attempts > len(failed):
+        before = sum(attempt.duration + (attempt.pause or 0.0) for attempt in failed)
+        failed.append(Attempt(result.attempts, max(0.0, result.duration - before), _outcome(flight)))
+    return tuple(failed)
+
+
+def _outcome(flight: Flight) -> str:
+    result = flight.result
+    if result.status is Status.COMPLETED:
+        return f"answered with {flight.found} candidates"
+    return "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"

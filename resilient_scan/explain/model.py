@@ -1,0 +1,143 @@
+"""What an explanation says, as frozen values; `str()` of it is what a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from resilient_scan.explain.text import render
+from resilient_scan.outcome import plain
+
+
+class Number(msgspec.Struct, frozen=True):
+    """One option of a layer.
+
+    Attributes:
+        option: its path, such as `cache.ttl`.
+        value: with its unit, such as `300s`.
+        origin: who said so: `built-in`, `policy`, `decorator`, `timeout_seconds`, a file's line, a variable.
+    """
+
+    option: str
+    value: str
+    origin: str
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One layer of the stack.
+
+    Attributes:
+        name: such as `cache`.
+        does: what it does to a scan, with the numbers, in a sentence.
+        numbers: its options; none where it is left out.
+        now: its state, a sentence each.
+    """
+
+    name: str
+    does: str
+    numbers: tuple[Number, ...] = ()
+    now: tuple[str, ...] = ()
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why a scan would not simply run, and what would change that."""
+
+    layer: str
+    why: str
+    way_out: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a scan that began now would ask the source.
+
+    Attributes:
+        answer: `yes`; `waits`: later than at once; `cached`: no, the cache has the answer; `no`.
+        status: how such a scan would end where that is known, such as `rejected`, or `""`.
+        says: the same in a sentence.
+        reasons: outermost layer first.
+    """
+
+    answer: str
+    status: str
+    says: str
+    reasons: tuple[Reason, ...] = ()
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it."""
+
+    number: int
+    duration: float
+    outcome: str
+    pause: float | None = None
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A scan that is over.
+
+    Attributes:
+        run_id: of its run.
+        started_at: epoch seconds.
+        status, found, duration, queue_wait, age, partial, dropped: as in its result.
+        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
+        attempts: all of them, in order.
+        error: type and message, or `""`.
+    """
+
+    run_id: str
+    started_at: float
+    status: str
+    found: int
+    duration: float
+    queue_wait: float
+    age: float | None
+    partial: bool
+    dropped: int
+    cache: str
+    attempts: tuple[Attempt, ...]
+    error: str
+
+
+class Hung(msgspec.Struct, frozen=True):
+    """A thread of the scanner that did not stop in time: name, seconds since it began, where it is now."""
+
+    thread: str
+    age: float
+    stack: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Everything there is to know about one scanner in a runner, at one instant.
+
+    Attributes:
+        scanner, pipeline: whose it is.
+        at: epoch seconds.
+        verdict: whether it would run now, and if not, why and what would make it run.
+        layers: the effective stack, outermost first.
+        expected: seconds that a scan takes, from those seen; `None`: none was seen.
+        past: its last scans, newest first, at most 50.
+        hung: its threads that did not stop in time, oldest first.
+        findings: options that do not work together, a sentence each.
+        trace: whether the text shows the past scans layer by layer.
+    """
+
+    scanner: str
+    pipeline: str
+    at: float
+    verdict: Verdict
+    layers: tuple[Layer, ...]
+    expected: float | None
+    past: tuple[Past, ...]
+    hung: tuple[Hung, ...]
+    findings: tuple[str, ...]
+    trace: bool = False
+
+    def __str__(self) -> str:
+        """Return the explanation as text of at most 100 columns."""
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data, with the same names."""
+        data: dict[str, Any] = plain(self)
+        return data

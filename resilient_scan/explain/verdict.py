@@ -1,0 +1,170 @@
+"""Would it run now, and if not: why, and what would make it run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resilient_scan.explain.model import Hung, Reason, Verdict
+from resilient_scan.explain.text import clean, moment, span
+from resilient_scan.layers.cache import Entry
+from resilient_scan.outcome import Status
+from resilient_scan.quarantine import Order
+from resilient_scan.stack import Stack
+
+HINDERS, DELAYS = "hinders", "delays"
+
+
+def verdict_of(stack: Stack, order: Order | None, hung: tuple[Hung, ...]) -> Verdict:
+    """Judge what a scan that began now would come to."""
+    closed = tuple(_gate(stack, order))
+    if closed:
+        return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
+    found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
+    hindering = tuple(reason for weight, reason in found if weight == HINDERS)
+    delaying = tuple(reason for weight, reason in found if weight == DELAYS)
+    newest = None if stack.cache is None else stack.cache.newest()
+    if newest is not None and stack.clock.monotonic() < newest.fresh_until:
+        return Verdict("cached", Status.CACHED, _fresh(stack, newest, bool(hindering)), hindering)
+    failure = None if stack.cache is None else stack.cache.newest_failure()
+    if failure is not None:
+        return Verdict(
+            "no",
+            Status.ERROR,
+            "A scan of the same state would end `error` at once.",
+            (_failed(stack, failure), *hindering),
+        )
+    if hindering:
+        return _hindered(stack, newest, hindering)
+    if delaying:
+        return Verdict("waits", "", "A scan would ask the source as soon as there is room for it.", delaying)
+    return Verdict("yes", "", _now(stack))
+
+
+def _now(stack: Stack) -> str:
+    if stack.guard is not None and stack.guard.state != "closed":
+        return "A scan would ask the source at once, as a trial: its success closes the breaker, its failure opens it."
+    return "A scan would ask the source at once."
+
+
+def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
+    now = stack.clock.monotonic()
+    told = (
+        f"The answer of {span(max(0.0, now - newest.stored_at))} ago is fresh for another "
+        f"{span(newest.fresh_until - now)}: a scan of the same state would end `cached` with its "
+        f"{len(newest.candidates)} candidates"
+    )
+    return told + (", one of another state `rejected`." if hindered else "; one of another state would ask the source.")
+
+
+def _hindered(stack: Stack, newest: Entry | None, reasons: tuple[Reason, ...]) -> Verdict:
+    now = stack.clock.monotonic()
+    if newest is None or now >= newest.stale_until:
+        return Verdict("no", Status.REJECTED, "A scan would end `rejected`, without asking the source.", reasons)
+    told = (
+        f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
+        f"{len(newest.candidates)} candidates of then; that answer stands in for another "
+        f"{span(newest.stale_until - now)}. One of another state would end `rejected`."
+    )
+    return Verdict("no", Status.STALE, told, reasons)
+
+
+# What stands in the way, outermost layer first
+
+
+def _gate(stack: Stack, order: Order | None) -> Iterator[Reason]:
+    if order is not None:
+        left = max(0.0, order.until - stack.clock.monotonic())
+        until = moment(stack.clock.time() + left)
+        yield Reason(
+            "gate",
+            f"disabled by hand until {until}, reason: {clean(order.reason)}",
+            f"wait {span(left)}, or runner.enable({stack.name!r}), `resilient-scan enable {stack.name}`",
+        )
+
+
+def _failed(stack: Stack, failure: Entry) -> Reason:
+    now = stack.clock.monotonic()
+    error = "" if failure.error is None else f"{failure.error.kind}: {clean(failure.error.message)}"
+    return Reason(
+        "cache",
+        f"a failure of {span(now - failure.stored_at)} ago is remembered (cache.ttl_error) and not repeated: {error}",
+        f"wait {span(failure.fresh_until - now)}, or run with another state",
+    )
+
+
+def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    guard, breaker = stack.guard, stack.policy.breaker
+    if guard is None or breaker is None:
+        return
+    wait = guard.next_trial_in()
+    if not wait:
+        return
+    trials = "one success closes" if breaker.trials == 1 else f"{breaker.trials} successes close"
+    if guard.state == "open":
+        yield (
+            HINDERS,
+            Reason(
+                "breaker",
+                f"open after {guard.failures} failed attempts in a row{_last_error(stack)}",
+                f"wait {span(wait)}: the first scan after that is a trial, and {trials} the breaker",
+            ),
+        )
+    else:
+        yield (
+            HINDERS,
+            Reason(
+                "breaker",
+                f"half-open, and breaker.trials={breaker.trials} trials are under way",
+                f"when a trial has ended, in {span(wait)} at the latest, the next one begins; {trials} the breaker",
+            ),
+        )
+
+
+def _last_error(stack: Stack) -> str:
+    for flight in reversed(stack.flights.copy()):
+        error = flight.result.error
+        if error is not None and flight.result.attempts:
+            return f", the last one with {error.kind}: {clean(error.message)}"
+    return ""
+
+
+def _hung(stack: Stack, hung: tuple[Hung, ...]) -> Iterator[tuple[str, Reason]]:
+    count, most = stack.hung.count, stack.policy.timeout.max_abandoned
+    if count >= most:
+        since = f", the oldest at work for {span(hung[0].age)}" if hung else ""
+        yield (
+            HINDERS,
+            Reason(
+                "timeout",
+                f"{count} of its threads hang{since}, and timeout.max_abandoned={most}: no further one is risked",
+                "when a thread ends by itself, scans go on; the stack below shows where it hangs: give that call a "
+                "timeout of its own, or raise timeout.max_abandoned; a restart of the process ends it",
+            ),
+        )
+
+
+def _pool(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    stuck = stack.pool.why_stuck()
+    if stuck is not None:
+        yield HINDERS, Reason("workers", stuck, "raise the runner's max_abandoned, or restart the process")
+    elif not stack.pool.free:
+        yield (
+            DELAYS,
+            Reason("workers", "all of them are busy", "the scan begins when one is free; or raise max_workers"),
+        )
+
+
+def _provider(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    provider = stack.provider
+    if provider is None:
+        return
+    most, name = provider.limit.concurrency, provider.limit.provider
+    patience = f"a scan waits its turn for up to timeout.total={span(stack.total)}, then it ends `rejected`"
+    if most is not None and provider.taken >= most:
+        yield (
+            DELAYS,
+            Reason("limit", f"all {most} attempts that provider {name} allows at a time are under way", patience),
+        )
+    elif provider.waiting:
+        rates = ", ".join(provider.limit.rates) or "none"
+        yield DELAYS, Reason("limit", f"{provider.waiting} requests wait for provider {name} (rate {rates})", patience)
