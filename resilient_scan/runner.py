@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 import os
 import threading
@@ -23,6 +24,7 @@ from resilient_scan.engines.threads import Abandoned
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.execution import NOT_ASKED, Outcome, Run, Scan, begin, cut_short, result_of, without_work
+from resilient_scan.explain import Explanation, explain, origins_in_code
 from resilient_scan.fleet import (
     Fleet,
     Plan,
@@ -34,14 +36,16 @@ from resilient_scan.fleet import (
     one_of,
     whole,
 )
+from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.quarantine import DAY
 from resilient_scan.report import RunReport, results_in_order
-from resilient_scan.stack import Stack
+from resilient_scan.stack import Flight, Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
 
+_log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
 PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
@@ -115,6 +119,11 @@ class ScanRunner:
             random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
         self._deadline = _seconds(deadline)
+        self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
+        # How often somebody will call `run` is not known here, so nothing is said about the time between runs.
+        self._findings = lint_fleet(self._plan.policies, deadline=deadline)
+        for sentence in sentences(self._findings):
+            _log.warning("%s", sentence)
         self._closed = False
         self._open()
         _runners.add(self)
@@ -231,6 +240,39 @@ class ScanRunner:
             ConfigError: there is no such scanner.
         """
         self._fleet.gate.enable(name, reason)
+
+    def explain(self, name: str, *, trace: bool = False) -> Explanation:
+        """Explain one scanner: its stack, its state, its last scans; why it would not run now and what would change that.
+
+        Args:
+            name: the scanner's.
+            trace: whether the text shows the past scans layer by layer.
+
+        Returns:
+            An `Explanation`; `str()` of it is text for a person, `.to_dict()` is JSON-ready.
+
+        Raises:
+            ConfigError: there is no such scanner; the message names the nearest.
+        """
+        fleet = self._fleet
+        stack = fleet.stack(name)
+        base, own, timed = self._given
+        said = origins_in_code(stack.spec, stack.policy, base, whole=name in own, timeout_seconds=timed)
+        return explain(
+            stack,
+            order=fleet.gate.order_of(name),
+            origins={**said, **self._plan.origins.get(name, {})},
+            findings=[finding.message for finding in self._findings if finding.concerns(name)],
+            trace=trace,
+        )
+
+    def flights(self, name: str) -> tuple[Flight, ...]:
+        """Return what the flight recorder has of one scanner: its last scans, oldest first, at most 50.
+
+        Raises:
+            ConfigError: there is no such scanner; the message names the nearest.
+        """
+        return tuple(self._fleet.stack(name).flights.copy())
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
