@@ -1,0 +1,282 @@
+"""One call of a scanner, and the check of what it returned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+
+from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, ScanContext, scanner
+from resilient_scan.engines.loops import Loops
+from resilient_scan.layers.scan import attempt, maker_of
+from resilient_scan.scanning import spec_of
+from resilient_scan.state import Snapshot
+from resilient_scan.testing import FakeClock
+
+AAPL = Candidate("AAPL", "one", "rose")
+
+
+class Struct(msgspec.Struct):
+    ticker: str
+    score: float = 0.0
+
+
+@dataclasses.dataclass
+class Data:
+    ticker: str
+    score: float = 0.0
+
+
+class Pydantic:
+    """Looks like a pydantic model."""
+
+    def __init__(self, ticker: str) -> None:
+        self.ticker = ticker
+
+    @classmethod
+    def model_validate(cls, mapping: dict[str, Any]) -> Pydantic:
+        if "ticker" not in mapping:
+            raise ValueError("ticker: field required")
+        return cls(mapping["ticker"])
+
+
+class Plain:
+    def __init__(self, ticker: str) -> None:
+        self.ticker = ticker
+
+
+@pytest.fixture
+def loops() -> Iterator[Loops]:
+    own = Loops()
+    yield own
+    own.close()
+
+
+def asked(answer: Any, loops: Loops, *, candidate: type = Candidate, context: ScanContext | None = None) -> ScanContext:
+    """Ask a scanner once that returns `answer` (or what it returns, if it is a function); return the context."""
+
+    @scanner(pipeline="test", name="one", candidate=candidate)
+    def one(state: dict[str, Any], context: ScanContext) -> Any:
+        return answer(context) if callable(answer) else answer
+
+    context = context or ScanContext("one")
+    found = attempt(spec_of(one), loops)(context)
+    assert found is context.found
+    return context
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [AAPL, {"ticker": "IBM"}],
+        (AAPL, {"ticker": "IBM"}),
+        deque([AAPL, {"ticker": "IBM"}]),
+        {0: AAPL, 1: {"ticker": "IBM"}}.values(),
+        iter([AAPL, {"ticker": "IBM"}]),
+        (one for one in (AAPL, {"ticker": "IBM"})),
+    ],
+)
+def test_any_iterable_is_an_answer(answer: Any, loops: Loops) -> None:
+    assert asked(answer, loops).found == [AAPL, Candidate("IBM", "one", "")]
+
+
+@pytest.mark.parametrize("answer", [[], (), iter(()), set()])
+def test_nothing_found_is_an_answer_too(answer: Any, loops: Loops) -> None:
+    context = asked(answer, loops)
+    assert (context.found, context.dropped, context.attempt) == ([], 0, 1)
+
+
+@pytest.mark.parametrize("answer", [None, 5, "AAPL", b"AAPL", {"ticker": "AAPL"}, MappingProxyType({}), AAPL, object])
+def test_anything_else_is_the_scanners_error(answer: Any, loops: Loops) -> None:
+    with pytest.raises(TypeError) as caught:
+        asked(lambda _context: answer, loops)
+    assert str(caught.value) == (f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
+
+
+def test_invalid_ones_are_dropped_and_the_first_says_why(loops: Loops) -> None:
+    context = asked([{"ticker": ""}, AAPL, {"symbol": "X"}, None, {"ticker": "IBM"}], loops)
+    assert [one.ticker for one in context.found] == ["AAPL", "IBM"]
+    assert context.dropped == 3
+    assert context.invalid == "candidate.ticker must be a symbol without blanks, got ''"
+
+
+def test_every_attempt_gets_a_state_of_its_own(loops: Loops) -> None:
+    seen: list[Any] = []
+
+    @scanner(pipeline="test")
+    def one(state: dict[str, Any]) -> list[Any]:
+        seen.append(list(state["tickers"]))
+        state["tickers"].append("SPOILT")
+        return []
+
+    context = ScanContext("one", snapshot=Snapshot({"tickers": ["AAPL"]}))
+    call = attempt(spec_of(one), loops)
+    call(context)
+    call(context)
+    assert seen == [["AAPL"], ["AAPL"]]
+    assert context.attempt == 2
+
+
+def test_what_was_yielded_before_an_error_stays(loops: Loops) -> None:
+    def answer(_context: ScanContext) -> Iterator[Any]:
+        yield AAPL
+        yield {"no": "ticker"}
+        raise OSError("down")
+
+    context = ScanContext("one")
+    with pytest.raises(OSError, match="down"):
+        asked(answer, loops, context=context)
+    assert (context.found, context.dropped) == ([AAPL], 1)
+
+
+def test_an_endless_generator_ends_with_the_scan(loops: Loops) -> None:
+    clock = FakeClock()
+    context = ScanContext("one", clock=clock, deadline=3.0)
+
+    def answer(_context: ScanContext) -> Iterator[Any]:
+        while True:
+            clock.advance(1)
+            yield AAPL
+
+    with pytest.raises(ScanCancelled):
+        asked(answer, loops, context=context)
+    assert context.found == [AAPL, AAPL]
+
+
+def test_a_coroutine_is_awaited(loops: Loops) -> None:
+    async def answer(_context: ScanContext) -> list[Any]:
+        return [AAPL, {}]
+
+    context = asked(answer, loops)
+    assert (context.found, context.dropped) == ([AAPL], 1)
+
+
+def test_a_coroutine_may_return_nothing_but_an_iterable(loops: Loops) -> None:
+    async def answer(_context: ScanContext) -> None:
+        """Return nothing."""
+
+    with pytest.raises(TypeError, match=r"^scan returned NoneType; "):
+        asked(answer, loops)
+
+
+def test_an_async_generator_is_read_to_the_end(loops: Loops) -> None:
+    async def answer(_context: ScanContext) -> AsyncIterator[Any]:
+        yield AAPL
+        yield {"ticker": "IBM", "price": 1.5}
+        yield "no candidate"
+
+    context = asked(answer, loops)
+    assert context.found == [AAPL, Candidate("IBM", "one", "", extras={"price": 1.5})]
+    assert context.dropped == 1
+
+
+def test_what_an_async_generator_yielded_before_an_error_stays(loops: Loops) -> None:
+    async def answer(_context: ScanContext) -> AsyncIterator[Any]:
+        yield AAPL
+        raise OSError("down")
+
+    context = ScanContext("one")
+    with pytest.raises(OSError, match="down"):
+        asked(answer, loops, context=context)
+    assert context.found == [AAPL]
+
+
+# candidates of mappings
+
+
+@pytest.mark.parametrize(
+    ("mapping", "candidate"),
+    [
+        ({"ticker": "A"}, Candidate("A", "src", "")),
+        (MappingProxyType({"ticker": "A"}), Candidate("A", "src", "")),
+        ({"ticker": "A", "source": "own", "context": "c"}, Candidate("A", "own", "c")),
+        ({"ticker": "A", "priority": None, "context": None}, Candidate("A", "src", "")),
+        ({"ticker": "A", "price": 1, "x": None}, Candidate("A", "src", "", extras={"price": 1, "x": None})),
+        ({"ticker": "A", "extras": {"y": 1}}, Candidate("A", "src", "", extras={"y": 1})),
+        (
+            {"ticker": "A", "extras": {"y": 1, "z": 1}, "z": 2},
+            Candidate("A", "src", "", extras={"y": 1, "z": 2}),
+        ),
+        ({"ticker": "A", 5: "odd"}, Candidate("A", "src", "", extras={5: "odd"})),
+    ],
+)
+def test_a_mapping_needs_no_more_than_a_ticker(mapping: Any, candidate: Candidate) -> None:
+    assert maker_of(Candidate, "src")(mapping) == candidate
+
+
+def test_a_mapping_is_not_changed() -> None:
+    mapping = {"ticker": "A", "extras": {"y": 1}, "z": 2}
+    maker_of(Candidate, "src")(mapping)
+    assert mapping == {"ticker": "A", "extras": {"y": 1}, "z": 2}
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        ({}, "candidate.ticker is missing"),
+        ({"ticker": None}, "candidate.ticker is missing"),
+        ({"ticker": 5}, "candidate.ticker must be text, got 5"),
+        ({"ticker": "A", "priority": 1}, "candidate.priority must be text, got 1"),
+        ({"ticker": "A", "extras": [1]}, "candidate.extras must be a dict, got [1]"),
+        (5, "a Candidate or a mapping was expected, got 5"),
+        ("AAPL", "a Candidate or a mapping was expected, got 'AAPL'"),
+        (Struct("A"), f"a Candidate or a mapping was expected, got {Struct('A')!r}"),
+        (["x" * 300], "a Candidate or a mapping was expected, got " + str(["x" * 300])[:200]),
+    ],
+)
+def test_what_is_no_candidate_says_why(item: Any, sentence: str) -> None:
+    with pytest.raises(InvalidCandidate) as caught:
+        maker_of(Candidate, "src")(item)
+    assert str(caught.value) == sentence
+
+
+def test_extras_that_cannot_be_joined_are_invalid() -> None:
+    with pytest.raises(InvalidCandidate, match=r"^no Candidate can be made of a mapping: "):
+        maker_of(Candidate, "src")({"ticker": "A", "extras": 5, "price": 1})
+
+
+# other types
+
+
+@pytest.mark.parametrize("kind", [Struct, Data, Pydantic, Plain])
+def test_another_type_takes_its_own_and_mappings(kind: type) -> None:
+    make = maker_of(kind, "src")
+    own: Any = kind("A")
+    assert make(own) is own
+    made = make(MappingProxyType({"ticker": "B"}) if kind is not Pydantic else {"ticker": "B"})
+    assert type(made) is kind
+    assert made.ticker == "B"
+
+
+@pytest.mark.parametrize("kind", [Struct, Data, Pydantic, Plain])
+@pytest.mark.parametrize("item", [{}, {"symbol": "A"}, 5, None, AAPL])
+def test_another_type_refuses_what_does_not_fit(kind: type, item: Any) -> None:
+    with pytest.raises(InvalidCandidate) as caught:
+        maker_of(kind, "src")(item)
+    assert kind.__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Struct, Data])
+def test_types_of_fields_are_checked(kind: type) -> None:
+    with pytest.raises(InvalidCandidate, match=r"no .* can be made of a mapping: Expected `float`, got `str`"):
+        maker_of(kind, "src")({"ticker": "A", "score": "high"})
+
+
+def test_a_type_that_says_itself_what_is_wrong_is_believed() -> None:
+    class Own:
+        def __init__(self, **_fields: Any) -> None:
+            raise InvalidCandidate("own words")
+
+    with pytest.raises(InvalidCandidate, match=r"^own words$"):
+        maker_of(Own, "src")({"ticker": "A"})
+
+
+def test_a_scanner_may_have_its_own_type(loops: Loops) -> None:
+    context = asked([{"ticker": "A", "score": 2}, Struct("B"), AAPL], loops, candidate=Struct)
+    assert context.found == [Struct("A", 2.0), Struct("B")]
+    assert context.dropped == 1
