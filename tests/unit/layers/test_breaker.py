@@ -1,0 +1,313 @@
+"""The breaker around a call: what votes, what does not, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import (
+    Breaker,
+    CircuitOpen,
+    LimitExceeded,
+    PermanentError,
+    Rejected,
+    RetryAfter,
+    ScanCancelled,
+    ScanContext,
+    ScanTimeout,
+)
+from resilient_scan.events import BreakerChanged
+from resilient_scan.layers.breaker import Guard
+from resilient_scan.testing import FakeClock
+
+OPENED = BreakerChanged("one", "closed", "open", 8.0)
+TRYING = BreakerChanged("one", "open", "half_open", None)
+CLOSED = BreakerChanged("one", "half_open", "closed", None)
+DOWN = OSError("down")
+
+
+class Bench:
+    """A guard around a call that does as it is told."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = FakeClock()
+        self.guard = Guard("one", Breaker(**{"failures": 1, "open_for": 8, **options}), self.clock, Random(0))
+        self.changes: list[BreakerChanged] = []
+        self.calls = 0
+        self._call = self.guard.around(self._answer, self.changes.append)
+        self._step: Any = None
+
+    def _answer(self, context: ScanContext) -> list[Any]:
+        self.calls += 1
+        context.begin_attempt()
+        step = self._step(context) if callable(self._step) else self._step
+        if isinstance(step, BaseException):
+            raise step
+        return [step]
+
+    def context(self, deadline: float = 1e6) -> ScanContext:
+        return ScanContext("one", clock=self.clock, deadline=deadline)
+
+    def ask(self, step: Any = "found", context: ScanContext | None = None) -> Any:
+        """Return the answer, or the exception."""
+        self._step = step
+        try:
+            return self._call(context or self.context())
+        except BaseException as error:
+            return error
+
+    def opened(self) -> Bench:
+        assert self.ask(DOWN) is DOWN
+        assert self.guard.state == "open"
+        self.changes.clear()
+        self.calls = 0
+        return self
+
+
+def test_an_answer_comes_through() -> None:
+    bench = Bench()
+    assert bench.ask("found") == ["found"]
+    assert (bench.guard.state, bench.changes) == ("closed", [])
+
+
+def test_a_failure_comes_through_and_opens_it() -> None:
+    bench = Bench(failures=2)
+    assert bench.ask(DOWN) is DOWN
+    assert (bench.guard.state, bench.guard.failures) == ("closed", 1)
+    assert bench.ask(DOWN) is DOWN
+    assert bench.guard.state == "open"
+    assert bench.changes == [OPENED]
+
+
+def test_an_open_one_refuses_and_says_for_how_long() -> None:
+    bench = Bench().opened()
+    bench.clock.advance(5.5)
+    refusal = bench.ask()
+    assert isinstance(refusal, CircuitOpen)
+    assert str(refusal) == "the breaker of one is open, next trial in 2.5s"
+    assert bench.guard.is_open()
+    assert bench.calls == 0
+
+
+def test_a_trial_that_succeeds_closes_it() -> None:
+    bench = Bench().opened()
+    bench.clock.advance(8)
+    assert not bench.guard.is_open()
+    assert bench.ask() == ["found"]
+    assert bench.changes == [TRYING, CLOSED]
+    assert bench.guard.failures == 0
+
+
+def test_a_trial_that_fails_opens_it_for_longer() -> None:
+    bench = Bench().opened()
+    bench.clock.advance(8)
+    assert bench.ask(DOWN) is DOWN
+    trying, opened = bench.changes
+    assert trying == TRYING
+    assert (opened.old, opened.new) == ("half_open", "open")
+    assert 12 <= opened.open_for <= 16
+    assert bench.guard.next_trial_in() == opened.open_for
+
+
+def test_while_a_trial_is_under_way_nobody_else_is_admitted() -> None:
+    bench = Bench().opened()
+    bench.clock.advance(8)
+    refusals: list[Any] = []
+
+    def meanwhile(_context: ScanContext) -> str:
+        refusals.append(bench.ask("other"))
+        return "found"
+
+    assert bench.ask(meanwhile) == ["found"]
+    assert isinstance(refusals[0], CircuitOpen)
+    assert str(refusals[0]) == "the breaker of one is half-open and its trial is still under way"
+    assert bench.guard.state == "closed"
+
+
+@pytest.mark.parametrize(
+    ("error", "votes"),
+    [
+        (OSError("down"), True),
+        (Exception(), True),
+        (RetryAfter(5), True),
+        (ScanTimeout("attempt 1", by_clock=True), True),
+        (ScanTimeout("own"), True),
+        (PermanentError("bad key"), False),
+        (Rejected("no thread"), False),
+        (LimitExceeded("no turn"), False),
+        (CircuitOpen("another one's"), False),
+        (ScanCancelled("over"), False),
+        (KeyboardInterrupt(), False),
+        (SystemExit(1), False),
+    ],
+)
+def test_what_is_a_failure_by_default(error: BaseException, votes: bool) -> None:
+    bench = Bench()
+    assert bench.ask(error) is error
+    assert (bench.guard.state == "open") is votes
+    assert bench.guard.failures == 0 or votes
+
+
+@pytest.mark.parametrize(
+    ("error", "votes"),
+    [
+        (OSError("down"), True),
+        (ConnectionError("down"), True),
+        (ValueError("bad"), False),
+        (RetryAfter(5), True),  # named or not
+        (ScanTimeout("attempt 1", by_clock=True), True),
+    ],
+)
+def test_errors_outside_on_have_no_vote(error: BaseException, votes: bool) -> None:
+    bench = Bench(on=(OSError,))
+    assert bench.ask(error) is error
+    assert (bench.guard.state == "open") is votes
+
+
+@pytest.mark.parametrize("error", [ScanTimeout("attempt 1", by_clock=True), RetryAfter(5)])
+def test_our_own_verdicts_vote_even_where_no_class_does(error: Exception) -> None:
+    bench = Bench(on=())
+    bench.ask(error)
+    assert bench.guard.state == "open"
+
+
+def test_a_wake_up_by_the_scans_own_deadline_is_a_failure() -> None:
+    bench = Bench()
+    context = bench.context(deadline=3)
+
+    def too_slow(context: ScanContext) -> Any:
+        bench.clock.advance(3)
+        context.check()
+
+    assert isinstance(bench.ask(too_slow, context), ScanCancelled)
+    assert bench.guard.state == "open"
+
+
+def test_a_cancel_before_that_is_none() -> None:
+    bench = Bench()
+    context = bench.context(deadline=3)
+
+    def cancelled(context: ScanContext) -> Any:
+        context.cancel()
+        context.check()
+
+    assert isinstance(bench.ask(cancelled, context), ScanCancelled)
+    assert bench.guard.state == "closed"
+
+
+def test_neither_vote_resets_a_count() -> None:
+    """An error without a vote is not a success either."""
+    bench = Bench(failures=2)
+    bench.ask(DOWN)
+    bench.ask(PermanentError("bad key"))
+    assert bench.guard.failures == 1
+    bench.ask("found")
+    assert bench.guard.failures == 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+def test_who_is_too_late_is_not_begun_and_does_not_vote(how: str) -> None:
+    bench = Bench()
+    context = bench.context(deadline=3)
+    if how == "cancelled":
+        context.cancel()
+    else:
+        context.limit(10.0, cut_at=3.0)  # the run's deadline: nobody's fault
+        bench.clock.advance(3)
+    assert isinstance(bench.ask("found", context), ScanCancelled)
+    assert (bench.calls, bench.guard.state) == (0, "closed")
+
+
+def test_the_permit_is_where_the_watchdog_finds_it() -> None:
+    bench = Bench()
+    context = bench.context()
+    seen: list[Any] = []
+
+    def expired(context: ScanContext) -> str:
+        seen.append(context.permit)
+        assert bench.guard.vote(context.permit, True) == OPENED  # the watchdog, at the deadline
+        return "late"
+
+    assert bench.ask(expired, context) == ["late"]
+    assert seen[0] is not None
+    assert context.permit is None
+    assert bench.guard.state == "open"  # the late answer has no vote
+    assert bench.changes == []  # who votes tells
+
+
+def test_a_trial_that_gives_its_permit_back_makes_room() -> None:
+    bench = Bench().opened()
+    bench.clock.advance(8)
+    assert isinstance(bench.ask(PermanentError("bad key")), PermanentError)
+    assert bench.guard.state == "half_open"
+    assert bench.guard.next_trial_in() == 0
+    assert bench.ask() == ["found"]
+    assert bench.guard.state == "closed"
+
+
+def test_the_next_trial_is_foreseen() -> None:
+    bench = Bench()
+    assert bench.guard.next_trial_in() == 0
+    bench.opened()
+    assert bench.guard.next_trial_in() == 8
+    bench.clock.advance(5)
+    assert bench.guard.next_trial_in() == 3
+    bench.clock.advance(5)
+    assert bench.guard.next_trial_in() == 0
+    permit, change = bench.guard.admit()
+    assert change == TRYING
+    assert bench.guard.next_trial_in() == 8  # when the permit under way expires
+    bench.clock.advance(8)
+    assert bench.guard.next_trial_in() == 0
+    assert bench.guard.vote(permit, False) == CLOSED
+
+
+def test_the_window_is_told_where_there_is_one() -> None:
+    assert Bench().guard.troubled() is None
+    bench = Bench(failures=9, slow_after=2, slow_rate=1, window=4, minimum=4)
+    bench.ask(DOWN)
+    bench.ask("fast")
+    bench.ask(lambda _context: bench.clock.advance(2))
+    assert bench.guard.troubled() == (3, 1, 1)
+    bench.ask(lambda _context: bench.clock.advance(2))
+    bench.ask(lambda _context: bench.clock.advance(2))
+    assert bench.guard.troubled() == (4, 0, 3)  # the oldest went
+
+
+def test_no_lock_is_held_while_scanner_code_runs() -> None:
+    bench = Bench()
+    answers: list[Any] = []
+
+    def asks_elsewhere(_context: ScanContext) -> str:
+        other = threading.Thread(target=lambda: answers.append(bench.ask("other")), daemon=True)
+        other.start()
+        other.join(5)
+        return "found"
+
+    bench.ask(asks_elsewhere)
+    assert answers == [["other"]]
+
+
+def test_changes_are_told_without_a_lock() -> None:
+    guards: list[Guard] = []
+    seen: list[str] = []
+
+    def tell(_change: BreakerChanged) -> None:
+        other = threading.Thread(target=lambda: seen.append(f"{guards[0].state} {guards[0].next_trial_in()}"))
+        other.start()
+        other.join(5)
+
+    clock = FakeClock()
+    guards.append(Guard("one", Breaker(failures=1, open_for=8), clock, Random(0)))
+
+    def fails(context: ScanContext) -> list[Any]:
+        raise DOWN
+
+    call: Callable[[ScanContext], list[Any]] = guards[0].around(fails, tell)
+    with pytest.raises(OSError, match="down"):
+        call(ScanContext("one", clock=clock))
+    assert seen == ["open 8.0"]

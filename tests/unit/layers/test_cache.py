@@ -1,0 +1,182 @@
+"""The cache, where its model has no say: what cannot be copied, what is told, who leads."""
+
+from __future__ import annotations
+
+import logging
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import Cache, Candidate, ScanCancelled, ScanContext
+from resilient_scan.layers.cache import Entry, ResultCache, SharedValues
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.testing import FakeClock
+
+FAILURE = ErrorInfo("OSError", "down")
+
+
+class Uncopyable:
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise ValueError("only one of me")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def cache_of(clock: FakeClock, **options: Any) -> ResultCache[str]:
+    return ResultCache(Cache(**{"ttl": 10, "jitter": 0, **options}), clock, Random(0))
+
+
+def test_an_answer_that_cannot_be_copied_is_not_kept(clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    cache.lead("key", "flight")
+    with pytest.raises(ValueError, match="only one of me"):
+        cache.put("key", [Uncopyable()], "flight")
+    assert cache.fresh("key") is None
+    assert cache.lead("key", "other") == "flight"  # who put it has still to land it
+    cache.land("key", "flight")
+    assert cache.lead("key", "other") == "other"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [Candidate("A", "one", "", extras={"notes": ["x"]})],
+        [{"ticker": "A"}],
+        [["A"]],
+        [Candidate("A", "one", ""), {"ticker": "B"}],
+    ],
+)
+def test_what_can_be_changed_is_copied_in_and_out(found: list[Any], clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    entry = cache.put("key", found, "flight")
+    assert entry.copies() == found
+    assert entry.copies()[-1] is not found[-1]
+    assert entry.copies()[-1] is not entry.copies()[-1]
+
+
+def test_an_answer_is_kept_for_its_ttl_and_stands_in_for_a_while(clock: FakeClock) -> None:
+    cache = cache_of(clock, stale_if_error=5)
+    cache.put("key", [], "flight")
+    clock.advance(9.75)
+    assert cache.fresh("key") is not None
+    clock.advance(0.25)
+    assert cache.fresh("key") is None
+    clock.advance(4.75)
+    assert cache.stale("key") is not None
+    clock.advance(0.25)
+    assert cache.stale("key") is None
+    assert cache.stale("another") is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jitter_only_shortens(seed: int, clock: FakeClock) -> None:
+    cache: ResultCache[str] = ResultCache(Cache(ttl=100, jitter=0.2), clock, Random(seed))
+    entry = cache.put("key", [], "flight")
+    assert 80 <= entry.fresh_until <= 100
+
+
+def test_a_failure_is_not_remembered_unless_that_is_wanted(clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    cache.put_error("key", FAILURE)
+    assert cache.fresh("key") is None
+    assert cache.kept() == (0, 0)
+
+
+def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeClock) -> None:
+    cache = cache_of(clock, ttl_error=2)
+    cache.put_error("key", FAILURE)
+    entry = cache.fresh("key")
+    assert entry is not None
+    assert (entry.error, entry.copies()) == (FAILURE, [])
+    assert cache.kept() == (0, 1)
+    clock.advance(2)
+    assert cache.fresh("key") is None
+    cache.put_error("key", FAILURE)
+    cache.put("key", [], "flight")
+    entry = cache.fresh("key")
+    assert entry is not None
+    assert entry.error is None
+    assert cache.kept() == (1, 0)
+
+
+def test_the_newest_answer_is_known_and_not_used_by_looking(clock: FakeClock) -> None:
+    cache = cache_of(clock, maxsize=2)
+    assert cache.newest() is None
+    cache.put("a", [], "flight")
+    clock.advance(1)
+    newest = cache.put("b", [], "flight")
+    assert cache.newest() is newest
+    clock.advance(1)
+    cache.put("c", [], "flight")  # takes the place of the least recently used one
+    assert [cache.fresh(key) is not None for key in "abc"] == [False, True, True]
+
+
+def test_nothing_new_is_not_looked_for_again(clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    seen = cache.puts
+    assert cache.lead("key", "flight", seen) == "flight"
+    entry = cache.put("key", [], "flight")
+    assert cache.puts != seen
+    assert cache.lead("key", "other", seen) is entry
+    assert isinstance(cache.lead("key", "other"), Entry)
+
+
+def test_a_state_without_a_key_is_told_once(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    cache = cache_of(clock)
+    cache.warn_once("one")
+    cache.warn_once("one")
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("resilient_scan", logging.WARNING)
+    assert record.getMessage() == (
+        "one is not cached: the state holds a value without a stable form; "
+        "name the keys that the scanner reads, Cache(inputs=(...)), or leave the cache out"
+    )
+
+
+# shared values
+
+
+def test_a_load_that_fails_is_not_kept(clock: FakeClock) -> None:
+    values, context = SharedValues(clock), ScanContext("one", clock=clock)
+
+    def fails() -> str:
+        raise OSError("down")
+
+    with pytest.raises(OSError, match="down"):
+        values.get("key", fails, 10, context)
+    assert values.get("key", lambda: "there", 10, context) == "there"
+
+
+def test_a_value_may_be_anything_none_included(clock: FakeClock) -> None:
+    values, context = SharedValues(clock), ScanContext("one", clock=clock)
+    assert values.get("key", lambda: None, 10, context) is None
+    assert values.get("key", lambda: "other", 10, context) is None
+
+
+def test_no_ttl_no_keeping(clock: FakeClock) -> None:
+    values, context = SharedValues(clock), ScanContext("one", clock=clock)
+    assert values.get("key", lambda: 1, 0, context) == 1
+    assert values.get("key", lambda: 2, 0, context) == 2
+
+
+def test_the_least_recently_used_value_goes_first(clock: FakeClock) -> None:
+    values, context = SharedValues(clock, maxsize=2), ScanContext("one", clock=clock)
+    for key in ("a", "b", "a", "c"):
+        values.get(key, lambda: "first", 10, context)
+    assert [values.get(key, lambda: "second", 10, context) for key in ("a", "c", "b")] == ["first", "first", "second"]
+
+
+def test_the_loader_of_a_scan_that_is_over_stops(clock: FakeClock) -> None:
+    values, context = SharedValues(clock), ScanContext("one", clock=clock)
+    context.cancel()
+
+    def load() -> None:
+        context.check()
+
+    with pytest.raises(ScanCancelled):
+        values.get("key", load, 10, context)
+    assert values.get("key", lambda: "there", 10, ScanContext("two", clock=clock)) == "there"

@@ -1,0 +1,255 @@
+"""A provider's queue, taken by itself: places, requests, tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled, ScanContext
+from resilient_scan.layers.limit import Provider, Ticket, merged, permitted
+from resilient_scan.testing import FakeClock
+
+
+class Timers:
+    """Stands for the engine's timer: rings when the test lets time pass."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self._set: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:
+        entry = (instant, call)
+        self._set.append(entry)
+        return lambda: self._set.remove(entry) if entry in self._set else None
+
+    @property
+    def instants(self) -> list[float]:
+        return sorted(instant for instant, _call in self._set)
+
+    def advance(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while due := sorted((entry for entry in self._set if entry[0] <= end), key=lambda entry: entry[0]):
+            instant, call = due[0]
+            self._set.remove(due[0])
+            self.clock.advance(max(0.0, instant - self.clock.monotonic()))
+            call()
+        self.clock.advance(end - self.clock.monotonic())
+
+
+class Asker:
+    """Someone in the queue, who notes what it is told."""
+
+    def __init__(self, *, with_permit: bool = True) -> None:
+        self.told: list[Any] = []
+        self.ticket = Ticket(lambda: self.told.append("granted"), self.told.append, with_permit=with_permit)
+
+
+@pytest.fixture
+def timers() -> Timers:
+    return Timers()
+
+
+def provider_of(timers: Timers, **numbers: Any) -> Provider:
+    return Provider(Limit("acme", **numbers), timers.clock, timers)
+
+
+def ask(provider: Provider, until: float = 100.0, *, with_permit: bool = True) -> Asker:
+    asker = Asker(with_permit=with_permit)
+    provider.request(asker.ticket, until)
+    return asker
+
+
+def test_a_bare_provider_grants_at_once(timers: Timers) -> None:
+    provider = provider_of(timers)
+    assert [ask(provider).told for _ in range(50)] == [["granted"]] * 50
+    assert (provider.taken, provider.waiting, timers.instants) == (50, 0, [])
+
+
+def test_places_are_given_in_the_order_of_the_queue(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=2)
+    askers = [ask(provider) for _ in range(5)]
+    assert [asker.told for asker in askers] == [["granted"], ["granted"], [], [], []]
+    assert (provider.taken, provider.waiting) == (2, 3)
+    provider.release()
+    assert [bool(asker.told) for asker in askers] == [True, True, True, False, False]
+    provider.release()
+    provider.release()
+    assert (provider.taken, provider.waiting) == (2, 0)
+    assert timers.instants == []  # nobody is to be refused any more
+
+
+def test_who_waits_too_long_is_refused_and_told_why(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    ask(provider)
+    late = ask(provider, until=5.0)
+    timers.advance(4.75)
+    assert late.told == []
+    timers.advance(0.25)
+    (refusal,) = late.told
+    assert isinstance(refusal, LimitExceeded)
+    assert str(refusal) == "no turn at provider acme in time: all 1 of its attempts are under way"
+    assert (provider.taken, provider.waiting) == (1, 0)
+    provider.release()
+    assert provider.taken == 0
+
+
+def test_who_leaves_the_queue_is_not_served(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    first, second, third = (ask(provider) for _ in range(3))
+    assert provider.withdraw(second.ticket) is True
+    assert provider.withdraw(second.ticket) is False
+    assert provider.withdraw(first.ticket) is False  # granted long ago
+    provider.release()
+    assert [asker.told for asker in (first, second, third)] == [["granted"], [], ["granted"]]
+    assert timers.instants == []
+
+
+def test_a_rate_lets_so_many_through_in_a_window(timers: Timers) -> None:
+    provider = provider_of(timers, rate="3/10s")
+    askers = [ask(provider, until=1000.0) for _ in range(7)]
+    assert [bool(asker.told) for asker in askers] == [True] * 3 + [False] * 4
+    timers.advance(9.75)
+    assert sum(bool(asker.told) for asker in askers) == 3
+    timers.advance(0.5)
+    assert sum(bool(asker.told) for asker in askers) == 6
+    timers.advance(10.5)
+    assert [asker.told for asker in askers] == [["granted"]] * 7
+
+
+def test_a_rate_that_is_used_up_is_the_reason(timers: Timers) -> None:
+    provider = provider_of(timers, rate=("2/min", "100/h"))
+    ask(provider)
+    ask(provider)
+    late = ask(provider, until=5.0)
+    timers.advance(5)
+    assert [str(refusal) for refusal in late.told] == [
+        "no turn at provider acme in time: its rate (2/min, 100/h) is used up"
+    ]
+
+
+def test_several_rates_all_hold(timers: Timers) -> None:
+    provider = provider_of(timers, rate=("4/min", "2/s"))  # in any order
+    askers = [ask(provider, until=1000.0) for _ in range(5)]
+    assert sum(bool(asker.told) for asker in askers) == 2
+    timers.advance(1.5)
+    assert sum(bool(asker.told) for asker in askers) == 4
+    timers.advance(50)
+    assert sum(bool(asker.told) for asker in askers) == 4
+    timers.advance(10)
+    assert sum(bool(asker.told) for asker in askers) == 5
+
+
+def test_a_request_takes_no_place(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    ask(provider)
+    assert ask(provider, with_permit=False).told == ["granted"]
+    assert provider.taken == 1
+
+
+def test_one_timer_looks_again_for_all_that_wait(timers: Timers) -> None:
+    provider = provider_of(timers, rate="1/10s")
+    for _ in range(4):
+        ask(provider, until=1000.0)
+    assert len([instant for instant in timers.instants if instant < 1000.0]) == 1
+
+
+def test_the_permit_and_the_request_that_come_with_it_are_used_once(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    context = ScanContext("one", clock=timers.clock)
+    assert provider.use(context) is False
+    context.prepaid = True
+    assert [provider.use(context), provider.use(context)] == [True, False]
+    context.requests = 1
+    assert [provider.prepaid_request(context), provider.prepaid_request(context)] == [True, False]
+
+
+@pytest.mark.parametrize("prepaid", [True, False])
+@pytest.mark.parametrize("outcome", ["found", OSError("down"), SystemExit(1)])
+def test_an_attempt_holds_a_permit_and_gives_it_back(prepaid: bool, outcome: Any, timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    context = ScanContext("one", clock=timers.clock)
+    seen: list[tuple[int, bool, bool]] = []
+
+    def call(context: ScanContext) -> list[Any]:
+        seen.append((provider.taken, provider.prepaid_request(context), provider.prepaid_request(context)))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return [outcome]
+
+    if prepaid:
+        ask(provider)
+        context.prepaid = True
+    if isinstance(outcome, BaseException):
+        with pytest.raises(type(outcome)):
+            permitted(provider, call)(context)
+    else:
+        assert permitted(provider, call)(context) == ["found"]
+    assert seen == [(1, True, False)]
+    assert provider.taken == 0
+
+
+class Passing(FakeClock):
+    """A clock on which time passes while somebody sleeps; the timers ring."""
+
+    timers: Timers
+
+    def sleep(self, seconds: float, wake: Any, /) -> bool:
+        until = self.monotonic() + seconds
+        while not wake.is_set() and self.monotonic() < until:
+            self.timers.advance(min(0.03125, until - self.monotonic()))
+        return bool(wake.is_set())
+
+
+def test_no_turn_on_the_worker_in_time_is_a_refusal_before_the_deadline(timers: Timers) -> None:
+    timers.clock = clock = Passing()
+    clock.timers = timers
+    provider = provider_of(timers, concurrency=1)
+    ask(provider)
+    context = ScanContext("one", clock=clock, deadline=10.0)
+    with pytest.raises(LimitExceeded, match="all 1 of its attempts are under way"):
+        provider.acquire(context, with_permit=True)
+    assert clock.monotonic() < 10.0
+    assert not context.cancelled
+    assert (provider.taken, provider.waiting) == (1, 0)
+
+
+def test_a_turn_that_comes_while_the_worker_waits_is_taken(timers: Timers) -> None:
+    timers.clock = clock = Passing()
+    clock.timers = timers
+    provider = provider_of(timers, rate="1/4s")
+    ask(provider)
+    context = ScanContext("one", clock=clock, deadline=10.0)
+    provider.acquire(context, with_permit=True)
+    assert 4.0 <= clock.monotonic() < 10.0
+    assert provider.taken == 2
+
+
+def test_a_scan_that_is_cancelled_leaves_the_queue(timers: Timers) -> None:
+    provider = provider_of(timers, concurrency=1)
+    ask(provider)
+    context = ScanContext("one", clock=timers.clock, deadline=10.0)
+    context.cancel()
+    with pytest.raises(ScanCancelled):
+        provider.acquire(context, with_permit=True)
+    assert (provider.taken, provider.waiting, timers.instants) == (1, 0, [])
+
+
+def test_limits_of_one_provider_are_brought_together() -> None:
+    numbers = Limit("sec", concurrency=2)
+    assert merged([]) == {}
+    assert merged([("a", Limit("sec"))]) == {"sec": Limit("sec")}
+    for limits in ([Limit("sec"), numbers], [numbers, Limit("sec")], [numbers, numbers]):
+        named = list(zip("ab", limits, strict=True))
+        assert merged([*named, ("c", Limit("finnhub"))]) == {"sec": numbers, "finnhub": Limit("finnhub")}
+
+
+def test_numbers_that_differ_are_refused_with_both_names() -> None:
+    one, other = Limit("sec", concurrency=1), Limit("sec", rate="1/s")
+    with pytest.raises(ConfigError) as caught:
+        merged([("a", one), ("b", Limit("sec")), ("c", other)])
+    assert str(caught.value) == (
+        f"provider sec has two limits: {one} by a, {other} by c; "
+        "give the numbers once, the others name the provider only"
+    )
