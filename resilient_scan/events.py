@@ -153,6 +153,21 @@ class Bus:
         """Say whether anybody listens to events of this class."""
         return bool(self._wanted[kind])
 
+    def teller(self, kind: type[Event]) -> Callable[[Event], None] | None:
+        """Return what sends events of one class, with nothing to look up; `None` where nobody wants them."""
+        listeners = self._wanted[kind]
+        if len(listeners) != 1:
+            return self.send if listeners else None
+        (listener,) = listeners
+
+        def tell(event: Event) -> None:
+            try:
+                listener(event)
+            except Exception:  # foreign code
+                self._log_once(listener)
+
+        return tell
+
     def send(self, event: Event) -> None:
         """Hand an event to all that want it."""
         for listener in self._wanted[type(event)]:

@@ -20,7 +20,7 @@ from resilient_scan.context import NEVER, ScanContext
 from resilient_scan.engines.threads import SHUT_DOWN, Place
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import AttemptEnded, Event, ExecutionEnded, LateCompletion, ThreadAbandoned
-from resilient_scan.layers.cache import Entry
+from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
 from resilient_scan.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack, kind_of
@@ -64,22 +64,23 @@ class Run:
         self.snapshot = snapshot
         self.deadline = deadline
         self.epoch = epoch
+        self.since = 0.0  # monotonic instant at which the scans that begin now had their turn
         self.outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]] = SimpleQueue()
 
 
 class Scan:
     """One scanner's part of a run, while it has no result."""
 
-    __slots__ = ("cache", "execution", "key", "leads", "run", "stack", "turn")
+    cache = BYPASS
+    key: bytes | None = None
+    leads = False  # whether the execution was made for it
+    queued = False  # whether this execution went straight to the pool (and does not wait for a provider)
+    execution: Execution  # that it waits for
 
     def __init__(self, stack: Stack, run: Run, turn: float) -> None:
         self.stack = stack
         self.run = run
         self.turn = turn  # when it began, monotonic
-        self.cache = BYPASS
-        self.key: bytes | None = None
-        self.execution: Execution | None = None
-        self.leads = False  # whether the execution was made for it
 
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
         """Hand over to the run's thread, with what it has to tell the listeners."""
@@ -96,7 +97,7 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
         The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
     """
     turn = stack.clock.monotonic()
-    if not stack.in_service():
+    if stack.name in stack.orders and not stack.in_service():
         return without_work(stack, run, turn, Status.DISABLED), NOT_ASKED
     cache = stack.cache
     key = None if cache is None else run.snapshot.key(cache.inputs)
@@ -106,10 +107,11 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
         scan = Scan(stack, run, turn)
         _lead(scan, Execution(stack, scan, None))
         return scan
+    seen = cache.puts
     entry = cache.fresh(key)
     if entry is None:
         scan = Scan(stack, run, turn)
-        entry = _lead_or_follow(scan, key)
+        entry = _lead_or_follow(scan, cache, key, seen)
         if entry is None:
             return scan
     if entry.error is not None:
@@ -119,17 +121,16 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
 
 def _lead(scan: Scan, execution: Execution) -> None:
     scan.execution, scan.leads = execution, True
+    scan.queued = scan.stack.provider is None
     execution.submit()
 
 
-def _lead_or_follow(scan: Scan, key: bytes) -> Entry | None:
+def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes, seen: int) -> Entry | None:
     """Start an execution, or join the one that is under way; an answer that came just now is returned."""
-    stack, cache = scan.stack, scan.stack.cache
-    assert cache is not None  # noqa: S101 - there is a key only where there is a cache
-    mine = Execution(stack, scan, key)
+    mine = Execution(scan.stack, scan, key)
     scan.cache, scan.key = MISS, key
     while True:
-        leader = cache.lead(key, mine)
+        leader = cache.lead(key, mine, seen)
         if isinstance(leader, Entry):
             return leader
         if leader is mine:
@@ -233,34 +234,25 @@ class Execution:
     thread, which takes over its scans.
     """
 
-    __slots__ = (
-        "_began",
-        "_inheritance",
-        "_key",
-        "_late_kind",
-        "_over",
-        "_scans",
-        "_successor",
-        "_ticket",
-        "_variables",
-        "context",
-        "name",
-        "stack",
-    )
+    # Set only where they differ: most executions are of one scan, with an answer, and over soon.
+    _began = NEVER
+    _over = False
+    _late_kind = ERROR
+    _successor: Execution | None = None
+    _ticket: Ticket | None = None  # in the queue of its provider
+    _inheritance: tuple[Event, ...] = ()
 
     def __init__(self, stack: Stack, scan: Scan, key: bytes | None) -> None:
         self.stack = stack
-        self.name = stack.name
         self.context = ScanContext.at(stack.home, scan.run.snapshot)
         self._key = key
         self._scans = [scan]
         self._variables = contextvars.copy_context()
-        self._began = NEVER
-        self._over = False
-        self._successor: Execution | None = None
-        self._ticket: Ticket | None = None  # in the queue of its provider
-        self._inheritance: tuple[Event, ...] = ()
-        self._late_kind = ERROR
+
+    @property
+    def name(self) -> str:
+        """The scanner's name."""
+        return self.stack.name
 
     def submit(self) -> None:
         """Hand it to the pool, once its provider has a permit for it."""
@@ -398,8 +390,8 @@ class Execution:
         stack = self.stack
         took = stack.clock.monotonic() - self._began
         stack.took(took)
-        if stack.tells_executions:
-            stack.bus.send(self._ended(SUCCESS, None, took))
+        if stack.tell_execution is not None:
+            stack.tell_execution(self._ended(SUCCESS, None, took))
         for scan in scans:
             if scan.leads:
                 scan.run.outbox.put((scan, self._completed(scan, found, took), ()))
@@ -416,7 +408,7 @@ class Execution:
             None,
             context.attempt,
             took,
-            began - scan.turn,
+            began - scan.run.since,
             None,
             False,
             context.dropped,
@@ -458,8 +450,8 @@ class Execution:
         outcome = self.outcome(kind, found, None, error)
         if outcome.attempts:
             stack.took(outcome.duration)
-            if stack.tells_executions:
-                stack.bus.send(self._ended(kind, error, outcome.duration))
+            if stack.tell_execution is not None:
+                stack.tell_execution(self._ended(kind, error, outcome.duration))
         for scan in scans:
             scan.end(outcome)
 
@@ -559,7 +551,7 @@ class Execution:
             error,
             context.attempt,
             now - began,
-            began - scan.turn if scan is not None else 0.0,
+            began - scan.run.since if scan is not None else 0.0,
             context.dropped,
             context.tool_logs(),
             began + scan.run.epoch if scan is not None else 0.0,

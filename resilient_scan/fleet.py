@@ -74,6 +74,7 @@ class Fleet:
             spec,
             policy,
             settings=plan.settings.get(spec.name, NO_SETTINGS),
+            orders=self.gate.orders,
             in_service=partial(self.gate.in_service, spec.name),
             pool=self.pool,
             shared=shared,

@@ -76,13 +76,13 @@ _lock = threading.Lock()
 class _Children:
     """One scanner's time series, made when it is registered so that a rate sees its first failure too."""
 
-    __slots__ = ("cache", "duration", "executions", "scans")
+    __slots__ = ("cache", "executions", "observe", "scans")
 
     def __init__(self, families: _Families, scanner: str, pipeline: str) -> None:
-        self.scans = {status: families.scans.labels(scanner, pipeline, status.value) for status in Status}
-        self.executions = {outcome: families.executions.labels(scanner, pipeline, outcome) for outcome in OUTCOMES}
-        self.duration = families.duration.labels(scanner, pipeline)
-        self.cache = {result: families.cache.labels(scanner, result) for result in CACHE_RESULTS}
+        self.scans = {status: families.scans.labels(scanner, pipeline, status.value).inc for status in Status}
+        self.executions = {outcome: families.executions.labels(scanner, pipeline, outcome).inc for outcome in OUTCOMES}
+        self.observe = families.duration.labels(scanner, pipeline).observe
+        self.cache = {result: families.cache.labels(scanner, result).inc for result in CACHE_RESULTS}
 
 
 class PrometheusMetrics:
@@ -108,26 +108,23 @@ class PrometheusMetrics:
     def __call__(self, event: Event) -> None:
         """Count one event."""
         match event:
-            case ScanEnded():
-                children = self._children[event.result.scanner]
-                children.scans[event.result.status].inc()
-                if event.cache:
-                    children.cache[event.cache].inc()
-            case ExecutionEnded():
-                self._execution(event)
+            case ScanEnded(_, result, cache, _):
+                children = self._children[result.scanner]
+                children.scans[result.status]()
+                if cache:
+                    children.cache[cache]()
+            case ExecutionEnded(name, _, outcome, duration, _, error):
+                children = self._children[name]
+                children.executions[outcome]()
+                children.observe(duration)
+                if outcome == "error" and error is not None:
+                    self._families.errors.labels(name, _kind(error.kind)).inc()
             case RunEnded():
                 answered = sum(count for status, count in event.counts.items() if status.answered)
                 self._runs["complete" if event.complete else "partial" if answered else "failed"].inc()
             case ScannersRegistered():
                 for scanner in event.scanners:
                     self._register(scanner)
-
-    def _execution(self, event: ExecutionEnded) -> None:
-        children = self._children[event.scanner]
-        children.executions[event.outcome].inc()
-        children.duration.observe(event.duration)
-        if event.outcome == "error" and event.error is not None:
-            self._families.errors.labels(event.scanner, _kind(event.error.kind)).inc()
 
     def _register(self, scanner: Registered) -> None:
         self._children[scanner.name] = _Children(self._families, scanner.name, scanner.pipeline)

@@ -30,31 +30,31 @@ class Gate:
         self._clock = clock
         self._bus = bus
         self._lock = threading.Lock()
-        self._orders: dict[str, Order] = {}
+        self.orders: dict[str, Order] = {}
 
     def in_service(self, name: str) -> bool:
         """Say whether a scanner may be asked."""
-        order = self._orders.get(name)
+        order = self.orders.get(name)
         if order is None:
             return True
         if self._clock.monotonic() < order.until:
             return False
         with self._lock:
-            ours = self._orders.get(name) is order
+            ours = self.orders.get(name) is order
             if ours:
-                del self._orders[name]
+                del self.orders[name]
         if ours:
             self._tell(name, DISABLED, ENABLED, EXPIRY, order.reason, None)
         return True
 
     def order_of(self, name: str) -> Order | None:
         """Return the order by which a scanner is out of service now, if there is one."""
-        order = self._orders.get(name)
+        order = self.orders.get(name)
         return order if order is not None and self._clock.monotonic() < order.until else None
 
     def inherit(self, other: Gate) -> None:
         """Take over the orders of another gate (the parent's, after a fork)."""
-        self._orders = dict(other._orders)
+        self.orders.update(other.orders)
 
     def disable(self, name: str, reason: str, duration: float) -> None:
         """Take a scanner out of service for `duration` seconds; a second order replaces the first."""
@@ -63,15 +63,15 @@ class Gate:
             raise ConfigError(f"disable {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = Order(reason, self._clock.monotonic() + duration)
         with self._lock:
-            known = name in self._orders
-            self._orders[name] = order
+            known = name in self.orders
+            self.orders[name] = order
         self._tell(name, DISABLED if known else ENABLED, DISABLED, BY_HAND, reason, self._clock.time() + duration)
 
     def enable(self, name: str, reason: str) -> None:
         """Bring a scanner back; nothing happens if it is in service."""
         self._check(name)
         with self._lock:
-            order = self._orders.pop(name, None)
+            order = self.orders.pop(name, None)
         if order is not None:
             self._tell(name, DISABLED, ENABLED, BY_HAND, reason, None)
 

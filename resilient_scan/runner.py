@@ -48,6 +48,7 @@ from resilient_scan.state import TOOL_LOGS, Snapshot
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
 PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
+WINDOW, ALL = 64, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
 
 
@@ -124,6 +125,7 @@ class ScanRunner:
         self._findings = lint_fleet(self._plan.policies, deadline=deadline)
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
+        self._window = max(WINDOW, 4 * self._plan.max_workers) if concurrent else 1
         self._closed = False
         self._open()
         _runners.add(self)
@@ -134,7 +136,7 @@ class ScanRunner:
         self._lock = threading.Lock()
         self._runs: set[_Run] = set()
         self._live_fleet = fleet = Fleet(self._plan)
-        self._tells_scans = fleet.bus.wants(ScanEnded)
+        self._tell_scan = fleet.bus.teller(ScanEnded)
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
 
@@ -178,7 +180,7 @@ class ScanRunner:
         """
         run = self._prepare(state, deadline)
         try:
-            for _ in self._results(run):
+            for _ in self._results(run, self._window):
                 pass
         except KeyboardInterrupt as interrupt:
             interrupt.report = run.report()  # type: ignore[attr-defined]
@@ -201,7 +203,7 @@ class ScanRunner:
         def work() -> None:
             failure: BaseException | None = None
             try:
-                for _ in self._results(run):
+                for _ in self._results(run, self._window):
                     pass
             except BaseException as error:  # it belongs to whoever awaits
                 failure = error
@@ -223,7 +225,7 @@ class ScanRunner:
 
         Arguments and errors are those of `run`.
         """
-        return self._results(self._prepare(state, deadline))
+        return self._results(self._prepare(state, deadline), ALL if self._concurrent else 1)
 
     def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY) -> None:
         """Take a scanner out of service for `duration` seconds (24 hours unless given).
@@ -310,8 +312,12 @@ class ScanRunner:
         seconds = self._deadline if deadline is None else _seconds(deadline)
         return _Run({} if state is None else state, seconds, self._clock)
 
-    def _results(self, run: _Run) -> Iterator[ScanResult]:
-        """Yield the results as they come; the caller's thread is the run's thread."""
+    def _results(self, run: _Run, window: int) -> Iterator[ScanResult]:
+        """Yield the results as they come; the caller's thread is the run's thread.
+
+        At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
+        are few and short-lived.
+        """
         fleet = self._fleet
         self._enter(run, fleet)
         forget = None
@@ -319,11 +325,19 @@ class ScanRunner:
             if run.deadline < math.inf:
                 forget = fleet.pool.at(run.deadline, run.time_is_over)
             for stack in self._in_order(fleet):
-                done = self._begin(run, stack)
-                if done is not None:
-                    yield done
-                while not self._concurrent and run.open:
-                    yield from self._take(run)
+                if run.over or (forget is not None and self._clock.monotonic() >= run.deadline):
+                    yield self._skip(run, stack)
+                    continue
+                if not self._concurrent:
+                    run.since = self._clock.monotonic()
+                started = begin(stack, run)
+                if isinstance(started, Scan):
+                    run.open.add(started)
+                    run.queued += started.queued
+                    while run.queued >= window:
+                        yield from self._take(run)
+                else:
+                    yield self._finish(run, stack, *started)
             while run.open:
                 yield from self._take(run)
         finally:
@@ -348,20 +362,10 @@ class ScanRunner:
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
 
-    def _begin(self, run: _Run, stack: Stack) -> ScanResult | None:
-        """Start one scan; return its result if it has one at once."""
-        if run.over or (run.deadline < math.inf and self._clock.monotonic() >= run.deadline):
-            return self._skip(run, stack)
-        started = begin(stack, run)
-        if isinstance(started, Scan):
-            run.open.add(started)
-            return None
-        return self._finish(run, stack, *started)
-
     def _take(self, run: _Run) -> Sequence[ScanResult]:
         """Take one message and return the results that it brings."""
         try:
-            scan, answer, events = run.outbox.get(timeout=PATIENCE)
+            scan, answer, events = run.outbox.get(True, PATIENCE)
         except Empty:
             return ()
         if events:
@@ -372,10 +376,11 @@ class ScanRunner:
 
     def _end(self, run: _Run, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
         run.open.discard(scan)
-        result = result_of(scan, answer) if isinstance(answer, Outcome) else answer
-        context = scan.execution.context if scan.leads and scan.execution is not None else None
-        if context is None:
+        run.queued -= scan.queued
+        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
+        if not scan.leads:
             return self._finish(run, scan.stack, result, scan.cache)
+        context = scan.execution.context
         return self._finish(run, scan.stack, result, scan.cache, context.invalid, context.steps)
 
     def _cut(self, run: _Run, *, by_user: bool) -> Sequence[ScanResult]:
@@ -384,12 +389,11 @@ class ScanRunner:
         return [result for scan in tuple(run.open) if (result := self._cut_one(run, scan, by_user)) is not None]
 
     def _cut_one(self, run: _Run, scan: Scan, by_user: bool) -> ScanResult | None:
-        execution = scan.execution
-        begun = None if execution is None else execution.leave(scan, to_the_end=not by_user)
-        if execution is None or begun is None:
+        begun = scan.execution.leave(scan, to_the_end=not by_user)
+        if begun is None:
             return None  # its end is in the outbox, or about to be
         if begun and scan.leads and not by_user:
-            return self._end(run, scan, cut_short(scan, scan.execution or execution))
+            return self._end(run, scan, cut_short(scan, scan.execution))
         return self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
 
     def _skip(self, run: _Run, stack: Stack) -> ScanResult:
@@ -407,8 +411,8 @@ class ScanRunner:
     ) -> ScanResult:
         run.results[stack.name] = result
         stack.record(run.run_id, result, cache, steps)
-        if self._tells_scans:
-            run.fleet.bus.send(ScanEnded(run.run_id, result, cache, invalid))
+        if self._tell_scan is not None:
+            self._tell_scan(ScanEnded(run.run_id, result, cache, invalid))
         return result
 
     def _leave(self, run: _Run) -> None:
@@ -440,6 +444,7 @@ class _Run(Run):
         self._seconds = seconds
         self.run_id = uuid.uuid4().hex
         self.open: set[Scan] = set()
+        self.queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self.over = False
         self.started_at = 0.0
@@ -451,6 +456,7 @@ class _Run(Run):
         self.fleet = fleet
         self.started_at, self._began = self._clock.time(), self._clock.monotonic()
         self.epoch = self.started_at - self._began
+        self.since = self._began
         self.deadline = self._began + self._seconds
 
     def cancel(self) -> None:

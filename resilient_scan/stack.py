@@ -34,6 +34,9 @@ SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "r
 REMEMBERED = 50
 
 
+_NOTHING: list[Any] = []
+
+
 class Flight(msgspec.Struct, frozen=True, gc=False):
     """What the flight recorder keeps of a scan.
 
@@ -59,6 +62,7 @@ class Stack:
         spec: the scanner.
         policy: the layers' options.
         settings: what the scanner finds in `context.settings`.
+        orders: the gate's; without one for this scanner there is no need to ask it.
         in_service: the gate; says whether the scanner may be asked.
         pool: where work runs.
         shared: values that several scanners need.
@@ -74,6 +78,7 @@ class Stack:
         policy: Policy,
         *,
         settings: Mapping[str, Any],
+        orders: Mapping[str, object],
         in_service: Callable[[], bool],
         pool: ThreadPool,
         shared: SharedValues,
@@ -86,6 +91,7 @@ class Stack:
         self.name = spec.name
         self.pipeline = spec.pipeline
         self.policy = policy
+        self.orders = orders
         self.in_service = in_service
         self.pool = pool
         self.bus = bus
@@ -100,7 +106,7 @@ class Stack:
         self.home = Home(spec.name, settings, clock, shared)
         self.loops = Loops()
         self.call = self._fold(random)
-        self.tells_executions = bus.wants(ExecutionEnded)
+        self.tell_execution = bus.teller(ExecutionEnded)
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.flights: deque[Flight] = deque(maxlen=REMEMBERED)
 
@@ -147,11 +153,10 @@ class Stack:
 
     def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...]) -> None:
         """Keep a scan in the flight recorder, without what may be large."""
-        found = 0
-        if result.candidates or result.tool_logs:
-            found = len(result.candidates)
-            result = msgspec.structs.replace(result, candidates=[], tool_logs=[])
-        self.flights.append(Flight(run_id, result, cache, steps, found))
+        found = len(result.candidates)
+        # without lists of its own a record is nothing that the garbage collector has to look at, 50 times a scanner
+        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
+        self.flights.append(Flight(run_id, slim, cache, steps, found))
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""

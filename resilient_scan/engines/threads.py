@@ -32,7 +32,9 @@ SHUT_DOWN = "the pool is shut down; it takes no more work"
 class Task(Protocol):
     """Work for the pool. `run`, `expire` and `refuse` must not raise."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Whose work it is."""
 
     def start(self, now: float, place: Place, /) -> float | None:
         """Note that a worker begins it, and return its deadline; `None`: nobody wants it any more, do not run it."""

@@ -36,12 +36,11 @@ CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreake
 class Permit:
     """Leave for one attempt."""
 
-    __slots__ = ("done", "expires", "generation")
+    done = False
+    expires: float | None = None  # when its place is given to another trial; None: it is no trial
 
-    def __init__(self, generation: int, expires: float | None = None) -> None:
+    def __init__(self, generation: int) -> None:
         self.generation = generation
-        self.expires = expires  # when its place is given to another trial; None: it is no trial
-        self.done = False
 
 
 class _Memory(pybreaker.CircuitBreakerStorage):
@@ -261,7 +260,8 @@ class Guard:
             self._trials = {p for p in self._trials if p.expires is not None and p.expires > now}
             if len(self._trials) >= self._options.trials:
                 raise CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")
-            permit = Permit(self._memory.generation, expires=now + self._options.open_for)
+            permit = Permit(self._memory.generation)
+            permit.expires = now + self._options.open_for
             self._trials.add(permit)
             return permit, change
 

@@ -51,6 +51,7 @@ class ResultCache(Generic[Flight]):
         self._options = options
         self._clock = clock
         self._random = random
+        self.puts = 0  # grows with everything that is kept
         self._warned = False
         self._lock = threading.Lock()
         self._failures: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
@@ -68,10 +69,17 @@ class ResultCache(Generic[Flight]):
             entry = self._entries.get(key)
         return entry if entry is not None and self._clock.monotonic() < entry.stale_until else None
 
-    def lead(self, key: Hashable, flight: Flight) -> Entry | Flight:
-        """Return a fresh answer; else the flight that fetches one: this one, if there was none."""
+    def lead(self, key: Hashable, flight: Flight, seen: int = -1) -> Entry | Flight:
+        """Return a fresh answer; else the flight that fetches one: this one, if there was none.
+
+        Args:
+            key: what is asked for.
+            flight: who would fetch it.
+            seen: `puts` as read before the cache was last asked: nothing new, nothing to look for again.
+        """
         with self._lock:
-            return self._fresh(key) or self._flights.setdefault(key, flight)
+            entry = self._fresh(key) if seen != self.puts else None
+            return entry or self._flights.setdefault(key, flight)
 
     def land(self, key: Hashable, flight: Flight) -> None:
         """Note that a flight is over without an answer; the next one to ask leads."""
@@ -98,6 +106,7 @@ class ResultCache(Generic[Flight]):
         own = tuple(candidates) if plain else tuple(copy.deepcopy(candidates))
         entry = Entry(own, plain, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
+            self.puts += 1
             self._entries[key] = entry
             if self._flights.get(key) is flight:
                 del self._flights[key]
@@ -112,6 +121,7 @@ class ResultCache(Generic[Flight]):
         now = self._clock.monotonic()
         until = now + self._options.ttl_error
         with self._lock:
+            self.puts += 1
             self._failures[key] = Entry((), True, now, until, until, error)
 
     def kept(self) -> tuple[int, int]:

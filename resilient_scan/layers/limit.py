@@ -1,7 +1,8 @@
 """Limit: what all scanners of one provider may ask of it together.
 
 Two measures: *concurrency*, attempts under way at a time, and *rate*, requests in a window of time. Whoever wants to
-begin stands in one queue, first come first served. The first permit of a scan is waited for before it takes a worker,
+begin an attempt stands in one queue, first come first served; the further requests of attempts under way go before
+them, for an attempt that waits behind others for which it must make room would wait for ever. The first permit of a scan is waited for before it takes a worker,
 so that eight scanners of one saturated provider do not hold all eight workers. An attempt that hangs keeps its permit
 until its thread has really ended: the provider still sees its connection.
 
@@ -56,7 +57,8 @@ class Provider:
         self._clock = clock
         self._at = at
         self._lock = threading.Lock()
-        self._queue: deque[Ticket] = deque()
+        self._requests: deque[Ticket] = deque()  # of attempts under way
+        self._attempts: deque[Ticket] = deque()  # that want to begin
         self._taken = 0
         self._bucket = _bucket(limit)
         self._timer_set = False
@@ -68,13 +70,13 @@ class Provider:
 
     @property
     def waiting(self) -> int:
-        """How many wait in the queue."""
-        return len(self._queue)
+        """How many wait."""
+        return len(self._requests) + len(self._attempts)
 
     def request(self, ticket: Ticket, until: float) -> None:
         """Stand in the queue; `granted` or `refused` is called, at `until` (monotonic) at the latest."""
         with self._lock:
-            self._queue.append(ticket)
+            self._line(ticket).append(ticket)
         self._pump()
         if not ticket.done:
             ticket.take_back = self._at(until, lambda: self._give_up(ticket))
@@ -85,7 +87,7 @@ class Provider:
             if ticket.done:
                 return False
             ticket.done = True
-            self._queue.remove(ticket)
+            self._line(ticket).remove(ticket)
         ticket.take_back()
         self._pump()
         return True
@@ -144,19 +146,24 @@ class Provider:
 
     def _next(self) -> Ticket | None:
         """Take the first of the queue if it may begin; under the lock."""
-        if not self._queue:
-            return None
-        ticket, most = self._queue[0], self.limit.concurrency
-        if ticket.with_permit and most is not None and self._taken >= most:
+        most = self.limit.concurrency
+        if self._requests:
+            ticket = self._requests[0]
+        elif self._attempts and (most is None or self._taken < most):
+            ticket = self._attempts[0]
+        else:
             return None
         wait = self._take_request()
         if wait > 0:
             self._look_again(wait)
             return None
-        self._queue.popleft()
+        self._line(ticket).popleft()
         ticket.done = True
         self._taken += ticket.with_permit
         return ticket
+
+    def _line(self, ticket: Ticket) -> deque[Ticket]:
+        return self._attempts if ticket.with_permit else self._requests
 
     def _take_request(self) -> float:
         """Count one request; return the seconds to wait where the window is full."""

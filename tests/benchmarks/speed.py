@@ -9,7 +9,6 @@ interleaved rounds do not care. No test depends on these figures.
 
 from __future__ import annotations
 
-import gc
 import random
 import statistics
 import sys
@@ -116,7 +115,6 @@ def costs(rounds: int) -> None:
     times: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds + 1):
         for name, (call, _) in rows.items():
-            gc.collect()
             took = measured(call)
             if number:  # the first round warms up
                 times[name].append(took)
