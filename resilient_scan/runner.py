@@ -244,7 +244,7 @@ class ScanRunner:
         self._fleet.gate.enable(name, reason)
 
     def explain(self, name: str, *, trace: bool = False) -> Explanation:
-        """Explain one scanner: its stack, its state, its last scans; why it would not run now and what would change that.
+        """Explain one scanner: whether it would run now, what would make it run, its stack and its last scans.
 
         Args:
             name: the scanner's.
