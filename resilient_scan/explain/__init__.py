@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from resilient_scan.context import Step
 from resilient_scan.explain.layers import layers_of, origins_in_code
 from resilient_scan.explain.model import Attempt, Explanation, Hung, Layer, Number, Past, Reason, Verdict
+from resilient_scan.explain.text import counted
 from resilient_scan.explain.verdict import verdict_of
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import Order
@@ -44,7 +46,8 @@ def explain(
         findings: options that do not work together, a sentence each.
         trace: whether the text shows the past scans layer by layer.
     """
-    hung = _hung(stack)
+    hung, retry = _hung(stack), stack.policy.retry
+    allowed = 1 if retry is None else retry.attempts
     return Explanation(
         scanner=stack.name,
         pipeline=stack.pipeline,
@@ -52,7 +55,7 @@ def explain(
         verdict=verdict_of(stack, order, hung),
         layers=layers_of(stack, order, origins or {}),
         expected=stack.expected if math.isfinite(stack.expected) else None,
-        past=tuple(_past(flight) for flight in reversed(stack.flights.copy())),
+        past=tuple(_past(flight, allowed) for flight in reversed(stack.flights.copy())),
         hung=hung,
         findings=tuple(findings),
         trace=trace,
@@ -64,7 +67,7 @@ def _hung(stack: Stack) -> tuple[Hung, ...]:
     return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in own)
 
 
-def _past(flight: Flight) -> Past:
+def _past(flight: Flight, allowed: int) -> Past:
     result, error = flight.result, flight.result.error
     return Past(
         run_id=flight.run_id,
@@ -78,25 +81,27 @@ def _past(flight: Flight) -> Past:
         dropped=result.dropped,
         cache=flight.cache,
         attempts=_attempts(flight),
+        allowed=allowed,
         error="" if error is None else f"{error.kind}: {error.message}",
     )
 
 
 def _attempts(flight: Flight) -> tuple[Attempt, ...]:
     """Return the attempts that failed and, unless it is one of them, the last one."""
-    result = flight.result
-    failed = [
-        Attempt(step.attempt, step.duration, f"{step.error.kind}: {step.error.message}", step.pause)
-        for step in flight.steps
-    ]
+    result, failed = flight.result, [_failed(step) for step in flight.steps if step.attempt]
     if result.attempts > len(failed):
         before = sum(attempt.duration + (attempt.pause or 0.0) for attempt in failed)
-        failed.append(Attempt(result.attempts, max(0.0, result.duration - before), _outcome(flight)))
+        failed.append(_last(flight, max(0.0, result.duration - before)))
     return tuple(failed)
 
 
-def _outcome(flight: Flight) -> str:
+def _failed(step: Step) -> Attempt:
+    return Attempt(step.attempt, step.duration, f"{step.error.kind}: {step.error.message}", True, step.pause)
+
+
+def _last(flight: Flight, took: float) -> Attempt:
     result = flight.result
     if result.status is Status.COMPLETED:
-        return f"answered with {flight.found} candidates"
-    return "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
+        return Attempt(result.attempts, took, f"answered with {counted(flight.found, 'candidate')}", failed=False)
+    how = "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
+    return Attempt(result.attempts, took, how, failed=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resilient_scan.explain.model import Layer, Number
-from resilient_scan.explain.text import moment, span
+from resilient_scan.explain.text import clean, counted, moment, span
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
 from resilient_scan.quarantine import Order
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
@@ -61,13 +61,15 @@ def layers_of(stack: Stack, order: Order | None, origins: Mapping[str, str]) -> 
     total, attempt = ("timeout.total",), ("timeout.attempt", "timeout.max_abandoned")
     timeouts = _numbers(policy, "timeout", origins)
     return (
-        Layer("gate", "in service or not: a scanner that is disabled is not asked", now=(_gate(stack, order),)),
+        Layer("gate", _gate(stack, order)),
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
-        Layer("timeout", _total(policy), tuple(n for n in timeouts if n.option in total)),
+        Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
         Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_guard(stack))),
         Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
-        Layer("timeout", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)),
+        Layer(
+            "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
+        ),
         Layer("scanner", _scanner(stack), (), tuple(_expected(stack))),
     )
 
@@ -109,10 +111,11 @@ def _value(path: str, option: Any) -> str:
 def _cache(cache: Cache | None) -> str:
     if cache is None:
         return "none: every scan asks the source"
-    jitter = f", less up to {cache.jitter:.0%} at random" if cache.jitter else ""
+    same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key, for there is but one"
+    jitter = f" (at random up to {cache.jitter:.0%} less)" if cache.jitter else ""
     stale = cache.stale_if_error
-    old = f"; for {span(stale)} after that it stands in when the source fails" if stale else "; then it is of no use"
-    return f"an answer is fresh for {span(cache.ttl)}{jitter}, and a scan of the same state gets it{old}"
+    then = f"for {span(stale)} after that it stands in where the source fails" if stale else "then it is not used"
+    return f"an answer is fresh for {span(cache.ttl)}{jitter}: a scan of the same {same} gets it without asking; {then}"
 
 
 def _total(policy: Policy) -> str:
@@ -150,23 +153,26 @@ def _limit(limit: Limit | None) -> str:
         return "none: no provider's quota to keep"
     rates = " and ".join(limit.rates)
     numbers = [f"{rates} requests"] if rates else []
-    numbers += [f"{limit.concurrency} attempts at a time"] if limit.concurrency is not None else []
-    return f"all scanners of provider {limit.provider} share {', '.join(numbers) or 'a quota without numbers'}"
+    numbers += [f"{counted(limit.concurrency, 'attempt')} at a time"] if limit.concurrency is not None else []
+    return f"all scanners of provider {clean(limit.provider)} share {', '.join(numbers) or 'a quota without numbers'}"
 
 
 def _attempt(policy: Policy) -> str:
     timeout = policy.timeout
     each = "may take all the time there is" if timeout.attempt is None else f"has {span(timeout.attempt)}"
-    return f"one attempt {each}; a thread that does not stop is left behind, at most {timeout.max_abandoned} at a time"
+    most = timeout.max_abandoned
+    return f"one attempt {each}; a thread that does not stop is left behind, and no more than {most} may hang"
 
 
 def _scanner(stack: Stack) -> str:
     spec = stack.spec
     call = inspect.unwrap(spec.origin) if isinstance(spec.origin, FunctionScanner) else type(spec.origin)
     where = f"{getattr(call, '__module__', '?')}.{getattr(call, '__qualname__', '?')}"
-    settings = ", ".join(sorted(map(str, stack.home.settings))) or "none"
-    kind = "" if spec.candidate is Candidate else f", candidates are {spec.candidate.__name__}"
-    return f"{where}{kind}; its settings: {settings}"
+    code = getattr(inspect.unwrap(spec.origin.scan), "__code__", None)
+    line = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
+    kind = "" if spec.candidate is Candidate else f"; its candidates are {spec.candidate.__name__}"
+    keys = ", ".join(sorted(map(str, stack.home.settings)))  # their values may be secret
+    return f"{clean(where + line)}{kind}" + (f"; it has settings for {clean(keys)}" if keys else "")
 
 
 # The state of each layer
@@ -174,10 +180,10 @@ def _scanner(stack: Stack) -> str:
 
 def _gate(stack: Stack, order: Order | None) -> str:
     if order is None:
-        return "in service"
+        return "the scanner is in service: it is asked"
     left = max(0.0, order.until - stack.clock.monotonic())
     until = moment(stack.clock.time() + left)
-    return f"disabled by hand until {until} (for {span(left)}), reason: {order.reason}"
+    return f"out of service: disabled by hand until {until}, in {span(left)}; reason: {clean(order.reason)}"
 
 
 def _kept(stack: Stack) -> Iterator[str]:
@@ -185,14 +191,14 @@ def _kept(stack: Stack) -> Iterator[str]:
         return
     (answers, failures), newest = stack.cache.kept(), stack.cache.newest()
     age = "" if newest is None else f", the newest {span(max(0.0, stack.clock.monotonic() - newest.stored_at))} old"
-    yield f"{answers} answers kept{age}"
+    yield f"{counted(answers, 'answer')} kept{age}"
     if failures:
-        yield f"{failures} failures remembered"
+        yield f"{counted(failures, 'failure')} remembered"
 
 
 def _budget(stack: Stack) -> Iterator[str]:
     if stack.budget is not None:
-        yield f"{stack.budget.left()} retries left in this minute"
+        yield f"{stack.budget.left()} more retries fit into the budget of this minute"
 
 
 def _guard(stack: Stack) -> Iterator[str]:
@@ -213,12 +219,12 @@ def _provider(stack: Stack) -> Iterator[str]:
     if provider is not None:
         most = provider.limit.concurrency
         of = "" if most is None else f" of {most}"
-        yield f"{provider.taken}{of} attempts of all its scanners under way, {provider.waiting} requests wait"
+        yield f"attempts of all its scanners under way: {provider.taken}{of}; in its queue: {provider.waiting}"
 
 
 def _threads(stack: Stack) -> str:
     count = stack.hung.count
-    return f"{count} of at most {stack.policy.timeout.max_abandoned} threads hang" if count else "no thread hangs"
+    return f"{counted(count, 'thread')} hang{'s' if count == 1 else ''}" if count else "no thread hangs"
 
 
 def _expected(stack: Stack) -> Iterator[str]:

@@ -65,11 +65,12 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it."""
+    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it before the next one."""
 
     number: int
     duration: float
     outcome: str
+    failed: bool
     pause: float | None = None
 
 
@@ -82,6 +83,7 @@ class Past(msgspec.Struct, frozen=True):
         status, found, duration, queue_wait, age, partial, dropped: as in its result.
         cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
         attempts: all of them, in order.
+        allowed: how many attempts a scan may have.
         error: type and message, or `""`.
     """
 
@@ -96,6 +98,7 @@ class Past(msgspec.Struct, frozen=True):
     dropped: int
     cache: str
     attempts: tuple[Attempt, ...]
+    allowed: int
     error: str
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import dropwhile
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_scan.explain.model import Explanation, Hung, Layer, Past
+    from resilient_scan.explain.model import Attempt, Explanation, Hung, Layer, Past
 
 WIDTH = 100
 SHOWN = 8  # past scans without a trace
-FRAMES = 4  # of a hung thread's stack, the innermost ones
+FRAMES = 5  # of a hung thread's stack, the innermost ones
+_GLUE = "\N{NO-BREAK SPACE}"  # keeps an option and its value on one line
 _MARKS = {"yes": "YES", "waits": "YES, BUT IT WAITS", "cached": "NOT NEEDED", "no": "NO"}
 _CACHE = {
     "hit": "had the answer (hit)",
     "stale": "had an old answer, which stood in for the failure (stale)",
     "miss": "had no fresh answer (miss)",
-    "shared": "had no answer, but another scan was fetching it: this one waited for that (shared)",
-    "bypass": "not used (bypass)",
+    "shared": "another scan was fetching the answer; this one waited for it (shared)",
+    "bypass": "not used: left out, or no stable key for such a state (bypass)",
     "": "not asked",
 }
 
@@ -37,40 +41,51 @@ def render(told: Explanation) -> str:
 
 def _head(told: Explanation) -> Iterator[str]:
     name = f"{told.scanner} (pipeline {clean(told.pipeline)})"
-    yield f"{name:<{WIDTH - 24}} {moment(told.at)}"
+    yield f"{shortened(name, WIDTH - 25):<{WIDTH - 24}} {moment(told.at)}"
     yield ""
     yield from _labelled("runs now?", f"{_MARKS[told.verdict.answer]}. {told.verdict.says}", 11)
     for reason in told.verdict.reasons:
-        yield ""
         yield from _labelled("  why", f"{reason.layer}: {reason.why}", 11)
         yield from _labelled("  way out", reason.way_out, 11)
 
 
 def _layers(layers: Iterable[Layer]) -> Iterator[str]:
-    yield "THE WAY OF A SCAN, outermost layer first, and where each number comes from"
+    yield "THE WAY OF A SCAN, outermost layer first; in brackets who set the numbers"
     for place, layer in enumerate(layers, 1):
-        yield from _labelled(f"  {place} {layer.name}", layer.does, 18)
+        yield from _labelled(f"  {place} {layer.name}", layer.does, 21)
         for sentence in layer.now:
-            yield from _labelled("", f"now: {sentence}", 18)
+            yield from _labelled("", f"now: {clean(sentence)}", 21)
         for origin, numbers in _by_origin(layer).items():
-            yield from _labelled("", f"{origin}: {', '.join(numbers)}", 20)
+            items = ", ".join(number.replace(" ", _GLUE) for number in numbers)
+            yield from _labelled("", f"[{clean(origin).replace(' ', _GLUE)}] {items}", 21)
 
 
 def _by_origin(layer: Layer) -> dict[str, list[str]]:
     origins: dict[str, list[str]] = {}
     for number in layer.numbers:
-        origins.setdefault(number.origin, []).append(f"{number.option.rpartition('.')[2]} = {number.value}")
+        field = number.option.partition(".")[2]
+        origins.setdefault(number.origin, []).append(f"{field}={number.value}" if field else number.value)
     return origins
 
 
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)\n(?:    (?P<code>.*))?')
+
+
 def _hung(hung: Iterable[Hung]) -> Iterator[str]:
-    yield "THREADS THAT DID NOT STOP, and where they are now; Python cannot stop them"
+    yield "THREADS THAT DID NOT STOP and where they are now, the innermost call last"
     for thread in hung:
         yield f"  {thread.thread}, at work for {span(thread.age)}"
-        frames = thread.stack.rstrip().split("\n  File ")[-FRAMES:]
-        for frame in frames:
-            place, *code = frame.removeprefix("  File ").splitlines()
-            yield from (f"    {line.strip()}"[:WIDTH] for line in (place, *(f"> {line.strip()}" for line in code[:1])))
+        frames = list(_FRAME.finditer(thread.stack))[-FRAMES:]
+        for frame in dropwhile(_is_ours, frames):
+            place = f"    {frame['file']}:{frame['line']} in {frame['function']}"
+            yield shortened(place, WIDTH)
+            yield shortened(f"      {(frame['code'] or '').strip()}", WIDTH)
+
+
+def _is_ours(frame: re.Match[str]) -> bool:
+    """Say whether it is a call that leads to the scanner and tells nothing about it."""
+    file = PurePath(frame["file"])
+    return file.parent.name in {"layers", "engines", "resilient_scan"} and file.name != "testing.py"
 
 
 def _bullets(sentences: Iterable[str]) -> Iterator[str]:
@@ -82,11 +97,12 @@ def _past(told: Explanation) -> Iterator[str]:
     if not told.past:
         yield "LAST SCANS: none yet"
         return
-    yield f"LAST SCANS, newest first ({min(SHOWN, len(told.past))} of {len(told.past)} remembered)"
-    yield f"  {'when (UTC)':<26}{'status':<11}{'found':>6}{'took':>10}{'attempts':>10}  error"
-    for scan in told.past[:SHOWN]:
-        when = f"{moment(scan.started_at, told.at)}, {span(max(0.0, told.at - scan.started_at))} ago"
-        row = f"  {when:<26}{scan.status:<11}{scan.found:>6}{span(scan.duration):>10}{len(scan.attempts):>10}  "
+    shown = told.past[:SHOWN]
+    yield f"LAST SCANS, newest first ({len(shown)} of {len(told.past)} remembered; a trace shows each layer by layer)"
+    yield f"  {'when (UTC)':<24}{'status':<11}{'candidates':>10}{'took':>10}{'attempts':>10}  error"
+    for scan in shown:
+        when = f"{moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}"
+        row = f"  {when:<24}{scan.status:<11}{scan.found:>10}{span(scan.duration):>10}{len(scan.attempts):>10}  "
         yield shortened(row + scan.error, WIDTH)
 
 
@@ -94,26 +110,36 @@ def _trace(told: Explanation) -> Iterator[str]:
     if not told.past:
         yield "FLIGHT RECORDER: no scan yet"
         return
-    yield f"FLIGHT RECORDER, the last {len(told.past)} scans, newest first; times in UTC"
+    yield f"FLIGHT RECORDER, {counted(len(told.past), 'scan')}, newest first; times in UTC"
     for scan in told.past:
-        ago = span(max(0.0, told.at - scan.started_at))
-        yield f"  {moment(scan.started_at, told.at)}, {ago} ago, run {scan.run_id[:8]}"
+        yield f"  {moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}, run {scan.run_id[:8]}"
         for label, text in _steps(scan):
             yield from _labelled(f"    {label}", text, 16)
 
 
 def _steps(scan: Past) -> Iterator[tuple[str, str]]:
     """Yield what happened to a scan, layer by layer."""
-    yield "cache", _CACHE[scan.cache] + ("" if scan.age is None else f", {span(scan.age)} old")
+    yield "cache", _CACHE[scan.cache] + (f", {span(scan.age)} old" if scan.age else "")
     if scan.attempts:
-        yield "worker", f"began it after {span(scan.queue_wait)} in the queue"
+        yield "worker", f"took it up after {span(scan.queue_wait)} in the queue"
     for attempt in scan.attempts:
-        pause = "" if attempt.pause is None else f"; waited {span(attempt.pause)}"
-        yield f"attempt {attempt.number}", f"{span(attempt.duration)}: {clean(attempt.outcome)}{pause}"
-    found = f"{scan.found} candidates" + (", partial" if scan.partial else "")
+        yield (
+            f"attempt {attempt.number}",
+            f"{span(attempt.duration)}: {clean(attempt.outcome)}{_given_up(scan, attempt)}",
+        )
+        if attempt.pause is not None:
+            yield "pause", span(attempt.pause)
+    found = counted(scan.found, "candidate") + (", partial" if scan.partial else "")
     dropped = f", {scan.dropped} invalid dropped" if scan.dropped else ""
     error = f": {clean(scan.error)}" if scan.error and not scan.attempts else ""
     yield "end", f"{scan.status} after {span(scan.duration)}, {found}{dropped}{error}"
+
+
+def _given_up(scan: Past, attempt: Attempt) -> str:
+    """Say that no attempt followed, where more were allowed."""
+    last = attempt.failed and attempt.pause is None and scan.status not in {"skipped", "timeout"}
+    given_up = last and attempt.number < scan.allowed
+    return f"; given up after {attempt.number} of {counted(scan.allowed, 'attempt')}" if given_up else ""
 
 
 # Small parts
@@ -122,18 +148,23 @@ def _steps(scan: Past) -> Iterator[tuple[str, str]]:
 def _labelled(label: str, text: str, indent: int) -> list[str]:
     """Wrap text beside a label that stands once, at the left."""
     lines = textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
-    return [f"{label if place == 0 else '':<{indent}}{line}" for place, line in enumerate(lines)]
+    return [f"{label if place == 0 else '':<{indent}}{line.replace(_GLUE, ' ')}" for place, line in enumerate(lines)]
 
 
 def clean(text: str) -> str:
     """Return foreign text on one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def shortened(text: str, most: int) -> str:
     """Return foreign text on one line of at most `most` characters."""
     text = "".join(char if char.isprintable() else " " for char in text)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def counted(number: int, thing: str) -> str:
+    """Write a number of things."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def moment(instant: float, now: float | None = None) -> str:
@@ -144,14 +175,22 @@ def moment(instant: float, now: float | None = None) -> str:
     return f"{at:%H:%M:%S}" if at.date() == datetime.fromtimestamp(now, UTC).date() else f"{at:%m-%d %H:%M}"
 
 
+def ago(seconds: float) -> str:
+    """Write how long something is past."""
+    return "just now" if seconds < 1 else f"{span(int(seconds))} ago"
+
+
+_UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+
+
 def span(seconds: float) -> str:
     """Write a duration in at most two units."""
     if seconds < 0.0005:
-        return "0s"
-    if seconds < 60:
-        return f"{seconds:.3g}s"
-    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if seconds >= size:
-            rest = int(seconds % size // part)
-            return f"{int(seconds // size)}{unit}" + (f" {rest}{smaller}" if rest else "")
-    return f"{seconds:.3g}s"
+        return "<0.001s" if seconds > 0 else "0s"
+    if seconds < 59.95:
+        digits = 3 if seconds < 1 else 2 if seconds < 10 else 1
+        return f"{seconds:.{digits}f}".rstrip("0").rstrip(".") + "s"
+    whole = round(seconds)
+    unit, size, smaller, part = next(row for row in _UNITS if whole >= row[1])
+    rest = whole % size // part
+    return f"{whole // size}{unit}" + (f" {rest}{smaller}" if rest else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from resilient_scan.explain.model import Hung, Reason, Verdict
-from resilient_scan.explain.text import clean, moment, span
+from resilient_scan.explain.text import clean, counted, moment, span
 from resilient_scan.layers.cache import Entry
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import Order
@@ -51,7 +51,7 @@ def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
     told = (
         f"The answer of {span(max(0.0, now - newest.stored_at))} ago is fresh for another "
         f"{span(newest.fresh_until - now)}: a scan of the same state would end `cached` with its "
-        f"{len(newest.candidates)} candidates"
+        f"{counted(len(newest.candidates), 'candidate')}"
     )
     return told + (", one of another state `rejected`." if hindered else "; one of another state would ask the source.")
 
@@ -62,7 +62,7 @@ def _hindered(stack: Stack, newest: Entry | None, reasons: tuple[Reason, ...]) -
         return Verdict("no", Status.REJECTED, "A scan would end `rejected`, without asking the source.", reasons)
     told = (
         f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
-        f"{len(newest.candidates)} candidates of then; that answer stands in for another "
+        f"{counted(len(newest.candidates), 'candidate')} of then; that answer stands in for another "
         f"{span(newest.stale_until - now)}. One of another state would end `rejected`."
     )
     return Verdict("no", Status.STALE, told, reasons)
@@ -105,7 +105,7 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "breaker",
-                f"open after {guard.failures} failed attempts in a row{_last_error(stack)}",
+                f"open after {counted(guard.failures, 'failed attempt')} in a row{_last_error(stack)}",
                 f"wait {span(wait)}: the first scan after that is a trial, and {trials} the breaker",
             ),
         )
@@ -114,7 +114,7 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "breaker",
-                f"half-open, and breaker.trials={breaker.trials} trials are under way",
+                f"half-open, and as many trials as breaker.trials={breaker.trials} allows are under way",
                 f"when a trial has ended, in {span(wait)} at the latest, the next one begins; {trials} the breaker",
             ),
         )
@@ -136,9 +136,10 @@ def _hung(stack: Stack, hung: tuple[Hung, ...]) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "timeout",
-                f"{count} of its threads hang{since}, and timeout.max_abandoned={most}: no further one is risked",
-                "when a thread ends by itself, scans go on; the stack below shows where it hangs: give that call a "
-                "timeout of its own, or raise timeout.max_abandoned; a restart of the process ends it",
+                f"{counted(count, 'thread')} of earlier scans still hang{'s' if count == 1 else ''}{since}; "
+                f"timeout.max_abandoned={most} risks no further one",
+                "Python cannot stop a thread: scans go on when it ends by itself, or after a restart; give the call "
+                "that hangs (see below) a timeout of its own, or risk more with a higher timeout.max_abandoned",
             ),
         )
 
@@ -150,7 +151,7 @@ def _pool(stack: Stack) -> Iterator[tuple[str, Reason]]:
     elif not stack.pool.free:
         yield (
             DELAYS,
-            Reason("workers", "all of them are busy", "the scan begins when one is free; or raise max_workers"),
+            Reason("workers", "all of them are busy", "the scan begins when one is free; max_workers adds some"),
         )
 
 
@@ -163,8 +164,8 @@ def _provider(stack: Stack) -> Iterator[tuple[str, Reason]]:
     if most is not None and provider.taken >= most:
         yield (
             DELAYS,
-            Reason("limit", f"all {most} attempts that provider {name} allows at a time are under way", patience),
+            Reason("limit", f"all attempts that {name} allows at a time ({most}) are under way", patience),
         )
     elif provider.waiting:
         rates = ", ".join(provider.limit.rates) or "none"
-        yield DELAYS, Reason("limit", f"{provider.waiting} requests wait for provider {name} (rate {rates})", patience)
+        yield DELAYS, Reason("limit", f"{provider.waiting} before it wait for provider {name} (rate {rates})", patience)
