@@ -24,7 +24,7 @@ from resilient_scan import (
     metrics,
     scanner,
 )
-from resilient_scan.events import ExecutionEnded, Registered, RunEnded, ScannersRegistered
+from resilient_scan.events import ExecutionEnded, LateCompletion, Registered, RunEnded, ScannersRegistered
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 
@@ -328,3 +328,12 @@ def test_an_execution_that_was_cancelled_is_counted_as_such(registry: CollectorR
         running.join(5)
     assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="cancelled") == 1
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="skipped") == 1
+
+
+def test_what_it_did_not_ask_for_changes_no_number(registry: CollectorRegistry) -> None:
+    listener = PrometheusMetrics(registry)
+    event = LateCompletion("one", 5.0, "success")
+    assert type(event) not in PrometheusMetrics.events
+    before = generate_latest(registry)
+    listener(event)
+    assert generate_latest(registry) == before

@@ -136,3 +136,34 @@ def test_a_listener_may_ask_the_gate(clock: FakeClock) -> None:
     gates[0].disable("one", "x", 60)
     gates[0].enable("one", "x")
     assert answers == [False, True, False, True]
+
+
+def test_an_order_that_is_over_is_no_order(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+    assert gate.order_of("one") is None
+    gate.disable("one", "quota", 60)
+    order = gate.order_of("one")
+    assert order is not None
+    assert (order.reason, order.until) == ("quota", 60)
+    clock.advance(60)
+    assert gate.order_of("one") is None
+    assert len(told.events_seen) == 1  # to look is not to change
+
+
+def test_of_two_who_find_an_order_over_one_tells(told: Recorder) -> None:
+    """Somebody enables the scanner between the look at the order and the lock."""
+
+    class Meanwhile(FakeClock):
+        def monotonic(self) -> float:
+            now = super().monotonic()
+            if now >= 60 and meanwhile:
+                meanwhile.pop()("one", "by hand")
+            return now
+
+    meanwhile: list[Any] = []
+    clock = Meanwhile(START)
+    gate = Gate(("one",), clock, Bus([told]))
+    gate.disable("one", "quota", 60)
+    clock.advance(60)
+    meanwhile.append(gate.enable)
+    assert gate.in_service("one")
+    assert [event.new for event in told.events_seen] == ["disabled", "enabled"]

@@ -311,3 +311,25 @@ def test_changes_are_told_without_a_lock() -> None:
     with pytest.raises(OSError, match="down"):
         call(ScanContext("one", clock=clock))
     assert seen == ["open 8.0"]
+
+
+def test_who_finds_it_closed_after_all_needs_no_trial() -> None:
+    """Another thread's trial closes it between the look at the state and the lock."""
+
+    class Meanwhile:
+        def __enter__(self) -> None:
+            bench.guard._lock = lock  # type: ignore[assignment]
+            assert bench.guard.vote(trial, False) == CLOSED
+            lock.acquire()
+
+        def __exit__(self, *_error: object) -> None:
+            lock.release()
+
+    bench = Bench().opened()
+    bench.clock.advance(8)
+    trial, _change = bench.guard.admit()
+    lock = bench.guard._lock
+    bench.guard._lock = Meanwhile()  # type: ignore[assignment]
+    permit, change = bench.guard.admit()
+    assert (permit.expires, change) == (None, None)
+    assert bench.guard.vote(permit, True) == OPENED  # it is of the new generation

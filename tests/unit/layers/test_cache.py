@@ -180,3 +180,16 @@ def test_the_loader_of_a_scan_that_is_over_stops(clock: FakeClock) -> None:
     with pytest.raises(ScanCancelled):
         values.get("key", load, 10, context)
     assert values.get("key", lambda: "there", 10, ScanContext("two", clock=clock)) == "there"
+
+
+def test_the_newest_failure_is_known_while_it_lasts(clock: FakeClock) -> None:
+    cache = cache_of(clock, ttl_error=4)
+    assert cache.newest_failure() is None
+    cache.put_error("a", FAILURE)
+    clock.advance(1)
+    cache.put_error("b", ErrorInfo("ValueError", "later"))
+    newest = cache.newest_failure()
+    assert newest is not None
+    assert newest.error == ErrorInfo("ValueError", "later")
+    clock.advance(4)
+    assert cache.newest_failure() is None

@@ -253,3 +253,18 @@ def test_numbers_that_differ_are_refused_with_both_names() -> None:
         f"provider sec has two limits: {one} by a, {other} by c; "
         "give the numbers once, the others name the provider only"
     )
+
+
+def test_a_turn_that_comes_in_the_moment_of_the_cancel_is_given_back(timers: Timers) -> None:
+    class Late(ScanContext):
+        def check(self) -> None:
+            provider.release()  # whoever held the place leaves it now: it is granted to the one who leaves
+            super().check()
+
+    provider = provider_of(timers, concurrency=1)
+    ask(provider)
+    context = Late("one", clock=timers.clock, deadline=10.0)
+    context.cancel()
+    with pytest.raises(ScanCancelled):
+        provider.acquire(context, with_permit=True)
+    assert (provider.taken, provider.waiting, timers.instants) == (0, 0, [])
