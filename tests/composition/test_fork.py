@@ -1,0 +1,302 @@
+"""A runner in forked children: new threads, locks and loops; the parent's are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from resilient_scan import Breaker, Cache, Limit, Policy, RunReport, ScanRunner, Status, Timeout, scanner
+from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.testing import Recorder, broken, hanging, healthy
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+Fleet = Callable[..., ScanRunner]
+Bare = Callable[..., Policy]
+
+
+def statuses(report: RunReport) -> list[Status]:
+    return [result.status for result in report.results.values()]
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Call `check` in a forked child, and fail with its text where it raises."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            faulthandler.dump_traceback_later(30, exit=True)
+            os.close(reader)
+            check()
+            status = 0
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, text
+
+
+def test_a_child_can_run(fleet: Fleet) -> None:
+    runner = fleet(healthy("one", [{"ticker": "A"}]), broken("two"))
+    runner.run({})
+
+    def check() -> None:
+        assert statuses(runner.run({})) == [Status.COMPLETED, Status.ERROR]
+        runner.close()
+
+    for _ in range(3):
+        in_child(check)
+    assert statuses(runner.run({})) == [Status.COMPLETED, Status.ERROR]
+
+
+def test_a_child_of_a_child_can_run(fleet: Fleet) -> None:
+    runner = fleet(healthy("one"))
+
+    def check() -> None:
+        runner.run({})
+        in_child(lambda: _completes(runner))
+
+    in_child(check)
+
+
+def _completes(runner: ScanRunner) -> None:
+    assert statuses(runner.run({})) == [Status.COMPLETED]
+
+
+def test_a_runner_that_never_ran_is_of_use_in_the_child(fleet: Fleet) -> None:
+    runner = fleet(healthy("one"))
+    in_child(lambda: _completes(runner))
+
+
+def test_deadlines_and_timeouts_hold_in_the_child(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    runner = fleet(hanging("hung", release), healthy("well"), policy=bare(timeout=Timeout(total=0.1)))
+    runner.run({})
+
+    def check() -> None:
+        assert statuses(runner.run({})) == [Status.TIMEOUT, Status.COMPLETED], "the parent's hung thread is not here"
+        assert len(runner.abandoned()) == 1
+        assert statuses(runner.run({}, deadline=0.05)) == [Status.REJECTED, Status.COMPLETED]
+
+    in_child(check)
+    assert len(runner.abandoned()) == 1
+
+
+def test_orders_by_hand_survive(fleet: Fleet) -> None:
+    runner = fleet(healthy("one"), healthy("two"))
+    runner.disable("one", reason="maintenance")
+
+    def check() -> None:
+        assert statuses(runner.run({})) == [Status.DISABLED, Status.COMPLETED]
+        runner.enable("one")
+        runner.disable("two")
+        assert statuses(runner.run({})) == [Status.COMPLETED, Status.DISABLED]
+
+    in_child(check)
+    assert statuses(runner.run({})) == [Status.DISABLED, Status.COMPLETED]
+
+
+def test_an_order_that_is_the_childs_first_call(fleet: Fleet) -> None:
+    runner = fleet(healthy("one"))
+
+    def check() -> None:
+        runner.disable("one")
+        assert statuses(runner.run({})) == [Status.DISABLED]
+
+    in_child(check)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_closing_in_the_child_leaves_the_parent_alone(used: bool, fleet: Fleet, release: threading.Event) -> None:
+    entered = threading.Event()
+
+    @scanner(pipeline="test")
+    def busy(_state: dict[str, Any]) -> list[Any]:
+        entered.set()
+        release.wait()
+        return []
+
+    runner = fleet(healthy("first"), busy)
+    stream = runner.stream({})
+    assert next(stream).scanner == "first"
+    assert entered.wait(5)
+
+    def check() -> None:
+        if used:
+            release.set()
+            runner.run({})
+        runner.close()
+        runner.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            runner.run({})
+
+    in_child(check)
+    release.set()
+    assert [result.status for result in stream] == [Status.COMPLETED]
+    assert statuses(runner.run({})) == [Status.COMPLETED] * 2
+
+
+def test_a_fork_in_the_middle_of_everything(fleet: Fleet, bare: Bare) -> None:
+    """Whatever lock the parent's threads hold at the fork, the child does not wait for it."""
+    recorder = Recorder()
+    policy = bare(cache=Cache(ttl=0.001), breaker=Breaker(), limit=Limit("acme", concurrency=2, rate="100000/s"))
+    runner = fleet(*(healthy(f"s{number}") for number in range(6)), policy=policy, listeners=[recorder])
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            runner.run({})
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+
+    def check() -> None:
+        assert runner.run({}, deadline=5).complete
+        runner.close()
+
+    try:
+        for _ in range(12):
+            in_child(check)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(5)
+
+
+def test_metrics_in_a_child(fleet: Fleet) -> None:
+    registry = CollectorRegistry()
+    runner = fleet(healthy("one"), listeners=[PrometheusMetrics(registry)])
+    runner.run({})
+
+    def check() -> None:
+        runner.run({})
+        labels = {"scanner": "one", "pipeline": "test", "status": "completed"}
+        assert registry.get_sample_value("resilient_scan_scans_total", labels) == 2
+
+    in_child(check)
+
+
+def test_asynchronous_scanners_have_loops_of_their_own_in_the_child(fleet: Fleet) -> None:
+    """Used loops are the parent's; a runner that has not run yet has none to leave alone."""
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.sleep(0.001)
+        return []
+
+    runner = fleet(one)
+    in_child(lambda: _completes(runner))
+    assert statuses(asyncio.run(runner.arun({}))) == [Status.COMPLETED]
+
+
+# what uses forks
+
+
+_pool_runner: ScanRunner | None = None
+
+
+def _work_in_pool(number: int) -> list[str]:
+    assert _pool_runner is not None
+    report = _pool_runner.run({"number": number})
+    return [result.status.value for result in report.results.values()]
+
+
+def test_multiprocessing_with_fork(fleet: Fleet) -> None:
+    global _pool_runner  # noqa: PLW0603 - a forked pool's workers see nothing else
+    _pool_runner = fleet(healthy("one"), broken("two"))
+    _pool_runner.run({})
+    try:
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(_work_in_pool, range(6)) == [["completed", "error"]] * 6
+            pool.close()
+            pool.join()
+    finally:
+        _pool_runner = None
+
+
+@pytest.fixture
+def prefork(fleet: Fleet) -> Iterator[Callable[[], str]]:
+    """A tiny prefork server: one listening socket, three children that answer with a run; returns a client."""
+
+    @scanner(pipeline="test")
+    def who(_state: dict[str, Any]) -> list[Any]:
+        return [{"ticker": str(os.getpid())}]
+
+    runner = fleet(who, broken("sick"))
+    runner.run({})  # a preloaded application has run something already
+    listener = socket.create_server(("127.0.0.1", 0))
+    children = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _serve(listener, runner)
+            finally:
+                os._exit(0)
+        children.append(pid)
+
+    def ask() -> str:
+        with socket.create_connection(listener.getsockname(), timeout=5) as connection:
+            connection.sendall(b"ask")
+            return connection.recv(1000).decode()
+
+    yield ask
+    for _ in children:
+        with socket.create_connection(listener.getsockname(), timeout=5) as connection:
+            connection.sendall(b"end")
+            connection.recv(1)
+    for pid in children:
+        os.waitpid(pid, 0)
+    listener.close()
+
+
+def _serve(listener: socket.socket, runner: ScanRunner) -> None:
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            if connection.recv(10) == b"end":
+                return
+            report = runner.run({})
+            ticker = report.candidates[0].ticker
+            connection.sendall(f"{ticker} {report.results['sick'].status}".encode())
+
+
+def test_a_prefork_server(prefork: Callable[[], str]) -> None:
+    answers = [prefork().split() for _ in range(24)]
+    assert {status for _, status in answers} == {"error"}
+    assert str(os.getpid()) not in {pid for pid, _ in answers}
+
+
+def test_the_interpreter_of_a_child_ends_at_once() -> None:
+    """A child that ends in the ordinary way, with a hung thread of its own."""
+    code = """
+import os, sys, threading
+from resilient_scan import Policy, ScanRunner, Timeout
+from resilient_scan.testing import hanging
+runner = ScanRunner([hanging("hung", threading.Event())], policy=Policy(timeout=Timeout(total=0.1)), listeners=())
+pid = os.fork()
+print(runner.run({}).results["hung"].status, flush=True)
+if pid:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "timeout\ntimeout\n", "")
