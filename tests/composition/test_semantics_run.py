@@ -1,0 +1,389 @@
+"""A run from outside: statuses, order, sequential and concurrent, stream, close, deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Candidate,
+    ConfigError,
+    Policy,
+    RunReport,
+    ScanContext,
+    ScanError,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
+from resilient_scan.events import ScannerStateChanged
+from resilient_scan.testing import FakeClock, broken, hanging, healthy, polite
+
+Fleet = Callable[..., ScanRunner]
+Bare = Callable[..., Policy]
+Background = Callable[..., "Future[Any]"]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+def statuses(report: RunReport) -> list[Status]:
+    return [result.status for result in report.results.values()]
+
+
+def in_turns(names: str) -> list[Any]:
+    """Make scanners that can only end in the reverse of the given order."""
+    ended = {name: threading.Event() for name in names}
+
+    def make(name: str, after: str | None) -> Any:
+        @scanner(name=name, pipeline="test")
+        def scan(_state: dict[str, Any]) -> list[Any]:
+            if after is not None:
+                assert ended[after].wait(5)
+            ended[name].set()
+            return [Candidate(name.upper(), name, "found")]
+
+        return scan
+
+    return [make(name, after) for name, after in zip(names, [*names[1:], None], strict=True)]
+
+
+def test_results_are_in_the_given_order_whatever_order_they_ended_in(fleet: Fleet) -> None:
+    report = fleet(*in_turns("abcd")).run({})
+    assert list(report.results) == ["a", "b", "c", "d"]
+    assert [candidate.ticker for candidate in report.candidates] == ["A", "B", "C", "D"]
+
+
+def test_a_stream_yields_them_as_they_end(fleet: Fleet) -> None:
+    assert [result.scanner for result in fleet(*in_turns("abcd")).stream({})] == ["d", "c", "b", "a"]
+
+
+def mixed(release: threading.Event) -> list[Any]:
+    @scanner(pipeline="other")
+    def some_valid(_state: dict[str, Any]) -> Any:
+        yield {"ticker": "AAPL"}
+        yield {"ticker": ""}
+        yield Candidate("MSFT", "some_valid", "found")
+
+    @scanner(pipeline="other")
+    def breaks_off(_state: dict[str, Any]) -> Any:
+        yield {"ticker": "GOOG"}
+        raise OSError("down")
+
+    @scanner(pipeline="other")
+    def hangs_off(_state: dict[str, Any]) -> Any:
+        yield {"ticker": "IBM"}
+        release.wait()
+
+    @scanner(pipeline="test")
+    def echo(state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.log("echo", asked=state["tickers"])
+        return [{"ticker": ticker, "n": n} for n, ticker in enumerate(state["tickers"])]
+
+    return [some_valid, broken("broken"), breaks_off, hangs_off, echo, polite("polite")]
+
+
+def test_sequential_is_the_same_code_one_at_a_time(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    reports = []
+    for concurrent in (True, False):
+        policy = bare(cache=Cache(), breaker=Breaker(), timeout=Timeout(total=0.1))
+        runner = fleet(*mixed(release), policy=policy, concurrent=concurrent)
+        results = runner.run({"tickers": ["A", "B"]}).results.values()
+        again = runner.run({"tickers": ["A", "B"]}).results.values()
+        reports.append(
+            [
+                (r.scanner, r.status, r.candidates, r.error, r.attempts, r.partial, r.dropped, len(r.tool_logs))
+                for r in [*results, *again]
+            ]
+        )
+    assert reports[0] == reports[1]
+    assert [line[1] for line in reports[0][:6]] == [
+        Status.COMPLETED,
+        Status.ERROR,
+        Status.ERROR,
+        Status.TIMEOUT,
+        Status.COMPLETED,
+        Status.TIMEOUT,
+    ]
+    assert [line[5] for line in reports[0][:6]] == [False, False, True, True, False, False]  # partial
+    assert reports[0][0][6] == 1  # dropped
+
+
+def test_sequential_is_one_at_a_time_in_the_given_order(fleet: Fleet) -> None:
+    order: list[str] = []
+    at_work = threading.Lock()
+
+    def make(name: str) -> Any:
+        @scanner(name=name, pipeline="test")
+        def scan(_state: dict[str, Any]) -> list[Any]:
+            assert at_work.acquire(blocking=False)
+            order.append(name)
+            at_work.release()
+            return []
+
+        return scan
+
+    runner = fleet(*(make(name) for name in "cab"), concurrent=False, max_workers=8)
+    assert [result.scanner for result in runner.stream({})] == order == ["c", "a", "b"]
+
+
+def test_the_longest_is_started_first_and_unknown_ones_before_all(fleet: Fleet) -> None:
+    clock = FakeClock()
+    order: list[str] = []
+
+    def make(name: str, seconds: float) -> Any:
+        @scanner(name=name, pipeline="test")
+        def scan(_state: dict[str, Any]) -> list[Any]:
+            order.append(name)
+            clock.advance(seconds)
+            return []
+
+        return scan
+
+    scanners = [make("short", 1), make("long", 3), make("middle", 2)]
+    runner = fleet(*scanners, clock=clock, max_workers=1)
+    runner.run({})
+    assert order == ["short", "long", "middle"]
+    order.clear()
+    runner.disable("middle")
+    runner.run({})
+    runner.enable("middle")
+    assert order == ["long", "short"]
+    order.clear()
+    report = runner.run({})
+    assert order == ["long", "middle", "short"]
+    assert list(report.results) == ["short", "long", "middle"]
+    runner = fleet(*scanners, clock=clock, max_workers=1, order="given")
+    order.clear()
+    runner.run({})
+    runner.run({})
+    assert order == ["short", "long", "middle"] * 2
+
+
+def test_leaving_a_stream_early_cancels_the_run(fleet: Fleet, eventually: Eventually) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    @scanner(pipeline="test")
+    def quick(_state: dict[str, Any]) -> list[Any]:
+        assert begun.wait(5)
+        return []
+
+    @scanner(pipeline="test")
+    def long(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        begun.set()
+        try:
+            context.sleep(60)
+        finally:
+            cancelled.set()
+        return []
+
+    runner = fleet(quick, long)
+    began = time.monotonic()
+    for result in runner.stream({}):
+        assert result.scanner == "quick"
+        break
+    assert cancelled.wait(5)
+    assert time.monotonic() - began < 2
+    eventually(lambda: runner.abandoned() == [])
+
+
+def test_a_stream_that_nobody_iterates_does_nothing(fleet: Fleet) -> None:
+    called: list[int] = []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        called.append(1)
+        return []
+
+    runner = fleet(source)
+    runner.stream({})
+    assert called == []
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_close_during_a_run_skips_what_is_open(concurrent: bool, fleet: Fleet, background: Background) -> None:
+    begun = threading.Event()
+
+    @scanner(pipeline="test")
+    def long(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        begun.set()
+        context.sleep(60)
+        return []
+
+    runner = fleet(
+        healthy("first"),
+        long,
+        *(healthy(f"q{n}") for n in range(5)),
+        max_workers=1,
+        concurrent=concurrent,
+        order="given",
+    )
+    run = background(runner.run, {})
+    assert begun.wait(5)
+    runner.close()
+    runner.close()
+    assert statuses(run.result(5)) == [Status.COMPLETED] + [Status.SKIPPED] * 6
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run({})
+    with pytest.raises(RuntimeError, match="closed"):
+        next(iter(runner.stream({})))
+
+
+def test_close_does_not_wait_for_a_hung_one(
+    fleet: Fleet, background: Background, release: threading.Event, eventually: Eventually
+) -> None:
+    begun = threading.Event()
+
+    @scanner(pipeline="test")
+    def hung(_state: dict[str, Any]) -> list[Any]:
+        begun.set()
+        release.wait()
+        return []
+
+    runner = fleet(hung)
+    run = background(runner.run, {})
+    assert begun.wait(5)
+    began = time.monotonic()
+    runner.close()
+    assert statuses(run.result(5)) == [Status.SKIPPED]
+    assert time.monotonic() - began < 1
+
+
+def test_a_runs_deadline_ends_the_run(fleet: Fleet, release: threading.Event) -> None:
+    runner = fleet(healthy("well"), hanging("hung", release), healthy("queued"), max_workers=1, order="given")
+    began = time.monotonic()
+    report = runner.run({}, deadline=0.1)
+    assert time.monotonic() - began < 0.3
+    assert statuses(report) == [Status.COMPLETED, Status.TIMEOUT, Status.SKIPPED]
+    assert report.results["hung"].attempts == 1
+    assert report.results["queued"].attempts == 0
+    assert not report.complete
+
+
+def test_nothing_starts_at_or_after_the_deadline(fleet: Fleet) -> None:
+    asked: list[int] = []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        asked.append(1)
+        return []
+
+    assert statuses(fleet(source).run({}, deadline=0)) == [Status.SKIPPED]
+    clock = FakeClock()
+
+    @scanner(pipeline="test")
+    def takes_all_the_time(_state: dict[str, Any]) -> list[Any]:
+        clock.advance(5)
+        return []
+
+    runner = fleet(takes_all_the_time, source, clock=clock, concurrent=False)
+    assert statuses(runner.run({}, deadline=5))[1] is Status.SKIPPED
+    assert asked == []
+
+
+def test_a_cut_execution_that_fills_a_cache_goes_on_and_has_no_vote(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    calls: list[int] = []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        calls.append(1)
+        release.wait()
+        return [{"ticker": "AAPL"}]
+
+    runner = fleet(source, policy=bare(cache=Cache(), breaker=Breaker(failures=1)))
+    assert statuses(runner.run({}, deadline=0.05)) == [Status.TIMEOUT]
+    assert statuses(runner.run({}, deadline=0.05)) == [Status.SKIPPED]  # a follower of that one
+    assert runner.abandoned() == []  # it is at work, within its own time
+    release.set()
+    eventually(lambda: statuses(runner.run({}, deadline=0.05)) == [Status.CACHED])
+    assert len(calls) == 1
+
+
+def test_a_cut_execution_without_a_cache_is_cancelled_and_has_no_vote(fleet: Fleet, bare: Bare) -> None:
+    stopped = threading.Event()
+
+    @scanner(pipeline="test")
+    def source(state: dict[str, Any], context: ScanContext) -> list[Any]:
+        try:
+            context.sleep(state["seconds"])
+        finally:
+            stopped.set()
+        return []
+
+    runner = fleet(source, policy=bare(breaker=Breaker(failures=1)))
+    runner.run({"seconds": 60}, deadline=0.05)
+    assert stopped.wait(1)
+    assert statuses(runner.run({"seconds": 0})) == [Status.COMPLETED]
+
+
+def test_a_scan_in_several_runs_at_once(fleet: Fleet, background: Background) -> None:
+    together = threading.Barrier(4, timeout=5)
+
+    @scanner(pipeline="test")
+    def source(state: dict[str, Any]) -> list[Any]:
+        together.wait()
+        return [{"ticker": state["ticker"]}]
+
+    runner = fleet(source)
+    runs = [background(runner.run, {"ticker": ticker}) for ticker in "ABCD"]
+    assert [run.result(5).candidates[0].ticker for run in runs] == ["A", "B", "C", "D"]
+
+
+def test_disabled_scanners_are_not_asked_and_not_counted(fleet: Fleet) -> None:
+    clock = FakeClock()
+    changes: list[ScannerStateChanged] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, ScannerStateChanged):
+            changes.append(event)
+
+    runner = fleet(healthy("one"), broken("two"), clock=clock, listeners=(listen,))
+    runner.disable("two", reason="sick", duration=3600)
+    report = runner.run({})
+    assert statuses(report) == [Status.COMPLETED, Status.DISABLED]
+    assert report.complete
+    assert report.require(1.0) is report
+    clock.advance(3599)
+    assert statuses(runner.run({}))[1] is Status.DISABLED
+    clock.advance(1)
+    report = runner.run({})
+    assert statuses(report)[1] is Status.ERROR
+    with pytest.raises(ScanError, match=r"two \(error\)"):
+        report.require(0.6)
+    runner.disable("two")
+    clock.advance(86_399)
+    assert statuses(runner.run({}))[1] is Status.DISABLED  # 24 hours unless given
+    runner.enable("two", reason="well")
+    assert statuses(runner.run({}))[1] is Status.ERROR
+    assert [(change.new, change.reason) for change in changes] == [
+        ("disabled", "sick"),
+        ("enabled", "sick"),
+        ("disabled", "by hand"),
+        ("enabled", "well"),
+    ]
+    for wrong in (lambda: runner.disable("three"), lambda: runner.enable("three")):
+        with pytest.raises(ConfigError, match="three"):
+            wrong()
+
+
+def test_ctrl_c_while_a_scan_begins_ends_the_run(fleet: Fleet, background: Background) -> None:
+    clock = FakeClock()
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, ScannerStateChanged) and event.new == "enabled":
+            raise KeyboardInterrupt
+
+    runner = fleet(healthy("one"), healthy("two"), clock=clock, listeners=(interrupt,))
+    runner.disable("two", duration=10)
+    clock.advance(10)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        background(runner.run, {}).result(3)
+    assert list(caught.value.report.results) == ["one", "two"]  # type: ignore[attr-defined]
