@@ -1,0 +1,265 @@
+"""Each shared structure under threads that switch all the time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, ScanContext, Timeout
+from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.events import Bus, ScannerStateChanged
+from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.cache import Entry, ResultCache, SharedValues
+from resilient_scan.layers.limit import Provider, Ticket
+from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.timeout import HungThreads
+from resilient_scan.quarantine import Gate
+from resilient_scan.testing import FakeClock, Recorder
+
+Crew = Callable[..., list[Any]]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_never_more_trials_than_allowed(trials: int, crew: Crew) -> None:
+    clock = FakeClock()
+    guard = Guard("one", Breaker(failures=1, open_for=1, open_cap=1, trials=trials), clock, Random(1))
+    guard.vote(guard.admit()[0], True)
+
+    def ask(_number: int) -> Any:
+        try:
+            return guard.admit()
+        except CircuitOpen:
+            return None
+
+    for turn in range(600):
+        clock.advance(2)
+        admitted = [one for one in crew(ask, times=5) if one is not None]
+        assert len(admitted) == trials
+        assert sum(change is not None for _, change in admitted) == 1, "one of them opened it half"
+        well = turn % 2 == 0
+        changes = crew(*(lambda permit=permit, failed=not well: guard.vote(permit, failed) for permit, _ in admitted))
+        assert [change.new for change in changes if change] == ["closed" if well else "open"]
+        if well:
+            guard.vote(guard.admit()[0], True)
+
+
+def test_each_change_of_the_breaker_is_told_once(crew: Crew) -> None:
+    clock = FakeClock()
+    guard = Guard("one", Breaker(failures=3, open_for=0.5, open_cap=0.5), clock, Random(1))
+    changes: list[Any] = []
+
+    def work(number: int) -> None:
+        chance = Random(number)
+        for _ in range(5000):
+            clock.advance(0.01)
+            try:
+                permit, change = guard.admit()
+            except CircuitOpen:
+                continue
+            told = [change, guard.vote(permit, chance.random() < 0.6), guard.vote(permit, True)]
+            changes.extend(one for one in told if one is not None)
+
+    crew(work, times=4)
+    assert len(changes) == guard._memory.generation
+    counts = {(one.old, one.new): 0 for one in changes}
+    for one in changes:
+        counts[one.old, one.new] += 1
+    into_open = counts.get(("closed", "open"), 0) + counts.get(("half_open", "open"), 0)
+    assert abs(into_open - counts.get(("open", "half_open"), 0)) <= 1
+    assert set(counts) <= {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}
+
+
+def test_one_leader_at_a_time(crew: Crew) -> None:
+    clock = FakeClock()
+    cache: ResultCache[Any] = ResultCache(Cache(ttl=1, jitter=0, maxsize=4), clock, Random(1))
+    leading = {key: threading.Lock() for key in "ab"}
+    led: list[int] = []
+
+    def work(number: int) -> None:
+        chance = Random(number)
+        for _ in range(8000):
+            key, mine = chance.choice("ab"), object()
+            answer = cache.lead(key, mine)
+            if answer is not mine:
+                assert isinstance(answer, Entry) or type(answer) is object
+                clock.advance(2 if chance.random() < 0.05 else 0)
+                continue
+            assert leading[key].acquire(blocking=False), "two lead"
+            led.append(1)
+            heir = object()
+            cache.hand_on(key, mine, heir)
+            cache.land(key, mine)  # of no effect: it leads no more
+            leading[key].release()
+            cache.put(key, [], heir) if chance.random() < 0.1 else cache.land(key, heir)
+
+    crew(work, times=4)
+    assert len(led) > 100
+    assert not cache._flights
+
+
+def test_a_shared_value_is_loaded_once(crew: Crew) -> None:
+    clock = FakeClock(auto=True)
+    values = SharedValues(clock, maxsize=8)
+    for turn in range(800):
+        calls: list[int] = []
+        fails = turn % 3 == 0
+
+        def load(calls: list[int] = calls, fails: bool = fails) -> object:
+            calls.append(1)
+            if fails and len(calls) == 1:
+                raise ValueError("down")
+            return calls
+
+        def ask(_number: int, turn: int = turn, load: Callable[[], object] = load) -> Any:
+            try:
+                return values.get(turn, load, 60, ScanContext("one"))
+            except ValueError as error:
+                return error
+
+        answers = crew(ask, times=4)
+        assert len(calls) <= 1 + fails
+        assert all(answer is calls or isinstance(answer, ValueError) for answer in answers)
+        assert fails or all(answer is calls for answer in answers)
+    assert not values._loading
+
+
+def test_places_of_a_provider(crew: Crew) -> None:
+    """Ask, be granted, give back; or leave the queue, and give back what was granted all the same."""
+    pool = ThreadPool(1)
+    provider = Provider(Limit("acme", concurrency=2), FakeClock(auto=True), pool.at)
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def granted(got: threading.Event) -> None:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        got.set()
+
+    def work(number: int) -> None:
+        chance = Random(number)
+        for _ in range(3000):
+            got = threading.Event()
+            ticket = Ticket(lambda got=got: granted(got), lambda _error: None)  # type: ignore[misc]
+            provider.request(ticket, 1e9)
+            if chance.random() < 0.3 and provider.withdraw(ticket):
+                continue
+            assert got.wait(20)
+            with lock:
+                inside[0] -= 1
+            provider.release()
+
+    crew(work, times=4)
+    assert provider.taken == provider.waiting == 0
+    assert most[0] == 2
+    pool.shutdown(wait=False)
+
+
+def test_waiting_on_a_worker_for_a_place(crew: Crew) -> None:
+    pool = ThreadPool(1)
+    provider = Provider(Limit("acme", concurrency=1), FakeClock(), pool.at)
+    lock = threading.Lock()
+
+    def work(_number: int) -> None:
+        for _ in range(1500):
+            provider.acquire(ScanContext("one", clock=FakeClock()), with_permit=True)
+            assert lock.acquire(blocking=False), "two have the one place"
+            lock.release()
+            provider.release()
+
+    crew(work, times=4)
+    assert provider.taken == provider.waiting == 0
+    pool.shutdown(wait=False)
+
+
+def test_hung_threads_are_counted_right(crew: Crew) -> None:
+    hung = HungThreads(Timeout(max_abandoned=2), FakeClock(auto=True))
+
+    def work(_number: int) -> None:
+        for _ in range(8000):
+            hung.left()
+            hung.came_back()
+
+    crew(work, times=4)
+    assert hung.count == 0
+    context = ScanContext("one", deadline=0.0)
+    hung.admit(context)
+    hung.left()
+    hung.left()
+    with pytest.raises(Rejected):
+        HungThreads.admit(hung, ScanContext("one", clock=FakeClock(), deadline=0.0))
+
+
+def test_the_budget_is_never_overdrawn(crew: Crew) -> None:
+    for _ in range(200):
+        budget = Budget(Retry(budget=0.001, budget_min=37), FakeClock())
+        spent = crew(lambda _number, budget=budget: sum(budget.spend() for _ in range(30)), times=4)
+        assert sum(spent) == 37
+
+
+def test_orders_at_the_gate(crew: Crew) -> None:
+    recorder, clock = Recorder(), FakeClock()
+    gate = Gate(("one",), clock, Bus([recorder]))
+
+    def work(number: int) -> None:
+        for turn in range(2000):
+            if number == 0:
+                gate.disable("one", "by hand", 0.5)
+            elif number == 1:
+                gate.enable("one", "by hand")
+            else:
+                gate.in_service("one")
+                clock.advance(0.1 * (turn % 3))
+
+    crew(work, times=4)
+    clock.advance(1)
+    assert gate.in_service("one")
+    told = recorder.of(ScannerStateChanged)
+    went = sum((event.old, event.new) == ("enabled", "disabled") for event in told)
+    came = sum((event.old, event.new) == ("disabled", "enabled") for event in told)
+    assert went == came
+
+
+def test_every_future_of_the_pool_ends(crew: Crew) -> None:
+    for turn in range(60):
+        pool = ThreadPool(3)
+        futures: list[Future[int]] = []
+
+        def submit(number: int, pool: ThreadPool = pool, futures: list[Future[int]] = futures) -> None:
+            for item in range(60):
+                with suppress(RuntimeError):  # shut down
+                    futures.append(pool.submit(lambda item=item: item))
+
+        def shut(turn: int = turn, pool: ThreadPool = pool, futures: list[Future[int]] = futures) -> None:
+            while len(futures) < turn % 12 * 9:
+                pass
+            pool.shutdown(wait=False, cancel_futures=turn % 2 == 0)
+
+        crew(lambda: submit(0), lambda: submit(1), shut)
+        pool.shutdown(wait=True)
+        for future in futures:
+            with suppress(CancelledError):
+                assert 0 <= future.result(20) < 60
+        assert pool.counts()["abandoned"] == 0
+
+
+def test_timers_ring_once_or_not_at_all(crew: Crew, eventually: Eventually) -> None:
+    pool = ThreadPool(1)
+    rung: list[tuple[int, int]] = []
+
+    def work(number: int) -> None:
+        for turn in range(200):
+            forget = pool.at(0.0, lambda turn=turn: rung.append((number, turn)))
+            if turn % 2:
+                forget()
+
+    crew(work, times=4)
+    eventually(lambda: sum(turn % 2 == 0 for _, turn in rung) == 400)
+    assert len(set(rung)) == len(rung)
+    pool.shutdown(wait=False)
