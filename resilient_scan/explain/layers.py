@@ -207,7 +207,7 @@ def _guard(stack: Stack) -> Iterator[str]:
         return
     state, wait = guard.state.replace("_", "-"), guard.next_trial_in()
     trial = f", next trial in {span(wait)}" if wait else "" if state == "closed" else ", the next scan is a trial"
-    yield f"{state}, {guard.failures} of {breaker.failures} failures in a row{trial}"
+    yield f"{state}, {counted(guard.failures, 'failure')} in a row{trial}"
     troubled = guard.troubled()
     if troubled is not None:
         seen, failed, slow = troubled

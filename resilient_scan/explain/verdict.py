@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from resilient_scan.explain.model import Hung, Reason, Verdict
 from resilient_scan.explain.text import clean, counted, moment, span
+from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry
+from resilient_scan.options import Breaker
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import Order
 from resilient_scan.stack import Stack
@@ -27,14 +29,9 @@ def verdict_of(stack: Stack, order: Order | None, hung: tuple[Hung, ...]) -> Ver
         return Verdict("cached", Status.CACHED, _fresh(stack, newest, bool(hindering)), hindering)
     failure = None if stack.cache is None else stack.cache.newest_failure()
     if failure is not None:
-        return Verdict(
-            "no",
-            Status.ERROR,
-            "A scan of the same state would end `error` at once.",
-            (_failed(stack, failure), *hindering),
-        )
+        return _instead(stack, newest, Status.ERROR, (_failed(stack, failure), *hindering))
     if hindering:
-        return _hindered(stack, newest, hindering)
+        return _instead(stack, newest, Status.REJECTED, hindering)
     if delaying:
         return Verdict("waits", "", "A scan would ask the source as soon as there is room for it.", delaying)
     return Verdict("yes", "", _now(stack))
@@ -56,16 +53,19 @@ def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
     return told + (", one of another state `rejected`." if hindered else "; one of another state would ask the source.")
 
 
-def _hindered(stack: Stack, newest: Entry | None, reasons: tuple[Reason, ...]) -> Verdict:
+def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[Reason, ...]) -> Verdict:
+    """Say what a scan gets that does not ask the source: an old answer where there is one, else a failure."""
     now = stack.clock.monotonic()
+    which = "A scan of the same state" if status is Status.ERROR else "A scan"
     if newest is None or now >= newest.stale_until:
-        return Verdict("no", Status.REJECTED, "A scan would end `rejected`, without asking the source.", reasons)
+        return Verdict("no", status, f"{which} would end `{status}`, without asking the source.", reasons)
     told = (
         f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
         f"{counted(len(newest.candidates), 'candidate')} of then; that answer stands in for another "
-        f"{span(newest.stale_until - now)}. One of another state would end `rejected`."
+        f"{span(newest.stale_until - now)}."
     )
-    return Verdict("no", Status.STALE, told, reasons)
+    other = "" if status is Status.ERROR else f" One of another state would end `{status}`."
+    return Verdict("no", Status.STALE, told + other, reasons)
 
 
 # What stands in the way, outermost layer first
@@ -105,7 +105,7 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "breaker",
-                f"open after {counted(guard.failures, 'failed attempt')} in a row{_last_error(stack)}",
+                f"{_opened(guard, breaker)}{_last_error(stack)}",
                 f"wait {span(wait)}: the first scan after that is a trial, and {trials} the breaker",
             ),
         )
@@ -118,6 +118,13 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
                 f"when a trial has ended, in {span(wait)} at the latest, the next one begins; {trials} the breaker",
             ),
         )
+
+
+def _opened(guard: Guard, breaker: Breaker) -> str:
+    """Say what opened it; a trial that failed is one more in a row."""
+    if guard.failures >= breaker.failures:
+        return f"open after {counted(guard.failures, 'failed attempt')} in a row"
+    return f"open, because too many of the last {breaker.window} attempts failed or were slow (breaker.window)"
 
 
 def _last_error(stack: Stack) -> str:

@@ -97,7 +97,7 @@ def test_an_open_breaker_says_why_and_when(clock):
         assert (answer, status, layer) == ("no", "rejected", "breaker")
         assert why == "open after 2 failed attempts in a row, the last one with ScanError: HTTP 500 error"
         assert way_out == "wait 12s: the first scan after that is a trial, and one success closes the breaker"
-        assert "now: open, 2 of 2 failures in a row, next trial in 12s" in says(runner, "feed")
+        assert "now: open, 2 failures in a row, next trial in 12s" in says(runner, "feed")
         clock.advance(12)
         assert "YES. A scan would ask the source at once, as a trial" in says(runner, "feed")
 
@@ -160,6 +160,33 @@ def test_a_remembered_failure(clock):
         assert "0 answers kept now: 1 failure remembered" in says(runner, "feed")
         clock.advance(20)
         assert verdict(runner, "feed") == ("yes", "", [])
+
+
+def test_a_stale_answer_stands_in_for_a_remembered_failure(clock):
+    cache = Cache(ttl=60, stale_if_error=3600, ttl_error=30, jitter=0)
+    with runner_of(flapping("feed", [FOUND, OSError("down")], cache=cache, retry=None), clock=clock) as runner:
+        runner.run(STATE)
+        clock.advance(61)
+        runner.run(STATE)
+        answer, status, ((layer, _why, _way_out),) = verdict(runner, "feed")
+        assert (answer, status, layer) == ("no", "stale", "cache")
+        assert runner.run(STATE).results["feed"].status == "stale"
+
+
+def test_a_breaker_that_a_rate_has_opened(clock):
+    breaker = Breaker(failures=3, failure_rate=0.5, minimum=4, window=4)
+    feed = flapping("feed", [[], OSError(), [], OSError("down")], cache=None, retry=None, breaker=breaker)
+    with runner_of(feed, clock=clock) as runner:
+        for _ in range(4):
+            runner.run(STATE)
+        _, _, ((_, why, _),) = verdict(runner, "feed")
+        text = says(runner, "feed")
+    assert why == (
+        "open, because too many of the last 4 attempts failed or were slow (breaker.window), "
+        "the last one with OSError: down"
+    )
+    assert "3 failed attempts in a row or 50% failures among the last 4 open it" in text
+    assert "now: open, 1 failure in a row, next trial in 1m" in text
 
 
 def test_a_hung_thread_is_shown_where_it_hangs():
