@@ -1,0 +1,217 @@
+"""The cache as a user sees it, one sentence of their contract a test."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Policy,
+    ScanResult,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
+from resilient_scan.testing import FakeClock, flapping
+
+Fleet = Callable[..., ScanRunner]
+Bare = Callable[..., Policy]
+Background = Callable[..., "Future[Any]"]
+Eventually = Callable[[Callable[[], bool]], None]
+DOWN = OSError("down")
+A, B = [{"ticker": "A"}], [{"ticker": "B"}]
+
+
+def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
+    """Run a fleet of one."""
+    (result,) = runner.run(state, **options).results.values()
+    return result
+
+
+def tickers(result: ScanResult) -> list[str]:
+    return [found.ticker for found in result.candidates]
+
+
+class Highest(Random):
+    """Draws the upper end: a backoff is as long as it may be."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+    def random(self) -> float:
+        return 0.0
+
+
+def test_an_answer_is_fresh_for_its_ttl(fleet: Fleet, bare: Bare) -> None:
+    clock = FakeClock()
+    runner = fleet(flapping("s", [A, B]), policy=bare(cache=Cache(ttl=60, jitter=0)), clock=clock)
+    assert only(runner).status is Status.COMPLETED
+    clock.advance(59)
+    cached = only(runner)
+    assert (cached.status, cached.age, cached.attempts, tickers(cached)) == (Status.CACHED, 59, 0, ["A"])
+    clock.advance(1)
+    assert tickers(only(runner)) == ["B"]
+
+
+def test_jitter_only_shortens_a_ttl(fleet: Fleet, bare: Bare) -> None:
+    for seed in range(20):
+        clock = FakeClock()
+        policy = bare(cache=Cache(ttl=100, jitter=0.1))
+        runner = fleet(flapping("s", [A, B]), policy=policy, clock=clock, random=Random(seed))
+        only(runner)
+        clock.advance(89.9)
+        assert only(runner).status is Status.CACHED
+        clock.advance(10.1)
+        assert only(runner).status is Status.COMPLETED
+
+
+def test_a_stale_answer_stands_in_for_a_failed_execution(fleet: Fleet, bare: Bare) -> None:
+    clock = FakeClock()
+    policy = bare(cache=Cache(ttl=60, jitter=0, stale_if_error=100))
+    runner = fleet(flapping("s", [A, DOWN, DOWN, DOWN, B]), policy=policy, clock=clock)
+    only(runner)
+    clock.advance(60)
+    stale = only(runner)
+    assert (stale.status, stale.age, tickers(stale), stale.partial) == (Status.STALE, 60, ["A"], False)
+    assert stale.error is not None
+    assert stale.error.message == "down"
+    clock.advance(99)
+    assert only(runner).status is Status.STALE
+    clock.advance(1)
+    assert only(runner).status is Status.ERROR
+    assert tickers(only(runner)) == ["B"]
+
+
+@pytest.mark.parametrize("end", ["error", "timeout", "rejected", "run's deadline"])
+def test_stale_wins_over_partial_however_it_ends(end: str, fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    clock_free = bare(
+        cache=Cache(ttl=0.001, jitter=0, stale_if_error=1000),
+        breaker=Breaker(failures=1) if end == "rejected" else None,
+        timeout=Timeout(total=0.1),
+    )
+    calls: list[int] = []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            return A
+        return later()
+
+    def later() -> Any:
+        yield {"ticker": "PARTIAL"}
+        if end in ("error", "rejected"):
+            raise DOWN
+        release.wait()
+
+    runner = fleet(source, policy=clock_free)
+    assert only(runner).status is Status.COMPLETED
+    threading.Event().wait(0.002)  # the answer is no longer fresh
+    result = only(runner, deadline=0.05 if end == "run's deadline" else None)
+    if end == "rejected":
+        result = only(runner)
+        assert result.error is not None
+        assert result.error.type == "resilient_scan.CircuitOpen"
+    assert (result.status, tickers(result), result.partial) == (Status.STALE, ["A"], False)
+
+
+def test_single_flight_across_runs_and_followers_hold_no_worker(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Eventually
+) -> None:
+    calls, others = [], []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        calls.append(1)
+        release.wait()
+        return [{"ticker": "A", "notes": []}]
+
+    @scanner(pipeline="test", cache=None)
+    def other(_state: dict[str, Any]) -> list[Any]:
+        others.append(1)
+        return []
+
+    runner = fleet(source, other, policy=bare(cache=Cache()), max_workers=2, order="given")
+    runs = [background(runner.run, {}) for _ in range(5)]
+    eventually(lambda: len(others) == 5)  # with one worker left, though four runs wait
+    release.set()
+    results = [run.result(5).results["source"] for run in runs]
+    assert sorted(result.status for result in results) == [Status.CACHED] * 4 + [Status.COMPLETED]
+    assert {(r.age, r.attempts) for r in results if r.status is Status.CACHED} == {(0.0, 0)}
+    assert len({id(result.candidates[0]) for result in results}) == 5
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("inputs", "calls"), [(None, 3), (("day",), 2), ((), 1)])
+def test_the_key_is_what_the_scanner_reads(
+    inputs: tuple[str, ...] | None, calls: int, fleet: Fleet, bare: Bare
+) -> None:
+    asked: list[int] = []
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        asked.append(1)
+        return []
+
+    runner = fleet(source, policy=bare(cache=Cache(inputs=inputs)))
+    for state in ({"day": 1, "x": 1}, {"x": 1, "day": 1}, {"day": 1, "x": 2}, {"day": 2, "x": 1}):
+        only(runner, state)
+    assert len(asked) == calls
+
+
+def test_two_scanners_have_two_caches(fleet: Fleet, bare: Bare) -> None:
+    """One cache for two functions collides: the key does not know the function."""
+    runner = fleet(flapping("a", [A]), flapping("b", [B]), policy=bare(cache=Cache()))
+    for _ in range(2):
+        report = runner.run({})
+        assert [tickers(result) for result in report.results.values()] == [["A"], ["B"]]
+
+
+def test_a_state_without_a_stable_key_is_not_cached_and_warned_about_once(
+    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = fleet(flapping("s", [A, B, A]), policy=bare(cache=Cache()))
+    with caplog.at_level(logging.WARNING, "resilient_scan"):
+        assert [tickers(only(runner, {"own": object()})) for _ in range(3)] == [["A"], ["B"], ["A"]]
+    (line,) = caplog.messages
+    assert line.startswith("s is not cached")
+
+
+def test_values_of_different_types_have_keys_of_their_own(fleet: Fleet, bare: Bare) -> None:
+    @scanner(pipeline="test")
+    def kind(state: dict[str, Any]) -> list[Any]:
+        return [{"ticker": type(state["day"]).__name__}]
+
+    runner = fleet(kind, policy=bare(cache=Cache()))
+    day = datetime(2026, 11, 24)  # noqa: DTZ001
+    assert [tickers(only(runner, {"day": value})) for value in (day, day.isoformat())] == [["datetime"], ["str"]]
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_an_answer_is_kept_under_the_state_that_was_asked(concurrent: bool, fleet: Fleet, bare: Bare) -> None:
+    @scanner(pipeline="test")
+    def other(_state: dict[str, Any]) -> list[Any]:
+        return []
+
+    @scanner(pipeline="test", cache=Cache(inputs=("tickers",)))
+    def echo(state: dict[str, Any]) -> list[Any]:
+        return [{"ticker": ticker} for ticker in state["tickers"]]
+
+    runner = fleet(other, echo, policy=bare(cache=Cache()), concurrent=concurrent, order="given")
+    state: dict[str, Any] = {"tickers": ["OLD"]}
+    results = runner.stream(state)
+    if concurrent:
+        state["tickers"][0] = "NEW"  # before the run begins
+    for _result in results:
+        state["tickers"][0] = "NEW"  # while it runs
+    assert [found.ticker for found in runner.run({"tickers": ["NEW"]}).candidates] == ["NEW"]

@@ -1,0 +1,219 @@
+"""What listeners and the log are told, and when."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resilient_scan import Breaker, Cache, ConfigError, LogEvents, Policy, Retry, RunReport, ScanRunner, Status, Timeout
+from resilient_scan.events import (
+    AttemptEnded,
+    BreakerChanged,
+    Event,
+    LateCompletion,
+    RunEnded,
+    RunStarted,
+    ScanEnded,
+    ScannersRegistered,
+    ThreadAbandoned,
+)
+from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
+
+Fleet = Callable[..., ScanRunner]
+Bare = Callable[..., Policy]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+class Threads(Recorder):
+    """Notes on which thread each event arrived, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        self.threads.append(threading.current_thread().name)
+
+
+def test_all_events_of_a_run_arrive_before_it_returns_and_never_on_the_watchdogs_thread(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    recorder = Threads()
+    policy = bare(breaker=Breaker(failures=1), timeout=Timeout(total=0.05), retry=Retry(attempts=2, base=0, cap=0))
+    runner = fleet(
+        healthy("well"), broken("bad"), hanging("hung", release), policy=policy, listeners=(recorder,), max_workers=2
+    )
+    report = runner.run({})
+    seen = [type(event) for event in recorder.events_seen]
+    assert seen[:2] == [ScannersRegistered, RunStarted]
+    assert seen[-1] is RunEnded
+    assert sorted(event.result.scanner for event in recorder.of(ScanEnded)) == ["bad", "hung", "well"]
+    assert {event.result.scanner: event.result for event in recorder.of(ScanEnded)} == report.results
+    attempts = sorted((event.scanner, event.attempt, event.outcome) for event in recorder.of(AttemptEnded))
+    assert attempts == [("bad", 1, "error"), ("hung", 1, "timeout"), ("well", 1, "success")]
+    changed = sorted((event.scanner, event.old, event.new) for event in recorder.of(BreakerChanged))
+    assert changed == [("bad", "closed", "open"), ("hung", "closed", "open")]
+    (left,) = recorder.of(ThreadAbandoned)
+    assert left.scanner == "hung"
+    assert not [name for name in recorder.threads if "watchdog" in name]
+    (ended,) = recorder.of(RunEnded)
+    assert (ended.counts, ended.complete) == (report.counts, False)
+
+
+def test_a_late_completion_is_told_when_the_thread_ends(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    recorder = Threads()
+    runner = fleet(hanging("hung", release), policy=bare(timeout=Timeout(total=0.05)), listeners=(recorder,))
+    runner.run({})
+    assert recorder.of(LateCompletion) == []
+    release.set()
+    eventually(lambda: bool(recorder.of(LateCompletion)))
+    (late,) = recorder.of(LateCompletion)
+    assert (late.scanner, late.outcome, late.duration >= 0.05) == ("hung", "success", True)
+    assert "watchdog" not in recorder.threads[-1]
+
+
+def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+
+    def bad(_event: Any) -> None:
+        raise RuntimeError("no")
+
+    runner = fleet(healthy("one"), listeners=(bad, recorder))
+    with caplog.at_level(logging.ERROR, "resilient_scan"):
+        for _ in range(3):
+            assert runner.run({}).complete
+    assert len(recorder.of(RunEnded)) == 3
+    assert sum("listener" in message for message in caplog.messages) <= 1
+
+
+def test_no_listeners_is_no_lines(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "resilient_scan"):
+        fleet(healthy("one"), broken("two"), listeners=()).run({})
+    assert caplog.messages == []
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+@pytest.mark.parametrize("listeners", [None, (LogEvents(),)], ids=["by default", "by hand"])
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_the_lines_that_users_know(
+    concurrent: bool, listeners: Any, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow_scanner(_state: dict[str, Any]) -> list[Any]:
+        clock.advance(30)
+        raise TimeoutError
+
+    clock = FakeClock()
+    movers = healthy("market_movers", [{"ticker": f"T{n}"} for n in range(10)])
+    scanners = [movers, broken("broken_scanner"), *(healthy(f"s{n}") for n in range(6))]
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        fleet(*scanners, listeners=listeners, concurrent=concurrent, clock=clock).run({})
+    first, *rest = lines(caplog)
+    how = "concurrently (max 8 workers)" if concurrent else "sequentially"
+    assert first == ("INFO", f"Running 8 scanners {how}...")
+    assert ("INFO", "✓ market_movers: 10 candidates") in rest
+    assert ("WARNING", "⚠️ broken_scanner: HTTP 500 error") in rest
+
+
+def test_the_line_of_a_timeout(
+    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture, release: threading.Event
+) -> None:
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        runner = fleet(hanging("slow_scanner", release), policy=bare(timeout=Timeout(total=0.05)), listeners=None)
+        runner.run({})
+    assert ("WARNING", "⏱️ slow_scanner: timeout after 0.05s") in lines(caplog)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(30, "30s"), (30.0, "30s"), (0.25, "0.25s"), (1200, "1200s"), (86400, "86400s")]
+)
+def test_times_are_written_as_people_write_them(seconds: float, text: str, fleet: Fleet, bare: Bare) -> None:
+    clock = FakeClock()
+    from resilient_scan import ScanContext, scanner
+
+    @scanner(pipeline="test")
+    def slow(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        clock.advance(seconds)
+        context.check()
+        return []
+
+    result = fleet(slow, policy=bare(timeout=Timeout(total=seconds)), clock=clock).run({}).results["slow"]
+    assert result.error is not None
+    assert result.error.message == f"timeout after {text}"
+
+
+def test_the_reason_of_a_dropped_candidate_is_of_the_attempt_that_answered(
+    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
+) -> None:
+    from resilient_scan import ScanContext, scanner
+
+    answers = iter([[{"no": "ticker"}], [{"ticker": "B C"}, {"ticker": "AAPL"}]])
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any], context: ScanContext) -> Any:
+        yield from next(answers)
+        if context.attempt == 1:
+            raise OSError("down")
+
+    with caplog.at_level(logging.WARNING, "resilient_scan"):
+        fleet(source, policy=bare(retry=Retry(base=0, cap=0)), listeners=(LogEvents(),)).run({})
+    (line,) = [line for line in caplog.messages if "dropped" in line]
+    assert "B C" in line
+
+
+def test_what_the_cache_had_is_told(fleet: Fleet, bare: Bare) -> None:
+    clock, recorder = FakeClock(), Recorder()
+    policy = bare(cache=Cache(ttl=10, jitter=0, stale_if_error=10))
+    runner = fleet(flapping("s", [[], OSError("down"), []]), policy=policy, clock=clock, listeners=(recorder,))
+    runner.run({})
+    runner.run({})
+    clock.advance(10)
+    runner.run({})
+    runner.run({"own": object()})
+    assert [event.cache for event in recorder.of(ScanEnded)] == ["miss", "hit", "stale", "bypass"]
+
+
+# arguments
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Retry(attempts=0), "retry.attempts must be >= 1, got 0"),
+        (lambda: Cache(ttl=0), "cache.ttl must be > 0, got 0"),
+        (lambda: Breaker(failures=0), "breaker.failures must be >= 1, got 0"),
+        (lambda: Timeout(total=-1), "timeout.total must be > 0, got -1"),
+        (lambda: Timeout(total=float("nan")), "timeout.total must be a finite number, got nan"),
+        (lambda: ScanRunner([], max_workers=0), "max_workers must be >= 1, got 0"),
+        (lambda: ScanRunner([], timeout_seconds=0), "timeout_seconds must be > 0, got 0"),
+        (lambda: ScanRunner([healthy("a"), healthy("a")]), "two scanners are named 'a'"),
+        (lambda: ScanRunner.from_config([], {"scanner_execution": {"max_wrokers": 1}}), "max_wrokers"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert str(caught.value).startswith(message) or message in str(caught.value)
+
+
+@pytest.mark.parametrize("home", ["top", "discovery"])
+def test_from_config(home: str, bare: Bare, release: threading.Event) -> None:
+    table = {"scanner_execution": {"concurrent": True, "max_workers": 8, "timeout_seconds": 0.05}}
+    config: dict[str, Any] = {"unrelated": {"x": 1}, **(table if home == "top" else {"discovery": table})}
+    recorder = Recorder()
+    with ScanRunner.from_config([hanging("h", release)], config, policy=bare(), listeners=(recorder,)) as runner:
+        report: RunReport = runner.run({})
+    assert report.results["h"].status is Status.TIMEOUT
+    (started,) = recorder.of(RunStarted)
+    assert (started.concurrent, started.max_workers) == (True, 8)
