@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
-from resilient_scan.clock import SystemClock
+import pytest
+
+from resilient_scan.clock import SystemClock, short
 
 
 def test_it_tells_the_machines_time() -> None:
@@ -26,19 +29,37 @@ def test_its_events_are_those_of_threading() -> None:
     assert not wake.wait(0)
 
 
-def test_a_sleep_ends_after_its_time() -> None:
+@pytest.mark.parametrize("method", ["wait", "sleep"])
+def test_a_wait_ends_at_its_instant(method: str) -> None:
     clock = SystemClock()
-    began = clock.monotonic()
-    assert clock.sleep(0.01, clock.event()) is False
-    assert clock.monotonic() - began >= 0.01
+    until = clock.monotonic() + 0.01
+    wake = clock.event()
+    getattr(clock, method)(until, wake)
+    assert clock.monotonic() >= until
+    assert not wake.is_set()
 
 
-def test_a_sleep_ends_when_it_is_woken() -> None:
+@pytest.mark.parametrize("until", [60.0, math.inf])
+@pytest.mark.parametrize("method", ["wait", "sleep"])
+def test_a_wait_ends_when_it_is_woken(method: str, until: float) -> None:
     clock = SystemClock()
     wake = clock.event()
-    answers: list[bool] = []
-    sleeper = threading.Thread(target=lambda: answers.append(clock.sleep(60, wake)), daemon=True)
-    sleeper.start()
+    waiter = threading.Thread(target=getattr(clock, method), args=(clock.monotonic() + until, wake), daemon=True)
+    waiter.start()
+    assert waiter.is_alive()
     wake.set()
-    sleeper.join(5)
-    assert answers == [True]
+    waiter.join(5)
+    assert not waiter.is_alive()
+
+
+def test_an_instant_that_is_over_is_not_waited_for() -> None:
+    clock = SystemClock()
+    clock.wait(clock.monotonic() - 60, clock.event())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (0.05, "0.05"), (1 / 3, "0.333"), (30, "30"), (99.96, "100"), (107.256, "107"), (86400, "86400")],
+)
+def test_a_duration_is_written_for_people(seconds: float, text: str) -> None:
+    assert short(seconds) == text

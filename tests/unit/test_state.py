@@ -139,10 +139,23 @@ def test_a_key_does_not_depend_on_the_order_of_keys_or_sets() -> None:
         (dt.date(2026, 1, 2), dt.date(2026, 1, 3)),
         (Holding("A", 1), Holding("A", 2)),
         (0.0, -0.0),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        ({1, 2}, [1, 2]),
+        ((1, 2), [1, 2]),
+        (Holding("A", 1), {"symbol": "A", "shares": 1}),
     ],
 )
 def test_a_key_differs_where_values_differ(one: Any, other: Any) -> None:
     assert key({"value": one}) != key({"value": other})
+
+
+def test_a_key_is_that_of_the_state_when_it_was_taken() -> None:
+    """Else the answer for the old state would be kept under the key of the new one."""
+    state = {"tickers": ["AAPL"]}
+    snapshot = Snapshot(state)
+    state["tickers"].append("LATER")
+    assert snapshot.key(None) == key({"tickers": ["AAPL"]}) is not None
+    assert snapshot.key(("tickers",)) == key({"tickers": ["AAPL"]}, ("tickers",)) is not None
 
 
 def test_a_key_leaves_the_tool_logs_out() -> None:

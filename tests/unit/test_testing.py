@@ -16,23 +16,21 @@ PATIENCE = 5.0
 
 
 class Sleeper(threading.Thread):
-    """Sleeps on a clock and keeps the answer."""
+    """Sleeps on a clock until an instant."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, clock: Clock, until: float) -> None:
         super().__init__(daemon=True)
         self.clock = clock
-        self.seconds = seconds
+        self.until = until
         self.wake = clock.event()
-        self.answer: bool | None = None
         self.start()
 
     def run(self) -> None:
-        self.answer = self.clock.sleep(self.seconds, self.wake)
+        self.clock.sleep(self.until, self.wake)
 
-    def ended(self) -> bool | None:
+    def ended(self) -> bool:
         self.join(PATIENCE)
-        assert not self.is_alive()
-        return self.answer
+        return not self.is_alive()
 
 
 # the clock
@@ -64,11 +62,11 @@ def test_a_sleeper_wakes_when_its_time_is_over_and_not_before() -> None:
     short, long = Sleeper(clock, 3), Sleeper(clock, 5)
     clock.wait_for_sleepers(2)
     clock.advance(3)
-    assert short.ended() is False
+    assert short.ended()
     clock.wait_for_sleepers(1)
     assert long.is_alive()
     clock.advance(2)
-    assert long.ended() is False
+    assert long.ended()
 
 
 def test_a_sleeper_can_be_woken() -> None:
@@ -76,7 +74,7 @@ def test_a_sleeper_can_be_woken() -> None:
     sleeper = Sleeper(clock, 3)
     clock.wait_for_sleepers()
     sleeper.wake.set()
-    assert sleeper.ended() is True
+    assert sleeper.ended()
     assert clock.monotonic() == 0
 
 
@@ -90,13 +88,25 @@ def test_nobody_sleeps_on_it_any_more_after_waking() -> None:
         clock.wait_for_sleepers(patience=0.01)
 
 
+def test_a_wait_is_no_sleep_but_ends_in_the_same_way() -> None:
+    clock = FakeClock(auto=True)
+    wake = clock.event()
+    waiter = threading.Thread(target=clock.wait, args=(3.0, wake), daemon=True)
+    waiter.start()
+    clock.advance(2.75)
+    assert waiter.is_alive()
+    clock.advance(0.25)
+    waiter.join(PATIENCE)
+    assert not waiter.is_alive()
+
+
 def test_a_clock_that_moves_itself_costs_no_time() -> None:
     clock = FakeClock(auto=True)
     wake = clock.event()
-    assert clock.sleep(3600, wake) is False
+    clock.sleep(3600, wake)
     assert clock.monotonic() == 3600
-    wake.set()
-    assert clock.sleep(1, wake) is True
+    clock.sleep(3000, wake)  # an instant that is over
+    assert clock.monotonic() == 3600
 
 
 def test_its_flags_are_flags() -> None:

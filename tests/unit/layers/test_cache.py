@@ -193,3 +193,23 @@ def test_the_newest_failure_is_known_while_it_lasts(clock: FakeClock) -> None:
     assert newest.error == ErrorInfo("ValueError", "later")
     clock.advance(4)
     assert cache.newest_failure() is None
+
+
+def test_an_answer_that_can_be_copied_once_only_is_dropped_and_told(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Once:
+        def __deepcopy__(self, memo: Any) -> Any:
+            return Uncopyable()
+
+    cache = cache_of(clock)
+    entry = cache.put("key", [Once()], "flight")
+    assert cache.copies("key", entry) is None
+    assert cache.fresh("key") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "an answer is dropped from the cache, a candidate cannot be copied: only one of me"
+    ]
+    newer = cache.put("key", [Candidate("A", "one", "")], "flight")
+    assert cache.copies("key", entry) is None  # the old one again: the newer stays
+    assert cache.fresh("key") is newer
+    assert cache.copies("key", newer) == [Candidate("A", "one", "")]

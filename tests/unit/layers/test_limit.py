@@ -195,11 +195,9 @@ class Passing(FakeClock):
 
     timers: Timers
 
-    def sleep(self, seconds: float, wake: Any, /) -> bool:
-        until = self.monotonic() + seconds
+    def sleep(self, until: float, wake: Any, /) -> None:
         while not wake.is_set() and self.monotonic() < until:
             self.timers.advance(min(0.03125, until - self.monotonic()))
-        return bool(wake.is_set())
 
 
 def test_no_turn_on_the_worker_in_time_is_a_refusal_before_the_deadline(timers: Timers) -> None:

@@ -210,9 +210,8 @@ def test_an_attempt_that_hangs_elsewhere_counts() -> None:
 
 def test_a_cancel_ends_the_wait() -> None:
     class Cancelling(FakeClock):
-        def sleep(self, seconds: float, wake: Any, /) -> bool:
+        def sleep(self, until: float, wake: Any, /) -> None:
             context.cancel()
-            return True
 
     clock = Cancelling()
     context = ScanContext("one", clock=clock)
@@ -270,6 +269,17 @@ def test_a_budget_grows_with_executions_and_forgets_them_after_a_minute() -> Non
     clock.advance(0.25)
     assert budget.left() == 0  # the executions are forgotten too
     budget.count()
+    assert budget.spend()
+
+
+def test_a_retry_is_forgotten_after_a_minute_and_not_before() -> None:
+    clock = FakeClock()
+    budget = Budget(Retry(budget=0.1, budget_min=1), clock)
+    assert budget.spend()
+    clock.advance(BUDGET_WINDOW - 0.25)
+    assert not budget.spend()
+    clock.advance(0.25)
+    assert budget.left() == 1
     assert budget.spend()
 
 
