@@ -106,7 +106,21 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), failed=st.sampled_from([True, True, True, False, None]))
     def vote(self, data: st.DataObject, failed: bool | None) -> None:
-        one = self.granted[data.draw(st.integers(0, len(self.granted) - 1), label="permit")]
+        self.vote_for(self.granted[data.draw(st.integers(0, len(self.granted) - 1), label="permit")], failed)
+
+    @precondition(lambda self: self.state == "open")
+    @rule(outcomes=st.lists(st.booleans(), min_size=1, max_size=4))
+    def wait_and_try(self, outcomes: list[bool]) -> None:
+        """Live through a trial or several, as a run of every minute does."""
+        for failed in outcomes:
+            if self.state == "open":
+                self.clock.advance(max(0.0, self.open_until - self.clock.monotonic()))
+            granted = len(self.granted)
+            self.ask()
+            if len(self.granted) > granted:
+                self.vote_for(self.granted[-1], failed)
+
+    def vote_for(self, one: Granted, failed: bool | None) -> None:
         change = self.guard.vote(one.permit, failed)
         counts = not one.voted and one.generation == self.generation and failed is not None
         one.voted = True
