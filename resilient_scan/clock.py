@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Protocol
@@ -38,8 +39,11 @@ class Clock(Protocol):
     def event(self) -> Wake:
         """Make a flag whose waits are measured on this clock."""
 
-    def sleep(self, seconds: float, wake: Wake, /) -> bool:
-        """Sleep for `seconds` or until `wake` is raised, and say whether it is."""
+    def wait(self, until: float, wake: Wake, /) -> None:
+        """Wait for an instant, or until `wake` is raised."""
+
+    def sleep(self, until: float, wake: Wake, /) -> None:
+        """Do the same on a scanner's behalf; a clock for tests may move on instead of waiting."""
 
 
 class SystemClock:
@@ -49,6 +53,13 @@ class SystemClock:
     time = staticmethod(time.time)
     event = staticmethod(threading.Event)
 
-    def sleep(self, seconds: float, wake: Wake, /) -> bool:
-        """Sleep for `seconds` or until `wake` is raised, and say whether it is."""
-        return wake.wait(seconds)
+    def wait(self, until: float, wake: Wake, /) -> None:
+        """Wait for an instant, or until `wake` is raised."""
+        wake.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
+
+    sleep = wait
+
+
+def short(seconds: float) -> str:
+    """Write a duration in seconds for people: three digits, and never an exponent."""
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"

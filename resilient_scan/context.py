@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from resilient_scan.clock import Clock, SystemClock, Wake
+from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.fanout import fan_out
 from resilient_scan.outcome import ErrorInfo
@@ -44,6 +44,13 @@ class Shared(Protocol):
 
     def get(self, key: Any, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
         """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
+
+
+class Raised(Protocol):
+    """Whatever wants to know of a cancel or a poke."""
+
+    def set(self) -> object:
+        """Take note; quick, and never waiting."""
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -109,7 +116,7 @@ class ScanContext:
         self._snapshot = snapshot
         self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
         self._logs: list[dict[str, Any]] = []
-        self._wakes: list[Wake] = []
+        self._wakes: list[Raised] = []
 
     @property
     def scanner(self) -> str:
@@ -135,6 +142,11 @@ class ScanContext:
     def timed_out(self) -> bool:
         """Say whether the scanner used up its own time; a run that ended earlier does not count."""
         return self._clock.monotonic() >= self.deadline
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the run is over, for whatever reason, while the scanner still had time of its own."""
+        return self._cut or self.cut_at <= self._clock.monotonic() < self.deadline
 
     def remaining(self) -> float:
         """Return the seconds that are left, never below 0."""
@@ -222,6 +234,7 @@ class ScanContext:
             self._logs = self.tool_logs()
             self.found = []
             self.dropped = 0
+            self.invalid = ""
         self.attempt += 1
         self.open_attempt = self._clock.monotonic()
         self._state = self._snapshot.copy()
@@ -233,6 +246,7 @@ class ScanContext:
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
         other.failed_after, other.provider = took, self.provider
+        other.found, other.dropped, other.invalid = list(self.found), self.dropped, self.invalid
         other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
         return other
 
@@ -247,8 +261,13 @@ class ScanContext:
         new = self._snapshot.new_tool_logs(self._state) if self._state else ()
         return [*self._logs, *new] if new else list(self._logs)
 
-    def wait(self, seconds: float, done: Callable[[], bool]) -> None:
+    def wait(self, seconds: float, done: Callable[[], bool], *, watched: ScanContext | None = None) -> None:
         """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.
+
+        Args:
+            seconds: how long at most.
+            done: quick; asked again after every wake-up.
+            watched: another execution whose cancels and pokes wake this one too.
 
         Raises:
             ScanCancelled: the end of the scan came first.
@@ -258,17 +277,17 @@ class ScanContext:
         # waiter has a flag of its own: several threads of one scan (`map`) may wait for different things.
         wake = self._clock.event()
         until = self._clock.monotonic() + min(seconds, self.remaining())
-        with self.watched(wake):
-            while (left := until - self._clock.monotonic()) > 0:
+        with self.watched(wake), (watched or self).watched(wake):
+            while self._clock.monotonic() < until:
                 wake.clear()
                 if self._cut or done():
                     break
-                self._clock.sleep(left, wake)
+                self._clock.sleep(until, wake)
         if not done():
             self.check()
 
     @contextmanager
-    def watched(self, wake: Wake) -> Iterator[None]:
+    def watched(self, wake: Raised) -> Iterator[None]:
         """Have `wake` raised, for a while, by every cancel and poke."""
         self._wakes.append(wake)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from resilient_scan.clock import short
 from resilient_scan.events import (
     BreakerChanged,
     Event,
@@ -46,16 +47,15 @@ class LogEvents:
                 self._run(event)
             case BreakerChanged():
                 level = logging.WARNING if event.new == "open" else logging.INFO
-                tail = "" if event.open_for is None else f" for {event.open_for:.3g}s"
+                tail = "" if event.open_for is None else f" for {short(event.open_for)}s"
                 self._logger.log(level, "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
                 self._logger.warning("%s: %s (%s)", event.scanner, event.new, event.reason)
             case ThreadAbandoned():
                 self._logger.warning("%s: thread %s hangs, left behind", event.scanner, event.thread)
             case LateCompletion():
-                self._logger.info(
-                    "%s: the hung call ended after %.3gs (%s)", event.scanner, event.duration, event.outcome
-                )
+                took = short(event.duration)
+                self._logger.info("%s: the hung call ended after %ss (%s)", event.scanner, took, event.outcome)
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"

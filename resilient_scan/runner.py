@@ -23,7 +23,7 @@ from resilient_scan.context import Step
 from resilient_scan.engines.threads import Abandoned
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
-from resilient_scan.execution import NOT_ASKED, Outcome, Run, Scan, begin, cut_short, result_of, without_work
+from resilient_scan.execution import begin, cut_short
 from resilient_scan.explain import Explanation, explain, origins_in_code
 from resilient_scan.fleet import (
     Fleet,
@@ -42,6 +42,7 @@ from resilient_scan.options import Policy
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.quarantine import DAY
 from resilient_scan.report import RunReport, results_in_order
+from resilient_scan.scans import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
 from resilient_scan.stack import Flight, Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
 
@@ -127,13 +128,13 @@ class ScanRunner:
             _log.warning("%s", sentence)
         self._window = max(WINDOW, 4 * self._plan.max_workers) if concurrent else 1
         self._closed = False
+        self._forked = False
+        self._lock = threading.Lock()
         self._open()
         _runners.add(self)
 
     def _open(self) -> None:
         """Make the live parts."""
-        self._forked = False
-        self._lock = threading.Lock()
         self._runs: set[_Run] = set()
         self._live_fleet = fleet = Fleet(self._plan)
         self._tell_scan = fleet.bus.teller(ScanEnded)
@@ -144,14 +145,19 @@ class ScanRunner:
     def _fleet(self) -> Fleet:
         """The live parts; after a fork new ones, because the parent's threads and locks do not work in the child."""
         if self._forked:
-            gate = self._live_fleet.gate
-            self._open()
-            self._live_fleet.gate.inherit(gate)
+            with self._lock:
+                if self._forked:
+                    gate = self._live_fleet.gate
+                    self._open()
+                    self._live_fleet.gate.inherit(gate)
+                    self._forked = False
         return self._live_fleet
 
     def _after_fork(self) -> None:
         self._let_go.detach()
+        self._lock = threading.Lock()
         self._forked = True
+        _left_to_the_parent.append(self._live_fleet)
 
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
@@ -322,22 +328,18 @@ class ScanRunner:
         self._enter(run, fleet)
         forget = None
         try:
+            self._announce(run)
             if run.deadline < math.inf:
                 forget = fleet.pool.at(run.deadline, run.time_is_over)
             for stack in self._in_order(fleet):
                 if run.over or (forget is not None and self._clock.monotonic() >= run.deadline):
                     yield self._skip(run, stack)
                     continue
-                if not self._concurrent:
-                    run.since = self._clock.monotonic()
-                started = begin(stack, run)
-                if isinstance(started, Scan):
-                    run.open.add(started)
-                    run.queued += started.queued
-                    while run.queued >= window:
-                        yield from self._take(run)
-                else:
-                    yield self._finish(run, stack, *started)
+                done = self._begin(run, stack)
+                if done is not None:
+                    yield done
+                while run.queued >= window:
+                    yield from self._take(run)
             while run.open:
                 yield from self._take(run)
         finally:
@@ -345,15 +347,27 @@ class ScanRunner:
                 forget()
             self._leave(run)
 
+    def _announce(self, run: _Run) -> None:
+        fleet, workers = run.fleet, self._plan.max_workers
+        fleet.bus.send(RunStarted(run.run_id, len(fleet.names), self._concurrent, workers, run.started_at))
+
+    def _begin(self, run: _Run, stack: Stack) -> ScanResult | None:
+        """Start one scan; return its result if it has one at once."""
+        if not self._concurrent:
+            run.since = self._clock.monotonic()
+        started = begin(stack, run)
+        if not isinstance(started, Scan):
+            return self._finish(run, stack, *started)
+        run.open.add(started)
+        run.queued += started.queued
+        return None
+
     def _enter(self, run: _Run, fleet: Fleet) -> None:
         run.start(fleet)
         with self._lock:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._runs.add(run)
-        fleet.bus.send(
-            RunStarted(run.run_id, len(fleet.names), self._concurrent, self._plan.max_workers, run.started_at)
-        )
 
     def _in_order(self, fleet: Fleet) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
@@ -372,7 +386,7 @@ class ScanRunner:
             run.fleet.bus.send_all(events)
         if scan is None:
             return self._cut(run, by_user=answer == _CLOSE)
-        return (self._end(run, scan, answer),)
+        return (self._end(run, scan, answer),) if scan in run.open else ()
 
     def _end(self, run: _Run, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
         run.open.discard(scan)
@@ -393,7 +407,7 @@ class ScanRunner:
         if begun is None:
             return None  # its end is in the outbox, or about to be
         if begun and scan.leads and not by_user:
-            return self._end(run, scan, cut_short(scan, scan.execution))
+            return self._end(run, scan, cut_short(scan))
         return self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
 
     def _skip(self, run: _Run, stack: Stack) -> ScanResult:
@@ -492,6 +506,7 @@ def _seconds(deadline: float | None) -> float:
     return float(deadline)
 
 
+_left_to_the_parent: list[Fleet] = []  # in a child: kept, because letting go would close what both share
 _runners: weakref.WeakSet[ScanRunner] = weakref.WeakSet()
 
 

@@ -114,21 +114,22 @@ class Stack:
         """Put the layers that run on a worker around the scanner, innermost first."""
         policy = self.policy
         call = attempt(self.spec, self.loops)
-        if self.bus.wants(AttemptEnded):
-            call = self._reporting(call)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
+        if self.bus.wants(AttemptEnded):
+            call = self._reporting(call)
         if self.provider is not None:
             call = permitted(self.provider, call)
         if self.guard is not None:
             call = self.guard.around(call, self.bus.send)
         if policy.retry is not None:
             call = retrying(
-                policy.retry, call, random=random, clock=self.clock, may_retry=self._may_retry, budget=self.budget
+                policy.retry, call, random=random, clock=self.clock, may_retry=self.may_retry, budget=self.budget
             )
         return call
 
-    def _may_retry(self) -> bool:
+    def may_retry(self) -> bool:
+        """Say whether the breaker lets another attempt through, as far as one can tell beforehand."""
         return self.guard is None or not self.guard.is_open()
 
     def _reporting(self, call: Call) -> Call:

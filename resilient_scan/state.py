@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 TOOL_LOGS = "tool_logs"
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
@@ -26,7 +27,6 @@ class Snapshot:
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
         logs = state.get(TOOL_LOGS)
         self._known_logs = len(logs) if isinstance(logs, list) else 0
-        self._state = state
         self._keys: dict[tuple[str, ...] | None, bytes | None] = {}
 
     def key(self, inputs: tuple[str, ...] | None) -> bytes | None:
@@ -35,8 +35,9 @@ class Snapshot:
         `None` where a value has no stable form (an object that is neither plain data nor a dataclass or struct).
         """
         if inputs not in self._keys:
-            names = (name for name in self._state if name != TOOL_LOGS) if inputs is None else inputs
-            self._keys[inputs] = _key({name: self._state[name] for name in names if name in self._state})
+            state = self.copy()  # not the caller's own, which may have changed since
+            names = (name for name in state if name != TOOL_LOGS) if inputs is None else inputs
+            self._keys[inputs] = _key({name: state[name] for name in names if name in state})
         return self._keys[inputs]
 
     def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
@@ -69,9 +70,22 @@ def _deep_copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 def _key(values: dict[str, Any]) -> bytes | None:
     try:
-        return _encode(values)
+        return _encode(_tagged(values))
     except Exception:  # not only TypeError: foreign objects, keys that cannot be ordered
         return None
+
+
+def _tagged(value: Any) -> Any:
+    """Mark values of other than plain types with their type, so that a date and its text have different keys."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return [_tagged(item) for item in value]
+    if kind is dict:
+        return {key if type(key) is str else _tagged(key): _tagged(item) for key, item in value.items()}
+    inner = [_tagged(item) for item in value] if kind is tuple else value
+    return msgspec.msgpack.Ext(1, _encode((f"{kind.__module__}.{kind.__qualname__}", inner)))
 
 
 EMPTY = Snapshot({})

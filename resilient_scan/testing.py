@@ -40,16 +40,22 @@ class FakeClock:
         """Make a flag whose waits are measured on this clock."""
         return _FakeEvent(self._moved, self)
 
-    def sleep(self, seconds: float, wake: Any, /) -> bool:
-        """Wait until the clock has moved by `seconds`, or move it (`auto`), or until `wake` is raised."""
-        if self._auto:
-            self.advance(seconds)
-            return bool(wake.is_set())
+    def wait(self, until: float, wake: Any, /) -> None:
+        """Wait until the clock stands at `until`, or until `wake` is raised."""
         with self._moved:
+            self._moved.wait_for(lambda: wake.is_set() or self._now >= until)
+
+    def sleep(self, until: float, wake: Any, /) -> None:
+        """Do the same, counted as a sleeper; or move the clock there (`auto`)."""
+        with self._moved:
+            if self._auto:
+                self._now = max(self._now, until)
+                self._moved.notify_all()
+                return
             self._sleepers += 1
             self._moved.notify_all()
         try:
-            return bool(wake.wait(seconds))
+            self.wait(until, wake)
         finally:
             with self._moved:
                 self._sleepers -= 1

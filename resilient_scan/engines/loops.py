@@ -7,8 +7,10 @@ scanner, and a client that keeps connections (they belong to a loop) finds them 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from resilient_scan.context import ScanContext
@@ -43,6 +45,7 @@ class Loops:
         finally:
             if alarm is not None:
                 alarm.cancel()
+            _end_tasks(loop)
             self._put_back(loop)
 
     def close(self) -> None:
@@ -57,7 +60,7 @@ class Loops:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return asyncio.new_event_loop()
+        return _Loop()
 
     def _put_back(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
@@ -65,6 +68,18 @@ class Loops:
                 self._idle.append(loop)
                 return
         _close(loop)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that a forked child leaves alone: closing its copy would unhook the parent's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_in = os.getpid()
+
+    def close(self) -> None:
+        if os.getpid() == self._made_in:
+            super().close()
 
 
 class _Canceller:
@@ -77,17 +92,17 @@ class _Canceller:
 
     def set(self) -> None:
         if self._context.abandoned:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            with suppress(RuntimeError):  # the loop was closed meanwhile: nothing is left to cancel
+                self._loop.call_soon_threadsafe(self._task.cancel)
 
-    def clear(self) -> None:
-        """Nothing to lower."""
 
-    def is_set(self) -> bool:
-        return self._context.abandoned
-
-    def wait(self, timeout: float | None = None, /) -> bool:
-        """Never called: the loop does the waiting."""
-        raise NotImplementedError
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what the scanner left running: it would go on in the next attempt."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

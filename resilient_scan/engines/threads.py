@@ -26,6 +26,7 @@ from resilient_scan.clock import Clock, SystemClock, Wake
 
 T = TypeVar("T")
 NEVER = math.inf
+PATIENCE = 0.05  # seconds between two looks at whether a worker that is waited for hangs
 SHUT_DOWN = "the pool is shut down; it takes no more work"
 
 
@@ -142,14 +143,17 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._closed = True
                 for _ in self._places:
                     self._queue.put(None)
-            workers = [place.thread for place in self._places if place not in self._hung]
+            workers = [place for place in self._places if not place.expired]
         if cancel_futures:
             self._refuse_queued(SHUT_DOWN)
         self._wake.set()
         if wait:
-            for thread in workers:
-                if thread is not None and thread is not threading.current_thread():
-                    thread.join()
+            for place in workers:
+                thread = place.thread
+                while thread is not None and thread is not threading.current_thread() and thread.is_alive():
+                    if place.expired:
+                        break
+                    thread.join(PATIENCE)
 
     # what the runner adds
 
@@ -157,7 +161,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Queue a task.
 
         Raises:
-            RuntimeError: the pool is shut down.
+            RuntimeError: the pool is shut down, or not even one thread can be started.
         """
         with self._mutex:
             if self._closed:
@@ -167,6 +171,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not stuck:
                 if self._unfinished > len(self._places):
                     self._hire_wanted()
+                if not self._places:
+                    self._unfinished -= 1
+                    raise RuntimeError("no thread can be started on this machine just now")
                 self._queue.put(task)
         if stuck:
             self._refuse(task)
@@ -222,7 +229,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         A machine that has no thread left gets by with the workers there are, and is asked again a little later.
         """
         try:
-            while self._unfinished > len(self._places) and len(self._places) < self._most and not self._closed:
+            while self._unfinished > len(self._places) and len(self._places) < self._most:
                 self._hire()
         except RuntimeError:
             again = self._clock.monotonic() + 0.1
@@ -292,11 +299,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._fill_places()
             self._next_look = upcoming = self._upcoming()
             if upcoming > now:
-                self._wake.wait(None if upcoming == NEVER else upcoming - now)
+                self._clock.wait(upcoming, self._wake)
 
     def _is_over(self) -> bool:
         with self._mutex:
-            if self._closed and not self._places and not self._timers:
+            if self._closed and not self._places:  # what timers are left are nobody's
                 self._watchdog = None
                 return True
             return False

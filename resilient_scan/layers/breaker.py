@@ -24,7 +24,7 @@ from typing import Any
 
 import pybreaker
 
-from resilient_scan.clock import Clock
+from resilient_scan.clock import Clock, short
 from resilient_scan.context import Call, ScanContext
 from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
 from resilient_scan.events import BreakerChanged
@@ -243,6 +243,8 @@ class Guard:
 
     def _verdict(self, error: BaseException, context: ScanContext) -> bool | None:
         """Say whether an exception is a failure; `None`: no vote."""
+        if context.cut_short:  # the run's end is not the source's fault
+            return None
         if isinstance(error, ScanCancelled):
             return True if context.timed_out else None
         if isinstance(error, RetryAfter) or (isinstance(error, ScanTimeout) and error.by_clock):
@@ -271,7 +273,7 @@ class Guard:
             return None
         left = self._open_until - self._clock.monotonic()
         if left > 0:
-            raise CircuitOpen(f"the breaker of {self._name} is open, next trial in {left:.3g}s")
+            raise CircuitOpen(f"the breaker of {self._name} is open, next trial in {short(left)}s")
         self._machine.half_open()
         return BreakerChanged(self._name, "open", "half_open", None)
 

@@ -87,11 +87,24 @@ class ResultCache(Generic[Flight]):
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-    def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> None:
-        """Let another flight lead in place of this one."""
+    def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> bool:
+        """Let another flight lead in place of this one; `False`: it does not lead any more."""
         with self._lock:
-            if self._flights.get(key) is flight:
-                self._flights[key] = heir
+            if self._flights.get(key) is not flight:
+                return False
+            self._flights[key] = heir
+            return True
+
+    def copies(self, key: Hashable, entry: Entry) -> list[Any] | None:
+        """Return the candidates as objects that the caller may change; `None`, and forget them, where that fails."""
+        try:
+            return entry.copies()
+        except Exception as error:  # copying a candidate runs foreign code
+            _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", error)
+        with self._lock:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+        return None
 
     def put(self, key: Hashable, candidates: list[Any], flight: Flight) -> Entry:
         """Keep an answer and land the flight that fetched it, in one step: nobody fetches it again in between.
@@ -165,8 +178,9 @@ class ResultCache(Generic[Flight]):
 class _Loading:
     """A value on its way; over when its loader is through, or when the loader's time is."""
 
-    def __init__(self, loader: ScanContext) -> None:
+    def __init__(self, loader: ScanContext, began: float) -> None:
         self.loader = loader
+        self.began = began
         self.waiters: list[ScanContext] = []
         self.through = False
         self.error: BaseException | None = None
@@ -197,17 +211,27 @@ class SharedValues:
                 if self._clock.monotonic() < until:
                     return value  # type: ignore[no-any-return] # what `load` of the same key returned
                 loading = self._loading.get(key)
-                if mine := loading is None or loading.over():
-                    loading = self._loading[key] = _Loading(context)
+                now = self._clock.monotonic()
+                if mine := loading is None or (loading.over() and context.remaining() > now - loading.began):
+                    loading = self._loading[key] = _Loading(context, now)
                 else:
                     loading.waiters.append(context)
             if mine:
                 return self._load(key, load, ttl, loading)
-            context.wait(loading.loader.remaining() + 0.001, loading.over)
+            self._wait(loading, context)
             if loading.error is not None and not isinstance(loading.error, ScanCancelled):
                 raise loading.error
             if loading.through and loading.error is None:
                 return loading.value  # type: ignore[no-any-return]
+
+    def _wait(self, loading: _Loading, context: ScanContext) -> None:
+        """Wait for a value, or for the end of its loader; who has less time left than that one took waits on."""
+        if loading.over():
+            context.wait(context.remaining(), lambda: loading.through)
+        else:
+            # a cancel of the loader is a reason to look again
+            context.wait(loading.loader.remaining() + 0.001, loading.over, watched=loading.loader)
+        context.check()
 
     def _load(self, key: Hashable, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
         try:

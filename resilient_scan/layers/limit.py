@@ -2,9 +2,11 @@
 
 Two measures: *concurrency*, attempts under way at a time, and *rate*, requests in a window of time. Whoever wants to
 begin an attempt stands in one queue, first come first served; the further requests of attempts under way go before
-them, for an attempt that waits behind others for which it must make room would wait for ever. The first permit of a scan is waited for before it takes a worker,
-so that eight scanners of one saturated provider do not hold all eight workers. An attempt that hangs keeps its permit
-until its thread has really ended: the provider still sees its connection.
+them, for an attempt that waits behind others for which it must make room would wait for ever.
+
+The first permit of a scan is waited for before it takes a worker, so that eight scanners of one saturated provider do
+not hold all eight workers. An attempt that hangs keeps its permit until its thread has really ended: the provider
+still sees its connection.
 
 Rates are counted in sliding windows by pyrate-limiter (extra `limits`): never more than N requests in any window.
 """
@@ -62,6 +64,7 @@ class Provider:
         self._taken = 0
         self._bucket = _bucket(limit)
         self._timer_set = False
+        self._pumping = False
 
     @property
     def taken(self) -> int:
@@ -79,7 +82,16 @@ class Provider:
             self._line(ticket).append(ticket)
         self._pump()
         if not ticket.done:
-            ticket.take_back = self._at(until, lambda: self._give_up(ticket))
+            self._bound(ticket, until)
+
+    def _bound(self, ticket: Ticket, until: float) -> None:
+        take_back = self._at(until, lambda: self._give_up(ticket))
+        with self._lock:
+            settled = ticket.done  # while the timer was set
+            if not settled:
+                ticket.take_back = take_back
+        if settled:
+            take_back()
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Leave the queue; `False`: it was granted or refused before."""
@@ -118,9 +130,14 @@ class Provider:
             ScanCancelled: nobody waits for the answer any more.
         """
         answer: list[LimitExceeded | None] = []
+        gone: list[bool] = []
 
         def settle(refusal: LimitExceeded | None) -> None:
-            answer.append(refusal)
+            with self._lock:
+                answer.append(refusal)
+                unwanted = bool(gone)
+            if unwanted and refusal is None and with_permit:
+                self.release()
             context.poke()
 
         ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit)
@@ -128,19 +145,28 @@ class Provider:
         try:
             context.wait(context.remaining(), lambda: bool(answer))
         except BaseException:
-            if not self.withdraw(ticket) and with_permit and answer == [None]:
-                self.release()
+            if not self.withdraw(ticket):  # settled, but perhaps not told yet: whoever is second gives the permit back
+                with self._lock:
+                    gone.append(True)
+                    granted = answer == [None]
+                if granted and with_permit:
+                    self.release()
             raise
         if answer and answer[0] is not None:
             raise answer[0]
 
     def _pump(self) -> None:
-        """Serve the queue as far as it goes."""
+        """Serve the queue as far as it goes; one thread at a time does, and it sees what the others have changed."""
+        with self._lock:
+            if self._pumping:
+                return
+            self._pumping = True
         while True:
             with self._lock:
                 ticket = self._next()
-            if ticket is None:
-                return
+                if ticket is None:
+                    self._pumping = False
+                    return
             ticket.take_back()
             ticket.granted()
 

@@ -71,6 +71,7 @@ async def _to_the_end(answer: Any, make: Maker, context: ScanContext) -> Any:
     if not isinstance(answer, AsyncIterator):
         return await answer
     async for item in answer:
+        context.check()  # also ends a generator that never would
         _keep_valid((item,), make, context)
     return ()
 
