@@ -17,7 +17,10 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
     """Say whether a value is a finite number (a `bool` is none) from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and least <= value <= most
+    try:
+        return math.isfinite(value) and least <= value <= most
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 class PluginError(ScanError):

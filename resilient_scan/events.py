@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -160,26 +161,25 @@ class Bus:
             return self.send if listeners else None
         (listener,) = listeners
 
-        def tell(event: Event) -> None:
-            try:
-                listener(event)
-            except Exception:  # foreign code
-                self._log_once(listener)
-
-        return tell
+        return partial(self._hand, listener)
 
     def send(self, event: Event) -> None:
         """Hand an event to all that want it."""
         for listener in self._wanted[type(event)]:
-            try:
-                listener(event)
-            except Exception:  # foreign code
-                self._log_once(listener)
+            self._hand(listener, event)
 
     def send_all(self, events: Sequence[Event]) -> None:
         """Hand over several events, in order."""
         for event in events:
             self.send(event)
+
+    def _hand(self, listener: Listener, event: Event) -> None:
+        try:
+            listener(event)
+        except KeyboardInterrupt:  # somebody's Ctrl-C, not the listener's fault
+            raise
+        except BaseException:  # foreign code; `sys.exit()` in it must not cost a run its end
+            self._log_once(listener)
 
     def _log_once(self, listener: Listener) -> None:
         if id(listener) not in self._failed:

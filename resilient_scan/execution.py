@@ -69,7 +69,7 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
             return scan
     if entry.error is not None:
         return _remembered(Scan(stack, run, turn), key, entry.error)
-    copies = list(entry.candidates) if entry.plain else cache.copies(key, entry)
+    copies = cache.copies(key, entry) if entry.candidates else []
     if copies is None:  # forgotten, because it cannot be copied
         return begin(stack, run)
     return from_cache(stack, run, turn, entry, copies), HIT
@@ -81,7 +81,8 @@ def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, s
     stale = stale_answer(scan, None, error)
     if stale is not None:
         return stale, STALE
-    return without_work(scan.stack, scan.run, scan.turn, Status.ERROR, error), HIT
+    status = Status.TIMEOUT if error.kind == ScanTimeout.__name__ else Status.ERROR
+    return without_work(scan.stack, scan.run, scan.turn, status, error), HIT
 
 
 def _lead(scan: Scan, execution: Execution) -> None:
@@ -150,7 +151,9 @@ class Execution:
         provider.request(ticket, min(context.deadline, stack.clock.monotonic() + stack.total))
 
     def _permitted(self) -> None:
-        self.context.prepaid = True
+        provider = self.stack.provider
+        if provider is not None:
+            provider.prepay(self.context)
         self._queue()
 
     def _queue(self) -> None:
@@ -395,18 +398,20 @@ class Execution:
         if self._may_follow(failure) and self._pass_on(failure, left):
             return
         scans = self._settle()
-        if scans is None and not context.cancelled:
-            return  # it ended in this very moment
+        if scans is None and not context.cancelled:  # it ended in this very moment
+            left = left[1:]
         error = ErrorInfo.of(failure)
         events = [*(self._endings(TIMEOUT, error) if scans is not None else ()), *left]
         if not scans:  # every run that wanted it is over: a thread of its own tells the listeners
             self.land()
             context.cancel()
+            if not events:
+                return
             threading.Thread(target=stack.bus.send_all, args=(events,), daemon=True).start()
             return
         self._remember(TIMEOUT, error)
         self.land()
-        stack.took(age)
+        stack.took(stack.clock.monotonic() - self.began)
         outcome = self.outcome(TIMEOUT, context.found, None, error)
         context.cancel()
         for scan in scans:
@@ -455,7 +460,8 @@ class Execution:
 
     def _inherited(self) -> tuple[Event, ...]:
         """Return, once, what the attempt that was left behind has to tell: the watchdog does not send events."""
-        events, self.inheritance = self.inheritance, ()
+        with self.stack.lock:
+            events, self.inheritance = self.inheritance, ()
         return events
 
     # everywhere

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-import itertools
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,12 +48,7 @@ def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, ov
                 with lock:
                     errors.append(error)
 
-    helpers = [
-        threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
-        for _ in itertools.repeat(None, min(concurrency, len(todo)) - 1)
-    ]
-    for helper in helpers:
-        helper.start()
+    helpers = _start(work, min(concurrency, len(todo)) - 1)
     work()
     for helper in helpers:
         helper.join()
@@ -63,3 +58,14 @@ def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, ov
         finally:
             errors.clear()  # else the exception and this frame hold each other until a collection
     return [results[number] for number in sorted(results)]
+
+
+def _start(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Start helpers, as many as the machine has threads for: the caller's own is enough."""
+    helpers: list[threading.Thread] = []
+    with suppress(RuntimeError):
+        for _ in range(count):
+            helper = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+            helper.start()
+            helpers.append(helper)
+    return helpers

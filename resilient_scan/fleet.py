@@ -158,6 +158,8 @@ def effective(specs: Sequence[ScannerSpec], base: Policy, given: Mapping[str, Po
 
 def by_name(tables: Mapping[str, Any], what: str, kind: type, names: Sequence[str]) -> None:
     """Raise `ConfigError` unless `tables` holds a `kind` for scanners that exist."""
+    if not isinstance(tables, Mapping):
+        raise ConfigError(f"{what} must be a mapping from scanners' names, got {tables!r}")
     for name, table in tables.items():
         if name not in names:
             raise ConfigError(f"{what}: {no_scanner(name, names)}")
@@ -171,6 +173,8 @@ def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a key inside the table is unknown.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"the configuration must be a mapping, got {config!r}")
     home = config if "scanner_execution" in config else config.get("discovery", {})
     table = home.get("scanner_execution", {}) if isinstance(home, Mapping) else {}
     if not isinstance(table, Mapping):
@@ -180,6 +184,18 @@ def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise ConfigError(f"scanner_execution: unknown key {key!r}; the keys are {', '.join(known)}")
     return dict(table)
+
+
+def callables(listeners: Any) -> tuple[Listener, ...]:
+    """Return listeners as a tuple.
+
+    Raises:
+        ConfigError: they are no iterable of callables.
+    """
+    found = tuple(listeners) if isinstance(listeners, Iterable) else (None,)
+    if not all(callable(listener) for listener in found):
+        raise ConfigError(f"listeners must be callables of one argument, in a tuple, got {listeners!r}")
+    return found
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:

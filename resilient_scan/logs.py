@@ -50,7 +50,8 @@ class LogEvents:
                 tail = "" if event.open_for is None else f" for {short(event.open_for)}s"
                 self._logger.log(level, "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
-                self._logger.warning("%s: %s (%s)", event.scanner, event.new, event.reason)
+                level = logging.INFO if event.new == "enabled" else logging.WARNING
+                self._logger.log(level, "%s: %s (%s)", event.scanner, event.new, event.reason)
             case ThreadAbandoned():
                 self._logger.warning("%s: thread %s hangs, left behind", event.scanner, event.thread)
             case LateCompletion():
@@ -75,7 +76,7 @@ class LogEvents:
 def _line(result: ScanResult) -> tuple[int, str]:
     """Return level and text for the end of a scan."""
     name, found = result.scanner, f"{len(result.candidates)} candidates"
-    why = result.error.message if result.error is not None else ""
+    why = " ".join(result.error.message.splitlines()) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
     match result.status:
         case Status.COMPLETED:

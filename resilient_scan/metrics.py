@@ -102,19 +102,19 @@ class PrometheusMetrics:
             if families is None:
                 families = _families[registry] = _Families(registry)
         self._families = families
-        self._children: dict[str, _Children] = {}
+        self._children: dict[str, dict[str, _Children]] = {}  # by pipeline and name: several runners may share one
         self._runs = {result: families.runs.labels(result) for result in RUN_RESULTS}
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
         match event:
             case ScanEnded(_, result, cache, _):
-                children = self._children[result.scanner]
+                children = self._children[result.pipeline][result.scanner]
                 children.scans[result.status]()
                 if cache:
                     children.cache[cache]()
-            case ExecutionEnded(name, _, outcome, duration, _, error):
-                children = self._children[name]
+            case ExecutionEnded(name, pipeline, outcome, duration, _, error):
+                children = self._children[pipeline][name]
                 children.executions[outcome]()
                 children.observe(duration)
                 if outcome == "error" and error is not None:
@@ -127,7 +127,8 @@ class PrometheusMetrics:
                     self._register(scanner)
 
     def _register(self, scanner: Registered) -> None:
-        self._children[scanner.name] = _Children(self._families, scanner.name, scanner.pipeline)
+        pipeline = self._children.setdefault(scanner.pipeline, {})
+        pipeline[scanner.name] = _Children(self._families, scanner.name, scanner.pipeline)
         if scanner.breaker_state is not None:
             for state in BREAKER_STATES:
                 gauge = self._families.breaker.labels(scanner.name, state)

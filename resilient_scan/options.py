@@ -6,13 +6,12 @@ nor `None` ever means "default".
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import msgspec
 
-from resilient_scan.errors import ConfigError
+from resilient_scan.errors import ConfigError, is_number
 
 Exceptions = tuple[type[BaseException], ...]
 
@@ -33,7 +32,7 @@ class _Option(msgspec.Struct, frozen=True):
 
     def _number(self, field: str, *, above: float | None = None, least: float | None = None, most: float = 1e9) -> None:
         value = getattr(self, field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_number(value):
             raise self._fail(field, "a finite number")
         if above is not None and value <= above:
             raise self._fail(field, f"> {above:g}")
@@ -194,8 +193,8 @@ class Limit(_Option, frozen=True):
         provider: Any = self.provider
         if not isinstance(provider, str) or not provider.strip():
             raise self._fail("provider", "a name that is not empty")
-        if self.rate is not None and not isinstance(self.rate, str):
-            self._names("rate")
+        if not all(isinstance(rate, str) for rate in self.rates):
+            raise self._fail("rate", 'such as "60/min", or a tuple of such')
         for rate in self.rates:
             parse_rate(rate)
         if self.concurrency is not None:
@@ -206,15 +205,15 @@ class Limit(_Option, frozen=True):
         """The rates, however they were given."""
         if self.rate is None:
             return ()
-        return (self.rate,) if isinstance(self.rate, str) else self.rate
+        return self.rate if isinstance(self.rate, tuple) else (self.rate,)
 
     @property
     def is_bare(self) -> bool:
         """Whether it only names a provider."""
-        return self.rate is None and self.concurrency is None
+        return not self.rates and self.concurrency is None
 
 
-_RATE = re.compile(r"(\d+)\s*/\s*(\d*)\s*(s|sec|second|min|minute|h|hour|d|day)s?")
+_RATE = re.compile(r"(\d{1,9})\s*/\s*(\d{0,6})\s*(s|secs?|seconds?|mins?|minutes?|h|hours?|d|days?)")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -225,7 +224,7 @@ def parse_rate(text: str) -> tuple[int, float]:
         ConfigError: it is none.
     """
     match = _RATE.fullmatch(text.strip())
-    if match is None or int(match[1]) < 1 or match[2] == "0":
+    if match is None or int(match[1]) < 1 or (match[2] and int(match[2]) < 1):
         raise ConfigError(f'limit.rate must be such as "60/min", "30/s" or "1000/10min", got {text!r}')
     return int(match[1]), int(match[2] or 1) * _UNITS[match[3][0]]
 

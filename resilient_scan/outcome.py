@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 import msgspec
+
+HUGE = 10_000  # bits of an integer
+DEEP = 100  # levels of nesting
 
 
 class Status(StrEnum):
@@ -108,21 +112,48 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-def plain(value: object) -> Any:
-    """Turn any candidate or log entry into JSON-ready data; what has no such form becomes its `str`.
+def plain(value: object, depth: int = 0) -> Any:
+    """Turn any candidate or log entry into JSON-ready data; what has no such form becomes its text.
 
-    Not-a-number and infinities have no JSON form and become `None`.
+    Not-a-number and infinities have no JSON form and become `None`; what is nested too deeply becomes `...`.
     """
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if hasattr(value, "model_dump"):  # pydantic, where the user brings it
-        return plain(value.model_dump(mode="json"))
-    try:
-        done = msgspec.to_builtins(value, builtin_types=(), str_keys=True, enc_hook=str)
-    except Exception:  # foreign objects; a report must come out whatever a scanner found
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
         return str(value)
-    return plain(done) if isinstance(done, dict | list) else done
+    if isinstance(value, int):
+        return int(value) if value.bit_length() < HUGE else hex(value)  # Python refuses to write that many digits
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if depth > DEEP:
+        return "..."
+    try:
+        return _plain_object(value, depth + 1)
+    except Exception:  # foreign code; a report must come out whatever a scanner found
+        return f"<{type(value).__qualname__}>"
+
+
+def _plain_object(value: Any, depth: int) -> Any:
+    if isinstance(value, dict):
+        return {_text(key): plain(item, depth) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, depth) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value, depth)
+    if hasattr(value, "model_dump"):  # pydantic, where the user brings it
+        return plain(value.model_dump(mode="json"), depth)
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name), depth) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name), depth) for field in dataclasses.fields(value)}
+    try:
+        return msgspec.to_builtins(value)  # dates, Decimals, UUIDs, bytes...
+    except Exception:  # not only TypeError: foreign objects
+        return str(value)
+
+
+def _text(key: object) -> str:
+    try:
+        return str(key)
+    except Exception:  # foreign code
+        return f"<{type(key).__qualname__}>"

@@ -59,6 +59,7 @@ class Gate:
     def disable(self, name: str, reason: str, duration: float) -> None:
         """Take a scanner out of service for `duration` seconds; a second order replaces the first."""
         self._check(name)
+        self.in_service(name)  # an order that is over is told as over first
         if not is_number(duration, 0) or duration == 0:
             raise ConfigError(f"disable {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = Order(reason, self._clock.monotonic() + duration)
@@ -70,6 +71,7 @@ class Gate:
     def enable(self, name: str, reason: str) -> None:
         """Bring a scanner back; nothing happens if it is in service."""
         self._check(name)
+        self.in_service(name)  # an order that is over is told as over first
         with self._lock:
             order = self.orders.pop(name, None)
         if order is not None:

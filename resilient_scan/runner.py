@@ -30,6 +30,7 @@ from resilient_scan.fleet import (
     Plan,
     base_policy,
     by_name,
+    callables,
     distinct,
     effective,
     execution_table,
@@ -108,13 +109,13 @@ class ScanRunner:
         one_of("engine", engine, ("threads",))
         specs = distinct(scanners)
         names = [spec.name for spec in specs]
-        by_name(settings or {}, "settings", Mapping, names)
+        by_name({} if settings is None else settings, "settings", Mapping, names)
         self._plan = Plan(
             specs=specs,
             origins=dict(origins or {}),
-            policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
+            policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),
             settings={name: MappingProxyType(dict(table)) for name, table in (settings or {}).items()},
-            listeners=(LogEvents(),) if listeners is None else tuple(listeners),
+            listeners=(LogEvents(),) if listeners is None else callables(listeners),
             max_workers=whole("max_workers", max_workers, 1),
             max_abandoned=whole("max_abandoned", max_abandoned, 0),
             clock=self._clock,
@@ -433,8 +434,11 @@ class ScanRunner:
         """Wind a run up, whichever way it ended."""
         if run.open:
             self._cut(run, by_user=True)
-            while run.open:
-                self._take(run)
+            patience = 8  # empty looks; an end can only be missing where a Ctrl-C fell into its handling
+            while run.open and patience:
+                patience -= not self._take(run)
+            for scan in tuple(run.open):
+                self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
         fleet = run.fleet
         if len(run.results) < len(fleet.names):  # cancelled before their turn
             for stack in fleet.stacks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,8 +85,28 @@ def _tagged(value: Any) -> Any:
         return [_tagged(item) for item in value]
     if kind is dict:
         return {key if type(key) is str else _tagged(key): _tagged(item) for key, item in value.items()}
-    inner = [_tagged(item) for item in value] if kind is tuple else value
-    return msgspec.msgpack.Ext(1, _encode((f"{kind.__module__}.{kind.__qualname__}", inner)))
+    return msgspec.msgpack.Ext(1, _encode((f"{kind.__module__}.{kind.__qualname__}", _content(value))))
+
+
+def _content(value: Any) -> Any:
+    """Return what makes a value of another type what it is: for an object all of its attributes.
+
+    Raises:
+        TypeError: it has no stable form.
+    """
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, tuple):
+        return [_tagged(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(_encode(_tagged(item)) for item in value)
+    fields = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", None)
+    if fields is not None:
+        names = dict.fromkeys([*fields, *getattr(value, "__dict__", {})])
+        return {name: _tagged(getattr(value, name)) for name in names}
+    if getattr(value, "__dict__", None):
+        raise TypeError(f"{type(value).__name__} has attributes of its own")
+    return value  # a date, a Decimal, a UUID...: the encoder knows them, or refuses
 
 
 EMPTY = Snapshot({})

@@ -49,8 +49,9 @@ class FakeClock:
         """Do the same, counted as a sleeper; or move the clock there (`auto`)."""
         with self._moved:
             if self._auto:
-                self._now = max(self._now, until)
-                self._moved.notify_all()
+                if not wake.is_set():
+                    self._now = max(self._now, until)
+                    self._moved.notify_all()
                 return
             self._sleepers += 1
             self._moved.notify_all()

@@ -32,7 +32,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """An answer in the cache, or a failure that is remembered (`error`); the candidates belong to the cache alone."""
 
     candidates: tuple[Any, ...]
-    plain: bool
     stored_at: float
     fresh_until: float
     stale_until: float
@@ -40,7 +39,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     def copies(self) -> list[Any]:
         """Return the candidates as objects that the caller may change."""
-        return list(self.candidates) if self.plain else copy.deepcopy(list(self.candidates))
+        return [_copy(candidate) for candidate in self.candidates]
+
+
+def _copy(candidate: Any) -> Any:
+    """Return a copy that shares nothing that can be changed; the usual candidate's only such part is its extras."""
+    if type(candidate) is not Candidate:
+        return copy.deepcopy(candidate)
+    extras = copy.deepcopy(candidate.extras) if candidate.extras else {}
+    return msgspec.structs.replace(candidate, extras=extras)
 
 
 class ResultCache(Generic[Flight]):
@@ -115,9 +122,8 @@ class ResultCache(Generic[Flight]):
         options, now = self._options, self._clock.monotonic()
         ttl = options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
         fresh_until = now + ttl * (1.0 - options.jitter * self._random.random())
-        plain = not candidates or all(type(found) is Candidate and not found.extras for found in candidates)
-        own = tuple(candidates) if plain else tuple(copy.deepcopy(candidates))
-        entry = Entry(own, plain, now, fresh_until, fresh_until + options.stale_if_error)
+        own = tuple([_copy(candidate) for candidate in candidates])
+        entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
             self.puts += 1
             self._entries[key] = entry
@@ -135,7 +141,7 @@ class ResultCache(Generic[Flight]):
         until = now + self._options.ttl_error
         with self._lock:
             self.puts += 1
-            self._failures[key] = Entry((), True, now, until, until, error)
+            self._failures[key] = Entry((), now, until, until, error)
 
     def kept(self) -> tuple[int, int]:
         """Return how many answers and how many failures are kept, old ones included."""

@@ -30,13 +30,19 @@ MARGIN = 0.05  # seconds before the deadline at which a wait on a worker gives u
 class Ticket:
     """A place in a provider's queue."""
 
-    __slots__ = ("done", "granted", "refused", "take_back", "with_permit")
+    __slots__ = ("done", "granted", "on_worker", "refused", "take_back", "with_permit")
 
     def __init__(
-        self, granted: Callable[[], None], refused: Callable[[LimitExceeded], None], *, with_permit: bool = True
+        self,
+        granted: Callable[[], None],
+        refused: Callable[[LimitExceeded], None],
+        *,
+        with_permit: bool = True,
+        on_worker: bool = False,
     ) -> None:
         self.granted = granted  # called once, without a lock, on any thread
         self.refused = refused  # likewise, when the time for waiting is over
+        self.on_worker = on_worker  # whether it holds a worker meanwhile, and so goes first
         self.with_permit = with_permit  # whether it takes a place among the attempts, or only a request
         self.done = False
         self.take_back: Callable[[], None] = lambda: None
@@ -60,7 +66,9 @@ class Provider:
         self._at = at
         self._lock = threading.Lock()
         self._requests: deque[Ticket] = deque()  # of attempts under way
+        self._on_workers: deque[Ticket] = deque()  # attempts that wait on a worker
         self._attempts: deque[Ticket] = deque()  # that want to begin
+        self._granted: dict[ScanContext, None] = {}  # whose permit waits for a worker
         self._taken = 0
         self._bucket = _bucket(limit)
         self._timer_set = False
@@ -74,7 +82,7 @@ class Provider:
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._requests) + len(self._attempts)
+        return len(self._requests) + len(self._on_workers) + len(self._attempts)
 
     def request(self, ticket: Ticket, until: float) -> None:
         """Stand in the queue; `granted` or `refused` is called, at `until` (monotonic) at the latest."""
@@ -113,8 +121,27 @@ class Provider:
     def use(self, context: ScanContext) -> bool:
         """Take the permit that was granted to an execution beforehand, if it is still there."""
         with self._lock:
+            self._granted.pop(context, None)
             there, context.prepaid = context.prepaid, False
         return there
+
+    def prepay(self, context: ScanContext) -> None:
+        """Note that an execution has a permit and waits for a worker."""
+        with self._lock:
+            context.prepaid = True
+            self._granted[context] = None
+
+    def _take_over(self) -> bool:
+        """Take the permit of an execution that has no worker yet; it will wait for another on its own.
+
+        Else a worker could wait for a permit that waits for a worker.
+        """
+        with self._lock:
+            if not self._granted:
+                return False
+            robbed, _ = self._granted.popitem()
+            robbed.prepaid = False
+            return True
 
     def prepaid_request(self, context: ScanContext) -> bool:
         """Take the request that came with the attempt's permit, if it is still there."""
@@ -129,6 +156,8 @@ class Provider:
             LimitExceeded: it did not come before the deadline.
             ScanCancelled: nobody waits for the answer any more.
         """
+        if with_permit and self._take_over():
+            return
         answer: list[LimitExceeded | None] = []
         gone: list[bool] = []
 
@@ -140,7 +169,7 @@ class Provider:
                 self.release()
             context.poke()
 
-        ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit)
+        ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit, on_worker=True)
         self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - MARGIN))
         try:
             context.wait(context.remaining(), lambda: bool(answer))
@@ -161,24 +190,32 @@ class Provider:
             if self._pumping:
                 return
             self._pumping = True
-        while True:
+        try:
+            while True:
+                with self._lock:
+                    ticket = self._next()
+                    if ticket is None:
+                        self._pumping = False
+                        return
+                ticket.take_back()
+                ticket.granted()
+        except BaseException:  # a Ctrl-C, or no thread for a timer: the next one to come serves
             with self._lock:
-                ticket = self._next()
-                if ticket is None:
-                    self._pumping = False
-                    return
-            ticket.take_back()
-            ticket.granted()
+                self._pumping = False
+            raise
 
     def _next(self) -> Ticket | None:
         """Take the first of the queue if it may begin; under the lock."""
         most = self.limit.concurrency
         if self._requests:
             ticket = self._requests[0]
-        elif self._attempts and (most is None or self._taken < most):
-            ticket = self._attempts[0]
-        else:
+        elif most is not None and self._taken >= most:
             return None
+        else:
+            line = self._on_workers or self._attempts
+            if not line:
+                return None
+            ticket = line[0]
         wait = self._take_request()
         if wait > 0:
             self._look_again(wait)
@@ -189,7 +226,9 @@ class Provider:
         return ticket
 
     def _line(self, ticket: Ticket) -> deque[Ticket]:
-        return self._attempts if ticket.with_permit else self._requests
+        if not ticket.with_permit:
+            return self._requests
+        return self._on_workers if ticket.on_worker else self._attempts
 
     def _take_request(self) -> float:
         """Count one request; return the seconds to wait where the window is full."""

@@ -123,8 +123,9 @@ def retrying(
                 try:
                     return call(context)
                 except BaseException as error:
-                    # Refused in mid-scan (the breaker opened under it): the last attempt's own error stays.
-                    if failure is not None and isinstance(error, Rejected) and context.attempt == made:
+                    if isinstance(error, Rejected) and context.attempt == made:
+                        # Refused. In mid-scan (the breaker opened under it) the last attempt's own error stays.
+                        failure = failure or error
                         break
                     failure, took = error, clock.monotonic() - began
             raise failure
