@@ -80,6 +80,11 @@ def test_only_on_and_retry_after_are_tried_again(error: Exception, attempts: int
     assert only(runner).attempts == attempts
 
 
+def test_a_permanent_error_is_not_tried_again_even_if_on_names_it(fleet: Fleet, bare: Bare) -> None:
+    policy = bare(retry=Retry(attempts=3, base=0, cap=0, on=(Exception,)))
+    assert only(fleet(flapping("s", [PermanentError("a bad key")] * 3), policy=policy)).attempts == 1
+
+
 @pytest.mark.parametrize(("asked", "waited"), [(7, 7), (200, 60)])
 def test_retry_after_beats_the_computed_wait_and_its_cap(asked: float, waited: float, fleet: Fleet, bare: Bare) -> None:
     clock = FakeClock(auto=True)

@@ -109,7 +109,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.vote_for(self.granted[data.draw(st.integers(0, len(self.granted) - 1), label="permit")], failed)
 
     @precondition(lambda self: self.state == "open")
-    @rule(outcomes=st.lists(st.booleans(), min_size=1, max_size=4))
+    @rule(outcomes=st.lists(st.booleans(), min_size=1, max_size=8))
     def wait_and_try(self, outcomes: list[bool]) -> None:
         """Live through a trial or several, as a run of every minute does."""
         for failed in outcomes:

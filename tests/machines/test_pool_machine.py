@@ -79,6 +79,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.closed = False
         self.timers: dict[int, tuple[float, Callable[[], None]]] = {}
         self.rung: list[int] = []
+        self.taken_back: set[int] = set()
 
     # what the model says
 
@@ -187,11 +188,13 @@ class PoolMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.timers)), label="timer")
         _instant, forget = self.timers.pop(number)
         forget()
+        self.taken_back.add(number)
 
     @invariant()
     def timers_ring_once_and_never_early(self) -> None:
         assert len(set(self.rung)) == len(self.rung)
         assert not set(self.rung) & set(self.timers)
+        assert not set(self.rung) & self.taken_back
 
     @rule()
     def look_at_the_ledger(self) -> None:
