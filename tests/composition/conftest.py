@@ -53,7 +53,7 @@ def fleet(release: threading.Event, bare: Callable[..., Policy]) -> Iterator[Fle
     for runner in runners:
         runner.close()
     for thread in set(threading.enumerate()) - before:
-        if thread.name.startswith("resilient-scan") and "watchdog" not in thread.name:
+        if thread.name.startswith("resilient-scan"):
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"{thread.name} outlives its test"
 

@@ -5,6 +5,7 @@ Each test first shows the trap in the library, put together as it invites one to
 
 from __future__ import annotations
 
+import gc
 import random as global_random
 import sys
 import threading
@@ -37,6 +38,7 @@ from resilient_scan.testing import FakeClock, flapping, hanging, healthy
 Fleet = Callable[..., ScanRunner]
 Bare = Callable[..., Policy]
 Background = Callable[..., "Future[Any]"]
+Eventually = Callable[[Callable[[], bool]], None]
 DOWN = OSError("down")
 
 
@@ -233,3 +235,28 @@ def test_no_nan_and_no_bucket_that_ends_too_soon(fleet: Fleet, bare: Bare) -> No
     assert registry.get_sample_value(f"{name}_sum", labels) == 45
     assert registry.get_sample_value(f"{name}_bucket", {**labels, "le": "30.0"}) == 0
     assert registry.get_sample_value(f"{name}_bucket", {**labels, "le": "60.0"}) == 1
+
+
+def test_a_failed_call_keeps_no_locals_alive(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
+    class Big:
+        alive = 0
+
+        def __init__(self) -> None:
+            Big.alive += 1
+
+        def __del__(self) -> None:
+            Big.alive -= 1
+
+    @scanner(pipeline="test")
+    def source(_state: dict[str, Any]) -> list[Any]:
+        big = Big()
+        raise OSError(id(big))
+
+    runner = fleet(source, policy=bare(retry=Retry(attempts=3, base=0, cap=0), breaker=Breaker(), cache=Cache()))
+    gc.collect()
+    gc.disable()
+    try:
+        runner.run({})
+        eventually(lambda: Big.alive == 0)
+    finally:
+        gc.enable()

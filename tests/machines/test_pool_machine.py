@@ -223,7 +223,7 @@ class PoolMachine(RuleBasedStateMachine):
             forget()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.clock.advance(0.0)
-        self.eventually(lambda: not any(_is_worker(t) for t in threading.enumerate()), "all workers end")
+        self.eventually(lambda: not any(t.name.startswith(THREADS) for t in threading.enumerate()), "all threads end")
 
 
 def _is_worker(thread: threading.Thread) -> bool:
