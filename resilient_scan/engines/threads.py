@@ -352,6 +352,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._unfinished -= 1
             self._hire_wanted()
             stuck = self._is_stuck()
+        if self._closed:
+            self._wake.set()  # the watchdog may be the last to go
         if stuck:
             self._refuse_queued(self._reason())
 

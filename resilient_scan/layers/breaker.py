@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -279,8 +278,10 @@ class Guard:
 
     def _replay(self, failed: bool, slow: bool) -> BreakerChanged | None:
         before, generation = self.state, self._memory.generation
-        with suppress(_Failure):
+        try:
             self._machine.call(_fail if failed else int)
+        except _Failure as replayed:  # raised while the scanner's own exception is handled: do not keep that alive
+            replayed.__context__ = replayed.__traceback__ = None
         if self._memory.closed and self._window is not None and self._window.full_of_trouble(failed, slow):
             self._machine.open()
         if self._memory.generation == generation:

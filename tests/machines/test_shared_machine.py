@@ -29,6 +29,7 @@ class Asker:
     def __init__(self, values: SharedValues, clock: FakeClock, key: str, ttl: float, seconds: float) -> None:
         self.key, self.ttl = key, ttl
         self.deadline = clock.monotonic() + seconds
+        self.since = 0.0  # when it began to load
         self.loads = threading.Event()
         self.go = threading.Event()
         self.answer: Any = None
@@ -50,6 +51,10 @@ class Asker:
             raise self.outcome
         return self.outcome
 
+    @property
+    def spent(self) -> float:
+        return self.deadline - self.since
+
     def done(self) -> bool:
         return not self.thread.is_alive()
 
@@ -64,6 +69,7 @@ class SharedMachine(RuleBasedStateMachine):
         self.kept: dict[str, tuple[float, Any]] = {}
         self.loader: dict[str, Asker] = {}  # the one that the others wait for
         self.hung: list[Asker] = []  # loaders whose time is over
+        self.dead: dict[str, Asker] = {}  # those of them in whose stead nobody loads
         self.waiting: list[Asker] = []
         self.numbers = 0
 
@@ -80,9 +86,19 @@ class SharedMachine(RuleBasedStateMachine):
             self.waiting.append(asker)
             self.clock.wait_for_sleepers(len(self.waiting))
             assert not asker.loads.is_set()
+        elif key in self.dead and seconds <= self.dead[key].spent / 2:
+            self.waiting.append(asker)
+            self.clock.wait_for_sleepers(len(self.waiting))
+            assert not asker.loads.is_set(), "what was not enough for the hung one is too little for this one"
         else:
             self.eventually(asker.loads.is_set, "the first asker loads")
-            self.loader[key] = asker
+            self._leads(asker)
+
+    def _leads(self, asker: Asker) -> None:
+        asker.since = self.clock.monotonic()
+        self.loader[asker.key] = asker
+        self.dead.pop(asker.key, None)
+        self.clock.wait_for_sleepers(len(self.waiting))
 
     @precondition(lambda self: self.loader or self.hung)
     @rule(data=st.data(), fails=st.booleans())
@@ -97,8 +113,11 @@ class SharedMachine(RuleBasedStateMachine):
             self.kept[asker.key] = (self.clock.monotonic() + asker.ttl, asker.outcome)
         if asker in self.hung:
             self.hung.remove(asker)
-            return
-        del self.loader[asker.key]
+            if self.dead.get(asker.key) is not asker:
+                return
+            del self.dead[asker.key]
+        else:
+            del self.loader[asker.key]
         for waiter in [waiter for waiter in self.waiting if waiter.key == asker.key]:
             self.waiting.remove(waiter)
             self.eventually(waiter.done, "who waits for a load gets its outcome")
@@ -118,21 +137,23 @@ class SharedMachine(RuleBasedStateMachine):
                 assert isinstance(asker.answer, ScanCancelled)
             else:
                 self.hung.append(asker)
-                self._pass_on(asker.key)
+                self._pass_on(asker)
             self.clock.wait_for_sleepers(len(self.waiting))
         self.clock.advance(end - self.clock.monotonic())
 
-    def _pass_on(self, key: str) -> None:
-        """The loader's time is over: one of those that wait loads now, the others wait for that one."""
-        del self.loader[key]
-        heirs = [waiter for waiter in self.waiting if waiter.key == key]
+    def _pass_on(self, hung: Asker) -> None:
+        """The loader's time is over: one of those that have time enough loads now, the others wait for that one."""
+        del self.loader[hung.key]
+        enough = self.clock.monotonic() + hung.spent / 2
+        heirs = [waiter for waiter in self.waiting if waiter.key == hung.key and waiter.deadline > enough]
         if not heirs:
+            self.dead[hung.key] = hung
             return
         self.eventually(lambda: any(heir.loads.is_set() for heir in heirs), "one loads in a hung one's stead")
         self.clock.wait_for_sleepers(len(self.waiting) - 1)
         (heir,) = [heir for heir in heirs if heir.loads.is_set()]
         self.waiting.remove(heir)
-        self.loader[key] = heir
+        self._leads(heir)
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())

@@ -82,7 +82,8 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
     table += [
         (Limit, "provider", value, "a name that is not empty", {}) for value in ("", "  ", None, 5, True, b"sec", ())
     ]
-    table += [(Limit, "rate", value, "a tuple of names", {"provider": "sec"}) for value in [{"a": 1}, (5,), (None,)]]
+    rates = 'such as "60/min", or a tuple of such'
+    table += [(Limit, "rate", value, rates, {"provider": "sec"}) for value in [{"a": 1}, (5,), (None,)]]
     table += [(Limit, "concurrency", value, WHOLE, {"provider": "sec"}) for value in NO_WHOLES if value is not None]
     table += [(Limit, "concurrency", value, ">= 1", {"provider": "sec"}) for value in (0, -1)]
     return table
