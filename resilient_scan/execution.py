@@ -385,6 +385,17 @@ class Execution:
             scan.end(outcome, events)
             events = ()
 
+    def stop(self) -> None:
+        """Cancel the work: the runner is closed, and nobody can ask its cache any more."""
+        scans = self._settle()
+        if scans is None:
+            self.context.cancel()
+            return
+        self._cancel(begun=self.began != NEVER)
+        outcome = self.outcome(CANCELLED, [], None, None)
+        for scan in scans:
+            scan.end(outcome)
+
     # on the watchdog's thread
 
     def expire(self, thread: str, age: float, /) -> None:

@@ -96,7 +96,7 @@ class Fleet:
 
     def close(self) -> None:
         """Let the threads and event loops go; hung ones are not waited for."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.stop()
         for stack in self.stacks.values():
             stack.loops.close()
 

@@ -52,6 +52,9 @@ class Task(Protocol):
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start: every thread hangs."""
 
+    def stop(self) -> None:
+        """Note that nobody will ask for the work any more; it may be under way."""
+
 
 class Abandoned(msgspec.Struct, frozen=True):
     """A thread that did not stop in time and still runs.
@@ -156,6 +159,15 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                     thread.join(PATIENCE)
 
     # what the runner adds
+
+    def stop(self) -> None:
+        """Shut down, refuse what is queued, and tell what is under way to stop; wait for nothing."""
+        self.shutdown(wait=False, cancel_futures=True)
+        with self._mutex:
+            tasks = [place.task for place in self._places | self._hung]
+        for task in tasks:
+            if task is not None:
+                task.stop()
 
     def execute(self, task: Task) -> None:
         """Queue a task.
@@ -419,6 +431,9 @@ class _Plain:
 
     def late(self, age: float, /) -> None:
         """Never called: there is no limit."""
+
+    def stop(self) -> None:
+        """Do nothing: a call cannot be told."""
 
     def refuse(self, reason: str, /) -> None:
         if reason is SHUT_DOWN:
