@@ -1,24 +1,29 @@
-"""Wire scanners, bundled data, listeners, metrics port and runner for the command line: the one place that does."""
+"""Wire settings, scanners, bundled data, listeners, metrics port and runner for the command line; nothing else does."""
 
 from __future__ import annotations
 
 import difflib
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from resilient_scan.errors import ConfigError
+from resilient_scan.events import Listener
+from resilient_scan.faults import faulty_scanners
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics
-from resilient_scan.plugins import Found, Plugins, Problem, discover, load_demo
+from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
-from resilient_scan.service.loopback import LoopbackServer, Respond
+from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
 from resilient_scan.service.scrape import metrics_served
+from resilient_scan.settings import Settings, load_settings
 
 
 class Demo(Protocol):
@@ -47,22 +52,29 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody wants to run.
 
     Attributes:
+        config: the settings file; `None`: environment variables only.
         only: names of scanners; empty: all.
         pipeline: names of pipelines; empty: all.
-        as_of: trade date; `None`: the bundled data's own.
-        deadline: seconds for the whole run; `None`: none.
-        max_workers: scanners at a time, >= 1.
-        sequential: one scanner at a time, in order.
+        faults: whether the faulty scanners join in.
+        as_of: trade date; `None`: the bundled data's own where they are used, else today.
+        deadline: seconds for the whole run; `None`: what the settings say.
+        max_workers: scanners at a time, >= 1; `None`: what the settings say.
+        sequential: one scanner at a time, in order; `None`: what the settings say.
         metrics_port: serve metrics on 127.0.0.1 at this port, 0 for any; `None`: do not.
+        latency: seconds by which each answer of the bundled data is held back; `None`: not at all. With it each
+            scanner gets a server of its own, as outside sources are, so that they share nothing.
     """
 
+    config: Path | None = None
     only: tuple[str, ...] = ()
     pipeline: tuple[str, ...] = ()
+    faults: bool = False
     as_of: date | None = None
     deadline: float | None = None
-    max_workers: int = 8
-    sequential: bool = False
+    max_workers: int | None = None
+    sequential: bool | None = None
     metrics_port: int | None = None
+    latency: float | None = None
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -71,10 +83,11 @@ class Fleet(msgspec.Struct, frozen=True):
     Attributes:
         runner: runs them.
         state: what they are given.
-        deadline: seconds for a run, or `None`.
+        deadline: seconds for a run, or `None`: the runner's own.
         demo: the bundled data that answer them, or `None`.
         problems: sentences about scanners that were wanted and could not be loaded.
         not_configured: names of scanners that lack what they need; they are not in the report.
+        switched_off: names of scanners that the settings leave out; they are not in the report either.
         metrics_url: where the metrics are served, or an empty text.
     """
 
@@ -84,6 +97,7 @@ class Fleet(msgspec.Struct, frozen=True):
     demo: Demo | None
     problems: list[str]
     not_configured: list[str]
+    switched_off: list[str]
     metrics_url: str
 
     def run(self) -> RunReport:
@@ -95,79 +109,143 @@ class Fleet(msgspec.Struct, frozen=True):
         answered = sum(result.status.answered for result in report.results.values())
         found = Counter(getattr(candidate, "ticker", type(candidate).__name__) for candidate in report.candidates)
         names = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in found.most_common(10))
-        text = f"{answered} of {len(report.results)} scanners answered"
+        text = f"{answered} of {counted(len(report.results), 'scanner')} answered"
         if day := self.state.get("trade_date"):
             text += f" as of {day}"
-        text += f" and found {_count(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
+        text += f" and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
         return text if self.demo is None else f"{text} The data are {self.demo.description}."
 
 
 @contextmanager
-def open_fleet(request: Request) -> Iterator[Fleet]:
+def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[Fleet]:
     """Make the wanted scanners ready to run, and everything that they and the listeners need.
 
-    With nothing configured, bundled data answer the built-in scanners, over HTTP on loopback.
+    Where nothing else is configured, bundled data answer the built-in scanners, over HTTP on loopback.
+
+    Args:
+        request: what is wanted.
+        listeners: who is told what happens; `None`: the log.
 
     Raises:
-        ConfigError: nothing to run, a name that nobody has, a date that the data do not have, or a port that is taken.
+        ConfigError: settings are wrong, there is nothing to run, a name that nobody has, a date that the data do not
+            have, or a port that is taken.
     """
-    plugins, demo = discover(), load_demo()
-    chosen = _choose(plugins, request)
-    ready = [found for found in chosen if is_configured(found, demo)]
+    settings, plugins, demo = load_settings(request.config), installed(request), load_demo()
+    chosen = _choose(plugins, request, settings)
+    wanted = [found for found in chosen if settings.enabled(found.name)]
+    ready = [found for found in wanted if is_configured(found, demo, settings)]
     if not ready:
-        raise ConfigError(_nothing(plugins.problems, chosen))
+        raise ConfigError(_nothing(plugins.problems, chosen, wanted))
     with ExitStack() as stack:
-        listeners: list[Any] = [LogEvents()]
+        told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
         url = ""
         if request.metrics_port is not None:
             url = stack.enter_context(metrics_served(request.metrics_port))
-            listeners.append(PrometheusMetrics())
-        runner = ScanRunner(
+            told.append(PrometheusMetrics())
+        served = _serve(ready, demo, settings, request.latency, stack)
+        runner = settings.runner(
             [found.scanner for found in ready],
-            max_workers=request.max_workers,
-            concurrent=not request.sequential,
-            listeners=listeners,
-            settings=_settings(ready, demo, stack),
+            known=names_of(plugins),
+            listeners=told,
+            settings=served,
+            **_said(request),
         )
+        data = demo if served else None
         yield Fleet(
             runner=stack.enter_context(runner),
-            state=_state(request.as_of, demo),
+            state=state_for(request.as_of, data),
             deadline=request.deadline,
-            demo=demo,
+            demo=data,
             problems=[] if request.only else [str(problem.error) for problem in plugins.problems],
-            not_configured=[found.name for found in chosen if found not in ready],
+            not_configured=[found.name for found in wanted if found not in ready],
+            switched_off=[found.name for found in chosen if found not in wanted],
             metrics_url=url,
         )
 
 
-def survey() -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for every scanner that is installed, and a sentence for every one that cannot be used."""
-    plugins, demo = discover(), load_demo()
+def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for every scanner that is installed, and a sentence for every one that cannot be used.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    settings, plugins, demo = load_settings(config), discover(), load_demo()
     rows = [
         {
             "name": found.name,
             "pipeline": found.pipeline,
             "summary": found.summary,
             "built_in": found.built_in,
-            "configured": is_configured(found, demo),
+            "configured": is_configured(found, demo, settings),
+            "enabled": settings.enabled(found.name),
         }
         for found in plugins.scanners
     ]
     return rows, [str(problem.error) for problem in plugins.problems]
 
 
-def is_configured(found: Found, demo: Demo | None) -> bool:
+def installed(request: Request) -> Plugins:
+    """Return what is installed and, if they are wanted, the faulty scanners."""
+    plugins = discover()
+    if not request.faults:
+        return plugins
+    faulty = [found_of(thing) for thing in faulty_scanners()]
+    for found in faulty:
+        if found.name in names_of(plugins):
+            raise ConfigError(f"--faults: an installed scanner is named {found.name!r} too; leave --faults out")
+    return Plugins((*plugins.scanners, *faulty), plugins.problems)
+
+
+def names_of(plugins: Plugins) -> list[str]:
+    """Return the names of all scanners that may have tables in the settings, usable or not."""
+    return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
+
+
+def is_configured(found: Found, demo: Demo | None, settings: Settings) -> bool:
     """Say whether `run` has what a scanner needs: a guest's needs are its own business."""
-    return not found.built_in or (demo is not None and found.name in demo.scanners)
+    served = demo is not None and found.name in demo.scanners
+    return not found.built_in or served or bool(settings.settings_of(found.name))
 
 
-def _choose(plugins: Plugins, request: Request) -> list[Found]:
+def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
+    """Return what a run is given.
+
+    Raises:
+        ConfigError: bundled data answer, and they do not have that date.
+    """
+    if demo is None:
+        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
+    if as_of is None:
+        return dict(demo.state)
+    if not demo.first <= as_of <= demo.last:
+        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
+    return {**demo.state, "trade_date": as_of.isoformat()}
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _said(request: Request) -> dict[str, Any]:
+    """Return the runner's options that the command line names; the settings say the others."""
+    said: dict[str, Any] = {}
+    if request.max_workers is not None:
+        said["max_workers"] = request.max_workers
+    if request.sequential is not None:
+        said["concurrent"] = not request.sequential
+    return said
+
+
+def _choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
     """Return the scanners that are wanted; a name that nobody has is refused, with the nearest one."""
     refused = {problem.name: problem.error for problem in plugins.problems}
     names = [found.name for found in plugins.scanners]
     for name in request.only:
         if name not in names:
             raise ConfigError(str(refused[name]) if name in refused else _unknown("scanner", name, names))
+        if not settings.enabled(name):
+            raise ConfigError(f"scanner {name!r} is switched off by the settings (scanners.{name}.enabled = false)")
     pipelines = [found.pipeline for found in plugins.scanners]
     for pipeline in request.pipeline:
         if pipeline not in pipelines:
@@ -187,32 +265,43 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {way_out}"
 
 
-def _nothing(problems: Sequence[Problem], chosen: Sequence[Found]) -> str:
+def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], wanted: Sequence[Found]) -> str:
     """Say why there is nothing to run."""
     if problems:
         return f"nothing to run: {problems[0].error}"
+    if wanted:
+        return f"nothing to run: not configured: {', '.join(found.name for found in wanted)}"
     if chosen:
-        return f"nothing to run: not configured: {', '.join(found.name for found in chosen)}"
+        return f"nothing to run: switched off by the settings: {', '.join(found.name for found in chosen)}"
     return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
 
 
-def _state(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
-    state = {} if demo is None else dict(demo.state)
-    if as_of is None:
-        return state
-    if demo is not None and not demo.first <= as_of <= demo.last:
-        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
-    return {**state, "trade_date": as_of.isoformat()}
+def _serve(
+    ready: Iterable[Found], demo: Demo | None, settings: Settings, latency: float | None, stack: ExitStack
+) -> dict[str, dict[str, Any]]:
+    """Start servers of the bundled data, where they are needed, and return the settings that point scanners to it.
 
-
-def _settings(ready: Iterable[Found], demo: Demo | None, stack: ExitStack) -> dict[str, dict[str, Any]]:
-    """Start the server of the bundled data, where it is needed, and point the scanners to it."""
-    served = [found.name for found in ready if found.built_in]
+    What the user's settings say wins: a scanner that they send to another source is none of ours.
+    """
+    served = [found.name for found in ready if found.built_in and demo is not None and found.name in demo.scanners]
     if demo is None or not served:
         return {}
-    server = stack.enter_context(LoopbackServer(demo.respond))
-    return {name: demo.settings(server.url) for name in served}
+    asking = {}
+    together = None if latency else stack.enter_context(LoopbackServer(demo.respond))
+    for name in served:
+        server = together or stack.enter_context(LoopbackServer(_held_back(demo.respond, latency or 0)))
+        table = {**demo.settings(server.url), **settings.settings_of(name)}
+        if server.url in table.values():
+            asking[name] = table
+    return asking
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _held_back(respond: Respond, latency: float) -> Respond:
+    """Let each answer take as long as one over a network."""
+    never = threading.Event()
+
+    def late(path: str, query: dict[str, str]) -> Answer:
+        never.wait(latency)
+        return respond(path, query)
+
+    return late

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
 from resilient_scan import __version__, progress
 from resilient_scan.app import Fleet, Request, open_fleet, survey
+from resilient_scan.check import check as check_all
 from resilient_scan.errors import ConfigError
+from resilient_scan.faults import Watch
 from resilient_scan.report import RunReport
-from resilient_scan.settings import seconds
+from resilient_scan.screens import introduce, listening, print_json, print_report, print_verified, rehearse, say
+from resilient_scan.settings import SettingsError, seconds
+from resilient_scan.verify import verify as run_both
 
 ANSWERED, SOME_DID_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -57,25 +61,58 @@ def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date
         raise click.BadParameter(f"{value!r} is not a date; write it as 2013-01-24") from None
 
 
+config_option = click.option(
+    "--config",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Read settings from this TOML file; none is looked for by itself.",
+)
+as_of_option = click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
+deadline_option = click.option(
+    "--deadline", metavar="DURATION", callback=duration, help="End the run after 250ms, 5s, 10m, 1h..."
+)
+workers_option = click.option(
+    "--max-workers", metavar="N", type=click.IntRange(min=1), help="Scanners at a time; 8, unless the settings say."
+)
+only_option = click.option(
+    "--only", metavar="NAME", multiple=True, callback=names, help="Run this scanner (repeat it, or A,B)."
+)
+pipeline_option = click.option(
+    "--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="resilient-scan")
 def command() -> None:
     """Run many scanners so that one bad scanner never costs another its result.
 
     Results go to stdout, messages to stderr. Exit codes: 0 every scanner in service answered, 1 some did not or could
-    not be loaded, 2 usage, 130 Ctrl-C.
+    not be loaded, 2 usage or settings, 130 Ctrl-C. Variables such as RESILIENT_SCAN__DEFAULTS__CACHE__TTL=5m win over
+    the settings file.
     """
 
 
 @command.command()
-@click.option("--only", metavar="NAME", multiple=True, callback=names, help="Run this scanner (repeat it, or A,B).")
-@click.option("--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline.")
-@click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
-@click.option("--deadline", metavar="DURATION", callback=duration, help="End the run after 250ms, 5s, 10m, 1h...")
+@config_option
+@only_option
+@pipeline_option
+@as_of_option
+@deadline_option
+@workers_option
 @click.option(
-    "--max-workers", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="Scanners at a time."
+    "--sequential",
+    is_flag=True,
+    flag_value=True,
+    default=None,
+    help="One scanner at a time, in order; the candidates are the same.",
 )
-@click.option("--sequential", is_flag=True, help="One scanner at a time, in order; the candidates are the same.")
+@click.option(
+    "--faults",
+    is_flag=True,
+    help="Add a slow, a hanging, a flapping and a broken scanner, and run twice to see what becomes of them "
+    "(with --json once).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
     "--metrics-port",
@@ -94,32 +131,95 @@ def run(as_json: bool, hold: float | None, **options: Any) -> int:
     """
     if hold is not None and options["metrics_port"] is None:
         raise click.UsageError("--hold keeps the metrics served, so it needs --metrics-port")
-    with open_fleet(Request(**options)) as fleet:
-        _introduce(fleet)
-        try:
-            report = fleet.run()
-        except KeyboardInterrupt as stop:
-            _print_report(getattr(stop, "report", None), fleet, as_json=as_json)
-            return INTERRUPTED
-        _print_report(report, fleet, as_json=as_json)
+    request, watch = Request(**options), Watch()
+    with listening() as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
+        introduce(fleet)
+        twice = request.faults and not as_json
+        report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json)
         if hold is not None:
             _hold(hold, fleet)
     return ANSWERED if report.complete and not fleet.problems else SOME_DID_NOT
 
 
 @command.command(name="list")
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_scanners(as_json: bool) -> int:
+def list_scanners(config: Path | None, as_json: bool) -> int:
     """List the scanners that are installed, and whether `run` has what they need."""
-    rows, problems = survey()
-    _say(f"problem: {problem}" for problem in problems)
+    rows, problems = survey(config)
+    say(f"problem: {problem}" for problem in problems)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return ANSWERED
-    columns = ("name", "pipeline", "configured", "summary")
-    words = [{**row, "configured": "yes" if row["configured"] else "no"} for row in rows]
+    columns = ("name", "pipeline", "configured", "enabled", "summary")
+    words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
     progress.draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
     return ANSWERED
+
+
+@command.command()
+@config_option
+@click.option(
+    "--interval",
+    metavar="DURATION",
+    callback=duration,
+    help="Time from one run to the next; with it, lifetimes and rates are held against the schedule.",
+)
+def check(config: Path | None, interval: float | None) -> int:
+    """Check settings, plugins and options that do not work together; run nothing.
+
+    Everything that is wrong is printed, one a line. Exit codes: 0 nothing or warnings only, 2 errors.
+    """
+    checked = check_all(config, interval)
+    sys.stdout.writelines(f"error: {text}\n" for text in checked.errors)
+    sys.stdout.writelines(f"warning: {text}\n" for text in checked.warnings)
+    sys.stdout.write(f"{checked.summary}\n")
+    return USAGE if checked.errors else ANSWERED
+
+
+@command.command()
+@click.argument("name")
+@config_option
+@as_of_option
+@click.option("--run/--no-run", "run_first", default=True, help="Run this one scanner first, or only look at it.")
+@click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
+@click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
+def explain(name: str, run_first: bool, trace: bool, **options: Any) -> int:
+    """Run one scanner once and explain it: its layers, who set which number, and what happened.
+
+    The first line says whether it would run now and, if not, what would make it run.
+    """
+    with open_fleet(Request(only=(name,), **options)) as fleet:
+        introduce(fleet)
+        if run_first:
+            fleet.run()
+        sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
+    return ANSWERED
+
+
+@command.command()
+@config_option
+@only_option
+@pipeline_option
+@as_of_option
+@deadline_option
+@workers_option
+@click.option(
+    "--latency",
+    metavar="DURATION",
+    default="50ms",
+    show_default=True,
+    callback=duration,
+    help="Hold back each answer of the bundled data by so much, as a network would.",
+)
+def verify(**options: Any) -> int:
+    """Run the fleet concurrently and sequentially, and show that the candidates are the same.
+
+    No cache is shared between the two runs. Exit codes: 0 all the same, 1 a difference, or a scanner did not answer.
+    """
+    verified = run_both(Request(**options))
+    print_verified(verified, options["latency"])
+    return ANSWERED if verified.same else SOME_DID_NOT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,13 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
             sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as missing:
-        _say([missing.format_message()])
+        say([missing.format_message()])
         return USAGE
     except click.ClickException as error:
-        _say([f"error: {error.format_message()}"])
+        say([f"error: {error.format_message()}"])
         return USAGE
     except ConfigError as error:
-        _say([f"error: {error}"])
+        say(f"error: {line}" for line in (error.problems if isinstance(error, SettingsError) else [error]))
         return USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -144,13 +244,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else ANSWERED
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Write to what stderr is at the moment: a live table puts itself there, and the lines above its rows."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
+        return sys.stderr
+
+
 @contextlib.contextmanager
 def _messages_on_stderr() -> Iterator[None]:
     """Send the library's log lines to stderr, and let no character that a terminal lacks end the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    logger, handler = logging.getLogger("resilient_scan"), logging.StreamHandler()
+    logger, handler = logging.getLogger("resilient_scan"), _ToStderr()
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -161,40 +272,19 @@ def _messages_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _say(lines: Iterable[str]) -> None:
-    sys.stderr.writelines(f"{line}\n" for line in lines)
-
-
-def _introduce(fleet: Fleet) -> None:
-    _say(f"problem: {problem}" for problem in fleet.problems)
-    _say(f"not configured: {name}" for name in fleet.not_configured)
-    if fleet.metrics_url:
-        _say([f"metrics: {fleet.metrics_url}"])
-
-
-def _print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool) -> None:
-    if report is None:
-        return
-    if as_json:
-        _print_json(report.to_dict())
-        return
-    progress.show_results(report.results.values(), sys.stdout)
-    if report.candidates:
-        sys.stdout.write("\n")
-        progress.show_candidates(report.candidates, sys.stdout)
-    sys.stdout.write(f"\n{fleet.summary(report)}\n")
-    sys.stdout.flush()
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+def _run_once(fleet: Fleet, *, as_json: bool) -> RunReport:
+    try:
+        report = fleet.run()
+    except KeyboardInterrupt as stop:
+        print_report(getattr(stop, "report", None), fleet, as_json=as_json)
+        raise
+    print_report(report, fleet, as_json=as_json)
+    return report
 
 
 def _hold(duration: float, fleet: Fleet) -> None:
     """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
-    _say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(duration)}; Ctrl-C ends it"])
+    say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(duration)}; Ctrl-C ends it"])
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait(duration)
 
@@ -202,7 +292,7 @@ def _hold(duration: float, fleet: Fleet) -> None:
 def _unwritten(error: OSError) -> int:
     """Say that the output could not be written, unless its reader went away (`| head`)."""
     if not isinstance(error, BrokenPipeError):
-        _say([f"error: {error}"])
+        say([f"error: {error}"])
     # What is still buffered would fail once more when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return SOME_DID_NOT

@@ -84,6 +84,17 @@ def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
     return Plugins(tuple(entry for entry, _ in found.values()), tuple(problems))
 
 
+def found_of(thing: Any, *, built_in: bool = False) -> Found:
+    """Bring one scanner into its normal form.
+
+    Raises:
+        PluginError: it is none.
+    """
+    spec = spec_of(thing)
+    summary = (getattr(spec.origin, "__doc__", None) or "").strip().partition("\n")[0]
+    return Found(spec.name, spec.pipeline, summary, built_in, thing)
+
+
 def load_demo() -> Any:
     """Return the bundled demo, or `None` where it is not installed, shadowed, or lacks what it needs itself."""
     for point in entry_points(group=DEMO_GROUP):
@@ -117,9 +128,7 @@ def _load(point: EntryPoint) -> Found:
         thing = point.load()
     except (Exception, SystemExit) as error:
         raise PluginError(f"its import failed: {type(error).__name__}: {error}") from error
-    spec = spec_of(thing)
-    summary = (getattr(spec.origin, "__doc__", None) or "").strip().partition("\n")[0]
-    return Found(spec.name, spec.pipeline, summary, _is_ours(point), thing)
+    return found_of(thing, built_in=_is_ours(point))
 
 
 def _shadow() -> PluginError | None:

@@ -85,7 +85,7 @@ def _hung(hung: Iterable[Hung]) -> Iterator[str]:
 def _is_ours(frame: re.Match[str]) -> bool:
     """Say whether it is a call that leads to the scanner and tells nothing about it."""
     file = PurePath(frame["file"])
-    return file.parent.name in {"layers", "engines", "resilient_scan"} and file.name != "testing.py"
+    return file.parent.name in {"layers", "engines", "resilient_scan"} and file.name not in {"testing.py", "faults.py"}
 
 
 def _bullets(sentences: Iterable[str]) -> Iterator[str]:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Distribute
+from tests.e2e.command import PATIENCE, SCRIPT, on_a_terminal, run, started, wait_for
 
 BUILT_IN = ["gap_up", "high_52w_breakout", "market_movers", "rsi_oversold", "volume_accumulation"]
-SCRIPT = Path(sys.executable).with_name("resilient-scan")
-PATIENCE = 30.0
 
 HANGING = '''
 import sys, threading
@@ -39,41 +34,6 @@ class Failing:
     def scan(self, state):
         raise ValueError("HTTP 500 \\x1b[31m error")
 """
-
-
-def environment(**extra: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
-    return kept | extra
-
-
-def run(*arguments: str, code: int = 0, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [SCRIPT, *arguments], capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=environment(**extra)
-    )
-    assert done.returncode == code, done.stderr
-    return done
-
-
-@contextmanager
-def started(*arguments: str, **extra: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**extra)
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return line
-    raise AssertionError(f"{text!r} is not in {seen}")
 
 
 def test_with_nothing_configured_it_finds_the_day_apple_fell(tmp_path: Path) -> None:
@@ -218,30 +178,6 @@ def test_a_taken_metrics_port_is_a_usage_error() -> None:
         done = run("run", "--metrics-port", port, code=2)
     assert f"port {port}" in done.stderr
     assert done.stdout == ""
-
-
-def on_a_terminal(*arguments: str, **extra: str) -> str:
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        [SCRIPT, *arguments],
-        stdout=follower,
-        stderr=subprocess.DEVNULL,
-        env=environment(TERM="xterm-256color", **extra),
-    ) as process:
-        os.close(follower)
-        text = b""
-        while chunk := _read(leader):
-            text += chunk
-        assert process.wait(PATIENCE) == 0
-    os.close(leader)
-    return text.decode()
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux says that nobody holds the other end any more
-        return b""
 
 
 def test_a_terminal_gets_colours_unless_it_does_not_want_them() -> None:

@@ -1,0 +1,79 @@
+"""Find everything that is wrong with the settings, the plugins and the options together, and run nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from resilient_scan.app import counted, is_configured, state_for
+from resilient_scan.errors import ConfigError
+from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
+from resilient_scan.options import Policy
+from resilient_scan.plugins import Plugins, discover, load_demo
+from resilient_scan.settings import Settings, SettingsError, load_settings
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What a check found.
+
+    Attributes:
+        errors: a sentence for everything that keeps a scanner or the whole from running.
+        warnings: a sentence for everything that runs and does not work as somebody may think.
+        looked_at: what was checked, for people.
+    """
+
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    looked_at: str
+
+    @property
+    def summary(self) -> str:
+        """Return one line: what was found in what."""
+        if not self.errors and not self.warnings:
+            return f"no findings in {self.looked_at}"
+        found = [counted(len(self.errors), "error"), counted(len(self.warnings), "warning")]
+        return f"{' and '.join(text for text in found if not text.startswith('0'))} in {self.looked_at}"
+
+
+def check(config: Path | None, interval: float | None = None) -> Checked:
+    """Check settings, plugins and options.
+
+    Args:
+        config: the settings file; `None`: environment variables only.
+        interval: seconds from one run to the next, for the rules that need it; `None`: not known.
+    """
+    plugins = discover()
+    looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
+    try:
+        settings = load_settings(config)
+    except ConfigError as error:
+        wrong = error.problems if isinstance(error, SettingsError) else (str(error),)
+        return Checked((*wrong, *(str(problem.error) for problem in plugins.problems)), (), looked_at)
+    findings = lint_fleet(
+        _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=_state(settings, plugins)
+    )
+    return Checked(
+        (*settings.check(), *sentences(finding for finding in findings if finding.severity == ERROR)),
+        sentences(finding for finding in findings if finding.severity == WARNING),
+        looked_at,
+    )
+
+
+def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
+    """Return the layers that hold for each scanner that is switched on, as far as they fit together."""
+    policies = {}
+    for found in plugins.scanners:
+        if settings.enabled(found.name):
+            try:
+                policies[found.name] = settings.effective([found.scanner])[found.name].policy
+            except ConfigError:  # `Settings.check` says it
+                continue
+    return policies
+
+
+def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
+    """Return what `run` would give to the scanners."""
+    demo = load_demo()
+    used = any(found.built_in and is_configured(found, demo, settings) for found in plugins.scanners)
+    return state_for(None, demo if used else None)

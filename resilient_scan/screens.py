@@ -1,0 +1,138 @@
+"""What the commands show: a run while it goes on, its report, two runs with faulty scanners, and a comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from resilient_scan import progress
+from resilient_scan.app import Fleet, counted
+from resilient_scan.events import Listener
+from resilient_scan.faults import PIPELINE, Watch
+from resilient_scan.logs import LogEvents
+from resilient_scan.report import RunReport
+from resilient_scan.verify import Verified, summary
+
+BETWEEN: Final = 1.1  # seconds from one run with faulty scanners to the next: what was fresh is not any more
+
+
+def say(lines: Iterable[str]) -> None:
+    """Write messages, one a line, to stderr."""
+    sys.stderr.writelines(f"{line}\n" for line in lines)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[Listener]]:
+    """Show a run on stderr as it goes on: a live table on a terminal, log lines elsewhere."""
+    if not progress.is_live(sys.stderr):
+        yield [LogEvents()]
+        return
+    with progress.LiveTable(sys.stderr) as table:
+        yield [table]
+
+
+def introduce(fleet: Fleet) -> None:
+    """Say what is not as somebody may expect it."""
+    say(f"problem: {problem}" for problem in fleet.problems)
+    say(f"not configured: {name}" for name in fleet.not_configured)
+    say(f"switched off by the settings: {name}" for name in fleet.switched_off)
+    if fleet.metrics_url:
+        say([f"metrics: {fleet.metrics_url}"])
+
+
+def print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool) -> None:
+    """Write what a run brought; nothing where there is no report."""
+    if report is None:
+        return
+    if as_json:
+        print_json(report.to_dict())
+        return
+    progress.show_results(report.results.values(), sys.stdout)
+    if report.candidates:
+        sys.stdout.write("\n")
+        progress.show_candidates(report.candidates, sys.stdout)
+    sys.stdout.write(f"\n{fleet.summary(report)}\n")
+    sys.stdout.flush()
+
+
+def rehearse(fleet: Fleet, watch: Watch) -> RunReport:
+    """Run twice and say of each scan what became of it, and by which layer; return the second report.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was run so far is printed.
+    """
+    first = _told_run("FIRST RUN", fleet, watch)
+    threading.Event().wait(BETWEEN)
+    second = _told_run("SECOND RUN, by the same runner a second later", fleet, watch)
+    sys.stdout.write(f"{_moral(first, second, fleet)}\n")
+    sys.stdout.flush()
+    return second
+
+
+def print_verified(verified: Verified, latency: float | None) -> None:
+    """Write both runs side by side, every difference, and what was gained."""
+    columns = ("scanner", "candidates", "sequential", "concurrent", "verdict")
+    rows = [
+        (
+            pair.sequential.scanner,
+            str(len(pair.sequential.candidates)),
+            progress.seconds(pair.sequential.duration),
+            progress.seconds(pair.concurrent.duration),
+            pair.verdict,
+        )
+        for pair in verified.pairs
+    ]
+    progress.draw(columns, rows, sys.stdout, right=columns[1:4])
+    lines = ["", *map(progress.clean, verified.differences), f"{summary(verified)}; {verified.gain}."]
+    if verified.data and latency:
+        held = progress.seconds(latency)
+        lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def _told_run(title: str, fleet: Fleet, watch: Watch) -> RunReport:
+    try:
+        report = fleet.run()
+    except KeyboardInterrupt as stop:
+        if isinstance(cut := getattr(stop, "report", None), RunReport):
+            _told(title, cut, watch)
+        raise
+    _told(title, report, watch)
+    return report
+
+
+def _told(title: str, report: RunReport, watch: Watch) -> None:
+    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {progress.seconds(report.duration)}\n\n")
+    columns = ("scanner", "status", "found", "took", "what happened")
+    rows = [
+        (r.scanner, r.status.value, str(len(r.candidates)), progress.seconds(r.duration), watch.told(r))
+        for r in report.results.values()
+    ]
+    progress.draw(columns, rows, sys.stdout, right=("found", "took"))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _moral(first: RunReport, second: RunReport, fleet: Fleet) -> str:
+    """Return what is to be learned from both runs."""
+    sound = [name for name, result in first.results.items() if result.pipeline != PIPELINE]
+    well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)
+    hung = ", ".join(thread.name for thread in fleet.runner.abandoned())
+    took = " and ".join(progress.seconds(report.duration) for report in (first, second))
+    lines = [
+        f"{well} of the {counted(len(sound), 'sound scanner')} answered both times." if sound else "",
+        f"The runs took {took}{f', and {hung} hangs to this moment' if hung else ''}.",
+        f"\nTo look into one of them: resilient-scan explain {hung or next(iter(first.results))} --faults",
+    ]
+    return " ".join(filter(None, lines)).replace(" \n", "\n")

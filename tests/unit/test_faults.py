@@ -1,0 +1,91 @@
+"""The faulty scanners, and the sentences about what became of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from resilient_scan import ScanResult, ScanRunner, Status
+from resilient_scan.events import BreakerChanged, ThreadAbandoned
+from resilient_scan.faults import Watch, faulty_scanners
+from resilient_scan.outcome import ErrorInfo
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def result(
+    status: Status, *, attempts: int = 1, error: str = "", kind: str = "ValueError", **more: object
+) -> ScanResult:
+    fields = {
+        "scanner": "one",
+        "pipeline": "faults",
+        "status": status,
+        "candidates": [],
+        "error": ErrorInfo(kind, error) if error else None,
+        "attempts": attempts,
+        "duration": 0.4,
+        "queue_wait": 0.0,
+        "age": None,
+        "partial": False,
+        "dropped": 0,
+        "tool_logs": [],
+        "started_at": 0.0,
+    }
+    return ScanResult(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:
+    watch = Watch()
+    with ScanRunner(faulty_scanners(release), listeners=(watch,)) as runner:
+        first, second = runner.run({}).results, runner.run({}).results
+    statuses = {name: result.status.value for name, result in first.items()}
+    assert statuses == {"slow": "timeout", "hanging": "timeout", "flapping": "completed", "broken": "error"}
+    assert first["slow"].partial
+    assert len(first["slow"].candidates) == 2
+    assert (first["flapping"].attempts, first["broken"].attempts) == (2, 3)
+    assert second["flapping"].status is Status.CACHED
+    assert second["hanging"].status is second["broken"].status is Status.REJECTED
+    assert "hanging" in watch.abandoned
+    assert watch.opened == {"broken"}
+    assert watch.told(second["broken"]).startswith("open breaker: ")
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (result(Status.COMPLETED), "answered"),
+        (result(Status.COMPLETED, attempts=3), "retry: 2 attempts failed, the next one answered"),
+        (result(Status.CACHED, attempts=0), "cache: answered at once, the source was not asked again"),
+        (result(Status.STALE, attempts=2, error="x"), "stale cache: 2 attempts failed, the last good answer stands in"),
+        (result(Status.TIMEOUT, error="timeout after 0.4s"), "timeout after 0.4s"),
+        (
+            result(Status.TIMEOUT, error="timeout after 0.4s", partial=True),
+            "timeout after 0.4s: what it had yielded by then is kept",
+        ),
+        (result(Status.ERROR, error="HTTP 503"), "1 attempt failed (HTTP 503)"),
+        (result(Status.REJECTED, attempts=0, error="a quota"), "rejected: a quota"),
+        (result(Status.REJECTED, attempts=0), "rejected: no reason given"),
+        (result(Status.SKIPPED, attempts=0), "skipped"),
+    ],
+)
+def test_an_end_is_told_in_one_line(ended: ScanResult, words: str) -> None:
+    assert Watch().told(ended) == words
+
+
+def test_what_happened_beside_the_scan_is_told_too() -> None:
+    watch = Watch()
+    watch(BreakerChanged("one", "closed", "open", 60.0))
+    watch(BreakerChanged("other", "open", "half_open", None))
+    watch(ThreadAbandoned("one", "worker-0", 0.4))
+    assert watch.opened == watch.abandoned == {"one"}
+    assert watch.told(result(Status.ERROR, error="x")) == "1 attempt failed (x), which opens its breaker"
+    assert watch.told(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is left behind"
+    hangs = "its thread of the last run still hangs, so it gets no second one"
+    assert watch.told(result(Status.REJECTED, attempts=0, error="x")) == hangs
