@@ -17,12 +17,11 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.events import Listener
 from resilient_scan.faults import faulty_scanners
 from resilient_scan.logs import LogEvents
-from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.metrics import PrometheusMetrics, exposition
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
-from resilient_scan.service.scrape import metrics_served
 from resilient_scan.settings import Settings, load_settings
 
 
@@ -140,7 +139,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
         url = ""
         if request.metrics_port is not None:
-            url = stack.enter_context(metrics_served(request.metrics_port))
+            url = _serve_metrics(request.metrics_port, stack)
             told.append(PrometheusMetrics())
         served = _serve(ready, demo, settings, request.latency, stack)
         runner = settings.runner(
@@ -294,6 +293,22 @@ def _serve(
         if server.url in table.values():
             asking[name] = table
     return asking
+
+
+def _serve_metrics(port: int, stack: ExitStack) -> str:
+    """Serve this process's metrics on loopback, and return the address."""
+
+    def respond(path: str, _query: dict[str, str]) -> Answer:
+        if path not in {"/metrics", "/"}:
+            return 404, {"Content-Type": "text/plain; charset=utf-8"}, b"metrics are at /metrics\n"
+        content_type, text = exposition()
+        return 200, {"Content-Type": content_type}, text
+
+    try:
+        server = LoopbackServer(respond, port=port)
+    except OSError as error:
+        raise ConfigError(f"port {port} of 127.0.0.1 cannot be had: {error.strerror}; 0 takes a free one") from None
+    return f"{stack.enter_context(server).url}/metrics"
 
 
 def _held_back(respond: Respond, latency: float) -> Respond:

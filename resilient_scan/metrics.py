@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import generate_latest as text_of
 
 from resilient_scan.events import Event, ExecutionEnded, Registered, RunEnded, ScanEnded, ScannersRegistered
 from resilient_scan.outcome import Status
@@ -147,3 +148,29 @@ def _kind(name: str) -> str:
         if len(_kinds) < MAX_KINDS:
             _kinds.add(name)
         return name if name in _kinds else "other"
+
+
+def exposition(registry: CollectorRegistry = REGISTRY) -> tuple[str, bytes]:
+    """Return what a scrape gets: the content type and the text.
+
+    Without `_created` samples: prometheus_client can switch them off for the whole process only, and a series more for
+    every series is a high price for an instant that nobody asks for.
+    """
+    return CONTENT_TYPE_LATEST, text_of(_WithoutCreated(registry))
+
+
+class _WithoutCreated(CollectorRegistry):
+    """What another registry has, without the instants at which its series were made."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            if family.type in {"counter", "histogram", "summary"}:
+                bare = Metric(family.name, family.documentation, family.type, family.unit)
+                bare.samples = [sample for sample in family.samples if sample.name != f"{family.name}_created"]
+                yield bare
+            else:
+                yield family

@@ -136,7 +136,9 @@ class LiveTable:
         count = Text(f"{len(ended)} of {len(self._names)} scans ended, {took}")
         bar.add_row(ProgressBar(max(1, len(self._names)), len(ended), width=30), count)
         rows = [live_row(name, ended.get(name), notes.get(name, "")) for name in shown(self._names, ended)]
-        table = _table(("scanner", "status", "candidates", "duration", "note"), rows, ("candidates", "duration"))
+        table = _table(
+            ("scanner", "status", "candidates", "duration", "note"), rows, ("candidates", "duration"), wrap=False
+        )
         hidden = len(self._names) - len(rows)
         return Group(bar, table, *([Text(f"... and {hidden} more")] if hidden else []))
 
@@ -220,13 +222,16 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], *, wrap: bool = True) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left")
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=not wrap and name != "note")
     for row in rows:
-        styled = (Text(cell, style=_style(name, cell)) for name, cell in zip(columns, row, strict=True))
-        table.add_row(*styled)
+        cells = [Text(cell, style=_style(name, cell)) for name, cell in zip(columns, row, strict=True)]
+        if not wrap:  # one line a row; of what has no room the note gives way first
+            for cell in cells:
+                cell.no_wrap, cell.overflow = True, "ellipsis"
+        table.add_row(*cells)
     return table
 
 

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from resilient_scan import Candidate, ScanResult, Status, progress
+from resilient_scan.events import AttemptEnded, Registered, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.outcome import ErrorInfo
 
 
@@ -99,7 +100,63 @@ def test_a_result_says_beside_its_status_what_a_reader_should_know() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0004, "0.4ms"), (0.0123, "12ms"), (0.9999, "1.00s"), (1.5, "1.50s"), (95.2, "95s")],
+    [
+        (0, "0ms"),
+        (0.00004, "<0.1ms"),
+        (0.0004, "0.4ms"),
+        (0.0123, "12ms"),
+        (0.9999, "1.00s"),
+        (1.5, "1.50s"),
+        (95.2, "95s"),
+    ],
 )
 def test_durations_are_written_as_people_do(value: float, text: str) -> None:
     assert progress.seconds(value) == text
+
+
+def registered(*names: str) -> ScannersRegistered:
+    return ScannersRegistered(tuple(Registered(name, "news", None, lambda: 0) for name in names))
+
+
+def test_a_live_table_shows_what_has_ended_and_what_failed_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    with progress.LiveTable(out) as table:
+        table(registered("one", "two"))
+        table(RunStarted("run", 2, True, 8, 0.0))
+        table(ScanEnded("run", result(), "miss", ""))
+        table(
+            AttemptEnded(
+                "two", 1, "error", 0.1, ErrorInfo("ValueError", "HTTP 500 [bold]\x1b[31m at the far end of the line")
+            )
+        )
+        table(AttemptEnded("two", 2, "success", 0.1, None))
+        table(RunEnded("run", 0.1, {}, True, 0.0))
+        text = out.getvalue()
+        assert "1 of 2 scans ended" in text
+        assert any(line.split()[:2] == ["one", "completed"] for line in text.splitlines())
+        (line,) = [line.strip() for line in text.splitlines() if "attempt 1" in line]
+        assert line.startswith("two       ...")
+        assert line.endswith("attempt 1 ended: error: ValueError: HTTP 500 [bold]…")
+        table(RunStarted("again", 2, True, 8, 0.0))
+        assert "0 of 2 scans ended" in out.getvalue()
+    assert out.getvalue().count("\x1b[?25h") == 2  # the cursor is back after each run, whatever ended it
+    assert "\x1b[1m" not in out.getvalue()
+
+
+def test_of_a_large_fleet_those_are_shown_that_have_not_ended() -> None:
+    names = [f"s{number}" for number in range(30)]
+    assert progress.shown(names[:20], {}) == names[:20]
+    ended = {name: result() for name in names[:15]}
+    assert progress.shown(names, ended) == [*names[:5], *names[15:]]
+    assert progress.shown(names, {}) == names[:20]
+
+
+def test_a_live_table_needs_a_terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert progress.is_live(Terminal())
+    assert not progress.is_live(io.StringIO())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not progress.is_live(Terminal())

@@ -1,0 +1,110 @@
+"""Wiring for the command line, without a process of its own."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from resilient_scan import ConfigError, app
+from resilient_scan.app import Request, open_fleet, state_for, survey
+from resilient_scan.check import check
+from resilient_scan.metrics import exposition
+
+PATIENCE = 10.0
+
+
+def settings(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "scan.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_scrape_has_every_number_and_no_instants() -> None:
+    registry = CollectorRegistry()
+    Counter("done", "Done.", ("who",), registry=registry).labels("x").inc()
+    Histogram("took", "Took.", registry=registry).observe(1)
+    Gauge("there_created", "A gauge that is only named so.", registry=registry).set(7)
+    content_type, text = exposition(registry)
+    assert content_type.startswith("text/plain")
+    lines = text.decode().splitlines()
+    assert 'done_total{who="x"} 1.0' in lines
+    assert "took_count 1.0" in lines
+    assert "# TYPE took histogram" in lines
+    assert [line for line in lines if "_created" in line and not line.startswith("#")] == ["there_created 7.0"]
+
+
+def test_the_metrics_are_served_and_nothing_else() -> None:
+    with open_fleet(Request(metrics_port=0, only=("gap_up",)), listeners=()) as fleet:
+        assert fleet.run().complete
+        with urllib.request.urlopen(fleet.metrics_url, timeout=PATIENCE) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            assert (
+                b'resilient_scan_scans_total{pipeline="momentum",scanner="gap_up",status="completed"}' in answer.read()
+            )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{fleet.metrics_url}/no", timeout=PATIENCE)
+        port = int(fleet.metrics_url.rpartition(":")[2].partition("/")[0])
+        with (
+            pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be had"),
+            open_fleet(Request(metrics_port=port)),
+        ):
+            pass
+
+
+def test_without_bundled_data_a_run_is_of_today_unless_somebody_says() -> None:
+    assert state_for(date(2020, 1, 2), None) == {"trade_date": "2020-01-02"}
+    before = datetime.now(UTC).date()
+    assert date.fromisoformat(state_for(None, None)["trade_date"]) >= before
+
+
+def test_a_built_in_scanner_that_is_sent_elsewhere_does_not_get_bundled_data(tmp_path: Path) -> None:
+    text = '[scanners.gap_up.settings]\nbase_url = "http://127.0.0.1:9"\nuniverse = ["AAPL"]\n'
+    request = Request(config=settings(tmp_path, text), only=("gap_up",))
+    with open_fleet(request, listeners=()) as fleet:
+        assert fleet.demo is None
+        assert fleet.state["trade_date"] != "2013-01-24"
+
+
+def test_with_settings_of_its_own_a_built_in_scanner_needs_no_bundled_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "load_demo", lambda: None)
+    config = settings(tmp_path, '[scanners.gap_up.settings]\nuniverse = ["AAPL"]\n')
+    configured = [row["name"] for row in survey(config)[0] if row["configured"]]
+    assert configured == ["gap_up"]
+
+
+def test_everything_may_be_switched_off(tmp_path: Path) -> None:
+    config = settings(tmp_path, "[scanners.gap_up]\nenabled = false\n")
+    with (
+        pytest.raises(ConfigError, match="scanner 'gap_up' is switched off by the settings"),
+        open_fleet(Request(config=config, only=("gap_up",))),
+    ):
+        pass
+    names = [row["name"] for row in survey()[0]]
+    config = settings(tmp_path, "".join(f"[scanners.{name}]\nenabled = false\n" for name in names))
+    with (
+        pytest.raises(ConfigError, match="nothing to run: switched off by the settings: "),
+        open_fleet(Request(config=config)),
+    ):
+        pass
+    assert check(config).summary.startswith("no findings in 5 scanners and ")
+
+
+def test_a_check_goes_on_where_the_layers_of_one_do_not_fit(tmp_path: Path) -> None:
+    text = """
+[scanners.gap_up]
+timeout = { total = 1, attempt = 5 }
+
+[scanners.market_movers]
+timeout = { total = 10, attempt = 8 }
+"""
+    found = check(settings(tmp_path, text))
+    assert any("gap_up" in error for error in found.errors)
+    assert any("market_movers" in warning for warning in found.warnings)
+    assert found.summary.startswith("1 error and 2 warnings in 5 scanners and ")
