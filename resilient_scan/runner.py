@@ -393,9 +393,10 @@ class ScanRunner:
         run.open.discard(scan)
         run.queued -= scan.queued
         result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
+        # The two know each other; let go, they need no collector.
+        context, scan.execution = scan.execution.context, None
         if not scan.leads:
             return self._finish(run, scan.stack, result, scan.cache)
-        context = scan.execution.context
         return self._finish(run, scan.stack, result, scan.cache, context.invalid, context.steps)
 
     def _cut(self, run: _Run, *, by_user: bool) -> Sequence[ScanResult]:
