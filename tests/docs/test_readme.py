@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from resilient_scan import Status
+from resilient_scan import Status, load_settings, scanner
 from tests.docs.reference import PARTS, README, parts_of
 
 TEXT = README.read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+TOML = re.findall(r"^```toml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+SCREENS = re.findall(r"^```text\n\$ resilient-scan (?!--help)(.*?)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])
 def test_a_python_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_sample_of_settings_is_right(tmp_path: Path) -> None:
+    (text,) = [block for block in TOML if "[scanner_execution]" in block]
+    (tmp_path / "scan.toml").write_text(text)
+    settings = load_settings(tmp_path / "scan.toml", environ={})
+    insiders = scanner(name="insider_buying", pipeline="edge")(lambda _state: [])
+    assert settings.check([insiders]) == ()
+    with settings.runner([insiders], listeners=()) as runner:
+        assert "60/min" in str(runner.explain("insider_buying"))
+
+
+def without_times(text: str) -> list[str]:
+    """Return the words of a screen without what differs from run to run and from machine to machine."""
+    text = text.replace(f"{README.parent}/", "")
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC|\d\d:\d\d:\d\d", "INSTANT", text)
+    return re.sub(r"<?\d[\d.]*(ms|s|m| times)\b", "TIME", text).split()
+
+
+@pytest.mark.parametrize(("arguments", "screen"), SCREENS, ids=[arguments for arguments, _ in SCREENS])
+def test_a_screen_is_what_the_command_shows(arguments: str, screen: str) -> None:
+    script = Path(sys.executable).with_name("resilient-scan")
+    done = subprocess.run([script, *arguments.split()], capture_output=True, text=True, timeout=60)
+    assert without_times(done.stdout) == without_times(screen)
+
+
+def test_there_are_screens() -> None:
+    assert [arguments for arguments, _ in SCREENS] == ["run --faults", "explain broken --faults", "verify"]
 
 
 @pytest.mark.parametrize("part", PARTS)
