@@ -15,6 +15,7 @@ import msgspec
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Listener
+from resilient_scan.faults import NAMES as FAULTY
 from resilient_scan.faults import faulty_scanners
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition
@@ -242,9 +243,9 @@ def _choose(plugins: Plugins, request: Request, settings: Settings) -> list[Foun
     names = [found.name for found in plugins.scanners]
     for name in request.only:
         if name not in names:
-            raise ConfigError(str(refused[name]) if name in refused else _unknown("scanner", name, names))
+            raise ConfigError(str(refused[name]) if name in refused else _unknown_scanner(name, names))
         if not settings.enabled(name):
-            raise ConfigError(f"scanner {name!r} is switched off by the settings (scanners.{name}.enabled = false)")
+            raise ConfigError(f"scanner {name!r} is switched off by {_switch(settings, name)}")
     pipelines = [found.pipeline for found in plugins.scanners]
     for pipeline in request.pipeline:
         if pipeline not in pipelines:
@@ -255,6 +256,18 @@ def _choose(plugins: Plugins, request: Request, settings: Settings) -> list[Foun
         if (not request.only or found.name in request.only)
         and (not request.pipeline or found.pipeline in request.pipeline)
     ]
+
+
+def _switch(settings: Settings, name: str) -> str:
+    """Return where it is said whether a scanner is enabled."""
+    tables = [each.scanners[name] for each in settings.sources if name in each.scanners]
+    return next(table.own["enabled"].place for table in reversed(tables) if "enabled" in table.own)
+
+
+def _unknown_scanner(name: str, names: Sequence[str]) -> str:
+    if name in FAULTY:
+        return f"unknown scanner {name!r}; it is one of those that join in with --faults"
+    return _unknown("scanner", name, names)
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

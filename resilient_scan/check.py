@@ -11,7 +11,7 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.options import Policy
 from resilient_scan.plugins import Plugins, discover, load_demo
-from resilient_scan.settings import Settings, SettingsError, load_settings
+from resilient_scan.settings import Settings, examine_settings
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -45,16 +45,13 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     """
     plugins = discover()
     looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
-    try:
-        settings = load_settings(config)
-    except ConfigError as error:
-        wrong = error.problems if isinstance(error, SettingsError) else (str(error),)
-        return Checked((*wrong, *(str(problem.error) for problem in plugins.problems)), (), looked_at)
+    settings, wrong = examine_settings(config)
+    errors = [*wrong, *(text for text in settings.check() if text not in wrong)]
     findings = lint_fleet(
         _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=_state(settings, plugins)
     )
     return Checked(
-        (*settings.check(), *sentences(finding for finding in findings if finding.severity == ERROR)),
+        (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
         sentences(finding for finding in findings if finding.severity == WARNING),
         looked_at,
     )

@@ -15,6 +15,7 @@ from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.scanning import FunctionScanner, scanner
 
 PIPELINE: Final = "faults"
+NAMES: Final = ("slow", "hanging", "flapping", "broken")
 TOTAL: Final = Timeout(total=0.4)
 PAUSE: Final = 0.15  # seconds between two candidates of the slow one
 FRESH: Final = 1.0  # seconds for which the answer of the flapping one is fresh

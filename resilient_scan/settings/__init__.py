@@ -33,7 +33,7 @@ from resilient_scan.settings.tables import Execution, Setting, Store, Tables, re
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
 
-__all__ = ["Effective", "Execution", "Settings", "SettingsError", "load_settings", "seconds"]
+__all__ = ["Effective", "Execution", "Settings", "SettingsError", "examine_settings", "load_settings", "seconds"]
 
 _log = logging.getLogger("resilient_scan")
 
@@ -223,15 +223,23 @@ def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mappin
         ConfigError: the file cannot be read, or something in it or in the environment is wrong. The message has a line
             for every problem, the attribute `problems` a tuple of them.
     """
+    settings, problems = examine_settings(path, environ=environ)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def examine_settings(
+    path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] = os.environ
+) -> tuple[Settings, tuple[str, ...]]:
+    """Do the same without raising: return what could be read, and a sentence for everything that is wrong."""
     sources = [*([] if path is None else [from_file(os.fspath(path))]), from_environment(environ)]
     tables = tuple(read(source) for source in sources)
     problems = [sentence for source in sources for _, sentence in sorted(source.problems, key=itemgetter(0))]
     effective = defaults(tables).build(problems)
-    if problems:
-        raise SettingsError(dict.fromkeys(problems))
     execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
     store = {key: setting.value for each in tables for key, setting in each.store.items()}
-    return Settings(
+    settings = Settings(
         path=None if path is None else Path(path),
         execution=Execution(**execution),
         policy=effective.policy,
@@ -239,6 +247,7 @@ def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mappin
         store=Store(**store).url or "memory:",
         sources=tables,
     )
+    return settings, tuple(dict.fromkeys(problems))
 
 
 def _installed() -> tuple[list[Any], list[str], list[str]]:

@@ -82,7 +82,7 @@ def test_with_settings_of_its_own_a_built_in_scanner_needs_no_bundled_data(
 def test_everything_may_be_switched_off(tmp_path: Path) -> None:
     config = settings(tmp_path, "[scanners.gap_up]\nenabled = false\n")
     with (
-        pytest.raises(ConfigError, match="scanner 'gap_up' is switched off by the settings"),
+        pytest.raises(ConfigError, match=r"scanner 'gap_up' is switched off by .*scan\.toml:2"),
         open_fleet(Request(config=config, only=("gap_up",))),
     ):
         pass
@@ -108,3 +108,24 @@ timeout = { total = 10, attempt = 8 }
     assert any("gap_up" in error for error in found.errors)
     assert any("market_movers" in warning for warning in found.warnings)
     assert found.summary.startswith("1 error and 2 warnings in 5 scanners and ")
+
+
+def test_a_check_tells_of_unknown_scanners_beside_everything_else(tmp_path: Path) -> None:
+    text = """
+[scanner_execution]
+max_workers = 0
+[defaults]
+retry = { attempts = 0 }
+[scanners.gap_upp]
+enabled = false
+"""
+    first, second, third = check(settings(tmp_path, text)).errors
+    assert "scan.toml:3" in first
+    assert "scan.toml:5" in second
+    assert "scan.toml:6" in third
+    assert "did you mean 'gap_up'?" in third
+
+
+def test_a_faulty_scanner_is_only_known_with_its_option() -> None:
+    with pytest.raises(ConfigError, match="join in with --faults"), open_fleet(Request(only=("hanging",))):
+        pass
