@@ -100,13 +100,7 @@ def command() -> None:
 @as_of_option
 @deadline_option
 @workers_option
-@click.option(
-    "--sequential",
-    is_flag=True,
-    flag_value=True,
-    default=None,
-    help="One scanner at a time, in order; the candidates are the same.",
-)
+@click.option("--sequential", is_flag=True, help="One scanner at a time, in order; the candidates are the same.")
 @click.option(
     "--faults",
     is_flag=True,
@@ -123,7 +117,7 @@ def command() -> None:
 @click.option(
     "--hold", metavar="DURATION", callback=duration, help="Serve the metrics so much longer (Ctrl-C ends it)."
 )
-def run(as_json: bool, hold: float | None, **options: Any) -> int:
+def run(as_json: bool, hold: float | None, sequential: bool, **options: Any) -> int:
     """Run the scanners once and print what they found.
 
     With nothing configured the built-in scanners run against real market history that ships with this package, served
@@ -131,7 +125,7 @@ def run(as_json: bool, hold: float | None, **options: Any) -> int:
     """
     if hold is not None and options["metrics_port"] is None:
         raise click.UsageError("--hold keeps the metrics served, so it needs --metrics-port")
-    request, watch = Request(**options), Watch()
+    request, watch = Request(sequential=sequential or None, **options), Watch()
     with listening() as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
         introduce(fleet)
         twice = request.faults and not as_json

@@ -38,6 +38,7 @@ def without_times(text: str) -> list[str]:
     """Return the words of a screen without what differs from run to run and from machine to machine."""
     text = text.replace(f"{README.parent}/", "")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC|\d\d:\d\d:\d\d", "INSTANT", text)
+    text = re.sub(r"\.py:\d+", ".py", text)
     return re.sub(r"<?\d[\d.]*(ms|s|m| times)\b", "TIME", text).split()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Distribute
-from tests.e2e.command import on_a_terminal, run
+from tests.e2e.command import PATIENCE, on_a_terminal, run, started, wait_for
 from tests.e2e.test_command import BUILT_IN
 
 FLICKERING = """
@@ -247,3 +248,24 @@ def test_a_terminal_sees_the_run_go_on_and_nothing_of_it_stays() -> None:
     assert "\x1b[1m" not in plain
     assert "\x1b[3" not in plain
     assert "Running 5 scanners" in on_a_terminal("run", stream="stderr", TERM="dumb")
+
+
+def test_ctrl_c_shows_how_far_the_run_with_faults_came() -> None:
+    with started("run", "--faults") as process:
+        wait_for(process, "hangs, left behind")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "FIRST RUN: 9 scanners" in out
+    assert "To look into one of them" not in out
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_in_the_middle_of_a_run_shows_what_there_is() -> None:
+    with started("run", "--faults", "--only", "hanging,slow", "--sequential") as process:
+        wait_for(process, "Running 2 scanners sequentially")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "skipped" in out
+    assert "Traceback" not in err
