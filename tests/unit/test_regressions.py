@@ -248,7 +248,7 @@ def test_these_are_no_rates(text: str) -> None:
 
 @pytest.mark.parametrize("rate", [5, 60.0, ["60/min"], True])
 def test_a_wrong_rate_is_told_what_a_rate_is(rate: Any) -> None:
-    """"limit.rate must be a tuple of names" is no help to who wrote 60."""
+    """ "limit.rate must be a tuple of names" is no help to who wrote 60."""
     with pytest.raises(ConfigError, match='such as "60/min"'):
         Limit("sec", rate=rate)
 
@@ -278,7 +278,7 @@ def test_a_configuration_is_a_mapping(config: Any) -> None:
 
 
 def test_a_message_of_several_lines_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    """"one line per thing that happened"; a source's text can forge the lines of other scanners."""
+    """ "one line per thing that happened"; a source's text can forge the lines of other scanners."""
     failed = result("one", Status.ERROR, ErrorInfo("OSError", "HTTP 500\n✓ two: 10 candidates"))
     with caplog.at_level(logging.INFO, "resilient_scan"):
         LogEvents()(ScanEnded("run", failed, "", ""))
