@@ -252,7 +252,7 @@ def test_a_terminal_sees_the_run_go_on_and_nothing_of_it_stays() -> None:
 
 def test_ctrl_c_shows_how_far_the_run_with_faults_came() -> None:
     with started("run", "--faults") as process:
-        wait_for(process, "hangs, left behind")
+        wait_for(process, "broken: breaker open")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
