@@ -110,7 +110,7 @@ class Watch:
             case Status.COMPLETED:
                 return "answered"
             case Status.CACHED:
-                return "cache: answered at once, the source was not asked again"
+                return "cache: not asked again"
             case Status.STALE:
                 return f"stale cache: {_times(result.attempts)} failed, the last good answer stands in"
             case _:
