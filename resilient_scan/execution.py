@@ -346,7 +346,7 @@ class Execution:
     def _hand_over(self, scans: Sequence[Scan], kind: str, told: str, error: ErrorInfo) -> None:
         stack = self.stack
         outcome = self.outcome(kind, self.context.found, None, error)
-        if outcome.attempts:
+        if told != REJECTED:  # a worker had begun it, though the time may have been over before the first attempt
             stack.took(outcome.duration)
             if stack.tell_execution is not None:
                 stack.tell_execution(self._ended(told, error, outcome.duration))

@@ -53,10 +53,10 @@ class LogEvents:
                 level = logging.INFO if event.new == "enabled" else logging.WARNING
                 self._logger.log(level, "%s: %s (%s)", event.scanner, event.new, event.reason)
             case ThreadAbandoned():
-                self._logger.warning("%s: thread %s hangs, left behind", event.scanner, event.thread)
+                self._logger.warning("%s: thread %s did not stop in time, left behind", event.scanner, event.thread)
             case LateCompletion():
                 took = short(event.duration)
-                self._logger.info("%s: the hung call ended after %ss (%s)", event.scanner, took, event.outcome)
+                self._logger.info("%s: the call left behind ended after %ss (%s)", event.scanner, took, event.outcome)
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"

@@ -190,6 +190,8 @@ class ScanRunner:
             for _ in self._results(run, self._window):
                 pass
         except KeyboardInterrupt as interrupt:
+            if not run.has_ended:  # a second one, or it fell into the winding up
+                self._leave(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
         return run.report()
@@ -495,6 +497,11 @@ class _Run(Run):
         if isinstance(self._caller_logs, list):
             self._caller_logs.extend(self._report.tool_logs)
         return self._report
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a report."""
+        return self._report is not None
 
     def report(self) -> RunReport:
         """Return the report of a run that has ended."""

@@ -299,8 +299,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._watchdog = watchdog
 
     def _keep_watch(self) -> None:
-        while not self._is_over():
-            self._wake.clear()
+        while True:
+            self._wake.clear()  # before the look around: the last worker leaves first, and wakes us then
+            if self._is_over():
+                return
             self._next_look = NEVER  # "looking": a deadline set from here on wakes us, see `_work`
             now = self._clock.monotonic()
             self._ring(now)

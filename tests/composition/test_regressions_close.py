@@ -1,4 +1,4 @@
-"""Regressions: what a closed runner must not leave at work."""
+"""Regressions: what a closed runner must not leave at work, and how runs end that are cut off."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
+
 from resilient_scan import (
+    Breaker,
     Cache,
     Policy,
+    Retry,
     RunReport,
     ScanContext,
     ScanRunner,
@@ -17,6 +21,9 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.events import ExecutionEnded, RunEnded
+from resilient_scan.layers.retry import Budget
+from resilient_scan.testing import FakeClock, Recorder, healthy
 
 Fleet = Callable[..., ScanRunner]
 Bare = Callable[..., Policy]
@@ -44,3 +51,41 @@ def test_close_tells_what_goes_on_for_the_caches_sake_alone(bare: Bare) -> None:
         assert statuses(runner.run({}, deadline=0.05)) == [Status.TIMEOUT]
         assert not stopped.is_set()
     assert stopped.wait(2)
+
+
+def test_a_time_that_is_over_before_the_first_attempt_is_told_as_an_execution(bare: Bare) -> None:
+    clock, recorder = FakeClock(), Recorder()
+
+    class Slow(Budget):
+        """Takes all the time there is before the first attempt."""
+
+        def count(self) -> None:
+            clock.advance(10)
+
+    one = healthy("one", breaker=Breaker(), retry=Retry(budget=0.5), timeout=Timeout(total=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resilient_scan.stack.Budget", Slow)
+        with ScanRunner([one], policy=bare(), clock=clock, listeners=[recorder]) as runner:
+            assert statuses(runner.run({})) == [Status.TIMEOUT]
+    assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["timeout"]
+
+
+def test_a_ctrl_c_in_the_winding_up_keeps_the_report(bare: Bare) -> None:
+    interrupts = iter([True])
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, RunEnded) and next(interrupts, False):
+            raise KeyboardInterrupt
+
+    class Wound(ScanRunner):
+        """Is interrupted between the last scan and the report."""
+
+        def _leave(self, run: Any) -> None:
+            if next(interrupts, False):
+                raise KeyboardInterrupt
+            super()._leave(run)
+
+    with Wound([healthy("one")], policy=bare(), listeners=[interrupt]) as runner:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            runner.run({})
+        assert statuses(caught.value.report) == [Status.COMPLETED]  # type: ignore[attr-defined]

@@ -91,8 +91,12 @@ def lines(event: Event, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str
             WARNING,
             "one: disabled (quota used up)",
         ),
-        (ThreadAbandoned("one", "worker-3", 30.0), WARNING, "one: thread worker-3 hangs, left behind"),
-        (LateCompletion("one", 45.678, "success"), INFO, "one: the hung call ended after 45.7s (success)"),
+        (ThreadAbandoned("one", "worker-3", 30.0), WARNING, "one: thread worker-3 did not stop in time, left behind"),
+        (
+            LateCompletion("one", 45.678, "success"),
+            INFO,
+            "one: the call left behind ended after 45.7s (success)",
+        ),
     ],
 )
 def test_one_thing_that_happened_is_one_line(
