@@ -128,7 +128,8 @@ def _moral(first: RunReport, second: RunReport, fleet: Fleet) -> str:
     """Return what is to be learned from both runs."""
     sound = [name for name, result in first.results.items() if result.pipeline != PIPELINE]
     well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)
-    hung = ", ".join(thread.name for thread in fleet.runner.abandoned())
+    # one that was left behind in the second run may be just ending
+    hung = ", ".join(thread.name for thread in fleet.runner.abandoned() if thread.age > second.duration + 0.1)
     took = " and ".join(progress.seconds(report.duration) for report in (first, second))
     lines = [
         f"{well} of the {counted(len(sound), 'sound scanner')} answered both times." if sound else "",
