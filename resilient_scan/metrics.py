@@ -108,24 +108,27 @@ class PrometheusMetrics:
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
-        match event:
-            case ScanEnded(_, result, cache, _):
-                children = self._children[result.pipeline][result.scanner]
-                children.scans[result.status]()
-                if cache:
-                    children.cache[cache]()
-            case ExecutionEnded(name, pipeline, outcome, duration, _, error):
-                children = self._children[pipeline][name]
-                children.executions[outcome]()
-                children.observe(duration)
-                if outcome == "error" and error is not None:
-                    self._families.errors.labels(name, _kind(error.kind)).inc()
-            case RunEnded():
-                answered = sum(count for status, count in event.counts.items() if status.answered)
-                self._runs["complete" if event.complete else "partial" if answered else "failed"].inc()
-            case ScannersRegistered():
-                for scanner in event.scanners:
-                    self._register(scanner)
+        if isinstance(event, ScanEnded):  # first, and without a pattern: there is one for every scan
+            result = event.result
+            children = self._children[result.pipeline][result.scanner]
+            children.scans[result.status]()
+            if event.cache:
+                children.cache[event.cache]()
+        elif isinstance(event, ExecutionEnded):
+            self._execution(event)
+        elif isinstance(event, RunEnded):
+            answered = sum(count for status, count in event.counts.items() if status.answered)
+            self._runs["complete" if event.complete else "partial" if answered else "failed"].inc()
+        elif isinstance(event, ScannersRegistered):
+            for scanner in event.scanners:
+                self._register(scanner)
+
+    def _execution(self, event: ExecutionEnded) -> None:
+        children = self._children[event.pipeline][event.scanner]
+        children.executions[event.outcome]()
+        children.observe(event.duration)
+        if event.outcome == "error" and event.error is not None:
+            self._families.errors.labels(event.scanner, _kind(event.error.kind)).inc()
 
     def _register(self, scanner: Registered) -> None:
         pipeline = self._children.setdefault(scanner.pipeline, {})
