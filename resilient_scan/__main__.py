@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 
 def main() -> int:
     """Run the command and return its exit code; without the extra `cli` say in one sentence how to get it."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - closed from outside: nobody reads
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     try:
         from resilient_scan.cli import main as command  # noqa: PLC0415 - the library works without this extra
     except ModuleNotFoundError as missing:

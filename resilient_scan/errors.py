@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Sequence
 
 
 class ScanError(Exception):
@@ -21,6 +23,13 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
         return math.isfinite(value) and least <= value <= most
     except OverflowError:  # an integer beyond every float
         return False
+
+
+def no_scanner(name: object, names: Sequence[str]) -> str:
+    """Say that there is no such scanner, and which one may be meant."""
+    near = difflib.get_close_matches(str(name), names, n=1)
+    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+    return f"there is no scanner {name!r}; {way_out}"
 
 
 class PluginError(ScanError):

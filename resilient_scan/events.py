@@ -27,13 +27,14 @@ class Registered(msgspec.Struct, frozen=True):
 
     Attributes:
         name, pipeline: whose it is.
-        breaker_state: returns `closed`, `open` or `half_open`; `None` where the scanner has no breaker.
+        breaker_state: returns `closed`, `open` or `half_open`, or `None` once its runner is closed or gone; `None`
+            instead of a function where the scanner has no breaker.
         abandoned_threads: returns how many of its threads hang.
     """
 
     name: str
     pipeline: str
-    breaker_state: Callable[[], str] | None
+    breaker_state: Callable[[], str | None] | None
     abandoned_threads: Callable[[], int]
 
 

@@ -124,6 +124,8 @@ class Execution:
     over = False
     _running = False
     _late_kind = ERROR
+    _left: bool | None = None  # whether listeners were told that its thread was left behind; None: not decided yet
+    _late_age: float | None = None  # when it came back before that was decided
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
     inheritance: tuple[Event, ...] = ()
@@ -357,8 +359,19 @@ class Execution:
         """Note that the thread has ended after all."""
         stack = self.stack
         stack.hung.came_back()
-        if stack.bus.wants(LateCompletion):
+        with stack.lock:
+            left = self._left
+            if left is None:  # the watchdog is just telling, and goes on with this
+                self._late_age = age
+        if left:
             stack.bus.send(LateCompletion(self.name, age, self._late_kind))
+
+    def _tell_left(self, *, left: bool) -> tuple[Event, ...]:
+        """Decide whether the thread counts as left behind; return what is to be told of its return already."""
+        with self.stack.lock:
+            self._left = left
+            age = self._late_age
+        return () if age is None or not left else (LateCompletion(self.name, age, self._late_kind),)
 
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start."""
@@ -411,6 +424,9 @@ class Execution:
         scans = self._settle()
         if scans is None and not context.cancelled:  # it ended in this very moment
             left = left[1:]
+            self._tell_left(left=False)
+        else:
+            left += self._tell_left(left=True)
         error = ErrorInfo.of(failure)
         events = [*(self._endings(TIMEOUT, error) if scans is not None else ()), *left]
         if not scans:  # every run that wanted it is over: a thread of its own tells the listeners
@@ -450,6 +466,9 @@ class Execution:
                 events.insert(0, AttemptEnded(self.name, context.attempt, TIMEOUT, took, ErrorInfo.of(failure)))
             heir.context = context.next(failure, stack.policy.timeout.attempt or 0.0)
             heir.scans, heir.began, heir.variables = self.scans, self.began, self.variables.copy()
+            self._left = True
+            if self._late_age is not None:  # and it has come back already
+                events.append(LateCompletion(self.name, self._late_age, self._late_kind))
             heir.inheritance = tuple(events)
             self._successor = heir
             for scan in self.scans:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -13,7 +12,7 @@ import msgspec
 
 from resilient_scan.clock import Clock
 from resilient_scan.engines.threads import ThreadPool
-from resilient_scan.errors import ConfigError
+from resilient_scan.errors import ConfigError, no_scanner
 from resilient_scan.events import Bus, Listener, ScannersRegistered
 from resilient_scan.layers.cache import SharedValues
 from resilient_scan.layers.limit import Provider, merged
@@ -98,17 +97,11 @@ class Fleet:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.pool.stop()
         for stack in self.stacks.values():
+            stack.retired = True
             stack.loops.close()
 
 
 # arguments
-
-
-def no_scanner(name: object, names: Sequence[str]) -> str:
-    """Say that there is no such scanner, and which one may be meant."""
-    near = difflib.get_close_matches(str(name), names, n=1)
-    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
-    return f"there is no scanner {name!r}; {way_out}"
 
 
 def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -16,6 +17,7 @@ BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OUTCOMES = ("success", "error", "timeout", "cancelled")
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 BREAKER_STATES = ("closed", "open", "half_open")
+WORST_FIRST = ("open", "half_open", "closed")
 RUN_RESULTS = ("complete", "partial", "failed")
 MAX_KINDS = 16
 
@@ -24,6 +26,7 @@ class _Families:
     """The metrics of one registry: prometheus_client refuses to register a name twice, so they are made once."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._readers: dict[str, list[Callable[[], str | None]]] = {}
         self.scans = Counter(
             "resilient_scan_scans_total",
             "Scans by the status in which they ended.",
@@ -67,6 +70,19 @@ class _Families:
             ("result",),
             registry=registry,
         )
+
+    def watch(self, scanner: str, read: Callable[[], str | None]) -> None:
+        """Export a breaker's state as read at scrape; of several breakers of one name the worst counts."""
+        readers = self._readers.setdefault(scanner, [])
+        readers[:] = [other for other in readers if other() is not None] + [read]
+        for state in BREAKER_STATES:
+            self.breaker.labels(scanner, state).set_function(partial(_is_worst, readers, state))
+
+
+def _is_worst(readers: list[Callable[[], str | None]], state: str) -> float:
+    """Return 1 if `state` is the worst of those that are read, else 0; of closed runners nothing is read."""
+    seen = {read() for read in readers}
+    return float(next((worst for worst in WORST_FIRST if worst in seen), "") == state)
 
 
 _families: WeakKeyDictionary[CollectorRegistry, _Families] = WeakKeyDictionary()
@@ -134,13 +150,7 @@ class PrometheusMetrics:
         pipeline = self._children.setdefault(scanner.pipeline, {})
         pipeline[scanner.name] = _Children(self._families, scanner.name, scanner.pipeline)
         if scanner.breaker_state is not None:
-            for state in BREAKER_STATES:
-                gauge = self._families.breaker.labels(scanner.name, state)
-                gauge.set_function(_is(scanner.breaker_state, state))
-
-
-def _is(read: Callable[[], str], state: str) -> Callable[[], float]:
-    return lambda: float(read() == state)
+            self._families.watch(scanner.name, scanner.breaker_state)
 
 
 def _kind(name: str) -> str:

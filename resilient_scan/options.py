@@ -251,7 +251,7 @@ class Timeout(_Option, frozen=True):
         self._whole("max_abandoned", 1)
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class Policy(msgspec.Struct, frozen=True):
     """The layers around a scanner; `None` leaves a layer out (`timeout` cannot be left out).
 
     Attributes:

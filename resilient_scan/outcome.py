@@ -58,7 +58,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         try:
             message = str(error)
-        except Exception:  # the scanner's exception class is foreign code
+        except BaseException:  # the scanner's exception class is foreign code
             message = ""
         return cls(prefix + kind.__qualname__, message or kind.__name__)
 

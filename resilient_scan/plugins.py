@@ -91,7 +91,8 @@ def found_of(thing: Any, *, built_in: bool = False) -> Found:
         PluginError: it is none.
     """
     spec = spec_of(thing)
-    summary = (getattr(spec.origin, "__doc__", None) or "").strip().partition("\n")[0]
+    text = getattr(spec.origin, "__doc__", None)
+    summary = text.strip().partition("\n")[0] if isinstance(text, str) else ""
     return Found(spec.name, spec.pipeline, summary, built_in, thing)
 
 
@@ -124,11 +125,15 @@ def _origin(point: EntryPoint) -> str:
 
 def _load(point: EntryPoint) -> Found:
     """Import one scanner and bring it into its normal form; whatever foreign code does wrong is a `PluginError`."""
+    doing = "its import failed"
     try:
         thing = point.load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"its import failed: {type(error).__name__}: {error}") from error
-    return found_of(thing, built_in=_is_ours(point))
+        doing = "it cannot be brought into its normal form"
+        return found_of(thing, built_in=_is_ours(point))
+    except (PluginError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # `sys.exit()`, and panics of foreign extensions, which are no `Exception`
+        raise PluginError(f"{doing}: {type(error).__name__}: {error}") from error
 
 
 def _shadow() -> PluginError | None:
@@ -139,7 +144,9 @@ def _shadow() -> PluginError | None:
     try:
         if hasattr(importlib.import_module(BUILT_IN), "__resilient_scan__"):
             return None
-    except (Exception, SystemExit):  # noqa: S110 - whatever it is, it is not ours
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: S110 - whatever it is, it is not ours
         pass
     place = spec.origin or ", ".join(spec.submodule_search_locations or [])
     return PluginError(

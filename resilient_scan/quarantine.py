@@ -7,7 +7,7 @@ import threading
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.errors import ConfigError, is_number, no_scanner
 from resilient_scan.events import Bus, ScannerStateChanged
 
 ENABLED, DISABLED = "enabled", "disabled"
@@ -79,7 +79,7 @@ class Gate:
 
     def _check(self, name: str) -> None:
         if name not in self._names:
-            raise ConfigError(f"there is no scanner {name!r} here; there are {', '.join(self._names) or 'none'}")
+            raise ConfigError(no_scanner(name, self._names))
 
     def _tell(self, name: str, old: str, new: str, source: str, reason: str, until: float | None) -> None:
         self._bus.send(ScannerStateChanged(name, old, new, source, reason, until, self._clock.time()))

@@ -38,9 +38,9 @@ class RunReport(msgspec.Struct, frozen=True):
         return [entry for result in self.results.values() for entry in result.tool_logs]
 
     @property
-    def counts(self) -> dict[Status, int]:
-        """How many scans ended in each status; statuses that did not occur are left out."""
-        return dict(Counter(result.status for result in self.results.values()))
+    def counts(self) -> Counter[Status]:
+        """How many scans ended in each status; one that did not occur counts 0, and is not listed."""
+        return Counter(result.status for result in self.results.values())
 
     @property
     def by_pipeline(self) -> dict[str, list[ScanResult]]:

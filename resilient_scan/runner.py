@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import logging
 import math
 import os
@@ -114,7 +115,7 @@ class ScanRunner:
             specs=specs,
             origins=dict(origins or {}),
             policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),
-            settings={name: MappingProxyType(dict(table)) for name, table in (settings or {}).items()},
+            settings={name: MappingProxyType(copy.deepcopy(dict(table))) for name, table in (settings or {}).items()},
             listeners=(LogEvents(),) if listeners is None else callables(listeners),
             max_workers=whole("max_workers", max_workers, 1),
             max_abandoned=whole("max_abandoned", max_abandoned, 0),
@@ -415,8 +416,10 @@ class ScanRunner:
         return self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
 
     def _skip(self, run: _Run, stack: Stack) -> ScanResult:
-        skipped = without_work(stack, run, self._clock.monotonic(), Status.SKIPPED)
-        return self._finish(run, stack, skipped, NOT_ASKED)
+        """End a scan whose turn does not come; one that is out of service is that first of all."""
+        out = stack.name in stack.orders and not stack.in_service()
+        status = Status.DISABLED if out else Status.SKIPPED
+        return self._finish(run, stack, without_work(stack, run, self._clock.monotonic(), status), NOT_ASKED)
 
     def _finish(
         self,
@@ -459,6 +462,7 @@ class _Run(Run):
     """One execution of the fleet against one state."""
 
     def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
+        self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
         super().__init__(Snapshot(state), math.inf, 0.0)
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
@@ -468,14 +472,11 @@ class _Run(Run):
         self.queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self.over = False
-        self.started_at = 0.0
-        self._began = 0.0
         self._report: RunReport | None = None
 
     def start(self, fleet: Fleet) -> None:
         """Start the clock."""
         self.fleet = fleet
-        self.started_at, self._began = self._clock.time(), self._clock.monotonic()
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds

@@ -59,6 +59,9 @@ class Scanner(Protocol):
         pipeline: which pipeline it belongs to, free text.
         scan: `scan(state)` or `scan(state, context)`; returns an iterable of candidates or mappings, or yields them;
             `async def` is allowed.
+
+    An object may also have attributes named like the layers (`cache`, `retry`, ...), which count where they are option
+    objects, and `candidate`, a class.
     """
 
     name: str
@@ -155,7 +158,7 @@ def spec_of(thing: Any) -> ScannerSpec:
     if inspect.isclass(thing):
         try:
             thing = thing()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"scanner class {thing.__qualname__} cannot be made without arguments: {error}"
             ) from error
@@ -164,25 +167,31 @@ def spec_of(thing: Any) -> ScannerSpec:
     if not isinstance(thing, FunctionScanner):
         layers = {key: getattr(thing, key) for key, kind in LAYERS.items() if isinstance(getattr(thing, key, 0), kind)}
     candidate = getattr(thing, "candidate", Candidate)
+    if not inspect.isclass(candidate):
+        if isinstance(thing, FunctionScanner):
+            raise PluginError(f"scanner {thing.name}: candidate must be a class, got {candidate!r}")
+        candidate = Candidate  # an attribute of the same name that means something else
     return ScannerSpec(
         name=thing.name,
         pipeline=thing.pipeline,
         call=_two_arguments(thing.scan),
         layers=dict(layers or {}),
-        candidate=candidate if inspect.isclass(candidate) else Candidate,
+        candidate=candidate,
         origin=thing,
     )
 
 
 def check_identity(thing: Any) -> None:
     """Raise `PluginError` unless `thing` has a valid name, a pipeline and a `scan` that can be called."""
-    name = getattr(thing, "name", None)
+    try:
+        name, pipeline, scan = (getattr(thing, part, None) for part in ("name", "pipeline", "scan"))
+    except Exception as error:  # properties are foreign code
+        raise PluginError(f"scanner {type(thing).__qualname__} cannot be looked at: {error}") from error
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"scanner {thing!r}: name must be 1 to 64 of a-z, 0-9, '_', '.', '-', got {name!r}")
-    pipeline = getattr(thing, "pipeline", None)
     if not isinstance(pipeline, str) or not pipeline.strip():
         raise PluginError(f"scanner {name}: pipeline must be a text that is not empty, got {pipeline!r}")
-    if not callable(getattr(thing, "scan", None)):
+    if not callable(scan):
         raise PluginError(f"scanner {name}: it has no method scan(state) or scan(state, context)")
 
 

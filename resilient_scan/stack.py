@@ -7,6 +7,7 @@ function, `Stack.call`: retry around breaker around limit around `timeout.attemp
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from random import Random
@@ -108,6 +109,7 @@ class Stack:
         self.call = self._fold(random)
         self.tell_execution = bus.teller(ExecutionEnded)
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
+        self.retired = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=REMEMBERED)
 
     def _fold(self, random: Random) -> Call:
@@ -161,9 +163,17 @@ class Stack:
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""
-        guard, hung = self.guard, self.hung
-        state = None if guard is None else (lambda: guard.state)
-        return Registered(self.name, self.pipeline, state, lambda: hung.count)
+        this = weakref.ref(self)  # a listener must not keep a runner alive that is gone
+
+        def breaker_state() -> str | None:
+            stack = this()
+            return stack.guard.state if stack is not None and stack.guard is not None and not stack.retired else None
+
+        def abandoned_threads() -> int:
+            stack = this()
+            return 0 if stack is None else stack.hung.count
+
+        return Registered(self.name, self.pipeline, None if self.guard is None else breaker_state, abandoned_threads)
 
 
 def kind_of(failure: BaseException, context: ScanContext) -> str:

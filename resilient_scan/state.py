@@ -27,7 +27,7 @@ class Snapshot:
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
         logs = state.get(TOOL_LOGS)
-        self._known_logs = len(logs) if isinstance(logs, list) else 0
+        self._known_logs = self.copy()[TOOL_LOGS] if isinstance(logs, list) and logs else []
         self._keys: dict[tuple[str, ...] | None, bytes | None] = {}
 
     def key(self, inputs: tuple[str, ...] | None) -> bytes | None:
@@ -44,7 +44,12 @@ class Snapshot:
     def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the entries that a scanner added to the `tool_logs` of its own copy."""
         logs = state.get(TOOL_LOGS)
-        return logs[self._known_logs :] if isinstance(logs, list) else []
+        if not isinstance(logs, list):
+            return []
+        known = self._known_logs
+        if logs[: len(known)] == known:
+            return logs[len(known) :]
+        return [entry for entry in logs if entry not in known]  # rearranged, or a list of its own
 
 
 def _copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
@@ -80,11 +85,13 @@ def _tagged(value: Any) -> Any:
     """Mark values of other than plain types with their type, so that a date and its text have different keys."""
     kind = type(value)
     if kind in _PLAIN:
-        return value
+        return value if kind is not int or -(2**63) <= value < 2**64 else msgspec.msgpack.Ext(2, hex(value).encode())
     if kind is list:
         return [_tagged(item) for item in value]
     if kind is dict:
-        return {key if type(key) is str else _tagged(key): _tagged(item) for key, item in value.items()}
+        if all(type(key) is str for key in value):
+            return {key: _tagged(item) for key, item in value.items()}
+        return msgspec.msgpack.Ext(3, _encode(sorted(_encode([_tagged(key), _tagged(value[key])]) for key in value)))
     return msgspec.msgpack.Ext(1, _encode((f"{kind.__module__}.{kind.__qualname__}", _content(value))))
 
 

@@ -88,7 +88,7 @@ def maker_of(kind: type, source: str) -> Maker:
         if isinstance(item, kind):
             return item
         if not isinstance(item, Mapping):
-            raise InvalidCandidate(f"a {kind.__name__} or a mapping was expected, got {item!r:.200}")
+            raise InvalidCandidate(f"a {kind.__name__} or a mapping was expected, got {_seen(item)}")
         try:
             return convert(item)
         except InvalidCandidate:
@@ -116,3 +116,10 @@ def _converter(kind: type) -> Maker:
     if issubclass(kind, msgspec.Struct) or hasattr(kind, "__dataclass_fields__"):
         return lambda mapping: msgspec.convert(dict(mapping), kind)
     return lambda mapping: kind(**mapping)
+
+
+def _seen(item: Any) -> str:
+    try:
+        return f"{item!r:.200}"
+    except Exception:  # foreign code
+        return f"a {type(item).__qualname__}"

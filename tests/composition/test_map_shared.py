@@ -138,7 +138,7 @@ def test_the_deadline_of_the_scan_holds_inside(fleet: Fleet, bare: Bare, eventua
 
         return call
 
-    runner = fleet(mapper(function, range(50), concurrency=3), policy=bare(timeout=Timeout(total=0.1)))
+    runner = fleet(mapper(function, range(50), concurrency=3), policy=bare(timeout=Timeout(total=0.5)))
     assert statuses(runner.run({})) == [Status.TIMEOUT]
     eventually(lambda: runner.abandoned() == [])
     assert len(called) == 3

@@ -178,7 +178,7 @@ def test_one_snapshot_has_a_key_for_each_choice_of_inputs() -> None:
     assert [snapshot.key(inputs) for inputs in (None, ("a",), ("b",), ())] == keys
 
 
-@pytest.mark.parametrize("value", [Odd(), object(), [Odd()], {"x": Odd()}, {1: "a", "b": 2}, 1j, 2**200])
+@pytest.mark.parametrize("value", [Odd(), object(), [Odd()], {"x": Odd()}, 1j])
 def test_what_has_no_stable_form_has_no_key(value: Any) -> None:
     assert key({"value": value}) is None
     assert key({"value": value, "a": 1}, ("a",)) is not None
@@ -279,3 +279,26 @@ def test_two_plain_values_have_one_key_only_if_they_are_the_same(one: Any, other
     ours, theirs = Snapshot({"value": one}).key(None), Snapshot({"value": other}).key(None)
     assert ours is not None
     assert (ours == theirs) == same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        ({1: "a", "b": 2}, {"b": 2, 1: "a"}, {1: "a", "b": 3}),
+        ({1: 1}, {1: 1}, {"1": 1}),
+        (2**200, 2**200, 2**200 + 1),
+        (-(2**80), -(2**80), 2**80),
+    ],
+)
+def test_keys_that_are_no_text_and_huge_numbers_have_stable_forms(one: Any, same: Any, other: Any) -> None:
+    assert key({"value": one}) == key({"value": same}) is not None
+    assert key({"value": one}) != key({"value": other})
+
+
+def test_tool_logs_that_a_scanner_rearranged_are_told_apart_from_old_ones() -> None:
+    old = [{"old": 1}, {"old": 2}]
+    snapshot = Snapshot({"tool_logs": old})
+    assert snapshot.new_tool_logs({"tool_logs": [*old, {"new": 1}]}) == [{"new": 1}]
+    assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}]}) == [{"new": 1}]
+    assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}, *old]}) == [{"new": 1}]
+    assert snapshot.new_tool_logs({"tool_logs": old}) == []
