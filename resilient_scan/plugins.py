@@ -141,6 +141,8 @@ def _shadow() -> PluginError | None:
     spec = importlib.util.find_spec(BUILT_IN)
     if spec is None:
         return PluginError("the built-in scanners are missing: no package 'scanners'; install resilient-scan again")
+    if importlib.util.find_spec("httpx") is None:
+        return PluginError("the built-in scanners need an extra: pip install 'resilient-scan[scanners]'")
     try:
         if hasattr(importlib.import_module(BUILT_IN), "__resilient_scan__"):
             return None
