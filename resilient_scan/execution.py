@@ -116,7 +116,12 @@ class Execution:
     over and not landed yet takes its place.
 
     An attempt with a time limit of its own that hangs ends the execution too, in favour of a successor on another
-    thread, which takes over its scans.
+    thread:
+
+        execution --- its attempt hangs: `expire`, `_pass_on` ---> successor (the same scans, cache key, start and
+            |                                                          |      context variables; the next attempt)
+            +- its thread comes back: an answer fills the cache        +- waits for a permit and a worker, or is
+               (`late`), and nobody is told anything else                 `overdue`; its end goes to the scans
     """
 
     # Set only where they differ: most executions are of one scan, with an answer, and over soon.
