@@ -60,6 +60,7 @@ class Fleet:
         self.names = plan.names
         self.bus = Bus(plan.listeners)
         self.gate = Gate(plan.names, plan.clock, self.bus)
+        self.workers = plan.max_workers
         self.pool = ThreadPool(plan.max_workers, max_abandoned=plan.max_abandoned, clock=plan.clock)
         limits = [(name, policy.limit) for name, policy in plan.policies.items() if policy.limit is not None]
         self.providers = {name: Provider(limit, plan.clock, self.pool.at) for name, limit in merged(limits).items()}

@@ -9,22 +9,18 @@ import logging
 import math
 import os
 import threading
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from queue import Empty
 from random import Random
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
-from resilient_scan.context import Step
 from resilient_scan.engines.threads import Abandoned
 from resilient_scan.errors import ConfigError, is_number
-from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
-from resilient_scan.execution import begin, cut_short
+from resilient_scan.events import Listener
 from resilient_scan.explain import Explanation, explain, origins_in_code
 from resilient_scan.fleet import (
     Fleet,
@@ -41,18 +37,15 @@ from resilient_scan.fleet import (
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy
-from resilient_scan.outcome import ScanResult, Status
+from resilient_scan.outcome import ScanResult
 from resilient_scan.quarantine import DAY
-from resilient_scan.report import RunReport, results_in_order
-from resilient_scan.scans import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
+from resilient_scan.report import RunReport
+from resilient_scan.running import LiveRun
 from resilient_scan.stack import Flight, Stack
-from resilient_scan.state import TOOL_LOGS, Snapshot
 
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
-PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
 WINDOW, ALL = 64, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
-_DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
 
 
 class ScanRunner:
@@ -137,9 +130,8 @@ class ScanRunner:
 
     def _open(self) -> None:
         """Make the live parts."""
-        self._runs: set[_Run] = set()
+        self._runs: set[LiveRun] = set()
         self._live_fleet = fleet = Fleet(self._plan)
-        self._tell_scan = fleet.bus.teller(ScanEnded)
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
 
@@ -316,62 +308,24 @@ class ScanRunner:
 
     # one run
 
-    def _prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> _Run:
+    def _prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> LiveRun:
         if self._closed:
             raise RuntimeError(_CLOSED)
         seconds = self._deadline if deadline is None else _seconds(deadline)
-        return _Run({} if state is None else state, seconds, self._clock)
+        return LiveRun({} if state is None else state, seconds, self._clock)
 
-    def _results(self, run: _Run, window: int) -> Iterator[ScanResult]:
-        """Yield the results as they come; the caller's thread is the run's thread.
-
-        At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
-        are few and short-lived.
-        """
+    def _results(self, run: LiveRun, window: int) -> Iterator[ScanResult]:
+        """Yield the results as they come; the caller's thread is the run's thread."""
         fleet = self._fleet
-        self._enter(run, fleet)
-        forget = None
-        try:
-            self._announce(run)
-            if run.deadline < math.inf:
-                forget = fleet.pool.at(run.deadline, run.time_is_over)
-            for stack in self._in_order(fleet):
-                if run.over or (forget is not None and self._clock.monotonic() >= run.deadline):
-                    yield self._skip(run, stack)
-                    continue
-                done = self._begin(run, stack)
-                if done is not None:
-                    yield done
-                while run.queued >= window:
-                    yield from self._take(run)
-            while run.open:
-                yield from self._take(run)
-        finally:
-            if forget is not None:
-                forget()
-            self._leave(run)
-
-    def _announce(self, run: _Run) -> None:
-        fleet, workers = run.fleet, self._plan.max_workers
-        fleet.bus.send(RunStarted(run.run_id, len(fleet.names), self._concurrent, workers, run.started_at))
-
-    def _begin(self, run: _Run, stack: Stack) -> ScanResult | None:
-        """Start one scan; return its result if it has one at once."""
-        if not self._concurrent:
-            run.since = self._clock.monotonic()
-        started = begin(stack, run)
-        if not isinstance(started, Scan):
-            return self._finish(run, stack, *started)
-        run.open.add(started)
-        run.queued += started.queued
-        return None
-
-    def _enter(self, run: _Run, fleet: Fleet) -> None:
         run.start(fleet)
         with self._lock:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._runs.add(run)
+        try:
+            yield from run.stream(self._in_order(fleet), window, concurrent=self._concurrent)
+        finally:
+            self._leave(run)
 
     def _in_order(self, fleet: Fleet) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
@@ -380,135 +334,12 @@ class ScanRunner:
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
 
-    def _take(self, run: _Run) -> Sequence[ScanResult]:
-        """Take one message and return the results that it brings."""
-        try:
-            scan, answer, events = run.outbox.get(True, PATIENCE)
-        except Empty:
-            return ()
-        if events:
-            run.fleet.bus.send_all(events)
-        if scan is None:
-            return self._cut(run, by_user=answer == _CLOSE)
-        return (self._end(run, scan, answer),) if scan in run.open else ()
-
-    def _end(self, run: _Run, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
-        run.open.discard(scan)
-        run.queued -= scan.queued
-        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
-        # The two know each other; let go, they need no collector.
-        context, scan.execution = scan.execution.context, None
-        if not scan.leads:
-            return self._finish(run, scan.stack, result, scan.cache)
-        return self._finish(run, scan.stack, result, scan.cache, context.invalid, context.steps)
-
-    def _cut(self, run: _Run, *, by_user: bool) -> Sequence[ScanResult]:
-        """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
-        run.over = True
-        return [result for scan in tuple(run.open) if (result := self._cut_one(run, scan, by_user)) is not None]
-
-    def _cut_one(self, run: _Run, scan: Scan, by_user: bool) -> ScanResult | None:
-        begun = scan.execution.leave(scan, to_the_end=not by_user)
-        if begun is None:
-            return None  # its end is in the outbox, or about to be
-        if begun and scan.leads and not by_user:
-            return self._end(run, scan, cut_short(scan))
-        return self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
-
-    def _skip(self, run: _Run, stack: Stack) -> ScanResult:
-        """End a scan whose turn does not come; one that is out of service is that first of all."""
-        out = stack.name in stack.orders and not stack.in_service()
-        status = Status.DISABLED if out else Status.SKIPPED
-        return self._finish(run, stack, without_work(stack, run, self._clock.monotonic(), status), NOT_ASKED)
-
-    def _finish(
-        self,
-        run: _Run,
-        stack: Stack,
-        result: ScanResult,
-        cache: str,
-        invalid: str = "",
-        steps: tuple[Step, ...] = (),
-    ) -> ScanResult:
-        run.results[stack.name] = result
-        stack.record(run.run_id, result, cache, steps)
-        if self._tell_scan is not None:
-            self._tell_scan(ScanEnded(run.run_id, result, cache, invalid))
-        return result
-
-    def _leave(self, run: _Run) -> None:
+    def _leave(self, run: LiveRun) -> None:
         """Wind a run up, whichever way it ended."""
-        if run.open:
-            self._cut(run, by_user=True)
-            patience = 8  # empty looks; an end can only be missing where a Ctrl-C fell into its handling
-            while run.open and patience:
-                patience -= not self._take(run)
-            for scan in tuple(run.open):
-                self._end(run, scan, without_work(scan.stack, run, scan.turn, Status.SKIPPED))
-        fleet = run.fleet
-        if len(run.results) < len(fleet.names):  # cancelled before their turn
-            for stack in fleet.stacks.values():
-                if stack.name not in run.results:
-                    self._skip(run, stack)
+        run.wind_up()
         with self._lock:
             self._runs.discard(run)
-        report = run.end()
-        if fleet.bus.wants(RunEnded):
-            ended = RunEnded(run.run_id, report.duration, report.counts, report.complete, self._clock.time())
-            fleet.bus.send(ended)
-
-
-class _Run(Run):
-    """One execution of the fleet against one state."""
-
-    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
-        self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
-        super().__init__(Snapshot(state), math.inf, 0.0)
-        self._caller_logs = state.get(TOOL_LOGS)
-        self._clock = clock
-        self._seconds = seconds
-        self.run_id = uuid.uuid4().hex
-        self.open: set[Scan] = set()
-        self.queued = 0  # how many of them hold a place in the window
-        self.results: dict[str, ScanResult] = {}
-        self.over = False
-        self._report: RunReport | None = None
-
-    def start(self, fleet: Fleet) -> None:
-        """Start the clock."""
-        self.fleet = fleet
-        self.epoch = self.started_at - self._began
-        self.since = self._began
-        self.deadline = self._began + self._seconds
-
-    def cancel(self) -> None:
-        """Ask the run's thread, from any other, to end the run now."""
-        self.outbox.put((None, _CLOSE, ()))
-
-    def time_is_over(self) -> None:
-        """Tell the run's thread that the deadline has come."""
-        self.outbox.put((None, _DEADLINE, ()))
-
-    def end(self) -> RunReport:
-        """Make the report, and add the run's tool logs to the caller's list, if there is one."""
-        duration = self._clock.monotonic() - self._began
-        self._report = RunReport(
-            self.run_id, results_in_order(self.fleet.names, self.results), self.started_at, duration
-        )
-        if isinstance(self._caller_logs, list):
-            self._caller_logs.extend(self._report.tool_logs)
-        return self._report
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether there is a report."""
-        return self._report is not None
-
-    def report(self) -> RunReport:
-        """Return the report of a run that has ended."""
-        if self._report is None:  # cut off before it began
-            return RunReport(self.run_id, {}, self.started_at, 0.0)
-        return self._report
+        run.end()
 
 
 def _seconds(deadline: float | None) -> float:

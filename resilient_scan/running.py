@@ -1,0 +1,198 @@
+"""One run: its scans are begun in order and ended as their outcomes come.
+
+Everything here happens on the run's thread, which is the caller's. Other threads put messages into the run's outbox:
+the end of a scan, the run's deadline, a cancel.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from queue import Empty
+from typing import Any
+
+from resilient_scan.clock import Clock
+from resilient_scan.context import Step
+from resilient_scan.events import RunEnded, RunStarted, ScanEnded
+from resilient_scan.execution import begin, cut_short
+from resilient_scan.fleet import Fleet
+from resilient_scan.outcome import ScanResult, Status
+from resilient_scan.report import RunReport, results_in_order
+from resilient_scan.scans import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
+from resilient_scan.stack import Stack
+from resilient_scan.state import TOOL_LOGS, Snapshot
+
+PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
+_DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
+
+
+class LiveRun(Run):
+    """One execution of the fleet against one state.
+
+    Args:
+        state: what the scanners get copies of.
+        seconds: after which the run is over.
+        clock: where time comes from.
+
+    Raises:
+        TypeError: the state is no mapping, or cannot be copied.
+    """
+
+    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
+        self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
+        super().__init__(Snapshot(state), math.inf, 0.0)
+        self._caller_logs = state.get(TOOL_LOGS)
+        self._clock = clock
+        self._seconds = seconds
+        self.run_id = uuid.uuid4().hex
+        self.open: set[Scan] = set()
+        self._queued = 0  # how many of them hold a place in the window
+        self.results: dict[str, ScanResult] = {}
+        self._over = False
+        self._report: RunReport | None = None
+
+    def start(self, fleet: Fleet) -> None:
+        """Start the clock."""
+        self._fleet = fleet
+        self._tell_scan = fleet.bus.teller(ScanEnded)
+        self.epoch = self.started_at - self._began
+        self.since = self._began
+        self.deadline = self._began + self._seconds
+
+    # from any thread
+
+    def cancel(self) -> None:
+        """Ask the run's thread to end the run now."""
+        self.outbox.put((None, _CLOSE, ()))
+
+    def time_is_over(self) -> None:
+        """Tell the run's thread that the deadline has come."""
+        self.outbox.put((None, _DEADLINE, ()))
+
+    # on the run's thread
+
+    def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool) -> Iterator[ScanResult]:
+        """Yield the results as they come.
+
+        At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
+        are few and short-lived.
+        """
+        fleet = self._fleet
+        fleet.bus.send(RunStarted(self.run_id, len(fleet.names), concurrent, fleet.workers, self.started_at))
+        forget = None
+        try:
+            if self.deadline < math.inf:
+                forget = fleet.pool.at(self.deadline, self.time_is_over)
+            for stack in stacks:
+                if not concurrent:
+                    self.since = self._clock.monotonic()
+                done = self._begin(stack)
+                if done is not None:
+                    yield done
+                while self._queued >= window:
+                    yield from self._take()
+            while self.open:
+                yield from self._take()
+        finally:
+            if forget is not None:
+                forget()
+
+    def _begin(self, stack: Stack) -> ScanResult | None:
+        """Start one scan; return its result if it has one at once."""
+        if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
+            return self._skip(stack)
+        started = begin(stack, self)
+        if not isinstance(started, Scan):
+            return self._finish(stack, *started)
+        self.open.add(started)
+        self._queued += started.queued
+        return None
+
+    def _take(self) -> Sequence[ScanResult]:
+        """Take one message and return the results that it brings."""
+        try:
+            scan, answer, events = self.outbox.get(True, PATIENCE)
+        except Empty:
+            return ()
+        if events:
+            self._fleet.bus.send_all(events)
+        if scan is None:
+            return self._cut(by_user=answer == _CLOSE)
+        return (self._end(scan, answer),) if scan in self.open else ()
+
+    def _end(self, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
+        self.open.discard(scan)
+        self._queued -= scan.queued
+        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
+        # The two know each other; let go, they need no collector.
+        context, scan.execution = scan.execution.context, None
+        if not scan.leads:
+            return self._finish(scan.stack, result, scan.cache)
+        return self._finish(scan.stack, result, scan.cache, context.invalid, context.steps)
+
+    def _cut(self, *, by_user: bool) -> Sequence[ScanResult]:
+        """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
+        self._over = True
+        return [result for scan in tuple(self.open) if (result := self._cut_one(scan, by_user)) is not None]
+
+    def _cut_one(self, scan: Scan, by_user: bool) -> ScanResult | None:
+        begun = scan.execution.leave(scan, to_the_end=not by_user)
+        if begun is None:
+            return None  # its end is in the outbox, or about to be
+        if begun and scan.leads and not by_user:
+            return self._end(scan, cut_short(scan))
+        return self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+
+    def _skip(self, stack: Stack) -> ScanResult:
+        """End a scan whose turn does not come; one that is out of service is that first of all."""
+        out = stack.name in stack.orders and not stack.in_service()
+        status = Status.DISABLED if out else Status.SKIPPED
+        return self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
+
+    def _finish(
+        self, stack: Stack, result: ScanResult, cache: str, invalid: str = "", steps: tuple[Step, ...] = ()
+    ) -> ScanResult:
+        self.results[stack.name] = result
+        stack.record(self.run_id, result, cache, steps)
+        if self._tell_scan is not None:
+            self._tell_scan(ScanEnded(self.run_id, result, cache, invalid))
+        return result
+
+    # its end
+
+    def wind_up(self) -> None:
+        """Give every scan a result, whichever way the run ended."""
+        if self.open:
+            self._cut(by_user=True)
+            patience = 8  # empty looks; an end can only be missing where a Ctrl-C fell into its handling
+            while self.open and patience:
+                patience -= not self._take()
+            for scan in tuple(self.open):
+                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+        fleet = self._fleet
+        if len(self.results) < len(fleet.names):  # cancelled before their turn
+            for stack in fleet.stacks.values():
+                if stack.name not in self.results:
+                    self._skip(stack)
+
+    def end(self) -> None:
+        """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
+        fleet, duration = self._fleet, self._clock.monotonic() - self._began
+        report = RunReport(self.run_id, results_in_order(fleet.names, self.results), self.started_at, duration)
+        self._report = report
+        if isinstance(self._caller_logs, list):
+            self._caller_logs.extend(report.tool_logs)
+        if fleet.bus.wants(RunEnded):
+            fleet.bus.send(RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time()))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a report."""
+        return self._report is not None
+
+    def report(self) -> RunReport:
+        """Return the report of a run that has ended."""
+        if self._report is None:  # cut off before it began
+            return RunReport(self.run_id, {}, self.started_at, 0.0)
+        return self._report
