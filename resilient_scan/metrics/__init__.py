@@ -11,7 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client import generate_latest as text_of
 
 from resilient_scan.events import Event, ExecutionEnded, Registered, RunEnded, ScanEnded, ScannersRegistered
+from resilient_scan.metrics.catalogue import Family, families
 from resilient_scan.outcome import Status
+
+__all__ = ["Family", "PrometheusMetrics", "exposition", "families"]
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OUTCOMES = ("success", "error", "timeout", "cancelled")
