@@ -1,0 +1,133 @@
+"""What Alertmanager and Grafana send when an alert fires or resolves, as values of ours.
+
+Both send `{"version", "alerts": [{"status", "labels", "annotations", "startsAt", "fingerprint"}]}`, Alertmanager with
+version "4", Grafana with version "1" and an `orgId`. A group mixes firing and resolved alerts, so the payload's own
+status says nothing; what newer senders add is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from resilient_scan.errors import ConfigError
+
+ALERTMANAGER, GRAFANA = "alertmanager", "grafana"
+FIRING, RESOLVED, UNKNOWN = "firing", "resolved", "unknown"
+DISABLE, HEARTBEAT = "disable", "heartbeat"
+ACTION, REASON = "resilient_scan_action", "grafana_state_reason"
+TEXT = 300  # characters of a text of theirs that are kept
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """One alert of a payload.
+
+    Attributes:
+        action: what its rule asks for, `disable` or `heartbeat`; any other text asks for nothing.
+        scanner: the label of that name, or an empty text.
+        status: `firing`, `resolved`, or `unknown`: it is over because its data are missing.
+        fingerprint: what tells it from others; made of its labels where the sender has none.
+        starts_at: since when, epoch seconds.
+        name: its rule's name.
+        summary: why, in its rule's words.
+    """
+
+    action: str
+    scanner: str
+    status: str
+    fingerprint: str
+    starts_at: float
+    name: str
+    summary: str
+
+
+class Payload(msgspec.Struct, frozen=True):
+    """A payload: who sent it, its alerts, and sentences about those that cannot be read."""
+
+    source: str
+    alerts: tuple[Alert, ...]
+    unreadable: tuple[str, ...]
+
+
+def payload_of(said: object) -> Payload:
+    """Read a decoded webhook body.
+
+    Raises:
+        ConfigError: it is neither Alertmanager's nor Grafana's.
+    """
+    if not isinstance(said, Mapping) or not isinstance(said.get("alerts"), list):
+        raise ConfigError("the body must be an object with a list 'alerts', as Alertmanager and Grafana send it")
+    source = _source(said)
+    alerts, unreadable = [], []
+    for position, item in enumerate(said["alerts"]):
+        try:
+            alerts.append(alert_of(item))
+        except (TypeError, ValueError) as error:
+            unreadable.append(f"alerts[{position}]: {error}")
+    return Payload(source, tuple(alerts), tuple(unreadable))
+
+
+def alert_of(item: object) -> Alert:
+    """Read one alert, of a webhook or of Alertmanager's own list.
+
+    Raises:
+        ValueError: it lacks a field, or one has a wrong type or value; the message says which.
+    """
+    if not isinstance(item, Mapping):
+        raise ValueError(f"an object was expected, got {type(item).__name__}")
+    labels, annotations = _texts(item, "labels"), _texts(item, "annotations")
+    status = item.get("status")
+    if status not in (FIRING, RESOLVED):
+        raise ValueError(f"status must be 'firing' or 'resolved', got {str(status)[:40]!r}")
+    if status == RESOLVED and (annotations.get(REASON) or labels.get(REASON)):
+        status = UNKNOWN
+    return Alert(
+        action=labels.get(ACTION, ""),
+        scanner=labels.get("scanner", ""),
+        status=status,
+        fingerprint=_fingerprint(item, labels),
+        starts_at=_instant(item.get("startsAt")),
+        name=labels.get("alertname", "")[:TEXT],
+        summary=(annotations.get("summary") or annotations.get("description") or "")[:TEXT],
+    )
+
+
+def _source(said: Mapping[str, Any]) -> str:
+    version = str(said.get("version", ""))[:20]
+    if version == "1" or (not version and "orgId" in said):
+        return GRAFANA
+    if version == "4":
+        return ALERTMANAGER
+    raise ConfigError(f"version must be '4' (Alertmanager) or '1' (Grafana), got {version!r}")
+
+
+def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:
+    found = item.get(field, {})
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{field} must be an object of texts, got {type(found).__name__}")
+    return {str(name): text for name, text in found.items() if isinstance(text, str)}
+
+
+def _fingerprint(item: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    found = item.get("fingerprint")
+    if isinstance(found, str) and 0 < len(found) <= TEXT:
+        return found
+    return hashlib.sha256(repr(sorted(labels.items())).encode(errors="replace")).hexdigest()[:16]
+
+
+def _instant(text: object) -> float:
+    if not isinstance(text, str):
+        raise ValueError(f"startsAt must be a time such as 2026-11-24T06:32:20Z, got {type(text).__name__}")
+    try:
+        instant = datetime.fromisoformat(text)
+        return instant.timestamp() if instant.tzinfo is not None else _without_zone(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"startsAt must be a time such as 2026-11-24T06:32:20Z, got {text[:40]!r}") from None
+
+
+def _without_zone(text: str) -> float:
+    raise ValueError(text)

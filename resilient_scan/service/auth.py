@@ -1,0 +1,77 @@
+"""Who may change something: whoever knows the token.
+
+It comes as `Authorization: Bearer TOKEN`, as basic authentication (any user, the token is the password), or, for
+alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its key, over `timestamp + ":" + body`. The
+timestamp makes yesterday's signed alert worthless today, so a signature without one is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from resilient_scan.errors import ConfigError
+
+SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
+SKEW = 300.0  # seconds between the signer's clock and ours
+
+
+class Doorkeeper:
+    """Compare credentials with the one token, in constant time.
+
+    Args:
+        token: the secret, without blanks at its ends and of printable ASCII; never logged, never told.
+
+    Raises:
+        ConfigError: it is empty, or not what an HTTP header can carry.
+    """
+
+    def __init__(self, token: str) -> None:
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                "service.token must be one word of printable ASCII; leave it out and nothing can be changed over HTTP"
+            )
+        self._token = token.encode()
+
+    def __repr__(self) -> str:
+        return "Doorkeeper(token='***')"
+
+    def knows(self, authorization: str) -> bool:
+        """Say whether an `Authorization` header carries the token."""
+        scheme, _, credentials = authorization.strip().partition(" ")
+        said = credentials.strip().encode(errors="replace")
+        match scheme.lower():
+            case "bearer":
+                return self._same(said)
+            case "basic":
+                return self._same(_password(said))
+            case _:
+                return False
+
+    def signed(self, headers: Mapping[str, str], body: bytes, now: float) -> bool:
+        """Say whether a body was signed with the token within the last minutes.
+
+        Args:
+            headers: the request's.
+            body: as received.
+            now: epoch seconds.
+        """
+        signature, timestamp = headers.get(SIGNATURE, ""), headers.get(TIMESTAMP, "")
+        if not timestamp.isascii() or not timestamp.isdigit() or len(timestamp) > 12:
+            return False
+        expected = hmac.new(self._token, timestamp.encode() + b":" + body, hashlib.sha256).hexdigest()
+        right = hmac.compare_digest(expected.encode(), signature.strip().lower().encode(errors="replace"))
+        return right and abs(now - int(timestamp)) <= SKEW
+
+    def _same(self, said: bytes) -> bool:
+        return hmac.compare_digest(self._token, said)
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""

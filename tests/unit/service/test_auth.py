@@ -1,0 +1,117 @@
+"""Credentials: the token in its three forms, and everything that only looks like it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_scan import ConfigError
+from resilient_scan.service.auth import SIGNATURE, TIMESTAMP, Doorkeeper
+
+TOKEN = "open-sesame-42"
+NOW = 1_790_000_000.0
+BODY = b'{"alerts": []}'
+
+
+@pytest.fixture
+def door() -> Doorkeeper:
+    return Doorkeeper(TOKEN)
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def signed(body: bytes = BODY, *, key: str = TOKEN, at: float = NOW) -> dict[str, str]:
+    stamp = str(int(at))
+    signature = hmac.new(key.encode(), stamp.encode() + b":" + body, hashlib.sha256).hexdigest()
+    return {SIGNATURE: signature, TIMESTAMP: stamp}
+
+
+@pytest.mark.parametrize(
+    "header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"  BEARER   {TOKEN} ", basic("", TOKEN), basic("anna", TOKEN)]
+)
+def test_the_token_opens(door: Doorkeeper, header: str) -> None:
+    assert door.knows(header)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        TOKEN,
+        "Bearer",
+        "Bearer ",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN.upper()}",
+        f"Token {TOKEN}",
+        f"Basic {TOKEN}",
+        "Basic ====",
+        "Basic \xff\xfe",
+        "Bearer \xff",
+        basic(TOKEN, ""),
+        basic(TOKEN, "x"),
+        "Basic " + base64.b64encode(TOKEN.encode()).decode(),
+    ],
+)
+def test_nothing_else_opens(door: Doorkeeper, header: str) -> None:
+    assert not door.knows(header)
+
+
+@given(st.text(max_size=60))
+def test_no_text_but_the_token_opens_and_none_raises(text: str) -> None:
+    assert Doorkeeper(TOKEN).knows(f"Bearer {text}") == (text.strip() == TOKEN)
+
+
+def test_a_password_may_hold_colons() -> None:
+    assert Doorkeeper("a:b:c").knows(basic("user", "a:b:c"))
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "tab\there", "naïve", "line\n", None, 7])
+def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(token: object) -> None:
+    with pytest.raises(ConfigError, match=r"service\.token must be one word") as caught:
+        Doorkeeper(token)  # type: ignore[arg-type]
+    assert "naïve" not in str(caught.value)
+    assert "two words" not in str(caught.value)
+
+
+def test_the_token_is_not_shown(door: Doorkeeper) -> None:
+    assert TOKEN not in repr(door)
+
+
+def test_a_signed_body_opens(door: Doorkeeper) -> None:
+    assert door.signed(signed(), BODY, NOW)
+    upper = {**signed(), SIGNATURE: signed()[SIGNATURE].upper()}
+    assert door.signed(upper, BODY, NOW)
+
+
+@pytest.mark.parametrize("skew", [-300, 300])
+def test_a_clock_may_be_five_minutes_off(door: Doorkeeper, skew: float) -> None:
+    assert door.signed(signed(at=NOW + skew), BODY, NOW)
+
+
+@pytest.mark.parametrize("skew", [-301, 301, 86_400])
+def test_an_old_signature_is_worth_nothing(door: Doorkeeper, skew: float) -> None:
+    assert not door.signed(signed(at=NOW + skew), BODY, NOW)
+
+
+def test_a_signature_is_for_its_own_body_key_and_time(door: Doorkeeper) -> None:
+    good = signed()
+    assert not door.signed(good, BODY + b" ", NOW)
+    assert not door.signed(signed(key="another"), BODY, NOW)
+    assert not door.signed({**good, TIMESTAMP: str(int(NOW) + 1)}, BODY, NOW)
+    assert not door.signed({**good, SIGNATURE: ""}, BODY, NOW)
+    assert not door.signed({TIMESTAMP: good[TIMESTAMP]}, BODY, NOW)
+
+
+@pytest.mark.parametrize("stamp", [None, "", "soon", "-1", "1e9", "٣", "9" * 13, "1790000000.0"])
+def test_a_signature_without_a_timestamp_is_refused(door: Doorkeeper, stamp: str | None) -> None:
+    plain = hmac.new(TOKEN.encode(), BODY, hashlib.sha256).hexdigest()
+    headers = {SIGNATURE: plain} | ({} if stamp is None else {TIMESTAMP: stamp})
+    assert not door.signed(headers, BODY, NOW)
