@@ -75,10 +75,10 @@ def alert_of(item: object) -> Alert:
     """Read one alert, of a webhook or of Alertmanager's own list.
 
     Raises:
-        ValueError: it lacks a field, or one has a wrong type or value; the message says which.
+        TypeError, ValueError: a field is missing or wrong; the message says which.
     """
     if not isinstance(item, Mapping):
-        raise ValueError(f"an object was expected, got {type(item).__name__}")
+        raise TypeError(f"an object was expected, got {type(item).__name__}")
     labels, annotations = _texts(item, "labels"), _texts(item, "annotations")
     status = item.get("status")
     if status not in (FIRING, RESOLVED):
@@ -108,7 +108,7 @@ def _source(said: Mapping[str, Any]) -> str:
 def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:
     found = item.get(field, {})
     if not isinstance(found, Mapping):
-        raise ValueError(f"{field} must be an object of texts, got {type(found).__name__}")
+        raise TypeError(f"{field} must be an object of texts, got {type(found).__name__}")
     return {str(name): text for name, text in found.items() if isinstance(text, str)}
 
 
@@ -121,7 +121,7 @@ def _fingerprint(item: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 def _instant(text: object) -> float:
     if not isinstance(text, str):
-        raise ValueError(f"startsAt must be a time such as 2026-11-24T06:32:20Z, got {type(text).__name__}")
+        raise TypeError(f"startsAt must be a time such as 2026-11-24T06:32:20Z, got {type(text).__name__}")
     try:
         instant = datetime.fromisoformat(text)
         return instant.timestamp() if instant.tzinfo is not None else _without_zone(text)

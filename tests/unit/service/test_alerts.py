@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -105,9 +106,8 @@ def test_one_unreadable_alert_costs_no_other() -> None:
     ],
 )
 def test_what_is_wrong_with_an_alert_is_said(changed: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((TypeError, ValueError), match=re.escape(sentence)):
         alert_of({**ALERT, **changed})
-    assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("said", [None, 5, "x", [], {}, {"alerts": {}}, {"alerts": None}])
@@ -132,10 +132,8 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(ALERT)), json_values, max_size=4), st.booleans())
 def test_no_field_of_any_value_does_more_than_be_refused(fields: dict[str, Any], whole: bool) -> None:
     item = {**ALERT, **fields} if whole else fields
-    try:
-        alert = alert_of(item)
-    except ValueError as error:
-        assert len(str(error)) < 200
-    else:
-        assert alert.status in {"firing", "resolved", "unknown"}
-        assert isinstance(alert.scanner, str)
+    payload = payload_of({"version": "4", "alerts": [item, ALERT]})
+    assert len(payload.alerts) + len(payload.unreadable) == 2
+    assert payload.alerts[-1] == alert_of(ALERT)
+    assert all(alert.status in {"firing", "resolved", "unknown"} for alert in payload.alerts)
+    assert all(len(sentence) < 200 for sentence in payload.unreadable)
