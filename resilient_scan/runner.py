@@ -18,7 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
-from resilient_scan.engines.threads import Abandoned
+from resilient_scan.engines.tasks import Abandoned
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener
 from resilient_scan.explain import Explanation, explain, origins_in_code

@@ -15,13 +15,14 @@ from typing import Any
 from resilient_scan.clock import Clock
 from resilient_scan.context import Step
 from resilient_scan.events import RunEnded, RunStarted, ScanEnded
-from resilient_scan.execution import begin, cut_short
+from resilient_scan.execution import begin
 from resilient_scan.fleet import Fleet
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport, results_in_order
 from resilient_scan.scans import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
 from resilient_scan.stack import Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
+from resilient_scan.work import cut_short
 
 PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans

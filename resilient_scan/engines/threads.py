@@ -12,86 +12,17 @@ import concurrent.futures
 import contextvars
 import heapq
 import itertools
-import math
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from resilient_scan.clock import Clock, SystemClock, Wake
+from resilient_scan.engines.tasks import NEVER, SHUT_DOWN, Abandoned, Place, Plain, Task, described
 
 T = TypeVar("T")
-NEVER = math.inf
 PATIENCE = 0.05  # seconds between two looks at whether a worker that is waited for hangs
-SHUT_DOWN = "the pool is shut down; it takes no more work"
-
-
-class Task(Protocol):
-    """Work for the pool. `run`, `expire` and `refuse` must not raise."""
-
-    @property
-    def name(self) -> str:
-        """Whose work it is."""
-
-    def start(self, now: float, place: Place, /) -> float | None:
-        """Note that a worker begins it, and return its deadline; `None`: nobody wants it any more, do not run it."""
-
-    def run(self) -> None:
-        """Do the work; on the worker."""
-
-    def expire(self, thread: str, age: float, /) -> None:
-        """Hand over without the work: the time is over. On the watchdog's thread, so it must be quick."""
-
-    def late(self, age: float, /) -> None:
-        """Note that the work ended after `expire`, `age` seconds after it began; on the worker."""
-
-    def refuse(self, reason: str, /) -> None:
-        """Hand over without a start: every thread hangs."""
-
-    def stop(self) -> None:
-        """Note that nobody will ask for the work any more; it may be under way."""
-
-
-class Abandoned(msgspec.Struct, frozen=True):
-    """A thread that did not stop in time and still runs.
-
-    Attributes:
-        name: of the task it works on.
-        thread: its own name.
-        age: seconds since it began the task.
-        holds_place: whether it still takes a worker's place, because `max_abandoned` was reached.
-        stack: where it is now, outermost call first, one text.
-    """
-
-    name: str
-    thread: str
-    age: float
-    holds_place: bool
-    stack: str
-
-
-class Place:
-    """One worker and what it is doing; `deadline` is written by the worker and read by the watchdog."""
-
-    __slots__ = ("_pool", "deadline", "expired", "replaced", "started", "task", "thread")
-
-    def __init__(self, pool: ThreadPool) -> None:
-        self._pool = pool
-        self.thread: threading.Thread | None = None
-        self.task: Task | None = None
-        self.started = 0.0
-        self.deadline = NEVER
-        self.expired = False  # its task's time is over, and the thread still runs
-        self.replaced = False  # and its place has been given to a new worker
-
-    def alarm(self, deadline: float) -> None:
-        """Set another deadline for the task under way; on its worker."""
-        self.deadline = deadline
-        self._pool.look_by(deadline)
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
@@ -133,7 +64,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Run `fn(*args, **kwargs)` on a worker, without a time limit."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         variables = contextvars.copy_context()
-        self.execute(_Plain(future, lambda: variables.run(fn, *args, **kwargs)))
+        self.execute(Plain(future, lambda: variables.run(fn, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -204,7 +135,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             hung = [(place, place.task) for place in sorted(self._hung, key=lambda place: place.started)]
         now, frames = self._clock.monotonic(), sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
-        return [_describe(place, task, now, frames) for place, task in hung if task is not None]
+        return [described(place, task, now, frames) for place, task in hung if task is not None]
 
     def counts(self) -> dict[str, int]:
         """Return how many threads are `busy`, `idle` and `abandoned`."""
@@ -249,7 +180,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._wake.set()
 
     def _hire(self) -> None:
-        place = Place(self)
+        place = Place(self.look_by)
         name = f"{self._name}-{next(self._numbers)}"
         place.thread = threading.Thread(target=self._work, args=(place,), name=name, daemon=True)
         self._watch()
@@ -404,53 +335,3 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             with self._mutex:
                 self._unfinished -= 1
             task.refuse(reason)
-
-
-class _Plain:
-    """A call without a time limit, behind a `Future`."""
-
-    name = "submit"
-
-    def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
-        self._future = future
-        self._call: Callable[[], Any] | None = call
-
-    def start(self, _now: float, _place: Place, /) -> float | None:
-        return NEVER if self._future.set_running_or_notify_cancel() else None
-
-    def run(self) -> None:
-        call, self._call = self._call, None
-        assert call is not None  # noqa: S101 - a task runs once
-        try:
-            result = call()
-        except BaseException as error:
-            self._future.set_exception(error)
-        else:
-            self._future.set_result(result)
-
-    def expire(self, thread: str, age: float, /) -> None:
-        """Never called: there is no limit."""
-
-    def late(self, age: float, /) -> None:
-        """Never called: there is no limit."""
-
-    def stop(self) -> None:
-        """Do nothing: a call cannot be told."""
-
-    def refuse(self, reason: str, /) -> None:
-        if reason is SHUT_DOWN:
-            self._future.cancel()
-        elif self._future.set_running_or_notify_cancel():
-            self._future.set_exception(RuntimeError(reason))
-
-
-def _describe(place: Place, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
-    thread = place.thread
-    frame = frames.get(thread.ident or 0) if thread is not None else None
-    return Abandoned(
-        name=task.name,
-        thread=thread.name if thread is not None else "",
-        age=now - place.started,
-        holds_place=not place.replaced,
-        stack="".join(traceback.format_stack(frame)) if frame is not None else "",
-    )
