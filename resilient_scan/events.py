@@ -99,6 +99,19 @@ class RunEnded(Event, frozen=True, gc=False):
     at: float
 
 
+class SuspiciousResult(Event, frozen=True, gc=False):
+    """An execution answered, but hardly with the truth: empty or small as never before, or mostly malformed.
+
+    `found` candidates were kept, `dropped` were invalid. It comes once for an execution, before its `ScanEnded`.
+    """
+
+    scanner: str
+    pipeline: str
+    reason: str
+    found: int
+    dropped: int
+
+
 class BreakerChanged(Event, frozen=True, gc=False):
     """A breaker changed its state (`closed`, `open`, `half_open`); `open_for` is set when it opened."""
 

@@ -12,6 +12,7 @@ from resilient_scan.events import (
     RunStarted,
     ScanEnded,
     ScannerStateChanged,
+    SuspiciousResult,
     ThreadAbandoned,
 )
 from resilient_scan.outcome import ScanResult, Status
@@ -29,6 +30,7 @@ class LogEvents:
     events: tuple[type[Event], ...] = (
         RunStarted,
         ScanEnded,
+        SuspiciousResult,
         BreakerChanged,
         ScannerStateChanged,
         ThreadAbandoned,
@@ -45,6 +47,8 @@ class LogEvents:
                 self._scan(event)
             case RunStarted():
                 self._run(event)
+            case SuspiciousResult():
+                self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, event.reason)
             case BreakerChanged():
                 level = logging.WARNING if event.new == "open" else logging.INFO
                 tail = "" if event.open_for is None else f" for {short(event.open_for)}s"

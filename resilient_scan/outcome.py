@@ -84,6 +84,8 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
         dropped: invalid candidates left out.
         tool_logs: what the scanner logged, in order.
         started_at: epoch seconds.
+        suspicious: why this answer is hardly the truth (empty or small as never before, or mostly malformed), or
+            `None`. It is handed over as it came, but not kept in the cache.
     """
 
     scanner: str
@@ -99,6 +101,7 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
     dropped: int
     tool_logs: list[dict[str, Any]]
     started_at: float
+    suspicious: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-ready data."""

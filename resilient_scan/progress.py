@@ -180,6 +180,8 @@ def note(result: ScanResult) -> str:
         parts.append(f"{result.error.kind}: {result.error.message}")
     if result.partial:
         parts.append("partial")
+    if result.suspicious:
+        parts.append(f"suspicious: {result.suspicious}")
     if result.dropped:
         parts.append(f"{result.dropped} invalid dropped")
     if result.age:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from resilient_scan.context import ScanContext
-from resilient_scan.errors import InvalidCandidate, PluginError
+from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError
 from resilient_scan.options import LAYERS, Breaker, Cache, Limit, Retry, Timeout, check_layer
 
 NAME = re.compile(r"[a-z0-9_.-]{1,64}")
@@ -61,7 +61,7 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count where they are option
-    objects, and `candidate`, a class.
+    objects, `candidate`, a class, and `empty_ok`, as in `@scanner`.
     """
 
     name: str
@@ -76,13 +76,20 @@ class FunctionScanner:
     """A scanner made from a function by `@scanner`; calling it calls the function."""
 
     def __init__(
-        self, function: Callable[..., Any], name: str, pipeline: str, layers: dict[str, Any], candidate: type
+        self,
+        function: Callable[..., Any],
+        name: str,
+        pipeline: str,
+        layers: dict[str, Any],
+        candidate: type,
+        empty_ok: bool | None = None,
     ) -> None:
         self.name = name
         self.pipeline = pipeline
         self.scan = function
         self.layers = layers
         self.candidate = candidate
+        self.empty_ok = empty_ok
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
@@ -101,6 +108,7 @@ def scanner(
     pipeline: str,
     name: str | None = None,
     candidate: type = Candidate,
+    empty_ok: bool | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -113,6 +121,8 @@ def scanner(
         pipeline: which pipeline it belongs to.
         name: the scanner's name; the function's, unless given.
         candidate: what it returns, if not `Candidate`: a dataclass, a msgspec struct, or a pydantic model.
+        empty_ok: whether an answer without candidates is believed. `False`: never, it is suspicious each time; `True`:
+            always, and any small one too; `None`: as the scanner's former answers suggest (`ScanResult.suspicious`).
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer not
             named is the runner's.
         retry: likewise.
@@ -121,17 +131,20 @@ def scanner(
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer got something else than an option object of its own, or `None`.
+        ConfigError: a layer got something else than an option object of its own, or `None`; or `empty_ok` is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
     layers = {layer: value for layer, value in given.items() if value is not UNSET}
 
+    if not (empty_ok is None or isinstance(empty_ok, bool)):
+        raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
+
     def make(function: Callable[..., Any]) -> FunctionScanner:
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
-        made = FunctionScanner(function, own, pipeline, layers, candidate)
+        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok)
         check_identity(made)
         return made
 
@@ -147,6 +160,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     layers: dict[str, Any]
     candidate: type
     origin: Any
+    empty_ok: bool | None = None
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -178,6 +192,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         layers=dict(layers or {}),
         candidate=candidate,
         origin=thing,
+        empty_ok=empty_ok if isinstance(empty_ok := getattr(thing, "empty_ok", None), bool) else None,
     )
 
 

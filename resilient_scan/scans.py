@@ -35,6 +35,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     dropped: int
     tool_logs: list[dict[str, Any]]
     started_at: float
+    suspicious: str | None = None
 
 
 class Run:
@@ -77,7 +78,8 @@ def result_of(scan: Scan, outcome: Outcome) -> ScanResult:
     """Make a scan's result from its execution's outcome."""
     own = outcome if scan.leads else None
     if outcome.kind == SUCCESS:
-        return _result(scan.stack, scan.run, scan.turn, Status.CACHED, _shared(scan, outcome), age=0.0)
+        shared = _shared(scan, outcome)
+        return _result(scan.stack, scan.run, scan.turn, Status.CACHED, shared, age=0.0, suspicious=outcome.suspicious)
     if outcome.kind != CANCELLED and (stale := stale_answer(scan, own, outcome.error)) is not None:
         return stale
     candidates = own.candidates if own is not None else []
@@ -124,11 +126,13 @@ def _result(
     outcome: Outcome | None = None,
     error: ErrorInfo | None = None,
     age: float | None = None,
+    suspicious: str | None = None,
 ) -> ScanResult:
     if outcome is None:  # no work of its own
         took = stack.clock.monotonic() - turn
+        at = turn + run.epoch
         return ScanResult(
-            stack.name, stack.pipeline, status, candidates, error, 0, took, 0.0, age, False, 0, [], turn + run.epoch
+            stack.name, stack.pipeline, status, candidates, error, 0, took, 0.0, age, False, 0, [], at, suspicious
         )
     partial = bool(candidates) and not status.answered
     return ScanResult(

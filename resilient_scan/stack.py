@@ -21,6 +21,7 @@ from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import AttemptEnded, Bus, ExecutionEnded, Registered
+from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import ResultCache, SharedValues
 from resilient_scan.layers.limit import Provider, permitted
@@ -108,6 +109,7 @@ class Stack:
         self.loops = Loops()
         self.call = self._fold(random)
         self.tell_execution = bus.teller(ExecutionEnded)
+        self.doubt = Baseline(spec.empty_ok).doubt
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=REMEMBERED)

@@ -11,7 +11,7 @@ from resilient_scan.clock import short
 from resilient_scan.context import NEVER, ScanContext
 from resilient_scan.engines.tasks import Place
 from resilient_scan.errors import ScanCancelled, ScanTimeout
-from resilient_scan.events import AttemptEnded, Event, ExecutionEnded
+from resilient_scan.events import AttemptEnded, Event, ExecutionEnded, SuspiciousResult
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
@@ -168,24 +168,27 @@ class Work:
 
     def _succeed(self, found: list[Any]) -> None:
         self._late_kind = SUCCESS
-        entry = self._keep(found) if self._key is not None else None
+        stack = self.stack
+        doubt = stack.doubt(len(found), self.context.dropped)
+        entry = self._keep(found, doubt is None) if self._key is not None else None
         scans = self._settle()
         if scans is None:
             return
         if entry is None:
             self.land()
-        stack = self.stack
         took = stack.clock.monotonic() - self.began
         stack.took(took)
+        if doubt is not None:
+            stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), self.context.dropped))
         if stack.tell_execution is not None:
             stack.tell_execution(self._ended(SUCCESS, None, took))
         for scan in scans:
             if scan.leads:
-                scan.run.outbox.put((scan, self._completed(scan, found, took), ()))
+                scan.run.outbox.put((scan, self._completed(scan, found, took, doubt), ()))
             else:
-                scan.end(self.outcome(SUCCESS, found, entry, None))
+                scan.end(self.outcome(SUCCESS, found, entry, None, suspicious=doubt))
 
-    def _completed(self, scan: Scan, found: list[Any], took: float) -> ScanResult:
+    def _completed(self, scan: Scan, found: list[Any], took: float, doubt: str | None) -> ScanResult:
         stack, context, began = self.stack, self.context, self.began
         return ScanResult(
             stack.name,
@@ -201,6 +204,7 @@ class Work:
             context.dropped,
             context.tool_logs(),
             began + scan.run.epoch,
+            doubt,
         )
 
     def _fail(self, failure: BaseException) -> None:
@@ -218,13 +222,13 @@ class Work:
         self.land()
         self._hand_over(scans, kind, told, error)
 
-    def _keep(self, found: list[Any]) -> Entry | None:
-        """Put an answer into the cache, a late one too."""
+    def _keep(self, found: list[Any], trusted: bool) -> Entry | None:
+        """Put an answer into the cache, a late one too; one that is not trusted is only shared."""
         cache, key = self.stack.cache, self._key
         if cache is None or key is None:
             return None
         try:
-            return cache.put(key, found, self)
+            return cache.put(key, found, self, keep=trusted)
         except Exception as error:  # copying a candidate runs foreign code
             _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
             return None
@@ -252,7 +256,13 @@ class Work:
     # everywhere
 
     def outcome(
-        self, kind: str, found: list[Any], entry: Entry | None, error: ErrorInfo | None, scan: Scan | None = None
+        self,
+        kind: str,
+        found: list[Any],
+        entry: Entry | None,
+        error: ErrorInfo | None,
+        scan: Scan | None = None,
+        suspicious: str | None = None,
     ) -> Outcome:
         """Describe the execution as it is now, as seen by `scan` (the first that waits, unless given)."""
         context = self.context
@@ -270,6 +280,7 @@ class Work:
             context.dropped,
             context.tool_logs(),
             began + scan.run.epoch if scan is not None else 0.0,
+            suspicious,
         )
 
     def _settle(self) -> list[Scan] | None:

@@ -113,8 +113,14 @@ class ResultCache(Generic[Flight]):
                 del self._entries[key]
         return None
 
-    def put(self, key: Hashable, candidates: list[Any], flight: Flight) -> Entry:
+    def put(self, key: Hashable, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
         """Keep an answer and land the flight that fetched it, in one step: nobody fetches it again in between.
+
+        Args:
+            key: what was asked for.
+            candidates: the answer; the cache makes copies of its own.
+            flight: who fetched it.
+            keep: `False`: only for those that wait for this flight; an older answer stays, to stand in for a failure.
 
         Raises:
             Exception: a candidate cannot be copied; nothing is kept.
@@ -125,8 +131,9 @@ class ResultCache(Generic[Flight]):
         own = tuple([_copy(candidate) for candidate in candidates])
         entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
-            self.puts += 1
-            self._entries[key] = entry
+            if keep:
+                self.puts += 1
+                self._entries[key] = entry
             if self._flights.get(key) is flight:
                 del self._flights[key]
             if self._failures:

@@ -254,6 +254,7 @@ def test_a_result_as_data_names_every_field() -> None:
         "dropped": 0,
         "tool_logs": [],
         "started_at": 1_359_050_400.0,
+        "suspicious": None,
     }
     assert type(failed.to_dict()["status"]) is str
 
