@@ -36,6 +36,10 @@ class PluginError(ScanError):
     """A scanner cannot be used: its import failed, its name is taken, or it lacks what a scanner needs."""
 
 
+class StoreError(ScanError):
+    """The store cannot be reached, is full, is locked or refuses us; the message holds no secret."""
+
+
 class Rejected(ScanError):
     """The scan was refused without an attempt: abandoned threads, or one of the subclasses."""
 

@@ -1,0 +1,46 @@
+"""URLs of stores."""
+
+from __future__ import annotations
+
+import pytest
+
+from resilient_scan import ConfigError
+from resilient_scan.stores import open_store, without_password
+from resilient_scan.testing import FakeClock
+
+FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
+
+
+@pytest.mark.parametrize("url", ["", "memory", "memory:x", "file:x", "sqlite", "postgres://host", "x.db"])
+def test_a_wrong_url_is_refused_with_the_right_forms(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(url, FakeClock())
+    assert str(caught.value) == f"store must be one of {FORMS}, got {url!r}"
+
+
+@pytest.mark.parametrize("thing", [None, 5, object(), b"memory:"])
+def test_what_is_no_store_is_refused(thing: object) -> None:
+    with pytest.raises(ConfigError, match="or an object with the methods of Store, got"):
+        open_store(thing, FakeClock())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2@host/0",
+        "redis://me:hunter2@host:1/0",
+        "redis://me:hun@ter2@host",
+        "rediss://host?password=hunter2",
+        "unix:///x?db=1&PASSWORD=hunter2&b=c",
+        "postgres://me:hunter2@host/db",
+    ],
+)
+def test_a_password_is_not_shown(url: str) -> None:
+    shown = without_password(url)
+    assert "ter2" not in shown
+    assert "***" in shown
+
+
+def test_what_is_no_password_is_shown() -> None:
+    for url in ("redis://host:6379/0", "unix:///tmp/x?db=1", "sqlite:///a.db", "memory:"):
+        assert without_password(url) == url
