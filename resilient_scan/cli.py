@@ -107,6 +107,7 @@ def command() -> None:
     help="Add a slow, a hanging, a flapping and a broken scanner, and run twice to see what becomes of them "
     "(with --json once).",
 )
+@click.option("--merged", is_flag=True, help="Show what was found by ticker, what several scanners found first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
     "--metrics-port",
@@ -117,7 +118,7 @@ def command() -> None:
 @click.option(
     "--hold", metavar="DURATION", callback=duration, help="Serve the metrics so much longer (Ctrl-C ends it)."
 )
-def run(as_json: bool, hold: float | None, sequential: bool, **options: Any) -> int:
+def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, **options: Any) -> int:
     """Run the scanners once and print what they found.
 
     With nothing configured the built-in scanners run against real market history that ships with this package, served
@@ -129,7 +130,7 @@ def run(as_json: bool, hold: float | None, sequential: bool, **options: Any) -> 
     with listening() as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
         introduce(fleet)
         twice = request.faults and not as_json
-        report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json)
+        report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
         if hold is not None:
             _hold(hold, fleet)
     return ANSWERED if report.complete and not fleet.problems else SOME_DID_NOT
@@ -266,13 +267,13 @@ def _messages_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _run_once(fleet: Fleet, *, as_json: bool) -> RunReport:
+def _run_once(fleet: Fleet, *, as_json: bool, merged: bool) -> RunReport:
     try:
         report = fleet.run()
     except KeyboardInterrupt as stop:
-        print_report(getattr(stop, "report", None), fleet, as_json=as_json)
+        print_report(getattr(stop, "report", None), fleet, as_json=as_json, merged=merged)
         raise
-    print_report(report, fleet, as_json=as_json)
+    print_report(report, fleet, as_json=as_json, merged=merged)
     return report
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from resilient_scan.events import AttemptEnded, Event, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.outcome import ScanResult, Status, plain
+from resilient_scan.report import Merged
 
 MAX_CANDIDATES: Final = 40
 MAX_ROWS: Final = 20
@@ -69,6 +70,14 @@ def show_candidates(candidates: Sequence[Any], stream: TextIO) -> None:
     draw(("ticker", "found by", "priority", "context"), rows, stream)
     if len(candidates) > MAX_CANDIDATES:
         stream.write(f"... and {len(candidates) - MAX_CANDIDATES} more; --json has them all\n")
+
+
+def show_merged(found: Sequence[Merged], stream: TextIO) -> None:
+    """Write one line per thing that was found, at most 40 of them."""
+    rows = [(one.ticker, ", ".join(one.sources), one.priority, "; ".join(one.contexts)) for one in found]
+    draw(("ticker", "found by", "priority", "context"), rows[:MAX_CANDIDATES], stream)
+    if len(found) > MAX_CANDIDATES:
+        stream.write(f"... and {len(found) - MAX_CANDIDATES} more; --json has them all\n")
 
 
 def is_live(stream: TextIO) -> bool:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from resilient_scan.errors import ConfigError, ScanError, is_number
-from resilient_scan.outcome import ScanResult, Status
+from resilient_scan.outcome import ScanResult, Status, plain
+
+_RANKS: Final = {"critical": 0, "high": 1, "medium": 2, "low": 3}  # any other word comes after these
+
+
+class Merged(msgspec.Struct, frozen=True):
+    """What several scanners say about one thing.
+
+    Attributes:
+        key: what it is about: the ticker, unless `merged` was given another key.
+        priority: the best of the candidates' priorities; at least `high` from 2 sources on, `critical` from 3.
+        sources: who found it, each once, in the order of the scanners.
+        contexts: what they say, each sentence once, in the same order.
+        candidates: the candidates themselves.
+    """
+
+    key: Any
+    priority: str
+    sources: tuple[str, ...]
+    contexts: tuple[str, ...]
+    candidates: tuple[Any, ...]
+
+    @property
+    def ticker(self) -> str:
+        """The key as text."""
+        return str(self.key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data; `ticker` is the key."""
+        fields = {name: plain(getattr(self, name)) for name in self.__struct_fields__ if name != "key"}
+        return {"ticker": self.ticker, **fields}
 
 
 class RunReport(msgspec.Struct, frozen=True):
@@ -77,6 +107,24 @@ class RunReport(msgspec.Struct, frozen=True):
             )
         return self
 
+    def merged(self, key: Callable[[Any], Any] | None = None) -> list[Merged]:
+        """Return what was found by what it is about, the most important first.
+
+        Best priority first (`critical`, `high`, `medium`, `low`, then all other words), then most sources, then by
+        key: the same candidates come in the same order, whichever scanner ended first.
+
+        Args:
+            key: returns what a candidate is about, hashable; `None`: its `ticker` (a field, or an item of a mapping),
+                and of a candidate without one all of it, so that only equal ones are merged.
+        """
+        groups: dict[Any, list[tuple[str, Any]]] = {}
+        for result in self.results.values():
+            for candidate in result.candidates:
+                about = _ticker(candidate) if key is None else key(candidate)
+                groups.setdefault(about, []).append((result.scanner, candidate))
+        found = [_merge(about, group) for about, group in groups.items()]
+        return sorted(found, key=lambda one: (_rank(one.priority), -len(one.sources), one.ticker))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-ready data."""
         results = {name: result.to_dict() for name, result in self.results.items()}
@@ -98,3 +146,27 @@ class RunReport(msgspec.Struct, frozen=True):
 def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) -> dict[str, ScanResult]:
     """Return the results in the order of the names."""
     return {name: results[name] for name in names if name in results}
+
+
+def _text(candidate: Any, name: str) -> str:
+    """Return a field of a candidate of any type, "" where there is none, or it is no text."""
+    value = candidate.get(name) if isinstance(candidate, Mapping) else getattr(candidate, name, None)
+    return value if isinstance(value, str) else ""
+
+
+def _ticker(candidate: Any) -> str:
+    return _text(candidate, "ticker") or str(plain(candidate))
+
+
+def _rank(priority: str) -> int:
+    return _RANKS.get(priority.lower(), len(_RANKS))
+
+
+def _merge(about: Any, group: list[tuple[str, Any]]) -> Merged:
+    """Unite what was found of one thing: pairs of the scanner's name and its candidate."""
+    candidates = tuple(candidate for _, candidate in group)
+    sources = tuple(dict.fromkeys(_text(candidate, "source") or scanner for scanner, candidate in group))
+    contexts = tuple(dict.fromkeys(filter(None, (_text(candidate, "context") for candidate in candidates))))
+    confluence = ("unknown", "unknown", "high", "critical")[min(len(sources), 3)]
+    priorities = [*(_text(candidate, "priority") or "unknown" for candidate in candidates), confluence]
+    return Merged(about, min(priorities, key=_rank), sources, contexts, candidates)

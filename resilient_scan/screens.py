@@ -51,17 +51,21 @@ def introduce(fleet: Fleet) -> None:
         say([f"metrics: {fleet.metrics_url}"])
 
 
-def print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool) -> None:
-    """Write what a run brought; nothing where there is no report."""
+def print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool, merged: bool = False) -> None:
+    """Write what a run brought, `merged` by ticker if wanted; nothing where there is no report."""
     if report is None:
         return
     if as_json:
-        print_json(report.to_dict())
+        together = {"merged": [one.to_dict() for one in report.merged()]} if merged else {}
+        print_json({**report.to_dict(), **together})
         return
     progress.show_results(report.results.values(), sys.stdout)
     if report.candidates:
         sys.stdout.write("\n")
-        progress.show_candidates(report.candidates, sys.stdout)
+        if merged:
+            progress.show_merged(report.merged(), sys.stdout)
+        else:
+            progress.show_candidates(report.candidates, sys.stdout)
     sys.stdout.write(f"\n{fleet.summary(report)}\n")
     sys.stdout.flush()
 
