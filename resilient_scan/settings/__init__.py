@@ -29,7 +29,7 @@ from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.settings.environment import from_environment, over
 from resilient_scan.settings.file import from_file
 from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, tables_of
-from resilient_scan.settings.tables import Execution, Setting, Store, Tables, read
+from resilient_scan.settings.tables import Execution, Service, Setting, Store, Tables, read
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
 
@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True):
         policy: the layers around a scanner of which nobody says anything.
         origins: where each number of `policy` came from, by `layer.field`.
         store: where state lives: `"memory:"`.
+        service: `[service]`.
         sources: the tables as they were read, the file's first.
     """
 
@@ -67,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True):
     policy: Policy
     origins: Mapping[str, str]
     store: str
+    service: Service
     sources: tuple[Tables, ...]
 
     def __repr__(self) -> str:
@@ -239,12 +241,14 @@ def examine_settings(
     effective = defaults(tables).build(problems)
     execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
     store = {key: setting.value for each in tables for key, setting in each.store.items()}
+    service = {key: setting.value for each in tables for key, setting in each.service.items()}
     settings = Settings(
         path=None if path is None else Path(path),
         execution=Execution(**execution),
         policy=effective.policy,
         origins=effective.origins,
         store=Store(**store).url or "memory:",
+        service=Service(**service),
         sources=tables,
     )
     return settings, tuple(dict.fromkeys(problems))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from resilient_scan.settings.values import (
 )
 
 LIMIT: Final = "limit"
-NOT_YET: Final = ("quarantine", "service")
+NOT_YET: Final = ("quarantine",)
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,41 @@ class Store(msgspec.Struct, frozen=True):
             scheme, colon, _ = str(self.url).partition(":")  # no more of it in a message: it may hold a password
             kind = f'"{scheme}:"' if colon else "of this kind"
             raise ConfigError(f'store.url: a store {kind} is not supported by this version; use "memory:"')
+
+
+class Service(msgspec.Struct, frozen=True):
+    """The table `[service]`: how `resilient-scan serve` can be reached, and what it asks.
+
+    Attributes:
+        listen: address and port, such as `"127.0.0.1:9108"`; port 0 takes a free one.
+        token_file: a file whose text is the token that changes something; none: nothing can be changed over HTTP.
+        alertmanager: Alertmanager's URL, to be asked for its active alerts; none: it is not asked.
+        reconcile: how often it is asked, in seconds, > 0.
+    """
+
+    listen: str = "127.0.0.1:9108"
+    token_file: str | None = None
+    alertmanager: str | None = None
+    reconcile: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", self.listen, re.ASCII) or self.port > 65535:
+            raise ConfigError(
+                f'service.listen must be an address and a port such as "127.0.0.1:9108", got {self.listen!r}'
+            )
+        if self.alertmanager is not None and not re.match(r"https?://[^/?#@]+(/|$)", self.alertmanager):
+            raise ConfigError('service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password')
+        _above_zero("service", "reconcile", self.reconcile)
+
+    @property
+    def host(self) -> str:
+        """Return the address to listen at."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Return the port to listen at."""
+        return int(self.listen.rpartition(":")[2])
 
 
 class Own(msgspec.Struct, frozen=True):
@@ -144,6 +180,7 @@ class Tables(msgspec.Struct):
 
     execution: dict[str, Setting] = {}
     store: dict[str, Setting] = {}
+    service: dict[str, Setting] = {}
     defaults: dict[str, Patch] = {}
     providers: dict[str, ProviderTable] = {}
     scanners: dict[str, ScannerTable] = {}
@@ -201,6 +238,10 @@ def _store(source: Source, path: Path, value: Any) -> dict[str, Setting]:
     return _fields(source, path, _table(source, path, value), Store)
 
 
+def _service(source: Source, path: Path, value: Any) -> dict[str, Setting]:
+    return _fields(source, path, _table(source, path, value), Service)
+
+
 def _layers(source: Source, path: Path, value: Any) -> dict[str, Patch]:
     table = _table(source, path, value)
     return {
@@ -237,6 +278,7 @@ _SECTIONS: Final[dict[str, tuple[str, Callable[[Source, Path, Any], Any]]]] = {
     "providers": ("providers", _providers),
     "scanners": ("scanners", _scanners),
     "store": ("store", _store),
+    "service": ("service", _service),
 }
 
 

@@ -200,7 +200,24 @@ WRONG = [
     ),
     ("[store]\nurl = 'x'", '2: store.url: a store of this kind is not supported by this version; use "memory:"'),
     ("[quarantine]\ncooloff = '60s'", "1: [quarantine] is not supported by this version; remove the table"),
-    ("\n[service]\ntoken = 'hunter2'", "2: [service] is not supported by this version; remove the table"),
+    (
+        "\n[service]\ntoken = 'hunter2'",
+        "3: unknown key service.token; did you mean 'token_file'?",
+    ),
+    (
+        "[service]\nlisten = '9108'",
+        "2: service.listen must be an address and a port such as \"127.0.0.1:9108\", got '9108'",
+    ),
+    (
+        "[service]\nlisten = 'localhost:99999'",
+        "2: service.listen must be an address and a port such as \"127.0.0.1:9108\", got 'localhost:99999'",
+    ),
+    ("[service]\nlisten = 9108", "2: service.listen must be a text, got 9108"),
+    ("[service]\nreconcile = '0s'", "2: service.reconcile must be > 0, got 0.0"),
+    (
+        "[service]\nalertmanager = 'http://me:hunter2@host'",
+        '2: service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password',
+    ),
     # not TOML
     ("[defaults]\nretry =", "2: not TOML: Invalid value"),
     ("[defaults]\nretry = {}\n[defaults]", "3: defaults is there twice, first in line 1"),
@@ -255,7 +272,7 @@ def test_an_empty_table_says_nothing(load: Any) -> None:
 
 
 def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
-    text = "[scanners.x]\nretry = { attempts = 0, on = ['X'] }\n[defaults]\nbreaker = 3\ncache.tl = 2\n[service]\n"
+    text = "[scanners.x]\nretry = { attempts = 0, on = ['X'] }\n[defaults]\nbreaker = 3\ncache.tl = 2\n[service]\nx = 1"
     environ = {"RESILIENT_SCAN__STORE__URL": "sqlite:x", "RESILIENT_SCAN__DEFAULTS__RETRY__BASE": "x"}
     places = [problem.partition(": ")[0] for problem in problems_of(load, text, environ)]
     assert places == [
@@ -263,7 +280,7 @@ def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
         "scan.toml:2",
         "scan.toml:4",
         "scan.toml:5",
-        "scan.toml:6",
+        "scan.toml:7",
         "RESILIENT_SCAN__DEFAULTS__RETRY__BASE",
         "RESILIENT_SCAN__STORE__URL",
     ]
@@ -509,7 +526,7 @@ WRONG_VARIABLES = [
     ({"DEFAULTS__RETRY__ATTEMPTS": "2.5"}, 'defaults.retry.attempts must be a whole number, got "2.5"'),
     ({"SCANNER_EXECUTION__CONCURRENT": "maybe"}, 'scanner_execution.concurrent must be true or false, got "maybe"'),
     ({"DEFAULTS__RETRY__ON": "os.Nope"}, "defaults.retry.on: os has no 'Nope'; look the name up"),
-    ({"SERVICE__TOKEN": "hunter2"}, "[service] is not supported by this version; remove the table"),
+    ({"SERVICE__TOKEN": "hunter2"}, "unknown key service.token; did you mean 'token_file'?"),
     (
         {"DEFAULTS__CACHE": "false", "DEFAULTS__CACHE__TTL": "5"},
         "RESILIENT_SCAN__DEFAULTS__CACHE sets the whole of it; use one of the two",
@@ -564,6 +581,13 @@ def test_settings_are_put_together_key_by_key(load: Any) -> None:
         [plain, reddit_dd], settings={"plain": {"b": 3}, "reddit_dd": {"c": 4}}, listeners=()
     )
     assert seen(runner) == {"plain": {"a": 1, "b": 3}, "reddit_dd": {"c": 4}}
+
+
+def test_where_the_service_listens(load: Any) -> None:
+    assert (load("").service.host, load("").service.port) == ("127.0.0.1", 9108)
+    found = load("[service]\nlisten = '[::1]:0'\ntoken_file = 't'\nalertmanager = 'https://am.test/x'").service
+    assert (found.host, found.port, found.token_file, found.alertmanager) == ("::1", 0, "t", "https://am.test/x")
+    assert load("", {"RESILIENT_SCAN__SERVICE__LISTEN": "0.0.0.0:80"}).service.host == "0.0.0.0"
 
 
 def test_no_secret_is_ever_shown(load: Any) -> None:
