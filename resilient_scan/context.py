@@ -71,6 +71,7 @@ class ScanContext:
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
+    run_id = ""  # of the run for which the execution was begun
     attempt = 0
     deadline = NEVER
     cut_at = NEVER  # the run's own deadline, where nobody else can use the answer
@@ -243,6 +244,7 @@ class ScanContext:
     def next(self, failure: BaseException, took: float) -> ScanContext:
         """Return the context of the next attempt, for another thread: the current one hangs with this one."""
         other = ScanContext.at(self._home, self._snapshot)
+        other.run_id = self.run_id
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
         other.failed_after, other.provider = took, self.provider

@@ -30,18 +30,39 @@ class Registered(msgspec.Struct, frozen=True):
         breaker_state: returns `closed`, `open` or `half_open`, or `None` once its runner is closed or gone; `None`
             instead of a function where the scanner has no breaker.
         abandoned_threads: returns how many of its threads hang.
+        state: returns `enabled`, `quarantined`, `probing` or `disabled`, or `None` once its runner is closed or gone.
     """
 
     name: str
     pipeline: str
     breaker_state: Callable[[], str | None] | None
     abandoned_threads: Callable[[], int]
+    state: Callable[[], str | None] = lambda: "enabled"
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How busy a runner's pool of threads is.
+
+    Attributes:
+        queued: executions that wait for a worker.
+        busy, idle: workers that are at one, and that wait for one.
+        abandoned: threads that did not stop in time and still run.
+    """
+
+    queued: int = 0
+    busy: int = 0
+    idle: int = 0
+    abandoned: int = 0
 
 
 class ScannersRegistered(Event, frozen=True, gc=False):
-    """A runner was built; sent once to each listener, before any other event."""
+    """A runner was built; sent once to each listener, before any other event.
+
+    `load` returns how busy its threads are; nothing once it is closed or gone.
+    """
 
     scanners: tuple[Registered, ...]
+    load: Callable[[], Load] = Load
 
 
 class RunStarted(Event, frozen=True, gc=False):
@@ -54,14 +75,27 @@ class RunStarted(Event, frozen=True, gc=False):
     at: float
 
 
+class AttemptStarted(Event, frozen=True, gc=False):
+    """A scanner's function is about to be called, on this thread and in these context variables."""
+
+    scanner: str
+    attempt: int
+    run_id: str
+    at: float
+
+
 class AttemptEnded(Event, frozen=True, gc=False):
-    """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
+    """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`.
+
+    `run_id` is, here and in the events below, that of the run for which the execution was begun.
+    """
 
     scanner: str
     attempt: int
     outcome: str
     duration: float
     error: ErrorInfo | None
+    run_id: str = ""
 
 
 class ExecutionEnded(Event, frozen=True, gc=False):
@@ -73,6 +107,16 @@ class ExecutionEnded(Event, frozen=True, gc=False):
     duration: float
     attempts: int
     error: ErrorInfo | None
+    run_id: str = ""
+    at: float = 0.0
+
+
+class RetryBudgetExhausted(Event, frozen=True, gc=False):
+    """A retry was not made, because the scanner's retry budget was used up; `attempt` is the one that failed."""
+
+    scanner: str
+    attempt: int
+    run_id: str = ""
 
 
 class ScanEnded(Event, frozen=True, gc=False):
@@ -119,10 +163,19 @@ class BreakerChanged(Event, frozen=True, gc=False):
     old: str
     new: str
     open_for: float | None
+    run_id: str = ""
+
+    def during(self, run_id: str) -> BreakerChanged:
+        """Return this event as part of a run."""
+        return BreakerChanged(self.scanner, self.old, self.new, self.open_for, run_id)
 
 
 class ScannerStateChanged(Event, frozen=True, gc=False):
-    """A scanner went out of service or came back; `until` is epoch seconds or `None`."""
+    """A scanner went out of service or came back; `until` is epoch seconds or `None`.
+
+    `old` and `new` are `enabled`, `quarantined`, `probing` or `disabled`. `source` says who did it: `hand`, `expiry`
+    (of an order by hand), `alert`, `failures` (counted here), `cooloff` (its end begins the probing) or `probe`.
+    """
 
     scanner: str
     old: str
@@ -139,6 +192,8 @@ class ThreadAbandoned(Event, frozen=True, gc=False):
     scanner: str
     thread: str
     age: float
+    run_id: str = ""
+    attempt: int = 0
 
 
 class LateCompletion(Event, frozen=True, gc=False):
@@ -147,6 +202,52 @@ class LateCompletion(Event, frozen=True, gc=False):
     scanner: str
     duration: float
     outcome: str
+    run_id: str = ""
+    attempt: int = 0
+
+
+class TimeoutFreed(Event, frozen=True, gc=False):
+    """The thread of a scan that timed out came free.
+
+    `rung` says by what: `cooperative` (it noticed by itself), `cancel` (of an `async def` scanner), `sockets` (shut
+    down), `process` (ended) or `abandoned` (left behind, and it ended after all).
+    """
+
+    scanner: str
+    rung: str
+
+
+class ProbeEnded(Event, frozen=True, gc=False):
+    """An execution that tested a quarantined scanner ended: `outcome` as that of the execution."""
+
+    scanner: str
+    outcome: str
+
+
+class StoreFailed(Event, frozen=True, gc=False):
+    """An operation of the store (a method of its protocol, such as `update`) failed; `message` holds no secret."""
+
+    operation: str
+    message: str
+    at: float
+
+
+class AlertReceived(Event, frozen=True, gc=False):
+    """An alert came in.
+
+    `source` is `alertmanager`, `grafana` or `unknown`; `result` is `accepted`, `duplicate`, `unauthorized`, `invalid`,
+    `unknown_scanner` or `refused`.
+    """
+
+    source: str
+    result: str
+    at: float
+
+
+class HeartbeatSeen(Event, frozen=True, gc=False):
+    """The heartbeat of the alerting came in."""
+
+    at: float
 
 
 Listener = Callable[[Any], object]

@@ -167,7 +167,9 @@ class Execution(Work):
         permit = context.permit
         change = stack.guard.vote(permit, True) if stack.guard is not None and permit is not None else None
         stack.hung.left()
-        left: list[Event] = [ThreadAbandoned(self.name, thread, age), *([change] if change else [])]
+        left: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
+        if change is not None:
+            left.append(change.during(context.run_id))
         failure = self._timeout()
         if self._may_follow(failure) and self._pass_on(failure, left):
             return
@@ -212,13 +214,13 @@ class Execution(Work):
             self.over = True
             began, context.open_attempt = context.open_attempt, None
             if began is not None:
-                took = stack.clock.monotonic() - began
-                events.insert(0, AttemptEnded(self.name, context.attempt, TIMEOUT, took, ErrorInfo.of(failure)))
+                took, error = stack.clock.monotonic() - began, ErrorInfo.of(failure)
+                events.insert(0, AttemptEnded(self.name, context.attempt, TIMEOUT, took, error, context.run_id))
             heir.context = context.next(failure, stack.policy.timeout.attempt or 0.0)
             heir.scans, heir.began, heir.variables = self.scans, self.began, self.variables.copy()
             self._left = True
             if self._late_age is not None:  # and it has come back already
-                events.append(LateCompletion(self.name, self._late_age, self._late_kind))
+                events.append(self._late_completion(self._late_age))
             heir.inheritance = tuple(events)
             self._successor = heir
             for scan in self.scans:
@@ -247,11 +249,14 @@ class Execution(Work):
             if left is None:  # the watchdog is just telling, and goes on with this
                 self._late_age = age
         if left:
-            stack.bus.send(LateCompletion(self.name, age, self._late_kind))
+            stack.bus.send(self._late_completion(age))
 
     def _tell_left(self, *, left: bool) -> tuple[Event, ...]:
         """Decide whether the thread counts as left behind; return what is to be told of its return already."""
         with self.stack.lock:
             self._left = left
             age = self._late_age
-        return () if age is None or not left else (LateCompletion(self.name, age, self._late_kind),)
+        return () if age is None or not left else (self._late_completion(age),)
+
+    def _late_completion(self, age: float) -> LateCompletion:
+        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -13,7 +14,7 @@ import msgspec
 from resilient_scan.clock import Clock
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, no_scanner
-from resilient_scan.events import Bus, Listener, ScannersRegistered
+from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.cache import SharedValues
 from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.options import Policy
@@ -66,7 +67,8 @@ class Fleet:
         self.providers = {name: Provider(limit, plan.clock, self.pool.at) for name, limit in merged(limits).items()}
         shared = SharedValues(plan.clock)
         self.stacks = {spec.name: self._stack(spec, plan, shared) for spec in plan.specs}
-        self.bus.send(ScannersRegistered(tuple(stack.registered() for stack in self.stacks.values())))
+        scanners = tuple(stack.registered() for stack in self.stacks.values())
+        self.bus.send(ScannersRegistered(scanners, partial(_load, weakref.ref(self.pool))))
 
     def _stack(self, spec: ScannerSpec, plan: Plan, shared: SharedValues) -> Stack:
         policy = plan.policies[spec.name]
@@ -76,6 +78,7 @@ class Fleet:
             settings=plan.settings.get(spec.name, NO_SETTINGS),
             orders=self.gate.orders,
             in_service=partial(self.gate.in_service, spec.name),
+            service_state=partial(self.gate.state_of, spec.name),
             pool=self.pool,
             shared=shared,
             bus=self.bus,
@@ -100,6 +103,12 @@ class Fleet:
         for stack in self.stacks.values():
             stack.retired = True
             stack.loops.close()
+
+
+def _load(pool: weakref.ref[ThreadPool]) -> Load:
+    """Return how busy a pool is; a listener must not keep one alive that is gone."""
+    live = pool()
+    return Load() if live is None else Load(queued=live.queued, **live.counts())
 
 
 # arguments

@@ -48,6 +48,7 @@ class Run:
     """
 
     def __init__(self, snapshot: Snapshot, deadline: float, epoch: float) -> None:
+        self.run_id = ""
         self.snapshot = snapshot
         self.deadline = deadline
         self.epoch = epoch

@@ -20,7 +20,7 @@ from resilient_scan.context import NEVER, Call, Home, ScanContext, Step
 from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
-from resilient_scan.events import AttemptEnded, Bus, ExecutionEnded, Registered
+from resilient_scan.events import AttemptEnded, AttemptStarted, Bus, ExecutionEnded, Registered, RetryBudgetExhausted
 from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import ResultCache, SharedValues
@@ -66,6 +66,7 @@ class Stack:
         settings: what the scanner finds in `context.settings`.
         orders: the gate's; without one for this scanner there is no need to ask it.
         in_service: the gate; says whether the scanner may be asked.
+        service_state: the gate; says in one word whether it is in service.
         pool: where work runs.
         shared: values that several scanners need.
         bus: where events go.
@@ -82,6 +83,7 @@ class Stack:
         settings: Mapping[str, Any],
         orders: Mapping[str, object],
         in_service: Callable[[], bool],
+        service_state: Callable[[], str],
         pool: ThreadPool,
         shared: SharedValues,
         bus: Bus,
@@ -95,6 +97,7 @@ class Stack:
         self.policy = policy
         self.orders = orders
         self.in_service = in_service
+        self.service_state = service_state
         self.pool = pool
         self.bus = bus
         self.clock = clock
@@ -122,19 +125,38 @@ class Stack:
             call = limited(policy.timeout.attempt, call, self.clock)
         if self.bus.wants(AttemptEnded):
             call = self._reporting(call)
+        if self.bus.wants(AttemptStarted):
+            call = self._announcing(call)
         if self.provider is not None:
             call = permitted(self.provider, call)
         if self.guard is not None:
             call = self.guard.around(call, self.bus.send)
         if policy.retry is not None:
             call = retrying(
-                policy.retry, call, random=random, clock=self.clock, may_retry=self.may_retry, budget=self.budget
+                policy.retry,
+                call,
+                random=random,
+                clock=self.clock,
+                may_retry=self.may_retry,
+                budget=self.budget,
+                on_exhausted=self._tell_exhausted,
             )
         return call
+
+    def _tell_exhausted(self, context: ScanContext) -> None:
+        if self.bus.wants(RetryBudgetExhausted):
+            self.bus.send(RetryBudgetExhausted(self.name, context.attempt, context.run_id))
 
     def may_retry(self) -> bool:
         """Say whether the breaker lets another attempt through, as far as one can tell beforehand."""
         return self.guard is None or not self.guard.is_open()
+
+    def _announcing(self, call: Call) -> Call:
+        def announced(context: ScanContext) -> list[Any]:
+            self.bus.send(AttemptStarted(self.name, context.attempt + 1, context.run_id, self.clock.time()))
+            return call(context)
+
+        return announced
 
     def _reporting(self, call: Call) -> Call:
         def reported(context: ScanContext) -> list[Any]:
@@ -148,7 +170,7 @@ class Stack:
                 began = context.close_attempt(self.lock)
                 if began is not None:
                     took = self.clock.monotonic() - began
-                    self.bus.send(AttemptEnded(self.name, context.attempt, outcome, took, failure))
+                    self.bus.send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id))
 
         return reported
 
@@ -175,7 +197,12 @@ class Stack:
             stack = this()
             return 0 if stack is None else stack.hung.count
 
-        return Registered(self.name, self.pipeline, None if self.guard is None else breaker_state, abandoned_threads)
+        def state() -> str | None:
+            stack = this()
+            return None if stack is None or stack.retired else stack.service_state()
+
+        breaker = None if self.guard is None else breaker_state
+        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state)
 
 
 def kind_of(failure: BaseException, context: ScanContext) -> str:

@@ -43,6 +43,7 @@ class Work:
     def __init__(self, stack: Stack, scan: Scan, key: bytes | None) -> None:
         self.stack = stack
         self.context = ScanContext.at(stack.home, scan.run.snapshot)
+        self.context.run_id = scan.run.run_id
         self._key = key
         self.scans = [scan]
         self.variables = contextvars.copy_context()
@@ -309,10 +310,12 @@ class Work:
         if began is None:
             return [ended]
         took = self.stack.clock.monotonic() - began
-        return [AttemptEnded(self.name, self.context.attempt, kind, took, error), ended]
+        return [AttemptEnded(self.name, self.context.attempt, kind, took, error, self.context.run_id), ended]
 
     def _ended(self, kind: str, error: ErrorInfo | None, took: float) -> ExecutionEnded:
-        return ExecutionEnded(self.name, self.stack.pipeline, kind, took, self.context.attempt, error)
+        stack, context = self.stack, self.context
+        at = stack.clock.time()
+        return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, context.run_id, at)
 
 
 def cut_short(scan: Scan) -> ScanResult:

@@ -145,6 +145,12 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
 
     @property
+    def queued(self) -> int:
+        """How many tasks wait for a worker."""
+        with self._mutex:
+            return 0 if self._closed else self._queue.qsize()
+
+    @property
     def free(self) -> int:
         """How many further tasks could begin now."""
         with self._mutex:

@@ -188,7 +188,7 @@ class Guard:
             if not memory.closed:
                 permit, change = self._admit_trial()
                 if change is not None:
-                    emit(change)
+                    emit(change.during(context.run_id))
             failed: bool | None = None
             slow = False
             # The watchdog votes for whatever permit it finds here once the deadline is over. So the permit is set
@@ -209,7 +209,7 @@ class Guard:
                 context.permit = None
                 change = self.vote(permit, failed, slow=slow)
                 if change is not None:
-                    emit(change)
+                    emit(change.during(context.run_id))
 
         return guarded
 

@@ -92,6 +92,7 @@ def retrying(
     clock: Clock,
     may_retry: Callable[[], bool],
     budget: Budget | None = None,
+    on_exhausted: Callable[[ScanContext], None] = lambda _context: None,
 ) -> Call:
     """Wrap `call` so that it is tried up to `options.attempts` times.
 
@@ -102,11 +103,12 @@ def retrying(
         clock: what attempts are timed on.
         may_retry: asked before a wait; `False` gives up at once (the breaker is open, say).
         budget: what every retry is taken from.
+        on_exhausted: called when a retry is not made because the budget is used up.
 
     Raises (when called):
         The scanner's own exception of the last attempt; `Rejected` only where no attempt was made at all.
     """
-    judge = _Judge(options, random, may_retry, budget)
+    judge = _Judge(options, random, may_retry, budget, on_exhausted)
 
     def attempts(context: ScanContext) -> list[Any]:
         failure, took = context.failure, context.failed_after  # of an attempt that hangs on another thread
@@ -138,10 +140,18 @@ def retrying(
 class _Judge:
     """Decides after a failed attempt whether there is another one, and when."""
 
-    def __init__(self, options: Retry, random: Random, may_retry: Callable[[], bool], budget: Budget | None) -> None:
+    def __init__(
+        self,
+        options: Retry,
+        random: Random,
+        may_retry: Callable[[], bool],
+        budget: Budget | None,
+        on_exhausted: Callable[[ScanContext], None],
+    ) -> None:
         self._cap = options.retry_after_cap
         self._may_retry = may_retry
         self._budget = budget
+        self._on_exhausted = on_exhausted
         self._rules = Retrying(
             stop=stop_after_attempt(options.attempts),
             wait=FullJitter(options.base, options.cap, random),
@@ -151,13 +161,18 @@ class _Judge:
     def pause_after(self, failure: BaseException, context: ScanContext, took: float) -> float | None:
         """Note a failed attempt; return the seconds to wait before the next one, `None` where there is none."""
         pause = self._pause(failure, context)
-        if pause is not None and not self._allowed():
+        if pause is not None and not self._allowed(context):
             pause = None
         context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
         return pause
 
-    def _allowed(self) -> bool:
-        return self._may_retry() and (self._budget is None or self._budget.spend())
+    def _allowed(self, context: ScanContext) -> bool:
+        if not self._may_retry():
+            return False
+        if self._budget is None or self._budget.spend():
+            return True
+        self._on_exhausted(context)
+        return False
 
     def _pause(self, failure: BaseException, context: ScanContext) -> float | None:
         if context.cancelled or isinstance(failure, PermanentError | Rejected | ScanCancelled):
