@@ -1,0 +1,237 @@
+"""Two processes that ask for one key: one works, the other waits without a worker, and finds what the first left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from resilient_scan.claims import Clerk
+from resilient_scan.clock import SystemClock
+from resilient_scan.errors import StoreError
+from resilient_scan.stores.memory import MemoryStore
+
+PATIENCE = 5.0
+
+
+class Work:
+    """An execution that waits; it is answered once there is an answer in the store."""
+
+    def __init__(self, store: Any, key: str = "k") -> None:
+        self.over = False
+        self.store, self.key = store, key
+        self.found: bytes | None = None
+        self.went, self.ended = threading.Event(), threading.Event()
+
+    def answered(self) -> bool:
+        self.found = self.store.get(f"value/{self.key}")
+        if self.found is not None:
+            self.over = True
+            self.ended.set()
+        return self.found is not None
+
+    def go(self) -> None:
+        self.went.set()
+
+
+class Late(MemoryStore):
+    """A store that shows others what was put only after a flush, and notes the order of things."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.unwritten: dict[str, bytes] = {}
+        self.told: list[str] = []
+        self.fails = False
+
+    def put(self, key: str, value: bytes, seconds: float, /) -> None:
+        self.unwritten[key] = value
+
+    def flush(self) -> None:
+        self._check("flush")
+        for key, value in self.unwritten.items():
+            super().put(key, value, 60)
+        self.unwritten = {}
+        self.told.append("flush")
+
+    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
+        self._check("lease")
+        return super().lease(key, owner, seconds)
+
+    def release(self, key: str, owner: str, /) -> None:
+        self._check("release")
+        super().release(key, owner)
+        self.told.append("release")
+
+    def _check(self, operation: str) -> None:
+        if self.fails:
+            raise StoreError(f"{operation}: the store is away")
+
+
+@pytest.fixture
+def store() -> Late:
+    return Late()
+
+
+@pytest.fixture
+def clerk(store: Late) -> Iterator[Callable[[], Clerk]]:
+    clerks: list[Clerk] = []
+
+    def make(errors: list[str] | None = None) -> Clerk:
+        told = [] if errors is None else errors
+        clerks.append(Clerk(store, SystemClock(), lambda operation, _error: told.append(operation)))
+        return clerks[-1]
+
+    yield make
+    store.fails = False
+    for each in clerks:
+        each.close(PATIENCE)
+        thread = each._thread
+        if thread is not None:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_the_first_works_and_the_second_finds_its_answer(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs = clerk(), clerk()
+    work = Work(store)
+    assert ours.claim("k", 60, Work(store))
+    assert not theirs.claim("k", 60, work)
+    store.put("value/k", b"answer", 60)
+    ours.release("k")
+    assert work.ended.wait(PATIENCE)
+    assert work.found == b"answer"
+    assert not work.went.is_set()
+
+
+def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours = clerk()
+    ours.claim("k", 60, Work(store))
+    ours.release("k")
+    assert ours.flush(PATIENCE)
+    assert store.told[:2] == ["flush", "release"]
+
+
+def test_the_second_works_when_the_first_brought_nothing(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs, third = clerk(), clerk(), clerk()
+    work = Work(store)
+    ours.claim("k", 60, Work(store))
+    assert not theirs.claim("k", 60, work)
+    ours.release("k")
+    assert work.went.wait(PATIENCE)
+    assert not third.claim("k", 60, Work(store)), "it is the second one's now"
+
+
+def test_nobody_waits_for_the_dead(store: Late, clerk: Callable[..., Clerk]) -> None:
+    assert store.lease("k", "a process that is gone", 0.1)
+    work = Work(store)
+    assert not clerk().claim("k", 60, work)
+    assert work.went.wait(PATIENCE)
+
+
+def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs = clerk(), clerk()
+    work = Work(store)
+    ours.claim("k", 60, Work(store))
+    theirs.claim("k", 60, work)
+    work.over = True
+    theirs.release("k")
+    ours.release("k")
+    assert ours.flush(PATIENCE)
+    assert theirs.flush(PATIENCE)
+    assert not work.went.is_set()
+    assert store.lease("k", "anybody", 1)
+
+
+def test_one_runner_may_claim_again_what_it_is_about_to_give_back(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs = clerk(), clerk()
+    held = threading.Event()
+    flush = store.flush
+
+    def slow() -> None:
+        held.wait(PATIENCE)
+        flush()
+
+    store.flush = slow  # type: ignore[method-assign]
+    ours.claim("k", 60, Work(store))
+    ours.release("k")
+    assert ours.claim("k", 60, Work(store))
+    held.set()
+    assert ours.flush(PATIENCE)
+    assert not theirs.claim("k", 60, Work(store))
+
+
+def test_a_store_that_fails_stops_nobody_and_is_told(store: Late, clerk: Callable[..., Clerk]) -> None:
+    errors: list[str] = []
+    ours = clerk(errors)
+    store.fails = True
+    assert ours.claim("k", 60, Work(store))
+    assert ours.flush(PATIENCE), "it was tried"
+    assert errors == ["lease", "flush"]
+
+
+def test_a_store_that_fails_later_lets_the_waiting_go(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs = clerk(), clerk()
+    work = Work(store)
+    ours.claim("k", 60, Work(store))
+    theirs.claim("k", 60, work)
+    store.fails = True
+    assert work.went.wait(PATIENCE)
+
+
+def test_one_that_fails_in_looking_goes_on_by_itself_and_costs_no_other(
+    store: Late, clerk: Callable[..., Clerk], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Work):
+        def answered(self) -> bool:
+            raise ValueError("cannot be read")
+
+    ours, theirs = clerk(), clerk()
+    broken, work = Broken(store, "a"), Work(store, "b")
+    for key in "ab":
+        ours.claim(key, 60, Work(store))
+    assert not theirs.claim("a", 60, broken)
+    assert not theirs.claim("b", 60, work)
+    store.put("value/b", b"answer", 60)
+    ours.release("b")
+    assert work.ended.wait(PATIENCE)
+    assert broken.went.wait(PATIENCE)
+    assert "a: waiting for another process failed" in caplog.text
+
+
+def test_a_long_queue_prolongs_the_lease(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours = clerk()
+    ours.claim("k", 60, Work(store))
+    first = store._leases["k"]
+    ours.prolong("k", 60)
+    assert store._leases["k"] is first, "not much of it has gone by"
+    ours._held["k"] -= 31
+    ours.prolong("k", 60)
+    assert store._leases["k"][1] > first[1]
+    ours.prolong("other", 60)
+    assert "other" not in store._leases
+
+
+def test_closing_writes_gives_back_and_ends(store: Late, clerk: Callable[..., Clerk]) -> None:
+    ours, theirs = clerk(), clerk()
+    ours.claim("k", 60, Work(store))
+    store.put("value/k", b"late", 60)
+    ours.close(PATIENCE)
+    assert store.get("value/k") == b"late"
+    assert theirs.claim("k", 60, Work(store))
+    assert ours.claim("k", 60, Work(store)), "who is closed waits for nobody"
+    ours.close(PATIENCE)
+    assert not ours.flush(PATIENCE)
+
+
+def test_a_machine_without_a_thread_to_give_lets_everybody_work(
+    store: Late, clerk: Callable[..., Clerk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = clerk(), clerk()
+    ours.claim("k", 60, Work(store))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread")))
+        assert theirs.claim("k", 60, Work(store))
+        assert not theirs.flush(0)
+        theirs.close(0)
