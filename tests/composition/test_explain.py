@@ -124,7 +124,7 @@ def test_a_trial_under_way(clock):
         other.join()
     assert (answer, status, layer) == ("no", "rejected", "breaker")
     assert why == "half-open, and as many trials as breaker.trials=1 allows are under way"
-    assert way_out.startswith("when a trial has ended, in 1m at the latest, the next one begins")
+    assert way_out.startswith("when a trial has ended, in 31s at the latest, the next one begins")
 
 
 def test_a_stale_answer_stands_in_for_an_open_breaker(clock):

@@ -1,0 +1,11 @@
+"""Breaker: stop asking a source that keeps failing; pybreaker is the state machine.
+
+`circuit` is that machine with its window, its trials and its open time; `record` is what a store keeps of it; `shared`
+keeps the two together; `guard` puts it around calls.
+"""
+
+from resilient_scan.layers.breaker.circuit import CLOSED, HALF_OPEN, OPEN
+from resilient_scan.layers.breaker.guard import Guard, Permit
+from resilient_scan.layers.breaker.shared import PREFIX, Home
+
+__all__ = ["CLOSED", "HALF_OPEN", "OPEN", "PREFIX", "Guard", "Home", "Permit"]
