@@ -251,6 +251,48 @@ class Timeout(_Option, frozen=True):
         self._whole("max_abandoned", 1)
 
 
+class Quarantine(_Option, frozen=True):
+    """Take a scanner out of service when an alert says so, and bring it back when probes prove it well.
+
+    The cool-off after n failed probes is min(cooloff_cap, cooloff * 2**n) seconds: exact the first time, up to a
+    quarter shorter at random after that.
+
+    Attributes:
+        cooloff: seconds from quarantine to the first probe, > 0; doubles with each failed probe.
+        cooloff_cap: longest cool-off in seconds, >= cooloff.
+        successes: probes in a row that have to succeed before the scanner is in service again, >= 1.
+        max_share: share of the scanners, 0 to 1, that may be out of service by themselves at a time; one always may.
+        critical: names of scanners that no alert takes out of service.
+        lease: seconds after which an alert that is not asserted again counts as unknown, > 0; let what sends the
+            alerts repeat them more often.
+        heartbeat: seconds between two heartbeats of whatever watches the fleet, > 0; none for three times as long, and
+            nobody believes it that an alert is over. `None`: as often as those that have been seen, if any.
+        after_failures: failed executions in a row that quarantine without any alert, >= 1; `None`: no number does.
+    """
+
+    cooloff: float = 60.0
+    cooloff_cap: float = 3600.0
+    successes: int = 3
+    max_share: float = 0.5
+    critical: tuple[str, ...] = ()
+    lease: float = 3600.0
+    heartbeat: float | None = None
+    after_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        self._number("cooloff", above=0)
+        self._number("cooloff_cap", above=0)
+        if self.cooloff_cap < self.cooloff:
+            raise self._fail("cooloff_cap", f">= cooloff ({self.cooloff:g})")
+        self._whole("successes", 1)
+        self._number("max_share", least=0, most=1)
+        self._names("critical")
+        self._number("lease", above=0)
+        self._optional("heartbeat", above=0)
+        if self.after_failures is not None:
+            self._whole("after_failures", 1)
+
+
 class Policy(msgspec.Struct, frozen=True):
     """The layers around a scanner; `None` leaves a layer out (`timeout` cannot be left out).
 

@@ -52,6 +52,10 @@ class Gate:
         order = self.orders.get(name)
         return order if order is not None and self._clock.monotonic() < order.until else None
 
+    def state_of(self, name: str) -> str:
+        """Say in one word whether a scanner is in service; nothing changes by it."""
+        return ENABLED if self.order_of(name) is None else DISABLED
+
     def inherit(self, other: Gate) -> None:
         """Take over the orders of another gate (the parent's, after a fork)."""
         self.orders.update(other.orders)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from resilient_scan import Breaker, Cache, ConfigError, Limit, Policy, Retry, Timeout
-from resilient_scan.options import LAYERS, check_layer, parse_rate
+from resilient_scan.options import LAYERS, Quarantine, check_layer, parse_rate
 
 NUMBER = "a finite number"
 WHOLE = "a whole number"
@@ -37,8 +37,13 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         (Breaker, "slow_rate", "> 0"),
         (Timeout, "total", "> 0"),
         (Timeout, "attempt", "> 0"),
+        (Quarantine, "cooloff", "> 0"),
+        (Quarantine, "cooloff_cap", "> 0"),
+        (Quarantine, "max_share", ">= 0"),
+        (Quarantine, "lease", "> 0"),
+        (Quarantine, "heartbeat", "> 0"),
     ]
-    optional = {"ttl_empty", "ttl_error", "budget", "failure_rate", "slow_after", "slow_rate", "attempt"}
+    optional = {"ttl_empty", "ttl_error", "budget", "failure_rate", "slow_after", "slow_rate", "attempt", "heartbeat"}
     wholes = [
         (Cache, "maxsize", 1),
         (Retry, "attempts", 1),
@@ -48,6 +53,8 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         (Breaker, "window", 1),
         (Breaker, "minimum", 1),
         (Timeout, "max_abandoned", 1),
+        (Quarantine, "successes", 1),
+        (Quarantine, "after_failures", 1),
     ]
     table: list[tuple[type, str, Any, str, dict[str, Any]]] = []
     for kind, field, bound in numbers:
@@ -56,14 +63,16 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         table += [(kind, field, value, bound, {}) for value in (-1, -0.001)]
         if bound == "> 0":
             table += [(kind, field, value, bound, {}) for value in (0, 0.0, -0.0)]
-        most = "<= 1" if field in ("budget", "failure_rate", "slow_rate") else "<= 1e+09"
+        most = "<= 1" if field in ("budget", "failure_rate", "slow_rate", "max_share") else "<= 1e+09"
         if field != "jitter":
             table += [(kind, field, value, most, {}) for value in (1e9 + 1, 2e9)]
     for kind, field, least in wholes:
-        table += [(kind, field, value, WHOLE, {}) for value in NO_WHOLES]
+        values = [value for value in NO_WHOLES if field != "after_failures" or value is not None]
+        table += [(kind, field, value, WHOLE, {}) for value in values]
         table += [(kind, field, value, f">= {least}", {}) for value in (least - 1, -1, -(10**30))]
     table += [(Cache, "jitter", value, "< 1", {}) for value in (1, 1.0, 1.5)]
     table += [(Cache, "inputs", value, "a tuple of names", {}) for value in [*NO_TUPLES, ("a", 1), (None,), (b"a",)]]
+    table += [(Quarantine, "critical", value, "a tuple of names", {}) for value in [*NO_TUPLES, None, ("a", 1)]]
     for kind in (Retry, Breaker):
         table += [
             (kind, "on", value, "a tuple of exception classes", {})
@@ -78,6 +87,8 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         (Breaker, "minimum", 10, "<= window (5)", {"window": 5}),
         (Timeout, "attempt", 30.5, "<= total (30)", {}),
         (Timeout, "attempt", 3, "<= total (2.5)", {"total": 2.5}),
+        (Quarantine, "cooloff_cap", 59.9, ">= cooloff (60)", {}),
+        (Quarantine, "max_share", 1.01, "<= 1", {}),
     ]
     table += [
         (Limit, "provider", value, "a name that is not empty", {}) for value in ("", "  ", None, 5, True, b"sec", ())
@@ -100,7 +111,7 @@ def test_a_wrong_value_is_refused_by_name(
 
 def test_every_field_has_a_wrong_value_in_the_table() -> None:
     told = {(kind, field) for kind, field, *_ in wrong()}
-    fields = {(kind, field) for kind in LAYERS.values() for field in kind.__struct_fields__}
+    fields = {(kind, field) for kind in (*LAYERS.values(), Quarantine) for field in kind.__struct_fields__}
     assert told == fields
 
 
@@ -149,6 +160,19 @@ def test_every_field_has_a_wrong_value_in_the_table() -> None:
         (Limit("sec"), {"provider": "sec", "rate": None, "concurrency": None}),
         (Timeout(), {"total": 30, "attempt": None, "max_abandoned": 1}),
         (
+            Quarantine(),
+            {
+                "cooloff": 60,
+                "cooloff_cap": 3600,
+                "successes": 3,
+                "max_share": 0.5,
+                "critical": (),
+                "lease": 3600,
+                "heartbeat": None,
+                "after_failures": None,
+            },
+        ),
+        (
             Policy(),
             {"cache": Cache(300), "retry": Retry(), "breaker": Breaker(), "limit": None, "timeout": Timeout(total=30)},
         ),
@@ -178,6 +202,10 @@ def test_defaults_are_those_of_the_documentation(option: msgspec.Struct, default
         (Timeout(total=1, attempt=1), "attempt", 1),
         (Timeout(total=1e9), "total", 1e9),
         (Timeout(total=1e-9), "total", 1e-9),
+        (Quarantine(cooloff=60, cooloff_cap=60), "cooloff_cap", 60),
+        (Quarantine(max_share=0), "max_share", 0),
+        (Quarantine(max_share=1), "max_share", 1),
+        (Quarantine(successes=1, after_failures=1), "after_failures", 1),
     ],
 )
 def test_the_ends_of_a_range_belong_to_it_and_never_mean_default(

@@ -1,0 +1,287 @@
+"""The machine at one instant: what happens to a fleet's record, and which changes of state that makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+import msgspec
+
+from resilient_scan.options import Quarantine
+from resilient_scan.quarantine.records import (
+    DISABLED,
+    ENABLED,
+    FIRING,
+    PROBING,
+    QUARANTINED,
+    FleetRecord,
+    Lease,
+    Order,
+    Record,
+    Seen,
+    State,
+    texts,
+)
+
+BY_HAND, EXPIRY, ALERT, FAILURES, PROBE = "hand", "expiry", "alert", "failures", "probe"
+BLIND_AFTER = 3  # periods without a heartbeat
+MOST_LEVEL = 62
+UNKNOWN_PERIOD = 300.0  # seconds, after the first heartbeat ever
+
+
+class Turn(Enum):
+    """What a scan is whose turn has come."""
+
+    RUN = "run"
+    DISABLED = "disabled"
+    PROBE = "probe"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A scanner's state changed; `until` is set where it lasts until an instant."""
+
+    scanner: str
+    old: str
+    new: str
+    source: str
+    who: str
+    reason: str
+    until: float | None
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What does not change while a runner lives.
+
+    Attributes:
+        options: the numbers.
+        names: of the registered scanners.
+        began: when the runner was built; without any heartbeat at all, its periods are counted from here.
+    """
+
+    options: Quarantine
+    names: frozenset[str]
+    began: float = -math.inf
+
+    @property
+    def most_out(self) -> int:
+        """How many scanners may be out of service by themselves at a time."""
+        return max(1, math.floor(self.options.max_share * len(self.names)))
+
+    def period(self, fleet: FleetRecord) -> float | None:
+        """Return the seconds between two heartbeats; `None`: nobody said that there are any."""
+        if self.options.heartbeat is not None:
+            return self.options.heartbeat
+        return None if fleet.heard is None else max(fleet.gaps, default=UNKNOWN_PERIOD)
+
+    def blind_since(self, fleet: FleetRecord, now: float) -> float | None:
+        """Return since when heartbeats have been missing; `None`: they have not."""
+        period = self.period(fleet)
+        if period is None:
+            return None
+        late = (self.began if fleet.heard is None else fleet.heard) + BLIND_AFTER * period
+        return late if late <= now and math.isfinite(late) else None
+
+    def blocks(self, seen: Seen, fleet: FleetRecord, now: float) -> bool:
+        """Say whether an alert keeps its scanner out of service, however well its probes do.
+
+        One that was not asserted again in time is unknown, and stops to. That it is over is believed, unless no
+        heartbeat came since it was said: then what watches the fleet may be what is over.
+        """
+        if now >= seen.said + self.options.lease:
+            return False
+        if seen.status == FIRING:
+            return True
+        return self.blind_since(fleet, now) is not None and (fleet.heard is None or seen.said > fleet.heard)
+
+
+def turn_of(record: Record, now: float) -> Turn:
+    """Say what a scan of a scanner may do now, as far as its record is up to date."""
+    if record.order is not None:
+        return Turn.DISABLED if record.order.state == DISABLED else Turn.RUN
+    if record.state == ENABLED:
+        return Turn.RUN
+    waits = now < record.until if record.state == QUARANTINED else record.probe is not None and now < record.probe.until
+    return Turn.DISABLED if waits else Turn.PROBE
+
+
+class Machine:
+    """Changes a record, as of one instant, and collects what changed.
+
+    Args:
+        fleet: the record, this machine's own.
+        now: epoch seconds.
+        rules: numbers and names.
+        draw: returns a number from 0 to 1, for the cool-off.
+    """
+
+    def __init__(self, fleet: FleetRecord, now: float, rules: Rules, draw: Callable[[], float]) -> None:
+        self.fleet = fleet
+        self.now = now
+        self.rules = rules
+        self.changes: list[Change] = []
+        self._draw = draw
+
+    # scans
+
+    def turn(self, name: str, owner: str, seconds: float) -> Turn:
+        """Decide what a scan whose turn has come is; as a probe it is `owner`'s for `seconds`, if not ended before."""
+        record = self.fleet.scanners.get(name)
+        turn = Turn.RUN if record is None else turn_of(record, self.now)
+        if record is not None and turn is Turn.PROBE:
+            if record.state == QUARANTINED:
+                self._move(name, record, PROBING, PROBE, reason="the cool-off is over")
+                record.passed = 0
+            record.probe = Lease(owner, self.now + seconds)
+        return turn
+
+    def probe_ended(self, name: str, owner: str, passed: bool | None, reason: str = "") -> None:
+        """Judge a probe (`None`: it came to no verdict); one that is not the current one any more has no say."""
+        record = self.fleet.scanners.get(name)
+        if record is None or record.probe is None or record.probe.owner != owner:
+            return
+        record.probe = None
+        if passed is None or record.state != PROBING:
+            return
+        if not passed:
+            record.level = min(MOST_LEVEL, record.level + 1)
+            self._quarantine(name, record, PROBE, "", reason)
+            return
+        record.passed += 1
+        if record.passed >= self.rules.options.successes and not any(self.blocking(record)):
+            record.level = max(0, record.level - 1)
+            self._move(name, record, ENABLED, PROBE, reason=f"{_counted(record.passed, 'probe')} succeeded")
+            record.passed = 0
+
+    def executed(self, name: str, failed: bool, reason: str = "") -> None:
+        """Count an execution that was no probe; too many failures in a row quarantine."""
+        most, record = self.rules.options.after_failures, self.fleet.scanners.get(name)
+        if not failed and record is not None:
+            record.failures = 0
+        if not failed or most is None or name not in self.rules.names:
+            return
+        record = self.record(name)
+        if record.state == ENABLED and record.order is None:
+            record.failures = min(most, record.failures + 1)
+            if record.failures == most:
+                times = _counted(most, "execution")
+                self.take_out(name, record, FAILURES, "", f"{times} in a row failed, the last one with {reason}")
+
+    # orders by hand
+
+    def disable(self, name: str, who: str, reason: str, seconds: float) -> None:
+        """Take a scanner out of service, whatever alerts and probes say; a second order replaces the first."""
+        who, reason = texts(who, reason)
+        self._order(name, self.record(name), Order(DISABLED, who, reason, self.now, self.now + seconds))
+
+    def enable(self, name: str, who: str, reason: str, seconds: float) -> None:
+        """Bring a scanner back; one that the machine took out stays in service against it, for `seconds`."""
+        record = self.fleet.scanners.get(name)
+        if record is None or record.shown == ENABLED:
+            return
+        who, reason = texts(who, reason)
+        if record.state == ENABLED:
+            self._tell(name, record.shown, ENABLED, BY_HAND, who, reason, None)
+            record.order = None
+            return
+        self._order(name, record, Order(ENABLED, who, reason, self.now, self.now + seconds))
+        record.level = max(0, record.level - 1)
+        record.state, record.probe, record.passed, record.since = ENABLED, None, 0, self.now
+
+    def _order(self, name: str, record: Record, order: Order) -> None:
+        old, record.order = record.shown, order
+        self._tell(name, old, order.state, BY_HAND, order.who, order.reason, order.until)
+
+    # time
+
+    def expire(self) -> None:
+        """End the orders whose time is over."""
+        for name, record in tuple(self.fleet.scanners.items()):
+            if record.order is not None and self.now >= record.order.until:
+                self._order_is_over(name, record, record.order)
+
+    def forget(self) -> None:
+        """Forget alerts of long ago, and scanners of which nothing is left to know."""
+        memory = 2 * self.rules.options.lease
+        for name, record in tuple(self.fleet.scanners.items()):
+            for mark in [mark for mark, seen in record.alerts.items() if self.now >= seen.said + memory]:
+                del record.alerts[mark]
+            if self._is_plain(record):
+                del self.fleet.scanners[name]
+
+    def _order_is_over(self, name: str, record: Record, order: Order) -> None:
+        """Let the machine have its say again: an alert that went on meanwhile quarantines now."""
+        record.order = None
+        firing = next(self.blocking(record), None)
+        if (
+            record.state == ENABLED
+            and firing is not None
+            and self.take_out(name, record, ALERT, firing.source, firing.text, old=order.state)
+        ):
+            return
+        if record.state != order.state:
+            until = record.until if record.state == QUARANTINED else None
+            self._tell(name, order.state, record.state, EXPIRY, order.who, order.reason, until)
+
+    def _is_plain(self, record: Record) -> bool:
+        busy = record.state != ENABLED or record.order or record.probe or record.alerts or record.failures
+        return not busy and self._level(record) == 0
+
+    def _level(self, record: Record) -> int:
+        """Return the level; in service, one is forgotten each `cooloff_cap` seconds."""
+        if record.state != ENABLED:
+            return record.level
+        return max(0, record.level - int((self.now - record.since) / self.rules.options.cooloff_cap))
+
+    # the parts
+
+    def record(self, name: str) -> Record:
+        """Return a scanner's record, a new one if there is none."""
+        return self.fleet.scanners.setdefault(name, Record(since=self.now))
+
+    def blocking(self, record: Record) -> Iterator[Seen]:
+        """Yield the alerts that keep a scanner out of service."""
+        return (seen for seen in record.alerts.values() if self.rules.blocks(seen, self.fleet, self.now))
+
+    def take_out(self, name: str, record: Record, source: str, who: str, reason: str, *, old: str = ENABLED) -> bool:
+        """Quarantine a scanner in service, unless it is critical, or too many are out already."""
+        if name in self.rules.options.critical or self._out() >= self.rules.most_out:
+            return False
+        record.level = self._level(record)
+        self._quarantine(name, record, source, who, reason, old)
+        return True
+
+    def _out(self) -> int:
+        scanners = self.fleet.scanners
+        return sum(record.state != ENABLED for name, record in scanners.items() if name in self.rules.names)
+
+    def _quarantine(
+        self, name: str, record: Record, source: str, who: str, reason: str, old: str | None = None
+    ) -> None:
+        record.until = self.now + self._cooloff(record.level)
+        self._move(name, record, QUARANTINED, source, who=who, reason=reason, old=old)
+        record.passed = record.failures = 0
+
+    def _cooloff(self, level: int) -> float:
+        """Return how long a scanner is left alone: exact the first time, then doubled, and shorter at random."""
+        options = self.rules.options
+        if level == 0:
+            return options.cooloff
+        grown = options.cooloff * 2.0 ** min(level, MOST_LEVEL)
+        return min(options.cooloff_cap, grown * (0.75 + 0.25 * self._draw()))
+
+    def _move(
+        self, name: str, record: Record, new: State, source: str, *, who: str = "", reason: str, old: str | None = None
+    ) -> None:
+        old, record.state = record.state if old is None else old, new
+        record.source, (record.who, record.reason), record.since = source, texts(who, reason), self.now
+        if record.order is None:
+            until = record.until if new == QUARANTINED else None
+            self._tell(name, old, new, source, record.who, record.reason, until)
+
+    def _tell(self, name: str, old: str, new: str, source: str, who: str, reason: str, until: float | None) -> None:
+        self.changes.append(Change(name, old, new, source, who, reason, until))
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
