@@ -1,0 +1,137 @@
+"""What is remembered of runs: found again by another runner, forgotten in order, and never in the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_scan import Candidate, RunReport, ScanResult, Status
+from resilient_scan.errors import StoreError
+from resilient_scan.explain import Attempt, Past
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.recall import LAST, RUNS, Recall, RunRecord, ScanRecord
+from resilient_scan.stores.memory import MemoryStore
+from resilient_scan.testing import FakeClock
+
+
+class Failing(MemoryStore):
+    """A store that can be switched off."""
+
+    away = False
+
+    def _check_open(self) -> None:
+        if self.away:
+            raise StoreError("the store is away")
+
+
+@pytest.fixture
+def store() -> Failing:
+    return Failing(FakeClock())
+
+
+@pytest.fixture
+def errors() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def recall(store: Failing, errors: list[str]) -> Recall:
+    return Recall(store, lambda operation, _error: errors.append(operation))
+
+
+def result(name: str, status: Status = Status.COMPLETED, **fields: Any) -> ScanResult:
+    found = [Candidate(ticker="AAPL", source=name, context="")] if status.answered else []
+    return msgspec.structs.replace(
+        ScanResult(name, "p", status, found, None, 1, 0.5, 0.0, None, False, 0, [], 1000.0), **fields
+    )
+
+
+def report(number: int, *results: ScanResult) -> RunReport:
+    return RunReport(f"run-{number}", {each.scanner: each for each in results}, 1000.0 + number, 2.5)
+
+
+def past(number: int) -> Past:
+    attempts = (Attempt(1, 0.2, "ValueError: no", failed=True, pause=0.1), Attempt(2, 0.2, "answered", failed=False))
+    return Past(f"run-{number}", 1000.0, "completed", 1, 0.5, 0.0, None, False, 0, "miss", attempts, 3, "")
+
+
+def test_another_runner_finds_it_all(recall: Recall, store: Failing) -> None:
+    failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
+    recall.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
+    other = Recall(store, lambda *_: None)
+    assert other.expected() == {"a": 0.5, "b": 1.5}
+    assert other.past("a") == (past(1),)
+    assert other.past("nobody") == ()
+    scans = {"a": ScanRecord("completed", 0.5, 1), "b": ScanRecord("error", 1.5, 0, "ConnectError")}
+    assert other.runs(10) == (RunRecord("run-1", 1001.0, 2.5, False, scans),)
+
+
+def test_a_run_record_is_json_ready() -> None:
+    run = RunRecord("r", 1.0, 2.0, True, {"a": ScanRecord("completed", 0.5, 1), "b": ScanRecord("cached", 0.0, 2)})
+    assert run.to_dict() == {
+        "run_id": "r",
+        "started_at": 1.0,
+        "duration": 2.0,
+        "complete": True,
+        "counts": {"completed": 1, "cached": 1},
+        "scans": {
+            "a": {"status": "completed", "duration": 0.5, "found": 1, "error": ""},
+            "b": {"status": "cached", "duration": 0.0, "found": 2, "error": ""},
+        },
+    }
+
+
+def test_the_newest_come_first_and_the_oldest_go(recall: Recall, store: Failing) -> None:
+    for number in range(LAST + 5):
+        recall.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
+    found = [scan.run_id for scan in Recall(store, lambda *_: None).past("a")]
+    assert found == [f"run-{number}" for number in reversed(range(5, LAST + 5))]
+    assert [run.run_id for run in recall.runs(2)] == [f"run-{LAST + 4}", f"run-{LAST + 3}"]
+    for number in range(RUNS):
+        recall.keep(report(number, result("a")), {}, {})
+    assert len(recall.runs(2 * RUNS)) == RUNS
+
+
+def test_what_an_earlier_process_left_is_gone_on_with(store: Failing) -> None:
+    for number in range(2):
+        recall = Recall(store, lambda *_: None)
+        recall.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
+    assert [scan.run_id for scan in recall.past("a")] == ["run-1", "run-0"]
+    assert recall.expected() == {"0": 1.0, "1": 1.0}
+
+
+def test_a_store_that_is_away_is_told_of_and_stops_nothing(recall: Recall, store: Failing, errors: list[str]) -> None:
+    store.away = True
+    assert recall.expected() == {}
+    assert recall.past("a") == ()
+    recall.keep(report(1, result("a")), {}, {})
+    assert errors == ["get", "get", "get", "put"]
+    with pytest.raises(StoreError):
+        recall.runs(1)
+
+
+@given(data=st.binary(max_size=60))
+def test_garbage_counts_as_forgotten(data: bytes) -> None:
+    store = MemoryStore(FakeClock())
+    recall = Recall(store, lambda *_: None)
+    for key in ("expected", "last/a"):
+        store.put(key, data, 60)
+    store.append("runs", data, 10)
+    assert isinstance(recall.expected(), dict)
+    assert isinstance(recall.past("a"), tuple)
+    assert len(recall.runs(10)) <= 1
+
+
+def test_a_duration_that_is_none_counts_as_unknown(recall: Recall, store: Failing) -> None:
+    durations = {"a": float("nan"), "b": -1.0, "c": 2.0}
+    store.put("expected", msgspec.msgpack.encode({"schema": 1, "expected": durations}), 60)
+    assert recall.expected() == {"c": 2.0}
+
+
+def test_what_a_newer_version_wrote_counts_as_forgotten(recall: Recall, store: Failing) -> None:
+    store.put("expected", msgspec.msgpack.encode({"schema": 2, "expected": {"a": 1.0}}), 60)
+    assert recall.expected() == {}
