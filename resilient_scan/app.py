@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.events import Listener
 from resilient_scan.faults import NAMES as FAULTY
 from resilient_scan.faults import faulty_scanners
+from resilient_scan.http import REDACTED, Recorder, Replay
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
@@ -61,6 +63,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: scanners at a time, >= 1; `None`: what the settings say.
         sequential: one scanner at a time, in order; `None`: what the settings say.
         metrics_port: serve metrics on 127.0.0.1 at this port, 0 for any; `None`: do not.
+        record: keep what the sources answer in this new folder, without secrets; no bundled data are used.
+        replay: answer from this folder, without any network, bundled data or store.
         latency: seconds by which each answer of the bundled data is held back; `None`: not at all. With it each
             scanner gets a server of its own, as outside sources are, so that they share nothing.
     """
@@ -75,6 +79,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sequential: bool | None = None
     metrics_port: int | None = None
     latency: float | None = None
+    record: Path | None = None
+    replay: Path | None = None
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -86,7 +92,7 @@ class Fleet(msgspec.Struct, frozen=True):
         deadline: seconds for a run, or `None`: the runner's own.
         demo: the bundled data that answer them, or `None`.
         problems: sentences about scanners that were wanted and could not be loaded.
-        not_configured: names of scanners that lack what they need; they are not in the report.
+        not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
         switched_off: names of scanners that the settings leave out; they are not in the report either.
         metrics_url: where the metrics are served, or an empty text.
     """
@@ -96,7 +102,7 @@ class Fleet(msgspec.Struct, frozen=True):
     deadline: float | None
     demo: Demo | None
     problems: list[str]
-    not_configured: list[str]
+    not_configured: dict[str, str]
     switched_off: list[str]
     metrics_url: str
 
@@ -128,36 +134,46 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
 
     Raises:
         ConfigError: settings are wrong, there is nothing to run, a name that nobody has, a date that the data do not
-            have, or a port that is taken.
+            have, a port that is taken, a folder that cannot be recorded into or replayed.
     """
-    settings, plugins, demo = load_settings(request.config), installed(request), load_demo()
+    settings, plugins = load_settings(request.config), installed(request)
+    demo = None if request.record or request.replay else load_demo()
+    replay = _replay(request, plugins)
     chosen = _choose(plugins, request, settings)
     wanted = [found for found in chosen if settings.enabled(found.name)]
-    ready = [found for found in wanted if is_configured(found, demo, settings)]
+    lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
+    ready = [found for found in wanted if not lacking[found.name]]
     if not ready:
-        raise ConfigError(_nothing(plugins.problems, chosen, wanted))
+        raise ConfigError(_nothing(plugins.problems, chosen, lacking))
     with ExitStack() as stack:
+        traffic = replay or (Recorder(request.record) if request.record else None)
+        if isinstance(traffic, Recorder):
+            stack.enter_context(traffic)
         told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
         url = ""
         if request.metrics_port is not None:
             url = _serve_metrics(request.metrics_port, stack)
             told.append(PrometheusMetrics())
-        served = _serve(ready, demo, settings, request.latency, stack)
+        served = _stand_ins(ready) if replay else _serve(ready, demo, settings, request.latency, stack)
         runner = settings.runner(
             [found.scanner for found in ready],
             known=names_of(plugins),
             listeners=told,
             settings=served,
+            traffic=traffic,
             **_said(request),
         )
         data = demo if served else None
+        state = state_for(request.as_of, data) if replay is None else _state_of(replay, request.as_of)
+        if isinstance(traffic, Recorder):
+            traffic.note_state(state)
         yield Fleet(
             runner=stack.enter_context(runner),
-            state=state_for(request.as_of, data),
+            state=state,
             deadline=request.deadline,
             demo=data,
             problems=[] if request.only else [str(problem.error) for problem in plugins.problems],
-            not_configured=[found.name for found in wanted if found not in ready],
+            not_configured={name: lack for name, lack in lacking.items() if lack},
             switched_off=[found.name for found in chosen if found not in wanted],
             metrics_url=url,
         )
@@ -176,7 +192,8 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
             "pipeline": found.pipeline,
             "summary": found.summary,
             "built_in": found.built_in,
-            "configured": is_configured(found, demo, settings),
+            "configured": not lacks(found, demo, settings),
+            "to_set": lacks(found, demo, settings),
             "enabled": settings.enabled(found.name),
         }
         for found in plugins.scanners
@@ -201,10 +218,27 @@ def names_of(plugins: Plugins) -> list[str]:
     return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
 
 
-def is_configured(found: Found, demo: Demo | None, settings: Settings) -> bool:
-    """Say whether `run` has what a scanner needs: a guest's needs are its own business."""
-    served = demo is not None and found.name in demo.scanners
-    return not found.built_in or served or bool(settings.settings_of(found.name))
+def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
+    """Say what to set before `run` can run a scanner; an empty text: nothing.
+
+    It needs what it says it needs; a built-in one that says nothing wants a table of settings, so that no source is
+    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys.
+    """
+    name, table = found.name, settings.settings_of(found.name)
+    if demo is not None and name in demo.scanners:
+        return ""
+    if replay is not None and not replay.has(name):
+        return f"{replay.folder} has no recordings of {' or '.join(found.sources)}"
+    needs = {setting: variable for setting, variable in found.needs.items() if not (replay and variable)}
+    missing = [
+        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
+        for setting, variable in needs.items()
+        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
+    ]
+    if missing:
+        return f"set {', and '.join(missing)}"
+    wished = not found.built_in or found.needs or table or replay
+    return "" if wished else f"set scanners.{name}.settings"
 
 
 def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
@@ -229,7 +263,7 @@ def counted(number: int, noun: str) -> str:
 
 def _said(request: Request) -> dict[str, Any]:
     """Return the runner's options that the command line names; the settings say the others."""
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = {} if request.replay is None else {"store": None}  # what is replayed never happened
     if request.max_workers is not None:
         said["max_workers"] = request.max_workers
     if request.sequential is not None:
@@ -277,12 +311,34 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {way_out}"
 
 
-def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], wanted: Sequence[Found]) -> str:
+def _replay(request: Request, plugins: Plugins) -> Replay | None:
+    if request.replay is None:
+        return None
+    if request.record is not None:
+        raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
+    return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
+
+
+def _stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
+    """Return something in the place of every key: recordings hold none, and no source is asked."""
+    return {
+        found.name: dict.fromkeys((key for key, variable in found.needs.items() if variable), REDACTED)
+        for found in ready
+        if found.needs
+    }
+
+
+def _state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
+    """Return what the recorded run was given; without a trade date each scanner takes it from its own clock."""
+    return replay.state() | ({} if as_of is None else {"trade_date": as_of.isoformat()})
+
+
+def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:
     """Say why there is nothing to run."""
     if problems:
         return f"nothing to run: {problems[0].error}"
-    if wanted:
-        return f"nothing to run: not configured: {', '.join(found.name for found in wanted)}"
+    if lacking:
+        return f"nothing to run: not configured: {'; '.join(f'{name}: {lack}' for name, lack in lacking.items())}"
     if chosen:
         return f"nothing to run: switched off by the settings: {', '.join(found.name for found in chosen)}"
     return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"

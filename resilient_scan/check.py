@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from resilient_scan.app import counted, is_configured, state_for
+from resilient_scan.app import counted, lacks, state_for
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.options import Policy
@@ -21,11 +21,13 @@ class Checked(msgspec.Struct, frozen=True):
         errors: a sentence for everything that keeps a scanner or the whole from running.
         warnings: a sentence for everything that runs and does not work as somebody may think.
         looked_at: what was checked, for people.
+        not_configured: a sentence for every scanner that would not run, with what to set.
     """
 
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
     looked_at: str
+    not_configured: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -54,6 +56,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
         sentences(finding for finding in findings if finding.severity == WARNING),
         looked_at,
+        _not_configured(settings, plugins),
     )
 
 
@@ -69,8 +72,15 @@ def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
     return policies
 
 
+def _not_configured(settings: Settings, plugins: Plugins) -> tuple[str, ...]:
+    demo = load_demo()
+    wanted = [found for found in plugins.scanners if settings.enabled(found.name)]
+    lacking = {found.name: lacks(found, demo, settings) for found in wanted}
+    return tuple(f"{name}: {lack}" for name, lack in lacking.items() if lack)
+
+
 def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
     """Return what `run` would give to the scanners."""
     demo = load_demo()
-    used = any(found.built_in and is_configured(found, demo, settings) for found in plugins.scanners)
+    used = any(found.built_in and not lacks(found, demo, settings) for found in plugins.scanners)
     return state_for(None, demo if used else None)

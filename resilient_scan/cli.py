@@ -110,6 +110,18 @@ def command() -> None:
 @click.option("--merged", is_flag=True, help="Show what was found by ticker, what several scanners found first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
+    "--record",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep what the sources answer in this new folder, without secrets.",
+)
+@click.option(
+    "--replay",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Answer from such a folder, as of its dates, without any network.",
+)
+@click.option(
     "--metrics-port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
@@ -149,6 +161,8 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
     columns = ("name", "pipeline", "configured", "enabled", "summary")
     words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
     progress.draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
+    lacking = [f"not configured: {row['name']}: {row['to_set']}\n" for row in rows if row["to_set"]]
+    sys.stdout.writelines(["\n", *lacking] if lacking else [])
     return ANSWERED
 
 
@@ -168,6 +182,7 @@ def check(config: Path | None, interval: float | None) -> int:
     checked = check_all(config, interval)
     sys.stdout.writelines(f"error: {text}\n" for text in checked.errors)
     sys.stdout.writelines(f"warning: {text}\n" for text in checked.warnings)
+    sys.stdout.writelines(f"not configured: {text}\n" for text in checked.not_configured)
     sys.stdout.write(f"{checked.summary}\n")
     return USAGE if checked.errors else ANSWERED
 

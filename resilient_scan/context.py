@@ -46,6 +46,13 @@ class Shared(Protocol):
         """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
 
 
+class Traffic(Protocol):
+    """What stands between the scanners and the network: `resilient_scan.http` has a `Recorder` and a `Replay`."""
+
+    def clock(self, scanner: str, clock: Clock, /) -> Clock:
+        """Return the clock that a scanner's time of day comes from."""
+
+
 class Raised(Protocol):
     """Whatever wants to know of a cancel or a poke."""
 
@@ -60,6 +67,7 @@ class Home(msgspec.Struct, frozen=True):
     settings: Mapping[str, Any]
     clock: Clock
     shared: Shared | None
+    traffic: Traffic | None = None
 
 
 class ScanContext:
@@ -99,8 +107,12 @@ class ScanContext:
         settings: Mapping[str, Any] = MappingProxyType({}),
         shared: Shared | None = None,
         snapshot: Snapshot = EMPTY,
+        traffic: Traffic | None = None,
     ) -> None:
-        self._set(Home(scanner, settings, clock or SystemClock(), shared), snapshot)
+        own = clock or SystemClock()
+        if traffic is not None:
+            own = traffic.clock(scanner, own)
+        self._set(Home(scanner, settings, own, shared, traffic), snapshot)
         if deadline != NEVER:
             self.limit(deadline)
 
@@ -128,6 +140,11 @@ class ScanContext:
     def settings(self) -> Mapping[str, Any]:
         """This scanner's table from the configuration, read only."""
         return self._home.settings
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What records requests, or answers them in the network's stead; for HTTP clients, not for scanners."""
+        return self._home.traffic
 
     @property
     def now(self) -> datetime:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.clock import Clock
+from resilient_scan.context import Traffic
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, no_scanner
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
@@ -36,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
         listeners: who is told what happens.
         max_workers, max_abandoned: of the thread pool.
         clock, random: where time and chance come from.
+        traffic: stands between the scanners and the network, if anything does.
     """
 
     specs: tuple[ScannerSpec, ...]
@@ -47,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     max_abandoned: int
     clock: Clock
     random: Random
+    traffic: Traffic | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +88,7 @@ class Fleet:
             clock=plan.clock,
             random=plan.random,
             provider=None if policy.limit is None else self.providers[policy.limit.provider],
+            traffic=plan.traffic,
         )
 
     def stack(self, name: str) -> Stack:

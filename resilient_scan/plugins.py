@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import msgspec
 
 from resilient_scan.errors import PluginError
-from resilient_scan.scanning import spec_of
+from resilient_scan.scanning import ScannerSpec, spec_of
 
 GROUP: Final = "resilient_scan.scanners"
 DEMO_GROUP: Final = "resilient_scan.demo"
@@ -35,6 +35,8 @@ class Found(msgspec.Struct, frozen=True):
         summary: first line of its docstring, may be empty.
         built_in: whether it ships with this package.
         scanner: the object itself, for `ScanRunner`.
+        needs: by the name of a setting, the environment variable that stands in for it; empty text: none does.
+        sources: hosts that it asks, as far as it says so.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Found(msgspec.Struct, frozen=True):
     summary: str
     built_in: bool
     scanner: Any
+    needs: Mapping[str, str] = {}
+    sources: tuple[str, ...] = ()
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -93,7 +97,20 @@ def found_of(thing: Any, *, built_in: bool = False) -> Found:
     spec = spec_of(thing)
     text = getattr(spec.origin, "__doc__", None)
     summary = text.strip().partition("\n")[0] if isinstance(text, str) else ""
-    return Found(spec.name, spec.pipeline, summary, built_in, thing)
+    return Found(spec.name, spec.pipeline, summary, built_in, thing, _needs(spec), _sources(spec))
+
+
+def _needs(spec: ScannerSpec) -> dict[str, str]:
+    """Return what a scanner says it needs; an attribute of that name that means something else does not count."""
+    needs = getattr(spec.origin, "needs", None)
+    texts = isinstance(needs, Mapping) and all(isinstance(text, str) for pair in needs.items() for text in pair)
+    return dict(needs) if texts and needs else {}
+
+
+def _sources(spec: ScannerSpec) -> tuple[str, ...]:
+    sources = getattr(spec.origin, "sources", None)
+    texts = isinstance(sources, list | tuple) and all(isinstance(host, str) for host in sources)
+    return tuple(host.lower() for host in sources) if texts and sources else ()
 
 
 def load_demo() -> Any:

@@ -18,6 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
+from resilient_scan.context import Traffic
 from resilient_scan.engines.tasks import Abandoned
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener
@@ -69,7 +70,8 @@ class ScanRunner:
         policies: by scanner's name, its whole policy; wins over the scanner's own layers and over `policy`.
         origins: by scanner's name and `layer.field`, where a number came from, for `explain`.
         deadline: of runs that are given none; seconds, >= 0; `None`: no deadline.
-        clock, random: where time and chance come from; for tests and replays.
+        traffic: a `resilient_scan.http.Recorder` or `Replay`, which stands between the scanners and the network.
+        clock, random: where time and chance come from; for tests.
 
     Raises:
         ConfigError: an argument is wrong, or two scanners have one name.
@@ -93,6 +95,7 @@ class ScanRunner:
         policies: Mapping[str, Policy] | None = None,
         origins: Mapping[str, Mapping[str, str]] | None = None,
         deadline: float | None = None,
+        traffic: Traffic | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class ScanRunner:
             max_abandoned=whole("max_abandoned", max_abandoned, 0),
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
+            traffic=traffic,
         )
         self._deadline = _seconds(deadline)
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)

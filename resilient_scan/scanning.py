@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -61,7 +62,7 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count where they are option
-    objects, `candidate`, a class, and `empty_ok`, as in `@scanner`.
+    objects, `candidate`, a class, and `empty_ok`, `needs` and `sources`, as in `@scanner`.
     """
 
     name: str
@@ -83,6 +84,8 @@ class FunctionScanner:
         layers: dict[str, Any],
         candidate: type,
         empty_ok: bool | None = None,
+        needs: Mapping[str, str] = MappingProxyType({}),
+        sources: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.pipeline = pipeline
@@ -90,6 +93,8 @@ class FunctionScanner:
         self.layers = layers
         self.candidate = candidate
         self.empty_ok = empty_ok
+        self.needs = dict(needs)
+        self.sources = tuple(sources)
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
@@ -109,6 +114,8 @@ def scanner(
     name: str | None = None,
     candidate: type = Candidate,
     empty_ok: bool | None = None,
+    needs: Mapping[str, str] = MappingProxyType({}),
+    sources: Sequence[str] = (),
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -123,6 +130,10 @@ def scanner(
         candidate: what it returns, if not `Candidate`: a dataclass, a msgspec struct, or a pydantic model.
         empty_ok: whether an answer without candidates is believed. `False`: never, it is suspicious each time; `True`:
             always, and any small one too; `None`: as the scanner's former answers suggest (`ScanResult.suspicious`).
+        needs: what it cannot do without: by the name of a setting, the environment variable that stands in for it
+            (`{"api_key": "FINNHUB_API_KEY"}`; an empty text: only our own, `RESILIENT_SCAN__SCANNERS__...`). The
+            commands list a scanner that lacks something as not configured, with what to set, and do not run it.
+        sources: hosts that it asks (`"finnhub.io"`); a replay sets the scanner's clock to their recordings.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer not
             named is the runner's.
         retry: likewise.
@@ -144,7 +155,7 @@ def scanner(
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
-        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok)
+        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources)
         check_identity(made)
         return made
 

@@ -45,7 +45,7 @@ def listening() -> Iterator[list[Listener]]:
 def introduce(fleet: Fleet) -> None:
     """Say what is not as somebody may expect it."""
     say(f"problem: {problem}" for problem in fleet.problems)
-    say(f"not configured: {name}" for name in fleet.not_configured)
+    say(f"not configured: {name}: {what_to_set}" for name, what_to_set in fleet.not_configured.items())
     say(f"switched off by the settings: {name}" for name in fleet.switched_off)
     if fleet.metrics_url:
         say([f"metrics: {fleet.metrics_url}"])

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import NEVER, Call, Home, ScanContext, Step
+from resilient_scan.context import NEVER, Call, Home, ScanContext, Step, Traffic
 from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
@@ -73,6 +73,7 @@ class Stack:
         clock: where time comes from.
         random: where chance comes from.
         provider: whose limit it keeps.
+        traffic: stands between the scanner and the network.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Stack:
         clock: Clock,
         random: Random,
         provider: Provider | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -108,7 +110,8 @@ class Stack:
         self.guard = Guard(spec.name, policy.breaker, clock, random) if policy.breaker else None
         self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
-        self.home = Home(spec.name, settings, clock, shared)
+        own = clock if traffic is None else traffic.clock(spec.name, clock)
+        self.home = Home(spec.name, settings, own, shared, traffic)
         self.loops = Loops()
         self.call = self._fold(random)
         self.tell_execution = bus.teller(ExecutionEnded)

@@ -1,0 +1,32 @@
+"""A small HTTP client for scanners: it ends in time, speaks in exceptions and tells no secret.
+
+What came back decides what a scanner raises:
+
+    2xx, and what the caller accepts        Response
+    403, 429, 503 with Retry-After          RetryAfter: wait this long
+    408, 425, 429, 5xx, broken connections  TransientError: another attempt may help
+    404, 410                                NotFound, a PermanentError: there is no such thing
+    3xx, all other 4xx, an oversize body    PermanentError: another attempt cannot help
+
+A request has one deadline from the first byte to the last: the client's timeout or the scan's remaining time,
+whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`, `resilient-scan run --record DIR` and
+`--replay DIR`), it keeps what came back in a folder, without secrets, or answers from there and never asks the network.
+"""
+
+from resilient_scan.http.answers import NotFound, Response, SchemaDrift, TransientError
+from resilient_scan.http.client import Client
+from resilient_scan.http.secrets import REDACTED, credential, redact
+from resilient_scan.http.traffic import Recorder, Replay
+
+__all__ = [
+    "REDACTED",
+    "Client",
+    "NotFound",
+    "Recorder",
+    "Replay",
+    "Response",
+    "SchemaDrift",
+    "TransientError",
+    "credential",
+    "redact",
+]

@@ -1,0 +1,196 @@
+"""The client: one deadline, the right exception, no secret in any text."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from resilient_scan.context import ScanContext
+from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
+from resilient_scan.http.answers import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, retry_after
+from resilient_scan.http.secrets import Hide, hider, redact, secret_values
+from resilient_scan.http.traffic import Asked, Recorder, Replay, told
+from resilient_scan.http.wire import Wire, need_httpx
+
+_EXCERPT: Final = 800
+_WAY_OUT: Final = {401: "check the key", 403: "check the key and what it may read", 429: "ask less often"}
+
+
+class Client:
+    """The way to one provider's HTTP API, shared by all threads; connections are kept open.
+
+    Args:
+        base_url: what every path is appended to, `http` or `https`.
+        headers: sent with every request.
+        timeout: seconds for one request from the first byte to the last; cut to the scan's remaining time.
+        max_bytes: largest body accepted, after decoding.
+        secrets: values never to be shown; those of headers and parameters with a telling name (`apikey`, `token`,
+            `key`, `crumb`, `authorization`, ...) are known to be.
+
+    Raises:
+        ConfigError: httpx is not installed, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 10.0,
+        max_bytes: int = 16 * 2**20,
+        secrets: Iterable[str] = (),
+    ) -> None:
+        need_httpx()
+        if not (timeout > 0 and math.isfinite(timeout)):
+            raise ConfigError(f"timeout must be finite and > 0, got {timeout!r}")
+        if not re.match(r"https?://[^/?#]", base_url) or not redact(base_url):
+            raise ConfigError(f"base_url must begin with http:// or https:// and a host, got {redact(base_url)!r}")
+        self._base = base_url.rstrip("/")
+        self._headers = dict(headers or {})
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._secrets = {*secrets, *secret_values(self._headers.items()), urlsplit(base_url).password or ""}
+        self._wires: dict[int, Wire] = {}
+
+    def get(
+        self,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        context: ScanContext,
+        accept: Collection[int] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Ask for `path`, and return the answer.
+
+        Args:
+            path: appended to `base_url`; quote what may hold `/`, `?` or `#`.
+            params: the query: texts and numbers, by name.
+            context: the scan's; the request ends with it.
+            accept: statuses beside 2xx that the caller wants to read itself.
+            headers: beside the client's own.
+
+        Raises:
+            RetryAfter, TransientError, PermanentError, NotFound: as the table of `resilient_scan.http` says.
+            ScanCancelled, LimitExceeded: the scan was over before the answer was whole, or before its turn came.
+        """
+        return self._ask(Asked("GET", self._url(path, params), None), headers or {}, context, accept)
+
+    def post(
+        self,
+        path: str,
+        form: Mapping[str, Any],
+        *,
+        context: ScanContext,
+        accept: Collection[int] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Send a form to `path`, and return the answer; everything else is as in `get`."""
+        sent = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
+        return self._ask(Asked("POST", self._url(path, None), urlencode(form)), sent, context, accept)
+
+    def close(self) -> None:
+        """Close the connections; a later request opens new ones."""
+        while self._wires:
+            self._wires.popitem()[1].close()
+
+    def _url(self, path: str, params: Mapping[str, Any] | None) -> str:
+        return f"{self._base}/{path.lstrip('/')}" + (f"?{urlencode(params)}" if params else "")
+
+    def _ask(self, asked: Asked, headers: Mapping[str, str], context: ScanContext, accept: Collection[int]) -> Response:
+        context.check()
+        context.before_request()
+        sent = [*headers.items(), *parse_qsl(urlsplit(asked.url).query), *parse_qsl(asked.body or "")]
+        hide = hider({*self._secrets, *secret_values(sent)})
+        shown = hide(redact(asked.url))
+        limit = min(self._timeout, context.remaining())
+        try:
+            with self._answer(asked, headers, hide, limit, context) as answer:
+                return self._judge(answer, shown, hide, context, accept)
+        except Fault as fault:
+            context.check()
+            raise _error(fault, shown, hide, limit) from None
+
+    @contextmanager
+    def _answer(
+        self, asked: Asked, headers: Mapping[str, str], hide: Hide, limit: float, context: ScanContext
+    ) -> Iterator[Answer]:
+        """Yield the answer of the source, or of a recording in its stead; tell a recorder, if there is one."""
+        traffic = context.traffic
+        if isinstance(traffic, Replay):
+            yield traffic.answer(told(asked, hide), context.scanner)
+            return
+        body = None if asked.body is None else asked.body.encode()
+        with self._wire().send(asked.method, asked.url, headers, body, timeout=limit, context=context) as answer:
+            if isinstance(traffic, Recorder):
+                whole = self._read(answer, hide(redact(asked.url)), context)
+                traffic.keep(told(asked, hide), answer, whole, hide, context)
+                yield Answer(answer.status, answer.headers, iter([whole]))
+            else:
+                yield answer
+
+    def _wire(self) -> Wire:
+        # One per process: after a fork parent and child would read each other's answers from one socket. Two threads
+        # that meet here may both open one; `setdefault` lets the first win, and the other is dropped unused.
+        wire = self._wires.get(os.getpid())
+        if wire is None:
+            wire = Wire(self._base, self._headers)
+            weakref.finalize(self, wire.close)
+        return self._wires.setdefault(os.getpid(), wire)
+
+    def _judge(self, answer: Answer, shown: str, hide: Hide, context: ScanContext, accept: Collection[int]) -> Response:
+        status = answer.status
+        if 200 <= status < 300 or status in accept:
+            return Response(shown, status, answer.headers, self._read(answer, shown, context))
+        said = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
+        wait = retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
+        if wait is not None:
+            raise RetryAfter(wait, f"{said}; the source asks to wait {wait:g}s")
+        if status >= 500 or status in {408, 425, 429}:
+            raise TransientError(f"{said}; {_WAY_OUT.get(status, 'the source is in trouble, try again later')}")
+        if 300 <= status < 400:
+            place = hide(redact(answer.headers.get("location", "nowhere")))
+            raise PermanentError(f"{said}: moved to {place}; redirects are not followed, correct base_url")
+        kind = NotFound if status in {404, 410} else PermanentError
+        raise kind(f"{said}; {_WAY_OUT.get(status, 'check the address and what was asked for')}")
+
+    def _read(self, answer: Answer, shown: str, context: ScanContext) -> bytes:
+        body = bytearray()
+        for piece in answer.pieces:
+            context.check()
+            body += piece
+            if len(body) > self._max_bytes:
+                raise PermanentError(f"{shown}: the body is larger than {self._max_bytes} bytes; raise max_bytes")
+        return bytes(body)
+
+
+def _error(fault: Fault, shown: str, hide: Hide, limit: float) -> ScanError:
+    """Return what a scanner raises for a fault of the network."""
+    if isinstance(fault, Late):
+        return TransientError(f"{shown}: no whole answer within {limit:.3g}s; try again later")
+    said = f"{shown}: {hide(str(fault))}"
+    if isinstance(fault, Misuse):
+        return PermanentError(f"{said}; check base_url, the path and the headers")
+    return TransientError(f"{said}; the source is in trouble or cannot be reached, try again later")
+
+
+def _excerpt(answer: Answer) -> str:
+    """Return how the body of an error begins, unless it is a page for people or does not come."""
+    if "html" in answer.headers.get("content-type", ""):
+        return ""
+    text = ""
+    try:
+        for piece in answer.pieces:
+            text += piece[:_EXCERPT].decode(errors="replace")
+            if len(text) >= _EXCERPT:
+                break
+    except Fault:
+        return ""
+    words = " ".join(text.split())
+    return f" ({words[:200]})" if words and not words.startswith("<") else ""

@@ -1,0 +1,82 @@
+"""What must not be seen: which names tell of a secret, and how texts and addresses are freed of their values."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit, urlunsplit
+
+from resilient_scan.context import ScanContext
+from resilient_scan.errors import ConfigError
+
+Hide = Callable[[str], str]
+
+REDACTED: Final = "REDACTED"
+_SHORTEST: Final = 4  # what is shorter than this many characters is a word of many other texts
+_SECRET = re.compile(
+    r"api-?key|token|secret|passw(or)?d|crumb|auth|signature|cookie|session|credential|(^|-)(key|pwd|pass|sig)$"
+)
+_TOLD = re.compile(
+    r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""
+    r"""((?:[^"\\]|\\.)+)""",
+    re.IGNORECASE,
+)
+
+
+def redact(url: str) -> str:
+    """Return `url` without user, password and the values of telling query parameters; "" if it is not valid."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    query = urlencode([(name, REDACTED if is_secret(name) else value) for name, value in pairs], safe=":,")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def is_secret(name: str) -> bool:
+    """Say whether what goes by this name (a header, a parameter, a setting) is not to be shown."""
+    return _SECRET.search(name.lower().replace("_", "-")) is not None
+
+
+def secret_values(named: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the values under telling names, whole and without their scheme (`Bearer abc`: also `abc`)."""
+    values = [value for name, value in named if is_secret(name)]
+    return {form for value in values for form in (value, *value.split()[-1:])}
+
+
+def told_secrets(text: str) -> set[str]:
+    """Return the secrets that an answer in JSON hands out, such as the value of `access_token`."""
+    return {found for _, found in _TOLD.findall(text)}
+
+
+def hider(secrets: Iterable[str]) -> Hide:
+    """Return a function that takes these values out of a text, however they are quoted."""
+    long = [secret for secret in secrets if len(secret) >= _SHORTEST]
+    forms = {form for secret in long for form in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret))}
+    pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) or r"(?!)")
+    return lambda text: pattern.sub(REDACTED, text)
+
+
+def credential(context: ScanContext, setting: str, variable: str) -> str:
+    """Return a key that a source asks for: the scanner's setting, else the environment variable.
+
+    Declare it too, `@scanner(needs={setting: variable})`: then a scanner without its key is listed as not configured.
+
+    Args:
+        context: the scan's.
+        setting: a key of the scanner's settings.
+        variable: name of an environment variable.
+
+    Raises:
+        ConfigError: neither has it; the message says what to set.
+    """
+    value = context.settings.get(setting) or os.environ.get(variable, "")
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(
+            f"{context.scanner} needs {setting}: set scanners.{context.scanner}.settings.{setting} "
+            f"or the environment variable {variable}"
+        )
+    return value.strip()

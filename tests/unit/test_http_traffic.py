@@ -1,0 +1,254 @@
+"""Recording and replaying: the same answers without a network, no secret in anything written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import Candidate, ConfigError, PermanentError, RetryAfter, ScanContext, ScanRunner, scanner
+from resilient_scan.http import REDACTED, Client, Recorder, Replay, TransientError
+from resilient_scan.testing import FakeClock
+from tests.scanners.recorded import Answer, Asked, RecordedServer
+
+KEY = "k3y-0f-the-h0use"
+TOKEN = "t0ken-fr0m-the-s0urce"
+
+
+def context_for(traffic: Any, name: str = "mine", clock: Any = None) -> ScanContext:
+    context = ScanContext(name, traffic=traffic, clock=clock)
+    context.limit(context._home.clock.monotonic() + 10)
+    return context
+
+
+def written(folder: Path) -> str:
+    return "\n".join(f"{path} {path.read_text()}" for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def echo(asked: Asked) -> Answer:
+    """Answer with everything that came, the key included, as some sources do."""
+    text = json.dumps([asked.path, asked.query, asked.headers, asked.body.decode()])
+    return 200, {"content-type": "application/json", "set-cookie": f"id={KEY}", "x-kept": f"for {KEY}"}, text.encode()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "tape"
+
+
+@pytest.fixture
+def server() -> Iterator[RecordedServer]:
+    token = {"access_token": TOKEN, "expires_in": 3600}
+    answers = {
+        "/token": (200, {"content-type": "application/json"}, json.dumps(token).encode()),
+        "/busy": (429, {"retry-after": "7"}, b"slow down"),
+        "/broken": (503, {"content-type": "text/html"}, b"<html>sorry</html>"),
+        "/*": echo,
+    }
+    with RecordedServer(answers, manifest=False) as served:
+        yield served
+
+
+def ask(client: Client, context: ScanContext) -> list[Any]:
+    told: list[Any] = [client.get("/a b/c", {"q": "x y", "apikey": KEY, "n": 3}, context=context).body]
+    form = {"grant_type": "client_credentials", "client_secret": KEY}
+    token = client.post("/token", form, context=context, headers={"Authorization": f"Basic {KEY}"}).json()
+    told.append(client.get("/me", context=context, headers={"Authorization": f"Bearer {token['access_token']}"}).status)
+    for path in ("/busy", "/broken"):
+        with pytest.raises((RetryAfter, TransientError)) as caught:
+            client.get(path, context=context)
+        told.append(str(caught.value))
+    return told
+
+
+def test_what_was_recorded_comes_back_without_a_network_and_holds_no_secret(
+    folder: Path, server: RecordedServer
+) -> None:
+    client = Client(server.url, secrets=[KEY])
+    with Recorder(folder) as recorder:
+        recorder.note_state({"trade_date": "2026-05-15"})
+        live = ask(client, context_for(recorder))
+    came = len(server.asked)
+    replay = Replay(folder)
+    again = ask(Client(server.url, secrets=["another"]), context_for(replay))
+    assert len(server.asked) == came
+    assert live[0] == json.dumps(json.loads(live[0])).encode()
+    assert KEY in live[0].decode()
+    assert again[0].decode() == live[0].decode().replace(KEY, REDACTED)
+    assert again[1:] == live[1:]
+    assert KEY not in written(folder)
+    assert TOKEN not in written(folder)
+    assert replay.state() == {"trade_date": "2026-05-15"}
+
+
+def test_the_manifest_has_the_shape_that_is_described(folder: Path, server: RecordedServer) -> None:
+    clock = FakeClock(datetime(2026, 5, 15, 14, 30, tzinfo=UTC).timestamp())
+    with Recorder(folder) as recorder:
+        Client(server.url).get("/a", {"token": KEY, "q": 1}, context=context_for(recorder, clock=clock))
+    (row,) = json.loads((folder / "manifest.json").read_text())
+    body = (folder / row["file"]).read_bytes()
+    assert (row["method"], row["status"], row["scanner"], row["request_body"]) == ("GET", 200, "mine", None)
+    assert row["url"] == f"{server.url}/a?token=REDACTED&q=1"
+    assert row["recorded_at"] == "2026-05-15T14:30:00Z"
+    assert row["bytes"] == len(body)
+    assert row["headers"]["x-kept"] == f"for {REDACTED}"
+    assert "set-cookie" not in row["headers"]
+    assert row["file"].endswith("/0001-a.json")
+
+
+def test_what_is_not_recorded_is_an_error_that_names_address_and_folder(folder: Path, server: RecordedServer) -> None:
+    client = Client(server.url)
+    with Recorder(folder) as recorder:
+        client.get("/a", {"page": 1, "apikey": KEY}, context=context_for(recorder))
+    context = context_for(Replay(folder))
+    client.get("/a", {"apikey": "other", "page": 1}, context=context)
+    for path, query in (("/a", {"page": 2}), ("/a", {}), ("/a", {"page": 1, "more": ""}), ("/b", {"page": 1})):
+        with pytest.raises(PermanentError, match="not recorded in") as caught:
+            client.get(path, {**query, "apikey": KEY}, context=context)
+        assert str(folder) in str(caught.value)
+        assert f"{server.url}{path}" in str(caught.value)
+        assert KEY not in str(caught.value)
+    with pytest.raises(PermanentError, match=r"POST .*not recorded"):
+        client.post("/a", {"page": 1}, context=context)
+
+
+def tape(folder: Path, *rows: Mapping[str, Any]) -> Replay:
+    """Write a folder by hand, and open it."""
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        (folder / str(number)).write_text(row.get("text", "{}"))
+    full = [{"file": str(number), "url": "http://one.example/a", **row} for number, row in enumerate(rows)]
+    (folder / "manifest.json").write_text(json.dumps(full))
+    return Replay(folder, {"one": ["one.example"], "two": ["two.example"], "three": ["three.example"]})
+
+
+def test_several_recordings_of_one_request_come_in_order_and_the_last_stays(folder: Path) -> None:
+    replay = tape(folder, {"status": 503}, {"text": "1"}, {"text": "2"})
+    client = Client("http://one.example")
+    for name in ("one", "two"):  # each scanner from the beginning
+        context = context_for(replay, name)
+        with pytest.raises(TransientError):
+            client.get("/a", context=context)
+        assert [client.get("/a", context=context).text for _ in range(4)] == ["1", "2", "2", "2"]
+
+
+def test_a_scanner_gets_its_own_recordings_first(folder: Path) -> None:
+    replay = tape(folder, {"scanner": "one", "text": "1"}, {"scanner": "two", "text": "2"})
+    client = Client("http://one.example")
+    assert [client.get("/a", context=context_for(replay, name)).text for name in ("two", "one", "x")] == ["2", "1", "1"]
+
+
+def test_placeholders_stand_for_any_value(folder: Path) -> None:
+    replay = tape(
+        folder,
+        {"url": "http://one.example/a?from=..&to=MOCK_TO&user=REDACTED", "text": "1"},
+        {"url": "http://one.example/a?n=1", "method": "POST", "request_body": "x=1&password=REDACTED", "text": "2"},
+    )
+    client, context = Client("http://one.example"), context_for(replay)
+    assert client.get("/a", {"user": "me", "from": "2026-01-01", "to": "2026-02-01"}, context=context).text == "1"
+    with pytest.raises(PermanentError, match="not recorded"):
+        client.get("/a", {"user": "me", "from": "2026-01-01"}, context=context)
+    assert Client("http://one.example").post("/a?n=1", {"password": KEY, "x": 1}, context=context).text == "2"
+    with pytest.raises(PermanentError, match="not recorded"):
+        client.post("/a?n=1", {"password": KEY, "x": 2}, context=context)
+
+
+def test_each_scanners_clock_stands_still_at_its_own_recordings(folder: Path) -> None:
+    replay = tape(
+        folder,
+        {"recorded_at": "2026-05-15T10:00:00-04:00"},
+        {"recorded_at": "2026-05-17 (commit date)", "url": "http://one.example/b"},
+        {"recorded_at": None, "headers": {"Date": "Fri, 12 Dec 2025 23:04:14 GMT"}, "url": "http://two.example/"},
+        {"scanner": "four", "recorded_at": "2024-01-02T03:04:05Z"},
+        {"recorded_at": "who knows", "url": "http://three.example/"},
+    )
+    at = {name: context_for(replay, name).now.isoformat() for name in ("one", "two", "four", "stranger")}
+    assert at == {
+        "one": "2026-05-17T20:00:00+00:00",
+        "two": "2025-12-12T23:04:14+00:00",
+        "four": "2024-01-02T03:04:05+00:00",
+        "stranger": "2026-05-17T20:00:00+00:00",
+    }
+    context, client = context_for(replay, "one"), Client("http://one.example")
+    client.get("/a", context=context)
+    assert context.now.isoformat() == "2026-05-15T14:00:00+00:00"  # the newest that it was given
+    client.get("/b", context=context)
+    client.get("/a", context=context)
+    assert context.now.isoformat() == "2026-05-17T20:00:00+00:00"
+    assert 0 < context.remaining() <= 10
+
+
+def test_without_any_date_the_clock_is_the_machines(folder: Path) -> None:
+    context = context_for(tape(folder, {"recorded_at": "2026-99-99"}))
+    assert abs(context.now.timestamp() - time.time()) < 60
+
+
+def test_it_knows_for_whom_there_is_something(folder: Path) -> None:
+    replay = tape(folder, {}, {"url": "http://two.example/", "scanner": "three"})
+    assert replay.hosts == {"one.example", "two.example"}
+    assert [replay.has(name) for name in ("one", "two", "three", "stranger")] == [True, True, True, True]
+    assert not Replay(folder, {"four": ["four.example"]}).has("four")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, r"no recordings in .*manifest\.json"),
+        ("{", "no manifest of recordings"),
+        ('[{"url": "http://a"}]', "no manifest of recordings: .*file"),
+        ('[{"file": "../secret", "url": "http://a"}]', "'../secret', and there is no such file"),
+        ('[{"file": "gone", "url": "http://a"}]', "'gone', and there is no such file"),
+    ],
+)
+def test_a_folder_that_is_none_is_refused(folder: Path, manifest: str | None, words: str) -> None:
+    folder.mkdir()
+    (folder.parent / "secret").write_text("x")
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(ConfigError, match=words):
+        Replay(folder)
+
+
+def test_a_state_that_is_none_is_refused(folder: Path) -> None:
+    replay = tape(folder, {})
+    assert replay.state() == {}
+    (folder / "state.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"state\.json is no JSON object"):
+        replay.state()
+
+
+def test_nothing_is_recorded_over_what_is_there(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "mine").write_text("x")
+    with pytest.raises(ConfigError, match="not empty"):
+        Recorder(folder)
+    with pytest.raises(ConfigError, match="cannot record"):
+        Recorder(folder / "mine" / "deeper")
+
+
+def test_a_runner_records_and_replays_scanners_that_know_nothing_of_it(folder: Path, server: RecordedServer) -> None:
+    client = Client(server.url)
+
+    @scanner(pipeline="mine", retry=None)
+    def asks(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        said = context.map(lambda page: client.get("/p", {"page": page, "key": KEY}, context=context).json(), range(3))
+        return [Candidate(f"T{each[1]['page']}", "asks", context.now.isoformat()) for each in said]
+
+    with Recorder(folder) as recorder, ScanRunner([asks], traffic=recorder, listeners=()) as runner:
+        live = runner.run({})
+    came = len(server.asked)
+    with ScanRunner([asks], traffic=Replay(folder), listeners=()) as runner:
+        again = runner.run({})
+    assert [each.ticker for each in live.candidates] == ["T0", "T1", "T2"]
+    assert [each.ticker for each in again.candidates] == ["T0", "T1", "T2"]
+    assert len({each.context for each in again.candidates}) == 1
+    assert again.candidates[0].context == json.loads((folder / "manifest.json").read_text())[-1]["recorded_at"].replace(
+        "Z", "+00:00"
+    )
+    assert len(server.asked) == came == 3
+    assert KEY not in written(folder)
