@@ -123,7 +123,7 @@ class Guard:
                 context.permit = None
                 change = self.vote(permit, failed, slow=slow)
                 if change is not None:
-                    emit(change)
+                    emit(change.during(context.run_id))
 
         return guarded
 
@@ -183,7 +183,7 @@ class Guard:
 
         For the end of a run, and for whoever sends what a watchdog has found out.
         """
-        return None if self._shared is None else self._shared.settle(at_once=True)
+        return None if self._shared is None else self._shared.settle()
 
     def sync(self, data: bytes | None, now: float) -> BreakerChanged | None:
         """Take over what the store has of this breaker, at the start of a run; votes that wait are brought there.
@@ -198,7 +198,7 @@ class Guard:
         return None if self._shared is None else self._shared.sync(data, now)
 
     def alone(self) -> None:
-        """Go on without the store, for a moment: it could not be read at the start of a run."""
+        """Go on without the store until the next vote that matters: it could not be read at the start of a run."""
         if self._shared is not None:
             self._shared.alone()
 
@@ -231,7 +231,7 @@ class Guard:
     def _enter(self, context: ScanContext, emit: Callable[[BreakerChanged], None]) -> Permit:
         answer, change = self._knock(context.ends)
         if change is not None:
-            emit(change)
+            emit(change.during(context.run_id))
         if isinstance(answer, CircuitOpen):
             raise answer
         return answer

@@ -31,7 +31,6 @@ from resilient_scan.layers.breaker.record import Newer, Record, read, write
 from resilient_scan.options import Breaker
 from resilient_scan.stores import Change, Store
 
-PAUSE = 1.0  # seconds for which a store that failed is not asked again by the attempts of this scanner
 PREFIX = "breaker/"
 
 _log = logging.getLogger("resilient_scan")
@@ -174,7 +173,6 @@ class Shared:
         self._base = 0
         self._strayed = False
         self._born = self._revision = 0
-        self._quiet_until = -math.inf
         self._warned = False
         circuit.memory.closed = False  # nobody has looked at the record yet: the first attempt does
 
@@ -203,13 +201,9 @@ class Shared:
 
     # on any thread that may wait for a store
 
-    def settle(self, *, at_once: bool = False) -> BreakerChanged | None:
-        """Bring the votes that wait to the store, and return the change of state to tell, if any.
-
-        Args:
-            at_once: even if the store has just failed.
-        """
-        return self._exchange(None, at_once=at_once)[0] if self._pending else None
+    def settle(self) -> BreakerChanged | None:
+        """Bring the votes that wait to the store, and return the change of state to tell, if any."""
+        return self._exchange(None)[0] if self._pending else None
 
     def ask(self, question: Question) -> tuple[BreakerChanged | None, News | None]:
         """Ask the record whether an attempt may pass; return a change to tell, and the news if the store had any."""
@@ -218,17 +212,17 @@ class Shared:
     def sync(self, data: bytes | None, now: float) -> BreakerChanged | None:
         """Take over what was read from the store at its time `now`, and bring it what waits."""
         if self._pending or self._strayed:
-            return self._exchange(None, at_once=True)[0]
+            return self._exchange(None, anyway=True)[0]
         if not self._way.acquire(blocking=False):
             return None  # somebody who is on the way comes home with newer news than these, which were read before
         try:
             needs_update = not self._take_over(data, now)
         finally:
             self._way.release()
-        return self._exchange(None, at_once=True)[0] if needs_update else None
+        return self._exchange(None, anyway=True)[0] if needs_update else None
 
     def alone(self) -> None:
-        """Go on without the store for a moment: it could not be read."""
+        """Go on without the store until the next vote that matters: it could not be read."""
         with self._lock:
             self._part()
 
@@ -251,22 +245,21 @@ class Shared:
         return True
 
     def _exchange(
-        self, question: Question | None, *, at_once: bool = False
+        self, question: Question | None, *, anyway: bool = False
     ) -> tuple[BreakerChanged | None, News | None]:
-        """Go to the store and come home."""
-        news = error = told = None
+        """Go to the store and come home; without anything to bring or to ask only where told to go anyway."""
+        told: BreakerChanged | None = None
         with self._way:
-            if question is None and not self._pending and not at_once:
+            if question is None and not self._pending and not anyway:
                 return None, None  # somebody has taken them along
             with self._lock:
                 luggage = self._pack()
-            if at_once or self._clock.monotonic() >= self._quiet_until:
-                news, error = self._update(partial(change, luggage, question))
+            news, error = self._update(partial(change, luggage, question))
             with self._lock:
                 if news is not None:
                     told = self._come_home(news, luggage)
                 else:
-                    self._part(error)
+                    self._part()
                     told = self.tell() if question is None else None
         if error is not None:
             self._home.on_error("update", error)
@@ -301,11 +294,9 @@ class Shared:
             uuid.uuid4().int >> 80,
         )
 
-    def _part(self, error: StoreError | None = None) -> None:
+    def _part(self) -> None:
         memory = self._circuit.memory
         memory.closed = memory.state == CLOSED
-        if error is not None:
-            self._quiet_until = self._clock.monotonic() + PAUSE
 
     def _come_home(self, news: News, luggage: Luggage) -> BreakerChanged | None:
         brought = set(map(id, luggage.votes))
