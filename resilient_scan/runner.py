@@ -20,7 +20,7 @@ from typing import Any, Self
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
 from resilient_scan.engines.tasks import Abandoned
-from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.errors import ConfigError, is_number, no_scanner
 from resilient_scan.events import Listener
 from resilient_scan.explain import Explanation, explain, origins_in_code
 from resilient_scan.fleet import (
@@ -168,23 +168,31 @@ class ScanRunner:
         """
         return cls(scanners, **{**execution_table(config), **options})
 
-    def run(self, state: Mapping[str, Any] | None = None, *, deadline: float | None = None) -> RunReport:
+    def run(
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        deadline: float | None = None,
+        only: Iterable[str] | None = None,
+    ) -> RunReport:
         """Ask every scanner once and report; a scanner's fault never raises.
 
         Args:
             state: what every scanner gets a copy of; `None`: an empty one. Only a `tool_logs` list in it is changed:
                 the run's new entries are added to it.
             deadline: seconds from now after which the run is over, >= 0; `None`: the runner's own, if it has one.
+            only: names of the scanners that take part, in any order; `None`: all. The report has no others.
 
         Raises:
             TypeError: the state is no mapping, or cannot be copied.
-            ConfigError: the deadline is wrong.
+            ConfigError: the deadline is wrong, or there is no such scanner.
             RuntimeError: the runner is closed.
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.
         """
         run = self._prepare(state, deadline)
+        names = self.names if only is None else self._only(only)
         try:
-            for _ in self._results(run, self._window):
+            for _ in self._results(run, self._window, names):
                 pass
         except KeyboardInterrupt as interrupt:
             if not run.has_ended:  # a second one, or it fell into the winding up
@@ -209,7 +217,7 @@ class ScanRunner:
         def work() -> None:
             failure: BaseException | None = None
             try:
-                for _ in self._results(run, self._window):
+                for _ in self._results(run, self._window, self.names):
                     pass
             except BaseException as error:  # it belongs to whoever awaits
                 failure = error
@@ -231,7 +239,7 @@ class ScanRunner:
 
         Arguments and errors are those of `run`.
         """
-        return self._results(self._prepare(state, deadline), ALL if self._concurrent else 1)
+        return self._results(self._prepare(state, deadline), ALL if self._concurrent else 1, self.names)
 
     def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY) -> None:
         """Take a scanner out of service for `duration` seconds (24 hours unless given).
@@ -318,22 +326,29 @@ class ScanRunner:
         seconds = self._deadline if deadline is None else _seconds(deadline)
         return LiveRun({} if state is None else state, seconds, self._clock)
 
-    def _results(self, run: LiveRun, window: int) -> Iterator[ScanResult]:
+    def _only(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of some scanners, in the given order of all."""
+        chosen = set(wanted)
+        for name in chosen.difference(self.names):
+            raise ConfigError(no_scanner(name, self.names))
+        return tuple(name for name in self.names if name in chosen)
+
+    def _results(self, run: LiveRun, window: int, names: Sequence[str]) -> Iterator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
         fleet = self._fleet
-        run.start(fleet)
+        run.start(fleet, names)
         with self._lock:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._runs.add(run)
         try:
-            yield from run.stream(self._in_order(fleet), window, concurrent=self._concurrent)
+            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent)
         finally:
             self._leave(run)
 
-    def _in_order(self, fleet: Fleet) -> Sequence[Stack]:
+    def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
-        stacks = list(fleet.stacks.values())
+        stacks = [fleet.stacks[name] for name in names]
         if self._concurrent and self._order == "longest_first":
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks

@@ -53,9 +53,10 @@ class LiveRun(Run):
         self._over = False
         self._report: RunReport | None = None
 
-    def start(self, fleet: Fleet) -> None:
-        """Start the clock."""
+    def start(self, fleet: Fleet, names: Sequence[str]) -> None:
+        """Start the clock; `names` are the scanners that take part."""
         self._fleet = fleet
+        self._names = names
         self._tell_scan = fleet.bus.teller(ScanEnded)
         self.epoch = self.started_at - self._began
         self.since = self._began
@@ -80,7 +81,7 @@ class LiveRun(Run):
         are few and short-lived.
         """
         fleet = self._fleet
-        fleet.bus.send(RunStarted(self.run_id, len(fleet.names), concurrent, fleet.workers, self.started_at))
+        fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
         forget = None
         try:
             if self.deadline < math.inf:
@@ -172,15 +173,15 @@ class LiveRun(Run):
             for scan in tuple(self.open):
                 self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
         fleet = self._fleet
-        if len(self.results) < len(fleet.names):  # cancelled before their turn
-            for stack in fleet.stacks.values():
-                if stack.name not in self.results:
-                    self._skip(stack)
+        if len(self.results) < len(self._names):  # cancelled before their turn
+            for name in self._names:
+                if name not in self.results:
+                    self._skip(fleet.stacks[name])
 
     def end(self) -> None:
         """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
         fleet, duration = self._fleet, self._clock.monotonic() - self._began
-        report = RunReport(self.run_id, results_in_order(fleet.names, self.results), self.started_at, duration)
+        report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
         self._report = report
         if isinstance(self._caller_logs, list):
             self._caller_logs.extend(report.tool_logs)

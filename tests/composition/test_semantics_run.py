@@ -318,3 +318,24 @@ def test_ctrl_c_while_a_scan_begins_ends_the_run(fleet: Fleet, background: Backg
     with pytest.raises(KeyboardInterrupt) as caught:
         background(runner.run, {}).result(3)
     assert list(caught.value.report.results) == ["one", "two"]  # type: ignore[attr-defined]
+
+
+def test_a_run_of_some_scanners_is_about_them_alone() -> None:
+    asked: list[str] = []
+
+    def make(name: str) -> Any:
+        @scanner(name=name, pipeline="p", cache=None)
+        def one(_state: Any) -> list[Any]:
+            asked.append(name)
+            return []
+
+        return one
+
+    with ScanRunner([make("a"), make("b"), make("c")], listeners=()) as runner:
+        report = runner.run({}, only=["c", "a"])
+        assert list(report.results) == ["a", "c"]
+        assert sorted(asked) == ["a", "c"]
+        assert report.complete
+        assert runner.run({}, only=()).results == {}
+        with pytest.raises(ConfigError, match="there is no scanner 'd'"):
+            runner.run({}, only=["a", "d"])
