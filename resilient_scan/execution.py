@@ -165,7 +165,9 @@ class Execution(Work):
         """Hand over at the deadline, while the scanner still runs; events are sent by somebody else."""
         stack, context = self.stack, self.context
         permit = context.permit
-        change = stack.guard.vote(permit, True) if stack.guard is not None and permit is not None else None
+        change = None
+        if stack.guard is not None and permit is not None:
+            change = stack.guard.vote(permit, True, wait=False)  # whoever sends the events brings it to the store
         stack.hung.left()
         left: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
         if change is not None:
@@ -186,7 +188,7 @@ class Execution(Work):
             context.cancel()
             if not events:
                 return
-            threading.Thread(target=stack.bus.send_all, args=(events,), daemon=True).start()
+            threading.Thread(target=stack.tell, args=(events, context.run_id), daemon=True).start()
             return
         self._remember(TIMEOUT, error)
         self.land()

@@ -14,14 +14,17 @@ import msgspec
 from resilient_scan.clock import Clock
 from resilient_scan.context import Traffic
 from resilient_scan.engines.threads import ThreadPool
-from resilient_scan.errors import ConfigError, no_scanner
-from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
+from resilient_scan.errors import ConfigError, StoreError, no_scanner
+from resilient_scan.events import Bus, Listener, Load, ScannersRegistered, StoreFailed
+from resilient_scan.layers.breaker import PREFIX as BREAKERS
+from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.cache import SharedValues
 from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stack import Stack
+from resilient_scan.stores import Store
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
@@ -37,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True):
         listeners: who is told what happens.
         max_workers, max_abandoned: of the thread pool.
         clock, random: where time and chance come from.
+        store: where state is shared with other processes, and kept; `None`: state is in the live parts.
         traffic: stands between the scanners and the network, if anything does.
     """
 
@@ -49,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
     max_abandoned: int
     clock: Clock
     random: Random
+    store: Store | None = None
     traffic: Traffic | None = None
 
     @property
@@ -62,6 +67,8 @@ class Fleet:
 
     def __init__(self, plan: Plan) -> None:
         self.names = plan.names
+        self._clock = plan.clock
+        self._store = plan.store if plan.store is not None and plan.store.shared else None
         self.bus = Bus(plan.listeners)
         self.gate = Gate(plan.names, plan.clock, self.bus)
         self.workers = plan.max_workers
@@ -88,8 +95,37 @@ class Fleet:
             clock=plan.clock,
             random=plan.random,
             provider=None if policy.limit is None else self.providers[policy.limit.provider],
+            breaker_home=self._home_of(spec.name),
             traffic=plan.traffic,
         )
+
+    def _home_of(self, name: str) -> BreakerHome | None:
+        """Return where a breaker's state is shared; a store that nobody else looks at would only slow it down."""
+        return None if self._store is None else BreakerHome(self._store, BREAKERS + name, self._store_failed)
+
+    def _store_failed(self, operation: str, error: StoreError) -> None:
+        self.bus.send(StoreFailed(operation, str(error), self._clock.time()))
+
+    def look(self) -> None:
+        """See what other processes know of the breakers, at the start of a run: one read for all of them."""
+        if self._store is None:
+            return
+        guards = [(name, stack.guard) for name, stack in self.stacks.items() if stack.guard is not None]
+        try:
+            now, records = self._store.now(), self._store.read(BREAKERS)
+        except StoreError as error:
+            self._store_failed("read", error)
+            for _, guard in guards:
+                guard.alone()
+            return
+        changes = [guard.sync(records.get(BREAKERS + name), now) for name, guard in guards]
+        self.bus.send_all([change for change in changes if change is not None])
+
+    def settle(self, run_id: str) -> None:
+        """Bring the breakers' votes that still wait to the store, at the end of a run."""
+        if self._store is not None:
+            for stack in self.stacks.values():
+                stack.settle(run_id)
 
     def stack(self, name: str) -> Stack:
         """Return one scanner's stack.

@@ -81,6 +81,7 @@ class LiveRun(Run):
         are few and short-lived.
         """
         fleet = self._fleet
+        fleet.look()
         fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
         forget = None
         try:
@@ -117,8 +118,8 @@ class LiveRun(Run):
             scan, answer, events = self.outbox.get(True, PATIENCE)
         except Empty:
             return ()
-        if events:
-            self._fleet.bus.send_all(events)
+        if events and scan is not None:
+            scan.stack.tell(events, self.run_id)
         if scan is None:
             return self._cut(by_user=answer == _CLOSE)
         return (self._end(scan, answer),) if scan in self.open else ()
@@ -180,7 +181,9 @@ class LiveRun(Run):
 
     def end(self) -> None:
         """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
-        fleet, duration = self._fleet, self._clock.monotonic() - self._began
+        fleet = self._fleet
+        fleet.settle(self.run_id)
+        duration = self._clock.monotonic() - self._began
         report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
         self._report = report
         if isinstance(self._caller_logs, list):

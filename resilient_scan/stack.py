@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -20,9 +20,18 @@ from resilient_scan.context import NEVER, Call, Home, ScanContext, Step, Traffic
 from resilient_scan.engines.loops import Loops
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
-from resilient_scan.events import AttemptEnded, AttemptStarted, Bus, ExecutionEnded, Registered, RetryBudgetExhausted
+from resilient_scan.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Bus,
+    Event,
+    ExecutionEnded,
+    Registered,
+    RetryBudgetExhausted,
+)
 from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.cache import ResultCache, SharedValues
 from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.retry import Budget, retrying
@@ -73,6 +82,7 @@ class Stack:
         clock: where time comes from.
         random: where chance comes from.
         provider: whose limit it keeps.
+        breaker_home: where the breaker's state is shared; `None`: it is in this object.
         traffic: stands between the scanner and the network.
     """
 
@@ -91,6 +101,7 @@ class Stack:
         clock: Clock,
         random: Random,
         provider: Provider | None = None,
+        breaker_home: BreakerHome | None = None,
         traffic: Traffic | None = None,
     ) -> None:
         self.spec = spec
@@ -107,7 +118,7 @@ class Stack:
         self.provider = provider
         self.total = float(policy.timeout.total)
         self.hung = HungThreads(policy.timeout, clock)
-        self.guard = Guard(spec.name, policy.breaker, clock, random) if policy.breaker else None
+        self.guard = Guard(spec.name, policy.breaker, clock, random, breaker_home) if policy.breaker else None
         self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         own = clock if traffic is None else traffic.clock(spec.name, clock)
@@ -176,6 +187,17 @@ class Stack:
                     self.bus.send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id))
 
         return reported
+
+    def tell(self, events: Sequence[Event], run_id: str) -> None:
+        """Send what a watchdog has found out, once its vote is in the store; on a thread that may wait for that."""
+        self.settle(run_id)
+        self.bus.send_all(events)
+
+    def settle(self, run_id: str) -> None:
+        """Bring the breaker's votes that still wait to the store, if it has one."""
+        change = None if self.guard is None else self.guard.settle()
+        if change is not None:
+            self.bus.send(change.during(run_id))
 
     def took(self, seconds: float) -> None:
         """Remember how long an execution took, newer ones counting more."""
