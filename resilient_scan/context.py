@@ -46,6 +46,13 @@ class Shared(Protocol):
         """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
 
 
+class SourcesLike(Protocol):
+    """The sources that a scanner tries in turn."""
+
+    def ask(self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, /) -> T:
+        """Return what `call` returns, behind that source's breaker."""
+
+
 class Traffic(Protocol):
     """What stands between the scanners and the network: `resilient_scan.http` has a `Recorder` and a `Replay`."""
 
@@ -68,6 +75,7 @@ class Home(msgspec.Struct, frozen=True):
     clock: Clock
     shared: Shared | None
     traffic: Traffic | None = None
+    sources: SourcesLike | None = None
 
 
 class ScanContext:
@@ -199,6 +207,27 @@ class ScanContext:
         """
         shared = self._home.shared
         return load() if shared is None else shared.get(key, load, ttl, self)
+
+    def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER) -> T:
+        """Ask one of several sources that this scanner tries in turn, behind a breaker of that source's own.
+
+        The breaker has the numbers of the scanner's (none, if that has none) and lives as long as the runner. It goes
+        by the same rules: `PermanentError` is no failure, `RetryAfter` and a time that is over are. Without a runner,
+        in a test, `call` is just called.
+
+        Args:
+            source: its name; one that is also a provider's (`Limit`) keeps that provider's rate during the call.
+            call: asks it.
+            seconds: for the call, so that the next source has time left; `resilient_scan.http` and this context's
+                waits keep to it.
+
+        Raises:
+            CircuitOpen: the source has failed too often lately; try the next one.
+            ScanTimeout: its seconds are over.
+            Exception: what `call` raised.
+        """
+        sources = self._home.sources
+        return call() if sources is None else sources.ask(source, call, seconds, self)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
         """Call `function` with each item, several at a time, under this scan's deadline.

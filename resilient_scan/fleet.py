@@ -96,6 +96,7 @@ class Fleet:
             random=plan.random,
             provider=None if policy.limit is None else self.providers[policy.limit.provider],
             breaker_home=self._home_of(spec.name),
+            providers=self.providers,
             traffic=plan.traffic,
         )
 

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.outcome import ErrorInfo, ScanResult
 from resilient_scan.scanning import ScannerSpec
+from resilient_scan.sources import Sources
 
 SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "rejected", "cancelled"
 REMEMBERED = 50
@@ -82,6 +84,7 @@ class Stack:
         clock: where time comes from.
         random: where chance comes from.
         provider: whose limit it keeps.
+        providers: by name, all that there are.
         breaker_home: where the breaker's state is shared; `None`: it is in this object.
         traffic: stands between the scanner and the network.
     """
@@ -101,6 +104,7 @@ class Stack:
         clock: Clock,
         random: Random,
         provider: Provider | None = None,
+        providers: Mapping[str, Provider] = MappingProxyType({}),
         breaker_home: BreakerHome | None = None,
         traffic: Traffic | None = None,
     ) -> None:
@@ -122,7 +126,8 @@ class Stack:
         self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         own = clock if traffic is None else traffic.clock(spec.name, clock)
-        self.home = Home(spec.name, settings, own, shared, traffic)
+        sources = Sources(spec.name, policy.breaker, clock, random, providers)
+        self.home = Home(spec.name, settings, own, shared, traffic, sources)
         self.loops = Loops()
         self.call = self._fold(random)
         self.tell_execution = bus.teller(ExecutionEnded)

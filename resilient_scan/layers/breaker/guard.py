@@ -117,7 +117,7 @@ class Guard:
                 slow = slow_after is not None and clock.monotonic() - began >= slow_after
                 return found
             except BaseException as error:
-                failed = self._verdict(error, context)
+                failed = self.verdict(error, context)
                 raise
             finally:
                 context.permit = None
@@ -214,7 +214,7 @@ class Guard:
         circuit = self._circuit
         return changed(self._name, before, self._memory.state, circuit.open_for)
 
-    def _verdict(self, error: BaseException, context: ScanContext) -> bool | None:
+    def verdict(self, error: BaseException, context: ScanContext) -> bool | None:
         """Say whether an exception is a failure; `None`: no vote."""
         if context.cut_short:  # the run's end is not the source's fault
             return None

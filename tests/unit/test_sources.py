@@ -1,0 +1,176 @@
+"""Sources that one scanner tries in turn, each with a breaker of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import (
+    Breaker,
+    Candidate,
+    CircuitOpen,
+    Limit,
+    LimitExceeded,
+    PermanentError,
+    RetryAfter,
+    ScanCancelled,
+    ScanContext,
+    ScanRunner,
+    ScanTimeout,
+    Status,
+    Timeout,
+    scanner,
+)
+from resilient_scan.sources import Sources
+from resilient_scan.testing import FakeClock
+
+Chain = Callable[..., Any]
+
+
+TWO = Breaker(failures=2, open_for=10)
+
+
+def sources(clock: FakeClock, breaker: Breaker | None = TWO) -> Sources:
+    return Sources("s", breaker, clock, Random(0), {})
+
+
+def fail(error: BaseException) -> Callable[[], Any]:
+    def call() -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def context(clock: FakeClock) -> ScanContext:
+    return ScanContext("s", clock=clock, deadline=clock.monotonic() + 100)
+
+
+def test_a_source_that_keeps_failing_is_not_asked_any_more_and_the_others_are(
+    clock: FakeClock, context: ScanContext
+) -> None:
+    mine = sources(clock)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="down"):
+            mine.ask("first", fail(ValueError("down")), 5, context)
+    with pytest.raises(CircuitOpen, match="breaker of s's source first is open, next trial in 10s"):
+        mine.ask("first", lambda: pytest.fail("it was asked"), 5, context)
+    assert mine.ask("second", lambda: 7, 5, context) == 7
+    clock.advance(10)
+    assert mine.ask("first", lambda: 8, 5, context) == 8
+    assert mine.ask("first", lambda: 9, 5, context) == 9
+
+
+@pytest.mark.parametrize(("error", "opens"), [(PermanentError("no"), False), (RetryAfter(1), True), (OSError(), True)])
+def test_the_rules_of_voting_are_the_scanners(
+    clock: FakeClock, context: ScanContext, error: Exception, opens: bool
+) -> None:
+    mine = sources(clock)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            mine.ask("first", fail(error), 5, context)
+    if opens:
+        with pytest.raises(CircuitOpen):
+            mine.ask("first", lambda: 1, 5, context)
+    else:
+        assert mine.ask("first", lambda: 1, 5, context) == 1
+
+
+def test_without_a_breaker_there_is_none_and_without_a_runner_it_is_a_plain_call(
+    clock: FakeClock, context: ScanContext
+) -> None:
+    mine = sources(clock, None)
+    for _ in range(9):
+        with pytest.raises(ValueError, match="down"):
+            mine.ask("first", fail(ValueError("down")), 5, context)
+    assert ScanContext("s").guarded("first", lambda: 3) == 3
+
+
+def test_a_source_that_takes_too_long_ends_in_time_for_the_next(clock: FakeClock, context: ScanContext) -> None:
+    mine = sources(clock)
+
+    def slow() -> None:
+        assert context.remaining() == 5
+        clock.advance(6)
+        context.check()
+
+    for _ in range(2):
+        with pytest.raises(ScanTimeout, match="first: no answer within 5s") as caught:
+            mine.ask("first", slow, 5, context)
+        assert caught.value.by_clock
+    assert context.remaining() == 88
+    with pytest.raises(CircuitOpen):
+        mine.ask("first", slow, 5, context)
+
+
+def test_the_scans_own_end_stays_its_own_end(clock: FakeClock, context: ScanContext) -> None:
+    def slow() -> None:
+        clock.advance(101)
+        context.check()
+
+    with pytest.raises(ScanCancelled):
+        sources(clock).ask("first", slow, 1000, context)
+    early = ScanContext("s", clock=clock, deadline=clock.monotonic() + 100)
+
+    def cancelled() -> None:
+        early.cancel()
+        clock.advance(6)
+        early.check()
+
+    with pytest.raises(ScanCancelled):
+        sources(clock).ask("first", cancelled, 5, early)
+
+
+def test_in_a_runner_the_breakers_outlive_the_runs() -> None:
+    asked: list[str] = []
+
+    @scanner(pipeline="p", cache=None, retry=None, breaker=Breaker(failures=2, open_for=60))
+    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        def first() -> list[Candidate]:
+            asked.append("first")
+            raise OSError("down")
+
+        try:
+            return context.guarded("first", first, seconds=1)
+        except (OSError, CircuitOpen) as error:
+            context.log("chain", left_out=str(error))
+            return context.guarded("second", lambda: [Candidate("A", "second", "c")])
+
+    with ScanRunner([chain], listeners=(), clock=FakeClock()) as runner:
+        reports = [runner.run({}) for _ in range(4)]
+    assert [report.results["chain"].status for report in reports] == [Status.COMPLETED] * 4
+    assert asked == ["first"] * 2
+    assert "breaker of chain's source first is open" in reports[3].tool_logs[0]["left_out"]
+
+
+def test_a_source_of_a_providers_name_keeps_that_providers_rate() -> None:
+    pytest.importorskip("pyrate_limiter")
+    failures: list[str] = []
+
+    @scanner(pipeline="p", cache=None, limit=Limit("shop", rate="1/day"))
+    def owner(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        context.before_request()
+        return []
+
+    @scanner(pipeline="p", cache=None, retry=None, timeout=Timeout(total=5))
+    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        context.guarded("another", context.before_request)
+        try:
+            context.guarded("shop", context.before_request, seconds=0.2)
+        except (LimitExceeded, ScanTimeout) as error:
+            failures.append(type(error).__name__)
+        context.before_request()
+        return []
+
+    with ScanRunner([owner, chain], listeners=(), concurrent=False) as runner:
+        report = runner.run({})
+    assert report.complete
+    assert failures == ["LimitExceeded"]
