@@ -43,6 +43,7 @@ from resilient_scan.quarantine import DAY
 from resilient_scan.report import RunReport
 from resilient_scan.running import LiveRun
 from resilient_scan.stack import Flight, Stack
+from resilient_scan.stores import Store
 
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
@@ -60,7 +61,7 @@ class ScanRunner:
         max_workers: scanners at work at a time, >= 1.
         concurrent: `False`: one scanner at a time, in the given order, by the same code.
         timeout_seconds: replaces `policy.timeout.total`, in seconds, > 0.
-        store: where state lives; `None` and `"memory:"` keep it in this object.
+        store: where state lives; `None` and `"memory:"` keep it in this object; a store object is yours to close.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none.
         engine: where work runs: `"threads"`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.
@@ -102,7 +103,8 @@ class ScanRunner:
         self._clock: Clock = clock or SystemClock()
         self._concurrent = one_of("concurrent", concurrent, (True, False))
         self._order = one_of("order", order, ("longest_first", "given"))
-        one_of("store", store, (None, "memory:"))
+        if not isinstance(store, Store):
+            one_of("store", store, (None, "memory:"))
         one_of("engine", engine, ("threads",))
         specs = distinct(scanners)
         names = [spec.name for spec in specs]
@@ -117,6 +119,7 @@ class ScanRunner:
             max_abandoned=whole("max_abandoned", max_abandoned, 0),
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
+            store=store if isinstance(store, Store) else None,
             traffic=traffic,
         )
         self._deadline = _seconds(deadline)

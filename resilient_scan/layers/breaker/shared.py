@@ -313,7 +313,9 @@ class Shared:
     def _become(self, record: Record, ahead: float) -> None:
         """Take a record over, with the votes that came meanwhile."""
         circuit, memory = self._circuit, self._circuit.memory
-        measured = circuit.open_until if memory.generation == record.generation else math.inf
+        # The time of an opening that was seen here is measured here, whatever the wall clock does meanwhile.
+        seen = memory.state == OPEN and memory.generation == record.generation
+        measured = circuit.open_until if seen else math.inf
         circuit.take(record.shifted(-ahead))
         circuit.open_until = min(circuit.open_until, measured)
         for vote in self._pending:

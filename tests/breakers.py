@@ -1,0 +1,82 @@
+"""Several processes' guards on one store, as far as one process can play them."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, TypeVar
+
+from resilient_scan import Breaker
+from resilient_scan.errors import StoreError
+from resilient_scan.layers.breaker import Guard, Home
+from resilient_scan.stores import Change
+from resilient_scan.stores.memory import MemoryStore
+from resilient_scan.testing import FakeClock
+
+T = TypeVar("T")
+KEY = "breaker/one"
+
+
+class Wall(FakeClock):
+    """A clock whose wall time jumps when told to."""
+
+    def __init__(self, start: float = 1_359_050_400.0) -> None:
+        super().__init__(start)
+        self.jumped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.jumped
+
+
+class Shelf(MemoryStore):
+    """A store that counts what it is asked, and can be taken away."""
+
+    shared = True
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.away: Exception | None = None
+        self.updates = 0
+        self.writes = 0
+
+    def update(self, key: str, change: Change[T], /) -> T:
+        self.updates += 1
+        if self.away is not None:
+            raise self.away
+
+        def counted(old: bytes | None, now: float) -> tuple[bytes | None, T]:
+            change(old, now)  # it may be called more than once
+            new, result = change(old, now)
+            self.writes += new is not old
+            return new, result
+
+        return super().update(key, counted)
+
+
+class Fleet:
+    """Guards with one record, each as in a process of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Wall()
+        self.store = Shelf(self.clock)
+        self.options: dict[str, Any] = {"failures": 1, "open_for": 8, **options}
+        self.errors: list[tuple[str, StoreError]] = []
+
+    def on_error(self, operation: str, error: StoreError) -> None:
+        self.errors.append((operation, error))
+
+    def guard(self, *, look: bool = True, random: Random | None = None, **options: Any) -> Guard:
+        """Start a process, and its first run unless told otherwise."""
+        home = Home(self.store, KEY, self.on_error)
+        guard = Guard("one", Breaker(**{**self.options, **options}), self.clock, random or Random(0), home)
+        if look:
+            self.look(guard)
+        return guard
+
+    def look(self, *guards: Guard) -> None:
+        """Begin a run."""
+        for guard in guards:
+            assert guard.sync(self.store.read(KEY).get(KEY), self.store.now()) is None
+
+    def put(self, data: bytes | None) -> None:
+        """Let somebody else write the record."""
+        MemoryStore.update(self.store, KEY, lambda _old, _now: (data, None))
