@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout
-from resilient_scan.http import TransientError
+from resilient_scan.http import SchemaDrift, TransientError
+from scanners._settings import read_settings
 from scanners.providers import yahoo
-from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory, SchemaDrift, UnknownSymbol
+from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory, UnknownSymbol
 
 CACHE: Final = Cache(ttl=300, inputs=("trade_date", "tickers"))
 RETRY: Final = Retry(attempts=3, on=(TransientError,))
@@ -44,6 +45,7 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 Settings = TypeVar("Settings", bound=ChartSettings)
+Table = TypeVar("Table", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +130,6 @@ def scan_charts(
             yield candidate
 
 
-def read_settings(kind: type[Settings], context: ScanContext) -> Settings:
-    """Return the scanner's table as an object of `kind`, or raise `ConfigError` that names the key."""
-    try:
-        return msgspec.convert(dict(context.settings), kind)
-    except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$.")
-        known = ", ".join(sorted(kind.__struct_fields__))
-        place = f"settings.{path.rstrip('`')}" if path else "settings"
-        raise ConfigError(f"{context.scanner}: {place}: {reason}; the settings are {known}") from None
-
-
 def trade_date(state: Mapping[str, Any], context: ScanContext) -> date:
     """Return the New York date that the scan is about."""
     value = state.get("trade_date")
@@ -184,7 +175,7 @@ def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSetti
                 raise
             continue
         chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
-        if reason := _unusable(chart, history.instrument, bars):
+        if reason := _unusable(chart, history, bars):
             context.log("yahoo_chart", ticker=ticker, left_out=reason)
         else:
             used += 1
@@ -204,12 +195,17 @@ def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> Pri
     )
 
 
-def _unusable(chart: Chart, instrument: str, bars: int) -> str:
-    """Say why a chart cannot be used, or return an empty text."""
-    if instrument not in INSTRUMENTS:
-        return f"is {instrument}, not a stock or a fund"
+def _unusable(chart: Chart, history: PriceHistory, bars: int) -> str:
+    """Say why a chart cannot be used, or return an empty text.
+
+    A hole among the bars that a rule looks at could be the very day that decides.
+    """
+    if history.instrument not in INSTRUMENTS:
+        return f"is {history.instrument}, not a stock or a fund"
     if len(chart.bars) < bars:
         return f"has {len(chart.bars)} bars, the rule needs {bars}"
     if chart.trade_date - chart.last.day > LONGEST_PAUSE:
         return f"was last traded on {chart.last.day}"
-    return ""
+    first = chart.bars[-bars].day
+    holes = [day for day in history.holes if first < day <= chart.trade_date]
+    return f"has no whole bar of {holes[-1]}" if holes else ""

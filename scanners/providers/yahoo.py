@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -20,16 +20,19 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from resilient_scan import PermanentError, ScanContext, ScanError
-from resilient_scan.http import Client, Response, TransientError
+from resilient_scan import PermanentError, ScanContext
+from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
+from scanners.providers.reading import Epoch, shaped
 
 LIVE: Final = "https://query2.finance.yahoo.com"
 NEW_YORK: Final = ZoneInfo("America/New_York")
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABC])")
 _PRICES: Final = ("open", "high", "low", "close")
+_DEAREST: Final = 1e7  # what no share has cost; beyond it a price is a mistake
+_BUSIEST: Final = 1e11  # shares a day, likewise
+_OUTSIDE: Final = 0.01  # how far open and close may be outside of low and high: they are adjusted and rounded apart
 
 # The parts of the answer that are read, as they are in the JSON; msgspec names the field that does not fit.
-_Time = Annotated[int, msgspec.Meta(ge=0, le=32503680000)]
 _Share = Annotated[float, msgspec.Meta(gt=0)]
 _Column = list[float | None]
 
@@ -47,7 +50,7 @@ class _Indicators(msgspec.Struct):
 
 
 class _Split(msgspec.Struct):
-    date: _Time
+    date: Epoch
     numerator: _Share
     denominator: _Share
 
@@ -63,7 +66,7 @@ class _Meta(msgspec.Struct, rename="camel"):
 class _Result(msgspec.Struct):
     meta: _Meta
     indicators: _Indicators
-    timestamp: list[_Time] = []  # missing where there are no bars
+    timestamp: list[Epoch] = []  # missing where there are no bars
     events: _Events | None = None
 
 
@@ -81,12 +84,8 @@ class _Envelope(msgspec.Struct):
     chart: _Chart
 
 
-class UnknownSymbol(PermanentError):
+class UnknownSymbol(NotFound):
     """Yahoo knows no such symbol, or has no data of it for these days."""
-
-
-class SchemaDrift(ScanError):
-    """Yahoo's answer has not the shape it used to have; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +108,13 @@ class PriceHistory:
         symbol: as it was asked for.
         instrument: Yahoo's word, such as `EQUITY`, `ETF`, `INDEX` or `CRYPTOCURRENCY`.
         bars: may be empty.
+        holes: days of which there is something, but no whole and plausible bar.
     """
 
     symbol: str
     instrument: str
     bars: tuple[Bar, ...]
+    holes: tuple[date, ...] = ()
 
 
 class Yahoo:
@@ -172,8 +173,9 @@ def read_chart(response: Response, symbol: str) -> PriceHistory:
     if not chart.result:
         raise SchemaDrift(f"Yahoo's chart of {symbol}: chart.result is empty, and there is no chart.error")
     result = chart.result[0]
-    bars = unsplit(_bars(result, symbol), _splits(result))
-    return PriceHistory(symbol, result.meta.instrument_type, tuple(bars))
+    whole, holes = _bars(result, symbol)
+    bars = unsplit(whole, _splits(result))
+    return PriceHistory(symbol, result.meta.instrument_type, tuple(bars), holes)
 
 
 def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
@@ -203,13 +205,10 @@ def _chart(response: Response, symbol: str) -> _Chart:
     """Return the chart in a response, an error's as well; an error of another form is no answer of Yahoo's."""
     good = response.status == 200
     try:
-        chart = msgspec.convert(response.json(), _Envelope).chart
+        chart = shaped(response.json(), _Envelope, f"Yahoo's chart of {symbol}").chart
         if good or chart.error is not None:
             return chart
-    except msgspec.ValidationError as error:
-        if good:
-            raise SchemaDrift(f"Yahoo's chart of {symbol} has another shape than it used to have: {error}") from None
-    except TransientError:
+    except (SchemaDrift, TransientError):
         if good:
             raise
     raise PermanentError(f"{response.url}: HTTP {response.status} without Yahoo's error body; check base_url")
@@ -221,17 +220,22 @@ def _raise_error(error: _Error, symbol: str) -> NoReturn:
     raise UnknownSymbol(said) if unknown else PermanentError(said)
 
 
-def _bars(result: _Result, symbol: str) -> list[Bar]:
-    """Return the bars that are whole, oldest first; of two on one day (a session under way has both) the later."""
+def _bars(result: _Result, symbol: str) -> tuple[list[Bar], tuple[date, ...]]:
+    """Return the bars that are whole, oldest first, and the days without one.
+
+    Of two bars on one day (a session under way has both) the later one counts.
+    """
+    if result.timestamp != sorted(result.timestamp):
+        raise SchemaDrift(f"Yahoo's chart of {symbol}: timestamp is not in order")
     days = [new_york_date(stamp) for stamp in result.timestamp]
     columns = [_column(result.indicators.quote[0], name, len(days), symbol) for name in (*_PRICES, "volume")]
     rows = zip(days, *columns, strict=True)
     bars = {
         day: Bar(day, first, high, low, last, int(volume))
         for day, first, high, low, last, volume in rows
-        if _whole((first, high, low, last), volume)
+        if _whole(first, high, low, last, volume)
     }
-    return [bars[day] for day in sorted(bars)]
+    return [bars[day] for day in sorted(bars)], tuple(sorted(set(days) - bars.keys()))
 
 
 def _column(quote: _Quote, name: str, length: int, symbol: str) -> list[float]:
@@ -244,8 +248,12 @@ def _column(quote: _Quote, name: str, length: int, symbol: str) -> list[float]:
     return [math.nan if value is None else value for value in column]
 
 
-def _whole(prices: Iterable[float], volume: float) -> bool:
-    return all(math.isfinite(price) and price > 0 for price in prices) and math.isfinite(volume) and volume >= 0
+def _whole(first: float, high: float, low: float, last: float, volume: float) -> bool:
+    """Say whether a bar has all its numbers, and does not contradict itself."""
+    if not all(0 < price <= _DEAREST for price in (first, high, low, last)) or not 0 <= volume <= _BUSIEST:
+        return False
+    most, least = high * (1 + _OUTSIDE), low * (1 - _OUTSIDE)
+    return least <= first <= most and least <= last <= most and low <= high
 
 
 def _splits(result: _Result) -> dict[date, float]:

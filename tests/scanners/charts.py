@@ -17,8 +17,14 @@ TRADE_DATE = date(2013, 1, 24)  # a Thursday
 
 
 def bar(day: date, close: float, volume: int = 1000, **prices: float) -> Bar:
-    """Return a bar whose open, high and low are its close, unless given."""
-    return Bar(day, **{"open": close, "high": close, "low": close, **prices}, close=close, volume=volume)
+    """Return a bar whose open is its close, and whose high and low are the outer ones of both, unless given."""
+    first = prices.get("open", close)
+    return Bar(
+        day,
+        **{"open": first, "high": max(first, close), "low": min(first, close), **prices},
+        close=close,
+        volume=volume,
+    )
 
 
 def weekdays(count: int, last: date = TRADE_DATE) -> list[date]:

@@ -226,6 +226,30 @@ def test_a_history_that_is_too_short_is_left_out(scanner: Any, needed: int) -> N
         assert (log[0].get("left_out") == f"has {count} bars, the rule needs {needed}") is left_out
 
 
+@pytest.mark.parametrize(
+    ("scanner", "needed", "settings"),
+    [
+        (market_movers, 2, {}),
+        (volume_accumulation, 6, {"mean_days": 5}),
+        (high_52w_breakout, 6, {"lookback_days": 5}),
+        (gap_up, 2, {}),
+        (rsi_oversold, 10, {"mean_days": 10}),
+    ],
+)
+def test_a_hole_among_the_bars_that_a_rule_looks_at_leaves_the_ticker_out(
+    scanner: Any, needed: int, settings: dict[str, Any]
+) -> None:
+    bars = bars_of([10.0] * 20)
+    for place in range(1, 20):
+        payload = payload_of(bars)
+        payload["chart"]["result"][0]["indicators"]["quote"][0]["close"][-place] = None
+        with LoopbackServer(FakeYahoo({"A": payload})) as server:
+            found, log = scan(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url, **settings)
+        # of `needed` whole bars the first may follow a hole: nothing is held against the day before it
+        assert (log[0].get("left_out") == f"has no whole bar of {bars[-place].day}") is (place <= needed), place
+        assert found == []
+
+
 # ------------------------------------------------------------------------------------------------------- no look-ahead
 
 

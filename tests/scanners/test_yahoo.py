@@ -96,7 +96,26 @@ def test_days_are_new_yorks() -> None:
 def test_a_bar_with_a_hole_is_dropped(column: str, hole: Any) -> None:
     payload = payload_of(BARS)
     quotes(payload)[column][1] = hole
-    assert parse(payload).bars == (BARS[0], *BARS[2:])
+    history = parse(payload)
+    assert history.bars == (BARS[0], *BARS[2:])
+    assert history.holes == (BARS[1].day,)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("open", 1e6), ("close", 1e6), ("low", 1e6), ("close", 10.8), ("open", 11.2), ("close", 1e9), ("volume", 10**12)],
+)
+def test_a_bar_that_contradicts_itself_or_everything_seen_so_far_is_a_hole(column: str, value: float) -> None:
+    payload = payload_of(BARS)
+    quotes(payload)[column][1] = value
+    assert parse(payload).holes == (BARS[1].day,)
+
+
+def test_prices_that_were_rounded_apart_are_no_hole() -> None:
+    payload = payload_of(BARS)
+    quotes(payload)["close"][1] = 11.05
+    quotes(payload)["open"][1] = 10.95
+    assert parse(payload).holes == ()
 
 
 def test_a_price_of_zero_is_a_hole_and_a_volume_of_zero_is_none() -> None:
@@ -111,6 +130,7 @@ def test_of_two_bars_on_one_day_the_later_whole_one_counts() -> None:
     payload = payload_of([*BARS, live])
     payload["chart"]["result"][0]["timestamp"][-1] = opening(TRADE_DATE) + 6 * 3600
     assert parse(payload).bars == (*BARS[:-1], live)
+    assert parse(payload).holes == ()
     quotes(payload)["close"][-1] = None
     assert parse(payload).bars == tuple(BARS)
 
@@ -215,6 +235,8 @@ def test_other_statuses_are_the_http_clients() -> None:
         (("chart", "result", 0, "meta", "instrumentType"), 7, r"\$\.chart\.result\[0\]\.meta\.instrumentType"),
         (("chart", "result", 0, "timestamp", 2), "Thursday", r"\.timestamp\[2\]"),
         (("chart", "result", 0, "timestamp", 2), 10**15, r"\.timestamp\[2\]"),
+        (("chart", "result", 0, "timestamp", 2), 10**10, r"\.timestamp\[2\]"),
+        (("chart", "result", 0, "timestamp", 2), 86400, "timestamp is not in order"),
         (("chart", "result", 0, "timestamp"), [1359037800], "indicators.quote.0..open has 4 values for 1 timestamps"),
         (("chart", "result", 0, "indicators", "quote"), [], r"\.indicators\.quote"),
         (("chart", "result", 0, "indicators", "quote", 0, "close"), None, r"\.close"),
