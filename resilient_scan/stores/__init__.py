@@ -97,6 +97,10 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         from resilient_scan.stores.memory import MemoryStore  # noqa: PLC0415 - each home is loaded when it is used
 
         return MemoryStore(clock)
+    if store.startswith("sqlite:"):
+        from resilient_scan.stores.sqlite import SqliteStore  # noqa: PLC0415
+
+        return SqliteStore(store, clock)
     raise ConfigError(f"store must be one of {_FORMS}, got {without_password(store)!r}")
 
 

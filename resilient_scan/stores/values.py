@@ -66,7 +66,10 @@ class Values:
 
 
 class Pending:
-    """What is to be written with the next flush, and can be read meanwhile; bounded, the oldest is forgotten first."""
+    """What is to be written with the next flush, and can be read meanwhile.
+
+    Bounded: at most 20,000 values of 64 MiB and 1,000 records, the oldest are forgotten first.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._lock = threading.Lock()
@@ -89,12 +92,11 @@ class Pending:
         with self._lock:
             self._values.drop(key)
 
-    def append(self, log: str, data: bytes, keep: int) -> None:
+    def append(self, record: Record) -> None:
         """Keep a record for the next flush."""
-        check_size(data)
         with self._lock:
             self._number += 1
-            self._records[self._number] = Record(log, data, keep)
+            self._records[self._number] = record
             while len(self._records) > MOST_RECORDS:
                 self._records.popitem(last=False)
 

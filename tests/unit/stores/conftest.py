@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -34,10 +35,17 @@ class Home:
             store.close()
 
 
-@pytest.fixture(params=["memory"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """Return a directory in memory, where there is one: most tests need no disk to wait for."""
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def home(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[Home]:
     """Return each kind of place in turn."""
-    urls = {"memory": "memory:"}
+    urls = {"memory": "memory:", "sqlite": f"sqlite:///{quick_path}/state/scan.db"}
     place = Home(urls[request.param])
     yield place
     place.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resilient_scan.stores import values
-from resilient_scan.stores.values import Pending, Values
+from resilient_scan.stores.values import Pending, Record, Values
 from resilient_scan.testing import FakeClock
 
 
@@ -42,10 +42,10 @@ def test_a_value_that_replaced_a_written_one_is_still_to_be_written() -> None:
     pending = Pending(FakeClock())
     pending.put("a", b"1", 60)
     pending.put("b", b"1", 60)
-    pending.append("runs", b"1", 9)
+    pending.append(Record("runs", b"1", 9))
     values, records = pending.batch()
     pending.put("a", b"2", 60)
-    pending.append("runs", b"2", 9)
+    pending.append(Record("runs", b"2", 9))
     pending.written(values, records)
     assert [(key, value.data) for key, value in pending.batch()[0]] == [("a", b"2")]
     assert pending.tail("runs", 9) == [b"2"]
@@ -63,18 +63,18 @@ def test_a_batch_can_be_read_until_it_is_written() -> None:
 def test_records_to_be_written_are_bounded(small: None) -> None:
     pending = Pending(FakeClock())
     for number in range(5):
-        pending.append("runs", b"%d" % number, 9)
+        pending.append(Record("runs", b"%d" % number, 9))
     assert pending.tail("runs", 9) == [b"4", b"3", b"2"]
 
 
 def test_writing_what_has_made_room_meanwhile(small: None) -> None:
     pending = Pending(FakeClock())
     pending.put("a", b"1", 60)
-    pending.append("runs", b"1", 9)
+    pending.append(Record("runs", b"1", 9))
     batch = pending.batch()
     for number in range(4):
         pending.put(f"k{number}", b"", 60)
-        pending.append("runs", b"x", 9)
+        pending.append(Record("runs", b"x", 9))
     pending.written(*batch)
     assert kept(pending) == ["k1", "k2", "k3"]
     assert pending.tail("runs", 9) == [b"x"] * 3

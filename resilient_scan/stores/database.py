@@ -1,0 +1,381 @@
+"""One SQLite file: connections to it, transactions in it, and what to do when it is damaged.
+
+A connection is used by one thread at a time and kept for the next; so a thread that ends leaves none open. Nobody here
+ever opens the file in another way: closing it would drop the locks of all connections of the process (POSIX).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import StoreError
+from resilient_scan.stores.away import Away
+from resilient_scan.stores.forks import OUTSIDE
+from resilient_scan.stores.schema import Damaged, bring_up_to_date, check_documents, check_everything
+from resilient_scan.stores.values import MOST_BYTES_OF_ONE
+
+_log = logging.getLogger("resilient_scan")
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+Identity = tuple[int, int]
+
+PATIENCE = 2.0  # seconds for which a lock of others is waited for
+PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
+WAL_SINCE = (3, 51, 3)  # older ones may lose pages of a WAL that is reset
+IDLE = 16  # connections
+TRIES = 4  # of one transaction, when the file is replaced under it
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_ERROR,  # no such table
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
+_LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+
+
+class Moved(Exception):
+    """Another file has taken the place of the one that is open."""
+
+
+class _Open:
+    """A connection, which file it is open on, and for how many seconds it waits for locks of others."""
+
+    def __init__(self, raw: sqlite3.Connection, identity: Identity, patience: float) -> None:
+        self.raw = raw
+        self.identity = identity
+        self._patience = patience
+
+    def wait_for(self, patience: float) -> None:
+        """Wait so long for locks."""
+        if patience != self._patience:
+            self.raw.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+            self._patience = patience
+
+
+class Database:
+    """The file at `path`, made when it is first used.
+
+    Args:
+        path: where it is, absolute.
+        clock: where time comes from.
+        durable: whether what was written outlives a loss of power; it outlives the end of the process anyhow.
+    """
+
+    def __init__(self, path: Path, clock: Clock, *, durable: bool = True) -> None:
+        self._path = path
+        self._clock = clock
+        self._synchronous = "FULL" if durable else "OFF"
+        self._idle: list[_Open] = []
+        self._closed = False
+        self._checked: Identity | None = None
+        self.begin()
+        weakref.finalize(self, _close_all, self._idle)
+
+    def begin(self) -> None:
+        """Begin anew, without the connections there were."""
+        self._writing = threading.Lock()
+        self._away = Away(self._clock)
+        _close_all(self._idle)
+
+    def close(self) -> None:
+        """Close the connections; one that is in use is closed after that."""
+        self._closed = True
+        _close_all(self._idle)
+
+    def look(self) -> None:
+        """Open the file, if there is one.
+
+        Raises:
+            StoreError: it cannot be used.
+        """
+        with suppress(OSError):
+            if self._path.exists():
+                self.read(lambda _database: None)
+
+    def read(self, work: Work[T]) -> T:
+        """Return what one statement finds.
+
+        Raises:
+            StoreError: the file cannot be used.
+        """
+        return self._run(work, writing=False)
+
+    def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction of its own, one at a time; what it raises rolls it back.
+
+        Raises:
+            StoreError: the file cannot be used, or cannot be written.
+        """
+        # The threads of a process wait here for each other, where the first to come is the first to go: in SQLite
+        # they would sleep and try again.
+        if not self._writing.acquire(timeout=PATIENCE):
+            raise StoreError(f"the store {self._path} is locked by another thread for {PATIENCE:g} s")
+        try:
+            return self._run(work, writing=True)
+        finally:
+            self._writing.release()
+
+    def _run(self, work: Work[T], *, writing: bool) -> T:
+        self._away.check()
+        for _ in range(TRIES):
+            try:
+                result = self._attempt(work, writing=writing)
+            except Moved:
+                continue
+            except Damaged as damage:
+                self._replace(str(damage))
+            except UnicodeDecodeError:  # the text of an error with damaged names in it; or what `work` has raised
+                if not self._replace("its names are no text"):
+                    raise
+            else:
+                self._away.back()
+                return result
+        raise StoreError(f"the store {self._path} cannot be used: each new file is damaged or replaced at once")
+
+    def _attempt(self, work: Work[T], *, writing: bool) -> T:
+        try:
+            with OUTSIDE.of_forks():
+                connection = self._take()
+                try:
+                    result = self._transaction(connection, work) if writing else work(connection.raw)
+                except BaseException:
+                    connection.raw.close()  # rolls back
+                    raise
+                self._give_back(connection)
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        return result
+
+    def _transaction(self, connection: _Open, work: Work[T]) -> T:
+        connection.raw.execute("BEGIN IMMEDIATE")
+        # Another process that finds the file damaged locks it, moves it aside and makes a new one. Whoever waited for
+        # that lock has it now, on the file that was moved: what is written there is lost, so look again.
+        if _identity(self._path) != connection.identity:
+            raise Moved
+        result = work(connection.raw)
+        connection.raw.execute("COMMIT")
+        return result
+
+    def _take(self) -> _Open:
+        patience = PATIENCE if self._away.seen else PATIENCE_AWAY
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if _identity(self._path) == connection.identity:
+                connection.wait_for(patience)
+                return connection
+            connection.raw.close()
+        return self._connect(patience)
+
+    def _give_back(self, connection: _Open) -> None:
+        self._idle.append(connection)
+        if self._closed:  # by another thread, which may have looked before the connection was back
+            _close_all(self._idle)
+        elif len(self._idle) > IDLE:
+            connection = self._idle.pop()
+            connection.raw.close()
+
+    def _connect(self, patience: float) -> _Open:
+        identity = self._make_file()
+        raw = _connect(self._path, patience)
+        try:
+            raw.execute(f"PRAGMA synchronous = {self._synchronous}")
+            _set_journal(raw, self._path)
+            if identity != self._checked:
+                bring_up_to_date(raw, str(self._path))
+                check_documents(raw)
+        except BaseException:
+            raw.close()
+            raise
+        if identity != _identity(self._path):  # which of the two is open?
+            raw.close()
+            raise Moved
+        self._checked = identity
+        return _Open(raw, identity, patience)
+
+    def _make_file(self) -> Identity:
+        """Return the file's identity; where there is none, make an empty one that is for our eyes only."""
+        identity = _identity(self._path)
+        if identity is None:
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_empty(self._path)
+            except OSError as error:
+                raise StoreError(f"the store {self._path} cannot be made: {error.strerror}") from error
+            identity = _identity(self._path)
+        if identity is None:
+            raise Moved
+        return identity
+
+    def _replace(self, why: str) -> bool:
+        """Move the file aside if it is damaged indeed, so that a new one is made; say whether it was.
+
+        One process at a time does, and looks at the file that is there *now*: it may be the new one already. While it
+        looks it keeps all others out of the file, so that none can write into it in the meantime.
+        """
+        try:
+            with OUTSIDE.of_forks(), _alone(self._path.parent), closing(_connect(self._path, PATIENCE)) as raw:
+                damaged = _is_damaged(raw, self._path)
+                if damaged:
+                    _log.warning(
+                        "the store %s is damaged (%s); it is moved aside to %s, and a new one is made",
+                        self._path,
+                        why,
+                        _move_aside(self._path, self._clock.time()),
+                    )
+        except Moved:  # by another process, just now
+            return True
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        except OSError as error:
+            raise StoreError(
+                f"the store {self._path} is damaged ({why}) and cannot be moved aside: {error.strerror}"
+            ) from error
+        return damaged
+
+    def _told(self, error: sqlite3.Error) -> Exception:
+        """Return what an error means: damage, another file in its place, or what is wrong with the store."""
+        if _is_damage(error):
+            return Damaged(str(error))
+        if _code(error) == sqlite3.SQLITE_READONLY_DBMOVED:
+            return Moved()
+        code = _code(error) & 0xFF
+        if code in _LOCKED:
+            return self._away.gone(f"the store {self._path} is locked by another process for more than {PATIENCE:g} s")
+        if code == sqlite3.SQLITE_FULL:
+            return StoreError(f"the store {self._path} cannot be written: the disk is full")
+        why = "it is a directory" if self._path.is_dir() else error
+        return StoreError(f"the store {self._path} cannot be used: {why}")
+
+
+def _connect(path: Path, patience: float) -> sqlite3.Connection:
+    """Connect to a file that exists.
+
+    Raises:
+        Moved: it does not any more.
+    """
+    name = f"file:{quote(str(path))}?mode=rw"
+    try:
+        raw = sqlite3.connect(name, timeout=patience, isolation_level=None, check_same_thread=False, uri=True)
+    except sqlite3.Error:
+        if _identity(path) is None:
+            raise Moved from None
+        raise
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_ONE + 4096)  # a row that says it is huge is not read
+    raw.execute("PRAGMA trusted_schema = OFF")
+    return raw
+
+
+def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
+    """Choose WAL for an empty file where it is safe; keep a file's WAL, unless it is not."""
+    (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+    safe = sqlite3.sqlite_version_info >= WAL_SINCE
+    if safe and mode != "wal" and not raw.execute("PRAGMA schema_version").fetchone()[0]:
+        with _alone(path.parent):  # two that change it at once would not wait for each other
+            raw.execute("PRAGMA journal_mode = WAL").fetchone()
+    elif mode != "wal" or not safe:
+        raw.execute("PRAGMA journal_mode = TRUNCATE").fetchone()
+
+
+def _make_empty(path: Path) -> None:
+    """Make an empty file without opening it: closing it would drop the locks of a connection made meanwhile."""
+    with suppress(FileExistsError):
+        try:
+            os.mknod(path, 0o600)
+        except PermissionError:  # where only root may, or nobody
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return _code(error) & 0xFF in _DAMAGE or _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0)
+
+
+def _is_damaged(raw: sqlite3.Connection, path: Path) -> bool:
+    """Look at all of a file; where it is damaged, nobody else can write to it until this connection is closed."""
+    try:
+        bring_up_to_date(raw, str(path))
+        raw.execute("BEGIN EXCLUSIVE")
+        check_everything(raw)
+    except (Damaged, UnicodeDecodeError):
+        return True
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            return True
+        raise
+    return False
+
+
+def _move_aside(path: Path, now: float) -> Path:
+    """Rename the file, its journals first: a journal without its file would be taken for the new one's."""
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
+    target, number = path.with_name(f"{path.name}.corrupt-{stamp}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
+    for suffix in ("-journal", "-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
+    return target
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory that one process at a time has.
+
+    Raises:
+        TimeoutError: another one holds it for too long.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        for _ in range(int(PATIENCE / 0.01)):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)  # the other process' time, not the clock's
+            else:
+                break
+        else:
+            raise TimeoutError(0, "another process has been repairing it for too long")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - on the way of every transaction
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be used: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+def _close_all(connections: list[_Open]) -> None:
+    while connections:
+        with suppress(IndexError):
+            connections.pop().raw.close()

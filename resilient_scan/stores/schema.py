@@ -1,0 +1,155 @@
+"""What is in a store's SQLite file, and how to tell that it is ours, whole, and of which version.
+
+SQLite notices a damaged page, not a damaged value; so every row carries a checksum over its key and its data.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from contextlib import closing
+from functools import cache
+
+from resilient_scan.errors import StoreError
+
+APPLICATION = 0x7265736C  # "resl"
+
+# One step a version, the first makes an empty file a store of version 1. Never change one that was released: add one.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE documents (key BLOB PRIMARY KEY, data BLOB, sum INTEGER) WITHOUT ROWID",
+        "CREATE TABLE answers (key BLOB PRIMARY KEY, data BLOB, sum INTEGER, until REAL, size INTEGER)",
+        "CREATE INDEX answers_by_age ON answers (until, size)",
+        "CREATE TABLE leases (key BLOB PRIMARY KEY, data BLOB, sum INTEGER, until REAL) WITHOUT ROWID",
+        "CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB, data BLOB, sum INTEGER)",
+        "CREATE INDEX records_by_log ON records (key)",
+    ),
+)
+TABLES = ("documents", "answers", "leases", "records")
+
+
+class Damaged(Exception):
+    """The file is not what was written."""
+
+
+class Refused(StoreError):
+    """The file is a good one, but not for us: of a newer version, or another program's."""
+
+
+def seal(key: bytes, data: bytes) -> int:
+    """Return the checksum of a row."""
+    return zlib.crc32(data, zlib.crc32(key))
+
+
+def unseal(key: object, data: object, checksum: object) -> bytes:
+    """Return a row's data.
+
+    Raises:
+        Damaged: the row is not as it was written.
+    """
+    if not isinstance(key, bytes) or not isinstance(data, bytes) or seal(key, data) != checksum:
+        raise Damaged("a row does not fit its checksum")
+    return data
+
+
+def bring_up_to_date(database: sqlite3.Connection, path: str) -> None:
+    """Make an empty file a store, and an older store one of this version; check a store of this version.
+
+    Raises:
+        Damaged: it is no store, or not a whole one.
+        Refused: it is of a newer version, or another program's.
+    """
+    database.execute("BEGIN IMMEDIATE")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    if _schema(database):
+        _check_whose(database, application, path)
+        _check_version(version, path)
+    elif application == APPLICATION or version:
+        raise Damaged("its tables are gone")
+    _migrate(database, version)
+    if not _expected(STEPS) <= _schema(database):  # what an administrator adds (statistics, an index) does no harm
+        raise Damaged("its tables are not ours")
+    database.execute("COMMIT")
+
+
+def _check_whose(database: sqlite3.Connection, application: int, path: str) -> None:
+    if application == APPLICATION:
+        return
+    names = {name for _, name, _ in _schema(database)}
+    if names >= set(TABLES) or _complaint(database, ""):
+        raise Damaged("its mark is not ours")
+    raise Refused(f"the store {path} is a database of another program; name another file")
+
+
+def _check_version(version: int, path: str) -> None:
+    if version > len(STEPS):
+        raise Refused(
+            f"the store {path} was written by a newer version of resilient_scan (its schema is {version}, "
+            f"this one knows {len(STEPS)}); update, or name another file"
+        )
+    if version < 1:
+        raise Damaged("its version is gone")
+
+
+def _migrate(database: sqlite3.Connection, version: int) -> None:
+    if version == len(STEPS):
+        return
+    for step in STEPS[version:]:
+        for statement in step:
+            database.execute(statement)
+    database.execute(f"PRAGMA application_id = {APPLICATION}")
+    database.execute(f"PRAGMA user_version = {len(STEPS)}")
+
+
+def _schema(database: sqlite3.Connection) -> frozenset[tuple[object, str, object]]:
+    return frozenset(database.execute("SELECT type, name, sql FROM sqlite_master"))
+
+
+@cache
+def _expected(steps: tuple[tuple[str, ...], ...]) -> frozenset[tuple[object, str, object]]:
+    model = sqlite3.connect(":memory:")
+    try:
+        for step in steps:
+            for statement in step:
+                model.execute(statement)
+        return _schema(model)
+    finally:
+        model.close()
+
+
+def check_documents(database: sqlite3.Connection) -> None:
+    """Look at all documents: they are few, and one that cannot be found would be an order forgotten.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    _check_table(database, "documents")
+
+
+def check_everything(database: sqlite3.Connection) -> None:
+    """Look at every page and every row.
+
+    Raises:
+        Damaged: something is not as it was written.
+    """
+    complaint = _complaint(database, "")
+    if complaint:
+        raise Damaged(complaint)
+    for table in TABLES:
+        _check_table(database, table)
+
+
+def _check_table(database: sqlite3.Connection, table: str) -> None:
+    complaint = _complaint(database, f"('{table}')")
+    if complaint:
+        raise Damaged(complaint)
+    # An unfinished statement would keep the file locked for as long as the exception is looked at.
+    with closing(database.execute(f"SELECT key, data, sum FROM {table}")) as rows:  # noqa: S608 - one of TABLES
+        for key, data, checksum in rows:
+            unseal(key, data, checksum)
+
+
+def _complaint(database: sqlite3.Connection, of: str) -> str:
+    (found,) = database.execute(f"PRAGMA quick_check{of}").fetchone()
+    return "" if found == "ok" else str(found).splitlines()[0]

@@ -1,0 +1,204 @@
+"""State in a SQLite file: survives the process, shared by all processes of a machine.
+
+Kept are at most 20,000 values of 64 MiB in all; those that would expire first make room.
+
+Leases have a file of their own beside it, `NAME-leases`: they need not outlive a loss of power, and are taken and given
+back while scanners run. A write that waits for the disk takes milliseconds, one that does not a tenth of one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import ConfigError, StoreError
+from resilient_scan.stores import Change
+from resilient_scan.stores.batching import BatchingStore, Records, Values
+from resilient_scan.stores.database import Database
+from resilient_scan.stores.schema import Refused, seal, unseal
+from resilient_scan.stores.values import MOST_BYTES, MOST_VALUES, check_size
+
+T = TypeVar("T")
+_SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
+_SLACK = 1.0  # seconds by which a clock may have gone back before what was written "later" is taken for over
+
+
+class SqliteStore(BatchingStore):
+    """Documents, values, leases and logs in one file.
+
+    Args:
+        url: `sqlite:///relative.db` or `sqlite:////absolute.db`.
+        clock: where time comes from.
+
+    Raises:
+        ConfigError: there is no such form, or the file is of a newer version or another program's.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        path = _path(url)
+        self._database = Database(path, clock)
+        self._leases = Database(path.with_name(path.name + "-leases"), clock, durable=False)
+        super().__init__(url, clock)
+        try:
+            self._database.look()
+        except Refused as error:
+            raise ConfigError(str(error)) from None
+        except StoreError:  # it may be better by the time when the store is used
+            pass
+
+    def now(self) -> float:
+        """Return the clock's wall time."""
+        return self._clock.time()
+
+    def update(self, key: str, change: Change[T], /) -> T:
+        """Change a document in one transaction."""
+        self._check_open()
+        name = _bytes(key)
+
+        def work(database: sqlite3.Connection) -> T:
+            old = _one(database, "SELECT key, data, sum FROM documents WHERE key = ?", name)
+            new, result = change(old, self._clock.time())
+            if new is None:
+                if old is not None:
+                    database.execute("DELETE FROM documents WHERE key = ?", (name,))
+            elif new is not old:
+                check_size(new)
+                database.execute("REPLACE INTO documents VALUES (?, ?, ?)", (name, new, seal(name, new)))
+            return result
+
+        return self._database.write(work)
+
+    def read(self, prefix: str, /) -> dict[str, bytes]:
+        """Return all documents whose keys begin so."""
+        self._check_open()
+        begin = _bytes(prefix)
+        select = "SELECT key, data, sum FROM documents WHERE ?1 = 0 OR substr(key, 1, ?1) = ?2"
+        rows = self._database.read(lambda database: _all(database, select, len(begin), begin))
+        return {_text(key): data for key, data in rows}
+
+    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
+        """Take a lease, or prolong one's own."""
+        self._check_open()
+        name, who = _bytes(key), _bytes(owner)
+
+        def work(database: sqlite3.Connection) -> bool:
+            now = self._clock.time()
+            there = _one(database, "SELECT key, data, sum FROM leases WHERE key = ?", name)
+            if there is not None and there[_SPAN.size :] != who and _holds(there, now):
+                return False
+            data = _SPAN.pack(now, now + seconds) + who
+            database.execute("DELETE FROM leases WHERE until <= ?", (now,))
+            database.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, data, seal(name, data), now + seconds))
+            return True
+
+        return self._leases.write(work)
+
+    def release(self, key: str, owner: str, /) -> None:
+        """Give one's own lease back."""
+        self._check_open()
+        name, who = _bytes(key), _bytes(owner)
+        delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
+        self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
+
+    def after_fork(self) -> None:
+        """Begin anew, with new connections."""
+        super().after_fork()
+        self._database.begin()
+        self._leases.begin()
+
+    def _fetch(self, key: str) -> bytes | None:
+        select = "SELECT key, data, sum FROM answers WHERE key = ?"
+        data = self._database.read(lambda database: _one(database, select, _bytes(key)))
+        return data[_SPAN.size :] if data is not None and _holds(data, self._clock.time()) else None
+
+    def _remove(self, key: str) -> None:
+        name = _bytes(key)
+        self._database.write(lambda database: database.execute("DELETE FROM answers WHERE key = ?", (name,)))
+
+    def _write(self, values: Values, records: Records) -> None:
+        now, instant = self._clock.time(), self._clock.monotonic()
+
+        def work(database: sqlite3.Connection) -> None:
+            for key, value in values:
+                _write_answer(database, _bytes(key), value.data, now, now + value.until - instant)
+            for record in records:
+                name = _bytes(record.log)
+                row = (name, record.data, seal(name, record.data))
+                database.execute("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", row)
+            for log, keep in {record.log: record.keep for record in records}.items():
+                _shorten(database, _bytes(log), keep)
+            _make_room(database, now)
+
+        self._database.write(work)
+
+    def _newest(self, log: str, limit: int) -> list[bytes]:
+        select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?"
+        return [data for _, data in self._database.read(lambda database: _all(database, select, _bytes(log), limit))]
+
+    def _let_go(self) -> None:
+        self._database.close()
+        self._leases.close()
+
+
+def _path(url: str) -> Path:
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or path.endswith("/") or path == ":memory:" or "?" in path or "\0" in path:
+        raise ConfigError(f"store must be sqlite:///relative.db or sqlite:////absolute.db, got {url!r}")
+    return Path(os.path.realpath(path))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")
+
+
+def _one(database: sqlite3.Connection, select: str, key: bytes) -> bytes | None:
+    row = database.execute(select, (key,)).fetchone()
+    return None if row is None else unseal(*row)
+
+
+def _all(database: sqlite3.Connection, select: str, *values: Any) -> list[tuple[bytes, bytes]]:
+    return [(row[0], unseal(*row)) for row in database.execute(select, values).fetchall()]
+
+
+def _holds(data: bytes, now: float) -> bool:
+    """Say whether it is neither over nor from a time that the clock has gone back behind since."""
+    begins, ends = _SPAN.unpack_from(data)
+    return bool(begins - _SLACK <= now < ends)
+
+
+def _write_answer(database: sqlite3.Connection, key: bytes, value: bytes, now: float, until: float) -> None:
+    if until <= now:
+        database.execute("DELETE FROM answers WHERE key = ?", (key,))
+        return
+    data = _SPAN.pack(now, until) + value
+    row = (key, data, seal(key, data), until, len(data))
+    database.execute("REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+
+
+def _shorten(database: sqlite3.Connection, log: bytes, keep: int) -> None:
+    database.execute(
+        "DELETE FROM records WHERE key = ?1 AND id <= (SELECT id FROM records WHERE key = ?1 ORDER BY id DESC "
+        "LIMIT 1 OFFSET ?2)",
+        (log, keep),
+    )
+
+
+def _make_room(database: sqlite3.Connection, now: float) -> None:
+    """Remove what has expired; then, down to nine tenths of the bounds, what would expire first."""
+    database.execute("DELETE FROM answers WHERE until <= ?", (now,))
+    count, size = database.execute("SELECT count(*), total(size) FROM answers INDEXED BY answers_by_age").fetchone()
+    if count <= MOST_VALUES and size <= MOST_BYTES:
+        return
+    for row, bytes_of_it in database.execute("SELECT rowid, size FROM answers ORDER BY until").fetchall():
+        if count <= 0.9 * MOST_VALUES and size <= 0.9 * MOST_BYTES:
+            break
+        database.execute("DELETE FROM answers WHERE rowid = ?", (row,))
+        count, size = count - 1, size - bytes_of_it
