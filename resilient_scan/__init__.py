@@ -23,8 +23,7 @@ from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import Candidate, Scanner, scanner
 from resilient_scan.settings import Settings, load_settings
-
-__version__ = "0.1.0"
+from resilient_scan.version import __version__
 
 __all__ = [
     "Breaker",

@@ -58,11 +58,11 @@ class Load(msgspec.Struct, frozen=True):
 class ScannersRegistered(Event, frozen=True, gc=False):
     """A runner was built; sent once to each listener, before any other event.
 
-    `load` returns how busy its threads are; nothing once it is closed or gone.
+    `load` returns how busy its threads are, or `None` once the last of them is gone.
     """
 
     scanners: tuple[Registered, ...]
-    load: Callable[[], Load] = Load
+    load: Callable[[], Load | None] = lambda: None
 
 
 class RunStarted(Event, frozen=True, gc=False):
@@ -174,7 +174,7 @@ class ScannerStateChanged(Event, frozen=True, gc=False):
     """A scanner went out of service or came back; `until` is epoch seconds or `None`.
 
     `old` and `new` are `enabled`, `quarantined`, `probing` or `disabled`. `source` says who did it: `hand`, `expiry`
-    (of an order by hand), `alert`, `failures` (counted here), `cooloff` (its end begins the probing) or `probe`.
+    (of an order by hand), `alert`, `failures` (counted here) or `probe`.
     """
 
     scanner: str

@@ -146,10 +146,10 @@ class Fleet:
             stack.loops.close()
 
 
-def _load(pool: weakref.ref[ThreadPool]) -> Load:
+def _load(pool: weakref.ref[ThreadPool]) -> Load | None:
     """Return how busy a pool is; a listener must not keep one alive that is gone."""
     live = pool()
-    return Load() if live is None else Load(queued=live.queued, **live.counts())
+    return None if live is None else Load(queued=live.queued, **live.counts())
 
 
 # arguments

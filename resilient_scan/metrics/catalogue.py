@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from itertools import product
 from typing import Literal
 
 import msgspec
@@ -18,7 +17,18 @@ ATTEMPT_OUTCOMES = ("success", "error", "timeout")
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 BREAKER_STATES = ("closed", "open", "half_open")
 SCANNER_STATES = ("enabled", "quarantined", "probing", "disabled")
-STATE_SOURCES = ("hand", "expiry", "alert", "probe", "cooloff", "failures")
+STATE_CHANGES = (  # to, source
+    ("enabled", "hand"),
+    ("enabled", "expiry"),
+    ("enabled", "probe"),
+    ("disabled", "hand"),
+    ("quarantined", "alert"),
+    ("quarantined", "failures"),
+    ("quarantined", "probe"),
+    ("quarantined", "expiry"),
+    ("probing", "probe"),
+    ("probing", "expiry"),
+)
 RUNGS = ("cooperative", "cancel", "sockets", "process", "abandoned")
 WORKER_STATES = ("busy", "idle", "abandoned")
 STORE_OPERATIONS = ("update", "read", "get", "put", "delete", "lease", "release", "append", "tail", "flush")
@@ -38,7 +48,8 @@ class Family(msgspec.Struct, frozen=True):
         type: `counter`, `gauge`, `histogram` or `info`.
         labels: in order.
         help: one sentence.
-        values: by label, all values that it can have; `scanner`, `pipeline`, `kind` and `version` are open.
+        closed: the labels that follow `scanner` and `pipeline`, all combinations of values that they can have; what a
+            label such as `kind` or `version` can be is not known beforehand.
         buckets: upper bounds in seconds, of a histogram.
         mode: of a gauge, how prometheus_client's multiprocess mode brings several processes together.
     """
@@ -47,7 +58,7 @@ class Family(msgspec.Struct, frozen=True):
     type: Kind
     labels: tuple[str, ...]
     help: str
-    values: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    closed: tuple[tuple[str, ...], ...] = ((),)
     buckets: tuple[float, ...] = ()
     mode: Mode = "livemax"
 
@@ -59,12 +70,20 @@ class Family(msgspec.Struct, frozen=True):
         return (self.name,)
 
 
-def _counter(name: str, text: str, *labels: str, **values: tuple[str, ...]) -> Family:
-    return Family(f"{PREFIX}{name}", "counter", labels, text, values)
+Closed = tuple[tuple[str, ...], ...]
 
 
-def _gauge(name: str, text: str, *labels: str, mode: Mode = "livemax", **values: tuple[str, ...]) -> Family:
-    return Family(f"{PREFIX}{name}", "gauge", labels, text, values, mode=mode)
+def _each(*values: tuple[str, ...]) -> Closed:
+    """Return all combinations of the labels' values."""
+    return tuple(product(*values))
+
+
+def _counter(name: str, text: str, *labels: str, closed: Closed = ((),)) -> Family:
+    return Family(f"{PREFIX}{name}", "counter", labels, text, closed)
+
+
+def _gauge(name: str, text: str, *labels: str, mode: Mode = "livemax", closed: Closed = ((),)) -> Family:
+    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode)
 
 
 def _histogram(name: str, text: str, *labels: str) -> Family:
@@ -78,7 +97,7 @@ _ALL = (
         "scanner",
         "pipeline",
         "status",
-        status=tuple(status.value for status in Status),
+        closed=_each(tuple(status.value for status in Status)),
     ),
     _counter(
         "executions_total",
@@ -86,7 +105,7 @@ _ALL = (
         "scanner",
         "pipeline",
         "outcome",
-        outcome=OUTCOMES,
+        closed=_each(OUTCOMES),
     ),
     _histogram(
         "execution_duration_seconds",
@@ -99,7 +118,7 @@ _ALL = (
         "Calls of the scanner's function by outcome; those that were cancelled are not counted.",
         "scanner",
         "outcome",
-        outcome=ATTEMPT_OUTCOMES,
+        closed=_each(ATTEMPT_OUTCOMES),
     ),
     _counter("retries_total", "Attempts after the first one of an execution.", "scanner"),
     _counter("retry_budget_exhausted_total", "Retries that were not made because the budget was used up.", "scanner"),
@@ -109,21 +128,25 @@ _ALL = (
         "scanner",
         "kind",
     ),
-    _counter("cache_requests_total", "What the cache had for a scan.", "scanner", "result", result=CACHE_RESULTS),
+    _counter(
+        "cache_requests_total", "What the cache had for a scan.", "scanner", "result", closed=_each(CACHE_RESULTS)
+    ),
     _gauge(
         "breaker_state",
         "State of the breaker: 1 for the current one, 0 for the others.",
         "scanner",
         "state",
-        state=BREAKER_STATES,
+        closed=_each(BREAKER_STATES),
     ),
-    _counter("breaker_transitions_total", "Changes of a breaker's state.", "scanner", "to", to=BREAKER_STATES),
+    _counter(
+        "breaker_transitions_total", "Changes of a breaker's state.", "scanner", "to", closed=_each(BREAKER_STATES)
+    ),
     _gauge(
         "scanner_state",
         "Whether a scanner is in service: 1 for its current state, 0 for the others.",
         "scanner",
         "state",
-        state=SCANNER_STATES,
+        closed=_each(SCANNER_STATES),
     ),
     _counter(
         "scanner_transitions_total",
@@ -131,15 +154,14 @@ _ALL = (
         "scanner",
         "to",
         "source",
-        to=SCANNER_STATES,
-        source=STATE_SOURCES,
+        closed=STATE_CHANGES,
     ),
     _counter(
         "probes_total",
         "Executions that tested whether a quarantined scanner may come back, by outcome.",
         "scanner",
         "outcome",
-        outcome=OUTCOMES,
+        closed=_each(OUTCOMES),
     ),
     _gauge("candidates", "Candidates in a scanner's last answer.", "scanner", mode="mostrecent"),
     _counter("candidates_dropped_total", "Candidates that were dropped because they were invalid.", "scanner"),
@@ -152,7 +174,7 @@ _ALL = (
     _histogram("queue_wait_seconds", "Time between a scan's turn and a worker's start on it."),
     _gauge("inflight_executions", "Executions under way, those left behind not counted.", mode="livesum"),
     _gauge("queued_scans", "Scans that wait for a worker.", mode="livesum"),
-    _gauge("workers", "Threads of the pools by what they do.", "state", mode="livesum", state=WORKER_STATES),
+    _gauge("workers", "Threads of the pools by what they do.", "state", mode="livesum", closed=_each(WORKER_STATES)),
     _gauge("abandoned_threads", "Threads that did not stop in time and still run.", "scanner", mode="livesum"),
     _histogram(
         "late_completion_duration_seconds",
@@ -164,15 +186,15 @@ _ALL = (
         "Scans that timed out and whose thread came free, by the means that freed it.",
         "scanner",
         "rung",
-        rung=RUNGS,
+        closed=_each(RUNGS),
     ),
     _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
-    _counter("store_errors_total", "Operations of the store that failed.", "operation", operation=STORE_OPERATIONS),
+    _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),
     _counter(
         "runs_total",
         "Runs: complete (every scanner in service answered), partial, failed (none answered).",
         "result",
-        result=RUN_RESULTS,
+        closed=_each(RUN_RESULTS),
     ),
     _histogram("run_duration_seconds", "Duration of runs."),
     _gauge("last_run_timestamp_seconds", "When a run last ended, in epoch seconds; 0: not yet.", mode="max"),
@@ -181,8 +203,7 @@ _ALL = (
         "Alerts that were received, by what became of them.",
         "source",
         "result",
-        source=ALERT_SOURCES,
-        result=ALERT_RESULTS,
+        closed=_each(ALERT_SOURCES, ALERT_RESULTS),
     ),
     _gauge(
         "alert_last_heartbeat_timestamp_seconds",

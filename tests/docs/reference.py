@@ -9,14 +9,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from click.testing import CliRunner
-from prometheus_client import CollectorRegistry
 
-from resilient_scan import Policy, PrometheusMetrics, ScanRunner
 from resilient_scan.cli import command
+from resilient_scan.metrics import families
 from resilient_scan.options import LAYERS
 
 README = Path(__file__).parents[2] / "README.md"
@@ -35,22 +33,17 @@ def options() -> str:
 
 
 def metrics() -> str:
-    """Return a table of the metrics of a fleet, as a scrape shows them."""
-    registry = CollectorRegistry()
-    options = Policy(cache=None, retry=None)
-    with ScanRunner([Probe()], policy=options, listeners=(PrometheusMetrics(registry=registry),)) as runner:
-        runner.run({})
-        families = list(registry.collect())
+    """Return a table of all metrics."""
     return table(
         ("metric", "type", "labels", "meaning"),
         (
             (
-                f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+                f"`{family.name}`",
                 family.type,
-                ", ".join(f"`{label}`" for label in label_names(family)),
-                sentence(family.documentation),
+                ", ".join(f"`{label}`" for label in family.labels),
+                sentence(family.help),
             )
-            for family in families
+            for family in families()
         ),
     )
 
@@ -67,28 +60,11 @@ def usage() -> str:
 PARTS: dict[str, Callable[[], str]] = {"options": options, "metrics": metrics, "usage": usage}
 
 
-class Probe:
-    """A scanner that fails, so that every metric has a child."""
-
-    name = "probe"
-    pipeline = "docs"
-
-    def scan(self, _state: dict[str, Any]) -> list[Any]:
-        """Fail."""
-        raise ValueError
-
-
 def described(doc: str, section: str) -> dict[str, str]:
     """Return `{name: text}` of a docstring's section; `a, b: text` describes both."""
     lines = doc.partition(f"{section}:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8,}.*)*)", lines, re.MULTILINE)
     return {name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")}
-
-
-def label_names(family: Any) -> Sequence[str]:
-    """Return the labels of a metric in order, without the histogram's own `le`."""
-    seen = dict.fromkeys(label for sample in family.samples for label in sample.labels)
-    return [label for label in seen if label != "le"]
 
 
 def shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ from resilient_scan import (
     ScanRunner,
     Status,
     Timeout,
-    metrics,
     scanner,
 )
-from resilient_scan.events import ExecutionEnded, LateCompletion, Registered, RunEnded, ScannersRegistered
+from resilient_scan.events import ExecutionEnded, Registered, RunEnded, RunStarted, ScannersRegistered
+from resilient_scan.metrics import collectors, tally
+from resilient_scan.metrics import families as listed_families
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 
@@ -33,14 +35,39 @@ OUTCOMES = ("success", "error", "timeout", "cancelled")
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 STATES = ("closed", "open", "half_open")
 BUCKETS = ["0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0", "120.0", "300.0", "+Inf"]
-DOCUMENTED = {  # the table of metrics, as far as they exist
-    "resilient_scan_scans": ("counter", {"scanner", "pipeline", "status"}),
-    "resilient_scan_executions": ("counter", {"scanner", "pipeline", "outcome"}),
-    "resilient_scan_execution_duration_seconds": ("histogram", {"scanner", "pipeline"}),
-    "resilient_scan_errors": ("counter", {"scanner", "kind"}),
-    "resilient_scan_cache_requests": ("counter", {"scanner", "result"}),
-    "resilient_scan_breaker_state": ("gauge", {"scanner", "state"}),
-    "resilient_scan_runs": ("counter", {"result"}),
+S, P = "scanner", "pipeline"
+DOCUMENTED = {  # the whole table of metrics: type, labels
+    "resilient_scan_scans": ("counter", (S, P, "status")),
+    "resilient_scan_executions": ("counter", (S, P, "outcome")),
+    "resilient_scan_execution_duration_seconds": ("histogram", (S, P)),
+    "resilient_scan_attempts": ("counter", (S, "outcome")),
+    "resilient_scan_retries": ("counter", (S,)),
+    "resilient_scan_retry_budget_exhausted": ("counter", (S,)),
+    "resilient_scan_errors": ("counter", (S, "kind")),
+    "resilient_scan_cache_requests": ("counter", (S, "result")),
+    "resilient_scan_breaker_state": ("gauge", (S, "state")),
+    "resilient_scan_breaker_transitions": ("counter", (S, "to")),
+    "resilient_scan_scanner_state": ("gauge", (S, "state")),
+    "resilient_scan_scanner_transitions": ("counter", (S, "to", "source")),
+    "resilient_scan_probes": ("counter", (S, "outcome")),
+    "resilient_scan_candidates": ("gauge", (S,)),
+    "resilient_scan_candidates_dropped": ("counter", (S,)),
+    "resilient_scan_last_success_timestamp_seconds": ("gauge", (S,)),
+    "resilient_scan_queue_wait_seconds": ("histogram", ()),
+    "resilient_scan_inflight_executions": ("gauge", ()),
+    "resilient_scan_queued_scans": ("gauge", ()),
+    "resilient_scan_workers": ("gauge", ("state",)),
+    "resilient_scan_abandoned_threads": ("gauge", (S,)),
+    "resilient_scan_late_completion_duration_seconds": ("histogram", (S,)),
+    "resilient_scan_timeout_freed": ("counter", (S, "rung")),
+    "resilient_scan_suspicious_results": ("counter", (S,)),
+    "resilient_scan_store_errors": ("counter", ("operation",)),
+    "resilient_scan_runs": ("counter", ("result",)),
+    "resilient_scan_run_duration_seconds": ("histogram", ()),
+    "resilient_scan_last_run_timestamp_seconds": ("gauge", ()),
+    "resilient_scan_alert_webhooks": ("counter", ("source", "result")),
+    "resilient_scan_alert_last_heartbeat_timestamp_seconds": ("gauge", ()),
+    "resilient_scan_build": ("info", ("version",)),
 }
 
 
@@ -50,10 +77,11 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture(autouse=True)
-def kinds(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Let each test begin with a process that has seen no exception class."""
-    fresh: set[str] = set()
-    monkeypatch.setattr(metrics, "_kinds", fresh)
+    fresh: dict[str, int] = {}
+    monkeypatch.setattr(tally, "_ranks", fresh)
+    monkeypatch.setattr(tally, "_next_rank", itertools.count())
     return fresh
 
 
@@ -96,11 +124,33 @@ def test_names_types_and_labels_are_those_of_the_documentation(registry: Collect
     with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})
     found = {
-        name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        name: (
+            family.type,
+            tuple(dict.fromkeys(label for sample in family.samples for label in sample.labels if label != "le")),
+        )
         for name, family in families(registry).items()
     }
     assert found == DOCUMENTED
     assert all(family.documentation.endswith(".") for family in families(registry).values())
+
+
+def test_the_list_of_metrics_says_what_is_exported(registry: CollectorRegistry) -> None:
+    """README's table, dashboards and alert rules are held against the list, so the list is held against a scrape."""
+    with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    listed = {
+        family.name.removesuffix("_total").removesuffix("_info"): (family.type, family.labels, family.help)
+        for family in listed_families()
+    }
+    assert {name: (kind, labels) for name, (kind, labels, _) in listed.items()} == DOCUMENTED
+    exported = families(registry)
+    assert {name: family.documentation for name, family in exported.items()} == {
+        name: text for name, (_, _, text) in listed.items()
+    }
+    names = {sample.name for family in exported.values() for sample in family.samples}
+    assert {name for name in names if not name.endswith("_created")} == {
+        name for family in listed_families() for name in family.series
+    }
 
 
 def test_durations_have_the_documented_buckets(registry: CollectorRegistry) -> None:
@@ -137,10 +187,9 @@ def test_the_default_registry_is_the_process_wide_one() -> None:
         assert set(DOCUMENTED) <= {family.name for family in REGISTRY.collect()}
         PrometheusMetrics()  # a second time
     finally:
-        for family in vars(mine._families).values():
-            if not isinstance(family, dict):
-                REGISTRY.unregister(family)
-        metrics._families.pop(REGISTRY)
+        for family in mine._families._metrics.values():
+            REGISTRY.unregister(family)
+        collectors._by_registry.pop(REGISTRY)
 
 
 @pytest.fixture
@@ -218,7 +267,7 @@ def test_every_attempt_and_wait_is_one_execution(registry: CollectorRegistry) ->
     assert value(registry, "errors_total", scanner="one", kind="ScanError") == 1
 
 
-def test_kinds_of_errors_are_few(registry: CollectorRegistry, kinds: set[str]) -> None:
+def test_kinds_of_errors_are_few(registry: CollectorRegistry, ranks: dict[str, int]) -> None:
     """A label must not grow with what a source thinks up."""
     listener = PrometheusMetrics(registry)
     listener(ScannersRegistered((Registered("one", "test", None, lambda: 0),)))
@@ -227,7 +276,7 @@ def test_kinds_of_errors_are_few(registry: CollectorRegistry, kinds: set[str]) -
         listener(ExecutionEnded("one", "test", "error", 0.1, 1, error))
     counted = series(registry, "errors_total")
     assert counted == {**{(f"Error{number}", "one"): 2 for number in range(16)}, ("other", "one"): 8}
-    assert kinds == {f"Error{number}" for number in range(16)}
+    assert set(ranks) == {f"Error{number}" for number in range(16)}
     other = CollectorRegistry()  # the limit is the process's, not the registry's
     second = PrometheusMetrics(other)
     second(ScannersRegistered((Registered("two", "test", None, lambda: 0),)))
@@ -333,7 +382,7 @@ def test_an_execution_that_was_cancelled_is_counted_as_such(registry: CollectorR
 
 def test_what_it_did_not_ask_for_changes_no_number(registry: CollectorRegistry) -> None:
     listener = PrometheusMetrics(registry)
-    event = LateCompletion("one", 5.0, "success")
+    event = RunStarted("id", 1, True, 8, 0.0)
     assert type(event) not in PrometheusMetrics.events
     before = generate_latest(registry)
     listener(event)
