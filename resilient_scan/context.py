@@ -94,6 +94,7 @@ class ScanContext:
     ends = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
     dropped = 0
     invalid = ""
+    doubted: str | None = None  # why the scanner itself does not believe its answer
     permit: Any = None  # the breaker's, while an attempt is under way
     open_attempt: float | None = None  # when the current attempt began, until somebody reports its end
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
@@ -193,6 +194,14 @@ class ScanContext:
         own = (self._state or {}).get(TOOL_LOGS)
         (own if isinstance(own, list) else self._logs).append(entry)
 
+    def doubt(self, reason: str) -> None:
+        """Say that this answer is hardly the truth, though nothing failed: it is handed over as suspicious, uncached.
+
+        Args:
+            reason: what is wrong with what the source said, without secrets.
+        """
+        self.doubted = reason
+
     def shared(self, key: Any, load: Callable[[], T], *, ttl: float = 300.0) -> T:
         """Return a value that several scanners need, loaded once for all of them.
 
@@ -282,6 +291,7 @@ class ScanContext:
             self.found = []
             self.dropped = 0
             self.invalid = ""
+            self.doubted = None
         self.attempt += 1
         self.open_attempt = self._clock.monotonic()
         self._state = self._snapshot.copy()

@@ -170,7 +170,7 @@ class Work:
     def _succeed(self, found: list[Any]) -> None:
         self._late_kind = SUCCESS
         stack = self.stack
-        doubt = stack.doubt(len(found), self.context.dropped)
+        doubt = self.context.doubted or stack.doubt(len(found), self.context.dropped)
         entry = self._keep(found, doubt is None) if self._key is not None else None
         scans = self._settle()
         if scans is None:

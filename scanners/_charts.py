@@ -6,7 +6,7 @@ days, so that a price history is loaded once for all (`ScanContext.shared`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -14,10 +14,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout
-from resilient_scan.http import SchemaDrift, TransientError
+from resilient_scan.http import NotFound, SchemaDrift, TransientError
 from scanners._settings import read_settings
 from scanners.providers import yahoo
-from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory, UnknownSymbol
+from scanners.providers.reading import TOLERATED
+from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory
 
 CACHE: Final = Cache(ttl=300, inputs=("trade_date", "tickers"))
 RETRY: Final = Retry(attempts=3, on=(TransientError,))
@@ -27,8 +28,9 @@ WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
 LONGEST_PAUSE: Final = timedelta(days=7)
 """No exchange was closed for longer since 1914; a ticker whose last bar is older is not traded any more."""
-TOLERATED: Final = 0.2
-"""Share of the tickers whose charts may fail before the scan does: 1 of 5 is told in the tool log, 2 are an error."""
+LONG_WEEKEND: Final = timedelta(days=5)
+"""From a Thursday's close to a Tuesday: what a source has of the last session is as old as that at most."""
+TOOL: Final = "yahoo_chart"
 INSTRUMENTS: Final = frozenset({"EQUITY", "ETF"})
 
 
@@ -46,6 +48,7 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 Settings = TypeVar("Settings", bound=ChartSettings)
 Table = TypeVar("Table", bound=msgspec.Struct)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,38 +161,77 @@ def tickers(state: Mapping[str, Any], universe: tuple[str, ...], scanner: str) -
 
 
 def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSettings, bars: int) -> Iterator[Chart]:
-    """Yield the charts that can be used, and tell the others in the tool log."""
-    day = trade_date(state, context)
     wanted = tickers(state, settings.universe, context.scanner)
+    return charts(wanted, trade_date(state, context), context, settings.base_url, bars)
+
+
+def charts(wanted: Sequence[str], day: date, context: ScanContext, base_url: str, bars: int) -> Iterator[Chart]:
+    """Yield the charts up to `day` that can be used, and tell the others in the tool log.
+
+    Args:
+        wanted: tickers.
+        day: the trade date.
+        context: the scan's.
+        base_url: where the chart API is.
+        bars: how many bars are needed, >= 2.
+
+    Raises:
+        ScanError: too many charts failed (`TOLERATED`), or all of them.
+        RetryAfter: the source asks to wait.
+    """
     used = 0
+    for ticker, history in each_ticker(wanted, lambda one: _history(one, day, base_url, context), TOOL, context):
+        chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
+        if reason := _unusable(chart, history, bars):
+            context.log(TOOL, ticker=ticker, left_out=reason)
+        else:
+            used += 1
+            yield chart
+    context.log(TOOL, trade_date=day.isoformat(), tickers=len(wanted), charts=used)
+
+
+def each_ticker(
+    wanted: Sequence[str], ask: Callable[[str], T], tool: str, context: ScanContext
+) -> Iterator[tuple[str, T]]:
+    """Yield each ticker with what `ask` brings for it; one that fails costs the others nothing.
+
+    Args:
+        wanted: tickers.
+        ask: brings what is wanted of one of them.
+        tool: whose tool log entries the failures are.
+        context: the scan's.
+
+    Raises:
+        ScanError: more than `TOLERATED` of them failed, or all of them.
+        RetryAfter, PermanentError: at once, unless it only says that there is no such ticker.
+    """
     broken: list[ScanError] = []
     unknown: list[ScanError] = []
     for ticker in wanted:
         context.check()
         try:
-            history = _history(ticker, day, settings.base_url, context)
-        except (UnknownSymbol, SchemaDrift, TransientError) as error:
-            (unknown if isinstance(error, UnknownSymbol) else broken).append(error)
-            context.log("yahoo_chart", ticker=ticker, left_out=str(error))
+            answer = ask(ticker)
+        except (NotFound, SchemaDrift, TransientError) as error:
+            (unknown if isinstance(error, NotFound) else broken).append(error)
+            context.log(tool, ticker=ticker, left_out=str(error))
             if len(broken) > TOLERATED * len(wanted):
                 raise
             continue
-        chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
-        if reason := _unusable(chart, history, bars):
-            context.log("yahoo_chart", ticker=ticker, left_out=reason)
-        else:
-            used += 1
-            yield chart
-    context.log("yahoo_chart", trade_date=day.isoformat(), tickers=len(wanted), charts=used)
+        yield ticker, answer
     if wanted and len(broken) + len(unknown) == len(wanted):
         raise (broken or unknown)[0]
+
+
+def is_recent(day: date, trade_date: date) -> bool:
+    """Say whether what is of `day` is the latest that there is on `trade_date`, give or take a long weekend."""
+    return timedelta(0) <= trade_date - day <= LONG_WEEKEND
 
 
 def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> PriceHistory:
     """Return the history that all chart scanners share. Later bars are not even asked for, but see `_charts`."""
     first = day - WINDOW
     return context.shared(
-        ("yahoo_chart", base_url, ticker, first, day),
+        (TOOL, base_url, ticker, first, day),
         lambda: yahoo.client(base_url).daily(ticker, first, day, context),
         ttl=300,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, Candidate, ConfigError, ScanRunner, Status, scanner
+from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanRunner, Status, scanner
 from resilient_scan.events import ExecutionEnded, ScanEnded, SuspiciousResult
 from resilient_scan.testing import FakeClock, Recorder
 
@@ -76,6 +76,33 @@ def test_mostly_malformed_candidates_are_suspicious_and_the_good_ones_are_handed
     assert (first.suspicious, first.dropped) == ("malformed: 2 of 3 candidates are invalid", 2)
     assert first.candidates == ONE
     assert len(calls) == 2
+
+
+def test_a_scanner_may_doubt_its_own_answer() -> None:
+    doubts = ["the source has no volumes", None]
+
+    @scanner(pipeline="p", cache=Cache(ttl=300), retry=Retry(attempts=2, on=(OSError,)))
+    def source(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        reason = doubts.pop(0)
+        if reason is not None and context.attempt == 1:
+            context.doubt(reason)
+        return ONE
+
+    first, second, third = run(source, 3)
+    assert (first.suspicious, first.candidates) == ("the source has no volumes", ONE)
+    assert (second.suspicious, second.status, third.status) == (None, Status.COMPLETED, Status.CACHED)
+
+
+def test_a_doubt_ends_with_its_attempt() -> None:
+    @scanner(pipeline="p", retry=Retry(attempts=2, base=0, on=(OSError,)))
+    def source(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        if context.attempt == 1:
+            context.doubt("too early to say")
+            raise OSError
+        return ONE
+
+    (result,) = run(source, 1, clock=FakeClock(auto=True))
+    assert (result.attempts, result.suspicious) == (2, None)
 
 
 def test_a_suspicious_answer_leaves_an_older_one_to_stand_in_for_a_failure() -> None:
