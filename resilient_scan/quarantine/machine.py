@@ -195,30 +195,30 @@ class Machine:
     # time
 
     def expire(self) -> None:
-        """End the orders whose time is over."""
-        for name, record in tuple(self.fleet.scanners.items()):
-            if record.order is not None and self.now >= record.order.until:
-                self._order_is_over(name, record, record.order)
-
-    def forget(self) -> None:
-        """Forget alerts of long ago, and scanners of which nothing is left to know."""
+        """End the orders whose time is over, the earliest first, and forget alerts of long ago."""
+        orders = [(each.order, name) for name, each in self.fleet.scanners.items() if each.order is not None]
+        for order, name in sorted(orders, key=lambda pair: (pair[0].until, pair[1])):
+            if self.now >= order.until:
+                self._order_is_over(name, self.record(name), order)
         memory = 2 * self.rules.options.lease
-        for name, record in tuple(self.fleet.scanners.items()):
+        for record in self.fleet.scanners.values():
             for mark in [mark for mark, seen in record.alerts.items() if self.now >= seen.said + memory]:
                 del record.alerts[mark]
+
+    def tidy(self) -> None:
+        """Forget the scanners of which nothing is left to know."""
+        for name, record in tuple(self.fleet.scanners.items()):
             if self._is_plain(record):
                 del self.fleet.scanners[name]
 
     def _order_is_over(self, name: str, record: Record, order: Order) -> None:
         """Let the machine have its say again: an alert that went on meanwhile quarantines now."""
         record.order = None
-        firing = next(self.blocking(record), None)
-        if (
-            record.state == ENABLED
-            and firing is not None
-            and self.take_out(name, record, ALERT, firing.source, firing.text, old=order.state)
-        ):
-            return
+        firing = [seen for seen in self.blocking(record) if seen.status == FIRING]
+        if firing and record.state == ENABLED:
+            seen = firing[0]
+            if self.take_out(name, record, ALERT, seen.source, seen.text, old=order.state):
+                return
         if record.state != order.state:
             until = record.until if record.state == QUARANTINED else None
             self._tell(name, order.state, record.state, EXPIRY, order.who, order.reason, until)

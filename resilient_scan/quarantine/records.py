@@ -124,7 +124,8 @@ class FleetRecord(_Finite, omit_defaults=True):
         scanners: by name; one that is not here is in service, and nothing is known of it.
         heard: when the last heartbeat came.
         gaps: seconds between the last heartbeats.
-        written: when this was written; time does not go back behind it.
+        born: when this was written first; it tells one record from another that took its place.
+        written: when this was written last; time does not go back behind it.
         shifted: by how many seconds the instants in it have been moved, because the clock had jumped.
     """
 
@@ -132,6 +133,7 @@ class FleetRecord(_Finite, omit_defaults=True):
     scanners: dict[str, Record] = {}
     heard: float | None = None
     gaps: tuple[Seconds, ...] = ()
+    born: float = 0.0
     written: float = 0.0
     shifted: float = 0.0
 

@@ -22,10 +22,11 @@ TOLERANCE = 1.0  # seconds by which the two times may differ: clocks are slewed,
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What a process saw when it last looked: wall and steady time, and how far the instants had been moved."""
+    """What a process saw when it last looked: wall and steady time, which record, and how far it had been moved."""
 
     wall: float
     steady: float
+    born: float
     shifted: float
 
     def now(self, steady: float) -> float:
@@ -82,19 +83,19 @@ def step(
     machine = Machine(fleet, now, rules, draw)
     machine.expire()
     result = act(machine)
-    machine.forget()
+    machine.tidy()
     new = stored
     if encode(fleet) != stored and not (stored is None and _is_empty(fleet)):
-        fleet.written = now
+        fleet.born, fleet.written = fleet.born or now, now
         new = encode(fleet)
-    return new, Done(result, tuple(machine.changes), fleet, Look(now, steady, fleet.shifted), readable)
+    return new, Done(result, tuple(machine.changes), fleet, Look(now, steady, fleet.born, fleet.shifted), readable)
 
 
 def _jump(fleet: FleetRecord, now: float, steady: float, look: Look | None) -> float:
     """Return by how much the clock has jumped beyond what the stored instants have followed already."""
-    if not fleet.written:  # a fresh record
+    if not fleet.born:  # nothing is stored yet
         return 0.0
-    if look is not None:
+    if look is not None and look.born == fleet.born:
         jumped = (now - look.wall) - (steady - look.steady) - (fleet.shifted - look.shifted)
         if abs(jumped) >= TOLERANCE:
             return jumped

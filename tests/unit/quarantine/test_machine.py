@@ -265,3 +265,21 @@ def test_resolved_before_a_heartbeat_is_believed_in_the_dark() -> None:
     assert bench.blind()
     bench.probes("one", True, True, True)
     assert bench.state("one") == "enabled"
+
+
+def test_in_the_dark_an_alert_that_was_over_takes_nobody_out_again() -> None:
+    bench = Bench("one", options=Quarantine(heartbeat=10))
+    bench.disable("one", 60)
+    bench.alerts(alert("one"), alert("one", "resolved"))
+    bench.advance(60)
+    assert bench.blind()
+    assert bench.state("one") == "enabled"
+
+
+def test_of_two_orders_that_are_over_the_earlier_ends_first() -> None:
+    bench = Bench("one", "two", options=Quarantine(max_share=0.5))
+    bench.disable("one", 20)
+    bench.disable("two", 10)
+    bench.alerts(alert("one"), alert("two"))
+    bench.advance(20)
+    assert (bench.state("one"), bench.state("two")) == ("enabled", "quarantined")
