@@ -18,8 +18,8 @@ from resilient_scan.errors import ConfigError, StoreError, no_scanner
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered, StoreFailed
 from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Home as BreakerHome
-from resilient_scan.layers.cache import SharedValues
 from resilient_scan.layers.limit import Provider, merged
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
 from resilient_scan.scanning import ScannerSpec, spec_of

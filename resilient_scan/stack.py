@@ -33,10 +33,11 @@ from resilient_scan.events import (
 from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.breaker import Home as BreakerHome
-from resilient_scan.layers.cache import ResultCache, SharedValues
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.retry import Budget, retrying
 from resilient_scan.layers.scan import attempt
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.outcome import ErrorInfo, ScanResult

@@ -1,4 +1,4 @@
-"""Cache: answers kept for a while, one execution per key at a time, values that several scanners share.
+"""Cache: answers kept for a while, one execution per key at a time.
 
 cachetools' `LRUCache` holds the entries; their age is kept beside them, because an expired answer may still stand in
 for a failed execution.
@@ -9,23 +9,30 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from random import Random
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import cachetools
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import ScanContext
-from resilient_scan.errors import ScanCancelled
 from resilient_scan.options import Cache
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.scanning import Candidate
 
 _log = logging.getLogger("resilient_scan")
-T = TypeVar("T")
 Flight = TypeVar("Flight")
+
+
+class Shelf(Protocol):
+    """Where answers outlive the process; nothing of it raises."""
+
+    def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
+        """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
+
+    def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
+        """Keep an answer: fresh for so many seconds from now, of use for so many."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -51,10 +58,26 @@ def _copy(candidate: Any) -> Any:
 
 
 class ResultCache(Generic[Flight]):
-    """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution."""
+    """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution.
 
-    def __init__(self, options: Cache, clock: Clock, random: Random) -> None:
+    Args:
+        options: the numbers.
+        clock, random: where time and chance come from.
+        shelf: where answers are kept beyond this process; `None`: nowhere.
+        landed: is called with the key when a flight is over and its answer, if it has one, is kept.
+    """
+
+    def __init__(
+        self,
+        options: Cache,
+        clock: Clock,
+        random: Random,
+        shelf: Shelf | None = None,
+        landed: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.inputs = options.inputs
+        self.shelf = shelf
+        self._landed = landed
         self._options = options
         self._clock = clock
         self._random = random
@@ -68,6 +91,21 @@ class ResultCache(Generic[Flight]):
     def fresh(self, key: Hashable) -> Entry | None:
         """Return the answer for `key` if it is fresh."""
         with self._lock:
+            return self._fresh(key)
+
+    def recall(self, key: bytes) -> Entry | None:
+        """Take over what the shelf has for `key`; return it if it is fresh."""
+        found = None if self.shelf is None else self.shelf.find(key)
+        if found is None:
+            return None
+        candidates, age, fresh, stale = found
+        now = self._clock.monotonic()
+        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
+        with self._lock:
+            known = self._entries.get(key)
+            if known is None or known.stored_at < entry.stored_at:
+                self.puts += 1
+                self._entries[key] = entry
             return self._fresh(key)
 
     def stale(self, key: Hashable) -> Entry | None:
@@ -88,11 +126,14 @@ class ResultCache(Generic[Flight]):
             entry = self._fresh(key) if seen != self.puts else None
             return entry or self._flights.setdefault(key, flight)
 
-    def land(self, key: Hashable, flight: Flight) -> None:
+    def land(self, key: bytes, flight: Flight) -> None:
         """Note that a flight is over without an answer; the next one to ask leads."""
         with self._lock:
-            if self._flights.get(key) is flight:
+            led = self._flights.get(key) is flight
+            if led:
                 del self._flights[key]
+        if led and self._landed is not None:
+            self._landed(key)
 
     def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> bool:
         """Let another flight lead in place of this one; `False`: it does not lead any more."""
@@ -113,7 +154,7 @@ class ResultCache(Generic[Flight]):
                 del self._entries[key]
         return None
 
-    def put(self, key: Hashable, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
+    def put(self, key: bytes, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
         """Keep an answer and land the flight that fetched it, in one step: nobody fetches it again in between.
 
         Args:
@@ -134,10 +175,15 @@ class ResultCache(Generic[Flight]):
             if keep:
                 self.puts += 1
                 self._entries[key] = entry
-            if self._flights.get(key) is flight:
+            led = self._flights.get(key) is flight
+            if led:
                 del self._flights[key]
             if self._failures:
                 self._failures.pop(key, None)
+        if self.shelf is not None and keep:
+            self.shelf.keep(key, own, entry.fresh_until - now, entry.stale_until - now)
+        if led and self._landed is not None:  # after the answer is on the shelf: another process looks there next
+            self._landed(key)
         return entry
 
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:
@@ -186,109 +232,3 @@ class ResultCache(Generic[Flight]):
             return None
         failure = self._failures.get(key)
         return failure if failure is not None and self._clock.monotonic() < failure.fresh_until else None
-
-
-class _Loading:
-    """A value on its way; over when its loader is through, or when the loader's time is."""
-
-    def __init__(self, loader: ScanContext, began: float) -> None:
-        self.loader = loader
-        self.began = began
-        self.waiters: list[ScanContext] = []
-        self.through = False
-        self.replaced = False  # another loads in its stead
-        self.error: BaseException | None = None
-        self.value: Any = None
-
-    def over(self) -> bool:
-        return self.through or self.loader.cancelled
-
-    def settled(self) -> bool:
-        return self.through or self.replaced
-
-    def wake(self) -> None:
-        """Have all that wait look again."""
-        for waiter in self.waiters:
-            waiter.poke()
-
-
-class SharedValues:
-    """Values that several scanners need, loaded once for all of them: the first asker loads, the others wait for it.
-
-    They wait within their own time. A loader that hangs does not hold them for longer than its own time either: then
-    one of them loads in its stead, if it has at least half of the time left that was not enough for that one.
-    """
-
-    def __init__(self, clock: Clock, maxsize: int = 4096) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._values: cachetools.LRUCache[Hashable, tuple[float, Any]] = cachetools.LRUCache(maxsize)
-        self._loading: dict[Hashable, _Loading] = {}
-
-    def get(self, key: Hashable, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
-        """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
-        while True:
-            with self._lock:
-                until, value = self._values.get(key, (0.0, None))
-                if self._clock.monotonic() < until:
-                    return value  # type: ignore[no-any-return] # what `load` of the same key returned
-                loading = self._loading.get(key)
-                mine = self._lead(key, loading, context)
-            if mine is not None:
-                if loading is not None:
-                    loading.wake()
-                return self._load(key, load, ttl, mine)
-            assert loading is not None  # noqa: S101 - else this one leads
-            self._wait(loading, context)
-            if loading.error is not None and not isinstance(loading.error, ScanCancelled):
-                raise loading.error
-            if loading.through and loading.error is None:
-                return loading.value  # type: ignore[no-any-return]
-
-    def _lead(self, key: Hashable, loading: _Loading | None, context: ScanContext) -> _Loading | None:
-        """Take the lead if nobody has it, or one whose time is over; else wait for that one. Under the lock."""
-        now = self._clock.monotonic()
-        if loading is not None:
-            spent = min(now, loading.loader.ends) - loading.began
-            if not loading.over() or context.remaining() <= 0.5 * spent:
-                loading.waiters.append(context)
-                return None
-            loading.replaced = True
-        mine = self._loading[key] = _Loading(context, now)
-        return mine
-
-    def _wait(self, loading: _Loading, context: ScanContext) -> None:
-        """Wait for a value, or for the end of its loader; who has less time left than that one took waits on."""
-        if loading.over():
-            context.wait(context.remaining(), loading.settled)
-        else:
-            # a cancel of the loader is a reason to look again
-            context.wait(loading.loader.remaining() + 0.001, loading.over, watched=loading.loader)
-        context.check()
-
-    def _load(self, key: Hashable, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
-        try:
-            value = load()
-        except BaseException as error:
-            self._through(key, loading, error=error)
-            raise
-        self._through(key, loading, value=value, until=self._clock.monotonic() + ttl)
-        return value
-
-    def _through(
-        self,
-        key: Hashable,
-        loading: _Loading,
-        *,
-        error: BaseException | None = None,
-        value: Any = None,
-        until: float = 0,
-    ) -> None:
-        with self._lock:
-            loading.error, loading.value = error, value
-            loading.through = True
-            if error is None:
-                self._values[key] = (until, value)
-            if self._loading.get(key) is loading:
-                del self._loading[key]
-        loading.wake()

@@ -12,7 +12,7 @@ import pytest
 
 from resilient_scan import ConfigError, ScanCancelled, ScanContext
 from resilient_scan.context import NEVER, Home
-from resilient_scan.layers.cache import SharedValues
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.state import Snapshot
 from resilient_scan.testing import FakeClock
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import Cache, Candidate, ScanCancelled, ScanContext
-from resilient_scan.layers.cache import Entry, ResultCache, SharedValues
+from resilient_scan.layers.cache import Entry, ResultCache
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.testing import FakeClock
 
