@@ -507,6 +507,17 @@ def test_garbage_is_a_new_breaker_with_one_warning(data: bytes, look: bool, capl
     assert fleet.errors == []
 
 
+def test_garbage_that_comes_again_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = Fleet(failures=2)
+    guard = fleet.guard()
+    for _ in range(3):
+        fleet.put(b"garbage")
+        succeed(guard)
+        fail(guard)
+        succeed(guard)
+    assert len(caplog.records) == 1
+
+
 def test_absurd_numbers_end() -> None:
     fleet = Fleet(open_cap=20)
     now = fleet.clock.time()
@@ -671,6 +682,33 @@ def test_what_was_read_before_it_was_written_is_not_taken_over() -> None:
     guard.sync(old, now)
     assert guard.failures == 2
     guard.sync(None, now)
+    assert guard.failures == 2
+
+
+def test_a_run_that_begins_does_not_wait_for_who_is_at_the_store() -> None:
+    fleet = Fleet(failures=3)
+    guard = fleet.guard()
+    fail(guard)
+    old, now = fleet.store.read(KEY)[KEY], fleet.store.now()
+    permit = guard.admit()[0]
+    arrived, released = threading.Event(), threading.Event()
+    update = fleet.store.update
+
+    def dawdling(key: str, change: Any) -> Any:
+        answer = update(key, change)
+        guard._shared._pending.clear()  # type: ignore[union-attr] # as if nothing waited
+        arrived.set()
+        assert released.wait(5)
+        return answer
+
+    fleet.store.update = dawdling  # type: ignore[method-assign]
+    other = threading.Thread(target=guard.vote, args=(permit, True), daemon=True)
+    other.start()
+    assert arrived.wait(5)
+    assert guard.sync(old, now) is None
+    released.set()
+    other.join(5)
+    assert not other.is_alive()
     assert guard.failures == 2
 
 

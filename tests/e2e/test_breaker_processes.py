@@ -1,0 +1,64 @@
+"""One breaker for many processes: never more trials than allowed in all of them together."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPEN_FOR = 0.4  # seconds; a trial's place is kept for as long
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def crew(url: str, directory: Path, processes: int, trials: int, seconds: float) -> list[dict[str, list[Any]]]:
+    """Let processes of eight threads each go at one breaker, and return what each of them saw."""
+    numbers = [processes, 8, trials, seconds, OPEN_FOR]
+    command = [sys.executable, "-m", "tests.e2e.breaker_crew", url, str(directory), *map(str, numbers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 + seconds)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+
+
+def check(seen: list[dict[str, list[Any]]], trials: int) -> int:
+    """Hold what was seen against the promise; return how often the breaker was half-open."""
+    assert [error for one in seen for error in one["errors"]] == []
+    by_generation: dict[int, list[tuple[float, float, bool]]] = {}
+    for generation, *trial in itertools.chain.from_iterable(one["trials"] for one in seen):
+        by_generation.setdefault(generation, []).append(tuple(trial))
+    # A process that the machine did not let run for so long has lost its place to another by right.
+    in_time = [every for every in by_generation.values() if all(end - begin < OPEN_FOR / 2 for begin, end, _ in every)]
+    assert in_time
+    for every in in_time:
+        first_end = min(end for _, end, _ in every)
+        assert sum(begin < first_end for begin, _, _ in every) <= trials, "before an outcome"
+        assert most_at_a_time(every) <= trials
+        assert sum(failed for *_, failed in every) <= trials, "the first failure ends it; others were under way"
+    changes = [tuple(change) for one in seen for change in one["changes"]]
+    assert abs(changes.count(("open", "half_open")) - len(by_generation)) <= 1, "each is told once, by one process"
+    assert set(changes) <= {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}
+    return len(by_generation)
+
+
+def most_at_a_time(trials: list[tuple[float, float, bool]]) -> int:
+    steps = sorted([(begin, 1) for begin, _, _ in trials] + [(end, -1) for _, end, _ in trials])
+    return max(itertools.accumulate(step for _, step in steps))
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_eight_processes_of_eight_threads_on_one_file(trials: int, tmp_path: Path) -> None:
+    seen = crew(f"sqlite:///{tmp_path}/state.db", tmp_path, 8, trials, 2.0)
+    assert check(seen, trials) >= 2
+    assert sum(bool(one["trials"]) for one in seen) >= 2, "more than one process had a trial"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trials", [1, 2, 5])
+def test_eight_processes_of_eight_threads_on_one_file_for_long(trials: int, tmp_path: Path) -> None:
+    assert check(crew(f"sqlite:///{tmp_path}/state.db", tmp_path, 8, trials, 40.0), trials) >= 50
