@@ -465,7 +465,7 @@ def test_a_window_that_is_shorter_or_gone() -> None:
 
 
 def packed(**fields: Any) -> bytes:
-    return msgspec.msgpack.encode({**msgspec.to_builtins(Record(state="open")), **fields})
+    return msgspec.msgpack.encode({**msgspec.structs.asdict(Record(state="open")), **fields})
 
 
 GARBAGE = [
@@ -489,6 +489,10 @@ GARBAGE = [
     packed(version="1"),
     write(Record(state="open"))[:-1],
 ]
+
+
+def test_what_the_garbage_is_made_of_is_none() -> None:
+    assert read(packed()) == Record(state="open")
 
 
 @pytest.mark.parametrize("look", [True, False])
@@ -660,6 +664,25 @@ def test_a_trial_of_a_history_that_was_dropped_has_no_vote() -> None:
     assert guard.vote(permit, False) is None
     assert record(fleet).state == "half-open"
     assert other.vote(theirs, False) == CLOSED
+
+
+def test_an_attempt_of_a_closed_time_that_no_record_has_cannot_vote_in_an_open_one_of_the_same_number() -> None:
+    fleet = Fleet()
+    guard, other = fleet.guard(), fleet.guard()
+    fail(guard)
+    fleet.look(other)
+    fleet.clock.advance(8)
+    trial, _ = guard.admit()
+    fleet.store.away = AWAY
+    assert guard.vote(trial, False) == CLOSED
+    late, _ = guard.admit()
+    fleet.store.away = None
+    fleet.clock.advance(8)
+    assert fail(other) is not None
+    fleet.look(guard)
+    assert record(fleet).generation == late.generation
+    assert guard.vote(late, False) is None
+    assert (guard.state, record(fleet).state) == ("open", "open")
 
 
 def test_a_store_that_comes_back_empty_gets_what_is_known() -> None:
