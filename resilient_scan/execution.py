@@ -43,6 +43,8 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
         return scan
     seen = cache.puts
     entry = cache.fresh(key)
+    if entry is None and cache.shelf is not None:
+        entry = cache.recall(key)
     if entry is None:
         scan = Scan(stack, run, turn)
         entry = _lead_or_follow(scan, cache, key, seen)
@@ -69,7 +71,14 @@ def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, s
 def _lead(scan: Scan, execution: Execution) -> None:
     scan.execution, scan.leads = execution, True
     scan.queued = scan.stack.provider is None
-    execution.submit()
+    clerk, key = scan.stack.clerk, scan.key
+    if clerk is not None and key is not None:
+        if not clerk.claim(scan.stack.address(key), scan.stack.total, execution):
+            scan.queued = False  # another process works on it, and a place in the window is not kept for that
+            return
+        if execution.answered():  # between the look and the claim
+            return
+    execution.go()
 
 
 def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes, seen: int) -> Entry | None:
@@ -101,7 +110,20 @@ class Execution(Work):
                (`late`), and nobody is told anything else                 `overdue`; its end goes to the scans
     """
 
-    def submit(self) -> None:
+    def answered(self) -> bool:
+        """Look whether another process has brought the answer, and end with it; `False`: there is none."""
+        cache, key = self.stack.cache, self._key
+        entry = None if cache is None or key is None else cache.recall(key)
+        if cache is None or key is None or entry is None or entry.error is not None:
+            return False
+        for scan in self._settle() or ():
+            scan.leads, scan.cache = False, SHARED
+            copies = cache.copies(key, entry) or []
+            scan.end(from_cache(self.stack, scan.run, scan.turn, entry, copies))
+        self.land()
+        return True
+
+    def go(self) -> None:
         """Hand it to the pool, once its provider has a permit for it."""
         stack, context = self.stack, self.context
         provider = context.provider = stack.provider
@@ -233,7 +255,7 @@ class Execution(Work):
                 heir.land()
         context.cancel()
         stack.pool.at(context.deadline, heir.overdue)
-        heir.submit()
+        heir.go()
         return True
 
     def overdue(self) -> None:

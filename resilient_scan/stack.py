@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.claims import Clerk
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER, Call, Home, ScanContext, Step, Traffic
 from resilient_scan.engines.loops import Loops
@@ -33,7 +34,7 @@ from resilient_scan.events import (
 from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.breaker import Home as BreakerHome
-from resilient_scan.layers.cache import ResultCache
+from resilient_scan.layers.cache import ResultCache, Shelf
 from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.retry import Budget, retrying
 from resilient_scan.layers.scan import attempt
@@ -87,6 +88,8 @@ class Stack:
         provider: whose limit it keeps.
         providers: by name, all that there are.
         breaker_home: where the breaker's state is shared; `None`: it is in this object.
+        shelf: where answers outlive this process; `None`: they do not.
+        clerk: sees to it that one of several processes works on a key; `None`: there is one process only.
         traffic: stands between the scanner and the network.
     """
 
@@ -107,6 +110,8 @@ class Stack:
         provider: Provider | None = None,
         providers: Mapping[str, Provider] = MappingProxyType({}),
         breaker_home: BreakerHome | None = None,
+        shelf: Shelf | None = None,
+        clerk: Clerk | None = None,
         traffic: Traffic | None = None,
     ) -> None:
         self.spec = spec
@@ -124,7 +129,12 @@ class Stack:
         self.total = float(policy.timeout.total)
         self.hung = HungThreads(policy.timeout, clock)
         self.guard = Guard(spec.name, policy.breaker, clock, random, breaker_home) if policy.breaker else None
-        self.cache: ResultCache[Any] | None = ResultCache(policy.cache, clock, random) if policy.cache else None
+        self.clerk = clerk
+        self._shelf = shelf
+        landed = None if clerk is None else self._landed
+        self.cache: ResultCache[Any] | None = (
+            ResultCache(policy.cache, clock, random, shelf, landed) if policy.cache else None
+        )
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         own = clock if traffic is None else traffic.clock(spec.name, clock)
         sources = Sources(spec.name, policy.breaker, clock, random, providers)
@@ -136,6 +146,14 @@ class Stack:
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=REMEMBERED)
+
+    def address(self, key: bytes) -> str:
+        """Return by what name all processes know the work on a key."""
+        return f"flight/{self.name}" if self._shelf is None else f"flight/{self._shelf.address(key)}"
+
+    def _landed(self, key: bytes) -> None:
+        if self.clerk is not None:
+            self.clerk.release(self.address(key))
 
     def _fold(self, random: Random) -> Call:
         """Put the layers that run on a worker around the scanner, innermost first."""

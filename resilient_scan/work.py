@@ -149,6 +149,8 @@ class Work:
                 if self.inheritance:
                     self.stack.bus.send_all(self._inherited())
                 stack = self.stack
+                if stack.clerk is not None and self._key is not None:
+                    stack.clerk.prolong(stack.address(self._key), stack.total)
                 if stack.hung.count:
                     stack.hung.admit(self.context)
                 found = stack.call(self.context)

@@ -28,6 +28,9 @@ Flight = TypeVar("Flight")
 class Shelf(Protocol):
     """Where answers outlive the process; nothing of it raises."""
 
+    def address(self, key: bytes, /) -> str:
+        """Return by what name all processes know `key`."""
+
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
         """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
 

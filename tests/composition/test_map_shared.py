@@ -21,7 +21,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.layers.cache import SharedValues
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.testing import FakeClock
 
 Fleet = Callable[..., ScanRunner]

@@ -15,7 +15,8 @@ from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, 
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.events import Bus, ScannerStateChanged
 from resilient_scan.layers.breaker import Guard
-from resilient_scan.layers.cache import Entry, ResultCache, SharedValues
+from resilient_scan.layers.cache import Entry, ResultCache
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.layers.retry import Budget
 from resilient_scan.layers.timeout import HungThreads
