@@ -84,6 +84,7 @@ class ScanContext:
     Attributes:
         attempt: number of the current attempt, counted from 1.
         deadline: the instant, on the runner's monotonic clock, at which the execution's time is over.
+        abandoned: whether the execution went on, or ended, without this thread.
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
@@ -104,7 +105,7 @@ class ScanContext:
     requests = 0  # that the permit allows without asking again
     steps: tuple[Step, ...] = ()
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)  # moves the engine's deadline for this work
-    _cut = False
+    abandoned = False
     _state: dict[str, Any] | None = None
 
     def __init__(
@@ -163,7 +164,7 @@ class ScanContext:
     @property
     def cancelled(self) -> bool:
         """Say whether nobody waits for the answer any more: cancelled, or past the deadline."""
-        return self._cut or self._clock.monotonic() >= self.ends
+        return self.abandoned or self._clock.monotonic() >= self.ends
 
     @property
     def timed_out(self) -> bool:
@@ -173,7 +174,7 @@ class ScanContext:
     @property
     def cut_short(self) -> bool:
         """Whether the run is over, for whatever reason, while the scanner still had time of its own."""
-        return self._cut or self.cut_at <= self._clock.monotonic() < self.deadline
+        return self.abandoned or self.cut_at <= self._clock.monotonic() < self.deadline
 
     def remaining(self) -> float:
         """Return the seconds that are left, never below 0."""
@@ -274,15 +275,10 @@ class ScanContext:
 
     # What follows is for the layers, not for scanners.
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the execution went on, or ended, without this thread."""
-        return self._cut
-
     def limit(self, deadline: float, cut_at: float = NEVER) -> None:
         """Set the instants at which the execution's time and the run's are over."""
         self.deadline, self.cut_at = deadline, cut_at
-        self.ends = min(deadline, cut_at)
+        self.ends = min(deadline, cut_at) if cut_at != NEVER else deadline
 
     def begin_attempt(self) -> dict[str, Any]:
         """Count an attempt, forget what the one before it found, and return a state of its own for it."""
@@ -316,8 +312,10 @@ class ScanContext:
 
     def tool_logs(self) -> list[dict[str, Any]]:
         """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
-        new = self._snapshot.new_tool_logs(self._state) if self._state else ()
-        return [*self._logs, *new] if new else list(self._logs)
+        state = self._state
+        if state is None or TOOL_LOGS not in state:
+            return self._logs.copy()
+        return [*self._logs, *self._snapshot.new_tool_logs(state)]
 
     def wait(self, seconds: float, done: Callable[[], bool], *, watched: ScanContext | None = None) -> None:
         """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.
@@ -330,7 +328,7 @@ class ScanContext:
         Raises:
             ScanCancelled: the end of the scan came first.
         """
-        # Whoever cancels or pokes first leaves its trace (`_cut`, or what `done` looks at) and then reads `_wakes`;
+        # Whoever cancels or pokes first leaves its trace (`abandoned`, or what `done` looks at), then reads `_wakes`;
         # here the flag is hung up and lowered before the traces are read. So no wake-up is lost in between. Each
         # waiter has a flag of its own: several threads of one scan (`map`) may wait for different things.
         wake = self._clock.event()
@@ -338,7 +336,7 @@ class ScanContext:
         with self.watched(wake), (watched or self).watched(wake):
             while self._clock.monotonic() < until:
                 wake.clear()
-                if self._cut or done():
+                if self.abandoned or done():
                     break
                 self._clock.sleep(until, wake)
         if not done():
@@ -360,5 +358,5 @@ class ScanContext:
 
     def cancel(self) -> None:
         """Tell the scanner that nobody waits any more, and wake it if it sleeps."""
-        self._cut = True
+        self.abandoned = True
         self.poke()

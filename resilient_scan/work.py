@@ -112,13 +112,13 @@ class Work:
 
     def start(self, now: float, place: Place, /) -> float | None:
         """Begin, unless every run that wanted it is over."""
-        context = self.context
-        context.alarm = place.alarm
-        with self.stack.lock:
-            late = () if self.over else self._begin(now)
-            if late is None:
-                self._running = True
+        stack, context = self.stack, self.context
+        if stack.policy.timeout.attempt is not None:
+            context.alarm = place.alarm
+        with stack.lock:
+            if not self.over and self._begin(now):
                 return context.deadline
+            late = () if self.over else self.scans
             self.over = True
         self._give_back()
         self.land()
@@ -126,18 +126,17 @@ class Work:
             scan.end(without_work(scan.stack, scan.run, scan.turn, Status.SKIPPED))
         return None
 
-    def _begin(self, now: float) -> Sequence[Scan] | None:
-        """Set the deadline; or return the scans whose run is over, if that is all of them; under the lock."""
+    def _begin(self, now: float) -> bool:
+        """Set the deadline; `False`: the runs of all its scans are over. Under the lock."""
         if self.began != NEVER:  # a successor: the time runs since the first attempt
-            return None
+            self._running = True
+            return True
         for scan in self.scans:
             if now < scan.run.deadline:
-                break
-        else:
-            return self.scans
-        self.began = now
-        self.context.limit(now + self.stack.total, NEVER if self._key is not None else scan.run.deadline)
-        return None
+                self.began = now
+                self.context.limit(now + self.stack.total, NEVER if self._key is not None else scan.run.deadline)
+                return True
+        return False
 
     def run(self) -> None:
         """Ask the scanner through all its layers and hand over; never raises."""
@@ -171,18 +170,20 @@ class Work:
 
     def _succeed(self, found: list[Any]) -> None:
         self._late_kind = SUCCESS
-        stack = self.stack
-        doubt = self.context.doubted or stack.doubt(len(found), self.context.dropped)
+        stack, context = self.stack, self.context
+        doubt = context.doubted or stack.doubt(len(found), context.dropped)
         entry = self._keep(found, doubt is None) if self._key is not None else None
-        scans = self._settle()
-        if scans is None:
-            return
+        with stack.lock:
+            if self.over:
+                return
+            self.over = True
+            scans = self.scans
         if entry is None:
             self.land()
         took = stack.clock.monotonic() - self.began
         stack.took(took)
         if doubt is not None:
-            stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), self.context.dropped))
+            stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), context.dropped))
         if stack.tell_execution is not None:
             stack.tell_execution(self._ended(SUCCESS, None, took))
         for scan in scans:

@@ -216,15 +216,16 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             place.deadline = NEVER
             place.task = None
-            late, replaced = place.expired, place.replaced
+            if not place.expired:
+                self._unfinished -= 1
+                return True
             place.expired = False
             self._hung.discard(place)
-            if not replaced:
+            if not place.replaced:
                 self._unfinished -= 1
-        if late:
-            task.late(self._clock.monotonic() - place.started)
-            self._fill_places()
-        return not replaced
+        task.late(self._clock.monotonic() - place.started)
+        self._fill_places()
+        return not place.replaced
 
     # the watchdog
 

@@ -302,3 +302,12 @@ def test_tool_logs_that_a_scanner_rearranged_are_told_apart_from_old_ones() -> N
     assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}]}) == [{"new": 1}]
     assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}, *old]}) == [{"new": 1}]
     assert snapshot.new_tool_logs({"tool_logs": old}) == []
+
+
+def test_copies_of_a_state_of_plain_values_are_independent_too() -> None:
+    given: dict[str, Any] = {"trade_date": "2026-11-24", "run": 1}
+    snapshot = Snapshot(given)
+    given["run"] = 2
+    first = snapshot.copy()
+    first["run"] = 3
+    assert snapshot.copy() == {"trade_date": "2026-11-24", "run": 1}
