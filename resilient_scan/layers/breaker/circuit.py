@@ -92,7 +92,9 @@ class Window:
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many attempts there are, how many failed and how many were slow."""
-        return len(self.last), sum(one & 1 for one in self.last), sum(one >> 1 & 1 for one in self.last)
+        count = self.last.count
+        both = count(3)
+        return len(self.last), count(1) + both, count(2) + both
 
 
 def _reaches(rate: float, limit: float | None) -> bool:

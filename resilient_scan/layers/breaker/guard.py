@@ -167,8 +167,7 @@ class Guard:
             permit.done = True
             if permit.generation != memory.generation or (failed is None and permit.expires is None):
                 return None
-            before = memory.state
-            matters = failed is not False or bool(permit.place) or memory.failures > 0 or self._too_slow(slow)
+            before, failures = memory.state, memory.failures
             vote = self._ballot(permit, failed, slow)
             turned = self._circuit.vote(vote, vote.at)
             if shared is None:
@@ -176,7 +175,8 @@ class Guard:
             shared.note(vote)
             if not wait:
                 return shared.tell()
-        return shared.settle() if turned or matters else None
+        matters = turned or failed is not False or permit.place or failures or self._too_slow(slow)
+        return shared.settle() if matters else None
 
     def settle(self) -> BreakerChanged | None:
         """Bring the votes that still wait to the store; return a change of state to tell, if any.

@@ -323,16 +323,23 @@ def test_or_for_the_next_run() -> None:
 
 
 def test_a_success_that_opens_it_is_written_at_once() -> None:
-    fleet = Fleet(**{**RATE, "minimum": 3})
+    fleet = Fleet(**RATE)
     guard = fleet.guard()
-    fail(guard)
-    succeed(guard)
-    assert fail(guard) == OPENED
-    fleet = Fleet(failures=100, failure_rate=0.5, window=2, minimum=2)
-    guard = fleet.guard()
-    assert fail(guard) is None
-    assert succeed(guard) == OPENED
+    assert [fail(guard), fail(guard), succeed(guard)] == [None] * 3
+    assert (guard.failures, succeed(guard)) == (0, OPENED)
     assert record(fleet).state == "open"
+
+
+def test_so_is_a_trial_of_several_after_it() -> None:
+    fleet = Fleet(**RATE, trials=2)
+    guard, other = fleet.guard(), fleet.guard()
+    for vote in (fail, fail, succeed, succeed):
+        vote(guard)
+    fleet.look(other)
+    fleet.clock.advance(8)
+    assert guard.failures == 0
+    assert succeed(guard) is None
+    assert succeed(other) == CLOSED
 
 
 def test_slow_ones_are_written_at_once_and_count_together() -> None:
