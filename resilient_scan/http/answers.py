@@ -68,6 +68,10 @@ class Response(msgspec.Struct, frozen=True):
         """The body as text; bytes that are not UTF-8 are replaced."""
         return self.body.decode(errors="replace")
 
+    def retry_after(self, now: datetime) -> float | None:
+        """Return the seconds that the header `Retry-After` asks for, as a number or a date, or `None`."""
+        return wait_asked(self.headers, now)
+
     def json(self) -> Any:
         """Return the body parsed as JSON.
 
@@ -84,7 +88,7 @@ class Response(msgspec.Struct, frozen=True):
             ) from None
 
 
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+def wait_asked(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that `Retry-After` asks for, as a number or as a date (RFC 9110, 10.2.3), else `None`.
 
     A date is read against the server's own `Date`, so that a clock that is wrong on either side does no harm.

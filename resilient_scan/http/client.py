@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
-from resilient_scan.http.answers import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, retry_after
+from resilient_scan.http.answers import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, wait_asked
 from resilient_scan.http.secrets import Hide, hider, redact, secret_values
 from resilient_scan.http.traffic import Asked, Recorder, Replay, told
 from resilient_scan.http.wire import Wire, need_httpx
@@ -149,7 +149,7 @@ class Client:
         if 200 <= status < 300 or status in accept:
             return Response(shown, status, answer.headers, self._read(answer, shown, context))
         said = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
-        wait = retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
+        wait = wait_asked(answer.headers, context.now) if status in {403, 429, 503} else None
         if wait is not None:
             raise RetryAfter(wait, f"{said}; the source asks to wait {wait:g}s")
         if status >= 500 or status in {408, 425, 429}:

@@ -1,0 +1,188 @@
+"""Stocks whose own insiders buy them in the market, by the SEC's newest filings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
+from resilient_scan.http import NotFound, SchemaDrift, TransientError
+from scanners._settings import read_settings
+from scanners.providers import sec
+from scanners.providers.sec_forms import Filing, Owner, Ownership, Trade
+
+TOLERATED = 0.2
+"""Share of the documents that may be unreadable before the scan is: 1 of 5 is told in the tool log, 2 are an error."""
+
+
+class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `insider_buying`.
+
+    Attributes:
+        base_url: where EDGAR is.
+        user_agent: who asks, a name and an e-mail address, as EDGAR demands it.
+        lookback_days: how old a filing may be, in days before the feed's date.
+        min_value: what all insiders of a company together must have paid, in dollars.
+        high_value: from this weighted sum on the priority is `high`, below it `medium`.
+        officer_weight: by which what an officer paid counts in the weighted sum.
+        cluster: from so many different insiders on the priority is `critical`.
+        max_pages: pages of the feed, 100 entries each, that are read.
+    """
+
+    base_url: str = sec.LIVE
+    user_agent: str = ""
+    lookback_days: Annotated[int, Meta(ge=0)] = 14
+    min_value: Annotated[float, Meta(gt=0)] = 100_000.0
+    high_value: Annotated[float, Meta(gt=0)] = 500_000.0
+    officer_weight: Annotated[float, Meta(ge=1)] = 2.0
+    cluster: Annotated[int, Meta(ge=2)] = 3
+    max_pages: Annotated[int, Meta(ge=1, le=50)] = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A purchase of one insider: what a Form 4 says of it."""
+
+    symbol: str
+    issuer: str
+    owner: Owner
+    accession: str
+    trade: Trade
+
+    @property
+    def value(self) -> float:
+        """Return dollars."""
+        return self.trade.shares * (self.trade.price or 0.0)
+
+
+@scanner(
+    pipeline="edge",
+    needs=sec.NEEDS,
+    sources=(sec.HOST,),
+    cache=Cache(ttl=600, inputs=()),
+    retry=Retry(attempts=3, on=(TransientError,)),
+    limit=sec.LIMIT,
+    timeout=Timeout(total=90),
+)
+def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+    """Purchases by officers, directors and large owners, straight from their Form 4.
+
+    The rule: the newest Forms 4 (no amendments, no other form whose name begins with 4), each once however many parties
+    it is listed under, filed at most `lookback_days` before the feed's date; their lines of table I with code `P` and a
+    price above 0; a company whose insiders paid `min_value` or more together. Joint filers of one form are one insider,
+    and what an insider reports twice counts once. `cluster` different insiders make it critical; else the sum decides,
+    in which officers count `officer_weight` times.
+
+    A line that calls itself a purchase and marks its shares as disposed of contradicts itself; where a company has only
+    such lines, the priority is `low` and the candidate says so.
+    """
+    settings = read_settings(InsiderSettings, context)
+    client = sec.client(settings.base_url, context)
+    filings = client.newest("4", settings.lookback_days, settings.max_pages, context)
+    forms = context.map(lambda filing: (filing, _document(client, filing, context)), filings, concurrency=4)
+    bought = purchases([(filing, form) for filing, form in forms if isinstance(form, Ownership)], context)
+    failed = [form for _, form in forms if not isinstance(form, Ownership)]
+    context.log("sec_form4", filings=len(filings), unreadable=len(failed), purchases=len(bought))
+    if len(failed) > TOLERATED * len(forms):
+        raise failed[0]
+    for symbol in dict.fromkeys(each.symbol for each in bought):
+        found = find_buying([each for each in bought if each.symbol == symbol], settings)
+        if found is not None:
+            yield found
+
+
+def purchases(forms: list[tuple[Filing, Ownership]], context: ScanContext) -> list[Purchase]:
+    """Return all lines with code P and a price, of companies that have a symbol."""
+    found = []
+    for filing, form in forms:
+        lines = [trade for trade in form.trades if trade.code == "P"]
+        priced = [trade for trade in lines if trade.price]
+        if form.form != "4" or len(priced) < len(lines) or (priced and not form.symbol):
+            reason = f"is a Form {form.form}" if form.form != "4" else "has purchases without a price or a symbol"
+            context.log("sec_form4", accession=filing.accession, left_out=reason)
+        if form.form == "4" and form.symbol:
+            owner = _leader(form.owners)
+            found += [Purchase(form.symbol, form.issuer, owner, filing.accession, trade) for trade in priced]
+    return _once(found)
+
+
+def _once(found: list[Purchase]) -> list[Purchase]:
+    """Leave out what somebody reported a second time: the same line in another form."""
+    first: dict[tuple[str, int, Trade], str] = {}
+    return [
+        each
+        for each in found
+        if first.setdefault((each.symbol, each.owner.cik, each.trade), each.accession) == each.accession
+    ]
+
+
+def find_buying(bought: list[Purchase], settings: InsiderSettings) -> Candidate | None:
+    """Apply the rule of `insider_buying` to the purchases of one company's shares."""
+    plain = [each for each in bought if each.trade.acquired]
+    counted = plain or bought
+    value = sum(each.value for each in counted)
+    if value < settings.min_value:
+        return None
+    owners = {each.owner.cik: each.owner for each in counted}
+    officers = [owner for owner in owners.values() if owner.officer]
+    weighted = sum(each.value * (settings.officer_weight if each.owner.officer else 1.0) for each in counted)
+    shares = sum(each.trade.shares for each in counted)
+    doubt = "" if plain else "; but the form marks the shares as disposed of"
+    return Candidate(
+        ticker=counted[0].symbol,
+        source="insider_buying",
+        context=f"{_who(list(owners.values()))} of {counted[0].issuer} bought {shares:,.0f} shares "
+        f"for {value:,.0f} USD in the market, {_days([each.trade.day for each in counted])}{doubt}",
+        priority=_priority(len(owners), weighted, settings) if plain else "low",
+        strategy="insider_buying",
+        extras={
+            "value": round(value, 2),
+            "weighted_value": round(weighted, 2),
+            "shares": round(shares, 4),
+            "price": round(value / shares, 4),
+            "insiders": len(owners),
+            "officers": len(officers),
+            "names": [owner.name for owner in owners.values()],
+            "filings": list(dict.fromkeys(each.accession for each in counted)),
+            "last_day": max(each.trade.day for each in counted).isoformat(),
+        },
+    )
+
+
+def _document(client: sec.Sec, filing: Filing, context: ScanContext) -> Ownership | NotFound | SchemaDrift:
+    """Return a filing's document; one that is not there yet, or not as it should be, costs the others nothing."""
+    try:
+        key = ("sec_form4", client.base_url, filing.accession)  # a filing never changes
+        return context.shared(key, lambda: client.ownership(filing, context), ttl=86400)
+    except (NotFound, SchemaDrift) as error:
+        context.log("sec_form4", accession=filing.accession, left_out=str(error))
+        return error
+
+
+def _leader(owners: tuple[Owner, ...]) -> Owner:
+    """Return who stands for all that filed together: an officer if there is one, else a director, else the first."""
+    return next((each for each in owners if each.officer), next((each for each in owners if each.director), owners[0]))
+
+
+def _priority(insiders: int, weighted: float, settings: InsiderSettings) -> str:
+    if insiders >= settings.cluster:
+        return "critical"
+    return "high" if weighted >= settings.high_value else "medium"
+
+
+def _who(owners: list[Owner]) -> str:
+    if len(owners) > 1:
+        return f"{len(owners)} insiders"
+    (owner,) = owners
+    role = owner.title or ("officer" if owner.officer else "director" if owner.director else "large owner")
+    return f"{owner.name} ({role})"
+
+
+def _days(days: list[date]) -> str:
+    first, last = min(days), max(days)
+    return f"on {first}" if first == last else f"from {first} to {last}"

@@ -1,0 +1,359 @@
+"""What EDGAR's answers say: the feed of current filings, the documents of Form 4, and the list of symbols.
+
+Every field that is missing or has another form is named in a `SchemaDrift`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from html import unescape
+from typing import Any, Final
+from urllib.parse import urlsplit
+from xml.etree.ElementTree import Element, ParseError, fromstring
+
+from resilient_scan.http import SchemaDrift, TransientError
+
+_ATOM: Final = "{http://www.w3.org/2005/Atom}"
+_TITLE = re.compile(r".*? - (?P<name>.+) \((?P<cik>\d{10})\) \((?P<role>[^()]+)\)", re.DOTALL)
+_ACCESSION = re.compile(r"accession-number=(\d{10}-\d{2}-\d{6})")
+_FILED = re.compile(r"Filed:\s*(?:</b>)?\s*(\d{4}-\d{2}-\d{2})")
+_ITEM = re.compile(r"Item (\d{1,2}\.\d{2})\b:?\s*([^<\n]*)")
+_DAY = re.compile(r"(\d{4}-\d{2}-\d{2})(Z|[+-]\d{2}:\d{2})?")
+_SYMBOL = re.compile(r"[A-Z0-9]{1,6}(\.[A-Z0-9]{1,3})?")
+_NO_SYMBOL: Final = frozenset({"", "NONE", "N/A", "NULL", "TBD", "UNKNOWN", "NOT APPLICABLE", "NOT LISTED"})
+_MOST_SHARES: Final = 1e10
+_MOST_OWNED: Final = 1e13
+_MOST_DOLLARS: Final = 1e7  # a share
+_MOST_PAID: Final = 1e10  # dollars at a time; the largest so far were a few billions
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Who a filing is listed under: `role` is EDGAR's word, such as Issuer, Reporting, Filer or Subject."""
+
+    cik: int
+    name: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filing:
+    """One filing, with all parties that it is listed under.
+
+    Attributes:
+        accession: its number, such as `0001493152-26-028198`.
+        form: exactly, such as `4` or `8-K/A`.
+        filed: the day.
+        folder: path of the folder of its documents, at the first party that it is listed under.
+        parties: at least one.
+        items: of an 8-K, number to title, as far as the feed says so.
+    """
+
+    accession: str
+    form: str
+    filed: date
+    folder: str
+    parties: tuple[Party, ...]
+    items: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A page of the feed: when it was made, how many entries it has, and its filings, the newest first."""
+
+    updated: datetime
+    entries: int
+    filings: tuple[Filing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A reporting person."""
+
+    cik: int
+    name: str
+    officer: bool
+    director: bool
+    ten_percent: bool
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """A line of table I of Form 4.
+
+    Attributes:
+        code: EDGAR's letter: P is a purchase in the market or in private, S a sale, A an award, ...
+        shares: > 0.
+        price: dollars a share, >= 0; `None` where a footnote stands instead.
+        acquired: whether the shares came in, by the form's own flag.
+        day: of the transaction.
+    """
+
+    code: str
+    shares: float
+    price: float | None
+    acquired: bool
+    day: date
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What a Form 3, 4 or 5 says. `symbol` is empty where the issuer has none; `trades` are those of table I."""
+
+    form: str
+    issuer: str
+    symbol: str
+    owners: tuple[Owner, ...]
+    trades: tuple[Trade, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------- feed
+
+
+def read_feed(body: bytes) -> Feed:
+    """Return what a page of the feed says.
+
+    Raises:
+        SchemaDrift: a field is missing or has another form; the message names it.
+        TransientError: it is a page for people.
+    """
+    root = _xml(body, "EDGAR's feed")
+    if root.tag != f"{_ATOM}feed":
+        raise SchemaDrift(f"EDGAR's feed begins with {root.tag!r} and not with 'feed'")
+    entries = root.findall(f"{_ATOM}entry")
+    filings: dict[str, Filing] = {}
+    for number, entry in enumerate(entries):
+        filing = _entry(entry, f"EDGAR's feed: entry[{number}]")
+        known = filings.get(filing.accession)
+        filings[filing.accession] = filing if known is None else together(known, filing)
+    updated = _instant(_atom(root, "updated", "EDGAR's feed"), "EDGAR's feed: updated")
+    return Feed(updated, len(entries), tuple(filings.values()))
+
+
+def together(one: Filing, other: Filing) -> Filing:
+    """Return a filing with the parties and items of two of its entries."""
+    parties = dict.fromkeys([*one.parties, *other.parties])
+    return Filing(one.accession, one.form, one.filed, one.folder, tuple(parties), {**one.items, **other.items})
+
+
+def _entry(entry: Element, what: str) -> Filing:
+    title = _TITLE.fullmatch(_atom(entry, "title", what))
+    if title is None:
+        raise SchemaDrift(f"{what}.title is not 'FORM - NAME (NUMBER) (ROLE)': {_atom(entry, 'title', what)[:80]!r}")
+    accession = _ACCESSION.search(_atom(entry, "id", what))
+    if accession is None:
+        raise SchemaDrift(f"{what}.id has no accession number: {_atom(entry, 'id', what)[:80]!r}")
+    category, link = entry.find(f"{_ATOM}category"), entry.find(f"{_ATOM}link")
+    form = "" if category is None else category.get("term", "").strip()
+    if not form:
+        raise SchemaDrift(f"{what}.category.term is missing")
+    path = urlsplit("" if link is None else link.get("href", "")).path
+    if not path.startswith("/Archives/edgar/data/"):
+        raise SchemaDrift(f"{what}.link.href is no address of a filing: {path[:80]!r}")
+    summary = unescape(entry.findtext(f"{_ATOM}summary") or "")
+    return Filing(
+        accession=accession[1],
+        form=form,
+        filed=_filed(summary, _instant(_atom(entry, "updated", what), f"{what}.updated")),
+        folder=path.rpartition("/")[0],
+        parties=(Party(int(title["cik"]), title["name"].strip(), title["role"].strip()),),
+        items={number: words.strip() for number, words in _ITEM.findall(summary)},
+    )
+
+
+def _filed(summary: str, updated: datetime) -> date:
+    """Return the day that counts: what comes in the evening is filed on the next."""
+    found = _FILED.search(summary)
+    return _day(found[1], "EDGAR's feed: Filed") if found else updated.date()
+
+
+def _atom(node: Element, name: str, what: str) -> str:
+    text = (node.findtext(f"{_ATOM}{name}") or "").strip()
+    if not text:
+        raise SchemaDrift(f"{what}.{name} is missing")
+    return text
+
+
+def _instant(text: str, what: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise SchemaDrift(f"{what} is no instant: {text[:40]!r}")
+    return instant
+
+
+# -------------------------------------------------------------------------------------------------------------- Form 4
+
+
+def read_ownership(body: bytes, what: str) -> Ownership:
+    """Return what a Form 3, 4 or 5 says, from its XML document or from the whole submission around it.
+
+    Raises:
+        SchemaDrift: a field is missing or has another form; the message names it.
+        TransientError: it is a page for people.
+    """
+    start, end = body.find(b"<ownershipDocument"), body.rfind(b"</ownershipDocument>")
+    if start < 0 or end < 0:
+        _xml(body, what)  # says so if it is a page or broken
+        raise SchemaDrift(f"{what} has no ownershipDocument")
+    root = _xml(body[start : end + len(b"</ownershipDocument>")], what)
+    owners = tuple(_owner(node, f"{what}: reportingOwner[{n}]") for n, node in enumerate(root.iter("reportingOwner")))
+    if not owners:
+        raise SchemaDrift(f"{what}: reportingOwner is missing")
+    lines = root.iterfind("nonDerivativeTable/nonDerivativeTransaction")
+    return Ownership(
+        form=_need(root, "documentType", what),
+        issuer=_need(root, "issuer/issuerName", what),
+        symbol=symbol(_text(root, "issuer/issuerTradingSymbol", what)),
+        owners=owners,
+        trades=tuple(_trade(node, f"{what}: nonDerivativeTransaction[{number}]") for number, node in enumerate(lines)),
+    )
+
+
+def symbol(text: str) -> str:
+    """Return a symbol as it is usually written, `BRK.B` for `brk/b` or `NYSE: BRK-B`; empty where there is none."""
+    plain = text.strip().upper()
+    if plain in _NO_SYMBOL:
+        return ""
+    words = re.split(r"[,;\s]+", plain.rpartition(":")[2].strip(" ()[]\"'$"))
+    found = re.sub(r"[/-]", ".", words[0])
+    return found if _SYMBOL.fullmatch(found) else ""
+
+
+def _owner(node: Element, what: str) -> Owner:
+    role = "reportingOwnerRelationship"
+    number = _need(node, "reportingOwnerId/rptOwnerCik", what)
+    if not re.fullmatch(r"[0-9]{1,10}", number):
+        raise SchemaDrift(f"{what}.reportingOwnerId.rptOwnerCik is no number: {number[:40]!r}")
+    return Owner(
+        cik=int(number),
+        name=_need(node, "reportingOwnerId/rptOwnerName", what),
+        officer=_flag(node, f"{role}/isOfficer", what),
+        director=_flag(node, f"{role}/isDirector", what),
+        ten_percent=_flag(node, f"{role}/isTenPercentOwner", what),
+        title=(node.findtext(f"{role}/officerTitle") or "").strip(),
+    )
+
+
+def _trade(node: Element, what: str) -> Trade:
+    amounts = "transactionAmounts"
+    code = _need(node, "transactionCoding/transactionCode", what)
+    if not re.fullmatch(r"[A-Z]", code):
+        raise SchemaDrift(f"{what}.transactionCoding.transactionCode is no letter: {code[:40]!r}")
+    came = _need(node, f"{amounts}/transactionAcquiredDisposedCode/value", what)
+    if came not in {"A", "D"}:
+        raise SchemaDrift(f"{what}.{amounts}.transactionAcquiredDisposedCode is neither A nor D: {came[:40]!r}")
+    day = _need(node, "transactionDate/value", what)
+    shares = _number(_need(node, f"{amounts}/transactionShares/value", what), f"{what}.transactionShares", _MOST_SHARES)
+    price = _price(node, f"{amounts}/transactionPricePerShare", what)
+    if code == "P":
+        _plausible(node, shares, price or 0.0, what, came_in=came == "A")
+    return Trade(code, shares, price, came == "A", _day(day, f"{what}.transactionDate"))
+
+
+def _plausible(node: Element, shares: float, price: float, what: str, *, came_in: bool) -> None:
+    """Hold a purchase's numbers against each other: a slip of the pen is no candidate."""
+    if shares * price > _MOST_PAID:
+        raise SchemaDrift(f"{what}: transactionShares x transactionPricePerShare is {shares * price:.3g} dollars")
+    after = (node.findtext("postTransactionAmounts/sharesOwnedFollowingTransaction/value") or "").strip()
+    if came_in and after and _number(after, f"{what}.sharesOwnedFollowingTransaction", _MOST_OWNED) < shares:
+        raise SchemaDrift(f"{what}: transactionShares is {shares:g} and sharesOwnedFollowingTransaction {after}")
+
+
+def _price(node: Element, path: str, what: str) -> float | None:
+    price = node.find(path)
+    if price is None:
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} is missing")
+    value = (price.findtext("value") or "").strip()
+    if not value:
+        if price.find("footnoteId") is not None:
+            return None
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} has neither a value nor a footnote")
+    return _number(value, f"{what}.transactionPricePerShare", _MOST_DOLLARS)
+
+
+def _day(text: str, what: str) -> date:
+    """Return the day that a date stands for; some come with a time zone behind them."""
+    found = _DAY.fullmatch(text)
+    try:
+        day = date.fromisoformat(found[1]) if found else None
+    except ValueError:
+        day = None
+    if day is None:
+        raise SchemaDrift(f"{what} is no date: {text[:40]!r}")
+    return day
+
+
+def _number(text: str, what: str, most: float) -> float:
+    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,12})?", text) or float(text) > most:
+        raise SchemaDrift(f"{what} is no number from 0 to {most:g}: {text[:40]!r}")
+    return float(text)
+
+
+def _flag(node: Element, path: str, what: str) -> bool:
+    text = (node.findtext(path) or "").strip().lower()
+    if text not in {"", "0", "1", "true", "false"}:
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} is neither true nor false: {text[:40]!r}")
+    return text in {"1", "true"}
+
+
+def _text(node: Element, path: str, what: str) -> str:
+    found = node.find(path)
+    if found is None:
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} is missing")
+    return (found.text or "").strip()
+
+
+def _need(node: Element, path: str, what: str) -> str:
+    if not (text := _text(node, path, what)):
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} is empty")
+    return text
+
+
+def _xml(body: bytes, what: str) -> Element:
+    """Return a document's root; EDGAR's have no definitions of their own, which could make them grow without end."""
+    head = body[:500].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise TransientError(f"{what}: a page for people came instead; EDGAR may be in trouble, or base_url is wrong")
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
+        raise SchemaDrift(f"{what} defines entities of its own, which EDGAR's documents do not")
+    try:
+        return fromstring(body)  # noqa: S314 - what could be dangerous is refused above
+    except (ParseError, LookupError, ValueError) as error:  # not whole; an encoding that nobody knows
+        raise TransientError(f"{what} is no whole XML: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- symbols
+
+
+def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
+    """Return the symbols by company number, from `{"0": {"cik_str", "ticker", "title"}, ...}`.
+
+    Raises:
+        SchemaDrift: it has another shape; the message names the field.
+    """
+    if not isinstance(data, dict) or not data:
+        raise SchemaDrift("EDGAR's company_tickers is no object with companies")
+    found: dict[int, tuple[str, ...]] = {}
+    for key, row in data.items():
+        cik, text = _company(row, f"EDGAR's company_tickers[{key}]")
+        if name := symbol(text):
+            found[cik] = (*found.get(cik, ()), name)
+    return found
+
+
+def _company(row: Any, what: str) -> tuple[int, str]:
+    if not isinstance(row, dict):
+        raise SchemaDrift(f"{what} is no object")
+    cik, text = row.get("cik_str"), row.get("ticker")
+    if isinstance(cik, bool) or not isinstance(cik, int) or not 0 < cik < 10**10:
+        raise SchemaDrift(f"{what}.cik_str is no company number: {str(cik)[:40]!r}")
+    if not isinstance(text, str) or not text.strip():
+        raise SchemaDrift(f"{what}.ticker is no text: {str(text)[:40]!r}")
+    return cik, text
