@@ -218,10 +218,15 @@ class TimeoutFreed(Event, frozen=True, gc=False):
 
 
 class ProbeEnded(Event, frozen=True, gc=False):
-    """An execution that tested a quarantined scanner ended: `outcome` as that of the execution."""
+    """An execution that tested a quarantined scanner ended: `outcome` as that of the execution.
+
+    One that did not come to ask the source is `cancelled`. `reason` says why it failed; `mark` tells it from others.
+    """
 
     scanner: str
     outcome: str
+    reason: str = ""
+    mark: str = ""
 
 
 class StoreFailed(Event, frozen=True, gc=False):
@@ -264,6 +269,12 @@ class Bus:
             for kind in Event.__subclasses__()
         }
         self._failed: set[int] = set()
+
+    def join(self, listener: Listener) -> None:
+        """Let one more listen, before all others."""
+        for kind, wanted in self._wanted.items():
+            if kind in getattr(listener, "events", (kind,)):
+                wanted.insert(0, listener)
 
     def wants(self, kind: type[Event]) -> bool:
         """Say whether anybody listens to events of this class."""

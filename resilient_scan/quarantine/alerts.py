@@ -24,6 +24,7 @@ from resilient_scan.quarantine.records import (
 
 DISABLE, HEARTBEAT = "disable", "heartbeat"
 ACCEPTED, DUPLICATE, UNKNOWN_SCANNER, REFUSED = "accepted", "duplicate", "unknown_scanner", "refused"
+RESULTS = (ACCEPTED, DUPLICATE, UNKNOWN_SCANNER, REFUSED)
 GAPS = 8  # between heartbeats that are remembered; the longest of them is the period
 
 

@@ -77,7 +77,7 @@ def step(
         The bytes to store, the same object where nothing has changed, and what came of it.
     """
     fleet, readable = decode(stored)
-    jumped = _jump(fleet, now, steady, look)
+    jumped = jump(fleet, now, steady, look)
     if jumped:
         fleet.shift(jumped)
     machine = Machine(fleet, now, rules, draw)
@@ -91,7 +91,7 @@ def step(
     return new, Done(result, tuple(machine.changes), fleet, Look(now, steady, fleet.born, fleet.shifted), readable)
 
 
-def _jump(fleet: FleetRecord, now: float, steady: float, look: Look | None) -> float:
+def jump(fleet: FleetRecord, now: float, steady: float, look: Look | None) -> float:
     """Return by how much the clock has jumped beyond what the stored instants have followed already."""
     if not fleet.born:  # nothing is stored yet
         return 0.0
