@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import threading
 from collections import Counter
@@ -20,12 +21,15 @@ from resilient_scan.faults import NAMES as FAULTY
 from resilient_scan.faults import faulty_scanners
 from resilient_scan.http import REDACTED, Recorder, Replay
 from resilient_scan.logs import LogEvents
-from resilient_scan.metrics import PrometheusMetrics, exposition
+from resilient_scan.metrics import PrometheusMetrics, exposition, push, write_textfile
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
+from resilient_scan.redaction import hide, redact
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
 from resilient_scan.settings import Settings, load_settings
+
+_log = logging.getLogger("resilient_scan")
 
 
 class Demo(Protocol):
@@ -63,6 +67,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: scanners at a time, >= 1; `None`: what the settings say.
         sequential: one scanner at a time, in order; `None`: what the settings say.
         metrics_port: serve metrics on 127.0.0.1 at this port, 0 for any; `None`: do not.
+        push: address of a Pushgateway that gets the metrics after the run; `None`: none does.
+        textfile: file that gets the metrics after the run; `None`: none does.
         record: keep what the sources answer in this new folder, without secrets; no bundled data are used.
         replay: answer from this folder, without any network, bundled data or store.
         latency: seconds by which each answer of the bundled data is held back; `None`: not at all. With it each
@@ -78,6 +84,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int | None = None
     sequential: bool | None = None
     metrics_port: int | None = None
+    push: str | None = None
+    textfile: Path | None = None
     latency: float | None = None
     record: Path | None = None
     replay: Path | None = None
@@ -150,25 +158,27 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         if isinstance(traffic, Recorder):
             stack.enter_context(traffic)
         told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
-        url = ""
-        if request.metrics_port is not None:
-            url = _serve_metrics(request.metrics_port, stack)
+        url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
+        if url or request.push or request.textfile:
             told.append(PrometheusMetrics())
         served = _stand_ins(ready) if replay else _serve(ready, demo, settings, request.latency, stack)
-        runner = settings.runner(
-            [found.scanner for found in ready],
-            known=names_of(plugins),
-            listeners=told,
-            settings=served,
-            traffic=traffic,
-            **_said(request),
+        runner = stack.enter_context(
+            settings.runner(
+                [found.scanner for found in ready],
+                known=names_of(plugins),
+                listeners=told,
+                settings=served,
+                traffic=traffic,
+                **_said(request),
+            )
         )
+        stack.callback(_deliver, request)  # before the runner is closed: then it says nothing of its states any more
         data = demo if served else None
         state = state_for(request.as_of, data) if replay is None else _state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
             traffic.note_state(state)
         yield Fleet(
-            runner=stack.enter_context(runner),
+            runner=runner,
             state=state,
             deadline=request.deadline,
             demo=data,
@@ -367,17 +377,33 @@ def _serve(
 def _serve_metrics(port: int, stack: ExitStack) -> str:
     """Serve this process's metrics on loopback, and return the address."""
 
-    def respond(path: str, _query: dict[str, str]) -> Answer:
+    def respond(path: str, _query: dict[str, str], accept: str) -> Answer:
         if path not in {"/metrics", "/"}:
             return 404, {"Content-Type": "text/plain; charset=utf-8"}, b"metrics are at /metrics\n"
-        content_type, text = exposition()
+        content_type, text = exposition(accept=accept)
         return 200, {"Content-Type": content_type}, text
 
     try:
-        server = LoopbackServer(respond, port=port)
+        server = LoopbackServer(negotiated=respond, port=port)
     except OSError as error:
         raise ConfigError(f"port {port} of 127.0.0.1 cannot be had: {error.strerror}; 0 takes a free one") from None
     return f"{stack.enter_context(server).url}/metrics"
+
+
+def _deliver(request: Request) -> None:
+    """Bring the metrics to where they outlive the run; what goes wrong there is no matter of the run."""
+    if request.push:
+        try:
+            push(request.push)
+        except (OSError, ValueError) as error:
+            where, why = redact(request.push), hide(str(error))
+            _log.warning("the metrics could not be pushed to %s: %s; the run is not affected", where, why)
+    if request.textfile:
+        try:
+            write_textfile(request.textfile)
+        except OSError as error:
+            where, why = request.textfile, error.strerror or type(error).__name__
+            _log.warning("the metrics could not be written to %s: %s; the run is not affected", where, why)
 
 
 def _held_back(respond: Respond, latency: float) -> Respond:

@@ -24,7 +24,16 @@ from resilient_scan.check import check as check_all
 from resilient_scan.errors import ConfigError
 from resilient_scan.faults import Watch
 from resilient_scan.report import RunReport
-from resilient_scan.screens import introduce, listening, print_json, print_report, print_verified, rehearse, say
+from resilient_scan.screens import (
+    MESSAGES,
+    introduce,
+    listening,
+    print_json,
+    print_report,
+    print_verified,
+    rehearse,
+    say,
+)
 from resilient_scan.settings import SettingsError, seconds
 from resilient_scan.verify import verify as run_both
 
@@ -130,12 +139,27 @@ def command() -> None:
 @click.option(
     "--hold", metavar="DURATION", callback=duration, help="Serve the metrics so much longer (Ctrl-C ends it)."
 )
-def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, **options: Any) -> int:
+@click.option("--push", metavar="URL", help="Send the metrics to this Pushgateway after the run.")
+@click.option(
+    "--textfile",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What stderr gets: lines for people, or one JSON object per line.",
+)
+def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_format: str, **options: Any) -> int:
     """Run the scanners once and print what they found.
 
     With nothing configured the built-in scanners run against real market history that ships with this package, served
     over HTTP on loopback, as of 2013-01-24.
     """
+    MESSAGES.json = log_format == "json"
     if hold is not None and options["metrics_port"] is None:
         raise click.UsageError("--hold keeps the metrics served, so it needs --metrics-port")
     request, watch = Request(sequential=sequential or None, **options), Watch()
@@ -234,6 +258,7 @@ def verify(**options: Any) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (`None`: the process's) and return its exit code."""
+    MESSAGES.json = False
     try:
         with _messages_on_stderr():
             code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
@@ -242,10 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say([missing.format_message()])
         return USAGE
     except click.ClickException as error:
-        say([f"error: {error.format_message()}"])
+        say([f"error: {error.format_message()}"], logging.ERROR)
         return USAGE
     except ConfigError as error:
-        say(f"error: {line}" for line in (error.problems if isinstance(error, SettingsError) else [error]))
+        lines = error.problems if isinstance(error, SettingsError) else [error]
+        say((f"error: {line}" for line in lines), logging.ERROR)
         return USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -259,6 +285,9 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return MESSAGES.form(record)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
@@ -302,7 +331,7 @@ def _hold(duration: float, fleet: Fleet) -> None:
 def _unwritten(error: OSError) -> int:
     """Say that the output could not be written, unless its reader went away (`| head`)."""
     if not isinstance(error, BrokenPipeError):
-        say([f"error: {error}"])
+        say([f"error: {error}"], logging.ERROR)
     # What is still buffered would fail once more when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return SOME_DID_NOT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -13,16 +14,33 @@ from resilient_scan import progress
 from resilient_scan.app import Fleet, counted
 from resilient_scan.events import Listener
 from resilient_scan.faults import PIPELINE, Watch
-from resilient_scan.logs import LogEvents
+from resilient_scan.logs import JsonLines, LogEvents
 from resilient_scan.report import RunReport
 from resilient_scan.verify import Verified, summary
 
 BETWEEN: Final = 1.1  # seconds from one run with faulty scanners to the next: what was fresh is not any more
 
 
-def say(lines: Iterable[str]) -> None:
+class Messages:
+    """How what goes to stderr is written: as it is, or each line as a JSON object."""
+
+    json = False
+
+    def form(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return (JSON_LINES if self.json else TEXT_LINES).format(record)
+
+
+JSON_LINES: Final = JsonLines()
+TEXT_LINES: Final = logging.Formatter("%(message)s")
+MESSAGES: Final = Messages()
+
+
+def say(lines: Iterable[str], level: int = logging.INFO) -> None:
     """Write messages, one a line, to stderr."""
-    sys.stderr.writelines(f"{line}\n" for line in lines)
+    for line in lines:
+        record = logging.LogRecord("resilient_scan", level, "", 0, line, None, None)
+        sys.stderr.write(f"{MESSAGES.form(record)}\n")
 
 
 def print_json(value: Any) -> None:
@@ -35,6 +53,9 @@ def print_json(value: Any) -> None:
 @contextlib.contextmanager
 def listening() -> Iterator[list[Listener]]:
     """Show a run on stderr as it goes on: a live table on a terminal, log lines elsewhere."""
+    if MESSAGES.json:
+        yield [LogEvents(format="json")]
+        return
     if not progress.is_live(sys.stderr):
         yield [LogEvents()]
         return

@@ -6,39 +6,31 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Final
-from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, quote_plus
 
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
+from resilient_scan.redaction import REDACTED, is_secret, redact
+
+__all__ = [
+    "REDACTED",
+    "Hide",
+    "credential",
+    "hider",
+    "is_secret",
+    "redact",
+    "secret_values",
+    "told_secrets",
+]
 
 Hide = Callable[[str], str]
 
-REDACTED: Final = "REDACTED"
 _SHORTEST: Final = 4  # what is shorter than this many characters is a word of many other texts
-_SECRET = re.compile(
-    r"api-?key|token|secret|passw(or)?d|crumb|auth|signature|cookie|session|credential|(^|-)(key|pwd|pass|sig)$"
-)
 _TOLD = re.compile(
     r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""
     r"""((?:[^"\\]|\\.)+)""",
     re.IGNORECASE,
 )
-
-
-def redact(url: str) -> str:
-    """Return `url` without user, password and the values of telling query parameters; "" if it is not valid."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    query = urlencode([(name, REDACTED if is_secret(name) else value) for name, value in pairs], safe=":,")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
-
-
-def is_secret(name: str) -> bool:
-    """Say whether what goes by this name (a header, a parameter, a setting) is not to be shown."""
-    return _SECRET.search(name.lower().replace("_", "-")) is not None
 
 
 def secret_values(named: Iterable[tuple[str, str]]) -> set[str]:

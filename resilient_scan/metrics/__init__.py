@@ -1,6 +1,7 @@
 """Events as Prometheus metrics.
 
-`catalogue` says which metrics there are, `collectors` makes them and shows them, `tally` counts events into them.
+`catalogue` says which metrics there are, `collectors` makes them and shows them, `tally` counts events into them,
+`delivery` brings them to where they outlive the process.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from resilient_scan.metrics.collectors import (
     exposition,
     families_of,
 )
+from resilient_scan.metrics.delivery import push, write_textfile
 from resilient_scan.metrics.tally import Tally
 
-__all__ = ["Family", "PrometheusMetrics", "exposition", "families"]
+__all__ = ["Family", "PrometheusMetrics", "exposition", "families", "push", "write_textfile"]
 
 OF_A_SCANNER = (
     AttemptEnded,

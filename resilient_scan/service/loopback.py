@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 Answer = tuple[int, dict[str, str], bytes]
 Respond = Callable[[str, dict[str, str]], Answer]
+Negotiated = Callable[[str, dict[str, str], str], Answer]
 
 _IDLE: Final = 60.0
 
@@ -30,13 +31,18 @@ class LoopbackServer:
         respond: takes the path and the query, both decoded (of a name given twice the last value), and returns
             status, headers and body. It is called from several threads at once. If it raises, the client gets 500.
         port: 0 lets the system choose a free one.
+        negotiated: instead of `respond`; it is also given what the request accepts.
 
     Raises:
         OSError: the port cannot be had.
     """
 
-    def __init__(self, respond: Respond, *, port: int = 0) -> None:
-        self._server = _Server(respond, port)
+    def __init__(self, respond: Respond | None = None, *, port: int = 0, negotiated: Negotiated | None = None) -> None:
+        if respond is not None:
+            negotiated = lambda path, query, _accept: respond(path, query)  # noqa: E731
+        if negotiated is None:
+            raise TypeError("respond or negotiated is required")
+        self._server = _Server(negotiated, port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="loopback", daemon=True)
 
     @property
@@ -71,7 +77,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, respond: Respond, port: int) -> None:
+    def __init__(self, respond: Negotiated, port: int) -> None:
         self.respond = respond
         self._lock = threading.Lock()
         self._open: set[socket.socket] | None = set()
@@ -120,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         try:
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
-            status, headers, body = self.server.respond(unquote(parts.path), query)
+            status, headers, body = self.server.respond(unquote(parts.path), query, self.headers.get("Accept", ""))
         except Exception as error:
             status, headers, body = _sentence(500, f"the responder failed with {type(error).__name__}")
         self._send(status, headers, body)

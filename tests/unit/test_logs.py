@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+import threading
 from typing import Any
 
 import pytest
 
-from resilient_scan import Candidate, LogEvents, Policy, ScanResult, ScanRunner, Status, Timeout
+from resilient_scan import Candidate, ConfigError, LogEvents, Policy, ScanResult, ScanRunner, Status, Timeout
 from resilient_scan.events import (
+    AttemptEnded,
     BreakerChanged,
     Event,
+    ExecutionEnded,
+    HeartbeatSeen,
     LateCompletion,
+    RetryBudgetExhausted,
     RunEnded,
     RunStarted,
     ScanEnded,
     ScannerStateChanged,
+    StoreFailed,
     ThreadAbandoned,
 )
+from resilient_scan.logs import JsonLines
 from resilient_scan.outcome import ErrorInfo
-from resilient_scan.testing import broken, healthy, polite
+from resilient_scan.testing import FakeClock, broken, healthy, polite
 
 INFO, WARNING = logging.INFO, logging.WARNING
 
@@ -161,3 +170,175 @@ def test_no_listener_no_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "resilient_scan"), ScanRunner([healthy("one")], listeners=()) as runner:
         runner.run({})
     assert caplog.records == []
+
+
+# secrets
+
+
+def test_a_secret_in_an_error_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    event = ended(Status.ERROR, error="GET https://host/x?apikey=hunter2 failed")
+    assert lines(event, caplog) == [(WARNING, "⚠️ one: GET https://host/x?apikey=REDACTED failed")]
+
+
+def test_a_secret_in_what_was_dropped_or_why_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    event = ended(Status.COMPLETED, dropped=1, invalid="token=hunter2")
+    assert "hunter2" not in str(lines(event, caplog))
+    assert "hunter2" not in str(
+        lines(ScannerStateChanged("one", "enabled", "disabled", "hand", "password: hunter2", None, 0.0), caplog)
+    )
+
+
+# no flood
+
+
+def told(listener: LogEvents, events: list[Event], caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(INFO, "resilient_scan"):
+        for event in events:
+            listener(event)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_scanner_that_is_rejected_again_and_again_has_one_line_and_a_count(caplog: pytest.LogCaptureFixture) -> None:
+    listener = LogEvents()
+    rejected = ended(Status.REJECTED, error="the breaker is open")
+    other = ended(Status.REJECTED, error="the breaker is open", scanner="two")
+    assert told(listener, [rejected] * 1000, caplog) == ["⚠️ one: rejected: the breaker is open"]
+    assert told(listener, [other], caplog) == ["⚠️ two: rejected: the breaker is open"]
+    well = ended(Status.COMPLETED)
+    assert told(listener, [well, well], caplog) == [
+        "one: rejected 999 more times in between",
+        "✓ one: 0 candidates",
+        "✓ one: 0 candidates",
+    ]
+    assert told(listener, [rejected, well], caplog) == ["⚠️ one: rejected: the breaker is open", "✓ one: 0 candidates"]
+
+
+def test_a_disabled_scanner_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    listener = LogEvents()
+    assert told(listener, [ended(Status.DISABLED)] * 3, caplog) == ["one: disabled"]
+    assert told(listener, [ended(Status.REJECTED, error="x")] * 2, caplog) == ["⚠️ one: rejected: x"]
+
+
+def test_threads_that_count_at_once_lose_none(caplog: pytest.LogCaptureFixture) -> None:
+    listener, rejected = LogEvents(), ended(Status.REJECTED, error="x")
+    with caplog.at_level(INFO, "resilient_scan"):
+        threads = [threading.Thread(target=lambda: [listener(rejected) for _ in range(500)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        listener(ended(Status.COMPLETED))
+    assert [record.getMessage() for record in caplog.records][:2] == [
+        "⚠️ one: rejected: x",
+        "one: rejected 3999 more times in between",
+    ]
+
+
+# JSON
+
+
+def objects(listener: LogEvents, events: list[Event], caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "resilient_scan"):
+        for event in events:
+            listener(event)
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    return [json.loads(record.getMessage()) for record in caplog.records]
+
+
+def test_an_event_is_one_object(caplog: pytest.LogCaptureFixture) -> None:
+    listener = LogEvents(format="json", clock=FakeClock(start=0.25))
+    event = ended(Status.ERROR, found=2, error="a\nb token=hunter2", partial=True)
+    (line,) = objects(listener, [event], caplog)
+    assert line == {
+        "ts": "1970-01-01T00:00:00.250Z",
+        "level": "warning",
+        "event": "scan_ended",
+        "run_id": "run",
+        "cache": "",
+        "invalid": "",
+        "scanner": "one",
+        "pipeline": "news",
+        "status": "error",
+        "candidates": 2,
+        "error": {"type": "OSError", "message": "a\nb token=REDACTED"},
+        "attempts": 1,
+        "attempt": 1,
+        "duration": 0.5,
+        "queue_wait": 0.0,
+        "age": None,
+        "partial": True,
+        "dropped": 0,
+        "tool_logs": 0,
+        "started_at": 0.0,
+        "suspicious": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "level"),
+    [
+        (RunStarted("id", 8, True, 8, 0.0), "run_started", "info"),
+        (RunEnded("id", 1.0, {Status.COMPLETED: 2, Status.REJECTED: 1}, False, 0.0), "run_ended", "info"),
+        (AttemptEnded("one", 1, "success", 0.1, None, "id"), "attempt_ended", "debug"),
+        (AttemptEnded("one", 1, "error", 0.1, ErrorInfo("OSError", "x"), "id"), "attempt_ended", "info"),
+        (ExecutionEnded("one", "p", "success", 0.1, 1, None, "id"), "execution_ended", "debug"),
+        (BreakerChanged("one", "closed", "open", 60.0, "id"), "breaker_changed", "warning"),
+        (BreakerChanged("one", "half_open", "closed", None, "id"), "breaker_changed", "info"),
+        (ScannerStateChanged("one", "enabled", "disabled", "hand", "", None, 0.0), "scanner_state_changed", "warning"),
+        (ScannerStateChanged("one", "disabled", "enabled", "hand", "", None, 0.0), "scanner_state_changed", "info"),
+        (ThreadAbandoned("one", "worker-1", 1.0, "id", 2), "thread_abandoned", "warning"),
+        (LateCompletion("one", 1.0, "success", "id", 2), "late_completion", "info"),
+        (RetryBudgetExhausted("one", 2, "id"), "retry_budget_exhausted", "warning"),
+        (StoreFailed("get", "redis://:hunter2@h: down", 0.0), "store_failed", "warning"),
+        (HeartbeatSeen(0.0), "heartbeat_seen", "debug"),
+    ],
+)
+def test_every_event_has_its_name_its_level_and_its_context(
+    event: Event, name: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (line,) = objects(LogEvents(format="json"), [event], caplog)
+    assert (line["event"], line["level"]) == (name, level)
+    assert "hunter2" not in str(line)
+    for field in event.__struct_fields__:
+        assert field in line
+
+
+def test_a_run_s_end_counts_by_status(caplog: pytest.LogCaptureFixture) -> None:
+    event = RunEnded("id", 1.0, {Status.COMPLETED: 2, Status.REJECTED: 1}, False, 0.0)
+    (line,) = objects(LogEvents(format="json"), [event], caplog)
+    assert line["counts"] == {"completed": 2, "rejected": 1}
+
+
+def test_json_has_no_flood_either(caplog: pytest.LogCaptureFixture) -> None:
+    rejected = ended(Status.REJECTED, error="x")
+    seen = objects(LogEvents(format="json"), [*[rejected] * 5, ended(Status.COMPLETED)], caplog)
+    assert [line["event"] for line in seen] == ["scan_ended", "scans_untold", "scan_ended"]
+    assert (seen[1]["scanner"], seen[1]["status"], seen[1]["scans"]) == ("one", "rejected", 4)
+
+
+def test_what_json_cannot_say_is_null(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = objects(LogEvents(format="json"), [LateCompletion("one", float("nan"), "success")], caplog)
+    assert line["duration"] is None
+
+
+def test_a_format_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="format must be 'text' or 'json', got 'xml'"):
+        LogEvents(format="xml")
+
+
+def test_other_lines_become_objects_too() -> None:
+    formatter = JsonLines()
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "a %s", ("password=hunter2",), None)
+    line = json.loads(formatter.format(record))
+    assert (line["level"], line["event"], line["message"]) == ("warning", "message", "a password=REDACTED")
+    try:
+        raise ValueError("token=hunter2")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    line = json.loads(formatter.format(record))
+    assert "ValueError" in line["traceback"]
+    assert "hunter2" not in line["traceback"]
+    record.__dict__.update({"is_json": True, "msg": "{}", "args": (), "exc_info": None})
+    assert formatter.format(record) == "{}"

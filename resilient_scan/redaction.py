@@ -1,0 +1,47 @@
+"""What must not be seen: which names tell of a secret, and how addresses and texts are freed of their values."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+REDACTED: Final = "REDACTED"
+_WORDS = "api-?key|token|secret|passw(?:or)?d|crumb|auth|signature|cookie|session|credential"
+_SECRET = re.compile(rf"{_WORDS}|(^|-)(key|pwd|pass|sig)$")
+_ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_NAMED = re.compile(
+    rf"""\b([\w-]*(?:{_WORDS.replace("-", "[-_]")})[\w-]*|(?:[\w-]*[-_])?(?:key|pwd|pass|sig))"""  # the name
+    r"""(["']?\s*[=:]\s*["']?)((?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]+)""",  # what stands between, the value
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Say whether what goes by this name (a header, a parameter, a setting) is not to be shown."""
+    return _SECRET.search(name.lower().replace("_", "-")) is not None
+
+
+def redact(url: str) -> str:
+    """Return `url` without user, password and the values of telling query parameters; "" if it is not valid."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    query = urlencode([(name, REDACTED if is_secret(name) else value) for name, value in pairs], safe=":,")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def hide(text: str) -> str:
+    """Return a text that somebody else wrote without the secrets that can be told by their names.
+
+    Addresses lose user, password and telling parameters; of `apikey=...`, `"token": "..."` and
+    `Authorization: Bearer ...` the value goes. What has no telling name cannot be told from other words.
+    """
+    if not any(sign in text for sign in "=:/ "):
+        return text
+    text = _ADDRESS.sub(lambda found: redact(found[0]), text)
+    text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}", text)
+    return _NAMED.sub(rf"\1\2{REDACTED}", text)

@@ -1,0 +1,58 @@
+"""Secrets in texts that others wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from resilient_scan.redaction import hide, is_secret, redact
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://user:pw@host/x failed", "GET https://host/x failed"),
+        ("at redis://:hunter2@db:6379/0", "at redis://db:6379/0"),
+        ("https://host/q?apikey=abc&symbol=A: HTTP 500", "https://host/q?apikey=REDACTED&symbol=A: HTTP 500"),
+        ("bad api_key=abc123", "bad api_key=REDACTED"),
+        ("password: hunter2, retry", "password: REDACTED, retry"),
+        ('{"access_token": "abc.def"}', '{"access_token": "REDACTED"}'),
+        ("{'token': 'abc'}", "{'token': 'REDACTED'}"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: REDACTED"),
+        ("ValueError: token=hunter2", "ValueError: token=REDACTED"),
+        ("sent Bearer abcdefgh12345", "sent Bearer REDACTED"),
+    ],
+)
+def test_what_has_a_telling_name_goes(text: str, shown: str) -> None:
+    assert hide(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "HTTP 500 error",
+        "timeout after 30s",
+        "100%s %d",
+        "KeyError: 'price'",
+        "candidate.ticker is missing",
+        "https://host/path?symbol=BRK.B",
+        "breaker: 5 failures; next trial in 60s",
+        "the bearer of bad news",
+        "a=1, b: 2",
+    ],
+)
+def test_other_words_stay(text: str) -> None:
+    assert hide(text) == text
+
+
+def test_an_address_that_is_none_shows_nothing_of_itself() -> None:
+    assert "hunter2" not in hide("at http://user:hunter2@[::1")
+
+
+def test_names_that_tell() -> None:
+    assert all(map(is_secret, ("apikey", "API_KEY", "X-Auth-Token", "client_secret", "key", "sessionid", "passwd")))
+    assert not any(map(is_secret, ("symbol", "keyboard", "monkey", "limit", "passage")))
+
+
+def test_parameters_keep_their_order() -> None:
+    assert redact("https://a/b?x=1&token=t&y=2") == "https://a/b?x=1&token=REDACTED&y=2"
