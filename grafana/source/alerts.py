@@ -1,0 +1,376 @@
+"""The alerts, said once; `rules` writes them for Prometheus and for Grafana.
+
+An alert fires where all comparisons of any one of its cases hold. Comparisons are kept apart because the two forms join
+them differently: Prometheus drops what does not hold, and Grafana must be given 0 instead, for a series that vanishes
+counts there as "unknown", not as "resolved".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grafana.source.presets import Burn, Preset
+
+SCANNER = "sum by (job, scanner)"
+FAILED = 'resilient_scan_executions_total{outcome=~"error|timeout"}'
+TIMED_OUT = 'resilient_scan_executions_total{outcome="timeout"}'
+ENDED = 'resilient_scan_executions_total{outcome=~"success|error|timeout"}'
+ONE_RUN = "sum by (job, instance) (resilient_scan_runs_total) == 1"
+RECORDED = "job_scanner:resilient_scan_executions_failed:ratio_rate"
+COUNTED = "job_scanner:resilient_scan_executions:increase"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`left operator right`; what is left must be unable to be negative, so that 0 can stand for "no"."""
+
+    left: str
+    operator: str
+    right: float
+
+
+Case = tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert, in words and in numbers.
+
+    Attributes:
+        name: also the heading in README's runbook.
+        cases: any one of them is enough.
+        summary, description: for people; may name the labels `job` and `scanner`.
+        severity: `critical` (somebody should look now), `warning` (today) or `none` (it is no trouble).
+        action: what the controller does with it: `disable`, `heartbeat` or nothing.
+        pending, keep: how long it must hold, and how long it goes on firing.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    summary: str
+    description: str
+    severity: str
+    action: str = ""
+    pending: str = "0s"
+    keep: str = "0s"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What is sent along, beside the labels of the series."""
+        return {"severity": self.severity} | ({"resilient_scan_action": self.action} if self.action else {})
+
+    @property
+    def by_scanner(self) -> bool:
+        """Whether there is one for each scanner."""
+        return self.name.startswith("Scanner")
+
+
+def alerts(preset: Preset) -> tuple[Alert, ...]:
+    """Return all alerts with the numbers of `preset`."""
+    return (
+        *_that_disable(preset),
+        *(_burn(preset, burn) for burn in preset.burns),
+        *_that_tell(preset),
+        *_of_the_loop(preset),
+        *_of_the_process(preset),
+        Alert(
+            "ResilientScanWatchdog",
+            ((Comparison("vector(1)", ">", 0),),),
+            "Alerting works from end to end.",
+            "Always fires. The controller takes it for a heartbeat: when it stays away, alerts cannot be trusted.",
+            "none",
+            action="heartbeat",
+        ),
+    )
+
+
+def ratio(bad: str, preset: Preset, window: str) -> str:
+    """Return the share of executions that match `bad`, by scanner; NaN where there were none."""
+    return f"{SCANNER} (rate({bad}[{window}]))\n  / {SCANNER} (rate({ENDED}[{window}]))" + _of_one_process(preset)
+
+
+def ratio_of_runs(bad: str, window: str) -> str:
+    """Return the same where each run is a process of its own.
+
+    Its counters begin at 0 and are never seen to grow: what is pushed is the count of one run, and stands until the
+    next one. The mean over time is then the mean over runs.
+    """
+    bad, ended = (
+        f"{SCANNER} (avg_over_time({what}[{window}]) and on (job, instance) {ONE_RUN})" for what in (bad, ENDED)
+    )
+    return f"{bad}\n  / {ended}"
+
+
+def _of_one_process(preset: Preset) -> str:
+    """Leave out, where each run may be a process of its own, those that are."""
+    return f"\n  unless on (job) {ONE_RUN}" if preset.one_shot else ""
+
+
+def _more_than(share: float, bad: str, preset: Preset) -> tuple[Case, ...]:
+    counted = f"{SCANNER} (increase({ENDED}[{preset.window}]))"
+    cases: tuple[Case, ...] = (
+        (
+            Comparison(ratio(bad, preset, preset.window), ">", share),
+            Comparison(counted, ">=", preset.min_executions),
+        ),
+    )
+    if preset.one_shot:
+        cases += ((Comparison(ratio_of_runs(bad, preset.window), ">", share),),)
+    return cases
+
+
+def _that_disable(preset: Preset) -> tuple[Alert, ...]:
+    firm = {"severity": "critical", "action": "disable", "pending": preset.pending, "keep": preset.keep}
+    return (
+        Alert(
+            "ScannerErrorRatioHigh",
+            _more_than(0.5, FAILED, preset),
+            "More than half of the executions of {{ $labels.scanner }} fail.",
+            f"Errors and timeouts together, over {preset.window}. The controller takes the scanner out of service.",
+            **firm,
+        ),
+        Alert(
+            "ScannerTimeoutRatioHigh",
+            _more_than(0.5, TIMED_OUT, preset),
+            "More than half of the executions of {{ $labels.scanner }} time out.",
+            f"Counted over {preset.window}. The controller takes the scanner out of service.",
+            **firm,
+        ),
+        Alert(
+            "ScannerOutOfService",
+            (
+                (Comparison(_worst('resilient_scan_breaker_state{state=~"open|half_open"}'), "==", 1),),
+                (Comparison(_worst("resilient_scan_abandoned_threads"), ">", 0),),
+            ),
+            "{{ $labels.scanner }} gives no answers: its breaker is open, or its threads hang.",
+            "It executes too rarely for a ratio to tell. The controller takes it out of service.",
+            **firm,
+        ),
+    )
+
+
+def _worst(series: str) -> str:
+    return f"max by (job, scanner) ({series})"
+
+
+def _burn(preset: Preset, burn: Burn) -> Alert:
+    limit = round(burn.factor * (1 - preset.objective), 6)
+    return Alert(
+        f"ScannerErrorBudgetBurn{burn.factor:g}x".replace("14.4", "14"),
+        (
+            (
+                Comparison(f"{RECORDED}{burn.short}", ">", limit),
+                Comparison(f"{RECORDED}{burn.long}", ">", limit),
+                Comparison(f"{COUNTED}{burn.long}", ">=", preset.min_executions),
+            ),
+        ),
+        f"{{{{ $labels.scanner }}}} uses up its error budget {burn.factor:g} times as fast as it may.",
+        f"More than {limit:.3%} of its executions failed over {burn.short} and over {burn.long}; "
+        f"the objective is {preset.objective:.0%} that succeed.",
+        burn.severity,
+        pending=burn.pending,
+    )
+
+
+def _that_tell(preset: Preset) -> tuple[Alert, ...]:
+    p95 = (
+        "histogram_quantile(0.95, sum by (job, scanner, le) "
+        f"(rate(resilient_scan_execution_duration_seconds_bucket[{preset.window}])))"
+    )
+    unanswered = (
+        f'{SCANNER} (increase(resilient_scan_scans_total{{status=~"stale|timeout|error|rejected"}}[{preset.stale}s]))'
+    )
+    return (
+        Alert(
+            "ScannerLatencyHigh",
+            (
+                (
+                    Comparison(p95, ">", preset.latency),
+                    Comparison(f"{SCANNER} (increase({ENDED}[{preset.window}]))", ">=", preset.min_executions),
+                ),
+            ),
+            "{{ $labels.scanner }} is slow.",
+            f"One execution in twenty takes longer than {preset.latency:g} s, measured over {preset.window}.",
+            "warning",
+            pending=preset.latency_pending,
+        ),
+        Alert(
+            "ScannerStale",
+            (_stale(preset, Comparison(unanswered, ">", 0)), *_stale_runs(preset)),
+            "{{ $labels.scanner }} has not succeeded for a long time, although it is asked.",
+            f"Its last success is more than {preset.stale / 60:g} minutes ago.",
+            "warning",
+            pending=preset.stale_pending,
+        ),
+        Alert(
+            "ScannerSuspiciouslyEmpty",
+            _suspicious(preset),
+            "{{ $labels.scanner }} answers, but its answers look wrong.",
+            f"Empty where they never were, or malformed: at least {preset.min_executions} within {preset.long}.",
+            "warning",
+        ),
+        Alert(
+            "ScannerQuarantinedLong",
+            (
+                (
+                    Comparison(
+                        _worst('resilient_scan_scanner_state{state=~"quarantined|probing"}'),
+                        "==",
+                        1,
+                    ),
+                ),
+            ),
+            "{{ $labels.scanner }} does not come back from its quarantine.",
+            f"Its probes have been failing for {preset.quarantined}, or none is made.",
+            "warning",
+            pending=preset.quarantined,
+        ),
+        Alert(
+            "ScannerFlapping",
+            (
+                (
+                    Comparison(
+                        f'{SCANNER} (increase(resilient_scan_scanner_transitions_total{{to="quarantined"}}'
+                        f"[{preset.long}]))",
+                        ">",
+                        3,
+                    ),
+                ),
+            ),
+            "{{ $labels.scanner }} goes out of service and comes back again and again.",
+            f"More than three times within {preset.long}.",
+            "warning",
+        ),
+    )
+
+
+def _age(preset: Preset) -> Comparison:
+    return Comparison(f"time() - {_worst('resilient_scan_last_success_timestamp_seconds')}", ">", preset.stale)
+
+
+def _stale(preset: Preset, asked: Comparison) -> Case:
+    return _age(preset), asked
+
+
+def _stale_runs(preset: Preset) -> tuple[Case, ...]:
+    if not preset.one_shot:
+        return ()
+    unanswered = (
+        f'{SCANNER} (resilient_scan_scans_total{{status=~"stale|timeout|error|rejected"}}\n'
+        f"  and on (job, instance) {ONE_RUN})"
+    )
+    return (_stale(preset, Comparison(unanswered, ">", 0)),)
+
+
+def _suspicious(preset: Preset) -> tuple[Case, ...]:
+    counted = f"{SCANNER} (increase(resilient_scan_suspicious_results_total[{preset.long}]))"
+    cases: tuple[Case, ...] = ((Comparison(counted, ">=", preset.min_executions),),)
+    if preset.one_shot:
+        last = f"{SCANNER} (resilient_scan_suspicious_results_total\n  and on (job, instance) {ONE_RUN})"
+        cases += ((Comparison(last, ">", 0),),)
+    return cases
+
+
+def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
+    webhooks = "resilient_scan_alert_webhooks_total"
+    heartbeat = "max by (job) (resilient_scan_alert_last_heartbeat_timestamp_seconds > 0)"
+    return (
+        Alert(
+            "ResilientScanWebhookFailing",
+            (
+                (
+                    Comparison(
+                        f'sum by (job) (increase({webhooks}{{result=~"unauthorized|invalid|unknown_scanner"}}[15m]))',
+                        ">",
+                        0,
+                    ),
+                ),
+                (
+                    Comparison(
+                        'sum by (job) (increase(alertmanager_notifications_failed_total{integration="webhook"}[15m]))',
+                        ">",
+                        0,
+                    ),
+                ),
+            ),
+            "Alerts do not reach the controller, or it does not understand them.",
+            "Within 15 minutes one was not sent, had a wrong token, could not be read, or named an unknown scanner.",
+            "critical",
+        ),
+        Alert(
+            "ResilientScanFuseBlown",
+            ((Comparison(f'sum by (job) (increase({webhooks}{{result="refused"}}[{preset.long}]))', ">", 0),),),
+            "The controller refused to take one more scanner out of service.",
+            "Too many are out already, or the scanner is marked critical: the cause is likely common to all of them.",
+            "critical",
+        ),
+        Alert(
+            "ResilientScanBlind",
+            ((Comparison(f"time() - {heartbeat}", ">", preset.heartbeat),),),
+            "The controller gets no heartbeat from the alerting.",
+            f"None for {preset.heartbeat} s. No alert brings a scanner out of service now; breakers go on protecting.",
+            "critical",
+            pending="1m",
+        ),
+    )
+
+
+def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
+    missing = (
+        ()
+        if preset.missing_run is None
+        else (
+            Alert(
+                "ResilientScanRunsMissing",
+                (
+                    (
+                        Comparison(
+                            "time() - max by (job) (resilient_scan_last_run_timestamp_seconds)",
+                            ">",
+                            preset.missing_run,
+                        ),
+                    ),
+                ),
+                "The runs of {{ $labels.job }} stay away.",
+                f"The last one ended more than {preset.missing_run // 60} minutes ago.",
+                "critical",
+                pending="5m",
+            ),
+        )
+    )
+    return (
+        Alert(
+            "ResilientScanTargetDown",
+            (
+                (
+                    Comparison(
+                        "max by (job, instance) (max_over_time(resilient_scan_build_info[1d]))\n"
+                        "  * on (job, instance) group_left max by (job, instance) (up == bool 0)",
+                        ">",
+                        0,
+                    ),
+                ),
+                (Comparison('max by (job, instance) (up{job=~"resilient-scan|pushgateway"} == bool 0)', ">", 0),),
+            ),
+            "Prometheus cannot scrape {{ $labels.instance }} of {{ $labels.job }}.",
+            "Nothing is known of its scanners; alerts about them resolve, which is no sign of health.",
+            "critical",
+            pending="1m",
+        ),
+        Alert(
+            "ResilientScanSaturated",
+            ((Comparison("max by (job) (min_over_time(resilient_scan_queued_scans[5m]))", ">", 0),),),
+            "{{ $labels.job }} has too few workers: scans wait in its queue without a break.",
+            "At no moment of the last five minutes the queue was empty.",
+            "warning",
+            pending="5m",
+        ),
+        Alert(
+            "ResilientScanStoreErrors",
+            ((Comparison("sum by (job) (increase(resilient_scan_store_errors_total[15m]))", ">", 0),),),
+            "The store of {{ $labels.job }} fails.",
+            "Within 15 minutes an operation failed. Runs go on with what the process knows; nothing is shared.",
+            "warning",
+        ),
+        *missing,
+    )
