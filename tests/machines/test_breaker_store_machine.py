@@ -55,11 +55,13 @@ class Truth:
         self.successes = 0
         self.trials = {}
 
-    def settle_clock(self, now: float) -> None:
-        """Nothing lies further ahead than it did when it began."""
+    def settle_clock(self, now: float) -> bool:
+        """Nothing lies further ahead than it did when it began; say whether something did."""
+        before = self.open_until, self.trials
         if self.state == "open" and self.open_until - now > self.open_for:
             self.open_until = now + self.open_for
         self.trials = {trial: min(expires, now + OPEN_FOR) for trial, expires in self.trials.items()}
+        return before != (self.open_until, self.trials)
 
 
 class Known:
@@ -68,13 +70,14 @@ class Known:
     def __init__(self) -> None:
         self.truth: Truth | None = None
         self.open_until = 0.0
+        self.revision = 0
 
-    def learn(self, truth: Truth, wall: float, monotonic: float) -> None:
+    def learn(self, truth: Truth, revision: int, wall: float, monotonic: float) -> None:
         until = monotonic + truth.open_until - wall
         seen = self.truth
         if seen is not None and seen.state == "open" and seen.generation == truth.generation:
             until = min(until, self.open_until)
-        self.truth, self.open_until = copy.copy(truth), until
+        self.truth, self.open_until, self.revision = copy.copy(truth), until, revision
 
 
 class Granted:
@@ -108,7 +111,13 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         return self.fleet.clock.monotonic()
 
     def learn(self, one: int) -> None:
-        self.known[one].learn(self.truth, self.wall, self.monotonic)
+        self.known[one].learn(self.truth, self.revision, self.wall, self.monotonic)
+
+    @property
+    def revision(self) -> int:
+        data = self.fleet.store.read(KEY).get(KEY)
+        record = None if data is None else read(data)
+        return 0 if record is None else record.revision
 
     # what may happen
 
@@ -116,8 +125,9 @@ class SharedBreakerMachine(RuleBasedStateMachine):
     def look(self, one: int) -> None:
         """A run begins."""
         self.fleet.look(self.guards[one])
-        self.truth.settle_clock(self.wall)
-        self.learn(one)
+        put_right = self.truth.settle_clock(self.wall)
+        if put_right or self.known[one].truth is None or self.known[one].revision != self.revision:
+            self.learn(one)  # what is known already is not learnt again: its time is measured on the own clock
 
     @rule(one=GUARDS, look=st.booleans())
     def restart(self, one: int, look: bool) -> None:
@@ -159,6 +169,8 @@ class SharedBreakerMachine(RuleBasedStateMachine):
                 self.learn(one)
         asked = known is None or known is not self.known[one].truth
         assert self.fleet.store.updates - updates == asked, "what is known is not asked for"
+        if asked:
+            self.known[one].revision = self.revision
 
     def expect_answer(self, one: int) -> tuple[Change, bool]:
         """Say what change an attempt makes, and whether it is refused; bring the model there."""

@@ -222,7 +222,7 @@ class Shared:
         return self._exchange(None, anyway=True)[0] if needs_update else None
 
     def alone(self) -> None:
-        """Go on without the store until the next vote that matters: it could not be read."""
+        """Go on without the store until the next vote that matters."""
         with self._lock:
             self._part()
 
@@ -235,13 +235,16 @@ class Shared:
         if stored is None and data is not None:
             return False
         record = Record() if stored is None else stored
-        if (stored is None and self._born) or (record.born == self._born and record.revision < self._revision):
-            return True  # it was read before it was written from here
-        if record.plausible(self._options, now) != record:
+        if record.state != CLOSED and record.plausible(self._options, now) != record:
             return False
         with self._lock:
-            self._become(record, now - self._clock.monotonic())
-            self._shown = record.state
+            # What was read before it was written from here is older than what is known, and what is known is known.
+            if not (
+                (stored is None and self._born) or (self._born == record.born and self._revision >= record.revision)
+            ):
+                self._become(record, now - self._clock.monotonic())
+                self._shown = record.state
+            self._part()
         return True
 
     def _exchange(
@@ -295,6 +298,7 @@ class Shared:
         )
 
     def _part(self) -> None:
+        """Go on with what is known."""
         memory = self._circuit.memory
         memory.closed = memory.state == CLOSED
 
