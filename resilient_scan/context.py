@@ -89,11 +89,9 @@ class ScanContext:
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
     run_id = ""  # of the run for which the execution was begun
-    attempt = 0
     deadline = NEVER
     cut_at = NEVER  # the run's own deadline, where nobody else can use the answer
     ends = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
-    dropped = 0
     invalid = ""
     doubted: str | None = None  # why the scanner itself does not believe its answer
     permit: Any = None  # the breaker's, while an attempt is under way
@@ -137,6 +135,7 @@ class ScanContext:
         self._home = home
         self._clock = home.clock
         self._snapshot = snapshot
+        self.attempt = self.dropped = 0
         self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
         self._logs: list[dict[str, Any]] = []
         self._wakes: list[Raised] = []

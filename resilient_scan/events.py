@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -264,11 +263,11 @@ class Bus:
     """Brings events to listeners; one that raises is logged once and breaks nothing."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._wanted: dict[type, list[Listener]] = {
-            kind: [listener for listener in listeners if kind in getattr(listener, "events", (kind,))]
+        tellers = [(_teller(listener), getattr(listener, "events", None)) for listener in listeners]
+        self._tellers: dict[type, list[Callable[[Event], None]]] = {
+            kind: [tell for tell, wanted in tellers if wanted is None or kind in wanted]
             for kind in Event.__subclasses__()
         }
-        self._failed: set[int] = set()
 
     def join(self, listener: Listener) -> None:
         """Let one more listen, before all others."""
@@ -278,36 +277,38 @@ class Bus:
 
     def wants(self, kind: type[Event]) -> bool:
         """Say whether anybody listens to events of this class."""
-        return bool(self._wanted[kind])
+        return bool(self._tellers[kind])
 
     def teller(self, kind: type[Event]) -> Callable[[Event], None] | None:
         """Return what sends events of one class, with nothing to look up; `None` where nobody wants them."""
-        listeners = self._wanted[kind]
-        if len(listeners) != 1:
-            return self.send if listeners else None
-        (listener,) = listeners
-
-        return partial(self._hand, listener)
+        tellers = self._tellers[kind]
+        if len(tellers) > 1:
+            return self.send
+        return tellers[0] if tellers else None
 
     def send(self, event: Event) -> None:
         """Hand an event to all that want it."""
-        for listener in self._wanted[type(event)]:
-            self._hand(listener, event)
+        for tell in self._tellers[type(event)]:
+            tell(event)
 
     def send_all(self, events: Sequence[Event]) -> None:
         """Hand over several events, in order."""
         for event in events:
             self.send(event)
 
-    def _hand(self, listener: Listener, event: Event) -> None:
+
+def _teller(listener: Listener) -> Callable[[Event], None]:
+    logged = False
+
+    def tell(event: Event) -> None:
+        nonlocal logged
         try:
             listener(event)
         except KeyboardInterrupt:  # somebody's Ctrl-C, not the listener's fault
             raise
         except BaseException:  # foreign code; `sys.exit()` in it must not cost a run its end
-            self._log_once(listener)
+            if not logged:
+                logged = True
+                _log.exception("listener %r failed; this is logged once, its later failures are not", listener)
 
-    def _log_once(self, listener: Listener) -> None:
-        if id(listener) not in self._failed:
-            self._failed.add(id(listener))
-            _log.exception("listener %r failed; this is logged once, its later failures are not", listener)
+    return tell

@@ -161,8 +161,9 @@ class Stack:
         call = attempt(self.spec, self.loops)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
-        if self.bus.wants(AttemptEnded):
-            call = self._reporting(call)
+        tell_attempt = self.bus.teller(AttemptEnded)
+        if tell_attempt is not None:
+            call = self._reporting(call, tell_attempt)
         if self.bus.wants(AttemptStarted):
             call = self._announcing(call)
         if self.provider is not None:
@@ -196,7 +197,9 @@ class Stack:
 
         return announced
 
-    def _reporting(self, call: Call) -> Call:
+    def _reporting(self, call: Call, tell: Callable[[Event], None]) -> Call:
+        name, now = self.name, self.clock.monotonic
+
         def reported(context: ScanContext) -> list[Any]:
             outcome, failure = SUCCESS, None
             try:
@@ -207,8 +210,7 @@ class Stack:
             finally:
                 began = context.close_attempt(self.lock)
                 if began is not None:
-                    took = self.clock.monotonic() - began
-                    self.bus.send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id))
+                    tell(AttemptEnded(name, context.attempt, outcome, now() - began, failure, context.run_id))
 
         return reported
 

@@ -30,8 +30,6 @@ class Work:
     """
 
     # Set only where they differ: most executions are of one scan, with an answer, and over soon.
-    began = NEVER
-    over = False
     _running = False
     _late_kind = ERROR
     _left: bool | None = None  # whether listeners were told that its thread was left behind; None: not decided yet
@@ -46,6 +44,8 @@ class Work:
         self.context.run_id = scan.run.run_id
         self._key = key
         self.scans = [scan]
+        self.began = NEVER
+        self.over = False
         self.variables = contextvars.copy_context()
 
     @property
