@@ -28,7 +28,7 @@ from resilient_scan.events import (
 from resilient_scan.options import Quarantine
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.quarantine.alerts import HEARTBEAT, RESULTS, Alert, reconcile, take
-from resilient_scan.quarantine.keeper import ByHandOrder, Keeper, Stepped
+from resilient_scan.quarantine.keeper import ByHandOrder, Keeper, Stepped, asking
 from resilient_scan.quarantine.machine import BLIND_AFTER, Turn, turn_of
 from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, ByHand, Record
 from resilient_scan.quarantine.standing import Entry, ScannerState, entries, entry, standing
@@ -206,7 +206,8 @@ class Gate:
             StoreError: the store fails, and nothing was done.
             Exception: what `fetch` raised; nothing was done.
         """
-        since = self._keeper.store.now()
+        with asking(self._keeper.store):
+            since = self._keeper.store.now()
         active = tuple(fetch())
         results = self._told(self._keeper.in_store(lambda machine: reconcile(machine, active, source, since)))
         return {result: results.count(result) for result in RESULTS}
@@ -240,7 +241,8 @@ class Gate:
         Raises:
             StoreError: the store fails.
         """
-        return entries(self._keeper.store.tail(AUDIT, limit))
+        with asking(self._keeper.store):
+            return entries(self._keeper.store.tail(AUDIT, limit))
 
     def inherit(self, other: Gate) -> None:
         """Take over what another gate knows (the parent's, after a fork)."""
@@ -260,8 +262,9 @@ class Gate:
         """Write the changes of a step down, tell listeners, and return its result."""
         kept = (*stepped.late, *(() if stepped.error is not None else stepped.changes))
         try:
-            for change in kept:
-                self._keeper.store.append(AUDIT, entry(change, stepped.at), KEPT)
+            with asking(self._keeper.store):
+                for change in kept:
+                    self._keeper.store.append(AUDIT, entry(change, stepped.at), KEPT)
         except StoreError as error:
             self._on_error("append", error)
         for change in stepped.changes:

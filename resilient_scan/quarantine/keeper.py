@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Generic, TypeVar
 
@@ -27,6 +28,17 @@ from resilient_scan.stores.memory import MemoryStore
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 KEY = "quarantine/fleet"
+
+
+@contextmanager
+def asking(store: Store) -> Iterator[None]:
+    """Let whatever a store raises be a `StoreError`: it may be foreign code, and costs no scan its result."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # not quoted: nobody knows what is in it
+        raise StoreError(f"the store {store.url} failed with {type(error).__name__}") from None
 
 
 class ByHandOrder(msgspec.Struct, frozen=True):
@@ -146,7 +158,8 @@ class Keeper:
             return None
         try:
             with self._lock:
-                now, stored = self.store.now(), self.store.read(KEY).get(KEY)
+                with asking(self.store):
+                    now, stored = self.store.now(), self.store.read(KEY).get(KEY)
                 if self._take_over(stored, now):
                     return None
                 return self._in_store(wait)
@@ -177,12 +190,8 @@ class Keeper:
             new, done = self._step(stored, now, everything, steady)
             return new, (new, done)
 
-        try:
+        with asking(self.store):
             new, done = self.store.update(KEY, change)
-        except StoreError:
-            raise
-        except Exception as error:  # a store is foreign code; it costs no scan its result, and is not quoted
-            raise StoreError(f"the store {self.store.url} failed with {type(error).__name__}") from error
         self._waiting.clear()
         self._install(done.fleet, new, done.look)
         self._warn_if_garbage(readable=done.readable)

@@ -1,0 +1,421 @@
+"""The gate on a store that others share, that fails, that holds garbage, under clocks that jump."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resilient_scan.errors import StoreError
+from resilient_scan.events import AlertReceived, Bus, HeartbeatSeen, ProbeEnded, ScannerStateChanged
+from resilient_scan.options import Quarantine
+from resilient_scan.quarantine.gate import Gate
+from resilient_scan.quarantine.keeper import KEY
+from resilient_scan.quarantine.machine import Turn
+from resilient_scan.stores.memory import MemoryStore
+from resilient_scan.testing import FakeClock, Recorder
+from tests.quarantine import alert
+
+START = 1_000_000.0
+RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
+
+
+class Unsteady(FakeClock):
+    """A clock whose wall time somebody sets."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+class Flaky(MemoryStore):
+    """A store that can be out of reach."""
+
+    why: Exception | None = None
+
+    def _check_open(self) -> None:
+        if self.why is not None:
+            raise self.why
+        super()._check_open()
+
+
+class Side:
+    """A gate with a bus of its own, as each process has them."""
+
+    def __init__(self, store: MemoryStore, clock: FakeClock, **options: Any) -> None:
+        self.recorder, self.failed = Recorder(), list[str]()
+        self.bus = Bus([self.recorder])
+        self.gate = Gate(
+            ("one", "two", "three", "four"),
+            clock,
+            self.bus,
+            options=Quarantine(**options),
+            store=store,
+            on_error=lambda operation, _error: self.failed.append(operation),
+        )
+        self.bus.join(self.gate)
+
+    def turn(self, name: str) -> Turn:
+        self.gate.look()
+        return self.gate.turn(name, 30.0)[0]
+
+    def probe(self, name: str, outcome: str) -> None:
+        self.gate.look()
+        turn, mark = self.gate.turn(name, 30.0)
+        assert turn is PROBE
+        self.bus.send(ProbeEnded(name, outcome, "OSError: HTTP 500", mark))
+
+    def told(self) -> list[tuple[str, str, str]]:
+        return [(event.old, event.new, event.source) for event in self.recorder.of(ScannerStateChanged)]
+
+
+@pytest.fixture
+def clock() -> Unsteady:
+    return Unsteady(START)
+
+
+@pytest.fixture
+def store(clock: Unsteady) -> Flaky:
+    return Flaky(clock)
+
+
+@pytest.fixture
+def side(store: Flaky, clock: Unsteady) -> Callable[..., Side]:
+    return lambda **options: Side(store, clock, **options)
+
+
+# shared
+
+
+def test_what_one_process_is_told_another_does(side: Callable[..., Side], clock: Unsteady) -> None:
+    service, runner = side(), side()
+    assert service.gate.alerts([alert("one")], "alertmanager")["accepted"] == 1
+    assert runner.turn("one") is OUT
+    clock.advance(60)
+    runner.probe("one", "error")
+    service.gate.look()
+    assert service.gate.state_of("one") == "quarantined"
+    assert service.told() == [("enabled", "quarantined", "alert")]
+    assert runner.told() == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
+
+
+def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours, theirs = side(), side()
+    ours.gate.alerts([alert("one")], "alertmanager")
+    clock.advance(60)
+    ours.gate.look(), theirs.gate.look()
+    assert [ours.gate.turn("one", 30.0)[0], theirs.gate.turn("one", 30.0)[0]] == [PROBE, OUT]
+
+
+def test_an_expiry_is_told_by_whoever_notices_it_and_once(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours, theirs = side(), side()
+    ours.gate.disable("one", "quota", 60.0)
+    theirs.gate.look()
+    clock.advance(60)
+    assert [theirs.gate.turn("one", 30.0)[0], ours.gate.turn("one", 30.0)[0]] == [RUN, RUN]
+    assert theirs.told() == [("disabled", "enabled", "expiry")]
+    assert ours.told() == [("enabled", "disabled", "hand")]
+
+
+def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours, theirs = side(), side()
+    ours.gate.disable("one", "quota", 60.0, who="kim")
+    clock.advance(1)
+    theirs.gate.alerts([alert("two")], "grafana")
+    newest, oldest = ours.gate.audit(10)
+    assert oldest.to_dict() == {
+        "at": START,
+        "scanner": "one",
+        "from": "enabled",
+        "to": "disabled",
+        "source": "hand",
+        "who": "kim",
+        "reason": "quota",
+        "until": START + 60,
+    }
+    assert (newest.scanner, newest.source, newest.who) == ("two", "alert", "grafana")
+    assert ours.gate.audit(1) == (newest,)
+
+
+def test_garbage_in_the_audit_trail_is_left_out(side: Callable[..., Side], store: Flaky) -> None:
+    ours = side()
+    store.append("audit", b"\xff\xfe", 10)
+    ours.gate.disable("one", "quota", 60.0)
+    assert len(ours.gate.audit(10)) == 1
+
+
+def test_two_that_count_failures_count_together(side: Callable[..., Side]) -> None:
+    ours, theirs = side(after_failures=2), side(after_failures=2)
+    for each in (ours, theirs):
+        each.gate._executed(failure("one"))
+    assert theirs.gate.state_of("one") == "quarantined"
+
+
+def failure(name: str, outcome: str = "error") -> Any:
+    from resilient_scan.events import ExecutionEnded
+    from resilient_scan.outcome import ErrorInfo
+
+    return ExecutionEnded(name, "test", outcome, 1.0, 1, ErrorInfo("builtins.OSError", "HTTP 500"))
+
+
+def test_a_success_is_brought_to_the_store_only_where_failures_are_counted(
+    side: Callable[..., Side], store: Flaky
+) -> None:
+    ours = side(after_failures=3)
+    store.why = StoreError("away")
+    ours.bus.send(failure("one", "success"))
+    ours.bus.send(failure("one", "cancelled"))
+    assert ours.failed == []
+    store.why = None
+    ours.bus.send(failure("one"))
+    assert ours.gate.standing("one").failures == 1
+    ours.bus.send(failure("one", "success"))
+    assert ours.gate.standing("one").failures == 0
+
+
+def test_without_a_number_executions_are_not_heard(side: Callable[..., Side]) -> None:
+    ours = side()
+    assert ours.gate.events == (ProbeEnded,)
+    ours.bus.send(failure("one"))
+
+
+def test_alerts_are_told_of(side: Callable[..., Side]) -> None:
+    ours = side()
+    said = ours.gate.alerts([alert("one"), alert("nine"), alert("", action="heartbeat")], "grafana")
+    assert said == {"accepted": 2, "duplicate": 0, "unknown_scanner": 1, "refused": 0}
+    assert ours.recorder.of(AlertReceived) == [
+        AlertReceived("grafana", result, START) for result in ("accepted", "unknown_scanner", "accepted")
+    ]
+    assert ours.recorder.of(HeartbeatSeen) == [HeartbeatSeen(START)]
+
+
+def test_the_list_is_asked_for_before_it_is_compared(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours = side()
+
+    def fetch() -> list[Any]:
+        clock.advance(1)
+        ours.gate.alerts([alert("one")], "alertmanager")  # fires while the list is on its way
+        return []
+
+    assert ours.gate.reconcile(fetch, "alertmanager")["accepted"] == 0
+    assert [each.status for each in ours.gate.standing("one").evidence] == ["firing"]
+    clock.advance(1)
+    ours.gate.reconcile(list, "alertmanager")
+    assert [each.status for each in ours.gate.standing("one").evidence] == ["resolved"]
+
+
+def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) -> None:
+    ours = side()
+    ours.gate.alerts([alert("one")], "alertmanager")
+
+    def fetch() -> list[Any]:
+        raise OSError("refused")
+
+    with pytest.raises(OSError, match="refused"):
+        ours.gate.reconcile(fetch, "alertmanager")
+    assert [each.status for each in ours.gate.standing("one").evidence] == ["firing"]
+
+
+# a store that fails
+
+
+@pytest.mark.parametrize("why", [StoreError("the store cannot be reached"), RuntimeError("secret")])
+def test_an_order_by_hand_survives_a_store_that_fails(
+    side: Callable[..., Side], store: Flaky, clock: Unsteady, why: Exception
+) -> None:
+    ours, theirs = side(), side()
+    store.why = why
+    with pytest.raises(StoreError, match="one is disabled in this process only") as caught:
+        ours.gate.disable("one", "quota", 100.0, who="kim")
+    assert "secret" not in str(caught.value)
+    assert ours.turn("one") is OUT
+    assert ours.told() == [("enabled", "disabled", "hand")]
+    assert "update" in ours.failed
+    store.why = None
+    clock.advance(40)
+    assert theirs.turn("one") is RUN
+    assert ours.turn("one") is OUT  # it looks, and brings the order along
+    assert theirs.turn("one") is OUT
+    (entry,) = theirs.gate.audit(10)
+    assert (entry.who, entry.reason, entry.at) == ("kim", "quota", START + 40)
+    assert ours.told() == [("enabled", "disabled", "hand")]  # told once
+    clock.advance(60)
+    assert [ours.turn("one"), theirs.turn("one")] == [RUN, RUN]
+
+
+def test_the_last_of_several_orders_counts_when_the_store_is_back(side: Callable[..., Side], store: Flaky) -> None:
+    ours, theirs = side(), side()
+    ours.gate.disable("one", "quota", 100.0)
+    store.why = StoreError("away")
+    for order in (ours.gate.enable, ours.gate.disable, ours.gate.enable):
+        with pytest.raises(StoreError):
+            order("one", "by hand", 100.0)
+    assert ours.turn("one") is RUN
+    store.why = None
+    ours.gate.look()
+    assert theirs.turn("one") is RUN
+
+
+def test_an_order_whose_time_is_over_is_not_brought_to_the_store(
+    side: Callable[..., Side], store: Flaky, clock: Unsteady
+) -> None:
+    ours, theirs = side(), side()
+    store.why = StoreError("away")
+    with pytest.raises(StoreError):
+        ours.gate.disable("one", "quota", 100.0)
+    clock.advance(100)
+    store.why = None
+    assert ours.turn("one") is RUN
+    assert theirs.turn("one") is RUN
+    assert ours.gate.audit(10) == ()
+
+
+def test_alerts_are_refused_while_the_store_fails(side: Callable[..., Side], store: Flaky) -> None:
+    """The sender tries again; it would be lost otherwise."""
+    ours = side()
+    store.why = StoreError("away")
+    with pytest.raises(StoreError, match="away"):
+        ours.gate.alerts([alert("one")], "alertmanager")
+    assert ours.turn("one") is RUN
+    assert ours.recorder.of(AlertReceived) == []
+    store.why = None
+    assert ours.gate.alerts([alert("one")], "alertmanager")["accepted"] == 1
+
+
+def test_without_a_store_a_quarantine_goes_its_way_alone(
+    side: Callable[..., Side], store: Flaky, clock: Unsteady
+) -> None:
+    ours = side(successes=1)
+    ours.gate.alerts([alert("one"), alert("one", "resolved")], "alertmanager")
+    store.why = StoreError("away")
+    assert ours.turn("one") is OUT
+    clock.advance(60)
+    ours.probe("one", "success")
+    assert ours.turn("one") is RUN
+    store.why = None
+    assert ours.turn("one") is PROBE  # the store knows of no probe
+
+
+def test_an_audit_trail_that_cannot_be_written_stops_nothing(side: Callable[..., Side], store: Flaky) -> None:
+    ours = side()
+    ours.gate._keeper.store.append = refuse  # type: ignore[method-assign]
+    ours.gate.disable("one", "quota", 60.0)
+    assert ours.failed == ["append"]
+    assert ours.turn("one") is OUT
+
+
+def refuse(*_arguments: object) -> None:
+    raise StoreError("away")
+
+
+# what is in it
+
+
+def test_garbage_is_told_of_once(side: Callable[..., Side], store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+    ours = side()
+    for garbage in (b"\xff", b"\xfe"):
+        store.update(KEY, lambda _old, _now, garbage=garbage: (garbage, None))
+        with caplog.at_level(logging.WARNING, "resilient_scan"):
+            assert ours.turn("one") is RUN
+    assert [record.getMessage() for record in caplog.records] == [
+        "what the store memory: keeps of the quarantine cannot be read; it begins anew, every scanner in service"
+    ]
+
+
+def test_a_record_that_is_gone_is_a_fresh_one(side: Callable[..., Side], store: Flaky) -> None:
+    ours = side()
+    ours.gate.disable("one", "quota", 60.0)
+    store.update(KEY, lambda _old, _now: (None, None))
+    assert ours.turn("one") is RUN
+
+
+def test_a_look_at_what_is_known_costs_no_step(side: Callable[..., Side], store: Flaky) -> None:
+    ours = side()
+    ours.gate.disable("one", "quota", 60.0)
+    fleet = ours.gate._keeper.fleet
+    ours.gate.look()
+    assert ours.gate._keeper.fleet is fleet
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_clock_that_jumps_is_noticed_when_somebody_looks(
+    side: Callable[..., Side], clock: Unsteady, jump: float
+) -> None:
+    ours, theirs = side(), side()
+    ours.gate.disable("one", "quota", 100.0)
+    theirs.gate.look()
+    clock.advance(10)
+    clock.ahead = jump
+    assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
+    assert ours.gate.standing("one").until == pytest.approx(START + 100 + jump)
+    clock.advance(89)
+    assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
+    clock.advance(1)
+    assert [ours.turn("one"), theirs.turn("one")] == [RUN, RUN]
+
+
+# blind
+
+
+def test_blindness_is_told_once_and_over_with_a_heartbeat(
+    side: Callable[..., Side], clock: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = side(heartbeat=10)
+    with caplog.at_level(logging.WARNING, "resilient_scan"):
+        for _ in range(5):
+            ours.gate.look()
+            clock.advance(10)
+    assert len(caplog.records) == 1
+    assert "no heartbeat of the alerting for 3 periods" in caplog.records[0].getMessage()
+    assert ours.gate.blind_since() == START + 30
+    ours.gate.alerts([alert("", action="heartbeat")], "alertmanager")
+    ours.gate.look()
+    assert ours.gate.blind_since() is None
+
+
+# who asks
+
+
+def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours = side()
+    ours.gate.alerts([alert("one")], "alertmanager")
+    state = ours.gate.standing("one")
+    assert (state.state, state.source, state.who) == ("quarantined", "alert", "alertmanager")
+    assert state.reason == "ScannerErrorRatioHigh: one fails"
+    assert (state.since, state.until, state.next_probe) == (START, START + 60, START + 60)
+    (evidence,) = state.evidence
+    assert (evidence.fingerprint, evidence.status, evidence.blocks) == ("f1", "firing", True)
+    clock.advance(60)
+    ours.gate.turn("one", 30.0)
+    state = ours.gate.standing("one")
+    assert (state.state, state.probing, state.passed, state.needed) == ("probing", True, 0, 3)
+    assert (state.until, state.next_probe) == (None, clock.time() + 120)
+    ours.gate.disable("one", "quota", 10.0, who="kim")
+    state = ours.gate.standing("one")
+    assert (state.state, state.by_hand, state.beneath, state.next_probe) == ("disabled", True, "probing", None)
+    assert (state.source, state.who, state.reason, state.until) == ("hand", "kim", "quota", clock.time() + 10)
+    clock.advance(10)
+    assert ours.gate.standing("one").state == "probing"
+    plain = ours.gate.standing("two")
+    assert (plain.state, plain.source, plain.since, plain.until) == ("enabled", "", None, None)
+    assert plain.to_dict()["evidence"] == []
+
+
+def test_all_that_stand_are_looked_for_in_the_store(side: Callable[..., Side], clock: Unsteady) -> None:
+    ours, theirs = side(), side()
+    ours.gate.disable("two", "quota", 60.0)
+    assert [state.state for state in theirs.gate.standings()] == ["enabled", "disabled", "enabled", "enabled"]
+    clock.advance(60)
+    assert {state.state for state in theirs.gate.standings()} == {"enabled"}
+    assert theirs.told() == [("disabled", "enabled", "expiry")]
+
+
+def test_a_gate_whose_store_is_its_own_has_nobody_to_look_for(clock: Unsteady) -> None:
+    gate = Gate(("one",), clock, Bus([]))
+    gate.disable("one", "quota", 60.0)
+    fleet = gate._keeper.fleet
+    gate.look()
+    assert gate._keeper.fleet is fleet
