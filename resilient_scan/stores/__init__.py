@@ -101,6 +101,10 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         from resilient_scan.stores.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(store, clock)
+    if store.startswith(("redis://", "rediss://", "unix://")):
+        from resilient_scan.stores.redis import RedisStore  # noqa: PLC0415
+
+        return RedisStore(store, clock)
     raise ConfigError(f"store must be one of {_FORMS}, got {without_password(store)!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,8 @@ import pytest
 
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
+from tests.needed import binary
+from tests.redis_server import RedisServer
 
 
 class Home:
@@ -28,6 +31,8 @@ class Home:
     def pass_time(self, seconds: float) -> None:
         """Let time pass, for the store too."""
         self.clock.advance(seconds)
+        if self.url.startswith("redis:"):  # the server has a clock of its own
+            threading.Event().wait(seconds)
 
     def close(self) -> None:
         """Close all that were opened."""
@@ -42,11 +47,31 @@ def quick_path() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Return a real server; it is emptied for no test, so each takes a database or keys of its own."""
+    server = RedisServer(binary("redis-server"), tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Return the URL of an empty server."""
+    redis = pytest.importorskip("redis")
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+HOMES = ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.servers)]
+
+
+@pytest.fixture(params=HOMES)
 def home(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[Home]:
     """Return each kind of place in turn."""
-    urls = {"memory": "memory:", "sqlite": f"sqlite:///{quick_path}/state/scan.db"}
-    place = Home(urls[request.param])
+    urls = {"memory": lambda: "memory:", "sqlite": lambda: f"sqlite:///{quick_path}/state/scan.db"}
+    place = Home(urls.get(request.param, lambda: request.getfixturevalue("redis_url"))())
     yield place
     place.close()
 

@@ -190,6 +190,15 @@ def test_a_log_keeps_its_newest_records_in_order(store: Store, log: str, flush: 
     assert store.tail(log, 100) == [b"6", b"5", b"4", b"3", b"2"]
 
 
+@pytest.mark.parametrize("log", ["audit", "runs"])
+def test_a_log_that_keeps_nothing(store: Store, log: str) -> None:
+    store.append(log, b"1", 9)
+    store.flush()
+    store.append(log, b"2", 0)
+    store.flush()
+    assert store.tail(log, 9) == []
+
+
 def test_a_log_written_in_parts_is_one(store: Store) -> None:
     store.append("runs", b"1", 3)
     store.flush()

@@ -1,0 +1,257 @@
+"""State in Redis or Valkey: shared by all who can reach the server, as durable as the server is set up to be.
+
+Nothing here waits for longer than 250 ms, neither for a connection nor for an answer. A server that does not come up to
+that is away: for a second everybody is told so at once, then one caller tries again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from resilient_scan.clock import Clock
+from resilient_scan.errors import ConfigError, StoreError
+from resilient_scan.stores import Change, without_password
+from resilient_scan.stores.away import Away
+from resilient_scan.stores.batching import BatchingStore, Records, Values
+from resilient_scan.stores.values import Value, check_size
+
+T = TypeVar("T")
+PREFIX = "resilient_scan:"
+DOCUMENTS = f"{PREFIX}documents"  # one hash, so that all of them can be read at one instant
+TIMEOUT = 0.25  # seconds
+TRIES = 200  # of one update; each that fails is another's success
+LONGEST = 10 * 365 * 86400.0  # seconds, of a value and a lease
+CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, to be answered in time
+
+_LOOK = """
+local time = redis.call('TIME')
+return {redis.call('HGET', KEYS[1], ARGV[1]), time[1], time[2]}
+"""
+# Compare and set in one step: what is there must be what the change began with, else it is told what is there now.
+_SWAP = """
+local there = redis.call('HGET', KEYS[1], ARGV[1])
+local expected = ARGV[2] == '1' and ARGV[3] or false
+if there ~= expected then
+  local time = redis.call('TIME')
+  return {there, time[1], time[2]}
+end
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[5]) else redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 1
+"""
+_READ = """
+local found = {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if string.sub(all[i], 1, #ARGV[1]) == ARGV[1] then
+    found[#found + 1] = all[i]
+    found[#found + 1] = all[i + 1]
+  end
+end
+return found
+"""
+_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class RedisStore(BatchingStore):
+    """Documents, values, leases and logs under keys that begin with `resilient_scan:`.
+
+    Args:
+        url: `redis://user:password@host:port/db`, `rediss://...` or `unix://path`.
+        clock: where time comes from for what is kept back; the rest is the server's time.
+
+    Raises:
+        ConfigError: the URL is wrong, or the extra `redis` is not installed.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._away = Away(clock)
+        self._updating = threading.Lock()
+        self._address = url
+        self._connect()
+        super().__init__(without_password(url), clock)
+
+    def _connect(self) -> None:
+        self._client, self._errors, self._secrets = _client(self._address)
+        names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "lease": _LEASE, "release": _RELEASE}
+        self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
+
+    def now(self) -> float:
+        """Return the server's wall time."""
+        seconds, microseconds = self._call(lambda client: client.time())
+        return int(seconds) + int(microseconds) / 1e6
+
+    def update(self, key: str, change: Change[T], /) -> T:
+        """Change a document: read, change, write if nobody else has written in between, else begin again."""
+        self._check_open()
+        # The threads of a process wait here for each other instead of undoing each other's work at the server.
+        if not self._updating.acquire(timeout=TIMEOUT):
+            raise StoreError(f"the store {self.url} is busy for more than {TIMEOUT * 1000:g} ms")
+        try:
+            return self._update(_bytes(key), change)
+        finally:
+            self._updating.release()
+
+    def _update(self, name: bytes, change: Change[T]) -> T:
+        there = self._run("look", DOCUMENTS, name)
+        for _ in range(TRIES):
+            old, seconds, microseconds = there
+            new, result = change(old, int(seconds) + int(microseconds) / 1e6)
+            if new is old:
+                return result
+            check_size(new or b"")
+            expected = (b"0", b"") if old is None else (b"1", old)
+            wanted = (b"0", b"") if new is None else (b"1", new)
+            there = self._run("swap", DOCUMENTS, name, *expected, *wanted)
+            if there == 1:
+                return result
+        raise StoreError(f"the store {self.url} is busy: {TRIES} times another process was faster")
+
+    def read(self, prefix: str, /) -> dict[str, bytes]:
+        """Return all documents whose keys begin so."""
+        found = self._run("read", DOCUMENTS, _bytes(prefix))
+        return {key.decode("utf-8", "surrogatepass"): data for key, data in zip(found[::2], found[1::2], strict=True)}
+
+    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
+        """Take a lease, or prolong one's own."""
+        return bool(self._run("lease", _key("lease", key), _bytes(owner), _milliseconds(seconds)))
+
+    def release(self, key: str, owner: str, /) -> None:
+        """Give one's own lease back."""
+        self._run("release", _key("lease", key), _bytes(owner))
+
+    def after_fork(self) -> None:
+        """Begin anew, with new connections."""
+        super().after_fork()
+        self._away = Away(self._clock)
+        self._updating = threading.Lock()
+        self._connect()
+
+    def _fetch(self, key: str) -> bytes | None:
+        data: bytes | None = self._call(lambda client: client.get(_key("answer", key)))
+        return data
+
+    def _remove(self, key: str) -> None:
+        self._call(lambda client: client.delete(_key("answer", key)))
+
+    def _write(self, values: Values, records: Records) -> None:
+        """Write values, which do no harm twice, and then the records in one transaction."""
+        for chunk in _chunks(values):
+            self._call(lambda client, chunk=chunk: self._write_values(client, chunk))  # type: ignore[misc]
+        if records:
+            self._call(lambda client: _write_records(client, records))
+
+    def _write_values(self, client: Any, values: Values) -> None:
+        now = self._clock.monotonic()
+        with client.pipeline(transaction=False) as pipeline:
+            for key, value in values:
+                if value.until <= now:
+                    pipeline.delete(_key("answer", key))
+                else:
+                    pipeline.set(_key("answer", key), value.data, px=_milliseconds(value.until - now))
+            pipeline.execute()
+
+    def _newest(self, log: str, limit: int) -> list[bytes]:
+        newest: list[bytes] = self._call(lambda client: client.lrange(_key("log", log), -limit, -1))
+        return newest[::-1]
+
+    def _let_go(self) -> None:
+        self._client.connection_pool.disconnect()
+
+    def _run(self, script: str, key: str | bytes, *arguments: Any) -> Any:
+        return self._call(lambda client: self._scripts[script](keys=[key], args=arguments, client=client))
+
+    def _call(self, ask: Callable[[Any], Any]) -> Any:
+        self._check_open()
+        self._away.check()
+        try:
+            answer = ask(self._client)
+        except (self._errors.RedisError, OSError) as error:
+            raise self._told(error) from None
+        self._away.back()
+        return answer
+
+    def _told(self, error: Exception) -> StoreError:
+        """Return what an error means, without a secret: some servers repeat in it what they were sent."""
+        errors = self._errors
+        text = str(error)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        match error:
+            case errors.AuthenticationError() | errors.AuthorizationError():
+                return self._away.gone(f"the store {self.url} refuses the user name or the password")
+            case errors.NoPermissionError():
+                return StoreError(f"the store {self.url} does not permit its user what is needed: {text}")
+            case errors.TimeoutError():
+                return self._away.gone(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
+            case errors.ConnectionError() | OSError():
+                return self._away.gone(f"the store {self.url} is away: {text}")
+            case errors.OutOfMemoryError():
+                return StoreError(f"the store {self.url} cannot be written: its memory is full")
+        return StoreError(f"the store {self.url} cannot be used: {text}")
+
+
+def _client(url: str) -> tuple[Any, Any, list[str]]:
+    """Return a client that waits for no longer than it may, its library's errors, and what is secret in the URL."""
+    try:
+        import redis  # noqa: PLC0415 - an extra
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.retry import Retry  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError(
+            f"the store {without_password(url)} needs the extra: pip install 'resilient-scan[redis]'"
+        ) from None
+    try:
+        pool = redis.ConnectionPool.from_url(url)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"store {without_password(url)!r} is no URL of a Redis server: {error}") from None
+    pool.connection_kwargs.update(  # whatever the URL says of these
+        socket_timeout=TIMEOUT,
+        socket_connect_timeout=TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_timeout=False,
+        decode_responses=False,
+    )
+    secrets = [str(secret) for name, secret in pool.connection_kwargs.items() if "password" in name and secret]
+    return redis.Redis(connection_pool=pool), redis.exceptions, secrets
+
+
+def _write_records(client: Any, records: Records) -> None:
+    with client.pipeline(transaction=True) as pipeline:
+        for record in records:
+            pipeline.rpush(_key("log", record.log), record.data)
+        for log, keep in {record.log: record.keep for record in records}.items():
+            pipeline.ltrim(_key("log", log), *((-keep, -1) if keep > 0 else (1, 0)))
+        pipeline.execute()
+
+
+def _chunks(values: Values) -> Iterator[list[tuple[str, Value]]]:
+    chunk: list[tuple[str, Value]] = []
+    size = 0
+    for key, value in values:
+        if chunk and (len(chunk) == CHUNK_VALUES or size + len(value.data) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((key, value))
+        size += len(value.data)
+    if chunk:
+        yield chunk
+
+
+def _key(kind: str, name: str) -> bytes:
+    return _bytes(f"{PREFIX}{kind}:{name}")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(min(seconds, LONGEST) * 1000))
