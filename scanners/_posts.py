@@ -1,0 +1,85 @@
+"""What the scanners of Reddit share: their settings, the posts of their subreddits, the tickers that there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from resilient_scan import Cache, Retry, ScanContext, Timeout
+from resilient_scan.http import NotFound, TransientError
+from scanners.providers import reddit, sec
+from scanners.providers.reddit import Post
+
+NEEDS: Final = {**reddit.NEEDS, "sec_user_agent": sec.USER_AGENT}
+SOURCES: Final = (reddit.HOST,)
+LAYERS: Final[dict[str, Any]] = {
+    "cache": Cache(ttl=300, inputs=()),
+    "retry": Retry(attempts=3, on=(TransientError,)),
+    "limit": reddit.LIMIT,
+    "timeout": Timeout(total=45),
+}
+
+Subreddits = Annotated[tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{2,50}$")], ...], Meta(min_length=1)]
+
+
+class RedditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of every scanner of Reddit; each adds the numbers of its rule.
+
+    Attributes:
+        base_url: where the API is.
+        token_url: where tokens come from; empty: Reddit's own address, or `base_url` where that is not Reddit's.
+        client_id: of the application.
+        client_secret: of the application.
+        user_agent: who asks, as Reddit wants it: `platform:application:version (by /u/name)`.
+        sec_url: where the list of tickers comes from; empty: EDGAR, or `base_url` where that is not Reddit's.
+        sec_user_agent: who asks there, a name and an e-mail address.
+        subreddits: where to look.
+        sort: which posts of each: 100 of them are read.
+    """
+
+    base_url: str = reddit.LIVE
+    token_url: str = ""
+    client_id: str = ""
+    client_secret: str = ""
+    user_agent: str = reddit.USER_AGENT
+    sec_url: str = ""
+    sec_user_agent: str = ""
+    subreddits: Subreddits = ("wallstreetbets", "stocks", "options", "investing")
+    sort: Literal["hot", "new", "top", "rising"] = "hot"
+
+
+def tickers(settings: RedditSettings, context: ScanContext) -> frozenset[str]:
+    """Return the tickers of all companies that report to the SEC."""
+    base = settings.base_url.rstrip("/")
+    address = settings.sec_url or (sec.LIVE if base == reddit.LIVE else base)
+    companies = sec.universe(address, context, setting="sec_user_agent")
+    return frozenset(ticker for symbols in companies.values() for ticker in symbols)
+
+
+def posts(settings: RedditSettings, context: ScanContext, *, comments: bool = False) -> list[Post]:
+    """Return the posts of all subreddits, each once, without the moderators' own on top.
+
+    A subreddit that is not there, or private, is told in the tool log.
+
+    Raises:
+        NotFound: there is none of them.
+    """
+    client = reddit.client(settings.base_url, settings.token_url, settings.user_agent, context)
+    wanted = [(name, sort) for name in settings.subreddits for sort in (settings.sort, "comments")[: 1 + comments]]
+    found: dict[str, Post] = {}
+    missing: list[NotFound] = []
+    for name, sort in wanted:
+        key = ("reddit", settings.base_url, name, sort)
+        try:
+            listing = context.shared(key, lambda: client.listing(name, sort, context), ttl=120)  # noqa: B023 - at once
+        except NotFound as error:
+            missing.append(error)
+            context.log("reddit", subreddit=name, left_out=str(error))
+            continue
+        found |= {post.name: post for post in listing if not post.pinned}
+    if len(missing) == len(wanted):
+        raise missing[0]
+    context.log("reddit", listings=len(wanted) - len(missing), posts=len(found))
+    return list(found.values())

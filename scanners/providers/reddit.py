@@ -1,0 +1,249 @@
+"""Reddit: what is posted and commented in a subreddit, with an application's own key.
+
+`POST /api/v1/access_token` with the application's id and secret gives a token for a day; `GET /r/NAME/hot` and
+`/r/NAME/comments` with that token give a listing, `{"kind": "Listing", "data": {"children": [{"kind": "t3", "data":
+{...}}]}}`; t3 is a post, t1 a comment. An application has 100 requests a minute, averaged over ten minutes; the headers
+`x-ratelimit-remaining` and `x-ratelimit-reset` (seconds) say how far it is. Errors:
+
+    401         the token is over; from the token's own address: id or secret are wrong
+    403, JSON   the subreddit is private
+    403, HTML   the network or the user agent is blocked
+    404, 302    there is no such subreddit, or it is banned
+    429         too many requests
+    5xx, HTML   trouble
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Final, NoReturn
+from urllib.parse import quote
+
+import msgspec
+
+from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
+from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError, credential
+from scanners.providers.reading import each, shaped
+
+LIVE: Final = "https://oauth.reddit.com"
+LIVE_TOKEN: Final = "https://www.reddit.com"  # noqa: S105 - where tokens come from
+HOST: Final = "oauth.reddit.com"
+PROVIDER: Final = "reddit"
+LIMIT: Final = Limit(PROVIDER, rate="1000/10min")
+NEEDS: Final[Mapping[str, str]] = {"client_id": "REDDIT_CLIENT_ID", "client_secret": "REDDIT_CLIENT_SECRET"}
+USER_AGENT: Final = "python:resilient-scan:v1 (stock scanner)"
+PAGE: Final = 100
+
+_PAUSE: Final = 60.0  # seconds, where a 429 does not say how long
+_LONGEST_PAUSE: Final = 600.0
+_EARLY: Final = 60.0  # seconds before its end at which a token is replaced
+
+_Score = Annotated[int, msgspec.Meta(ge=-(10**7), le=10**7)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**8)]
+_Time = Annotated[float, msgspec.Meta(ge=1.1e9, le=3.3e10)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=100_000)]
+
+
+class _Token(msgspec.Struct):
+    access_token: _Text
+    expires_in: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+
+
+class _Child(msgspec.Struct):
+    kind: str
+    data: dict[str, Any]
+
+
+class _Children(msgspec.Struct):
+    children: list[Any]
+
+
+class _Listing(msgspec.Struct):
+    kind: str
+    data: _Children
+
+
+class _Post(msgspec.Struct):
+    id: _Text
+    subreddit: _Text
+    title: _Text
+    selftext: str
+    score: _Score
+    num_comments: _Count
+    created_utc: _Time
+    permalink: str
+    stickied: bool
+    link_flair_text: str | None = None
+
+
+class _Comment(msgspec.Struct):
+    id: _Text
+    subreddit: _Text
+    body: str
+    score: _Score
+    created_utc: _Time
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A post, or a comment, which has no title.
+
+    Attributes:
+        name: Reddit's own, such as `t3_1skh7qo`.
+        created: epoch seconds.
+        comments: how many there are; 0 for a comment.
+        flair: the label that the author gave it, may be empty.
+        pinned: whether the moderators keep it on top.
+    """
+
+    name: str
+    subreddit: str
+    title: str
+    text: str
+    score: int
+    comments: int
+    created: float
+    flair: str = ""
+    permalink: str = ""
+    pinned: bool = False
+
+
+class Reddit:
+    """The client; shared by threads. Get the process's one from `client`."""
+
+    def __init__(self, base_url: str, token_url: str, key: tuple[str, str], user_agent: str) -> None:
+        basic = base64.b64encode(":".join(key).encode()).decode()
+        headers = {"User-Agent": user_agent}
+        self._basic = {"Authorization": f"Basic {basic}"}
+        self._http = Client(base_url, headers=headers, secrets=[*key, basic])
+        self._gate = Client(token_url, headers=headers, secrets=[*key, basic])
+        # The token and when it is over, by the scan's clock. Two threads that find none both ask for one, and either
+        # token is good: a lock would have to be held while the network is asked.
+        self._token = ("", -math.inf)
+
+    def listing(self, subreddit: str, sort: str, context: ScanContext) -> list[Post]:
+        """Return what is in a listing of a subreddit, in Reddit's order.
+
+        Args:
+            subreddit: one, or several with `+` between.
+            sort: `hot`, `new`, `top`, `rising`, or `comments`.
+            context: the scan's.
+
+        Raises:
+            NotFound: there is no such subreddit, or it is private or banned.
+            SchemaDrift: the listing has another shape.
+            RetryAfter, TransientError, PermanentError: as on top of this file.
+        """
+        path, query = f"/r/{quote(subreddit, safe='+')}/{sort}", {"limit": PAGE, "raw_json": 1}
+        what = f"Reddit's r/{subreddit}/{sort}"
+        answer = self._ask(path, query, self._valid_token(context), context)
+        if answer.status == 401:  # over before its time: the key was changed, or the clock is wrong
+            answer = self._ask(path, query, self._new_token(context), context)
+        if answer.status != 200:
+            _refuse(answer, context)
+        return read_listing(answer.json(), what, context)
+
+    def _ask(self, path: str, query: Mapping[str, Any], token: str, context: ScanContext) -> Response:
+        headers = {"Authorization": f"bearer {token}"}
+        return self._http.get(path, query, context=context, headers=headers, accept=(302, 401, 403, 404, 429))
+
+    def _valid_token(self, context: ScanContext) -> str:
+        token, over = self._token
+        return token if context.now.timestamp() < over else self._new_token(context)
+
+    def _new_token(self, context: ScanContext) -> str:
+        form = {"grant_type": "client_credentials"}
+        answer = self._gate.post(
+            "/api/v1/access_token", form, context=context, headers=self._basic, accept=(400, 401, 403, 429)
+        )
+        if answer.status in {400, 401}:
+            raise PermanentError(f"{answer.url}: HTTP {answer.status}; check client_id and client_secret")
+        if answer.status != 200:
+            _refuse(answer, context)
+        data = answer.json()
+        if isinstance(data, dict) and "access_token" not in data and "error" in data:
+            raise PermanentError(f"{answer.url}: {str(data['error'])[:40]}; check client_id and client_secret")
+        said = shaped(data, _Token, "Reddit's token")
+        self._token = (said.access_token, context.now.timestamp() + said.expires_in - _EARLY)
+        return said.access_token
+
+
+@lru_cache(maxsize=16)
+def _client(base_url: str, token_url: str, key: tuple[str, str], user_agent: str) -> Reddit:
+    return Reddit(base_url, token_url, key, user_agent)
+
+
+def client(base_url: str, token_url: str, user_agent: str, context: ScanContext) -> Reddit:
+    """Return the client for the scanner's key; its token serves all scanners of the process.
+
+    Args:
+        base_url: where the API is.
+        token_url: where tokens come from; empty: Reddit's own address, or `base_url` where that is not Reddit's.
+        user_agent: who asks.
+        context: the scan's.
+
+    Raises:
+        ConfigError: the key is missing.
+    """
+    base = base_url.rstrip("/")
+    key = tuple(credential(context, setting, variable) for setting, variable in NEEDS.items())
+    return _client(base, token_url.rstrip("/") or (LIVE_TOKEN if base == LIVE else base), (key[0], key[1]), user_agent)
+
+
+def read_listing(data: Any, what: str, context: ScanContext) -> list[Post]:
+    """Return the posts and comments of a listing; others are left out, and what does not fit is told in the tool log.
+
+    Raises:
+        SchemaDrift: it is no listing, or many of its children do not fit; the message names the field.
+    """
+    listing = shaped(data, _Listing, what)
+    if listing.kind != "Listing":
+        raise SchemaDrift(f"{what} has the kind {listing.kind[:40]!r} and not 'Listing'")
+    found = each(listing.data.children, _child, what, "reddit", context)
+    return [post for post in found if post is not None]
+
+
+def _child(row: Any, what: str) -> Post | None:
+    child = shaped(row, _Child, what)
+    if child.kind == "t3":
+        post = shaped(child.data, _Post, what)
+        return Post(
+            f"t3_{post.id}", post.subreddit, post.title, post.selftext, post.score, post.num_comments, post.created_utc,
+            post.link_flair_text or "", post.permalink, post.stickied,
+        )  # fmt: skip
+    if child.kind == "t1":
+        said = shaped(child.data, _Comment, what)
+        return Post(f"t1_{said.id}", said.subreddit, "", said.body, said.score, 0, said.created_utc)
+    return None
+
+
+def _refuse(answer: Response, context: ScanContext) -> NoReturn:
+    """Raise what an answer that is none means."""
+    said = f"{answer.url}: HTTP {answer.status}"
+    page = "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
+    if answer.status == 429:
+        raise RetryAfter(_pause(answer, context), f"{said}; Reddit has had enough requests for now")
+    if answer.status == 403 and page:
+        raise PermanentError(f"{said}; Reddit blocks this network or user_agent; check both, and the key")
+    if answer.status == 403:
+        raise NotFound(f"{said}; the subreddit is private, or the key may not read it")
+    if answer.status == 401:
+        raise PermanentError(f"{said}; a new token is refused too; check client_id and client_secret")
+    if answer.status in {302, 404}:
+        raise NotFound(f"{said}; there is no such subreddit")
+    raise TransientError(f"{said}; Reddit is in trouble, try again later")
+
+
+def _pause(answer: Response, context: ScanContext) -> float:
+    """Return the seconds that a 429 asks to wait, by either header."""
+    wait = answer.retry_after(context.now)
+    if wait is None:
+        try:
+            wait = float(answer.headers.get("x-ratelimit-reset", ""))
+        except ValueError:
+            wait = _PAUSE
+    return min(wait, _LONGEST_PAUSE) if wait >= 0 else _PAUSE

@@ -1,0 +1,73 @@
+"""Stocks that many people on Reddit write about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from resilient_scan import Candidate, ScanContext, scanner
+from scanners._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
+from scanners._settings import read_settings
+from scanners._tickers import mentions
+from scanners.providers.reddit import Post
+
+
+class TrendingSettings(RedditSettings, frozen=True, kw_only=True):
+    """Settings of `reddit_trending`.
+
+    Attributes:
+        comments: whether the newest 100 comments of each subreddit count too.
+        min_mentions: in how many posts or comments a ticker must be named.
+        medium_mentions: from so many on the priority is `medium`, below it `low`.
+        high_mentions: from so many on it is `high`.
+    """
+
+    comments: bool = False
+    min_mentions: Annotated[int, Meta(ge=1)] = 3
+    medium_mentions: Annotated[int, Meta(ge=1)] = 5
+    high_mentions: Annotated[int, Meta(ge=1)] = 10
+
+
+@scanner(pipeline="social", needs=NEEDS, sources=SOURCES, **LAYERS)
+def reddit_trending(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+    """Tickers that are named in many posts.
+
+    The rule: a ticker of a real company, written as one (`GME`, `$gme`, `BRK.B`; words such as ALL or IT only with the
+    sign), in the title or the text of `min_mentions` posts or more, or of comments. A post counts once for each ticker,
+    however often it names it; the moderators' posts on top do not count. The most mentioned come first.
+    """
+    settings = read_settings(TrendingSettings, context)
+    universe = tickers(settings, context)
+    naming: dict[str, list[Post]] = {}
+    for post in posts(settings, context, comments=settings.comments):
+        for ticker in dict.fromkeys(mentions(f"{post.title}\n{post.text}", universe)):
+            naming.setdefault(ticker, []).append(post)
+    for ticker, named in sorted(naming.items(), key=lambda item: (-len(item[1]), item[0])):
+        if len(named) >= settings.min_mentions:
+            yield _candidate(ticker, named, settings)
+
+
+def _candidate(ticker: str, named: list[Post], settings: TrendingSettings) -> Candidate:
+    count, best = len(named), max(named, key=lambda post: post.score)
+    places = sorted({post.subreddit for post in named})
+    return Candidate(
+        ticker=ticker,
+        source="reddit_trending",
+        context=f"named in {count} {'post' if count == 1 else 'posts'} of r/{', r/'.join(places)}",
+        priority=_priority(count, settings),
+        strategy="social",
+        extras={
+            "mentions": count,
+            "score": sum(post.score for post in named),
+            "subreddits": places,
+            "top_post": best.title or best.text[:100],
+        },
+    )
+
+
+def _priority(count: int, settings: TrendingSettings) -> str:
+    if count >= settings.high_mentions:
+        return "high"
+    return "medium" if count >= settings.medium_mentions else "low"
