@@ -92,6 +92,11 @@ class Guard:
         """Say whether an attempt would be refused because the breaker is open; asks no store."""
         return self._memory.state == OPEN and self._clock.monotonic() < self._circuit.open_until
 
+    def hasten(self) -> None:
+        """Let the next attempt be a trial, though the open time is not over: a probe has waited long enough."""
+        with self._lock:
+            self._circuit.open_until = min(self._circuit.open_until, self._clock.monotonic())
+
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
         memory, clock = self._memory, self._clock

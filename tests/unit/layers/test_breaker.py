@@ -333,3 +333,17 @@ def test_who_finds_it_closed_after_all_needs_no_trial() -> None:
     permit, change = bench.guard.admit()
     assert (permit.expires, change) == (None, None)
     assert bench.guard.vote(permit, True) == OPENED  # it is of the new generation
+
+
+def test_a_probe_makes_the_next_attempt_a_trial_at_once() -> None:
+    bench = Bench()
+    bench.ask(DOWN)
+    bench.guard.hasten()
+    assert not bench.guard.is_open()
+    assert bench.ask(DOWN) is DOWN
+    assert bench.guard.is_open()
+    bench.guard.hasten()
+    assert bench.ask("found") == ["found"]
+    assert bench.changes[-1] == CLOSED
+    bench.guard.hasten()
+    assert bench.ask("found") == ["found"]

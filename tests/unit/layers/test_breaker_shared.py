@@ -795,3 +795,17 @@ def test_errors_of_the_store_are_told_without_a_lock() -> None:
     fleet.store.away = AWAY
     assert fail(guards[0]) == OPENED
     assert seen == ["told", "8.0 None"]
+
+
+def test_a_probe_is_a_trial_for_all_processes() -> None:
+    fleet = Fleet()
+    first, second = fleet.guard(), fleet.guard()
+    fail(first)
+    fleet.look(second)
+    second.hasten()
+    permit, change = second.admit()
+    assert change == TRYING
+    assert refusal(first) == "the breaker of one is open, next trial in 8s"  # it has not looked yet
+    fleet.look(first)
+    assert refusal(first) == "the breaker of one is half-open and its trial is still under way"
+    assert second.vote(permit, False) == CLOSED
