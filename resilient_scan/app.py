@@ -402,8 +402,8 @@ def _deliver(request: Request) -> None:
         try:
             write_textfile(request.textfile)
         except OSError as error:
-            where, why = request.textfile, error.strerror or type(error).__name__
-            _log.warning("the metrics could not be written to %s: %s; the run is not affected", where, why)
+            why = error.strerror or type(error).__name__
+            _log.warning("the metrics could not be written to %s: %s; the run is not affected", request.textfile, why)
 
 
 def _held_back(respond: Respond, latency: float) -> Respond:
