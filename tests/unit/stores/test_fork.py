@@ -1,0 +1,138 @@
+"""Stores in forked children: new connections, the parent's state left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resilient_scan.stores import Store, forks
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Call `check` in a forked child, and fail with its text where it raises."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(20)  # a child that hangs fails its test
+            os.close(reader)
+            check()
+            status = 0
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, text
+
+
+def keep(new: bytes | None) -> Any:
+    return lambda old, _now: (new, old)
+
+
+def test_a_child_has_the_state_and_writes_none_of_the_parents(store: Store) -> None:
+    store.update("a", keep(b"1"))
+    store.put("v", b"kept back", 60)
+    store.append("runs", b"kept back", 10)
+    store.lease("l", "parent", 60)
+
+    def check() -> None:
+        store.after_fork()
+        assert store.update("a", keep(b"2")) == b"1"
+        store.put("w", b"child", 60)
+        store.append("runs", b"child", 10)
+        if store.shared:
+            assert not store.lease("l", "child", 60)
+        store.close()
+
+    in_child(check)
+    assert store.read("") == {"a": b"2" if store.shared else b"1"}
+    store.flush()
+    assert store.get("v") == b"kept back"
+    if store.shared:
+        assert store.tail("runs", 10) == [b"kept back", b"child"]
+        assert store.get("w") == b"child"
+
+
+def test_a_fork_in_the_middle_of_everything(store: Store) -> None:
+    """Whatever the parent's threads are in at the fork, the child does not wait for it."""
+    over = threading.Event()
+
+    def work(number: int) -> None:
+        while not over.is_set():
+            store.update(f"n{number}", keep(b"1"))
+            store.get("v")
+            store.put(f"v{number}", b"1", 60)
+            store.flush()
+            store.lease("l", f"{number}", 0.001)
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def check() -> None:
+        store.after_fork()
+        store.update("child", keep(b"1"))
+        store.put("v", b"1", 60)
+        store.flush()
+        assert store.get("v") == b"1"
+        store.close()
+
+    try:
+        for _ in range(12):
+            in_child(check)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_fork_waits_for_a_call_and_new_calls_wait_for_the_fork() -> None:
+    outside = forks._Outside()
+    entered, leave, order = threading.Event(), threading.Event(), list[str]()
+
+    def call() -> None:
+        with outside.of_forks():
+            entered.set()
+            leave.wait(5)
+            order.append("call ends")
+
+    def fork() -> None:
+        outside.hold()
+        order.append("fork")
+        outside.go_on()
+
+    threads = [threading.Thread(target=call)]
+    threads[0].start()
+    assert entered.wait(5)
+    threads.append(threading.Thread(target=fork))
+    threads[1].start()
+    while not outside._forking:
+        pass
+
+    def second() -> None:
+        with outside.of_forks():
+            order.append("second call")
+
+    threads.append(threading.Thread(target=second))
+    threads[2].start()
+    leave.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["call ends", "fork", "second call"]

@@ -1,0 +1,391 @@
+"""Redis: away, silent, full, refusing, killed and back; and what needs no server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import ConfigError
+from resilient_scan.errors import StoreError
+from resilient_scan.stores import Store, open_store
+from resilient_scan.testing import FakeClock
+from tests.needed import binary
+from tests.redis_server import RedisServer
+
+pytest.importorskip("redis")
+Opener = Callable[..., Store]
+BOUND = 0.25
+SLACK = 0.25  # a busy machine's
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def opened(clock: FakeClock) -> Iterator[Opener]:
+    stores: list[Store] = []
+
+    def make(url: str) -> Store:
+        stores.append(open_store(url, clock))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        with contextlib.suppress(StoreError):
+            store.close()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """Return a server that the test may kill."""
+    server = RedisServer(binary("redis-server"), tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Return the URL of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def nobody() -> str:
+    """Return a URL where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return f"redis://:hunter2@127.0.0.1:{port}"
+
+
+def keep(new: bytes | None) -> Any:
+    return lambda old, _now: (new, old)
+
+
+def command(url: str, *words: Any) -> Any:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        return client.execute_command(*words)
+
+
+# without a server
+
+
+@pytest.mark.parametrize("rest", ["host:port", "host?socket_timeout=soon", "host:123456/0"])
+def test_a_wrong_url_is_refused_without_the_password(rest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(f"redis://me:hunter2@{rest}", FakeClock())
+    assert str(caught.value).startswith(f"store 'redis://***@{rest}' is no URL of a Redis server: ")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError) as caught:
+        open_store("redis://:hunter2@host", FakeClock())
+    assert str(caught.value) == "the store redis://***@host needs the extra: pip install 'resilient-scan[redis]'"
+
+
+def test_nobody_there_is_told_at_once_and_asked_again_after_a_second(
+    nobody: str, opened: Opener, clock: FakeClock
+) -> None:
+    store = opened(nobody)
+    with pytest.raises(StoreError, match=r"^the store redis://\*\*\*@127\.0\.0\.1:\d+ is away: ") as caught:
+        store.get("a")
+    assert "hunter2" not in str(caught.value)
+    calls: list[int] = []
+    store._client.get = lambda _key: calls.append(1)  # type: ignore[attr-defined]
+    for _ in range(1000):
+        with pytest.raises(StoreError, match="is away"):
+            store.get("a")
+    assert calls == []
+    clock.advance(0.99)
+    with pytest.raises(StoreError, match="is away"):
+        store.get("a")
+    clock.advance(0.01)
+    assert store.get("a") is None
+    assert calls == [1]
+
+
+def timed(call: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        call()
+    return time.monotonic() - began
+
+
+OPERATIONS: dict[str, Callable[[Store], Any]] = {
+    "now": lambda store: store.now(),
+    "update": lambda store: store.update("a", keep(b"1")),
+    "read": lambda store: store.read(""),
+    "get": lambda store: store.get("a"),
+    "delete": lambda store: store.delete("a"),
+    "lease": lambda store: store.lease("a", "me", 1),
+    "release": lambda store: store.release("a", "me"),
+    "audit": lambda store: store.append("audit", b"1", 1),
+    "tail": lambda store: store.tail("runs", 1),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_server_that_never_answers_is_not_waited_for(operation: str, silent: str, opened: Opener) -> None:
+    store = opened(f"{silent}?socket_timeout=30&socket_connect_timeout=30")
+    assert BOUND * 0.9 <= timed(lambda: OPERATIONS[operation](store)) <= BOUND + SLACK
+    assert timed(lambda: [OPERATIONS[operation](store) for _ in range(100)]) <= 0.1
+
+
+def test_a_server_that_never_answers_holds_nobody_longer_than_the_first(silent: str, opened: Opener) -> None:
+    store = opened(silent)
+    took: list[float] = []
+    threads = [
+        threading.Thread(target=lambda: took.append(timed(lambda: store.update("a", keep(b"1"))))) for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(took) <= BOUND + SLACK
+
+
+def test_a_wire_that_swallows_everything_is_not_waited_for(opened: Opener) -> None:
+    """A listener whose queue is full drops what would connect: the connect timeout."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # fill the queue
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        store = opened(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        assert timed(lambda: store.get("a")) <= 2 * BOUND + SLACK
+
+
+def test_what_is_kept_back_is_found_while_the_server_is_away(nobody: str, opened: Opener) -> None:
+    store = opened(nobody)
+    store.put("v", b"1", 60)
+    store.append("runs", b"2", 10)
+    with pytest.raises(StoreError):
+        store.flush()
+    assert store.get("v") == b"1"
+    with pytest.raises(StoreError):
+        store.close()
+    with pytest.raises(StoreError, match="is closed"):
+        store.get("v")
+    store.close()
+
+
+# with a server
+
+
+@pytest.mark.servers
+def test_killed_and_back(own_server: RedisServer, opened: Opener, clock: FakeClock) -> None:
+    store = opened(own_server.url)
+    store.update("a", keep(b"1"))
+    own_server.kill()
+    store.put("v", b"2", 60)
+    store.append("runs", b"3", 10)
+    with pytest.raises(StoreError, match="is away"):
+        store.update("a", keep(b"2"))
+    with pytest.raises(StoreError, match="is away"):
+        store.flush()
+    own_server.start()
+    with pytest.raises(StoreError, match="is away"):
+        store.read("")
+    clock.advance(1)
+    assert store.update("a", keep(b"3")) is None, "it has forgotten everything, scripts included"
+    store.flush()
+    other = opened(own_server.url)
+    assert (other.read(""), other.get("v"), other.tail("runs", 9)) == ({"a": b"3"}, b"2", [b"3"])
+
+
+@pytest.mark.servers
+def test_restarted_between_two_calls_is_not_noticed(own_server: RedisServer, opened: Opener) -> None:
+    store = opened(own_server.url)
+    store.update("a", keep(b"1"))
+    own_server.kill()
+    own_server.start()
+    assert store.update("a", keep(b"2")) is None
+
+
+@pytest.mark.servers
+def test_everything_is_under_our_prefix(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    store.update("breaker/a", keep(b"1"))
+    store.put("cache/a", b"1", 60)
+    store.lease("flight/a", "me", 60)
+    store.append("audit", b"1", 10)
+    store.flush()
+    keys = {key.decode() for key in command(redis_url, "KEYS", "*")}
+    assert keys == {
+        "resilient_scan:documents",
+        "resilient_scan:answer:cache/a",
+        "resilient_scan:lease:flight/a",
+        "resilient_scan:log:audit",
+    }
+    assert 0 < command(redis_url, "PTTL", "resilient_scan:answer:cache/a") <= 60_000
+    assert 0 < command(redis_url, "PTTL", "resilient_scan:lease:flight/a") <= 60_000
+
+
+@pytest.mark.servers
+def test_by_a_unix_socket(redis_url: str, redis_server: RedisServer, opened: Opener) -> None:
+    opened(f"unix://{redis_server.socket}").update("a", keep(b"1"))
+    assert opened(redis_url).read("") == {"a": b"1"}
+
+
+@pytest.mark.servers
+def test_the_servers_time_is_told(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    seconds, microseconds = command(redis_url, "TIME")
+    assert 0 <= store.now() - (seconds + microseconds / 1e6) < 5
+    assert store.update("a", lambda old, now: (old, now)) == pytest.approx(store.now(), abs=5)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("word", ["decode_responses=true", "protocol=3", "db=3", "retry_on_timeout=true"])
+def test_what_the_url_says_beside_does_no_harm(word: str, redis_url: str, opened: Opener) -> None:
+    store = opened(f"{redis_url.rpartition('/')[0]}?{word}")
+    store.update("a", keep(b"\xff"))
+    store.put("v", b"\xff", 60)
+    store.append("audit", b"\xff", 3)
+    store.flush()
+    assert (store.read("a"), store.get("v"), store.tail("audit", 1)) == ({"a": b"\xff"}, b"\xff", [b"\xff"])
+    assert store.now() > 1e9
+
+
+@pytest.mark.servers
+def test_a_change_is_made_again_where_another_was_faster(redis_url: str, opened: Opener) -> None:
+    one, two = opened(redis_url), opened(redis_url)
+    seen: list[bytes | None] = []
+
+    def slow(old: bytes | None, _now: float) -> tuple[bytes | None, str]:
+        seen.append(old)
+        if len(seen) < 4:
+            two.update("a", keep(None if len(seen) == 2 else b"%d" % len(seen)))
+        return b"mine", "done"
+
+    assert one.update("a", slow) == "done"
+    assert seen == [None, b"1", None, b"3"]
+    assert two.read("") == {"a": b"mine"}
+
+
+@pytest.mark.servers
+def test_an_update_that_is_never_the_first_is_given_up(redis_url: str, opened: Opener) -> None:
+    one, two = opened(redis_url), opened(redis_url)
+    count = iter(range(10_000))
+
+    def outrun(_old: bytes | None, _now: float) -> tuple[bytes | None, None]:
+        two.update("a", keep(b"%d" % next(count)))
+        return b"mine", None
+
+    with pytest.raises(StoreError, match="is busy: 200 times another process was faster"):
+        one.update("a", outrun)
+
+
+@pytest.mark.servers
+def test_many_values_are_written_in_parts(redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    for number in range(450):
+        store.put(f"{number}", bytes(10_000 if number < 300 else 1), 60)
+    store.put("over", b"1", -1)
+    store.flush()
+    assert command(redis_url, "DBSIZE") == 450
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("seconds", [1e300, float("inf"), 1e-9])
+def test_any_time_is_a_time(seconds: float, redis_url: str, opened: Opener) -> None:
+    store = opened(redis_url)
+    assert store.lease("a", "me", seconds)
+    store.put("v", b"1", seconds)
+    store.flush()
+
+
+@pytest.mark.servers
+def test_a_wrong_password_is_told_without_it(tmp_path: Path, opened: Opener) -> None:
+    server = RedisServer(binary("redis-server"), tmp_path, "--requirepass", "hunter1")
+    try:
+        for auth in (":hunter2@", "", "somebody:hunter2@"):
+            with pytest.raises(StoreError) as caught:
+                opened(server.url.replace("redis://", f"redis://{auth}")).read("")
+            shown = server.url.replace("redis://", "redis://***@" if auth else "redis://")
+            assert str(caught.value) == f"the store {shown} refuses the user name or the password"
+        store = opened(server.url.replace("redis://", "redis://:hunter1@"))
+        store.update("a", keep(b"1"))
+        assert "hunter1" not in store.url
+    finally:
+        server.kill()
+
+
+@pytest.mark.servers
+def test_a_user_who_may_not_is_told(tmp_path: Path, opened: Opener) -> None:
+    server = RedisServer(binary("redis-server"), tmp_path)
+    try:
+        command(server.url, "ACL", "SETUSER", "scan", "on", ">hunter2", "~other:*", "+@all")
+        with pytest.raises(StoreError, match="does not permit its user what is needed: ") as caught:
+            opened(server.url.replace("redis://", "redis://scan:hunter2@")).update("a", keep(b"1"))
+        assert "hunter2" not in str(caught.value)
+    finally:
+        server.kill()
+
+
+@pytest.mark.servers
+def test_a_full_server_is_told_and_can_be_read(tmp_path: Path, opened: Opener) -> None:
+    server = RedisServer(binary("redis-server"), tmp_path)
+    try:
+        store = opened(server.url)
+        store.update("a", keep(b"1"))
+        store.put("v", bytes(1000), 60)
+        command(server.url, "CONFIG", "SET", "maxmemory", "1")
+        for operation in (lambda: store.update("a", keep(b"2")), store.flush):
+            with pytest.raises(StoreError, match=r"cannot be written: its memory is full$"):
+                operation()
+        assert store.read("") == {"a": b"1"}
+        command(server.url, "CONFIG", "SET", "maxmemory", "100mb")
+        store.flush()
+        assert opened(server.url).get("v") == bytes(1000)
+    finally:
+        server.kill()
+
+
+@pytest.mark.servers
+def test_a_key_of_another_kind_is_told(redis_url: str, opened: Opener) -> None:
+    command(redis_url, "SET", "resilient_scan:documents", "text")
+    with pytest.raises(StoreError, match=r"cannot be used: .*wrong kind of value"):
+        opened(redis_url).read("")
+
+
+@pytest.mark.servers
+def test_it_leaves_nothing_open(redis_url: str) -> None:
+    """Neither closed nor forgotten stores: an open socket would warn."""
+    code = """
+import sys, threading
+from resilient_scan.stores import open_store
+from resilient_scan.clock import SystemClock
+for close in (True, False):
+    store = open_store(sys.argv[1], SystemClock())
+    threads = [threading.Thread(target=lambda: store.read("")) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    if close: store.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", code, redis_url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
