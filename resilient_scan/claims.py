@@ -57,7 +57,8 @@ class Clerk:
         self._held: dict[str, float] = {}
         self._waiting: dict[str, tuple[Waiter, float]] = {}
         self._released: list[str] = []
-        self._flush = False
+        self._jobs: list[Callable[[], None]] = []
+        self._last: Callable[[], None] | None = None
         self._flushed: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -96,17 +97,23 @@ class Clerk:
 
     # what is put off
 
-    def flush(self, patience: float) -> bool:
-        """Have everything written that was put off, and wait for that, but not longer than `patience` seconds."""
+    def flush(self, patience: float, job: Callable[[], None] | None = None) -> bool:
+        """Have everything written that was put off, and wait for that.
+
+        Args:
+            patience: seconds to wait at most.
+            job: is called first, on the clerk's thread; it must not raise.
+        """
         done = threading.Event()
         with self._lock:
             if self._closed or not self._called():
                 return False
+            self._jobs += [] if job is None else [job]
             self._flushed.append(done)
         return done.wait(patience)
 
-    def close(self, patience: float) -> None:
-        """Write what is left, give all leases back, and stop; wait at most `patience` seconds."""
+    def close(self, patience: float, last: Callable[[], None] | None = None) -> None:
+        """Write what is left, give all leases back, do a `last` thing and stop; wait at most `patience` seconds."""
         done = threading.Event()
         with self._lock:
             if self._closed:
@@ -115,6 +122,7 @@ class Clerk:
             self._released += self._held
             self._held.clear()
             self._closed = True
+            self._last = last
             if self._called():
                 self._flushed.append(done)
                 patience = max(0.0, patience)
@@ -153,9 +161,14 @@ class Clerk:
             with self._lock:
                 released, self._released = self._released, []
                 flushed, self._flushed = self._flushed, []
-                waiting = list(self._waiting.items())
+                jobs, self._jobs = self._jobs, []
+                last, waiting = self._last, list(self._waiting.items())
+            for job in jobs:
+                job()
             if released or flushed:
                 self._write(released)
+            if last is not None:
+                self._finish(last)
             for done in flushed:
                 done.set()
             for key, (waiter, seconds) in waiting:
@@ -188,19 +201,30 @@ class Clerk:
             except StoreError as error:
                 self._on_error("release", error)
 
+    def _finish(self, last: Callable[[], None]) -> None:
+        self._last = None
+        try:
+            last()
+        except StoreError as error:
+            self._on_error("close", error)
+
     def _look(self, key: str, waiter: Waiter, seconds: float) -> None:
         try:
             if waiter.over or waiter.answered():
                 self._forget(key, waiter)
             elif self._take(key, seconds):
                 self._forget(key, waiter)
-                if waiter.over or waiter.answered():  # it went away meanwhile, or the answer came with the lease
-                    self.release(key)
-                else:
-                    waiter.go()
+                self._go(key, waiter)
         except Exception:  # a bug of ours must not leave the others waiting
             _log.exception("%s: waiting for another process failed", key)
             self._forget(key, waiter)
+            waiter.go()
+
+    def _go(self, key: str, waiter: Waiter) -> None:
+        """Let it begin, unless it went away meanwhile, or the answer came with the lease."""
+        if waiter.over or waiter.answered():
+            self.release(key)
+        else:
             waiter.go()
 
     def _forget(self, key: str, waiter: Waiter) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 REDACTED: Final = "REDACTED"
@@ -45,3 +46,14 @@ def hide(text: str) -> str:
     text = _ADDRESS.sub(lambda found: redact(found[0]), text)
     text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}", text)
     return _NAMED.sub(rf"\1\2{REDACTED}", text)
+
+
+def without_secrets(table: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a table without what goes by a telling name, at any depth."""
+    return {name: _bare(value) for name, value in table.items() if not (isinstance(name, str) and is_secret(name))}
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    return [_bare(item) for item in value] if isinstance(value, list | tuple) else value

@@ -38,7 +38,7 @@ class Snapshot:
         if inputs not in self._keys:
             state = self.copy()  # not the caller's own, which may have changed since
             names = (name for name in state if name != TOOL_LOGS) if inputs is None else inputs
-            self._keys[inputs] = _key({name: state[name] for name in names if name in state})
+            self._keys[inputs] = stable_key({name: state[name] for name in names if name in state})
         return self._keys[inputs]
 
     def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,7 +77,8 @@ def _deep_copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     return lambda: copy.deepcopy(master)
 
 
-def _key(values: dict[str, Any]) -> bytes | None:
+def stable_key(values: dict[str, Any]) -> bytes | None:
+    """Return bytes that stand for the values, the same in every process; `None`: one of them has no stable form."""
     try:
         return _encode(_tagged(values))
     except Exception:  # not only TypeError: foreign objects, keys that cannot be ordered

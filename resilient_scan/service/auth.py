@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 
 from resilient_scan.errors import ConfigError
@@ -30,7 +31,8 @@ class Doorkeeper:
     """
 
     def __init__(self, token: str) -> None:
-        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
+        said: object = token
+        if not isinstance(said, str) or not re.fullmatch(r"[!-~]+", said):
             raise ConfigError(
                 "service.token must be one word of printable ASCII; leave it out and nothing can be changed over HTTP"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resilient_scan.redaction import hide, is_secret, redact
+from resilient_scan.redaction import hide, is_secret, redact, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,9 @@ def test_names_that_tell() -> None:
 
 def test_parameters_keep_their_order() -> None:
     assert redact("https://a/b?x=1&token=t&y=2") == "https://a/b?x=1&token=REDACTED&y=2"
+
+
+def test_a_table_is_bared_at_any_depth_and_left_alone() -> None:
+    table = {"a": 1, "api_key": "x", "deep": {"token": "y", "b": [{"password": "z", "c": 2}, 3]}, 4: ("d",)}
+    assert without_secrets(table) == {"a": 1, "deep": {"b": [{"c": 2}, 3]}, 4: ["d"]}
+    assert table["api_key"] == "x"

@@ -1,0 +1,115 @@
+"""What a cache keeps outside its process: answers in the runner's store, found again after a restart, and by others.
+
+Ages are measured by the store's wall time, the only time that two processes share. It may jump: an answer from the
+future counts as no longer fresh, whatever its time says, though it may still stand in for a failed execution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from resilient_scan.errors import StoreError
+from resilient_scan.stores import Store
+from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_candidates
+
+_log = logging.getLogger("resilient_scan")
+SCHEMA = 1
+SKEW = 5.0  # seconds by which another machine's clock may be ahead
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """An answer as it is stored: since when, for how many seconds it is fresh, and of use at all."""
+
+    schema: int
+    stored_at: float
+    fresh: float
+    stale: float
+    data: bytes = b""
+
+
+_encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Row)
+
+
+class Shelf:
+    """One scanner's answers in a store.
+
+    Nothing raises: a store that fails is told of, and counts as empty; an answer that cannot be stored stays in memory,
+    with one warning.
+
+    Args:
+        store: where they are.
+        scanner: the scanner's name.
+        kind: the type of its candidates.
+        settings: bytes that stand for its settings, without secrets.
+        on_error: is told the operation and the error when the store fails.
+    """
+
+    def __init__(
+        self, store: Store, scanner: str, kind: type, settings: bytes, on_error: Callable[[str, StoreError], None]
+    ) -> None:
+        self._store = store
+        self._scanner = scanner
+        self._kind = kind
+        self._settings = hashlib.sha256(settings).digest()
+        self._on_error = on_error
+        self._warned = False
+
+    def address(self, key: bytes) -> str:
+        """Return where the answer to `key` is: scanner, settings and what it reads, without the words themselves."""
+        return f"{self._scanner}/{hashlib.sha256(self._settings + key).hexdigest()[:40]}"
+
+    def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
+        """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
+        try:
+            data = self._store.get(f"cache/{self.address(key)}")
+            return None if data is None else self._read(data, self._store.now())
+        except StoreError as error:
+            self._on_error("get", error)
+            return None
+
+    def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
+        """Keep an answer: fresh for so many seconds from now, of use for so many."""
+        try:
+            data = encode_candidates(self._kind, list(candidates))
+        except TypeError as error:
+            if not self._warned:
+                self._warned = True
+                _log.warning("%s: its answers are cached in memory only, %s", self._scanner, error)
+            self._delete(key)
+            return
+        self._put(key, _Row(SCHEMA, 0.0, fresh, stale, data))
+
+    def _delete(self, key: bytes) -> None:
+        try:
+            self._store.delete(f"cache/{self.address(key)}")
+        except StoreError as error:
+            self._on_error("delete", error)
+
+    def _put(self, key: bytes, row: _Row) -> None:
+        try:
+            row = msgspec.structs.replace(row, stored_at=self._store.now())
+            self._store.put(f"cache/{self.address(key)}", _encode(row), row.stale)
+        except StoreError as error:
+            self._on_error("put", error)
+
+    def _read(self, data: bytes, now: float) -> tuple[Sequence[Any], float, float, float] | None:
+        """Return what a row says; one that cannot be read, or is of another version or type, is none."""
+        try:
+            row = _decoder.decode(data)
+            if row.schema != SCHEMA:
+                return None
+            found = decode_candidates(self._kind, row.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Undecodable):
+            return None
+        if found is None:
+            return None
+        age = now - row.stored_at
+        if not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
+            return None
+        fresh = 0.0 if age < -SKEW else row.fresh - max(0.0, age)
+        return found, max(0.0, age), fresh, row.stale - max(0.0, age)
