@@ -83,7 +83,8 @@ def open_store(store: str | Store, clock: Clock) -> Store:
 
     Args:
         store: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...`, `rediss://...`,
-            `unix://path`, or an object with the methods of `Store`.
+            `unix://path`, or an object with the methods of `Store`. `?space=NAME` after a file's URL is a part of it
+            by itself.
         clock: where time comes from.
 
     Raises:
@@ -100,12 +101,29 @@ def open_store(store: str | Store, clock: Clock) -> Store:
     if store.startswith("sqlite:"):
         from resilient_scan.stores.sqlite import SqliteStore  # noqa: PLC0415
 
-        return SqliteStore(store, clock)
+        place, _, space = store.partition("?space=")
+        if not space:
+            return SqliteStore(store, clock)
+        from resilient_scan.stores.space import Space  # noqa: PLC0415
+
+        return Space(SqliteStore(place, clock), space)
     if store.startswith(("redis://", "rediss://", "unix://")):
         from resilient_scan.stores.redis import RedisStore  # noqa: PLC0415
 
         return RedisStore(store, clock)
     raise ConfigError(f"store must be one of {_FORMS}, got {without_password(store)!r}")
+
+
+def check_form(url: str) -> None:
+    """Refuse a URL that is none of a store; nothing is opened.
+
+    Raises:
+        ConfigError: no such form; the message shows no more of it than its scheme.
+    """
+    if url != "memory:" and not re.match(r"sqlite:///.|(rediss?|unix)://.", url):
+        scheme, colon, _ = url.partition(":")
+        kind = f"something else with '{scheme}:'" if colon else "something else"
+        raise ConfigError(f"store.url must be one of {_FORMS}, not {kind}")
 
 
 def without_password(url: str) -> str:

@@ -55,7 +55,7 @@ class BatchingStore(ABC):
         """Add a record to a log: to `audit` at once, to others with the next flush."""
         self._check_open()
         check_size(record)
-        if log == AUDIT:
+        if log.rpartition("/")[2] == AUDIT:
             self._write((), (Record(log, record, keep),))
         else:
             self._pending.append(Record(log, record, keep))

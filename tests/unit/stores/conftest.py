@@ -64,13 +64,17 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-HOMES = ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.servers)]
+HOMES = ["memory", "sqlite", "space", pytest.param("redis", marks=pytest.mark.servers)]
 
 
 @pytest.fixture(params=HOMES)
 def home(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[Home]:
     """Return each kind of place in turn."""
-    urls = {"memory": lambda: "memory:", "sqlite": lambda: f"sqlite:///{quick_path}/state/scan.db"}
+    urls = {
+        "memory": lambda: "memory:",
+        "sqlite": lambda: f"sqlite:///{quick_path}/state/scan.db",
+        "space": lambda: f"sqlite:///{quick_path}/state/scan.db?space=one",
+    }
     place = Home(urls.get(request.param, lambda: request.getfixturevalue("redis_url"))())
     yield place
     place.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.stores import open_store, without_password
+from resilient_scan.stores import check_form, open_store, without_password
 from resilient_scan.testing import FakeClock
 
 FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
@@ -44,3 +46,38 @@ def test_a_password_is_not_shown(url: str) -> None:
 def test_what_is_no_password_is_shown() -> None:
     for url in ("redis://host:6379/0", "unix:///tmp/x?db=1", "sqlite:///a.db", "memory:"):
         assert without_password(url) == url
+
+
+def test_spaces_of_one_file_know_nothing_of_each_other(tmp_path: Path) -> None:
+    clock = FakeClock()
+    one, other = (open_store(f"sqlite:///{tmp_path}/x.db?space={name}", clock) for name in ("one", "other"))
+    one.put("value", b"1", 60)
+    one.update("document", lambda _old, _now: (b"2", None))
+    one.append("audit", b"3", 10)
+    assert one.lease("lease", "me", 60)
+    one.flush()
+    assert (other.get("value"), other.read(""), other.tail("audit", 9)) == (None, {}, [])
+    assert other.lease("lease", "you", 60)
+    one.close()
+    other.close()
+    again = open_store(f"sqlite:///{tmp_path}/x.db?space=one", clock)
+    assert (again.get("value"), again.read(""), again.tail("audit", 9)) == (b"1", {"document": b"2"}, [b"3"])
+    assert again.url.endswith("x.db?space=one")
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["memory:", "sqlite:///x.db", "sqlite:////x.db", "redis://h", "rediss://h", "unix:///s"]
+)
+def test_a_right_form(url: str) -> None:
+    check_form(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"), [("", "something else"), ("sqlite:x", "something else with 'sqlite:'"), ("redis:/x", "'redis:'")]
+)
+def test_a_wrong_form_is_refused(url: str, kind: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_form(url)
+    assert f"store.url must be one of {FORMS}, not " in str(caught.value)
+    assert kind in str(caught.value)
