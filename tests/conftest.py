@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,10 @@ Distribute = Callable[..., Path]
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
+
+# Settings files without a store keep state in the user's state directory; the tests' is gone with the tests.
+_state = tempfile.TemporaryDirectory(prefix="resilient-scan-state-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 # A job in a shell's background is born deaf to Ctrl-C, and so would be the processes that the tests send it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -28,8 +28,9 @@ from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.settings.environment import from_environment, over
 from resilient_scan.settings.file import from_file
+from resilient_scan.settings.home import home
 from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, tables_of
-from resilient_scan.settings.tables import Execution, Service, Setting, Store, Tables, read
+from resilient_scan.settings.tables import Execution, Service, Setting, Tables, read
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
 
@@ -58,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True):
         execution: `[scanner_execution]`, with `None` for what is not said.
         policy: the layers around a scanner of which nobody says anything.
         origins: where each number of `policy` came from, by `layer.field`.
-        store: where state lives: `"memory:"`.
+        store: the URL of where state lives.
         service: `[service]`.
         sources: the tables as they were read, the file's first.
     """
@@ -240,14 +241,13 @@ def examine_settings(
     problems = [sentence for source in sources for _, sentence in sorted(source.problems, key=itemgetter(0))]
     effective = defaults(tables).build(problems)
     execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
-    store = {key: setting.value for each in tables for key, setting in each.store.items()}
     service = {key: setting.value for each in tables for key, setting in each.service.items()}
     settings = Settings(
         path=None if path is None else Path(path),
         execution=Execution(**execution),
         policy=effective.policy,
         origins=effective.origins,
-        store=Store(**store).url or "memory:",
+        store=home(path, tables, environ),
         service=Service(**service),
         sources=tables,
     )

@@ -19,6 +19,7 @@ from resilient_scan.settings.values import (
     show,
     way_out,
 )
+from resilient_scan.stores import check_form
 
 LIMIT: Final = "limit"
 NOT_YET: Final = ("quarantine",)
@@ -53,16 +54,15 @@ class Store(msgspec.Struct, frozen=True):
     """The table `[store]`: where state lives.
 
     Attributes:
-        url: `"memory:"`: in the runner itself.
+        url: `"sqlite:///path.db"`, from the file's own directory where the path is relative; `"redis://host:port/db"`;
+            `"memory:"`: in the runner itself. None: a file in the user's state directory.
     """
 
     url: str | None = None
 
     def __post_init__(self) -> None:
-        if self.url not in {None, "memory:"}:
-            scheme, colon, _ = str(self.url).partition(":")  # no more of it in a message: it may hold a password
-            kind = f'"{scheme}:"' if colon else "of this kind"
-            raise ConfigError(f'store.url: a store {kind} is not supported by this version; use "memory:"')
+        if self.url is not None:
+            check_form(self.url)
 
 
 class Service(msgspec.Struct, frozen=True):

@@ -37,6 +37,8 @@ from resilient_scan.plugins import discover
 from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
 from resilient_scan.settings.tables import Source, scanner_keys
 
+FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
+
 
 @scanner(pipeline="social", retry=Retry(attempts=2, base=1), cache=None, timeout=Timeout(total=20))
 def reddit_dd(state: dict[str, Any], context: ScanContext) -> list[Any]:
@@ -54,6 +56,7 @@ def plain(state: dict[str, Any], context: ScanContext) -> list[Any]:
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that loads a text as the file `scan.toml` of the current directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
     def loaded(text: str, environ: Mapping[str, str] | None = None) -> Settings:
         Path("scan.toml").write_text(text, encoding="utf-8")
@@ -195,10 +198,10 @@ WRONG = [
         '2: scanner_execution.engine: "dask" is not supported by this version; use "threads"',
     ),
     (
-        "[store]\nurl = 'redis://user:hunter2@host'",
-        '2: store.url: a store "redis:" is not supported by this version; use "memory:"',
+        "[store]\nurl = 'http://user:hunter2@host'",
+        f"2: store.url must be one of {FORMS}, not something else with 'http:'",
     ),
-    ("[store]\nurl = 'x'", '2: store.url: a store of this kind is not supported by this version; use "memory:"'),
+    ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
     ("[quarantine]\ncooloff = '60s'", "1: [quarantine] is not supported by this version; remove the table"),
     (
         "\n[service]\ntoken = 'hunter2'",
@@ -583,6 +586,28 @@ def test_settings_are_put_together_key_by_key(load: Any) -> None:
     assert seen(runner) == {"plain": {"a": 1, "b": 3}, "reddit_dd": {"c": 4}}
 
 
+def test_state_lives_in_the_users_state_directory_unless_somebody_says_so(load: Any, tmp_path: Path) -> None:
+    default = load("").store
+    assert re.fullmatch(rf"sqlite:///{tmp_path}/.local/state/resilient-scan.db[?]space=[0-9a-f]{{12}}", default)
+    assert load("").store == default
+    kept = load("", {"XDG_STATE_HOME": "/var/kept"}).store
+    assert kept.startswith("sqlite:////var/kept/resilient-scan.db?space=")
+    assert load("", {"XDG_STATE_HOME": "not/absolute"}).store == default
+    other = Path("other.toml")
+    other.write_text("")
+    assert load_settings(other, environ={}).store not in {default, "memory:"}
+    assert load_settings(environ={}).store == "memory:"
+
+
+def test_a_relative_path_of_a_store_is_read_from_the_settings_files_directory(load: Any, tmp_path: Path) -> None:
+    text = "[store]\nurl = 'sqlite:///state/scan.db'"
+    assert load(text).store == f"sqlite:///{tmp_path}/state/scan.db"
+    assert load("[store]\nurl = 'sqlite:////state/scan.db'").store == "sqlite:////state/scan.db"
+    assert load("[store]\nurl = 'redis://h'").store == "redis://h"
+    assert load(text, {"RESILIENT_SCAN__STORE__URL": "sqlite:///here.db"}).store == "sqlite:///here.db"
+    assert load_settings(environ={"RESILIENT_SCAN__STORE__URL": "redis://h"}).store == "redis://h"
+
+
 def test_where_the_service_listens(load: Any) -> None:
     assert (load("").service.host, load("").service.port) == ("127.0.0.1", 9108)
     found = load("[service]\nlisten = '[::1]:0'\ntoken_file = 't'\nalertmanager = 'https://am.test/x'").service
@@ -601,7 +626,7 @@ def test_no_secret_is_ever_shown(load: Any) -> None:
     [service]
     token = "hunter2"
     [store]
-    url = "redis://:hunter2@host"
+    url = "redisx://:hunter2@host"
     """
     environ = {
         "RESILIENT_SCAN__SCANNERS__OTHER__SETTINGS": "hunter2",
