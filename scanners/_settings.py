@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import msgspec
 
 from resilient_scan import ConfigError, ScanContext
+from resilient_scan.http import REDACTED, Replay
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -20,3 +22,14 @@ def read_settings(kind: type[Kind], context: ScanContext) -> Kind:
         known = ", ".join(sorted(kind.__struct_fields__))
         place = f"settings.{path.rstrip('`')}" if path else "settings"
         raise ConfigError(f"{context.scanner}: {place}: {reason}; the settings are {known}") from None
+
+
+def key_if_any(context: ScanContext, setting: str, variable: str) -> str:
+    """Return a key that a scanner can do without: its setting, else the environment variable, else an empty text.
+
+    In a replay there is one, because recordings hold none and no source is asked.
+    """
+    if isinstance(context.traffic, Replay):
+        return REDACTED
+    value = context.settings.get(setting) or os.environ.get(variable, "")
+    return str(value).strip()

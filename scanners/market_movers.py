@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, scan_charts
+from resilient_scan import Candidate, ConfigError, ScanContext, ScanError, scanner
+from resilient_scan.http import TransientError
+from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, is_recent, scan_charts, trade_date
+from scanners._listings import is_common_share, with_point
+from scanners._settings import key_if_any, read_settings
+from scanners.providers import alpha_vantage, yahoo, yahoo_market
+
+ALPHA_VANTAGE: Final = alpha_vantage.PROVIDER
+SCREENER: Final = "yahoo_screener"
+CHARTS: Final = "daily_charts"
+PATIENCE: Final = 6.0  # seconds for each of the first two sources, so that the charts have time left
+SHARED_FOR: Final = 7200.0  # seconds: 12 of the 25 requests that Alpha Vantage gives away a day
+TOOL: Final = "market_movers"
 
 
 class MoversSettings(ChartSettings, frozen=True, kw_only=True):
@@ -17,34 +29,176 @@ class MoversSettings(ChartSettings, frozen=True, kw_only=True):
     Attributes:
         min_change: smallest move, up or down, in percent.
         critical_change: from this move on the priority is `critical`, below it `high`.
-        min_price: lowest close.
+        min_price: lowest close, or last price.
+        alpha_vantage_key: without one (here or in ALPHAVANTAGE_API_KEY) Alpha Vantage is not asked.
+        alpha_vantage_url: where Alpha Vantage is.
+        screeners: Yahoo's predefined screeners.
+        screener_count: rows of each, at most.
+        leave_out: symbols that are no candidates, beside the leveraged funds that are known.
     """
 
     min_change: Annotated[float, Meta(gt=0)] = 5.0
     critical_change: Annotated[float, Meta(gt=0)] = 10.0
     min_price: Annotated[float, Meta(ge=0)] = 5.0
+    alpha_vantage_key: str = ""
+    alpha_vantage_url: str = alpha_vantage.LIVE
+    screeners: tuple[str, ...] = ("day_gainers", "day_losers")
+    screener_count: Annotated[int, Meta(ge=1, le=250)] = 25
+    leave_out: tuple[str, ...] = ()
 
 
-@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT)
+@scanner(
+    pipeline="momentum",
+    cache=CACHE,
+    retry=RETRY,
+    timeout=TIMEOUT,
+    sources=(alpha_vantage.HOST, yahoo.HOST),
+)
 def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Top gainers and losers of the day.
 
-    The rule: the close is `min_change` percent or more away from the previous close, and not below `min_price`.
+    The rule: the close, or last price, is `min_change` percent or more away from the previous close, and not below
+    `min_price`. Three sources are tried in turn, each behind a breaker of its own; a candidate's `via` tells which one
+    it is from:
+
+    1. Alpha Vantage's movers of the whole market, if there is a key: without warrants, rights and units, and without
+       the leveraged funds that are known here.
+    2. Yahoo's screeners, shares only.
+    3. The daily charts of the state's `tickers`, or of `universe`. These alone know the past: where `trade_date` is not
+       today's, or the last session's, the others are not asked.
     """
-    return scan_charts(state, context, MoversSettings, find_move, bars=lambda _: 2)
+    settings = read_settings(MoversSettings, context)
+    found = _of_now(state, context, settings)
+    if found is not None:
+        yield from found
+        return
+    charts = scan_charts(state, context, MoversSettings, find_move, bars=lambda _: 2)
+    while (candidate := context.guarded(CHARTS, lambda: next(charts, None))) is not None:
+        candidate.extras["via"] = CHARTS
+        yield candidate
+
+
+def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate] | None:
+    """Return what the first source that answers knows of the whole market now, or `None`.
+
+    Raises:
+        ScanError: none answers, and there are no tickers whose charts could be looked at; it is the last one's.
+    """
+    if not is_recent(trade_date(state, context), trade_date({}, context)):
+        return None
+    failure: ScanError | None = None
+    for source, ask in _live(state, context, settings):
+        try:
+            found = context.guarded(source, ask, seconds=PATIENCE)
+        except ConfigError:
+            raise
+        except ScanError as error:
+            context.log(TOOL, source=source, left_out=str(error))
+            failure = error
+        else:
+            context.log(TOOL, source=source, candidates=len(found))
+            return found
+    if failure is not None and not (settings.universe or state.get("tickers")):
+        raise failure
+    return None
+
+
+def _live(
+    state: Mapping[str, Any], context: ScanContext, settings: MoversSettings
+) -> Iterator[tuple[str, Callable[[], list[Candidate]]]]:
+    """Yield the sources that know the whole market now, in the order in which they are tried."""
+    key = key_if_any(context, "alpha_vantage_key", alpha_vantage.KEY)
+    if key:
+        yield ALPHA_VANTAGE, lambda: _of_alpha_vantage(key, state, context, settings)
+    else:
+        context.log(TOOL, source=ALPHA_VANTAGE, left_out=f"no key; set alpha_vantage_key or {alpha_vantage.KEY}")
+    yield SCREENER, lambda: _of_screener(state, context, settings)
+
+
+def _of_alpha_vantage(
+    key: str, state: Mapping[str, Any], context: ScanContext, settings: MoversSettings
+) -> list[Candidate]:
+    url = settings.alpha_vantage_url
+    movers = context.shared(
+        (ALPHA_VANTAGE, "movers", url), lambda: alpha_vantage.client(url).movers(key, context), ttl=SHARED_FOR
+    )
+    _check_day(movers.day, state, context)
+    rows = {row.ticker: row for row in (*movers.gainers, *movers.losers, *movers.active)}
+    if not rows:
+        raise TransientError("Alpha Vantage's movers are empty")
+    moves = [
+        _move(row.ticker, row.price, row.percent, movers.day, row.volume, ALPHA_VANTAGE, settings)
+        for row in rows.values()
+        if is_common_share(row.ticker)
+    ]
+    return [move for move in moves if move is not None]
+
+
+def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate]:
+    client = yahoo_market.client(settings.base_url)
+    quotes = {
+        quote.symbol: quote
+        for name in settings.screeners
+        for quote in client.screener(name, settings.screener_count, context)
+    }
+    if not quotes:
+        raise TransientError("Yahoo's screeners are empty")
+    days = {symbol: yahoo.new_york_date(quote.regular_market_time) for symbol, quote in quotes.items()}
+    _check_day(max(days.values()), state, context)
+    moves = [
+        _move(
+            with_point(symbol),
+            quote.regular_market_price,
+            quote.regular_market_change_percent,
+            days[symbol],
+            quote.regular_market_volume,
+            SCREENER,
+            settings,
+        )
+        for symbol, quote in quotes.items()
+        if quote.quote_type == "EQUITY" and days[symbol] == max(days.values())
+    ]
+    return [move for move in moves if move is not None]
+
+
+def _check_day(day: date, state: Mapping[str, Any], context: ScanContext) -> None:
+    wanted = trade_date(state, context)
+    if not is_recent(day, wanted):
+        raise TransientError(f"its movers are of {day}, which is not the last session on {wanted}")
+
+
+def _move(
+    ticker: str, price: float, change: float, day: date, volume: int, via: str, settings: MoversSettings
+) -> Candidate | None:
+    """Apply the rule to what a source says of one share."""
+    if abs(change) < settings.min_change or price < settings.min_price or ticker in settings.leave_out:
+        return None
+    numbers = {"close": round(price, 4), "change_percent": round(change, 4), "volume": volume}
+    return Candidate(
+        ticker=ticker,
+        source="market_movers",
+        context=f"{'rose' if change > 0 else 'fell'} {abs(change):.1f} % to {price:.2f} on {day}",
+        priority=_priority(change, settings),
+        strategy="momentum",
+        extras={"date": day.isoformat(), **numbers, "via": via},
+    )
+
+
+def _priority(change: float, settings: MoversSettings) -> str:
+    return "critical" if abs(change) >= settings.critical_change else "high"
 
 
 def find_move(chart: Chart, settings: MoversSettings) -> Candidate | None:
-    """Apply the rule of `market_movers` to one chart."""
+    """Apply the rule to one chart."""
     change = chart.change
-    if abs(change) < settings.min_change or chart.last.close < settings.min_price:
+    if abs(change) < settings.min_change or chart.last.close < settings.min_price or chart.ticker in settings.leave_out:
         return None
     before = chart.previous
     return chart.candidate(
         "market_movers",
         f"{'rose' if change > 0 else 'fell'} {abs(change):.1f} % to {chart.last.close:.2f} {chart.when}, "
         f"from {before.close:.2f} on {before.day}",
-        priority="critical" if abs(change) >= settings.critical_change else "high",
+        priority=_priority(change, settings),
         strategy="momentum",
         previous_close=before.close,
     )

@@ -31,8 +31,8 @@ import msgspec
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
-from resilient_scan.errors import ConfigError, PermanentError
-from resilient_scan.http.answers import Answer, http_date
+from resilient_scan.errors import ConfigError
+from resilient_scan.http.answers import Answer, NotFound, http_date
 from resilient_scan.http.secrets import REDACTED, Hide, hider, is_secret, redact, told_secrets
 
 MANIFEST: Final = "manifest.json"
@@ -57,7 +57,7 @@ def told(asked: Asked, hide: Hide) -> Asked:
     return Asked(asked.method, hide(redact(asked.url)), body)
 
 
-class NotRecorded(PermanentError):
+class NotRecorded(NotFound):
     """A replay was asked for what its folder does not have."""
 
 

@@ -21,7 +21,7 @@ Price = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
 Volume = Annotated[int, msgspec.Meta(ge=0, le=10**11)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=4102444800)]  # seconds, until the year 2100
-Symbol = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9^][A-Za-z0-9.^=+/$-]{0,19}$")]
+Symbol = Annotated[str, msgspec.Meta(pattern=r"^[A-Z^][A-Z0-9.^=+/$-]{0,15}$")]
 
 
 def shaped(data: Any, kind: type[T], what: str) -> T:
@@ -58,8 +58,8 @@ def each(rows: Iterable[Any], read: Callable[[Any, str], T], what: str, tool: st
             bad.append(error)
     if len(bad) > TOLERATED * (len(good) + len(bad)):
         raise bad[0]
-    for error in bad:
-        context.log(tool, left_out=str(error))
+    for drift in bad:
+        context.log(tool, left_out=str(drift))
     return good
 
 

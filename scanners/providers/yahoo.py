@@ -24,7 +24,8 @@ from resilient_scan import PermanentError, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
 from scanners.providers.reading import Epoch, shaped
 
-LIVE: Final = "https://query2.finance.yahoo.com"
+HOST: Final = "query2.finance.yahoo.com"
+LIVE: Final = f"https://{HOST}"
 NEW_YORK: Final = ZoneInfo("America/New_York")
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABC])")
 _PRICES: Final = ("open", "high", "low", "close")

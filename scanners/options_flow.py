@@ -1,0 +1,115 @@
+"""Options that are traded far more than they are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
+
+from resilient_scan import Candidate, ScanContext, scanner
+from scanners._charts import CACHE, RETRY, TIMEOUT, ChartSettings, each_ticker, is_recent, tickers, trade_date
+from scanners._listings import LARGEST
+from scanners._settings import read_settings
+from scanners.providers import yahoo, yahoo_market
+from scanners.providers.yahoo_market import Chain, Contract
+
+SHARES: Final = 100  # a contract
+TOOL: Final = "yahoo_options"
+
+
+class FlowSettings(ChartSettings, frozen=True, kw_only=True):
+    """Settings of `options_flow`.
+
+    Attributes:
+        universe: the tickers to look at when the state has none; some of the largest companies, unless given.
+        min_ratio: smallest ratio of a contract's volume to its open interest.
+        min_premium: smallest premium of a contract: volume * last price * 100 shares, in dollars.
+        high_premium: from this sum of premiums on the priority is `high`, below it `medium`.
+    """
+
+    universe: tuple[str, ...] = LARGEST
+    min_ratio: Annotated[float, Meta(gt=0)] = 2.0
+    min_premium: Annotated[float, Meta(ge=0)] = 25_000.0
+    high_premium: Annotated[float, Meta(ge=0)] = 1_000_000.0
+
+
+@scanner(pipeline="edge", cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,))
+def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+    """Unusual option volume with money behind it.
+
+    The rule: of the nearest expiry, contracts of the last session whose volume is `min_ratio` times their open interest
+    or more, with `min_premium` dollars or more behind it. A stock with such contracts is one candidate; its extras name
+    the one with the largest premium. (Option volume tells of informed trading: Pan and Poteshman, *The Information in
+    Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
+
+    A contract without open interest has no ratio and is left out. Before the market opens Yahoo may have none of it
+    for any contract; such an answer is told as suspicious.
+    """
+    settings = read_settings(FlowSettings, context)
+    client = yahoo_market.client(settings.base_url)
+    wanted = tickers(state, settings.universe, context.scanner)
+    blind, sighted = [], 0
+    for ticker, chain in each_ticker(wanted, lambda one: client.options(one, context), TOOL, context):
+        contracts = (*chain.calls, *chain.puts)
+        if contracts and not any(contract.open_interest for contract in contracts):
+            blind.append(ticker)
+            context.log(TOOL, ticker=ticker, left_out=f"none of its {len(contracts)} contracts has an open interest")
+            continue
+        sighted += bool(contracts)
+        if (candidate := find_flow(ticker, chain, trade_date(state, context), settings)) is not None:
+            yield candidate
+    context.log(TOOL, tickers=len(wanted), without_open_interest=len(blind))
+    if blind and not sighted:
+        context.doubt(f"no open interest at all in the options of {', '.join(blind[:5])}")
+
+
+def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> Candidate | None:
+    """Apply the rule of `options_flow` to one chain."""
+    sides = [[each for each in side if _unusual(each, day, settings)] for side in (chain.calls, chain.puts)]
+    calls, puts = (sum(map(premium, side)) for side in sides)
+    unusual = sorted((*sides[0], *sides[1]), key=lambda each: (-premium(each), each.contract_symbol))
+    if not unusual:
+        return None
+    top, count = unusual[0], len(unusual)
+    expiry = datetime.fromtimestamp(top.expiration, UTC).date()
+    return Candidate(
+        ticker=ticker,
+        source="options_flow",
+        context=f"{count} unusual contract{'s' * (count > 1)} with {calls + puts:,.0f} $ of premium "
+        f"({calls:,.0f} in calls); the largest: {_name(top)} of {expiry}, volume {top.volume:,} "
+        f"on an open interest of {top.open_interest:,}",
+        priority="high" if calls + puts >= settings.high_premium else "medium",
+        strategy="options_flow",
+        extras={
+            "contract": top.contract_symbol,
+            "volume": top.volume,
+            "open_interest": top.open_interest,
+            "ratio": round(top.volume / top.open_interest, 4),
+            "contracts": [each.contract_symbol for each in unusual],
+            "call_premium": round(calls, 2),
+            "put_premium": round(puts, 2),
+        },
+    )
+
+
+def premium(contract: Contract) -> float:
+    """Return what was paid for a contract's volume, at its last price, in dollars."""
+    return contract.volume * contract.last_price * SHARES
+
+
+def _unusual(contract: Contract, day: date, settings: FlowSettings) -> bool:
+    traded = yahoo.new_york_date(contract.last_trade_date)
+    return (
+        contract.open_interest > 0
+        and contract.contract_size == "REGULAR"
+        and is_recent(traded, day)
+        and contract.volume >= settings.min_ratio * contract.open_interest
+        and premium(contract) >= settings.min_premium
+    )
+
+
+def _name(contract: Contract) -> str:
+    side = "call" if contract.contract_symbol[-9] == "C" else "put"
+    return f"the {contract.strike:g} {side}"

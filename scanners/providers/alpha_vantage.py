@@ -1,0 +1,305 @@
+"""Alpha Vantage: movers of the day, news with their sentiment, the calendar of earnings.
+
+Everything is `GET /query?function=...&apikey=...`. A free key has 25 requests a day and one a second. Numbers are texts
+in JSON. Errors come with HTTP 200, as one JSON object with a sentence in it, on the endpoints that answer with CSV too:
+
+    "Note", "Information"   a quota is used up, or the endpoint needs a paid plan; one wording echoes the key
+    "Error Message"         the key, the function or a parameter is wrong
+
+The wordings change every other year, so they are told apart by the few words that have stayed.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from functools import lru_cache, partial
+from typing import Any, Final
+from urllib.parse import quote, quote_plus
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
+from resilient_scan.http import REDACTED, Client, NotFound, Response, SchemaDrift, TransientError
+from scanners.providers.reading import each, number, shaped
+
+LIVE: Final = "https://www.alphavantage.co"
+HOST: Final = "www.alphavantage.co"
+KEY: Final = "ALPHAVANTAGE_API_KEY"
+PROVIDER: Final = "alpha_vantage"
+LIMIT: Final = Limit(PROVIDER, rate=("25/day", "1/s"))
+_NEW_YORK: Final = ZoneInfo("America/New_York")
+_CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
+
+
+class Mover(msgspec.Struct, frozen=True):
+    """A row of the movers. Price in dollars, changes in dollars and percent, volume in shares."""
+
+    ticker: str
+    price: float
+    change: float
+    percent: float
+    volume: int
+
+
+class Movers(msgspec.Struct, frozen=True):
+    """The movers of one day: New York's date, and the rows of its gainers, losers and most active."""
+
+    day: date
+    gainers: tuple[Mover, ...]
+    losers: tuple[Mover, ...]
+    active: tuple[Mover, ...]
+
+
+class Mention(msgspec.Struct, frozen=True):
+    """What an article says of one ticker: relevance from 0 to 1, sentiment from -1 (bearish) to 1."""
+
+    ticker: str
+    relevance: float
+    sentiment: float
+
+
+class Article(msgspec.Struct, frozen=True):
+    """An article and the tickers that it mentions."""
+
+    title: str
+    url: str
+    published: datetime
+    mentions: tuple[Mention, ...]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A row of the calendar; `estimate` of the earnings per share in `currency`, or `None`."""
+
+    symbol: str
+    name: str
+    day: date
+    estimate: float | None
+    currency: str
+    time: str
+
+
+class _Movers(msgspec.Struct):
+    last_updated: str
+    top_gainers: list[Any]
+    top_losers: list[Any]
+    most_actively_traded: list[Any]
+
+
+class _Mover(msgspec.Struct):
+    ticker: str
+    price: str
+    change_amount: str
+    change_percentage: str
+    volume: str
+
+
+class _Feed(msgspec.Struct):
+    feed: list[Any]
+
+
+class _Mention(msgspec.Struct):
+    ticker: str
+    relevance_score: str
+    ticker_sentiment_score: str
+
+
+class _Article(msgspec.Struct):
+    title: str
+    url: str
+    time_published: str
+    ticker_sentiment: list[Any]
+
+
+class AlphaVantage:
+    """The client; shared by threads. Get the process's one for an address from `client`."""
+
+    def __init__(self, base_url: str = LIVE) -> None:
+        self._http = Client(base_url, timeout=15.0)
+
+    def movers(self, key: str, context: ScanContext) -> Movers:
+        """Return the 20 biggest gainers, the 20 biggest losers and the 20 most active of the last trading day.
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `refuse` says.
+        """
+        data = shaped(self._json("TOP_GAINERS_LOSERS", key, context), _Movers, "Alpha Vantage's TOP_GAINERS_LOSERS")
+        gainers, losers, active = (
+            tuple(each(getattr(data, name), _mover, f"Alpha Vantage's {name}", PROVIDER, context))
+            for name in ("top_gainers", "top_losers", "most_actively_traded")
+        )
+        return Movers(_day(data.last_updated), gainers, losers, active)
+
+    def news(self, key: str, context: ScanContext, **filters: str) -> list[Article]:
+        """Return the newest articles (50, unless `limit` says otherwise); `filters` are the endpoint's parameters.
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `refuse` says.
+        """
+        what = "Alpha Vantage's NEWS_SENTIMENT"
+        try:
+            data = self._json("NEWS_SENTIMENT", key, context, **filters)
+        except NotFound:
+            return []
+        rows = shaped(data, _Feed, what).feed
+        return each(rows, partial(_article, context=context), f"{what}: feed", PROVIDER, context)
+
+    def earnings(self, key: str, context: ScanContext, horizon: str = "3month") -> list[Report]:
+        """Return who reports its earnings within the horizon (`3month`, `6month` or `12month`).
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `refuse` says.
+        """
+        what = "Alpha Vantage's EARNINGS_CALENDAR"
+        answer = self._ask("EARNINGS_CALENDAR", key, context, horizon=horizon)
+        try:
+            names, *lines = list(csv.reader(answer.text.splitlines(), strict=True)) or [[]]
+        except csv.Error as error:
+            raise SchemaDrift(f"{what} is no CSV: {error}") from None
+        if not names or "<" in names[0]:
+            raise TransientError(f"{what}: not CSV but nothing, or a page for people; the source may be in trouble")
+        for name in _CALENDAR:
+            if name not in names:
+                raise SchemaDrift(f"{what}: the column {name!r} is gone; there are {', '.join(names)[:200]}")
+        rows = [dict(zip(names, line, strict=False)) for line in lines if line]
+        return each(rows, _report, f"{what}: row", PROVIDER, context)
+
+    def _json(self, function: str, key: str, context: ScanContext, **parameters: str) -> Any:
+        return self._ask(function, key, context, **parameters).json()
+
+    def _ask(self, function: str, key: str, context: ScanContext, **parameters: str) -> Response:
+        query = {"function": function, **parameters, "apikey": key}
+        answer = self._http.get("/query", query, context=context)
+        refuse(answer, function, key, context.now)
+        return answer
+
+
+@lru_cache(maxsize=16)
+def client(base_url: str) -> AlphaVantage:
+    """Return the client for `base_url`; all scanners of a process share its connections."""
+    return AlphaVantage(base_url)
+
+
+def refuse(answer: Response, function: str, key: str, now: datetime) -> None:
+    """Raise what an answer with HTTP 200 says instead of data, if it does; the key is taken out of it.
+
+    Raises:
+        RetryAfter: a quota is used up: of a second, a minute, or (until New York's midnight) a day.
+        PermanentError: the key is wrong, the endpoint needs a paid plan, or the call is wrong.
+        NotFound: there is nothing for these parameters.
+        TransientError: any other sentence.
+    """
+    if not answer.body.lstrip().startswith(b"{"):
+        return
+    data = answer.json()
+    field = next((name for name in ("Note", "Information", "Error Message") if name in data), None)
+    if field is None or not isinstance(data[field], str):
+        return
+    text = _without(key, " ".join(data[field].split()))
+    said = f"Alpha Vantage's {function}: {text[:300]}"
+    for pattern, error in _LANGUAGE:
+        if re.search(pattern, text, re.IGNORECASE):
+            raise _raised(error, said, now)
+    raise _raised("minute" if field == "Note" else "wrong" if field == "Error Message" else "", said, now)
+
+
+# In this order: the sentence about seconds names the quota of a day and paid plans as well.
+_LANGUAGE: Final = (
+    (r"no articles found", "nothing"),
+    (r"per second|burst", "second"),
+    (r"per minute", "minute"),
+    (r"premium (endpoint|function|feature)\b|subscribe .* to access", "paid"),
+    (r"per day|daily", "day"),
+    (r"api ?key", "key"),
+    (r"invalid|error", "wrong"),
+)
+
+
+def _raised(error: str, said: str, now: datetime) -> Exception:
+    match error:
+        case "second":
+            return RetryAfter(1, said)
+        case "minute":
+            return RetryAfter(60, said)
+        case "day":
+            return RetryAfter(_until_midnight(now), said)
+        case "nothing":
+            return NotFound(said)
+        case "paid":
+            return PermanentError(
+                f"{said} - the key's plan does not have this; leave the scanner out, or change the plan"
+            )
+        case "key":
+            return PermanentError(f"{said} - check the key")
+        case "wrong":
+            return PermanentError(f"{said} - check the scanner's settings")
+    return TransientError(said)
+
+
+def _until_midnight(now: datetime) -> float:
+    """Return the seconds until New York's next midnight, when the quota of a day is new."""
+    here = now.astimezone(_NEW_YORK)
+    midnight = datetime.combine(here.date() + timedelta(days=1), time(), _NEW_YORK)
+    return max(60.0, midnight.timestamp() - here.timestamp())
+
+
+def _without(key: str, text: str) -> str:
+    """Return a sentence without the key, however it is quoted, and without what calls itself one."""
+    for form in sorted({key, quote(key, safe=""), quote_plus(key)} - {""}, key=len, reverse=True):
+        text = text.replace(form, REDACTED)
+    return re.sub(r"(?i)(api ?key as )\S+", rf"\g<1>{REDACTED}", text)
+
+
+def _day(text: str) -> date:
+    """Return the date in `2026-05-15 16:16:00 US/Eastern`."""
+    try:
+        return date.fromisoformat(text[:10])
+    except ValueError:
+        raise SchemaDrift(f"Alpha Vantage's TOP_GAINERS_LOSERS: last_updated is no date: {text[:40]!r}") from None
+
+
+def _mover(data: Any, where: str) -> Mover:
+    """Read the texts of a row, and hold its three numbers of the price against each other."""
+    row = shaped(data, _Mover, where)
+    price = number(row.price, f"{where}: price", 0, 1e7)
+    change = number(row.change_amount, f"{where}: change_amount", -1e7, 1e7)
+    percent = number(row.change_percentage.removesuffix("%"), f"{where}: change_percentage", -100, 1e9)
+    volume = number(row.volume, f"{where}: volume", 0, 1e11)
+    before = price - change
+    if before <= 0 or abs(change / before * 100 - percent) > max(1.0, 0.02 * abs(percent)) + 0.02 / before:
+        raise SchemaDrift(f"{where}: price, change_amount and change_percentage contradict each other")
+    return Mover(row.ticker, price, change, percent, int(volume))
+
+
+def _article(data: Any, where: str, context: ScanContext) -> Article:
+    row = shaped(data, _Article, where)
+    try:
+        published = datetime.strptime(f"{row.time_published}+0000", "%Y%m%dT%H%M%S%z")
+    except ValueError:
+        raise SchemaDrift(f"{where}: time_published is no time: {row.time_published[:40]!r}") from None
+    mentions = each(row.ticker_sentiment, _mention, f"{where}.ticker_sentiment", PROVIDER, context)
+    return Article(row.title, row.url, published, tuple(mentions))
+
+
+def _mention(data: Any, where: str) -> Mention:
+    row = shaped(data, _Mention, where)
+    relevance = number(row.relevance_score, f"{where}: relevance_score", 0, 1)
+    return Mention(row.ticker, relevance, number(row.ticker_sentiment_score, f"{where}: ticker_sentiment_score", -1, 1))
+
+
+def _report(line: Mapping[str, str], where: str) -> Report:
+    symbol, day, estimate = (line.get(name, "").strip() for name in ("symbol", "reportDate", "estimate"))
+    if not symbol:
+        raise SchemaDrift(f"{where}: symbol is empty")
+    try:
+        reported = date.fromisoformat(day)
+    except ValueError:
+        raise SchemaDrift(f"{where}: reportDate is no date: {day[:40]!r}") from None
+    value = number(estimate, f"{where}: estimate", -1e6, 1e6) if estimate else None
+    return Report(symbol, line.get("name", ""), reported, value, line.get("currency", ""), line.get("timeOfTheDay", ""))

@@ -1,0 +1,145 @@
+"""Finnhub: analysts' recommendations and the calendar of earnings.
+
+`GET /stock/recommendation?symbol=..` and `GET /calendar/earnings?from=..&to=..`, with the key in the header
+`X-Finnhub-Token`, so that it is in no address. A free key has 60 requests a minute, every key 30 a second. An unknown
+symbol is an empty list with HTTP 200. Errors:
+
+    401             the key is wrong
+    403             the key's plan does not have this endpoint (JSON), or the edge refuses the client (HTML)
+    429             the minute's quota is used up (JSON), or there is no key at all (plain text)
+    5xx, HTML       trouble
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from functools import lru_cache
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
+from resilient_scan.http import REDACTED, Client, Response, TransientError
+from scanners.providers.reading import each, shaped
+
+LIVE: Final = "https://finnhub.io/api/v1"
+HOST: Final = "finnhub.io"
+KEY: Final = "FINNHUB_API_KEY"
+PROVIDER: Final = "finnhub"
+LIMIT: Final = Limit(PROVIDER, rate=("60/min", "30/s"))
+_MINUTE: Final = 60.0
+
+_Analysts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class Trend(msgspec.Struct, frozen=True, rename="camel"):
+    """How many analysts recommend what, in the month that begins with `period`."""
+
+    period: date
+    strong_buy: _Analysts
+    buy: _Analysts
+    hold: _Analysts
+    sell: _Analysts
+    strong_sell: _Analysts
+
+    @property
+    def analysts(self) -> int:
+        """Return how many there are."""
+        return self.strong_buy + self.buy + self.hold + self.sell + self.strong_sell
+
+
+class Earnings(msgspec.Struct, frozen=True):
+    """A row of the calendar: `hour` is `bmo` (before the market opens), `amc` (after its close), `dmh` or empty."""
+
+    symbol: Annotated[str, msgspec.Meta(min_length=1)]
+    date: date
+    estimate: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)] | None = msgspec.field(name="epsEstimate")
+    hour: str | None = None
+
+
+class _Calendar(msgspec.Struct, rename="camel"):
+    earnings_calendar: list[Any]
+
+
+class Finnhub:
+    """The client; shared by threads. Get the process's one for an address from `client`."""
+
+    def __init__(self, base_url: str = LIVE) -> None:
+        self._http = Client(base_url, timeout=10.0)
+
+    def recommendations(self, symbol: str, key: str, context: ScanContext) -> list[Trend]:
+        """Return the monthly trends of a symbol, newest first; none where Finnhub does not know it.
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as the top of this file says.
+        """
+        what = f"Finnhub's stock/recommendation of {symbol}"
+        data = self._ask("/stock/recommendation", {"symbol": symbol}, key, context)
+        rows = shaped(data, list[Any], what)
+        trends = each(rows, lambda row, where: shaped(row, Trend, where), what, PROVIDER, context)
+        return sorted(trends, key=lambda trend: trend.period, reverse=True)
+
+    def earnings(self, first: date, last: date, key: str, context: ScanContext) -> list[Earnings]:
+        """Return who reports its earnings from `first` to `last`, both included.
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as the top of this file says.
+        """
+        what = "Finnhub's calendar/earnings"
+        query = {"from": first.isoformat(), "to": last.isoformat()}
+        rows = shaped(self._ask("/calendar/earnings", query, key, context), _Calendar, what).earnings_calendar
+        read = f"{what}: earningsCalendar"
+        return each(rows, lambda row, where: shaped(row, Earnings, where), read, PROVIDER, context)
+
+    def _ask(self, path: str, query: dict[str, str], key: str, context: ScanContext) -> Any:
+        answer = self._http.get(path, query, context=context, accept=(401, 403, 429), headers={"X-Finnhub-Token": key})
+        if answer.status != 200:
+            raise _refusal(answer, key, context)
+        data = answer.json()
+        if isinstance(data, dict) and isinstance(data.get("error"), str):
+            raise TransientError(f"{answer.url}: {_said(answer, key)}")
+        return data
+
+
+@lru_cache(maxsize=16)
+def client(base_url: str) -> Finnhub:
+    """Return the client for `base_url`; all scanners of a process share its connections."""
+    return Finnhub(base_url)
+
+
+def _refusal(answer: Response, key: str, context: ScanContext) -> Exception:
+    said = f"{answer.url}: HTTP {answer.status}: {_said(answer, key)}"
+    if answer.status == 401:
+        return PermanentError(f"{said} - check the key")
+    if answer.status == 403:
+        return PermanentError(f"{said} - the key's plan does not have this; leave the scanner out, or change the plan")
+    if "sign up" in answer.text.lower():
+        return PermanentError(f"{said} - there is no key; set {KEY}")
+    return RetryAfter(_wait(answer, context), said)
+
+
+def _said(answer: Response, key: str) -> str:
+    """Return how an error begins, without the key; pages for people say nothing."""
+    text = " ".join(answer.text.split())
+    if text.startswith("<") or "html" in answer.headers.get("content-type", ""):
+        return "a page for people, no answer of the API"
+    return (text.replace(key, REDACTED) if key else text)[:200]
+
+
+def _wait(answer: Response, context: ScanContext) -> float:
+    """Return the seconds until the quota is new: as the headers say, else a minute, which is how long it can take."""
+    asked = _number(answer, "retry-after")
+    if 0 <= asked < math.inf:
+        return asked
+    reset = _number(answer, "x-ratelimit-reset") - context.now.timestamp()
+    return max(1.0, reset) if 0 <= reset <= _MINUTE else _MINUTE
+
+
+def _number(answer: Response, header: str) -> float:
+    try:
+        return float(answer.headers.get(header, ""))
+    except ValueError:
+        return math.nan

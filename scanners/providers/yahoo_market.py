@@ -1,0 +1,242 @@
+"""Yahoo's screener and option chains, which want a crumb now and then.
+
+    GET /v1/finance/screener/predefined/saved?scrIds=day_gainers    quotes that a predefined screener finds
+    GET /v7/finance/options/SYMBOL                                  the chain of the nearest expiry
+
+Either may answer 401 "Invalid Crumb". A crumb is a word that belongs to a cookie: any page of Yahoo's hands out the
+cookie, and `GET /v1/test/getcrumb` the crumb for it. So a request is made with the crumb that there is, or none; on a
+401 a new one is fetched and the request made once more. What comes in a crumb's place when Yahoo wants to be left alone
+is a sentence, with status 429 or 200; it must not be taken for a crumb.
+
+An unknown symbol, and one without options, is an empty list with HTTP 200.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from resilient_scan import PermanentError, RetryAfter, ScanContext
+from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
+from scanners.providers.reading import Count, Epoch, Price, Symbol, Volume, each, shaped
+from scanners.providers.yahoo import LIVE, yahoo_symbol
+
+COOKIES: Final = "https://fc.yahoo.com"
+PROVIDER: Final = "yahoo"
+LANGUAGE: Final = {"lang": "en-US", "region": "US"}
+_CRUMB: Final = re.compile(r"[\w./\\=+-]{5,64}", re.ASCII)
+_ENOUGH: Final = 60.0  # seconds to leave Yahoo alone when it says 429 without a time
+
+
+class Quote(msgspec.Struct, frozen=True, rename="camel"):
+    """A quote in a screener's answer. Prices in `currency`, change in percent, times in epoch seconds."""
+
+    symbol: Symbol
+    quote_type: str
+    regular_market_price: Price
+    regular_market_change_percent: Annotated[float, msgspec.Meta(ge=-100, le=1e6)]
+    regular_market_previous_close: Price
+    regular_market_volume: Volume
+    regular_market_time: Epoch
+
+
+class Contract(msgspec.Struct, frozen=True, rename="camel"):
+    """An option contract of 100 shares. Strike and last price in dollars; volume and open interest in contracts.
+
+    Where there was no trade, or Yahoo does not know, `volume` and `open_interest` are missing or 0.
+    """
+
+    contract_symbol: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9^.-]{1,10}\d{6}[CP]\d{8}$")]
+    strike: Price
+    expiration: Epoch
+    last_price: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    volume: Count = 0
+    open_interest: Count = 0
+    last_trade_date: Epoch = 0
+    contract_size: str = "REGULAR"
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """The options of one symbol and one expiry; `price` is the underlying's, `None` where Yahoo has none."""
+
+    symbol: str
+    price: float | None
+    calls: tuple[Contract, ...]
+    puts: tuple[Contract, ...]
+
+
+class _Screened(msgspec.Struct):
+    quotes: list[Any]
+
+
+class _Underlying(msgspec.Struct, rename="camel"):
+    regular_market_price: Price | None = None
+
+
+class _Options(msgspec.Struct):
+    calls: list[Any]
+    puts: list[Any]
+
+
+class _Chain(msgspec.Struct):
+    options: list[_Options]
+    quote: _Underlying
+
+
+class YahooMarket:
+    """The client; shared by threads. Get the process's one for an address from `client`.
+
+    Args:
+        base_url: where the API is.
+        cookie_url: which page hands out the cookie; `base_url`'s own, unless that is the live one.
+    """
+
+    def __init__(self, base_url: str = LIVE, cookie_url: str | None = None) -> None:
+        agent = {"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}
+        self._base = base_url
+        self._http = Client(base_url, headers=agent, timeout=10.0)
+        elsewhere = cookie_url or (COOKIES if base_url == LIVE else None)
+        self._cookies = self._http if elsewhere is None else Client(elsewhere, headers=agent, timeout=10.0)
+        self._pass: tuple[str, str] | None = None  # cookie and crumb
+
+    def screener(self, name: str, count: int, context: ScanContext) -> list[Quote]:
+        """Return what a predefined screener (`day_gainers`, `day_losers`, `most_actives`) finds.
+
+        Raises:
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+        """
+        what = f"Yahoo's screener {name}"
+        query = {**LANGUAGE, "scrIds": name, "count": count}
+        found = self._result("finance", "/v1/finance/screener/predefined/saved", query, what, context)
+        rows = shaped(found, _Screened, what).quotes
+        return each(rows, _quote, f"{what}: quotes", PROVIDER, context)
+
+    def options(self, symbol: str, context: ScanContext) -> Chain:
+        """Return the chain of the nearest expiry; without contracts where there are none.
+
+        Raises:
+            NotFound: Yahoo does not know the symbol.
+            SchemaDrift: the answer has another shape.
+            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+        """
+        what = f"Yahoo's options of {symbol}"
+        path = f"/v7/finance/options/{quote(yahoo_symbol(symbol), safe='')}"
+        found = self._result("optionChain", path, {"formatted": "false", **LANGUAGE}, what, context)
+        chain = shaped(found, _Chain, what)
+        sides = chain.options[0] if chain.options else _Options([], [])
+        price = chain.quote.regular_market_price
+        read = partial(_contract, price=price)
+        calls, puts = (
+            tuple(each(rows, read, f"{what}: {side}", PROVIDER, context))
+            for side, rows in (("calls", sides.calls), ("puts", sides.puts))
+        )
+        return Chain(symbol, price, calls, puts)
+
+    def _result(self, envelope: str, path: str, query: dict[str, Any], what: str, context: ScanContext) -> Any:
+        """Return the only result in Yahoo's envelope `{name: {"result": [...], "error": ...}}`."""
+        answer = self._ask(path, query, context)
+        try:
+            holder = shaped(answer.json(), dict[str, Any], what).get(envelope)
+        except TransientError:
+            if answer.status == 404:
+                raise NotFound(f"{what}: there is none") from None
+            raise
+        if not isinstance(holder, dict):
+            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope} is no object")
+        if holder.get("error"):
+            raise _refusal(holder["error"], what)
+        result = holder.get("result")
+        if not isinstance(result, list):
+            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope}.result is no list")
+        if not result:
+            raise NotFound(f"{what}: Yahoo has none")
+        return result[0]
+
+    def _ask(self, path: str, query: dict[str, Any], context: ScanContext) -> Response:
+        before = self._pass
+        answer = self._once(path, query, before, context)
+        if answer.status == 401:
+            renewed = self._pass if self._pass is not before else None  # by another thread, meanwhile
+            answer = self._once(path, query, renewed or self._renew(context), context)
+        if answer.status == 401:
+            raise PermanentError(f"{answer.url}: HTTP 401 with a new crumb as well; Yahoo has changed its ways")
+        if answer.status == 429:
+            raise RetryAfter(_ENOUGH, f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
+        return answer
+
+    def _once(self, path: str, query: dict[str, Any], own: tuple[str, str] | None, context: ScanContext) -> Response:
+        accept = (401, 404, 429)
+        if own is None:
+            return self._http.get(path, query, context=context, accept=accept)
+        cookie, crumb = own
+        query = {**query, "crumb": crumb}
+        return self._http.get(path, query, context=context, accept=accept, headers={"Cookie": cookie})
+
+    def _renew(self, context: ScanContext) -> tuple[str, str]:
+        """Fetch a cookie and its crumb: once for all scanners that ask at this moment."""
+        key = ("yahoo_crumb", self._base, self._pass)
+        self._pass = context.shared(key, lambda: self._fetch(context), ttl=60.0)
+        return self._pass
+
+    def _fetch(self, context: ScanContext) -> tuple[str, str]:
+        page = self._cookies.get("/", context=context, accept=(404, 502, 503))
+        cookie = page.headers.get("set-cookie", "").partition(";")[0]
+        if "=" not in cookie:
+            raise TransientError(f"{page.url}: no cookie came; Yahoo may want to be left alone")
+        answer = self._http.get("/v1/test/getcrumb", context=context, accept=(429,), headers={"Cookie": cookie})
+        crumb = answer.text.strip()
+        if answer.status == 429 or "too many" in crumb.lower():
+            raise RetryAfter(_ENOUGH, f"{answer.url}: no crumb but HTTP {answer.status} ({crumb[:40]})")
+        if not _CRUMB.fullmatch(crumb):
+            raise TransientError(
+                f"{answer.url}: what came is no crumb: {len(crumb)} characters; Yahoo may be in trouble"
+            )
+        return cookie, crumb
+
+
+@lru_cache(maxsize=16)
+def client(base_url: str) -> YahooMarket:
+    """Return the client for `base_url`; all scanners of a process share its connections and its crumb."""
+    return YahooMarket(base_url)
+
+
+def _refusal(error: Any, what: str) -> Exception:
+    code, words = (error.get(name) for name in ("code", "description")) if isinstance(error, dict) else (None, error)
+    said = f"{what}: {words or code}"[:300]
+    return NotFound(said) if code == "Not Found" else PermanentError(said)
+
+
+def _quote(data: Any, where: str) -> Quote:
+    """Read a quote, and hold its prices against its change."""
+    quote = shaped(data, Quote, where)
+    price, before = quote.regular_market_price, quote.regular_market_previous_close
+    percent = quote.regular_market_change_percent
+    if abs((price / before - 1) * 100 - percent) > max(1.0, 0.02 * abs(percent)):
+        raise SchemaDrift(
+            f"{where}: {quote.symbol}: regularMarketPrice, regularMarketPreviousClose and regularMarketChangePercent "
+            "contradict each other"
+        )
+    return quote
+
+
+def _contract(data: Any, where: str, price: float | None) -> Contract:
+    """Read a contract, and hold its numbers against what its symbol says of strike and expiry.
+
+    The symbol ends in `yymmdd`, C or P, and the strike in thousandths of a dollar. An option costs no more than its
+    underlying, or its strike; twice that is a mistake.
+    """
+    contract = shaped(data, Contract, where)
+    symbol = contract.contract_symbol
+    if abs(int(symbol[-8:]) / 1000 - contract.strike) > 0.001:
+        raise SchemaDrift(f"{where}: {symbol}: strike is {contract.strike:g}, which its symbol does not say")
+    if f"{datetime.fromtimestamp(contract.expiration, UTC):%y%m%d}" != symbol[-15:-9]:
+        raise SchemaDrift(f"{where}: {symbol}: expiration is {contract.expiration}, which its symbol does not say")
+    if contract.last_price > 2 * max(contract.strike, price or 0.0):
+        raise SchemaDrift(f"{where}: {symbol}: lastPrice is {contract.last_price:g}, beyond strike and underlying")
+    return contract

@@ -1,0 +1,160 @@
+"""`earnings_calendar`: who reports soon."""
+
+from __future__ import annotations
+
+import csv
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+
+from resilient_scan import ConfigError
+from resilient_scan.service.loopback import Answer, LoopbackServer
+from scanners.earnings_calendar import earnings_calendar
+from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, NOW, Asked, as_json, ask
+from tests.scanners.recorded import RecordedServer, body
+
+CSV = {"Content-Type": "application/x-download"}
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FINNHUB_API_KEY", raising=False)
+    monkeypatch.delenv("ALPHAVANTAGE_API_KEY", raising=False)
+
+
+def find(calendar: str = CALENDAR, finnhub: Any = None, state: dict[str, Any] | None = None, **settings: Any) -> Asked:
+    def respond(path: str, _query: dict[str, str]) -> Answer:
+        if path == "/query":
+            return 200, CSV, calendar.encode()
+        return finnhub if isinstance(finnhub, tuple) else as_json(finnhub)
+
+    with LoopbackServer(respond) as server:
+        urls = {"base_url": server.url, "finnhub_url": server.url}
+        keys = {"api_key": KEY, "finnhub_key": "" if finnhub is None else KEY}
+        return ask(earnings_calendar, NOW, state, **{**urls, **keys, **settings})
+
+
+def test_the_rule_by_hand() -> None:
+    found = find()
+    # PAST and LATE are outside of the 7 days, BLANK has no estimate, OZFRY is traded over the counter
+    assert [(each.ticker, each.priority, each.extras["days_away"]) for each in found.candidates] == [
+        ("NOWC", "high", 0),
+        ("MORW", "high", 1),
+        ("WEEK", "medium", 7),
+    ]
+    assert found.candidates[1].context == (
+        "MORW, INC reports earnings on 2026-05-18 after its close, -0.25 USD a share are expected"
+    )
+    assert found.candidates[1].extras == {
+        "date": "2026-05-18",
+        "days_away": 1,
+        "estimate": -0.25,
+        "currency": "USD",
+        "time": "post-market",
+        "via": ["alpha_vantage"],
+    }
+
+
+def test_the_numbers_are_settings() -> None:
+    assert find(days_ahead=8).tickers == ["NOWC", "MORW", "WEEK", "LATE"]
+    assert find(days_ahead=0).tickers == ["NOWC"]
+    assert find(only_estimated=False).tickers == ["NOWC", "BLANK", "MORW", "WEEK"]
+    assert [each.priority for each in find(soon_days=0).candidates] == ["high", "medium", "medium"]
+    assert find(state={"tickers": ["WEEK", "PAST"]}).tickers == ["WEEK"]
+    assert find(state={"trade_date": "2026-05-25"}).tickers == ["LATE"]
+
+
+def test_six_columns_as_they_used_to_be_are_read_as_well() -> None:
+    old = "\r\n".join(line.rpartition(",")[0] for line in CALENDAR.splitlines())
+    assert find(old).tickers == ["NOWC", "MORW", "WEEK"]
+    assert find(old).candidates[0].extras["time"] == ""
+
+
+def test_finnhub_adds_to_it_where_there_is_a_key() -> None:
+    found = find(finnhub=FINNHUB_CALENDAR)
+    assert {each.ticker: each.extras["via"] for each in found.candidates} == {
+        "NOWC": ["alpha_vantage"],
+        "MORW": ["alpha_vantage", "finnhub"],
+        "XTRA": ["finnhub"],
+        "WEEK": ["alpha_vantage"],
+    }
+    extra = found.candidates[2]
+    assert extra.context == "XTRA reports earnings on 2026-05-19 before the market opens, 3.5 USD a share are expected"
+
+
+def test_of_two_days_the_earlier_counts() -> None:
+    rows = [
+        {"date": "2026-05-20", "epsEstimate": 1, "symbol": "MORW"},
+        {"date": "2026-05-19", "epsEstimate": 1, "symbol": "WEEK"},
+    ]
+    found = find(finnhub={"earningsCalendar": rows})
+    assert [(each.ticker, each.extras["date"], each.extras["via"]) for each in found.candidates[1:]] == [
+        ("MORW", "2026-05-18", ["alpha_vantage"]),
+        ("WEEK", "2026-05-19", ["finnhub"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "finnhub", [(401, {}, b'{"error":"Invalid API key"}'), (500, {}, b""), (200, {}, b"<html>"), {}]
+)
+def test_a_finnhub_that_fails_is_told_and_costs_nothing(finnhub: Any) -> None:
+    found = find(finnhub=finnhub)
+    assert found.tickers == ["NOWC", "MORW", "WEEK"]
+    assert found.log[-1]["source"] == "finnhub"
+    assert found.log[-1]["left_out"]
+    assert KEY not in str(found.log)
+
+
+def test_what_finnhub_is_asked_for() -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def respond(path: str, query: dict[str, str]) -> Answer:
+        asked.append((path, query))
+        return (200, CSV, CALENDAR.encode()) if path == "/query" else as_json(FINNHUB_CALENDAR)
+
+    with LoopbackServer(respond) as server:
+        urls = {"base_url": server.url, "finnhub_url": server.url}
+        ask(earnings_calendar, NOW, api_key=KEY, finnhub_key=KEY, days_ahead=3, **urls)
+    assert asked == [
+        ("/query", {"function": "EARNINGS_CALENDAR", "horizon": "3month", "apikey": KEY}),
+        ("/calendar/earnings", {"from": "2026-05-17", "to": "2026-05-20"}),
+    ]
+
+
+def test_a_wrong_address_is_told() -> None:
+    with pytest.raises(ConfigError, match="base_url must begin"):
+        find(finnhub={}, finnhub_url="nowhere")
+
+
+def test_the_real_calendar() -> None:
+    with RecordedServer() as server:
+        found = ask(earnings_calendar, NOW, base_url=server.url, api_key=KEY)
+    rows = list(csv.DictReader(body("alphavantage/earnings_calendar/EARNINGS_CALENDAR.csv").decode().splitlines()))
+    first, last = date(2026, 5, 17), date(2026, 5, 17) + timedelta(days=7)
+    expected = sorted(
+        {
+            (row["reportDate"], row["symbol"].replace("-", "."))
+            for row in rows
+            if first <= date.fromisoformat(row["reportDate"]) <= last
+            and row["estimate"]
+            and row["symbol"].replace("-", "").isalpha()
+            and not (len(row["symbol"]) == 5 and row["symbol"][-1] in "FYWRUZ")
+            and len(row["symbol"].partition("-")[0]) <= 5
+        }
+    )
+    assert [(each.extras["date"], each.ticker) for each in found.candidates] == expected
+    assert len(rows) == 4526
+    monday = [each.ticker for each in found.candidates if each.extras["date"] == "2026-05-18"]
+    assert monday[:4] == ["AGYS", "ANNX", "BIDU", "BITF"]  # ADERY, ALBBY, BAIDF... are traded over the counter
+    assert "NVDA" in found.tickers
+
+
+def test_the_real_calendar_of_finnhub() -> None:
+    answers = {"/calendar/earnings": "finnhub/calendar-earnings/calendar-earnings-aapl.json"}
+    with RecordedServer(answers) as server:
+        urls = {"base_url": server.url, "finnhub_url": server.url}
+        state = {"trade_date": "2026-07-27", "tickers": ["AAPL"]}
+        (found,) = ask(earnings_calendar, NOW, state, api_key=KEY, finnhub_key=KEY, **urls).candidates
+    assert (found.ticker, found.extras["date"], found.extras["days_away"]) == ("AAPL", "2026-07-29", 2)
+    assert "finnhub" in found.extras["via"]

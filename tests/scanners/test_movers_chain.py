@@ -1,0 +1,277 @@
+"""`market_movers` tries three sources in turn; what each finds, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from resilient_scan import Breaker, Candidate, ConfigError, RetryAfter, ScanRunner, Status, scanner
+from resilient_scan.http import TransientError
+from resilient_scan.service.loopback import Answer, LoopbackServer
+from resilient_scan.testing import FakeClock
+from scanners._listings import LEVERAGED, is_common_share, with_point
+from scanners.market_movers import market_movers
+from tests.scanners.charts import bars_of, payload_of
+from tests.scanners.providers import KEY, MOVERS, NOW, Asked, as_json, ask, quote, screened
+from tests.scanners.recorded import RecordedServer
+
+SCREENED = screened(
+    quote("RISE", 22.0, 20.0),
+    quote("FUND", 22.0, 20.0, "ETF"),
+    quote("CHEAP", 4.0, 2.0),
+    quote("CALM", 104.9, 100.0),
+    quote("BRK-B", 450.0, 500.0),
+)
+EMPTY = screened()
+FALL = payload_of(bars_of([100.0, 80.0]))
+BROKEN: Answer = (500, {}, b"")
+
+
+class Market:
+    """All three sources behind one address: what each answers, and which were asked."""
+
+    def __init__(self, alpha: Any = BROKEN, screener: Any = BROKEN, charts: Any = BROKEN) -> None:
+        self.answers = {"alpha_vantage": alpha, "yahoo_screener": screener, "daily_charts": charts}
+        self.asked: list[str] = []
+
+    def __call__(self, path: str, query: dict[str, str]) -> Answer:
+        screener = "yahoo_screener" if "screener" in path else "daily_charts"
+        source = "alpha_vantage" if path == "/query" else screener
+        self.asked.append(source)
+        answer = self.answers[source]
+        return answer if isinstance(answer, tuple) else as_json(answer)
+
+
+def find(market: Market, state: dict[str, Any] | None = None, now: str = NOW, **settings: Any) -> Asked:
+    with LoopbackServer(market) as server:
+        urls = {"base_url": server.url, "alpha_vantage_url": server.url}
+        return ask(market_movers, now, state, **{"alpha_vantage_key": KEY, **urls, **settings})
+
+
+def via(candidates: list[Candidate]) -> set[str]:
+    return {candidate.extras["via"] for candidate in candidates}
+
+
+def left_out(asked: Asked) -> dict[str, str]:
+    return {entry["source"]: entry["left_out"] for entry in asked.log if "source" in entry and "left_out" in entry}
+
+
+def test_alpha_vantages_movers_without_warrants_cheap_ones_and_leveraged_funds() -> None:
+    market = Market(MOVERS)
+    found = find(market)
+    # UPUPW and OPFI+ are warrants, CHEAP costs 4.99, SOXS is a leveraged fund, CALM moved by 4.9 %
+    assert [(each.ticker, each.priority, each.extras["via"]) for each in found.candidates] == [
+        ("UPUP", "critical", "alpha_vantage"),
+        ("DOWN", "high", "alpha_vantage"),
+    ]
+    assert found.candidates[0].context == "rose 20.0 % to 12.00 on 2026-05-15"
+    assert found.candidates[1].context == "fell 5.0 % to 47.50 on 2026-05-15"
+    assert market.asked == ["alpha_vantage"]
+    assert found.log[-1]["source"] == "alpha_vantage"
+
+
+def test_the_numbers_of_the_rule_are_settings() -> None:
+    assert find(Market(MOVERS), min_price=4.0).tickers == ["UPUP", "CHEAP", "DOWN"]
+    assert find(Market(MOVERS), min_change=4.9).tickers == ["UPUP", "DOWN", "CALM"]
+    assert find(Market(MOVERS), leave_out=["UPUP"]).tickers == ["DOWN"]
+    assert find(Market(MOVERS), critical_change=5.0).candidates[1].priority == "critical"
+
+
+def test_without_a_key_yahoos_screeners_are_asked_and_only_their_shares_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALPHAVANTAGE_API_KEY", raising=False)
+    market = Market(MOVERS, SCREENED)
+    found = find(market, alpha_vantage_key="")
+    assert [(each.ticker, each.context) for each in found.candidates] == [
+        ("RISE", "rose 10.0 % to 22.00 on 2026-05-15"),
+        ("BRK.B", "fell 10.0 % to 450.00 on 2026-05-15"),
+    ]
+    assert via(found.candidates) == {"yahoo_screener"}
+    assert market.asked == ["yahoo_screener"] * 2
+    assert left_out(found) == {"alpha_vantage": "no key; set alpha_vantage_key or ALPHAVANTAGE_API_KEY"}
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALPHAVANTAGE_API_KEY", KEY)
+    market = Market(MOVERS)
+    find(market, alpha_vantage_key="")
+    assert market.asked == ["alpha_vantage"]
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        BROKEN,
+        {"Information": f"Your API key {KEY}: 25 requests per day"},
+        {"Information": "This is a premium endpoint"},
+        {"last_updated": "2026-05-15"},
+        {**MOVERS, "last_updated": "2026-05-08 16:16:00 US/Eastern"},
+        {**MOVERS, "last_updated": "2026-05-18 16:16:00 US/Eastern"},
+        {**MOVERS, "last_updated": "yesterday"},
+        {**MOVERS, "top_gainers": [], "top_losers": [], "most_actively_traded": []},
+    ],
+)
+def test_one_that_fails_or_is_old_is_told_and_the_next_is_asked(alpha: Any) -> None:
+    market = Market(alpha, SCREENED)
+    found = find(market)
+    assert found.tickers == ["RISE", "BRK.B"]
+    assert list(left_out(found)) == ["alpha_vantage"]
+    assert KEY not in str(found.log)
+
+
+@pytest.mark.parametrize(
+    "screener", [BROKEN, EMPTY, screened(quote("OLD", 22.0, 20.0) | {"regularMarketTime": 1700000000})]
+)
+def test_at_last_come_the_daily_charts(screener: Any) -> None:
+    charts = payload_of(bars_of([100.0, 80.0], last=date(2026, 5, 15)))
+    found = find(Market(BROKEN, screener, charts), universe=["A"])
+    assert found.tickers == ["A"]
+    assert via(found.candidates) == {"daily_charts"}
+    assert list(left_out(found)) == ["alpha_vantage", "yahoo_screener"]
+
+
+def test_without_tickers_there_are_no_charts_and_the_last_error_is_the_scanners() -> None:
+    with pytest.raises(TransientError, match="screener"):
+        find(Market())
+    with pytest.raises(RetryAfter):
+        find(Market(BROKEN, (429, {}, b"Edge: Too Many Requests")))
+
+
+def test_of_the_past_only_the_charts_know() -> None:
+    market = Market(MOVERS, SCREENED, FALL)
+    found = find(market, {"trade_date": "2013-01-24", "tickers": ["A"]})
+    assert found.tickers == ["A"]
+    assert market.asked == ["daily_charts"]
+
+
+def test_a_wrong_address_is_no_reason_to_ask_the_next() -> None:
+    with pytest.raises(ConfigError, match="base_url must begin with"):
+        ask(market_movers, NOW, alpha_vantage_key=KEY, alpha_vantage_url="nowhere")
+
+
+def test_a_source_that_keeps_failing_rests_and_comes_back() -> None:
+    market = Market(BROKEN, SCREENED)
+    clock = FakeClock(1779048000.0)
+    with LoopbackServer(market) as server:
+        settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
+        impatient = replaced(breaker=Breaker(failures=2, open_for=600), cache=None)
+        with ScanRunner([impatient], settings={"market_movers": settings}, clock=clock, listeners=()) as runner:
+            for _ in range(3):
+                result = runner.run({}).results["market_movers"]
+                assert (result.status, [each.ticker for each in result.candidates]) == (
+                    Status.COMPLETED,
+                    ["RISE", "BRK.B"],
+                )
+            assert market.asked.count("alpha_vantage") == 2
+            assert "source alpha_vantage is open" in result.tool_logs[0]["left_out"]
+            clock.advance(600)
+            market.answers["alpha_vantage"] = MOVERS
+            assert [each.ticker for each in runner.run({}).candidates] == ["UPUP", "DOWN"]
+            assert market.asked.count("alpha_vantage") == 3
+
+
+def replaced(**layers: Any) -> Any:
+    """Return the scanner with other layers."""
+    own = {**market_movers.layers, **layers}
+    return scanner(name="market_movers", pipeline="momentum", **own)(market_movers.scan)
+
+
+def test_one_answer_of_alpha_vantage_serves_many_runs() -> None:
+    market = Market(MOVERS)
+    with LoopbackServer(market) as server:
+        settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
+        clock = FakeClock(1779048000.0)
+        with ScanRunner([market_movers], settings={"market_movers": settings}, clock=clock, listeners=()) as runner:
+            for _ in range(5):
+                assert runner.run({}).complete
+                clock.advance(301)
+    assert market.asked == ["alpha_vantage"]
+
+
+@pytest.mark.parametrize(
+    ("symbol", "common"),
+    [
+        *[
+            (symbol, True)
+            for symbol in ("AAPL", "F", "GOOGL", "BRK.B", "BRK-A", "ELPW", "SNOW", "PLTR", "FOXA", "LBRDK")
+        ],
+        *[(symbol, False) for symbol in ("DUKRW", "FSHPR", "BNCWZ", "ABCDU", "OPFI+", "CELG^", "ABC.WS", "ABC-U")],
+        *[(symbol, False) for symbol in ("SOXS", "TQQQ", "TSLL", "", "123", "aapl", "ABC/WS", "BTC-USD", "ABCDEF")],
+    ],
+)
+def test_what_a_symbol_says(symbol: str, common: bool) -> None:
+    assert is_common_share(symbol) is common
+
+
+def test_the_list_of_leveraged_funds_names_no_company() -> None:
+    assert not LEVERAGED & {
+        "AAPL",
+        "USB",
+        "F",
+        "T",
+        "MU",
+        "AMD",
+        "INTC",
+        "SOFI",
+        "COIN",
+        "MSTR",
+        "UBER",
+        "LABS",
+        "CURI",
+    }
+    assert all(symbol.isalpha() and symbol.isupper() and len(symbol) <= 5 for symbol in LEVERAGED)
+    assert [with_point(symbol) for symbol in ("BRK-B", "BTC-USD", "BRK.B", "ABC-W")] == [
+        "BRK.B",
+        "BTC-USD",
+        "BRK.B",
+        "ABC-W",
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- real answers
+
+# worked out from TOP_GAINERS_LOSERS.json by eye: a price of 5 or more, a change of 5 % or more; SOXS is leveraged,
+# NVDA moved by 4.4 %, BITO by 3.0 %, NOK by 3.6 %, TZA costs 4.955
+REAL = ["PIII", "SLE", "TRT", "ERNA", "POEL", "LNZA", "CTEV", "EXYN", "ONDS", "NU", "INTC", "F", "POET"]
+SCREENER = "/v1/finance/screener/predefined/saved"
+
+
+def real(now: str, answers: dict[str, Any], **settings: Any) -> Asked:
+    with RecordedServer(answers, manifest=False) as server:
+        return ask(market_movers, now, None, base_url=server.url, alpha_vantage_url=server.url, **settings)
+
+
+def test_the_real_movers() -> None:
+    answers = {"/query": "alphavantage/top_gainers_losers/TOP_GAINERS_LOSERS.json"}
+    found = real(NOW, answers, alpha_vantage_key=KEY)
+    assert found.tickers == REAL
+    critical = [each.ticker for each in found.candidates if each.priority == "critical"]
+    assert critical == ["PIII", "SLE", "TRT", "ERNA", "POEL", "LNZA", "CTEV", "EXYN", "POET"]
+    assert {each.extras["date"] for each in found.candidates} == {"2026-05-15"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "alphavantage/errors/200_note_rate_limit_2021.json",
+        "alphavantage/errors/200_information_premium_endpoint.json",
+        "transcribed_errors/alphavantage_200_information_daily_limit.json",
+        "transcribed_errors/alphavantage_200_information_daily_limit_keyecho.json",
+    ],
+)
+def test_the_real_screener_after_a_real_refusal(file: str) -> None:
+    answers = {"/query": file, SCREENER: "yahoo/screener_predefined/day_gainers_count5.json"}
+    found = real("2025-02-21T11:28:33+00:00", answers, alpha_vantage_key=KEY)
+    # U +30.4 %, FTAI +14.4 %, DBRG +13.9 %, HAS +13.0 %, GDS +12.8 %, all shares above 5 dollars
+    assert found.tickers == ["U", "FTAI", "DBRG", "HAS", "GDS"]
+    assert {each.priority for each in found.candidates} == {"critical"}
+    assert via(found.candidates) == {"yahoo_screener"}
+
+
+def test_the_real_small_caps_are_cheap_or_calm() -> None:
+    # ATUS 2.81, SID 1.50 and KOS 2.88 dollars are below 5; MPLN -0.3 % and DOLE +1.2 % moved too little
+    answers = {SCREENER: "yahoo/screener_predefined/aggressive_small_caps.json"}
+    assert real("2025-02-25T11:03:59+00:00", answers).tickers == []
+    cheap = real("2025-02-25T11:03:59+00:00", answers, min_price=0)
+    assert cheap.tickers == ["KOS"]
