@@ -1,7 +1,7 @@
 """State in Redis or Valkey: shared by all who can reach the server, as durable as the server is set up to be.
 
-Nothing here waits for longer than 250 ms, neither for a connection nor for an answer. A server that does not come up to
-that is away: for a second everybody is told so at once, then one caller tries again.
+Nothing here waits for a server for longer than 250 ms, neither for a connection nor for an answer. One that does not
+come up to that is away: for a second everybody is told so at once, then one caller tries again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ T = TypeVar("T")
 PREFIX = "resilient_scan:"
 DOCUMENTS = f"{PREFIX}documents"  # one hash, so that all of them can be read at one instant
 TIMEOUT = 0.25  # seconds
+QUEUE = 2.0  # seconds for which the threads of a process wait for each other, as long as the server answers
 TRIES = 200  # of one update; each that fails is another's success
 LONGEST = 10 * 365 * 86400.0  # seconds, of a value and a lease
 CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, to be answered in time
@@ -91,9 +92,10 @@ class RedisStore(BatchingStore):
     def update(self, key: str, change: Change[T], /) -> T:
         """Change a document: read, change, write if nobody else has written in between, else begin again."""
         self._check_open()
-        # The threads of a process wait here for each other instead of undoing each other's work at the server.
-        if not self._updating.acquire(timeout=TIMEOUT):
-            raise StoreError(f"the store {self.url} is busy for more than {TIMEOUT * 1000:g} ms")
+        # The threads of a process wait here for each other instead of undoing each other's work at the server. Where
+        # that does not answer, the first of them finds out, and the others are told as soon as it lets them in.
+        if not self._updating.acquire(timeout=QUEUE):
+            raise StoreError(f"the store {self.url} is busy for more than {QUEUE:g} s")
         try:
             return self._update(_bytes(key), change)
         finally:
