@@ -202,10 +202,17 @@ class Families:
                 self._lock.release()
 
     def after_fork(self) -> None:
-        """Go on in a child: somebody may have held the lock; what was pending is the parent's where both are summed."""
+        """Go on in a child.
+
+        Somebody may have held the lock. Breakers, threads and what is out of service are the parent's: a runner makes
+        new ones here, and registers them. What is pending is counted on both sides, as what was counted before is;
+        not where the sides are summed.
+        """
         self._lock = threading.RLock()
-        if MULTIPROCESS:
-            for tally in self.tallies.values():
+        self._loads.clear()
+        for tally in self.tallies.values():
+            tally.live.clear()
+            if MULTIPROCESS:
                 tally.forget()
 
 

@@ -182,6 +182,47 @@ def test_a_fork_in_the_middle_of_everything(fleet: Fleet, bare: Bare) -> None:
             thread.join(5)
 
 
+def test_states_in_a_child_are_the_child_s(fleet: Fleet) -> None:
+    registry, release = CollectorRegistry(), threading.Event()
+    hung = hanging("hung", release, timeout=Timeout(total=0.02))
+    bad = broken("bad", breaker=Breaker(failures=1))
+    runner = fleet(bad, hung, listeners=[PrometheusMetrics(registry)])
+    runner.run({})
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"resilient_scan_{name}", labels)
+
+    def check() -> None:
+        assert value("abandoned_threads", scanner="hung") == 0
+        assert value("workers", state="abandoned") == 0
+        runner._fleet  # noqa: B018 - makes the child's own live parts, which are registered
+        assert value("breaker_state", scanner="bad", state="open") == 0
+        assert value("breaker_state", scanner="bad", state="closed") == 1
+
+    assert value("breaker_state", scanner="bad", state="open") == 1
+    assert value("abandoned_threads", scanner="hung") == 1
+    assert value("workers", state="abandoned") == 1
+    in_child(check)
+    release.set()
+
+
+def test_what_is_pending_is_counted_once_in_a_child(fleet: Fleet) -> None:
+    registry = CollectorRegistry()
+    runner = fleet(healthy("one"), listeners=[PrometheusMetrics(registry)])
+    for _ in range(5):  # nobody has looked, so nothing is counted yet
+        runner.run({})
+    labels = {"scanner": "one", "pipeline": "test", "status": "completed"}
+
+    def check() -> None:
+        runner.run({})
+        for _ in range(2):
+            assert registry.get_sample_value("resilient_scan_scans_total", labels) == 6
+
+    in_child(check)
+    for _ in range(2):
+        assert registry.get_sample_value("resilient_scan_scans_total", labels) == 5
+
+
 def test_metrics_in_a_child(fleet: Fleet) -> None:
     registry = CollectorRegistry()
     runner = fleet(healthy("one"), listeners=[PrometheusMetrics(registry)])

@@ -1,0 +1,382 @@
+"""Single metrics: what each event adds, what is read at the scrape, and what is pending in between."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from resilient_scan import (
+    Cache,
+    Candidate,
+    Policy,
+    PrometheusMetrics,
+    ScanResult,
+    ScanRunner,
+    Status,
+    Timeout,
+    __version__,
+)
+from resilient_scan.events import (
+    AlertReceived,
+    AttemptEnded,
+    BreakerChanged,
+    Event,
+    ExecutionEnded,
+    HeartbeatSeen,
+    LateCompletion,
+    Load,
+    ProbeEnded,
+    Registered,
+    RetryBudgetExhausted,
+    RunEnded,
+    ScanEnded,
+    ScannersRegistered,
+    ScannerStateChanged,
+    StoreFailed,
+    SuspiciousResult,
+    TimeoutFreed,
+)
+from resilient_scan.metrics import catalogue, collectors, families
+from resilient_scan.outcome import ErrorInfo
+from resilient_scan.testing import FakeClock, hanging, healthy
+
+BARE = Policy(cache=None, retry=None, breaker=None)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def listener(registry: CollectorRegistry) -> PrometheusMetrics:
+    listener = PrometheusMetrics(registry)
+    listener(ScannersRegistered((Registered("one", "test", lambda: "closed", lambda: 0),)))
+    return listener
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"resilient_scan_{name}", labels)
+
+
+def ended(**changes: Any) -> ScanEnded:
+    fields: dict[str, Any] = {
+        "scanner": "one",
+        "pipeline": "test",
+        "status": Status.COMPLETED,
+        "candidates": [],
+        "error": None,
+        "attempts": 1,
+        "duration": 0.1,
+        "queue_wait": 0.2,
+        "age": None,
+        "partial": False,
+        "dropped": 0,
+        "tool_logs": [],
+        "started_at": 0.0,
+    }
+    return ScanEnded("run", ScanResult(**{**fields, **changes}), "miss", "")
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "labels"),
+    [
+        (AttemptEnded("one", 1, "success", 0.1, None), "attempts_total", {"scanner": "one", "outcome": "success"}),
+        (AttemptEnded("one", 2, "error", 0.1, None), "retries_total", {"scanner": "one"}),
+        (RetryBudgetExhausted("one", 1), "retry_budget_exhausted_total", {"scanner": "one"}),
+        (BreakerChanged("one", "closed", "open", 1.0), "breaker_transitions_total", {"scanner": "one", "to": "open"}),
+        (
+            ScannerStateChanged("one", "enabled", "quarantined", "alert", "", None, 0.0),
+            "scanner_transitions_total",
+            {"scanner": "one", "to": "quarantined", "source": "alert"},
+        ),
+        (ProbeEnded("one", "error"), "probes_total", {"scanner": "one", "outcome": "error"}),
+        (TimeoutFreed("one", "sockets"), "timeout_freed_total", {"scanner": "one", "rung": "sockets"}),
+        (SuspiciousResult("one", "test", "empty", 0, 0), "suspicious_results_total", {"scanner": "one"}),
+        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {"scanner": "one"}),
+        (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
+        (
+            AlertReceived("grafana", "refused", 0.0),
+            "alert_webhooks_total",
+            {"source": "grafana", "result": "refused"},
+        ),
+        (RunEnded("run", 2.0, {}, True, 5.0), "run_duration_seconds_count", {}),
+        (ended(dropped=1), "candidates_dropped_total", {"scanner": "one"}),
+        (ended(), "queue_wait_seconds_count", {}),
+    ],
+)
+def test_an_event_adds_one_to_a_series_that_was_there_before(
+    event: Event, name: str, labels: dict[str, str], listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    assert type(event) in PrometheusMetrics.events
+    assert value(registry, name, **labels) == 0
+    listener(event)
+    listener(event)
+    assert value(registry, name, **labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "labels", "expected"),
+    [
+        (HeartbeatSeen(7.0), "alert_last_heartbeat_timestamp_seconds", {}, 7.0),
+        (RunEnded("run", 2.0, {}, True, 5.0), "last_run_timestamp_seconds", {}, 5.0),
+        (
+            ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0),
+            "last_success_timestamp_seconds",
+            {"scanner": "one"},
+            9.0,
+        ),
+        (ended(candidates=[1, 2, 3]), "candidates", {"scanner": "one"}, 3.0),
+        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_sum", {"scanner": "one"}, 7.0),
+        (ended(), "queue_wait_seconds_sum", {}, 0.2),
+    ],
+)
+def test_an_event_sets_a_value(
+    event: Event,
+    name: str,
+    labels: dict[str, str],
+    expected: float,
+    listener: PrometheusMetrics,
+    registry: CollectorRegistry,
+) -> None:
+    assert value(registry, name, **labels) == 0
+    listener(event)
+    assert value(registry, name, **labels) == expected
+
+
+def test_what_has_no_answer_leaves_the_last_one_s_size(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    for event in (
+        ended(candidates=[1, 2]),
+        ended(status=Status.CACHED, candidates=[1, 2, 3]),
+        ended(status=Status.TIMEOUT, candidates=[1]),
+        ended(status=Status.REJECTED),
+    ):
+        listener(event)
+    assert value(registry, "candidates", scanner="one") == 3
+
+
+def test_an_execution_that_failed_is_no_success(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0))
+    listener(ExecutionEnded("one", "test", "error", 0.1, 1, ErrorInfo("OSError", ""), "run", 10.0))
+    listener(ExecutionEnded("one", "test", "timeout", 0.1, 1, None, "run", 11.0))
+    assert value(registry, "last_success_timestamp_seconds", scanner="one") == 9
+
+
+def test_a_cancelled_attempt_is_not_counted(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    listener(AttemptEnded("one", 1, "cancelled", 0.1, None))
+    outcomes = [value(registry, "attempts_total", scanner="one", outcome=o) for o in ("success", "error", "timeout")]
+    assert outcomes == [0, 0, 0]
+    assert value(registry, "attempts_total", scanner="one", outcome="cancelled") is None
+
+
+def test_a_value_that_nobody_foresaw_is_counted_all_the_same(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    listener(ScannerStateChanged("one", "enabled", "disabled", "moon", "", None, 0.0))
+    assert value(registry, "scanner_transitions_total", scanner="one", to="disabled", source="moon") == 1
+
+
+# read at the scrape
+
+
+def test_whether_a_scanner_is_in_service_is_read_at_the_scrape(registry: CollectorRegistry) -> None:
+    clock = FakeClock()
+
+    def states() -> dict[str, float | None]:
+        return {
+            state: value(registry, "scanner_state", scanner="one", state=state) for state in catalogue.SCANNER_STATES
+        }
+
+    off = {"enabled": 0.0, "quarantined": 0.0, "probing": 0.0, "disabled": 0.0}
+    with ScanRunner([healthy("one")], clock=clock, listeners=(PrometheusMetrics(registry),)) as runner:
+        assert states() == off | {"enabled": 1.0}
+        runner.disable("one", duration=10)
+        assert states() == off | {"disabled": 1.0}
+        clock.advance(10)
+        assert states() == off | {"enabled": 1.0}
+    assert states() == off
+
+
+@pytest.mark.parametrize("state", catalogue.SCANNER_STATES)
+def test_every_state_of_a_scanner_has_its_series(state: str, registry: CollectorRegistry) -> None:
+    listener = PrometheusMetrics(registry)
+    listener(ScannersRegistered((Registered("one", "test", None, lambda: 0, lambda: state),)))
+    for name in catalogue.SCANNER_STATES:
+        assert value(registry, "scanner_state", scanner="one", state=name) == float(name == state)
+
+
+def test_of_several_runners_the_worst_state_counts_and_threads_add_up(registry: CollectorRegistry) -> None:
+    listener = PrometheusMetrics(registry)
+    state = ["quarantined"]
+    for breaker, hung, own in (("closed", 1, lambda: "enabled"), ("half_open", 2, lambda: state[0])):
+        said = Registered("one", "test", lambda breaker=breaker: breaker, lambda hung=hung: hung, own)
+        listener(ScannersRegistered((said,), lambda: Load(queued=1, busy=2, idle=3, abandoned=4)))
+    assert value(registry, "breaker_state", scanner="one", state="half_open") == 1
+    assert value(registry, "breaker_state", scanner="one", state="closed") == 0
+    assert value(registry, "scanner_state", scanner="one", state="quarantined") == 1
+    state[0] = "probing"
+    assert value(registry, "scanner_state", scanner="one", state="probing") == 1
+    assert value(registry, "abandoned_threads", scanner="one") == 3
+    assert value(registry, "queued_scans") == 2
+    assert value(registry, "inflight_executions") == 4
+    assert [value(registry, "workers", state=state) for state in ("busy", "idle", "abandoned")] == [4, 6, 8]
+
+
+def test_a_thread_that_hangs_is_seen_until_it_ends(registry: CollectorRegistry) -> None:
+    release = threading.Event()
+    slow = hanging("slow", release, timeout=Timeout(total=0.02))
+    runner = ScanRunner([slow], policy=BARE, listeners=(PrometheusMetrics(registry),))
+    runner.run({})
+    assert value(registry, "abandoned_threads", scanner="slow") == 1
+    assert value(registry, "workers", state="abandoned") == 1
+    assert value(registry, "inflight_executions") == 0
+    runner.close()
+    assert value(registry, "abandoned_threads", scanner="slow") == 1  # of a closed runner, too
+    PrometheusMetrics(registry)(ScannersRegistered((Registered("slow", "test", None, lambda: 0),)))
+    assert value(registry, "abandoned_threads", scanner="slow") == 1
+    release.set()
+    while runner.abandoned():
+        threading.Event().wait(0.001)
+    assert value(registry, "abandoned_threads", scanner="slow") == 0
+
+
+def test_runners_that_are_gone_leave_nothing_to_read(registry: CollectorRegistry) -> None:
+    listener = PrometheusMetrics(registry)
+    for _ in range(20):
+        with ScanRunner([healthy("one")], policy=BARE, listeners=(listener,)) as runner:
+            runner.run({})
+        del runner
+        gc.collect()
+    assert len(listener._families.tallies["one"].live) <= 2
+    assert len(listener._families._loads) <= 2
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 20
+
+
+# pending
+
+
+def test_what_waits_to_be_counted_is_bounded(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    tally = listener._families.tallies["one"]
+    for number in range(10 * collectors.PENDING):
+        listener(ended(candidates=[Candidate("A", "one", "")]))
+        listener(AttemptEnded("one", 1, "success", 0.1, None))
+        assert max(len(tally.ends), len(tally.waits), len(tally.events)) < collectors.PENDING, number
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 10 * collectors.PENDING
+    assert (len(tally.ends), len(tally.waits), len(tally.events)) == (0, 0, 0)
+
+
+def test_whatever_way_one_looks_the_numbers_are_exact(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    line = 'resilient_scan_scans_total{pipeline="test",scanner="one",status="completed"}'
+    for number in range(1, 5):
+        listener(ended())
+        only = registry.restricted_registry(["resilient_scan_scans_total"])
+        text = (generate_latest(only), generate_latest(registry), openmetrics(registry))[number % 3].decode()
+        assert f"{line} {number}.0" in text
+
+
+def test_threads_that_tell_and_threads_that_look_lose_nothing(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    def tell() -> None:
+        for _ in range(3000):
+            listener(ended())
+            listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0))
+
+    threads = [threading.Thread(target=tell) for _ in range(4)]
+    threads += [threading.Thread(target=lambda: [list(registry.collect()) for _ in range(30)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 12_000
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="success") == 12_000
+    assert value(registry, "execution_duration_seconds_count", scanner="one", pipeline="test") == 12_000
+
+
+def test_who_counts_already_is_not_waited_for(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    """A finalizer that the collector runs may tell in the middle of a scrape, on the scrape's own thread."""
+    told = threading.Event()
+
+    def tell() -> None:
+        for _ in range(collectors.PENDING + 1):
+            listener(ended())
+        told.set()
+
+    with listener._families._lock:
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        assert told.wait(5)
+        tell()
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 2 * (
+        collectors.PENDING + 1
+    )
+
+
+# exemplars, registries
+
+
+def test_the_newest_run_of_each_bucket_is_its_exemplar(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    for number, seconds in enumerate((0.01, 3.0, 0.02, 0.04, 400.0)):
+        listener(ExecutionEnded("one", "test", "success", seconds, 1, None, f"run{number}", 9.0))
+    samples = [
+        sample for family in text_string_to_metric_families(openmetrics(registry).decode()) for sample in family.samples
+    ]
+    exemplars = {
+        sample.labels["le"]: (sample.exemplar.labels["run_id"], sample.exemplar.value)
+        for sample in samples
+        if sample.exemplar
+    }
+    assert exemplars == {"0.05": ("run3", 0.04), "5.0": ("run1", 3.0), "+Inf": ("run4", 400.0)}
+
+
+def test_the_version_is_told(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    assert value(registry, "build_info", version=__version__) == 1
+
+
+def test_what_somebody_removed_from_a_registry_comes_back(registry: CollectorRegistry) -> None:
+    PrometheusMetrics(registry)
+    for collector in list(registry._collector_to_names):
+        registry.unregister(collector)
+    with ScanRunner([healthy("one")], policy=BARE, listeners=(PrometheusMetrics(registry),)) as runner:
+        runner.run({})
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 1
+
+
+def test_a_foreign_metric_of_the_same_name_is_told_and_nothing_is_left(registry: CollectorRegistry) -> None:
+    foreign = Counter("resilient_scan_runs_total", "Of somebody else.", registry=registry)
+    with pytest.raises(ValueError, match="resilient_scan_runs"):
+        PrometheusMetrics(registry)
+    assert list(registry._collector_to_names) == [foreign]
+    registry.unregister(foreign)
+    PrometheusMetrics(registry)(RunEnded("run", 1.0, {}, True, 0.0))
+    assert value(registry, "runs_total", result="complete") == 1
+
+
+def test_the_cache_s_answers_count_as_scans_and_not_as_executions(registry: CollectorRegistry) -> None:
+    policy = Policy(cache=Cache(ttl=300), retry=None, breaker=None)
+    with ScanRunner([healthy("one")], policy=policy, listeners=(PrometheusMetrics(registry),)) as runner:
+        for _ in range(3):
+            runner.run({})
+    assert value(registry, "scans_total", scanner="one", pipeline="test", status="cached") == 2
+    assert value(registry, "queue_wait_seconds_count") == 1
+    assert value(registry, "attempts_total", scanner="one", outcome="success") == 1
+
+
+def test_names_of_the_list_are_those_that_promql_needs() -> None:
+    by_name = {family.name: family for family in families()}
+    assert by_name["resilient_scan_scans_total"].series == ("resilient_scan_scans_total",)
+    assert by_name["resilient_scan_queue_wait_seconds"].series == (
+        "resilient_scan_queue_wait_seconds_bucket",
+        "resilient_scan_queue_wait_seconds_sum",
+        "resilient_scan_queue_wait_seconds_count",
+    )
