@@ -271,9 +271,10 @@ class Bus:
 
     def join(self, listener: Listener) -> None:
         """Let one more listen, before all others."""
-        for kind, wanted in self._wanted.items():
-            if kind in getattr(listener, "events", (kind,)):
-                wanted.insert(0, listener)
+        tell, wanted = _teller(listener), getattr(listener, "events", None)
+        for kind, tellers in self._tellers.items():
+            if wanted is None or kind in wanted:
+                tellers.insert(0, tell)
 
     def wants(self, kind: type[Event]) -> bool:
         """Say whether anybody listens to events of this class."""

@@ -47,7 +47,7 @@ from resilient_scan.stores import Store
 
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
-WINDOW, ALL = 64, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
+WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
 
 
 class ScanRunner:

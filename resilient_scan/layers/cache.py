@@ -172,7 +172,7 @@ class ResultCache(Generic[Flight]):
         options, now = self._options, self._clock.monotonic()
         ttl = options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
         fresh_until = now + ttl * (1.0 - options.jitter * self._random.random())
-        own = tuple([_copy(candidate) for candidate in candidates])
+        own = tuple([_copy(candidate) for candidate in candidates]) if candidates else ()
         entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
             if keep:

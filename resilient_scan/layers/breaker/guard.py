@@ -16,6 +16,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import msgspec
+
 from resilient_scan.clock import Clock, short
 from resilient_scan.context import NEVER, Call, ScanContext
 from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
@@ -27,15 +29,13 @@ from resilient_scan.options import Breaker
 GRACE = 1.0  # seconds after an attempt's end in which its own process votes, before its place goes to another
 
 
-class Permit:
+class Permit(msgspec.Struct, eq=False, gc=False):
     """Leave for one attempt."""
 
-    done = False
-    place = ""  # of a trial
+    generation: int
+    done: bool = False
+    place: str = ""  # of a trial
     expires: float | None = None  # when its place is given to another trial; None: it is no trial
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
 
 
 class Guard:
