@@ -169,7 +169,7 @@ class Shared:
         self._way = threading.Lock()
         # More cannot matter: older votes have left the window, so many failures have opened it, so many trials ended.
         self._pending: deque[Vote] = deque(maxlen=max(options.window, options.failures, options.trials))
-        self._shown = CLOSED  # the state that listeners know
+        self._shown, self._told = CLOSED, 0  # the state that listeners know, and its generation
         self._base = 0
         self._strayed = False
         self._born = self._revision = 0
@@ -190,14 +190,11 @@ class Shared:
 
     def tell(self) -> BreakerChanged | None:
         """Return what listeners do not know yet of the local circuit's state."""
-        state, circuit = self._circuit.memory.state, self._circuit
-        if state == self._shown:
+        circuit, memory = self._circuit, self._circuit.memory
+        if memory.generation == self._told:
             return None
-        return self._show(self._shown, state, circuit.open_for)
-
-    def _show(self, before: str, state: str, seconds: float) -> BreakerChanged:
-        self._shown = state
-        return changed(self._name, before, state, seconds)
+        before, self._shown, self._told = self._shown, memory.state, memory.generation
+        return changed(self._name, before, memory.state, circuit.open_for)
 
     # on any thread that may wait for a store
 
@@ -243,7 +240,6 @@ class Shared:
                 (stored is None and self._born) or (self._born == record.born and self._revision >= record.revision)
             ):
                 self._become(record, now - self._clock.monotonic())
-                self._shown = record.state
             self._part()
         return True
 
@@ -307,12 +303,12 @@ class Shared:
         waiting = [vote for vote in self._pending if id(vote) not in brought]
         self._pending.clear()
         self._pending.extend(waiting)
-        record = news.record
+        record, told = news.record, self._told
         self._become(record, news.ahead)
-        if news.changed and record.state != self._shown:
-            return self._show(news.before, record.state, record.open_for)
-        self._shown = record.state
-        return None
+        # A watchdog, or whoever could not reach the store, has told already what the same votes came to here.
+        if not news.changed or record.generation == told:
+            return None
+        return changed(self._name, news.before, record.state, record.open_for)
 
     def _become(self, record: Record, ahead: float) -> None:
         """Take a record over, with the votes that came meanwhile."""
@@ -325,6 +321,7 @@ class Shared:
         for vote in self._pending:
             circuit.vote(vote, vote.at)
         self._base, self._born, self._revision = record.generation, record.born, record.revision
+        self._shown, self._told = record.state, record.generation
         self._strayed = False
 
     def _warn_once(self) -> None:

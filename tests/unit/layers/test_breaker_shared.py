@@ -157,6 +157,18 @@ def test_a_late_outcome_of_an_older_generation_has_no_vote_in_any_process() -> N
     assert fail(slow) == OPENED, "it has come home with the new generation"
 
 
+def test_a_change_is_told_though_the_state_is_the_one_that_was_known_before_another() -> None:
+    fleet = Fleet(open_cap=8)
+    first = fleet.guard()
+    fail(first)
+    fleet.clock.advance(8)
+    assert first.admit()[1] == TRYING  # and it hangs
+    fleet.clock.advance(8)
+    assert fail(fleet.guard()) == BreakerChanged("one", "half_open", "open", 8)
+    fleet.clock.advance(8)
+    assert first.admit()[1] == TRYING
+
+
 def test_a_success_that_does_not_know_of_failures_costs_nothing_and_resets_nothing() -> None:
     fleet = Fleet(failures=2)
     first, second = fleet.guard(), fleet.guard()
