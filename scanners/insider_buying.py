@@ -67,7 +67,7 @@ class Purchase:
     cache=Cache(ttl=600, inputs=()),
     retry=Retry(attempts=3, on=(TransientError,)),
     limit=sec.LIMIT,
-    timeout=Timeout(total=90),
+    timeout=Timeout(total=60),
 )
 def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Purchases by officers, directors and large owners, straight from their Form 4.

@@ -70,9 +70,9 @@ def test_only_and_pipeline_choose() -> None:
     report = json.loads(run("run", "--json", "--only", "gap_up,rsi_oversold", "--only", "market_movers").stdout)
     assert sorted(report["results"]) == ["gap_up", "market_movers", "rsi_oversold"]
     listed = json.loads(run("list", "--json").stdout)
-    pipeline = listed[0]["pipeline"]
-    report = json.loads(run("run", "--json", "--pipeline", pipeline).stdout)
-    assert sorted(report["results"]) == sorted(row["name"] for row in listed if row["pipeline"] == pipeline)
+    report = json.loads(run("run", "--json", "--pipeline", "momentum").stdout)
+    of_it = [row["name"] for row in listed if row["pipeline"] == "momentum" and row["configured"]]
+    assert sorted(report["results"]) == sorted(of_it) != []
 
 
 def test_another_date_gives_another_answer() -> None:
@@ -204,9 +204,13 @@ def test_an_output_that_nobody_reads_or_that_has_no_room_is_no_traceback() -> No
 
 def test_list_tells_what_is_there() -> None:
     rows = json.loads(run("list", "--json").stdout)
-    assert sorted(row["name"] for row in rows) == BUILT_IN
-    assert all(row["configured"] and row["summary"] and row["pipeline"] for row in rows)
-    assert all(name in run("list").stdout for name in BUILT_IN)
+    assert sorted(row["name"] for row in rows if row["configured"]) == BUILT_IN
+    assert all(row["summary"] and row["pipeline"] and row["configured"] is (row["to_set"] == "") for row in rows)
+    lines = run("list").stdout.splitlines()
+    for row in rows:
+        assert any(line.startswith(row["name"]) for line in lines)
+        told = f"not configured: {row['name']}: {row['to_set']}"
+        assert (told in lines) is not row["configured"]
 
 
 def test_without_the_extra_the_command_names_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -126,7 +127,9 @@ def test_scanners_of_somebody_else_get_today_and_their_settings(distribute: Dist
 
 def test_check_has_nothing_to_say_about_what_ships() -> None:
     done = run("check")
-    assert done.stdout == "no findings in 5 scanners and the environment\n"
+    *others, last = done.stdout.splitlines()
+    assert re.fullmatch(r"no findings in \d+ scanners and the environment", last)
+    assert all(line.startswith("not configured: ") for line in others)
     assert done.stderr == ""
 
 
@@ -136,7 +139,7 @@ def test_check_tells_everything_that_is_wrong(distribute: Distribute, tmp_path: 
     lines = done.stdout.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 3
     assert "no_such_thing" in done.stdout
-    assert lines[-1].startswith("3 errors in 5 scanners and ")
+    assert re.match(r"3 errors in \d+ scanners and ", lines[-1])
     strange = settings(tmp_path, "[scanners.gap_upp]\nenabled = true\n")
     done = run("check", "--config", strange, code=2, PYTHONPATH=str(site))
     assert "scan.toml:1: unknown scanner gap_upp; did you mean 'gap_up'?" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from datetime import UTC, date, datetime
@@ -93,7 +94,7 @@ def test_everything_may_be_switched_off(tmp_path: Path) -> None:
         open_fleet(Request(config=config)),
     ):
         pass
-    assert check(config).summary.startswith("no findings in 5 scanners and ")
+    assert check(config).summary.startswith(f"no findings in {len(names)} scanners and ")
 
 
 def test_a_check_goes_on_where_the_layers_of_one_do_not_fit(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ timeout = { total = 10, attempt = 8 }
     found = check(settings(tmp_path, text))
     assert any("gap_up" in error for error in found.errors)
     assert any("market_movers" in warning for warning in found.warnings)
-    assert found.summary.startswith("1 error and 2 warnings in 5 scanners and ")
+    assert re.match(r"1 error and 2 warnings in \d+ scanners and ", found.summary)
 
 
 def test_a_check_tells_of_unknown_scanners_beside_everything_else(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def test_without_bundled_data_the_built_in_scanners_are_not_configured(
 ) -> None:
     monkeypatch.setattr(app, "load_demo", lambda: None)
     assert cli.main(["run"]) == 2
-    assert "nothing to run: not configured: gap_up" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing to run: not configured: " in said
+    assert "gap_up: set scanners.gap_up.settings" in said
     monkeypatch.setattr(app, "discover", lambda: Plugins((), ()))
     assert cli.main(["run"]) == 2
     assert "nothing to run: no scanner is installed" in capsys.readouterr().err

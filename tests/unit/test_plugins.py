@@ -40,7 +40,8 @@ def test_the_built_in_scanners_come_by_entry_points() -> None:
     plugins = discover()
     assert not plugins.problems
     ours = {scanner.name for scanner in plugins.scanners if scanner.built_in}
-    assert ours == {"market_movers", "volume_accumulation", "high_52w_breakout", "gap_up", "rsi_oversold"}
+    assert ours >= {"market_movers", "volume_accumulation", "high_52w_breakout", "gap_up", "rsi_oversold"}
+    assert ours >= {"insider_buying", "filings_8k", "reddit_trending", "reddit_dd"}
     assert all(scanner.summary for scanner in plugins.scanners if scanner.built_in)
 
 
