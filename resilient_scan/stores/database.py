@@ -32,8 +32,9 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 Identity = tuple[int, int]
 
-PATIENCE = 2.0  # seconds for which a lock of others is waited for
+PATIENCE = 5.0  # seconds for which a lock of others is waited for
 PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
+POLL = 0.0005  # seconds between two attempts to get it
 WAL_SINCE = (3, 51, 3)  # older ones may lose pages of a WAL that is reset
 IDLE = 16  # connections
 TRIES = 4  # of one transaction, when the file is replaced under it
@@ -68,6 +69,27 @@ class _Open:
         if patience != self._patience:
             self.raw.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
             self._patience = patience
+
+    def begin(self, patience: float) -> bool:
+        """Begin to write, and say whether others had to be waited for.
+
+        SQLite itself would ask less and less often, up to ten times a second, and would not come in between others
+        who begin again at once.
+        """
+        until = time.monotonic() + patience  # the other processes' time, not the clock's
+        self.wait_for(0)
+        waited = False
+        while True:
+            try:
+                self.raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if _code(error) & 0xFF not in _LOCKED or time.monotonic() >= until:
+                    raise
+                waited = True
+                time.sleep(POLL)
+            else:
+                self.wait_for(patience)
+                return waited
 
 
 class Database:
@@ -165,27 +187,32 @@ class Database:
         return result
 
     def _transaction(self, connection: _Open, work: Work[T]) -> T:
-        connection.raw.execute("BEGIN IMMEDIATE")
+        waited = connection.begin(self._patience)
         # Another process that finds the file damaged locks it, moves it aside and makes a new one. Whoever waited for
         # that lock has it now, on the file that was moved: what is written there is lost, so look again.
         if _identity(self._path) != connection.identity:
             raise Moved
         result = work(connection.raw)
         connection.raw.execute("COMMIT")
+        if waited:  # and so may others: who goes on at once would shut them out for as long as it has work
+            time.sleep(2 * POLL)
         return result
 
+    @property
+    def _patience(self) -> float:
+        return PATIENCE if self._away.seen else PATIENCE_AWAY
+
     def _take(self) -> _Open:
-        patience = PATIENCE if self._away.seen else PATIENCE_AWAY
         while self._idle:
             try:
                 connection = self._idle.pop()
             except IndexError:  # another thread was faster
                 break
             if _identity(self._path) == connection.identity:
-                connection.wait_for(patience)
+                connection.wait_for(self._patience)
                 return connection
             connection.raw.close()
-        return self._connect(patience)
+        return self._connect(self._patience)
 
     def _give_back(self, connection: _Open) -> None:
         self._idle.append(connection)

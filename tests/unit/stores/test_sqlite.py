@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -463,22 +464,50 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match=r"scan\.db is locked by another process for more than 0\.2 s$"):
             store.update("a", keep(b"2"))
-        waits: list[float] = []
-        monkeypatch.setattr(database._Open, "wait_for", lambda _self, patience: waits.append(patience))
+        asked: list[object] = []
+        monkeypatch.setattr(Database, "_take", asked.append)
         for _ in range(1000):
             with pytest.raises(StoreError, match="is locked"):
                 store.read("")
-        assert waits == [], "nobody asked again"
+        assert asked == [], "nobody asked again"
+        monkeypatch.undo()
         clock.advance(1)
         with pytest.raises(StoreError, match="is locked"):
             store.read("")
-        monkeypatch.undo()
         other.execute("ROLLBACK")
     with pytest.raises(StoreError, match="is locked"):
         store.read("")
     clock.advance(1)
     assert store.update("a", keep(b"3")) == b"1"
     assert store.read("") == {"a": b"3"}
+
+
+def test_who_waits_comes_in_between_others_that_begin_again_at_once(path: Path, opened: Opener) -> None:
+    """Asking as seldom as SQLite does, a waiter would find the file locked each time."""
+    store, others = opened(), opened()
+    store.update("a", keep(b"1"))
+    over = threading.Event()
+
+    def busy() -> None:
+        def slow(_old: bytes | None, _now: float) -> tuple[bytes | None, None]:
+            threading.Event().wait(0.01)
+            return b"1", None
+
+        while not over.is_set():
+            others.update("b", slow)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        took = []
+        for number in range(10):
+            began = time.monotonic()
+            store.update("a", keep(b"%d" % number))
+            took.append(time.monotonic() - began)
+    finally:
+        over.set()
+        thread.join()
+    assert sum(took) / 10 < 1.0
 
 
 def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(opened: Opener, monkeypatch: Any) -> None:

@@ -1,0 +1,166 @@
+"""What the stores cost, as ratios measured in one interleaved run: `uv run python tests/benchmarks/store.py [rounds]`.
+
+A *get* is of one answer of 20 candidates that was written and flushed: the bytes, then the bytes and their candidates.
+An *update* is durable before it returns: SQLite's waits for the disk of the directory that is named (`--directory`, the
+current one unless given), Redis' for the server. No test depends on these figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from resilient_scan import Candidate
+from resilient_scan.clock import SystemClock
+from resilient_scan.errors import StoreError
+from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.codec import decode_candidates, encode_candidates
+from tests.redis_server import RedisServer
+
+EXTRAS = {"price": 12.5, "volume": 1_000_000, "change": -0.031, "sector": "Energy"}
+ANSWER = encode_candidates(Candidate, [Candidate(f"T{n}", "one", "moved", extras=EXTRAS) for n in range(20)])
+THREADS, PROCESSES = 8, 8
+
+
+def add(old: bytes | None, _now: float) -> tuple[bytes, None]:
+    """Count one up."""
+    return b"%d" % (int(old or b"0") + 1), None
+
+
+def look(old: bytes | None, _now: float) -> tuple[bytes | None, None]:
+    """Change nothing."""
+    return old, None
+
+
+def seconds_each(call: Callable[[], object], times: int) -> float:
+    """Return how long one of so many calls takes."""
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - began) / times
+
+
+def write_many(store: Store) -> None:
+    """Put a hundred answers and write them."""
+    for number in range(100):
+        store.put(f"cache/{number}", ANSWER, 600)
+    store.flush()
+
+
+def lease(store: Store) -> None:
+    """Take a lease and give it back."""
+    store.lease("flight/a", "me", 60)
+    store.release("flight/a", "me")
+
+
+def operations(store: Store) -> dict[str, tuple[Callable[[], object], int]]:
+    """Return what is measured, and how often in a round."""
+    store.put("answer", ANSWER, 600)
+    store.flush()
+    return {
+        "get": (lambda: store.get("answer"), 500),
+        "get + decode": (lambda: decode_candidates(Candidate, store.get("answer") or b""), 200),
+        "look (update that writes nothing)": (lambda: store.update("look", look), 300),
+        "update": (lambda: store.update("count", add), 30),
+        "lease + release": (lambda: lease(store), 50),
+        "100 puts + flush": (lambda: write_many(store), 2),
+    }
+
+
+@contextmanager
+def homes(directory: Path) -> Iterator[dict[str, str]]:
+    """Yield the URLs of all homes that this machine has."""
+    urls = {"memory": "memory:", "SQLite": f"sqlite:///{directory}/store.db"}
+    program = shutil.which("redis-server")
+    server = RedisServer(program, directory) if program else None
+    try:
+        yield {**urls, "Redis": server.url} if server else urls
+    finally:
+        if server:
+            server.kill()
+
+
+def costs(stores: dict[str, Store], rounds: int) -> None:
+    """Print what each operation costs in each home."""
+    calls = {home: operations(store) for home, store in stores.items()}
+    names = list(next(iter(calls.values())))
+    times: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds + 1):
+        for home, measured in calls.items():
+            for name, (call, count) in measured.items():
+                took = seconds_each(call, count)
+                if number:  # the first round warms up
+                    times.setdefault((home, name), []).append(took)
+    print(f"{'':<34}" + "".join(f"{f'{home}, us':>14}{'x memory':>10}" for home in stores))
+    for name in names:
+        medians = {home: statistics.median(times[home, name]) for home in stores}
+        cells = (f"{took * 1e6:>14,.1f}{took / medians['memory']:>10,.1f}" for took in medians.values())
+        print(f"{name:<34}" + "".join(cells))
+
+
+def count_for(url: str, seconds: float, writer: int) -> None:
+    """Count one document up from all threads for a while, and write how often."""
+    store = open_store(url, SystemClock())
+    until = time.perf_counter() + seconds
+    done: list[int] = []
+    refused: list[int] = []
+
+    def work() -> None:
+        while time.perf_counter() < until:
+            try:
+                store.update("count", add)
+            except StoreError:
+                refused.append(1)
+            else:
+                done.append(1)
+
+    crew = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    os.write(writer, b"%d %d\n" % (len(done), len(refused)))
+
+
+def rates(urls: dict[str, str], seconds: float = 2.0) -> None:
+    """Print how many updates of one document a second all processes make together."""
+    for home, url in urls.items():
+        if home == "memory":
+            continue
+        code = "import sys; from tests.benchmarks.store import count_for; count_for(sys.argv[1], float(sys.argv[2]), 1)"
+        command = [sys.executable, "-c", code, url, str(seconds)]
+        crew = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
+        told = [process.communicate(timeout=120)[0].split() for process in crew]
+        done, refused = (sum(int(counts[column]) for counts in told) for column in (0, 1))
+        print(
+            f"{home}: {done / seconds:,.0f} updates/s by {PROCESSES} processes x {THREADS} threads, {refused} refused"
+        )
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rounds", nargs="?", type=int, default=15)
+    parser.add_argument("--directory", default=".")
+    given = parser.parse_args()
+    print(f"Python {sys.version.split()[0]}, an answer of {len(ANSWER):,} bytes, median of {given.rounds} rounds")
+    with TemporaryDirectory(dir=given.directory) as name, homes(Path(name).absolute()) as urls:
+        stores = {home: open_store(url, SystemClock()) for home, url in urls.items()}
+        costs(stores, given.rounds)
+        for store in stores.values():
+            store.close()
+        rates(urls)
+
+
+if __name__ == "__main__":
+    main()
