@@ -7,6 +7,7 @@ byte now and then is never late for them; here every read and write of the socke
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 import urllib.request
@@ -226,3 +227,22 @@ if hasattr(httpx, "Client"):
         httpcore.ProxyError,
         httpcore.UnsupportedProtocol,
     )
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Take the secrets out of what httpx and httpcore log of our requests, and of nobody else's.
+
+    httpx logs every address at INFO, keys included; httpcore every answer's headers at DEBUG, cookies included.
+    """
+    if _left.get(None) is None:
+        return True
+    if record.name != "httpx":
+        return "headers.complete" not in record.getMessage()
+    if isinstance(record.args, tuple):
+        record.args = tuple(redact(str(part)) if isinstance(part, httpx.URL) else part for part in record.args)
+    return True
+
+
+if hasattr(httpx, "Client"):
+    for _name in ("httpx", "httpcore.http11"):
+        logging.getLogger(_name).addFilter(_without_secrets)

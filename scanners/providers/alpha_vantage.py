@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache, partial
 from typing import Any, Final
-from urllib.parse import quote, quote_plus
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import REDACTED, Client, NotFound, Response, SchemaDrift, TransientError
-from scanners.providers.reading import each, number, shaped
+from scanners.providers.reading import each, number, shaped, without
 
 LIVE: Final = "https://www.alphavantage.co"
 HOST: Final = "www.alphavantage.co"
@@ -32,6 +31,7 @@ KEY: Final = "ALPHAVANTAGE_API_KEY"
 PROVIDER: Final = "alpha_vantage"
 LIMIT: Final = Limit(PROVIDER, rate=("25/day", "1/s"))
 _NEW_YORK: Final = ZoneInfo("America/New_York")
+_ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # whosever key it is
 _CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
 
 
@@ -175,8 +175,8 @@ class AlphaVantage:
 
     def _ask(self, function: str, key: str, context: ScanContext, **parameters: str) -> Response:
         query = {"function": function, **parameters, "apikey": key}
-        answer = self._http.get("/query", query, context=context)
-        refuse(answer, function, key, context.now)
+        answer = without(key, self._http.get("/query", query, context=context))
+        refuse(answer, function, context.now)
         return answer
 
 
@@ -186,8 +186,8 @@ def client(base_url: str) -> AlphaVantage:
     return AlphaVantage(base_url)
 
 
-def refuse(answer: Response, function: str, key: str, now: datetime) -> None:
-    """Raise what an answer with HTTP 200 says instead of data, if it does; the key is taken out of it.
+def refuse(answer: Response, function: str, now: datetime) -> None:
+    """Raise what an answer with HTTP 200 says instead of data, if it does.
 
     Raises:
         RetryAfter: a quota is used up: of a second, a minute, or (until New York's midnight) a day.
@@ -201,7 +201,7 @@ def refuse(answer: Response, function: str, key: str, now: datetime) -> None:
     field = next((name for name in ("Note", "Information", "Error Message") if name in data), None)
     if field is None or not isinstance(data[field], str):
         return
-    text = _without(key, " ".join(data[field].split()))
+    text = _ECHO.sub(rf"\g<1>{REDACTED}", " ".join(data[field].split()))
     said = f"Alpha Vantage's {function}: {text[:300]}"
     for pattern, error in _LANGUAGE:
         if re.search(pattern, text, re.IGNORECASE):
@@ -247,13 +247,6 @@ def _until_midnight(now: datetime) -> float:
     here = now.astimezone(_NEW_YORK)
     midnight = datetime.combine(here.date() + timedelta(days=1), time(), _NEW_YORK)
     return max(60.0, midnight.timestamp() - here.timestamp())
-
-
-def _without(key: str, text: str) -> str:
-    """Return a sentence without the key, however it is quoted, and without what calls itself one."""
-    for form in sorted({key, quote(key, safe=""), quote_plus(key)} - {""}, key=len, reverse=True):
-        text = text.replace(form, REDACTED)
-    return re.sub(r"(?i)(api ?key as )\S+", rf"\g<1>{REDACTED}", text)
 
 
 def _day(text: str) -> date:

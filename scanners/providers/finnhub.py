@@ -20,8 +20,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
-from resilient_scan.http import REDACTED, Client, Response, TransientError
-from scanners.providers.reading import each, shaped
+from resilient_scan.http import Client, Response, TransientError
+from scanners.providers.reading import each, shaped, without
 
 LIVE: Final = "https://finnhub.io/api/v1"
 HOST: Final = "finnhub.io"
@@ -95,12 +95,14 @@ class Finnhub:
         return each(rows, lambda row, where: shaped(row, Earnings, where), read, PROVIDER, context)
 
     def _ask(self, path: str, query: dict[str, str], key: str, context: ScanContext) -> Any:
-        answer = self._http.get(path, query, context=context, accept=(401, 403, 429), headers={"X-Finnhub-Token": key})
+        sent = {"X-Finnhub-Token": key}
+        answer = self._http.get(path, query, context=context, accept=(401, 403, 429), headers=sent)
+        answer = without(key, answer)
         if answer.status != 200:
-            raise _refusal(answer, key, context)
+            raise _refusal(answer, context)
         data = answer.json()
         if isinstance(data, dict) and isinstance(data.get("error"), str):
-            raise TransientError(f"{answer.url}: {_said(answer, key)}")
+            raise TransientError(f"{answer.url}: {_said(answer)}")
         return data
 
 
@@ -110,8 +112,8 @@ def client(base_url: str) -> Finnhub:
     return Finnhub(base_url)
 
 
-def _refusal(answer: Response, key: str, context: ScanContext) -> Exception:
-    said = f"{answer.url}: HTTP {answer.status}: {_said(answer, key)}"
+def _refusal(answer: Response, context: ScanContext) -> Exception:
+    said = f"{answer.url}: HTTP {answer.status}: {_said(answer)}"
     if answer.status == 401:
         return PermanentError(f"{said} - check the key")
     if answer.status == 403:
@@ -121,12 +123,12 @@ def _refusal(answer: Response, key: str, context: ScanContext) -> Exception:
     return RetryAfter(_wait(answer, context), said)
 
 
-def _said(answer: Response, key: str) -> str:
-    """Return how an error begins, without the key; pages for people say nothing."""
+def _said(answer: Response) -> str:
+    """Return how an error begins; pages for people say nothing."""
     text = " ".join(answer.text.split())
     if text.startswith("<") or "html" in answer.headers.get("content-type", ""):
         return "a page for people, no answer of the API"
-    return (text.replace(key, REDACTED) if key else text)[:200]
+    return text[:200]
 
 
 def _wait(answer: Response, context: ScanContext) -> float:

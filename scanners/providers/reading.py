@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import quote, quote_plus
 
 import msgspec
 
 from resilient_scan import ScanContext
-from resilient_scan.http import SchemaDrift
+from resilient_scan.http import REDACTED, Response, SchemaDrift
 
 T = TypeVar("T")
 
@@ -22,6 +24,17 @@ Volume = Annotated[int, msgspec.Meta(ge=0, le=10**11)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=4102444800)]  # seconds, until the year 2100
 Symbol = Annotated[str, msgspec.Meta(pattern=r"^[A-Z^][A-Z0-9.^=+/$-]{0,15}$")]
+
+
+def without(key: str, answer: Response) -> Response:
+    """Return an answer that echoes no key, however it is quoted; a key of less than 4 characters is no secret."""
+    if len(key) < 4:
+        return answer
+    body = answer.body
+    in_json = json.dumps(key)[1:-1]
+    for form in {key, quote(key, safe=""), quote_plus(key), in_json, in_json.replace("/", "\\/")}:
+        body = body.replace(form.encode(), REDACTED.encode())
+    return msgspec.structs.replace(answer, body=body)
 
 
 def shaped(data: Any, kind: type[T], what: str) -> T:
