@@ -5,15 +5,22 @@ from __future__ import annotations
 from random import Random
 from typing import Any, TypeVar
 
-from resilient_scan import Breaker
+import pytest
+
+from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.errors import StoreError
+from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import Guard, Home
+from resilient_scan.layers.breaker.record import Record, read
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 
 T = TypeVar("T")
 KEY = "breaker/one"
+OPENED = BreakerChanged("one", "closed", "open", 8.0)
+TRYING = BreakerChanged("one", "open", "half_open", None)
+CLOSED = BreakerChanged("one", "half_open", "closed", None)
 
 
 class Wall(FakeClock):
@@ -80,3 +87,23 @@ class Fleet:
     def put(self, data: bytes | None) -> None:
         """Let somebody else write the record."""
         MemoryStore.update(self.store, KEY, lambda _old, _now: (data, None))
+
+
+def fail(guard: Guard) -> BreakerChanged | None:
+    return guard.vote(guard.admit()[0], True)
+
+
+def succeed(guard: Guard) -> BreakerChanged | None:
+    return guard.vote(guard.admit()[0], False)
+
+
+def refusal(guard: Guard) -> str:
+    with pytest.raises(CircuitOpen) as caught:
+        guard.admit()
+    return str(caught.value)
+
+
+def record(fleet: Fleet) -> Record:
+    kept = read(fleet.store.read(KEY)[KEY])
+    assert kept is not None
+    return kept
