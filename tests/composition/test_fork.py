@@ -223,6 +223,29 @@ def test_what_is_pending_is_counted_once_in_a_child(fleet: Fleet) -> None:
         assert registry.get_sample_value("resilient_scan_scans_total", labels) == 5
 
 
+def test_a_child_of_a_parent_that_was_just_counting_can_count(fleet: Fleet) -> None:
+    registry, held, release = CollectorRegistry(), threading.Event(), threading.Event()
+    listener = PrometheusMetrics(registry)
+    runner = fleet(healthy("one"), listeners=[listener])
+
+    def count() -> None:
+        with listener._families._lock:
+            held.set()
+            release.wait(30)
+
+    def check() -> None:
+        runner.run({})
+        labels = {"scanner": "one", "pipeline": "test", "status": "completed"}
+        assert registry.get_sample_value("resilient_scan_scans_total", labels) == 1
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    assert held.wait(5)
+    in_child(check)
+    release.set()
+    counting.join()
+
+
 def test_metrics_in_a_child(fleet: Fleet) -> None:
     registry = CollectorRegistry()
     runner = fleet(healthy("one"), listeners=[PrometheusMetrics(registry)])

@@ -170,6 +170,14 @@ def test_an_execution_that_failed_is_no_success(listener: PrometheusMetrics, reg
     assert value(registry, "last_success_timestamp_seconds", scanner="one") == 9
 
 
+def test_of_successes_told_out_of_order_the_last_one_counts(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    for at in (9.0, 12.0, 10.0):
+        listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", at))
+    assert value(registry, "last_success_timestamp_seconds", scanner="one") == 12
+
+
 def test_a_cancelled_attempt_is_not_counted(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
     listener(AttemptEnded("one", 1, "cancelled", 0.1, None))
     outcomes = [value(registry, "attempts_total", scanner="one", outcome=o) for o in ("success", "error", "timeout")]
