@@ -176,7 +176,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         data = demo if served else None
         state = state_for(request.as_of, data) if replay is None else _state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
-            traffic.note_state(state)
+            traffic.note_run(state, [found.name for found in ready])
         yield Fleet(
             runner=runner,
             state=state,
@@ -238,7 +238,7 @@ def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | 
     if demo is not None and name in demo.scanners:
         return ""
     if replay is not None and not replay.has(name):
-        return f"{replay.folder} has no recordings of {' or '.join(found.sources)}"
+        return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
     needs = {setting: variable for setting, variable in found.needs.items() if not (replay and variable)}
     missing = [
         f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")

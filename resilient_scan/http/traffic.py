@@ -11,7 +11,8 @@ A folder holds `manifest.json`, a list with a row for each answer, in the order 
     scanner       who asked; may be missing
     bytes, sha256 of the body
 
-`state.json`, if it is there, is what the run was given. Further keys and files are allowed.
+`state.json`, if it is there, is what the run was given, and `scanners.json` a list of those that ran. Further keys and
+files are allowed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from resilient_scan.http.secrets import REDACTED, Hide, hider, is_secret, redact
 
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
+SCANNERS: Final = "scanners.json"
 _CONNECTION: Final = {"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"}
 _KINDS: Final = {"json": "json", "csv": "csv", "html": "html", "xml": "xml", "atom": "xml"}
 _WHEN = re.compile(r"(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})?)?")
@@ -131,21 +133,27 @@ class Replay:
         Raises:
             ConfigError: what it says is no JSON object.
         """
-        path = self.folder / STATE
-        if not path.is_file():
-            return {}
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        except (msgspec.DecodeError, OSError) as error:
-            raise ConfigError(f"{path} is no JSON object: {error}") from None
+        return self._beside(STATE, dict[str, Any], "object") or {}
 
     def has(self, scanner: str) -> bool:
-        """Say whether there is anything for a scanner: recorded by it, or from one of its sources.
+        """Say whether there is anything for a scanner: it ran when this was recorded, or its sources are there.
 
-        One whose sources are not known may find something.
+        Where the folder does not say who ran, one whose sources are not known may find something.
+
+        Raises:
+            ConfigError: what the folder says is no JSON list of names.
         """
+        ran = self._beside(SCANNERS, list[str], "list of names")
         hosts = self._sources.get(scanner)
-        return not hosts or bool(hosts & self.hosts) or any(row.scanner == scanner for row in self._rows)
+        return scanner in ran if ran is not None else not hosts or bool(hosts & self.hosts)
+
+    def _beside(self, name: str, kind: Any, what: str) -> Any:
+        """Return what a file beside the manifest says, or `None` if there is none."""
+        path = self.folder / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind) if path.is_file() else None
+        except (msgspec.DecodeError, OSError) as error:
+            raise ConfigError(f"{path} is no JSON {what}: {error}") from None
 
     def clock(self, scanner: str, clock: Clock) -> Clock:
         """Return a scanner's clock: waits and deadlines are real, the time of day stands still."""
@@ -220,9 +228,10 @@ class Recorder:
         """Return the clock as it is."""
         return clock
 
-    def note_state(self, state: Mapping[str, Any]) -> None:
-        """Keep what a run is given, for its replay."""
+    def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
+        """Keep what a run is given and who runs, for its replay."""
         (self.folder / STATE).write_bytes(msgspec.json.encode(state))
+        (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
 
     def keep(self, asked: Asked, answer: Answer, body: bytes, hide: Hide, context: ScanContext) -> None:
         """Keep one answer.

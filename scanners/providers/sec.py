@@ -106,7 +106,7 @@ class Sec:
         self, path: str, context: ScanContext, query: Mapping[str, Any] | None = None, *, beyond: bool = False
     ) -> Response | None:
         answer = self._http.get(path, query, context=context, accept=(403, 404, 429, *((503,) if beyond else ())))
-        if answer.status == 503:
+        if beyond and answer.status in {404, 503}:
             return None
         if answer.status != 200:
             _refuse(answer, context)

@@ -71,7 +71,7 @@ def test_what_was_recorded_comes_back_without_a_network_and_holds_no_secret(
 ) -> None:
     client = Client(server.url, secrets=[KEY])
     with Recorder(folder) as recorder:
-        recorder.note_state({"trade_date": "2026-05-15"})
+        recorder.note_run({"trade_date": "2026-05-15"}, ["mine"])
         live = ask(client, context_for(recorder))
     came = len(server.asked)
     replay = Replay(folder)
@@ -189,10 +189,11 @@ def test_without_any_date_the_clock_is_the_machines(folder: Path) -> None:
 
 
 def test_it_knows_for_whom_there_is_something(folder: Path) -> None:
-    replay = tape(folder, {}, {"url": "http://two.example/", "scanner": "three"})
+    replay = tape(folder, {}, {"url": "http://two.example/"})
     assert replay.hosts == {"one.example", "two.example"}
-    assert [replay.has(name) for name in ("one", "two", "three", "stranger")] == [True, True, True, True]
-    assert not Replay(folder, {"four": ["four.example"]}).has("four")
+    assert [replay.has(name) for name in ("one", "two", "three", "stranger")] == [True, True, False, True]
+    (folder / "scanners.json").write_text('["three", "four"]')
+    assert [replay.has(name) for name in ("one", "two", "three", "stranger")] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -214,12 +215,15 @@ def test_a_folder_that_is_none_is_refused(folder: Path, manifest: str | None, wo
         Replay(folder)
 
 
-def test_a_state_that_is_none_is_refused(folder: Path) -> None:
+def test_a_state_or_a_list_of_scanners_that_is_none_is_refused(folder: Path) -> None:
     replay = tape(folder, {})
     assert replay.state() == {}
     (folder / "state.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"state\.json is no JSON object"):
         replay.state()
+    (folder / "scanners.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"scanners\.json is no JSON list of names"):
+        replay.has("one")
 
 
 def test_nothing_is_recorded_over_what_is_there(folder: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_replay_needs_no_keys_but_recordings(tmp_path: Path) -> None:
     assert (fleet.state, fleet.demo) == ({}, None)
     request = Request(config=config, replay=record(tmp_path / "other", "other.example"))
     with open_fleet(request, listeners=()) as fleet:
-        assert fleet.not_configured == {"keyed": f"{tmp_path / 'other'} has no recordings of keyed.example"}
+        assert fleet.not_configured == {"keyed": f"{tmp_path / 'other'} has no recordings of it or of keyed.example"}
 
 
 def test_a_run_is_recorded_or_replayed_and_not_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
