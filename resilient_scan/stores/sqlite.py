@@ -76,8 +76,8 @@ class SqliteStore(BatchingStore):
         """Return all documents whose keys begin so."""
         self._check_open()
         begin = _bytes(prefix)
-        select = "SELECT key, data, sum FROM documents WHERE ?1 = 0 OR substr(key, 1, ?1) = ?2"
-        rows = self._database.read(lambda database: _all(database, select, len(begin), begin))
+        select = "SELECT key, data, sum FROM documents WHERE ? = 0 OR substr(key, 1, ?) = ?"
+        rows = self._database.read(lambda database: _all(database, select, len(begin), len(begin), begin))
         return {_text(key): data for key, data in rows}
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
@@ -185,9 +185,9 @@ def _write_answer(database: sqlite3.Connection, key: bytes, value: bytes, now: f
 
 def _shorten(database: sqlite3.Connection, log: bytes, keep: int) -> None:
     database.execute(
-        "DELETE FROM records WHERE key = ?1 AND id <= (SELECT id FROM records WHERE key = ?1 ORDER BY id DESC "
-        "LIMIT 1 OFFSET ?2)",
-        (log, keep),
+        "DELETE FROM records WHERE key = ? AND id <= (SELECT id FROM records WHERE key = ? ORDER BY id DESC "
+        "LIMIT 1 OFFSET ?)",
+        (log, log, keep),
     )
 
 
