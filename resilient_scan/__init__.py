@@ -17,7 +17,7 @@ from resilient_scan.errors import (
 from resilient_scan.events import Listener
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics
-from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry, Timeout
+from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
@@ -40,6 +40,7 @@ __all__ = [
     "PluginError",
     "Policy",
     "PrometheusMetrics",
+    "Quarantine",
     "Rejected",
     "Retry",
     "RetryAfter",

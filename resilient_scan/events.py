@@ -123,13 +123,15 @@ class ScanEnded(Event, frozen=True, gc=False):
 
     `cache` tells what the cache had for it: `hit`, `stale`, `miss`, `shared` (another scan's execution answered),
     `bypass` (no cache, or a state without a stable key), or `""` where it was not asked.
-    `invalid` is the reason why the first dropped candidate was dropped.
+    `invalid` is the reason why the first dropped candidate was dropped. `probe` says whether the scan tested a
+    scanner that was out of service.
     """
 
     run_id: str
     result: ScanResult
     cache: str
     invalid: str
+    probe: bool = False
 
 
 class RunEnded(Event, frozen=True, gc=False):

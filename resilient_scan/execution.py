@@ -1,8 +1,8 @@
 """The way of one scan: gate, cache, a worker with a time limit, the layers, the result.
 
-`begin` is called on the run's thread and ends a scan at once where the gate or the cache can. Else an `Execution` goes
-to the pool; on the worker it calls the layers, folded into one function; the outcome reaches every scan that waits for
-it through the outbox of that scan's run.
+`begin` is called on the run's thread and ends a scan at once where the cache can; `at_the_gate` stands before it where
+a scanner is out of service. Else an `Execution` goes to the pool; on the worker it calls the layers, folded into one
+function; the outcome reaches every scan that waits for it through the outbox of that scan's run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from resilient_scan.events import AttemptEnded, Event, LateCompletion, ThreadAba
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
+from resilient_scan.quarantine import Turn
 from resilient_scan.scans import HIT, MISS, NOT_ASKED, SHARED, STALE, Run, Scan, from_cache, stale_answer, without_work
 from resilient_scan.stack import CANCELLED, REJECTED, TIMEOUT, Stack
 from resilient_scan.work import Work
@@ -24,15 +25,24 @@ from resilient_scan.work import Work
 # on the run's thread
 
 
+def at_the_gate(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
+    """Start a scan of a scanner that is known at the gate: it is out of service, or a probe, or may pass."""
+    decision, mark = stack.turn()
+    if decision is Turn.RUN:
+        return begin(stack, run)
+    turn = stack.clock.monotonic()
+    if decision is Turn.PROBE:
+        return _probe(Scan(stack, run, turn), mark)
+    return without_work(stack, run, turn, Status.DISABLED), NOT_ASKED
+
+
 def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
-    """Start a scan.
+    """Start a scan of a scanner in service.
 
     Returns:
         The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
     """
     turn = stack.clock.monotonic()
-    if stack.name in stack.orders and not stack.in_service():
-        return without_work(stack, run, turn, Status.DISABLED), NOT_ASKED
     cache = stack.cache
     key = None if cache is None else run.snapshot.key(cache.inputs)
     if cache is None or key is None:
@@ -66,6 +76,18 @@ def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, s
         return stale, STALE
     status = Status.TIMEOUT if error.kind == ScanTimeout.__name__ else Status.ERROR
     return without_work(scan.stack, scan.run, scan.turn, status, error), HIT
+
+
+def _probe(scan: Scan, mark: str) -> Scan:
+    """Test a scanner that is out of service: its answer fills the cache, and nobody else's is read or waited for."""
+    stack = scan.stack
+    key = None if stack.cache is None else scan.run.snapshot.key(stack.cache.inputs)
+    execution = Execution(stack, scan, key)
+    scan.probe = execution.probe = mark
+    if stack.guard is not None:
+        stack.guard.hasten()
+    _lead(scan, execution)
+    return scan
 
 
 def _lead(scan: Scan, execution: Execution) -> None:
@@ -165,6 +187,7 @@ class Execution(Work):
         events = self._inherited()
         if self.context.attempt:  # a successor: there was real work, on another thread
             events += (self._ended(kind, error, self.stack.clock.monotonic() - self.began),)
+        events += self._probed(kind, error)
         outcome = self.outcome(kind, self.context.found, None, error)
         for scan in scans:
             scan.end(outcome, events)
@@ -242,6 +265,7 @@ class Execution(Work):
                 events.insert(0, AttemptEnded(self.name, context.attempt, TIMEOUT, took, error, context.run_id))
             heir.context = context.next(failure, stack.policy.timeout.attempt or 0.0)
             heir.scans, heir.began, heir.variables = self.scans, self.began, self.variables.copy()
+            heir.probe = self.probe
             self._left = True
             if self._late_age is not None:  # and it has come back already
                 events.append(self._late_completion(self._late_age))

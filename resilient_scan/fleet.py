@@ -20,7 +20,7 @@ from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.layers.shared import SharedValues
-from resilient_scan.options import Policy
+from resilient_scan.options import Policy, Quarantine
 from resilient_scan.quarantine import Gate
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stack import Stack
@@ -40,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True):
         listeners: who is told what happens.
         max_workers, max_abandoned: of the thread pool.
         clock, random: where time and chance come from.
+        quarantine: when scanners go out of service by themselves.
         store: where state is shared with other processes, and kept; `None`: state is in the live parts.
         traffic: stands between the scanners and the network, if anything does.
     """
@@ -53,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     max_abandoned: int
     clock: Clock
     random: Random
+    quarantine: Quarantine = Quarantine()
     store: Store | None = None
     traffic: Traffic | None = None
 
@@ -70,7 +72,16 @@ class Fleet:
         self._clock = plan.clock
         self._store = plan.store if plan.store is not None and plan.store.shared else None
         self.bus = Bus(plan.listeners)
-        self.gate = Gate(plan.names, plan.clock, self.bus)
+        self.gate = Gate(
+            plan.names,
+            plan.clock,
+            self.bus,
+            options=plan.quarantine,
+            store=plan.store,
+            random=plan.random,
+            on_error=self._store_failed,
+        )
+        self.bus.join(self.gate)
         self.workers = plan.max_workers
         self.pool = ThreadPool(plan.max_workers, max_abandoned=plan.max_abandoned, clock=plan.clock)
         limits = [(name, policy.limit) for name, policy in plan.policies.items() if policy.limit is not None]
@@ -87,7 +98,8 @@ class Fleet:
             policy,
             settings=plan.settings.get(spec.name, NO_SETTINGS),
             orders=self.gate.orders,
-            in_service=partial(self.gate.in_service, spec.name),
+            turn=partial(self.gate.turn, spec.name, float(policy.timeout.total)),
+            is_out=partial(self.gate.is_out, spec.name),
             service_state=partial(self.gate.state_of, spec.name),
             pool=self.pool,
             shared=shared,
@@ -108,7 +120,8 @@ class Fleet:
         self.bus.send(StoreFailed(operation, str(error), self._clock.time()))
 
     def look(self) -> None:
-        """See what other processes know of the breakers, at the start of a run: one read for all of them."""
+        """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
+        self.gate.look()
         if self._store is None:
             return
         guards = [(name, stack.guard) for name, stack in self.stacks.items() if stack.guard is not None]

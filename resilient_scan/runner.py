@@ -10,12 +10,14 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from random import Random
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
+
+import msgspec
 
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
@@ -37,9 +39,9 @@ from resilient_scan.fleet import (
 )
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.logs import LogEvents
-from resilient_scan.options import Policy
+from resilient_scan.options import Policy, Quarantine
 from resilient_scan.outcome import ScanResult
-from resilient_scan.quarantine import DAY
+from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
 from resilient_scan.report import RunReport
 from resilient_scan.running import LiveRun
 from resilient_scan.stack import Flight, Stack
@@ -64,6 +66,7 @@ class ScanRunner:
         store: where state lives; `None` and `"memory:"` keep it in this object; a store object is yours to close.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none.
         engine: where work runs: `"threads"`.
+        quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.
         order: `"longest_first"` starts the scanner first that is expected to take longest (unknown ones before all),
             `"given"` keeps the given order. The results keep it in any case.
@@ -90,6 +93,7 @@ class ScanRunner:
         store: object = None,
         listeners: Iterable[Listener] | None = None,
         engine: str = "threads",
+        quarantine: Quarantine | None = None,
         max_abandoned: int = 16,
         order: str = "longest_first",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -119,6 +123,7 @@ class ScanRunner:
             max_abandoned=whole("max_abandoned", max_abandoned, 0),
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
+            quarantine=_checked(quarantine, names),
             store=store if isinstance(store, Store) else None,
             traffic=traffic,
         )
@@ -244,21 +249,80 @@ class ScanRunner:
         """
         return self._results(self._prepare(state, deadline), ALL if self._concurrent else 1, self.names)
 
-    def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY) -> None:
-        """Take a scanner out of service for `duration` seconds (24 hours unless given).
+    def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY, who: str = "") -> None:
+        """Take a scanner out of service for `duration` seconds (24 hours unless given), whatever alerts say.
+
+        Args:
+            name: the scanner's.
+            reason: why, for the audit trail.
+            duration: seconds, > 0.
+            who: gives the order.
 
         Raises:
             ConfigError: there is no such scanner, or an argument is wrong.
+            StoreError: the order holds in this process only, until the store can be reached again.
         """
-        self._fleet.gate.disable(name, reason, duration)
+        self._fleet.gate.disable(name, reason, duration, who)
 
-    def enable(self, name: str, *, reason: str = "by hand") -> None:
-        """Bring a scanner back into service.
+    def enable(self, name: str, *, reason: str = "by hand", duration: float = DAY, who: str = "") -> None:
+        """Bring a scanner back into service; nothing happens if it is there.
+
+        One that alerts, failures or probes took out stays in service against them for `duration` seconds. Arguments
+        and errors are those of `disable`.
+        """
+        self._fleet.gate.enable(name, reason, duration, who)
+
+    def alerts(self, alerts: Iterable[Alert], *, source: str = "alertmanager") -> dict[str, int]:
+        """Act upon alerts, as a webhook brings them.
+
+        Args:
+            alerts: in the order of the message.
+            source: who sent them: `alertmanager` or `grafana`.
+
+        Returns:
+            How many were `accepted`, `duplicate`, of an `unknown_scanner`, or `refused` (the scanner is critical, too
+            many are out already, or an order by hand stands against it).
 
         Raises:
-            ConfigError: there is no such scanner.
+            StoreError: the store fails, and nothing was done; the sender is to try again.
         """
-        self._fleet.gate.enable(name, reason)
+        return self._fleet.gate.alerts(alerts, source)
+
+    def reconcile(self, fetch: Callable[[], Iterable[Alert]], *, source: str = "alertmanager") -> dict[str, int]:
+        """Bring what is known of a sender's alerts in line with its own list of the active ones.
+
+        Args:
+            fetch: asks for that list; what it raises comes out, and nothing is changed then.
+            source: whose list it is.
+
+        Returns:
+            The counts, as of `alerts`.
+
+        Raises:
+            StoreError: the store fails, and nothing was done.
+        """
+        return self._fleet.gate.reconcile(fetch, source)
+
+    def scanners(self) -> tuple[ScannerState, ...]:
+        """Return how each scanner stands: in service or not, why, since and until when, with evidence."""
+        fleet = self._fleet
+        return tuple(_with_last(state, fleet.stacks[state.name]) for state in fleet.gate.standings())
+
+    def probes_due(self) -> tuple[str, ...]:
+        """Return the scanners whose next scan would be a probe."""
+        return self._fleet.gate.probes_due()
+
+    def blind_since(self) -> float | None:
+        """Return since when the heartbeats of the alerting have been missing, epoch seconds; `None`: they have not."""
+        return self._fleet.gate.blind_since()
+
+    def audit(self, limit: int = 100) -> tuple[Entry, ...]:
+        """Return the newest changes of who is in service, newest first, at most `limit`.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        return self._fleet.gate.audit(limit)
 
     def explain(self, name: str, *, trace: bool = False) -> Explanation:
         """Explain one scanner: whether it would run now, what would make it run, its stack and its last scans.
@@ -279,7 +343,7 @@ class ScanRunner:
         said = origins_in_code(stack.spec, stack.policy, base, whole=name in own, timeout_seconds=timed)
         return explain(
             stack,
-            order=fleet.gate.order_of(name),
+            standing=fleet.gate.looked_at(name),
             origins={**said, **self._plan.origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
             trace=trace,
@@ -362,6 +426,28 @@ class ScanRunner:
         with self._lock:
             self._runs.discard(run)
         run.end()
+
+
+def _checked(quarantine: Quarantine | None, names: Sequence[str]) -> Quarantine:
+    if quarantine is None:
+        return Quarantine()
+    if not isinstance(quarantine, Quarantine):
+        raise ConfigError(f"quarantine must be a Quarantine, got {quarantine!r}")
+    for name in quarantine.critical:
+        if name not in names:
+            raise ConfigError(f"quarantine.critical: {no_scanner(name, names)}")
+    return quarantine
+
+
+def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
+    """Add to how a scanner stands what only this process knows: whose it is, and how its last scan ended."""
+    last = stack.flights[-1].result if stack.flights else None
+    return msgspec.structs.replace(
+        state,
+        pipeline=stack.pipeline,
+        last_status=None if last is None else last.status.value,
+        last_at=None if last is None else last.started_at,
+    )
 
 
 def _seconds(deadline: float | None) -> float:

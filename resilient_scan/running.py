@@ -15,7 +15,7 @@ from typing import Any
 from resilient_scan.clock import Clock
 from resilient_scan.context import Step
 from resilient_scan.events import RunEnded, RunStarted, ScanEnded
-from resilient_scan.execution import begin
+from resilient_scan.execution import at_the_gate, begin
 from resilient_scan.fleet import Fleet
 from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport, results_in_order
@@ -105,7 +105,7 @@ class LiveRun(Run):
         """Start one scan; return its result if it has one at once."""
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
             return self._skip(stack)
-        started = begin(stack, self)
+        started = at_the_gate(stack, self) if stack.name in stack.orders else begin(stack, self)
         if not isinstance(started, Scan):
             return self._finish(stack, *started)
         self.open.add(started)
@@ -132,7 +132,7 @@ class LiveRun(Run):
         context, scan.execution = scan.execution.context, None
         if not scan.leads:
             return self._finish(scan.stack, result, scan.cache)
-        return self._finish(scan.stack, result, scan.cache, context.invalid, context.steps)
+        return self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
 
     def _cut(self, *, by_user: bool) -> Sequence[ScanResult]:
         """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
@@ -149,17 +149,23 @@ class LiveRun(Run):
 
     def _skip(self, stack: Stack) -> ScanResult:
         """End a scan whose turn does not come; one that is out of service is that first of all."""
-        out = stack.name in stack.orders and not stack.in_service()
+        out = stack.name in stack.orders and stack.is_out()
         status = Status.DISABLED if out else Status.SKIPPED
         return self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
 
     def _finish(
-        self, stack: Stack, result: ScanResult, cache: str, invalid: str = "", steps: tuple[Step, ...] = ()
+        self,
+        stack: Stack,
+        result: ScanResult,
+        cache: str,
+        invalid: str = "",
+        steps: tuple[Step, ...] = (),
+        probe: bool = False,
     ) -> ScanResult:
         self.results[stack.name] = result
-        stack.record(self.run_id, result, cache, steps)
+        stack.record(self.run_id, result, cache, steps, probe)
         if self._tell_scan is not None:
-            self._tell_scan(ScanEnded(self.run_id, result, cache, invalid))
+            self._tell_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
         return result
 
     # its end

@@ -62,6 +62,7 @@ class Scan:
     cache = BYPASS
     key: bytes | None = None
     leads = False  # whether the execution was made for it
+    probe = ""  # the mark of a probe, where it is one
     queued = False  # whether this execution went straight to the pool (and does not wait for a provider)
     execution: Any  # the `Execution` that it waits for
 

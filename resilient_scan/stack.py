@@ -61,6 +61,7 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
         cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
         steps: the attempts that failed, in order.
         found: how many candidates it had.
+        probe: whether it tested a scanner that was out of service.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
     cache: str
     steps: tuple[Step, ...]
     found: int = 0
+    probe: bool = False
 
 
 class Stack:
@@ -78,7 +80,8 @@ class Stack:
         policy: the layers' options.
         settings: what the scanner finds in `context.settings`.
         orders: the gate's; without one for this scanner there is no need to ask it.
-        in_service: the gate; says whether the scanner may be asked.
+        turn: the gate; decides what a scan is whose turn has come.
+        is_out: the gate; says whether a scan would end `disabled`, and changes nothing.
         service_state: the gate; says in one word whether it is in service.
         pool: where work runs.
         shared: values that several scanners need.
@@ -100,7 +103,8 @@ class Stack:
         *,
         settings: Mapping[str, Any],
         orders: Mapping[str, object],
-        in_service: Callable[[], bool],
+        turn: Callable[[], tuple[Any, str]],
+        is_out: Callable[[], bool],
         service_state: Callable[[], str],
         pool: ThreadPool,
         shared: SharedValues,
@@ -119,7 +123,8 @@ class Stack:
         self.pipeline = spec.pipeline
         self.policy = policy
         self.orders = orders
-        self.in_service = in_service
+        self.turn = turn
+        self.is_out = is_out
         self.service_state = service_state
         self.pool = pool
         self.bus = bus
@@ -229,12 +234,12 @@ class Stack:
         """Remember how long an execution took, newer ones counting more."""
         self.expected = seconds if self.expected == NEVER else 0.5 * (self.expected + seconds)
 
-    def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...]) -> None:
+    def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool = False) -> None:
         """Keep a scan in the flight recorder, without what may be large."""
         found = len(result.candidates)
         # without lists of its own a record is nothing that the garbage collector has to look at, 50 times a scanner
         slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
-        self.flights.append(Flight(run_id, slim, cache, steps, found))
+        self.flights.append(Flight(run_id, slim, cache, steps, found, probe))
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""

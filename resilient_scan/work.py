@@ -11,7 +11,7 @@ from resilient_scan.clock import short
 from resilient_scan.context import NEVER, ScanContext
 from resilient_scan.engines.tasks import Place
 from resilient_scan.errors import ScanCancelled, ScanTimeout
-from resilient_scan.events import AttemptEnded, Event, ExecutionEnded, SuspiciousResult
+from resilient_scan.events import AttemptEnded, Event, ExecutionEnded, ProbeEnded, SuspiciousResult
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
@@ -30,6 +30,7 @@ class Work:
     """
 
     # Set only where they differ: most executions are of one scan, with an answer, and over soon.
+    probe = ""  # its mark, where it tests a scanner that is out of service
     _running = False
     _late_kind = ERROR
     _left: bool | None = None  # whether listeners were told that its thread was left behind; None: not decided yet
@@ -107,6 +108,8 @@ class Work:
         context.cancel()
         if begun:
             stack.bus.send_all([*self._inherited(), *self._endings(CANCELLED, None)])
+        else:
+            stack.bus.send_all(self._probed(CANCELLED, None))
 
     # on a worker
 
@@ -122,6 +125,7 @@ class Work:
             self.over = True
         self._give_back()
         self.land()
+        self.stack.bus.send_all(self._probed(CANCELLED, None))
         for scan in late:
             scan.end(without_work(scan.stack, scan.run, scan.turn, Status.SKIPPED))
         return None
@@ -186,6 +190,8 @@ class Work:
             stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), context.dropped))
         if stack.tell_execution is not None:
             stack.tell_execution(self._ended(SUCCESS, None, took))
+        if self.probe:
+            stack.bus.send_all(self._probed(SUCCESS, None))
         for scan in scans:
             if scan.leads:
                 scan.run.outbox.put((scan, self._completed(scan, found, took, doubt), ()))
@@ -248,6 +254,8 @@ class Work:
             stack.took(outcome.duration)
             if stack.tell_execution is not None:
                 stack.tell_execution(self._ended(told, error, outcome.duration))
+        if self.probe:
+            stack.bus.send_all(self._probed(told, error))
         for scan in scans:
             scan.end(outcome)
 
@@ -310,10 +318,18 @@ class Work:
         """Return the events of an end that comes while an attempt may be under way."""
         began = self.context.close_attempt(self.stack.lock)
         ended = self._ended(kind, error, self.stack.clock.monotonic() - self.began)
+        probed = self._probed(kind, error)
         if began is None:
-            return [ended]
+            return [ended, *probed]
         took = self.stack.clock.monotonic() - began
-        return [AttemptEnded(self.name, self.context.attempt, kind, took, error, self.context.run_id), ended]
+        return [AttemptEnded(self.name, self.context.attempt, kind, took, error, self.context.run_id), ended, *probed]
+
+    def _probed(self, kind: str, error: ErrorInfo | None) -> tuple[Event, ...]:
+        """Return what is to be told of the end of a probe, if it is one."""
+        if not self.probe:
+            return ()
+        reason = "" if error is None else f"{error.kind}: {error.message}"
+        return (ProbeEnded(self.name, CANCELLED if kind == REJECTED else kind, reason, self.probe),)
 
     def _ended(self, kind: str, error: ErrorInfo | None, took: float) -> ExecutionEnded:
         stack, context = self.stack, self.context

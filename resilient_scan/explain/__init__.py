@@ -11,7 +11,7 @@ from resilient_scan.explain.model import Attempt, Explanation, Hung, Layer, Numb
 from resilient_scan.explain.text import counted
 from resilient_scan.explain.verdict import verdict_of
 from resilient_scan.outcome import Status
-from resilient_scan.quarantine import Order
+from resilient_scan.quarantine import ScannerState
 from resilient_scan.stack import Flight, Stack
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 def explain(
     stack: Stack,
     *,
-    order: Order | None = None,
+    standing: ScannerState | None = None,
     origins: Mapping[str, str] | None = None,
     findings: Iterable[str] = (),
     trace: bool = False,
@@ -40,7 +40,7 @@ def explain(
 
     Args:
         stack: the scanner and its layers.
-        order: by which it is disabled by hand, if it is.
+        standing: how it stands at the gate; `None`: in service.
         origins: who said each number, by `layer.field`, or by `layer` for one that is left out; the others count as
             built-in.
         findings: options that do not work together, a sentence each.
@@ -52,8 +52,8 @@ def explain(
         scanner=stack.name,
         pipeline=stack.pipeline,
         at=stack.clock.time(),
-        verdict=verdict_of(stack, order, hung),
-        layers=layers_of(stack, order, origins or {}),
+        verdict=verdict_of(stack, standing, hung),
+        layers=layers_of(stack, standing, origins or {}),
         expected=stack.expected if math.isfinite(stack.expected) else None,
         past=tuple(_past(flight, allowed) for flight in reversed(stack.flights.copy())),
         hung=hung,
@@ -82,6 +82,7 @@ def _past(flight: Flight, allowed: int) -> Past:
         cache=flight.cache,
         attempts=_attempts(flight),
         allowed=allowed,
+        probe=flight.probe,
         error="" if error is None else f"{error.kind}: {error.message}",
     )
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from resilient_scan.explain.gate import gate_layer
 from resilient_scan.explain.model import Layer, Number
-from resilient_scan.explain.text import clean, counted, moment, span
+from resilient_scan.explain.text import clean, counted, span
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
-from resilient_scan.quarantine import Order
+from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
 from resilient_scan.stack import Stack
 
@@ -54,14 +55,14 @@ def _place(spec: ScannerSpec, layer: str, base: Policy | None) -> str:
     return BUILT_IN if base is None or getattr(base, layer) == getattr(Policy(), layer) else POLICY
 
 
-def layers_of(stack: Stack, order: Order | None, origins: Mapping[str, str]) -> tuple[Layer, ...]:
+def layers_of(stack: Stack, standing: ScannerState | None, origins: Mapping[str, str]) -> tuple[Layer, ...]:
     """Describe the layers of a stack, outermost first."""
     policy = stack.policy
     limit = policy.limit if stack.provider is None else stack.provider.limit
     total, attempt = ("timeout.total",), ("timeout.attempt", "timeout.max_abandoned")
     timeouts = _numbers(policy, "timeout", origins)
     return (
-        Layer("gate", _gate(stack, order)),
+        gate_layer(standing),
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
         Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
@@ -176,14 +177,6 @@ def _scanner(stack: Stack) -> str:
 
 
 # The state of each layer
-
-
-def _gate(stack: Stack, order: Order | None) -> str:
-    if order is None:
-        return "the scanner is in service: it is asked"
-    left = max(0.0, order.until - stack.clock.monotonic())
-    until = moment(stack.clock.time() + left)
-    return f"out of service: disabled by hand until {until}, in {span(left)}; reason: {clean(order.reason)}"
 
 
 def _kept(stack: Stack) -> Iterator[str]:

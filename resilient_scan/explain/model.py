@@ -85,6 +85,7 @@ class Past(msgspec.Struct, frozen=True):
         attempts: all of them, in order.
         allowed: how many attempts a scan may have.
         error: type and message, or `""`.
+        probe: whether it tested the scanner while that was out of service.
     """
 
     run_id: str
@@ -100,6 +101,7 @@ class Past(msgspec.Struct, frozen=True):
     attempts: tuple[Attempt, ...]
     allowed: int
     error: str
+    probe: bool = False
 
 
 class Hung(msgspec.Struct, frozen=True):

@@ -103,7 +103,7 @@ def _past(told: Explanation) -> Iterator[str]:
     for scan in shown:
         when = f"{moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}"
         row = f"  {when:<24}{scan.status:<11}{scan.found:>10}{span(scan.duration):>10}{len(scan.attempts):>10}  "
-        yield shortened(row + scan.error, WIDTH)
+        yield shortened(row + ("(probe) " if scan.probe else "") + scan.error, WIDTH)
 
 
 def _trace(told: Explanation) -> Iterator[str]:
@@ -119,7 +119,10 @@ def _trace(told: Explanation) -> Iterator[str]:
 
 def _steps(scan: Past) -> Iterator[tuple[str, str]]:
     """Yield what happened to a scan, layer by layer."""
-    yield "cache", _CACHE[scan.cache] + (f", {span(scan.age)} old" if scan.age else "")
+    if scan.probe:
+        yield "probe", "the scanner was out of service, and this was to tell whether it may come back"
+    else:
+        yield "cache", _CACHE[scan.cache] + (f", {span(scan.age)} old" if scan.age else "")
     if scan.attempts:
         yield "worker", f"took it up after {span(scan.queue_wait)} in the queue"
     for attempt in scan.attempts:

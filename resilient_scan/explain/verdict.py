@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from resilient_scan.explain.gate import gate_reasons, gate_verdict, is_probe
 from resilient_scan.explain.model import Hung, Reason, Verdict
-from resilient_scan.explain.text import clean, counted, moment, span
+from resilient_scan.explain.text import clean, counted, span
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry
 from resilient_scan.options import Breaker
 from resilient_scan.outcome import Status
-from resilient_scan.quarantine import Order
+from resilient_scan.quarantine import ScannerState
 from resilient_scan.stack import Stack
 
 HINDERS, DELAYS = "hinders", "delays"
 
 
-def verdict_of(stack: Stack, order: Order | None, hung: tuple[Hung, ...]) -> Verdict:
+def verdict_of(stack: Stack, standing: ScannerState | None, hung: tuple[Hung, ...]) -> Verdict:
     """Judge what a scan that began now would come to."""
-    closed = tuple(_gate(stack, order))
+    closed = tuple(gate_reasons(standing))
     if closed:
         return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
+    if standing is not None and is_probe(standing):
+        return _probe(standing, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
     found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
     hindering = tuple(reason for weight, reason in found if weight == HINDERS)
     delaying = tuple(reason for weight, reason in found if weight == DELAYS)
@@ -35,6 +38,14 @@ def verdict_of(stack: Stack, order: Order | None, hung: tuple[Hung, ...]) -> Ver
     if delaying:
         return Verdict("waits", "", "A scan would ask the source as soon as there is room for it.", delaying)
     return Verdict("yes", "", _now(stack))
+
+
+def _probe(standing: ScannerState, found: list[tuple[str, Reason]]) -> Verdict:
+    """Judge a probe: it reads no cache, and the breaker lets it pass."""
+    hindering = tuple(reason for weight, reason in found if weight == HINDERS)
+    if hindering:
+        return Verdict("no", Status.REJECTED, "A scan would be a probe, but end `rejected`.", hindering)
+    return Verdict("waits" if found else "yes", "", gate_verdict(standing), tuple(reason for _, reason in found))
 
 
 def _now(stack: Stack) -> str:
@@ -69,17 +80,6 @@ def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[
 
 
 # What stands in the way, outermost layer first
-
-
-def _gate(stack: Stack, order: Order | None) -> Iterator[Reason]:
-    if order is not None:
-        left = max(0.0, order.until - stack.clock.monotonic())
-        until = moment(stack.clock.time() + left)
-        yield Reason(
-            "gate",
-            f"disabled by hand until {until}, reason: {clean(order.reason)}",
-            f"wait {span(left)}, or runner.enable({stack.name!r}), `resilient-scan enable {stack.name}`",
-        )
 
 
 def _failed(stack: Stack, failure: Entry) -> Reason:

@@ -15,6 +15,8 @@ executions, so the alert about them ends whether the source is well or not.
 """
 
 from resilient_scan.quarantine.alerts import Alert
-from resilient_scan.quarantine.gate import DAY, Gate, Order
+from resilient_scan.quarantine.gate import DAY, Gate
+from resilient_scan.quarantine.machine import Turn
+from resilient_scan.quarantine.standing import Entry, Evidence, ScannerState
 
-__all__ = ["DAY", "Alert", "Gate", "Order"]
+__all__ = ["DAY", "Alert", "Entry", "Evidence", "Gate", "ScannerState", "Turn"]

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-import msgspec
-
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError, is_number, no_scanner
 from resilient_scan.events import (
@@ -41,13 +39,6 @@ KEPT = 1_000  # entries of the audit trail
 MARGIN = 60.0  # seconds beyond twice its time after which a probe is given up: it may have to wait for a worker
 SUCCESS, ERROR, TIMEOUT = "success", "error", "timeout"
 _VERDICTS = {SUCCESS: True, ERROR: False, TIMEOUT: False}
-
-
-class Order(msgspec.Struct, frozen=True):
-    """A scanner was taken out of service by hand, until an instant of the monotonic clock."""
-
-    reason: str
-    until: float
 
 
 class Gate:
@@ -114,17 +105,6 @@ class Gate:
         if record is None or self._is_over(record):
             return False
         return turn_of(record, self._keeper.now()) is Turn.DISABLED
-
-    def in_service(self, name: str) -> bool:
-        """Say whether a scanner may be asked."""
-        return self.turn(name, 60.0)[0] is not Turn.DISABLED
-
-    def order_of(self, name: str) -> Order | None:
-        """Return the order by which a scanner is out of service now, if there is one."""
-        state = self._standing(name)
-        if state.state != DISABLED or state.until is None:
-            return None
-        return Order(state.reason, self._clock.monotonic() + state.until - self._keeper.now())
 
     def look(self) -> None:
         """See what other processes have done, at the start of a run."""
@@ -218,10 +198,18 @@ class Gate:
         """Say in one word how a scanner stands; nothing changes by it."""
         return self._standing(name).state if name in self.orders else ENABLED
 
-    def standing(self, name: str) -> ScannerState:
-        """Describe how a scanner stands, as far as is known without a look at the store."""
+    def looked_at(self, name: str) -> ScannerState:
+        """Look at the store, and describe how a scanner stands."""
         self._check(name)
+        self.look()
         return self._standing(name)
+
+    def probes_due(self) -> tuple[str, ...]:
+        """Look at the store, and name the scanners whose next scan would be a probe."""
+        self.look()
+        now = self._keeper.now()
+        out = tuple(self.orders.items())
+        return tuple(n for n, record in out if not self._is_over(record) and turn_of(record, now) is Turn.PROBE)
 
     def standings(self) -> tuple[ScannerState, ...]:
         """Look at the store, and describe all scanners."""

@@ -39,6 +39,7 @@ class ScannerState(msgspec.Struct, frozen=True):
 
     Attributes:
         name, pipeline: whose it is.
+        at: which instant.
         state: `enabled`, `quarantined`, `probing` or `disabled`.
         source: who decided it: `hand`, `alert`, `failures`, `probe` or `expiry`; empty where nobody ever did.
         who, reason: more about that.
@@ -58,6 +59,7 @@ class ScannerState(msgspec.Struct, frozen=True):
 
     name: str
     pipeline: str
+    at: float
     state: str
     source: str
     who: str
@@ -92,6 +94,7 @@ def standing(name: str, fleet: FleetRecord, rules: Rules, now: float) -> Scanner
     return ScannerState(
         name=name,
         pipeline="",
+        at=now,
         state=record.state if order is None else order.state,
         source=record.source if order is None else BY_HAND,
         who=told.who,

@@ -126,7 +126,7 @@ def test_what_goes_well_is_one_read_for_all(fleet: Fleet, bare: Bare) -> None:
     look = store.read
     store.read = lambda prefix: (reads.append(prefix), look(prefix))[1]  # type: ignore[method-assign]
     assert runner.run({}).complete
-    assert (reads, store.updates) == (["breaker/"], 0)
+    assert (reads, store.updates) == (["quarantine/fleet", "breaker/"], 0)
 
 
 def test_a_window_is_in_the_store_at_the_end_of_the_run(reopen: Open, fleet: Fleet, bare: Bare) -> None:

@@ -16,11 +16,11 @@ from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.events import Bus, ScannerStateChanged
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry, ResultCache
-from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.timeout import HungThreads
-from resilient_scan.quarantine import Gate
+from resilient_scan.quarantine import Gate, Turn
 from resilient_scan.testing import FakeClock, Recorder
 
 Crew = Callable[..., list[Any]]
@@ -215,12 +215,12 @@ def test_orders_at_the_gate(crew: Crew) -> None:
             elif number == 1:
                 gate.enable("one", "by hand")
             else:
-                gate.in_service("one")
+                gate.turn("one", 30.0)
                 clock.advance(0.1 * (turn % 3))
 
     crew(work, times=4)
     clock.advance(1)
-    assert gate.in_service("one")
+    assert gate.turn("one", 30.0)[0] is Turn.RUN
     told = recorder.of(ScannerStateChanged)
     went = sum((event.old, event.new) == ("enabled", "disabled") for event in told)
     came = sum((event.old, event.new) == ("disabled", "enabled") for event in told)

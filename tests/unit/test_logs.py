@@ -258,6 +258,7 @@ def test_an_event_is_one_object(caplog: pytest.LogCaptureFixture) -> None:
         "run_id": "run",
         "cache": "",
         "invalid": "",
+        "probe": False,
         "scanner": "one",
         "pipeline": "news",
         "status": "error",

@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.events import Bus, ScannerStateChanged
-from resilient_scan.quarantine import DAY, Gate
+from resilient_scan.quarantine import DAY, Gate, Turn
 from resilient_scan.testing import FakeClock, Recorder
 
 START = 1_000_000.0
@@ -31,27 +31,31 @@ def gate(clock: FakeClock, told: Recorder) -> Gate:
     return Gate(("one", "two"), clock, Bus([told]))
 
 
+def passes(gate: Gate, name: str) -> bool:
+    return gate.turn(name, 30.0)[0] is Turn.RUN
+
+
 def test_everybody_is_in_service_at_first(gate: Gate, told: Recorder) -> None:
-    assert gate.in_service("one")
-    assert gate.in_service("two")
+    assert passes(gate, "one")
+    assert passes(gate, "two")
     assert told.events_seen == []
 
 
 def test_an_order_holds_until_its_time_is_over(gate: Gate, clock: FakeClock) -> None:
     gate.disable("one", "quota", 60)
-    assert not gate.in_service("one")
-    assert gate.in_service("two")
+    assert not passes(gate, "one")
+    assert passes(gate, "two")
     clock.advance(59.75)
-    assert not gate.in_service("one")
+    assert not passes(gate, "one")
     clock.advance(0.25)
-    assert gate.in_service("one")
+    assert passes(gate, "one")
 
 
 def test_each_change_is_told_with_who_why_and_until(gate: Gate, clock: FakeClock, told: Recorder) -> None:
     gate.disable("one", "quota", 60)
     clock.advance(60)
-    gate.in_service("one")
-    gate.in_service("one")  # the expiry is told once
+    passes(gate, "one")
+    passes(gate, "one")  # the expiry is told once
     gate.disable("one", "again", 10)
     clock.advance(1)
     gate.enable("one", "fixed")
@@ -69,7 +73,7 @@ def test_a_second_order_replaces_the_first(gate: Gate, clock: FakeClock, told: R
     clock.advance(30)
     gate.disable("one", "second", 10)
     clock.advance(10)
-    assert gate.in_service("one")
+    assert passes(gate, "one")
     assert told.events_seen[1] == ScannerStateChanged(
         "one", "disabled", "disabled", "hand", "second", START + 40, START + 30
     )
@@ -78,7 +82,7 @@ def test_a_second_order_replaces_the_first(gate: Gate, clock: FakeClock, told: R
 def test_enabling_who_is_in_service_is_nothing(gate: Gate, told: Recorder) -> None:
     gate.enable("one", "why not")
     assert told.events_seen == []
-    assert gate.in_service("one")
+    assert passes(gate, "one")
 
 
 def test_a_day_is_24_hours() -> None:
@@ -105,7 +109,7 @@ def test_a_duration_is_checked_and_nothing_is_done(gate: Gate, told: Recorder, d
     with pytest.raises(ConfigError) as caught:
         gate.disable("one", "x", duration)
     assert str(caught.value) == f"disable one: duration must be a number of seconds > 0, got {duration!r}"
-    assert gate.in_service("one")
+    assert passes(gate, "one")
     assert told.events_seen == []
 
 
@@ -114,10 +118,10 @@ def test_a_child_inherits_the_orders_and_their_time(gate: Gate, clock: FakeClock
     child = Gate(("one", "two"), clock, Bus([told]))
     child.inherit(gate)
     gate.enable("one", "ours alone")
-    assert not child.in_service("one")
+    assert not passes(child, "one")
     clock.advance(60)
-    assert child.in_service("one")
-    assert gate.in_service("two")
+    assert passes(child, "one")
+    assert passes(gate, "two")
 
 
 def test_a_listener_may_ask_the_gate(clock: FakeClock) -> None:
@@ -126,27 +130,27 @@ def test_a_listener_may_ask_the_gate(clock: FakeClock) -> None:
     answers: list[bool] = []
 
     def ask(event: Any) -> None:
-        other = threading.Thread(target=lambda: answers.append(gates[0].in_service("one")), daemon=True)
+        other = threading.Thread(target=lambda: answers.append(passes(gates[0], "one")), daemon=True)
         other.start()
         other.join(5)
 
     gates.append(Gate(("one",), clock, Bus([ask])))
     gates[0].disable("one", "x", 60)
     clock.advance(60)
-    gates[0].in_service("one")
+    passes(gates[0], "one")
     gates[0].disable("one", "x", 60)
     gates[0].enable("one", "x")
     assert answers == [False, True, False, True]
 
 
 def test_an_order_that_is_over_is_no_order(gate: Gate, clock: FakeClock, told: Recorder) -> None:
-    assert gate.order_of("one") is None
+    assert not gate.is_out("one")
     gate.disable("one", "quota", 60)
-    order = gate.order_of("one")
-    assert order is not None
-    assert (order.reason, order.until) == ("quota", 60)
+    assert gate.is_out("one")
+    assert gate.state_of("one") == "disabled"
     clock.advance(60)
-    assert gate.order_of("one") is None
+    assert not gate.is_out("one")
+    assert gate.state_of("one") == "enabled"
     assert len(told.events_seen) == 1  # to look is not to change
 
 
@@ -166,5 +170,5 @@ def test_of_two_who_find_an_order_over_one_tells(told: Recorder) -> None:
     gate.disable("one", "quota", 60)
     clock.advance(60)
     meanwhile.append(gate.enable)
-    assert gate.in_service("one")
+    assert passes(gate, "one")
     assert [event.new for event in told.events_seen] == ["disabled", "enabled"]

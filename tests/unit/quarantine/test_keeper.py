@@ -171,9 +171,9 @@ def test_a_success_is_brought_to_the_store_only_where_failures_are_counted(
     assert ours.failed == []
     store.why = None
     ours.bus.send(failure("one"))
-    assert ours.gate.standing("one").failures == 1
+    assert ours.gate.looked_at("one").failures == 1
     ours.bus.send(failure("one", "success"))
-    assert ours.gate.standing("one").failures == 0
+    assert ours.gate.looked_at("one").failures == 0
 
 
 def test_without_a_number_executions_are_not_heard(side: Callable[..., Side]) -> None:
@@ -201,10 +201,10 @@ def test_the_list_is_asked_for_before_it_is_compared(side: Callable[..., Side], 
         return []
 
     assert ours.gate.reconcile(fetch, "alertmanager")["accepted"] == 0
-    assert [each.status for each in ours.gate.standing("one").evidence] == ["firing"]
+    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["firing"]
     clock.advance(1)
     ours.gate.reconcile(list, "alertmanager")
-    assert [each.status for each in ours.gate.standing("one").evidence] == ["resolved"]
+    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["resolved"]
 
 
 def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) -> None:
@@ -216,7 +216,7 @@ def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) ->
 
     with pytest.raises(OSError, match="refused"):
         ours.gate.reconcile(fetch, "alertmanager")
-    assert [each.status for each in ours.gate.standing("one").evidence] == ["firing"]
+    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["firing"]
 
 
 # a store that fails
@@ -350,7 +350,7 @@ def test_a_clock_that_jumps_is_noticed_when_somebody_looks(
     clock.advance(10)
     clock.ahead = jump
     assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
-    assert ours.gate.standing("one").until == pytest.approx(START + 100 + jump)
+    assert ours.gate.looked_at("one").until == pytest.approx(START + 100 + jump)
     clock.advance(89)
     assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
     clock.advance(1)
@@ -382,7 +382,7 @@ def test_blindness_is_told_once_and_over_with_a_heartbeat(
 def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> None:
     ours = side()
     ours.gate.alerts([alert("one")], "alertmanager")
-    state = ours.gate.standing("one")
+    state = ours.gate.looked_at("one")
     assert (state.state, state.source, state.who) == ("quarantined", "alert", "alertmanager")
     assert state.reason == "ScannerErrorRatioHigh: one fails"
     assert (state.since, state.until, state.next_probe) == (START, START + 60, START + 60)
@@ -390,16 +390,16 @@ def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> Non
     assert (evidence.fingerprint, evidence.status, evidence.blocks) == ("f1", "firing", True)
     clock.advance(60)
     ours.gate.turn("one", 30.0)
-    state = ours.gate.standing("one")
+    state = ours.gate.looked_at("one")
     assert (state.state, state.probing, state.passed, state.needed) == ("probing", True, 0, 3)
     assert (state.until, state.next_probe) == (None, clock.time() + 120)
     ours.gate.disable("one", "quota", 10.0, who="kim")
-    state = ours.gate.standing("one")
+    state = ours.gate.looked_at("one")
     assert (state.state, state.by_hand, state.beneath, state.next_probe) == ("disabled", True, "probing", None)
     assert (state.source, state.who, state.reason, state.until) == ("hand", "kim", "quota", clock.time() + 10)
     clock.advance(10)
-    assert ours.gate.standing("one").state == "probing"
-    plain = ours.gate.standing("two")
+    assert ours.gate.looked_at("one").state == "probing"
+    plain = ours.gate.looked_at("two")
     assert (plain.state, plain.source, plain.since, plain.until) == ("enabled", "", None, None)
     assert plain.to_dict()["evidence"] == []
 
