@@ -197,7 +197,7 @@ def test_the_answer_as_it_is_finds_something(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_one_value_of_an_answer_is_wrong(name: str, data: st.DataObject) -> None:
     case = CASES[name]
@@ -227,11 +227,18 @@ def rewritten(text: str, row: int, column: str, value: str | None) -> bytes:
     return out.getvalue().encode()
 
 
+@cache
+def real_calendar() -> str:
+    """Return the recorded calendar's first rows."""
+    whole = body("alphavantage/earnings_calendar/EARNINGS_CALENDAR.csv").decode()
+    return "\n".join(whole.splitlines()[:200]) + "\n"
+
+
 @pytest.mark.parametrize("value", ["", "something else", "9" * 30, "1e300", "nan", "<b>", None])
 @pytest.mark.parametrize("column", CALENDAR.splitlines()[0].split(","))
 @pytest.mark.parametrize("real", [False, True])
 def test_one_cell_of_the_calendar_is_wrong(column: str, value: str | None, real: bool) -> None:
-    text = body("alphavantage/earnings_calendar/EARNINGS_CALENDAR.csv").decode() if real else CALENDAR
+    text = real_calendar() if real else CALENDAR
     case = Case(earnings_calendar, None)
     right = case.find(text.encode())
     check("calendar", case, rewritten(text, 2, column, value), right)
