@@ -22,14 +22,14 @@ import msgspec
 
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.layers.limit import merged
-from resilient_scan.options import Policy
+from resilient_scan.options import Policy, Quarantine
 from resilient_scan.plugins import discover
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.settings.environment import from_environment, over
 from resilient_scan.settings.file import from_file
 from resilient_scan.settings.home import home
-from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, tables_of
+from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, option_of, tables_of
 from resilient_scan.settings.tables import Execution, Service, Setting, Tables, read
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
         origins: where each number of `policy` came from, by `layer.field`.
         store: the URL of where state lives.
         service: `[service]`.
+        quarantine: when scanners go out of service by themselves.
         sources: the tables as they were read, the file's first.
     """
 
@@ -70,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True):
     origins: Mapping[str, str]
     store: str
     service: Service
+    quarantine: Quarantine
     sources: tuple[Tables, ...]
 
     def __repr__(self) -> str:
@@ -160,6 +162,7 @@ class Settings(msgspec.Struct, frozen=True):
             raise SettingsError(faults)
         specs = [spec for spec in specs if self.enabled(spec.name)]
         own = self._options(specs, options.pop("settings", None) or {})
+        own["quarantine"] = self._quarantine_of(specs)
         own["policies"] = {spec.name: effective[spec.name].policy for spec in specs}
         own["origins"] = {spec.name: effective[spec.name].origins for spec in specs}
         own["deadline"] = self.deadline
@@ -172,6 +175,12 @@ class Settings(msgspec.Struct, frozen=True):
         names = dict.fromkeys([*(spec.name for spec in specs), *settings])
         merged = {name: over(self.settings_of(name), settings.get(name, {})) for name in names}
         return {"store": self.store, "settings": {name: table for name, table in merged.items() if table}, **said}
+
+    def _quarantine_of(self, specs: Iterable[ScannerSpec]) -> Quarantine:
+        """Return the quarantine for some of the scanners: of the critical ones only those that are among them."""
+        names = {spec.name for spec in specs}
+        critical = tuple(name for name in self.quarantine.critical if name in names)
+        return msgspec.structs.replace(self.quarantine, critical=critical)
 
     def _base(self, policy: Policy | None, timeout_seconds: float | None) -> Layering:
         """Return what holds for all scanners, where code has its say too."""
@@ -201,6 +210,13 @@ class Settings(msgspec.Struct, frozen=True):
             f"{table.place}: unknown scanner {path_text((name,))}; {way_out(name, names)}"
             for tables in self.sources
             for name, table in tables.scanners.items()
+            if name not in names
+        ]
+        problems += [
+            f"{setting.place}: quarantine.critical: unknown scanner {path_text((name,))}; {way_out(name, names)}"
+            for tables in self.sources
+            for key, setting in tables.quarantine.items()
+            for name in (setting.value if key == "critical" else ())
             if name not in names
         ]
         # A provider may be that of a scanner which is known and not among these.
@@ -242,6 +258,7 @@ def examine_settings(
     effective = defaults(tables).build(problems)
     execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
     service = {key: setting.value for each in tables for key, setting in each.service.items()}
+    quarantine = {key: setting for each in tables for key, setting in each.quarantine.items()}
     settings = Settings(
         path=None if path is None else Path(path),
         execution=Execution(**execution),
@@ -249,6 +266,7 @@ def examine_settings(
         origins=effective.origins,
         store=home(path, tables, environ),
         service=Service(**service),
+        quarantine=option_of(Quarantine, quarantine, problems) or Quarantine(),
         sources=tables,
     )
     return settings, tuple(dict.fromkeys(problems))

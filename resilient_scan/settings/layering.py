@@ -93,7 +93,7 @@ class Layering:
 
     def build(self, problems: list[str]) -> Effective:
         """Return what was put together; layers that do not fit together go to `problems` and are left out."""
-        options = {layer: _option(LAYERS[layer], patch, problems) for layer, patch in self._layers.items()}
+        options = {layer: option_of(LAYERS[layer], patch, problems) for layer, patch in self._layers.items()}
         origins: dict[str, str] = {}
         for layer, patch in self._layers.items():
             if isinstance(patch, Setting):
@@ -166,7 +166,8 @@ def _defaults_of(kind: type[msgspec.Struct]) -> dict[str, Setting]:
     return {name: Setting(field.default, BUILT_IN) for name, field in fields_of(kind).items() if not field.required}
 
 
-def _option(kind: type[msgspec.Struct], patch: Patch, problems: list[str]) -> Any:
+def option_of(kind: type[msgspec.Struct], patch: Patch, problems: list[str]) -> Any:
+    """Return the option that was put together, or `None`, with a sentence to `problems`, where that is none."""
     if isinstance(patch, Setting):
         return None
     missing = [name for name, field in fields_of(kind).items() if field.required and name not in patch]

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan.errors import ConfigError, is_number
-from resilient_scan.options import LAYERS
+from resilient_scan.options import LAYERS, Quarantine
 from resilient_scan.settings.toml import Path, path_text
 from resilient_scan.settings.values import (
     Wrong,
@@ -22,7 +22,6 @@ from resilient_scan.settings.values import (
 from resilient_scan.stores import check_form
 
 LIMIT: Final = "limit"
-NOT_YET: Final = ("quarantine",)
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +180,7 @@ class Tables(msgspec.Struct):
     execution: dict[str, Setting] = {}
     store: dict[str, Setting] = {}
     service: dict[str, Setting] = {}
+    quarantine: dict[str, Setting] = {}
     defaults: dict[str, Patch] = {}
     providers: dict[str, ProviderTable] = {}
     scanners: dict[str, ScannerTable] = {}
@@ -212,11 +212,8 @@ class Source(msgspec.Struct):
 def read(source: Source) -> Tables:
     """Read all tables of a source; what is wrong goes to its `problems`."""
     tables = Tables()
-    for section, value in _known(source, (), source.data, (*_SECTIONS, *NOT_YET)):
-        if section in NOT_YET:
-            source.fail((section,), f"[{section}] is not supported by this version; remove the table")
-        else:
-            setattr(tables, _SECTIONS[section][0], _SECTIONS[section][1](source, (section,), value))
+    for section, value in _known(source, (), source.data, tuple(_SECTIONS)):
+        setattr(tables, _SECTIONS[section][0], _SECTIONS[section][1](source, (section,), value))
     return tables
 
 
@@ -240,6 +237,10 @@ def _store(source: Source, path: Path, value: Any) -> dict[str, Setting]:
 
 def _service(source: Source, path: Path, value: Any) -> dict[str, Setting]:
     return _fields(source, path, _table(source, path, value), Service)
+
+
+def _quarantine(source: Source, path: Path, value: Any) -> dict[str, Setting]:
+    return _fields(source, path, _table(source, path, value), Quarantine)
 
 
 def _layers(source: Source, path: Path, value: Any) -> dict[str, Patch]:
@@ -279,6 +280,7 @@ _SECTIONS: Final[dict[str, tuple[str, Callable[[Source, Path, Any], Any]]]] = {
     "scanners": ("scanners", _scanners),
     "store": ("store", _store),
     "service": ("service", _service),
+    "quarantine": ("quarantine", _quarantine),
 }
 
 

@@ -25,6 +25,7 @@ from resilient_scan import (
     Limit,
     PluginError,
     Policy,
+    Quarantine,
     Retry,
     ScanContext,
     ScanRunner,
@@ -202,7 +203,14 @@ WRONG = [
         f"2: store.url must be one of {FORMS}, not something else with 'http:'",
     ),
     ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
-    ("[quarantine]\ncooloff = '60s'", "1: [quarantine] is not supported by this version; remove the table"),
+    ("[quarantine]\ncooloff = 0", "2: quarantine.cooloff must be > 0, got 0.0"),
+    ("[quarantine]\ncooloff = '2h'", "2: quarantine.cooloff_cap must be >= cooloff (7200), got 3600.0"),
+    ("[quarantine]\nmax_share = 2", "2: quarantine.max_share must be <= 1, got 2.0"),
+    ("[quarantine]\nmax_share = '5s'", '2: quarantine.max_share must be a number, got "5s"'),
+    ("[quarantine]\nafter_failures = '10'", '2: quarantine.after_failures must be a whole number, got "10"'),
+    ("[quarantine]\ncritical = 'x'", '2: quarantine.critical must be a list of texts, got "x"'),
+    ("[quarantine]\ncool_off = 5", "2: unknown key quarantine.cool_off; did you mean 'cooloff'?"),
+    ("quarantine = false", "1: quarantine must be a table, got false"),
     (
         "\n[service]\ntoken = 'hunter2'",
         "3: unknown key service.token; did you mean 'token_file'?",
@@ -822,3 +830,24 @@ def test_every_field_of_every_option_can_be_set_to_its_default(load: Any, layer:
         )
         if field.name not in {"slow_after", "slow_rate", "rate", "concurrency"}:
             load(f"[scanners.x.{layer}]\n{field.name} = {value}")
+
+
+def test_the_quarantine_is_read_and_given_to_the_runner(load: Any) -> None:
+    text = (
+        "[quarantine]\ncooloff = '2m'\nlease = '1h'\nheartbeat = '30s'\nafter_failures = 10\ncritical = ['one', 'two']"
+    )
+    settings = load(text, {"RESILIENT_SCAN__QUARANTINE__SUCCESSES": "1"})
+    assert settings.quarantine == Quarantine(
+        cooloff=120, lease=3600, heartbeat=30, after_failures=10, critical=("one", "two"), successes=1
+    )
+    one, two = (scanner(name=name, pipeline="test")(lambda _state: []) for name in ("one", "two"))
+    with settings.runner([one, two], listeners=()) as runner:
+        assert runner.scanners()[0].needed == 1
+    with settings.runner([one], known=["two"], listeners=()):  # the critical ones of these
+        pass
+    assert settings.check([one, two]) == ()
+    (problem,) = settings.check([one])
+    assert (
+        problem.endswith(":6: quarantine.critical: unknown scanner two; did you mean 'one'?") or "there are" in problem
+    )
+    assert load("").quarantine == Quarantine()
