@@ -26,7 +26,7 @@ from urllib.parse import quote
 import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
-from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError, credential
+from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
 from scanners.providers.reading import each, shaped
 
 LIVE: Final = "https://oauth.reddit.com"
@@ -233,9 +233,7 @@ def _refuse(answer: Response, context: ScanContext) -> NoReturn:
         raise NotFound(f"{said}; the subreddit is private, or the key may not read it")
     if answer.status == 401:
         raise PermanentError(f"{said}; a new token is refused too; check client_id and client_secret")
-    if answer.status in {302, 404}:
-        raise NotFound(f"{said}; there is no such subreddit")
-    raise TransientError(f"{said}; Reddit is in trouble, try again later")
+    raise NotFound(f"{said}; there is no such subreddit")
 
 
 def _pause(answer: Response, context: ScanContext) -> float:

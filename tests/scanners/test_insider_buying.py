@@ -346,6 +346,11 @@ def test_the_real_list_of_companies() -> None:
     assert len(companies) > 7000
 
 
+def test_another_document_than_a_form_is_named() -> None:
+    with pytest.raises(SchemaDrift, match=r"Form 4 x has no ownershipDocument"):
+        read_ownership(b"<?xml version='1.0'?><informationTable/>", "Form 4 x")
+
+
 # --------------------------------------------------------------------------------------------------------------- drift
 
 

@@ -468,3 +468,24 @@ def test_one_strange_child_of_many_is_left_out_and_told() -> None:
     assert len(read_listing(listing(*children), "Reddit", context)) == 5
     (entry,) = context.tool_logs()
     assert "score" in entry["left_out"]
+
+
+def test_whatever_one_field_of_a_real_post_becomes_it_is_read_the_same_or_the_field_is_named() -> None:
+    children = json.loads(body("reddit/derived_finance/wallstreetbets_posts.json"))["data"]["children"]
+    (real,) = read_listing(listing(children[0]), "Reddit", ScanContext())
+    named: set[str] = set()
+    for field in children[0]["data"]:
+        for value in (None, [], {}, 10**30, 1e308, "gone"):
+            changed = deepcopy(children[0])
+            if value == "gone":
+                del changed["data"][field]
+            else:
+                changed["data"][field] = value
+            try:
+                (read,) = read_listing(listing(changed), "Reddit", ScanContext())
+            except SchemaDrift as error:
+                assert field in str(error)  # noqa: PT017 - the same post, or this
+                named.add(field)
+            else:
+                assert read == real or field == "link_flair_text"
+    assert named == {*READ, "link_flair_text"}
