@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from resilient_scan.cli import command
 from resilient_scan.metrics import families
-from resilient_scan.options import LAYERS
+from resilient_scan.options import LAYERS, Quarantine
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -23,7 +23,7 @@ README = Path(__file__).parents[2] / "README.md"
 def options() -> str:
     """Return a table of the fields of all option classes: default, and what the docstring says."""
     rows = []
-    for layer, kind in LAYERS.items():
+    for layer, kind in {**LAYERS, "quarantine": Quarantine}.items():
         said = described(inspect.getdoc(kind) or "", "Attributes")
         rows += [
             (f"`{layer}.{field.name}`", f"`{shown(field.default)}`", sentence(said[field.name]))
