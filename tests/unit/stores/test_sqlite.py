@@ -679,14 +679,24 @@ def test_ctrl_c_in_a_change_rolls_it_back(opened: Opener) -> None:
     assert store.update("a", keep(b"1")) is None
 
 
-def test_a_file_moved_while_a_writer_waits_is_not_written(path: Path, opened: Opener) -> None:
+def test_a_file_moved_while_a_writer_waits_is_not_written(
+    path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The interleaving: a writer waits for a lock whose holder moves the file aside and makes a new one."""
     store = opened()
     store.update("a", keep(b"1"))
+    waiting, begin = threading.Event(), database._Open.begin
+
+    def begin_and_tell(connection: database._Open, patience: float) -> bool:
+        waiting.set()  # it has its connection
+        return begin(connection, patience)
+
+    monkeypatch.setattr(database._Open, "begin", begin_and_tell)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         thread = threading.Thread(target=lambda: store.update("b", keep(b"2")))
         thread.start()
+        assert waiting.wait(5)
         path.rename(path.with_name("moved.db"))
         other.execute("ROLLBACK")
     thread.join()
