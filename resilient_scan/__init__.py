@@ -22,6 +22,7 @@ from resilient_scan.outcome import ScanResult, Status
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import Candidate, Scanner, scanner
+from resilient_scan.service import ControlService
 from resilient_scan.settings import Settings, load_settings
 from resilient_scan.version import __version__
 
@@ -31,6 +32,7 @@ __all__ = [
     "Candidate",
     "CircuitOpen",
     "ConfigError",
+    "ControlService",
     "InvalidCandidate",
     "Limit",
     "LimitExceeded",

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.claims import Clerk
 from resilient_scan.clock import Clock
-from resilient_scan.context import Traffic
+from resilient_scan.context import NEVER, Traffic
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, StoreError, no_scanner
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered, StoreFailed
@@ -20,12 +21,16 @@ from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.layers.shared import SharedValues
+from resilient_scan.layers.shelf import Shelf
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.quarantine import Gate
+from resilient_scan.redaction import without_secrets
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stack import Stack
+from resilient_scan.state import stable_key
 from resilient_scan.stores import Store
 
+PATIENCE = 1.0  # seconds for which closing waits until everything is in the store
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -42,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
         clock, random: where time and chance come from.
         quarantine: when scanners go out of service by themselves.
         store: where state is shared with other processes, and kept; `None`: state is in the live parts.
+        owns_store: whether the store is closed with the live parts.
         traffic: stands between the scanners and the network, if anything does.
     """
 
@@ -56,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
     random: Random
     quarantine: Quarantine = Quarantine()
     store: Store | None = None
+    owns_store: bool = False
     traffic: Traffic | None = None
 
     @property
@@ -70,8 +77,10 @@ class Fleet:
     def __init__(self, plan: Plan) -> None:
         self.names = plan.names
         self._clock = plan.clock
-        self._store = plan.store if plan.store is not None and plan.store.shared else None
+        self._store = plan.store
         self.bus = Bus(plan.listeners)
+        self.clerk = None if plan.store is None else Clerk(plan.store, plan.clock, self.store_failed)
+        self._last = plan.store.close if plan.store is not None and plan.owns_store else None
         self.gate = Gate(
             plan.names,
             plan.clock,
@@ -79,7 +88,7 @@ class Fleet:
             options=plan.quarantine,
             store=plan.store,
             random=plan.random,
-            on_error=self._store_failed,
+            on_error=self.store_failed,
         )
         self.bus.join(self.gate)
         self.workers = plan.max_workers
@@ -88,8 +97,18 @@ class Fleet:
         self.providers = {name: Provider(limit, plan.clock, self.pool.at) for name, limit in merged(limits).items()}
         shared = SharedValues(plan.clock)
         self.stacks = {spec.name: self._stack(spec, plan, shared) for spec in plan.specs}
+        self.bus.send(self._registered())
+
+    def _registered(self) -> ScannersRegistered:
         scanners = tuple(stack.registered() for stack in self.stacks.values())
-        self.bus.send(ScannersRegistered(scanners, partial(_load, weakref.ref(self.pool))))
+        return ScannersRegistered(scanners, partial(_load, weakref.ref(self.pool)))
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more listen to what happens from now on."""
+        Bus((listener,)).send(self._registered())
+        self.bus.join(listener)
+        for stack in self.stacks.values():
+            stack.attune()
 
     def _stack(self, spec: ScannerSpec, plan: Plan, shared: SharedValues) -> Stack:
         policy = plan.policies[spec.name]
@@ -108,16 +127,33 @@ class Fleet:
             random=plan.random,
             provider=None if policy.limit is None else self.providers[policy.limit.provider],
             breaker_home=self._home_of(spec.name),
+            shelf=self._shelf_of(spec, plan),
+            clerk=self.clerk,
             providers=self.providers,
             traffic=plan.traffic,
         )
 
     def _home_of(self, name: str) -> BreakerHome | None:
-        """Return where a breaker's state is shared; a store that nobody else looks at would only slow it down."""
-        return None if self._store is None else BreakerHome(self._store, BREAKERS + name, self._store_failed)
+        """Return where a breaker's state is kept, and shared."""
+        return None if self._store is None else BreakerHome(self._store, BREAKERS + name, self.store_failed)
 
-    def _store_failed(self, operation: str, error: StoreError) -> None:
+    def _shelf_of(self, spec: ScannerSpec, plan: Plan) -> Shelf | None:
+        """Return where answers are kept, by the scanner's settings too, as far as these are no secrets."""
+        settings = stable_key(without_secrets(plan.settings.get(spec.name, NO_SETTINGS)))
+        if self._store is None or settings is None:
+            return None
+        return Shelf(self._store, spec.name, spec.candidate, settings, self.store_failed)
+
+    def store_failed(self, operation: str, error: StoreError) -> None:
+        """Tell listeners that the store failed."""
         self.bus.send(StoreFailed(operation, str(error), self._clock.time()))
+
+    def expect(self, durations: Mapping[str, float]) -> None:
+        """Learn how long scans take, where that is not known yet."""
+        for name, seconds in durations.items():
+            stack = self.stacks.get(name)
+            if stack is not None and stack.expected == NEVER:
+                stack.expected = seconds
 
     def look(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
@@ -128,7 +164,7 @@ class Fleet:
         try:
             now, records = self._store.now(), self._store.read(BREAKERS)
         except StoreError as error:
-            self._store_failed("read", error)
+            self.store_failed("read", error)
             for _, guard in guards:
                 guard.alone()
             return
@@ -157,6 +193,8 @@ class Fleet:
         for stack in self.stacks.values():
             stack.retired = True
             stack.loops.close()
+        if self.clerk is not None:
+            self.clerk.close(PATIENCE, self._last)
 
 
 def _load(pool: weakref.ref[ThreadPool]) -> Load | None:

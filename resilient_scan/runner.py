@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from random import Random
 from types import MappingProxyType, TracebackType
@@ -23,8 +24,8 @@ from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
 from resilient_scan.engines.tasks import Abandoned
 from resilient_scan.errors import ConfigError, is_number, no_scanner
-from resilient_scan.events import Listener
-from resilient_scan.explain import Explanation, explain, origins_in_code
+from resilient_scan.events import Event, Listener
+from resilient_scan.explain import Explanation, explain, origins_in_code, past_of
 from resilient_scan.fleet import (
     Fleet,
     Plan,
@@ -42,13 +43,15 @@ from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.outcome import ScanResult
 from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
+from resilient_scan.recall import Recall, RunRecord
 from resilient_scan.report import RunReport
 from resilient_scan.running import LiveRun
 from resilient_scan.stack import Flight, Stack
-from resilient_scan.stores import Store
+from resilient_scan.stores import Store, open_store
 
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
+PATIENCE = 0.25  # seconds for which a run waits until what it brought is in the store
 WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
 
 
@@ -63,7 +66,8 @@ class ScanRunner:
         max_workers: scanners at work at a time, >= 1.
         concurrent: `False`: one scanner at a time, in the given order, by the same code.
         timeout_seconds: replaces `policy.timeout.total`, in seconds, > 0.
-        store: where state lives; `None` and `"memory:"` keep it in this object; a store object is yours to close.
+        store: where state lives, so that it survives restarts and is shared: `"sqlite:///path.db"`,
+            `"redis://host:port/db"`, or a store object, which is yours to close; `None`, `"memory:"`: in this object.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none.
         engine: where work runs: `"threads"`.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
@@ -90,7 +94,7 @@ class ScanRunner:
         max_workers: int = 8,
         concurrent: bool = True,
         timeout_seconds: float | None = None,
-        store: object = None,
+        store: str | Store | None = None,
         listeners: Iterable[Listener] | None = None,
         engine: str = "threads",
         quarantine: Quarantine | None = None,
@@ -107,8 +111,6 @@ class ScanRunner:
         self._clock: Clock = clock or SystemClock()
         self._concurrent = one_of("concurrent", concurrent, (True, False))
         self._order = one_of("order", order, ("longest_first", "given"))
-        if not isinstance(store, Store):
-            one_of("store", store, (None, "memory:"))
         one_of("engine", engine, ("threads",))
         specs = distinct(scanners)
         names = [spec.name for spec in specs]
@@ -124,7 +126,8 @@ class ScanRunner:
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
             quarantine=_checked(quarantine, names),
-            store=store if isinstance(store, Store) else None,
+            store=None if store in (None, "memory:") else open_store(store, self._clock),
+            owns_store=isinstance(store, str),
             traffic=traffic,
         )
         self._deadline = _seconds(deadline)
@@ -144,6 +147,8 @@ class ScanRunner:
         """Make the live parts."""
         self._runs: set[LiveRun] = set()
         self._live_fleet = fleet = Fleet(self._plan)
+        self._recall = None if self._plan.store is None else Recall(self._plan.store, fleet.store_failed)
+        self._fresh = self._recall is not None  # nothing has been recalled yet
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
 
@@ -154,6 +159,8 @@ class ScanRunner:
             with self._lock:
                 if self._forked:
                     gate = self._live_fleet.gate
+                    if self._plan.store is not None:
+                        self._plan.store.after_fork()
                     self._open()
                     self._live_fleet.gate.inherit(gate)
                     self._forked = False
@@ -346,6 +353,7 @@ class ScanRunner:
             standing=fleet.gate.looked_at(name),
             origins={**said, **self._plan.origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
+            before=() if self._recall is None else self._recall.past(name),
             trace=trace,
         )
 
@@ -356,6 +364,44 @@ class ScanRunner:
             ConfigError: there is no such scanner; the message names the nearest.
         """
         return tuple(self._fleet.stack(name).flights.copy())
+
+    def history(self, limit: int = 100) -> tuple[RunRecord, ...]:
+        """Return the last runs that the store remembers, those of other processes too, newest first, at most `limit`.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        return () if self._recall is None else self._recall.runs(limit)
+
+    def breaker(self, name: str) -> str | None:
+        """Return the state of a scanner's breaker: `closed`, `open` or `half_open`; `None`: it has none.
+
+        Raises:
+            ConfigError: there is no such scanner; the message names the nearest.
+        """
+        guard = self._fleet.stack(name).guard
+        return None if guard is None else guard.state
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more listen; it is told of the scanners at once, and of what happens in runs that begin from now on.
+
+        A listener that equals one of those there are is not added again.
+        """
+        (listener,) = callables((listener,))
+        with self._lock:
+            if listener in self._plan.listeners:
+                return
+            self._plan = msgspec.structs.replace(self._plan, listeners=(*self._plan.listeners, listener))
+        self._fleet.listen(listener)
+
+    def tell(self, event: Event) -> None:
+        """Send an event to the listeners, on behalf of what is beside the runner, such as a control endpoint."""
+        self._fleet.bus.send(event)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, and runs no more."""
+        return self._closed
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
@@ -400,7 +446,7 @@ class ScanRunner:
             raise ConfigError(no_scanner(name, self.names))
         return tuple(name for name in self.names if name in chosen)
 
-    def _results(self, run: LiveRun, window: int, names: Sequence[str]) -> Iterator[ScanResult]:
+    def _results(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Iterator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
         fleet = self._fleet
         run.start(fleet, names)
@@ -408,6 +454,9 @@ class ScanRunner:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._runs.add(run)
+            fresh, self._fresh = self._fresh, False
+        if fresh and self._recall is not None:
+            fleet.expect(self._recall.expected())
         try:
             yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent)
         finally:
@@ -426,6 +475,15 @@ class ScanRunner:
         with self._lock:
             self._runs.discard(run)
         run.end()
+        if self._recall is not None and run.fleet.clerk is not None:
+            left = run.deadline - self._clock.monotonic()
+            run.fleet.clerk.flush(min(PATIENCE, max(0.0, left)), partial(self._keep, self._recall, run))
+
+    def _keep(self, recall: Recall, run: LiveRun) -> None:
+        """Have the store remember a run, on its clerk's thread."""
+        report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
+        past = {stack.name: scan for stack in stacks if (scan := past_of(stack, report.run_id)) is not None}
+        recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
 
 
 def _checked(quarantine: Quarantine | None, names: Sequence[str]) -> Quarantine:

@@ -53,9 +53,9 @@ class LiveRun(Run):
         self._over = False
         self._report: RunReport | None = None
 
-    def start(self, fleet: Fleet, names: Sequence[str]) -> None:
+    def start(self, fleet: Fleet, names: tuple[str, ...]) -> None:
         """Start the clock; `names` are the scanners that take part."""
-        self._fleet = fleet
+        self.fleet = fleet
         self._names = names
         self._tell_scan = fleet.bus.teller(ScanEnded)
         self.epoch = self.started_at - self._began
@@ -80,7 +80,7 @@ class LiveRun(Run):
         At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
         are few and short-lived.
         """
-        fleet = self._fleet
+        fleet = self.fleet
         fleet.look()
         fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
         forget = None
@@ -179,7 +179,7 @@ class LiveRun(Run):
                 patience -= not self._take()
             for scan in tuple(self.open):
                 self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
-        fleet = self._fleet
+        fleet = self.fleet
         if len(self.results) < len(self._names):  # cancelled before their turn
             for name in self._names:
                 if name not in self.results:
@@ -187,7 +187,7 @@ class LiveRun(Run):
 
     def end(self) -> None:
         """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
-        fleet = self._fleet
+        fleet = self.fleet
         fleet.settle(self.run_id)
         duration = self._clock.monotonic() - self._began
         report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)

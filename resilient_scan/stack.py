@@ -145,8 +145,8 @@ class Stack:
         sources = Sources(spec.name, policy.breaker, clock, random, providers)
         self.home = Home(spec.name, settings, own, shared, traffic, sources)
         self.loops = Loops()
-        self.call = self._fold(random)
-        self.tell_execution = bus.teller(ExecutionEnded)
+        self._random = random
+        self.attune()
         self.doubt = Baseline(spec.empty_ok).doubt
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
@@ -159,6 +159,11 @@ class Stack:
     def _landed(self, key: bytes) -> None:
         if self.clerk is not None:
             self.clerk.release(self.address(key))
+
+    def attune(self) -> None:
+        """See who listens: what nobody wants to know is not told."""
+        self.call = self._fold(self._random)
+        self.tell_execution = self.bus.teller(ExecutionEnded)
 
     def _fold(self, random: Random) -> Call:
         """Put the layers that run on a worker around the scanner, innermost first."""

@@ -144,6 +144,9 @@ class Work:
 
     def run(self) -> None:
         """Ask the scanner through all its layers and hand over; never raises."""
+        stack, key = self.stack, self._key
+        if stack.clerk is not None and key is not None:
+            stack.clerk.prolong(stack.address(key), stack.total)
         self.variables.run(self._work)
 
     def _work(self) -> None:
@@ -152,8 +155,6 @@ class Work:
                 if self.inheritance:
                     self.stack.bus.send_all(self._inherited())
                 stack = self.stack
-                if stack.clerk is not None and self._key is not None:
-                    stack.clerk.prolong(stack.address(self._key), stack.total)
                 if stack.hung.count:
                     stack.hung.admit(self.context)
                 found = stack.call(self.context)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from resilient_scan.context import Step
 from resilient_scan.explain.layers import layers_of, origins_in_code
@@ -25,6 +26,7 @@ __all__ = [
     "Verdict",
     "explain",
     "origins_in_code",
+    "past_of",
 ]
 
 
@@ -34,6 +36,7 @@ def explain(
     standing: ScannerState | None = None,
     origins: Mapping[str, str] | None = None,
     findings: Iterable[str] = (),
+    before: Sequence[Past] = (),
     trace: bool = False,
 ) -> Explanation:
     """Explain one scanner as it is now; nothing is changed and nothing is asked.
@@ -44,6 +47,7 @@ def explain(
         origins: who said each number, by `layer.field`, or by `layer` for one that is left out; the others count as
             built-in.
         findings: options that do not work together, a sentence each.
+        before: scans that a store remembers, newest first, those that the flight recorder has too included.
         trace: whether the text shows the past scans layer by layer.
     """
     hung, retry = _hung(stack), stack.policy.retry
@@ -55,7 +59,7 @@ def explain(
         verdict=verdict_of(stack, standing, hung),
         layers=layers_of(stack, standing, origins or {}),
         expected=stack.expected if math.isfinite(stack.expected) else None,
-        past=tuple(_past(flight, allowed) for flight in reversed(stack.flights.copy())),
+        past=_all(tuple(_past(flight, allowed) for flight in reversed(stack.flights.copy())), before),
         hung=hung,
         findings=tuple(findings),
         trace=trace,
@@ -65,6 +69,20 @@ def explain(
 def _hung(stack: Stack) -> tuple[Hung, ...]:
     own = (thread for thread in stack.pool.abandoned() if thread.name == stack.name)
     return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in own)
+
+
+def past_of(stack: Stack, run_id: str) -> Past | None:
+    """Return what the flight recorder has of a scanner's scan in a run, if it is still there."""
+    retry = stack.policy.retry
+    flight = next((flight for flight in reversed(stack.flights.copy()) if flight.run_id == run_id), None)
+    return None if flight is None else _past(flight, 1 if retry is None else retry.attempts)
+
+
+def _all(recorded: tuple[Past, ...], before: Sequence[Past]) -> tuple[Past, ...]:
+    """Add the scans of other processes, and of earlier ones."""
+    known = {past.run_id for past in recorded}
+    older = [past for past in before if past.run_id not in known]
+    return tuple(sorted([*recorded, *older], key=attrgetter("started_at"), reverse=True)) if older else recorded
 
 
 def _past(flight: Flight, allowed: int) -> Past:

@@ -39,7 +39,16 @@ from resilient_scan.metrics.collectors import (
 from resilient_scan.metrics.delivery import push, write_textfile
 from resilient_scan.metrics.tally import Tally
 
-__all__ = ["Family", "PrometheusMetrics", "exposition", "families", "push", "write_textfile"]
+__all__ = [
+    "REGISTRY",
+    "CollectorRegistry",
+    "Family",
+    "PrometheusMetrics",
+    "exposition",
+    "families",
+    "push",
+    "write_textfile",
+]
 
 OF_A_SCANNER = (
     AttemptEnded,
@@ -85,6 +94,13 @@ class PrometheusMetrics:
         self._runs = children("runs_total")
         self._run_duration, self._last_run = child("run_duration_seconds"), child("last_run_timestamp_seconds")
         self._heartbeat = child("alert_last_heartbeat_timestamp_seconds")
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether another counts into the same registry: a runner needs one of them."""
+        return isinstance(other, PrometheusMetrics) and other._families is self._families
+
+    def __hash__(self) -> int:
+        return hash(id(self._families))
 
     def __call__(self, event: Event) -> None:
         """Take note of one event."""

@@ -1,1 +1,123 @@
-"""What this package serves over HTTP, and nothing else in it does."""
+"""What this package serves over HTTP: the control endpoint, and bundled data on loopback. Nothing else in it does."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from resilient_scan.clock import Clock, SystemClock
+from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
+from resilient_scan.runner import ScanRunner
+from resilient_scan.service.auth import Doorkeeper
+
+if TYPE_CHECKING:
+    from resilient_scan.service.server import HttpThread
+
+__all__ = ["ControlService"]
+
+_log = logging.getLogger("resilient_scan")
+
+
+class ControlService:
+    """See over HTTP what a runner's scanners do; take one out of service, or bring it back; receive alerts.
+
+    `GET /` is a page for people, `/openapi.json` describes the rest. A context manager; it may be started again after
+    it was stopped. It runs on threads of its own, which do not outlive the process; the runner stays open.
+
+    Args:
+        runner: whose scanners are shown and changed. It gets a `PrometheusMetrics` of `registry` if it has none.
+        token: whoever knows it may change something, one word of printable ASCII; `None`: nobody may.
+        host, port: where to listen; port 0 takes a free one.
+        registry: whose metrics `/metrics` serves.
+        clock: what time it is; for tests.
+        why_not: returns a sentence where scans cannot run just now, else an empty text; for `/readyz`.
+
+    Raises:
+        ConfigError: an argument is wrong, or the extra `service` is missing.
+    """
+
+    def __init__(
+        self,
+        runner: ScanRunner,
+        token: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        registry: CollectorRegistry = REGISTRY,
+        *,
+        clock: Clock | None = None,
+        why_not: Callable[[], str] = str,
+    ) -> None:
+        if not isinstance(runner, ScanRunner):
+            raise ConfigError(f"ControlService needs a ScanRunner, got {runner!r:.200}")
+        if not is_number(port, 0, 65535) or int(port) != port:
+            raise ConfigError(f"port must be a whole number from 0 to 65535, got {port!r}")
+        try:
+            from resilient_scan.service.api import application  # noqa: PLC0415 - needs the extra
+            from resilient_scan.service.control import Control  # noqa: PLC0415
+            from resilient_scan.service.server import HttpThread  # noqa: PLC0415
+        except ImportError as error:
+            raise ConfigError(
+                f"ControlService needs the extra 'service' ({error.name} is missing): "
+                "pip install 'resilient-scan[service]'"
+            ) from None
+        doorkeeper = None if token is None else Doorkeeper(token)
+        runner.listen(PrometheusMetrics(registry))
+        control = Control(runner, registry, clock or SystemClock(), why_not)
+        self._make = partial(HttpThread, application(control, doorkeeper), host, port)
+        self._host = host
+        self._thread: HttpThread | None = None
+
+    def start(self) -> Self:
+        """Begin to answer; return when it does. A second call does nothing.
+
+        Raises:
+            ConfigError: the address cannot be had.
+        """
+        if self._thread is None:
+            if not _is_loopback(self._host):
+                _log.warning(
+                    "the control endpoint listens at %s without TLS: whoever reads the network reads the token too; "
+                    "put a proxy in front that encrypts",
+                    self._host,
+                )
+            thread = self._make()
+            thread.start()
+            self._thread = thread
+        return self
+
+    def stop(self) -> None:
+        """Let running requests end, for at most some seconds, and give the port back. A second call does nothing."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+    @property
+    def url(self) -> str:
+        """Its base URL, such as `http://127.0.0.1:40213`.
+
+        Raises:
+            RuntimeError: it is not started.
+        """
+        if self._thread is None:
+            raise RuntimeError("the control service is not started; call start() first")
+        return self._thread.url
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -10,39 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from resilient_scan.errors import ConfigError
+from resilient_scan.quarantine import Alert
 
 ALERTMANAGER, GRAFANA = "alertmanager", "grafana"
-FIRING, RESOLVED, UNKNOWN = "firing", "resolved", "unknown"
-DISABLE, HEARTBEAT = "disable", "heartbeat"
 ACTION, REASON = "resilient_scan_action", "grafana_state_reason"
 TEXT = 300  # characters of a text of theirs that are kept
-
-
-class Alert(msgspec.Struct, frozen=True):
-    """One alert of a payload.
-
-    Attributes:
-        action: what its rule asks for, `disable` or `heartbeat`; any other text asks for nothing.
-        scanner: the label of that name, or an empty text.
-        status: `firing`, `resolved`, or `unknown`: it is over because its data are missing.
-        fingerprint: what tells it from others; made of its labels where the sender has none.
-        starts_at: since when, epoch seconds.
-        name: its rule's name.
-        summary: why, in its rule's words.
-    """
-
-    action: str
-    scanner: str
-    status: str
-    fingerprint: str
-    starts_at: float
-    name: str
-    summary: str
 
 
 class Payload(msgspec.Struct, frozen=True):
@@ -80,15 +57,10 @@ def alert_of(item: object) -> Alert:
     if not isinstance(item, Mapping):
         raise TypeError(f"an object was expected, got {type(item).__name__}")
     labels, annotations = _texts(item, "labels"), _texts(item, "annotations")
-    status = item.get("status")
-    if status not in (FIRING, RESOLVED):
-        raise ValueError(f"status must be 'firing' or 'resolved', got {str(status)[:40]!r}")
-    if status == RESOLVED and (annotations.get(REASON) or labels.get(REASON)):
-        status = UNKNOWN
     return Alert(
         action=labels.get(ACTION, ""),
         scanner=labels.get("scanner", ""),
-        status=status,
+        status=_status(item, labels, annotations),
         fingerprint=_fingerprint(item, labels),
         starts_at=_instant(item.get("startsAt")),
         name=labels.get("alertname", "")[:TEXT],
@@ -103,6 +75,18 @@ def _source(said: Mapping[str, Any]) -> str:
     if version == "4":
         return ALERTMANAGER
     raise ConfigError(f"version must be '4' (Alertmanager) or '1' (Grafana), got {version!r}")
+
+
+def _status(
+    item: Mapping[str, Any], labels: Mapping[str, str], annotations: Mapping[str, str]
+) -> Literal["firing", "resolved", "unknown"]:
+    match item.get("status"):
+        case "firing":
+            return "firing"
+        case "resolved":
+            return "unknown" if annotations.get(REASON) or labels.get(REASON) else "resolved"
+        case other:
+            raise ValueError(f"status must be 'firing' or 'resolved', got {str(other)[:40]!r}")
 
 
 def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:

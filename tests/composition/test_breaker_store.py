@@ -15,6 +15,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, StoreFailed
 from resilient_scan.layers.breaker.record import Record, read
 from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
 from tests.breakers import Shelf
 
@@ -140,13 +141,13 @@ def test_a_window_is_in_the_store_at_the_end_of_the_run(reopen: Open, fleet: Fle
     assert kept(store).window == b"\0\0"
 
 
-def test_a_store_for_one_process_only_is_not_asked(fleet: Fleet, bare: Bare) -> None:
+def test_a_store_object_for_one_process_is_a_store_all_the_same(fleet: Fleet, bare: Bare) -> None:
     clock = FakeClock()
-    store = Shelf(clock)
-    store.shared = False
-    runner = fleet(broken("one"), policy=bare(breaker=Breaker(failures=1)), clock=clock, store=store)
-    assert [only(runner), only(runner)] == [Status.ERROR, Status.REJECTED]
-    assert store.updates == 0
+    store = MemoryStore(clock)
+    policy = bare(breaker=Breaker(failures=1))
+    first = fleet(broken("one"), policy=policy, clock=clock, store=store)
+    assert only(first) is Status.ERROR
+    assert only(fleet(broken("one"), policy=policy, clock=clock, store=store)) is Status.REJECTED
 
 
 def test_a_store_that_fails_costs_no_scan_anything(fleet: Fleet, bare: Bare) -> None:

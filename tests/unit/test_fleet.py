@@ -32,6 +32,8 @@ from resilient_scan.fleet import (
 )
 from resilient_scan.testing import Recorder, healthy
 
+FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
+
 
 def refused(**options: Any) -> str:
     """Return the sentence with which a runner of `one` and `two` refuses its options."""
@@ -58,9 +60,10 @@ def refused(**options: Any) -> str:
         ("concurrent", "true", "concurrent must be True or False, got 'true'"),
         ("order", "longest", "order must be 'longest_first' or 'given', got 'longest'"),
         ("order", None, "order must be 'longest_first' or 'given', got None"),
-        ("store", "memory", "store must be None or 'memory:', got 'memory'"),
-        ("store", "sqlite:///x", "store must be None or 'memory:', got 'sqlite:///x'"),
-        ("store", False, "store must be None or 'memory:', got False"),
+        ("store", "memory", f"store must be one of {FORMS}, got 'memory'"),
+        ("store", "file:x", f"store must be one of {FORMS}, got 'file:x'"),
+        ("store", "http://me:hunter2@host", f"store must be one of {FORMS}, got 'http://***@host'"),
+        ("store", False, f"store must be a URL ({FORMS}) or an object with the methods of Store, got False"),
         ("engine", "processes", "engine must be 'threads', got 'processes'"),
         ("engine", None, "engine must be 'threads', got None"),
         ("timeout_seconds", 0, "timeout_seconds must be > 0, got 0"),

@@ -1,0 +1,90 @@
+"""Run a fleet again and again: all of it on schedule, scanners on probation as soon as their probe is due."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from resilient_scan.clock import Clock, Wake
+from resilient_scan.report import RunReport
+from resilient_scan.runner import ScanRunner
+from resilient_scan.schedule import Schedule
+
+_log = logging.getLogger("resilient_scan")
+LOOK = 1.0  # seconds between two looks for probes that have become due
+
+
+class Rounds:
+    """One run at a time, on a thread of its own, until `stop`.
+
+    A run that fails as a whole (its state cannot be made, say) is logged, and the next one comes in its time.
+
+    Args:
+        runner: what runs; it stays open.
+        schedule: when all of it runs.
+        state: called before each run, for what its scanners are given.
+        deadline: seconds for a run; `None`: the runner's own.
+        told: gets each report of a whole run.
+        clock: what is waited on.
+    """
+
+    def __init__(
+        self,
+        runner: ScanRunner,
+        schedule: Schedule,
+        *,
+        state: Callable[[], Mapping[str, Any]] = dict,
+        deadline: float | None = None,
+        told: Callable[[RunReport], None] | None = None,
+        clock: Clock,
+    ) -> None:
+        self._runner, self._schedule = runner, schedule
+        self._state, self._deadline = state, deadline
+        self._told = told
+        self._clock = clock
+        self._wake: Wake = clock.event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._serve, name="resilient-scan-rounds", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether runs go on."""
+        return self._thread.is_alive() and not self._stopped
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> bool:
+        """Begin no further run, and wait at most `grace` seconds for the one under way; say whether it has ended."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(grace)
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        while not self._stopped:
+            try:
+                self._round()
+            except Exception:
+                if self._runner.closed:
+                    return
+                _log.exception("a run failed as a whole; the next one comes in its time")
+                self._clock.wait(self._clock.monotonic() + LOOK, self._wake)
+
+    def _round(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._schedule.due:
+            try:
+                report = self._runner.run(self._state(), deadline=self._deadline)
+            finally:
+                self._schedule.ran(self._clock.monotonic())
+            if self._told is not None:
+                self._told(report)
+        elif due := self._runner.probes_due():
+            self._runner.run(self._state(), deadline=self._deadline, only=due)
+        else:
+            self._clock.wait(min(self._schedule.due, now + LOOK), self._wake)
