@@ -20,7 +20,8 @@ from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.layers.retry import Budget
 from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.timeout import HungThreads
-from resilient_scan.quarantine import Gate, Turn
+from resilient_scan.quarantine import Alert, Gate, Turn
+from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder
 
 Crew = Callable[..., list[Any]]
@@ -264,3 +265,45 @@ def test_timers_ring_once_or_not_at_all(crew: Crew, eventually: Eventually) -> N
     eventually(lambda: sum(turn % 2 == 0 for _, turn in rung) == 400)
     assert len(set(rung)) == len(rung)
     pool.shutdown(wait=False)
+
+
+def test_of_many_that_find_a_probe_due_one_makes_it(crew: Crew) -> None:
+    """Two processes on one store, two threads each."""
+    for turn in range(50):
+        clock = FakeClock()
+        store = MemoryStore(clock)
+        gates = [Gate(("one", "two"), clock, Bus([]), store=store) for _ in range(2)]
+        gates[0].alerts([Alert("disable", "one", "firing", "mark", 1.0)], "alertmanager")
+        for gate in gates:
+            gate.look()
+        clock.advance(60)
+
+        def ask(number: int, gates: list[Gate] = gates) -> list[Turn]:
+            return [gates[number % 2].turn("one", 30.0)[0] for _ in range(3)]
+
+        decided = [turn for turns in crew(ask, times=4) for turn in turns]
+        assert decided.count(Turn.PROBE) == 1, f"in turn {turn}"
+        assert decided.count(Turn.RUN) == 0
+
+
+def test_a_scanner_that_is_out_is_out_whatever_happens_to_others(crew: Crew) -> None:
+    """The gate's copy is replaced while runs look at it without a lock."""
+    clock = FakeClock()
+    gate = Gate(("one", "two", "three"), clock, Bus([]))
+    gate.disable("one", "by hand", 1e6)
+
+    def work(number: int) -> int:
+        passed = 0
+        for _ in range(500):
+            if number == 0:
+                gate.disable("two", "by hand", 5.0)
+                gate.enable("two", "by hand")
+            elif number == 1:
+                gate.alerts([Alert("disable", "three", "firing", "mark", 1.0)], "alertmanager")
+                gate.enable("three", "by hand", 1e-3)
+            else:
+                passed += gate.turn("one", 30.0)[0] is not Turn.DISABLED
+                clock.advance(0.001)
+        return passed
+
+    assert sum(crew(work, times=4)) == 0
