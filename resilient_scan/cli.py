@@ -22,6 +22,8 @@ from resilient_scan import __version__, progress
 from resilient_scan.app import Fleet, Request, open_fleet, survey
 from resilient_scan.check import check as check_all
 from resilient_scan.errors import ConfigError
+from resilient_scan.export import PRESETS, RUNBOOK
+from resilient_scan.export import export_grafana as write_files
 from resilient_scan.faults import Watch
 from resilient_scan.report import RunReport
 from resilient_scan.screens import (
@@ -254,6 +256,29 @@ def verify(**options: Any) -> int:
     verified = run_both(Request(**options))
     print_verified(verified, options["latency"])
     return ANSWERED if verified.same else SOME_DID_NOT
+
+
+@command.command(name="export-grafana")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default=PRESETS[0],
+    show_default=True,
+    help="Rules for a service that runs every minute or so, or for runs from cron, up to an hour apart.",
+)
+@click.option(
+    "--runbook", metavar="URL", default=RUNBOOK, show_default=True, help="Where README can be read: alerts link to it."
+)
+@click.option("--force", is_flag=True, help="Overwrite files that are there and differ.")
+def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> int:
+    """Write Grafana's dashboards, alert rules, their configuration and a compose file into DIR.
+
+    Start with DIR/compose.yaml. Files that are there and differ are not overwritten.
+    """
+    for path in write_files(directory, preset, runbook=runbook, force=force):
+        sys.stdout.write(f"{path}\n")
+    return ANSWERED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

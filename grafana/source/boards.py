@@ -91,7 +91,8 @@ def _all(variable: dashboard.QueryVariable) -> dashboard.QueryVariable:
 
 
 def _annotations() -> list[Builder[models.AnnotationQuery]]:
-    moved = series("scanner_transitions_total", 'to="TO"')
+    out = rate(series("scanner_transitions_total", 'to=~"quarantined|disabled"'))
+    back = rate(series("scanner_transitions_total", 'to="enabled"'))
     return [
         _marks(
             "Alerts",
@@ -101,13 +102,13 @@ def _annotations() -> list[Builder[models.AnnotationQuery]]:
         ),
         _marks(
             "Taken out of service",
-            f"sum by (scanner, source) ({rate(moved.replace('TO', 'quarantined'))}) > 0",
+            f"sum by (scanner, to, source) ({out}) > 0",
             "orange",
-            "{{scanner}} quarantined by {{source}}",
+            "{{scanner}} {{to}} by {{source}}",
         ),
         _marks(
             "Back in service",
-            f"sum by (scanner, source) ({rate(moved.replace('TO', 'enabled'))}) > 0",
+            f"sum by (scanner, source) ({back}) > 0",
             "green",
             "{{scanner}} enabled by {{source}}",
         ),

@@ -22,7 +22,6 @@ from grafana.source.panels import (
     Query,
     bars,
     breaker_number,
-    gauge_panel,
     graph,
     in_range,
     limited,
@@ -72,7 +71,7 @@ def build() -> str:
         "Fleet",
         boards.FLEET,
         "Is the fleet of scanners healthy? Who is failing, slow or out of service, since when, and why?",
-        [_glance(), (10, [(24, _scanners())]), *_trouble(), *_work(), *_process()],
+        [_glance(), (15, [(24, _scanners())]), *_trouble(), *_work(), *_process()],
         one_scanner=False,
     )
 
@@ -84,21 +83,20 @@ def _glance() -> boards.Row:
             stat_panel(
                 "Scanners in trouble",
                 "Scanners that fail, hang, have an open breaker or are out of service now. The table below names them.",
-                Query(f"count((\n{verdict()}\n) >= 3) or vector(0)", least=RECENT),
+                Query(f"count((\n{verdict()}\n) >= 4) or vector(0)", least=RECENT),
                 "none",
                 ANY_IS_BAD,
             ),
         ),
         (
             3,
-            gauge_panel(
+            stat_panel(
                 "Scans answered",
                 "Share of the scans of the time shown that were answered (completed, cached or stale); disabled ones "
                 "are not counted. Red below 90 %.",
                 Query(answered(), instant=True),
                 "percentunit",
                 SHARE_OF_ANSWERS,
-                1,
             ),
         ),
         (
@@ -145,13 +143,12 @@ def _glance() -> boards.Row:
         ),
         (
             3,
-            gauge_panel(
+            stat_panel(
                 "Complete runs",
                 "Share of the runs of the time shown in which every scanner in service answered.",
                 Query(f"sum({in_range(COMPLETE)})\n  / sum({in_range(process('runs_total'))})", instant=True),
                 "percentunit",
                 SHARE_OF_ANSWERS,
-                1,
             ),
         ),
         (
@@ -213,7 +210,7 @@ def _columns() -> tuple[tuple[str, str], ...]:
         ("", f"topk {BY} (1, {sources})"),
         ("p95, s", f"round({quantile(0.95, DURATION, 'scanner')}, 0.01)"),
         ("Hung threads", f"sum {BY} ({series('abandoned_threads')})"),
-        ("Last success, min ago", f"round((time() - {success}) / 60, 0.1)"),
+        ("Success, min ago", f"round((time() - {success}) / 60, 0.1)"),
         ("Candidates", f"max {BY} ({series('candidates')})"),
     )
 

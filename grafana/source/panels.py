@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, gauge, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as queries
@@ -35,7 +35,7 @@ OUTCOME_COLOURS = {"success": GREEN, "error": RED, "timeout": ORANGE, "cancelled
 CACHE_COLOURS = {"hit": GREEN, "shared": BLUE, "stale": YELLOW, "miss": ORANGE, "bypass": GREY}
 WORKER_COLOURS = {"busy": BLUE, "idle": GREEN, "abandoned": RED}
 
-Builder = TypeVar("Builder", stat.Panel, gauge.Panel, bargauge.Panel, table.Panel, timeseries.Panel)
+Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, table.Panel, timeseries.Panel)
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,6 @@ def state_panel(title: str, description: str, query: Query, words: Words) -> sta
     return stat_panel(title, description, query, "none", steps).mappings([mapping(words)])
 
 
-def gauge_panel(title: str, description: str, query: Query, unit: str, steps: Steps, most: float) -> gauge.Panel:
-    """Return a number on an arc from 0 to `most`."""
-    return (
-        _common(gauge.Panel(), title, description, [query], unit, steps)
-        .reduce_options(_last())
-        .show_threshold_markers(True)
-        .min(0)
-        .max(most)
-    )
-
-
 def bars(title: str, description: str, query: Query, unit: str, steps: Steps, most: float | None) -> bargauge.Panel:
     """Return one bar for each series, the longest first."""
     panel = (
@@ -151,6 +140,7 @@ def graph(
         .fill_opacity(8)
         .show_points(shapes.VisibilityMode.NEVER)
         .min(0)
+        .axis_soft_max({"ops": 0.1, "s": 0.1}.get(unit, 1))  # a line at 0 would be drawn on a scale up to 100
     )
 
 

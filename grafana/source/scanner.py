@@ -16,7 +16,6 @@ from grafana.source.panels import (
     Query,
     breaker_number,
     coloured,
-    gauge_panel,
     graph,
     in_range,
     limited,
@@ -91,13 +90,12 @@ def _glance() -> boards.Row:
         ),
         (
             3,
-            gauge_panel(
+            stat_panel(
                 "Scans answered",
                 "Share of the scans of the time shown that were answered: completed, cached or stale.",
                 Query(answered(), instant=True),
                 "percentunit",
                 ((None, RED), (0.9, YELLOW), (0.99, GREEN)),
-                1,
             ),
         ),
         (

@@ -1,0 +1,143 @@
+"""What lies around dashboards and rules: each file is read by the program that it is for, where that is here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grafana.source.alerts import alerts
+from grafana.source.presets import PRESETS
+from grafana.source.rules import DATASOURCE
+from grafana.source.write import HOME, made
+from resilient_scan import load_settings
+from tests.grafana.boards import REFERENCE
+from tests.needed import binary
+
+README = (HOME.parent / "README.md").read_text()
+FOLDERS = [HOME, HOME / "presets" / "cron"]
+YAML = sorted(path for kind in ("*.yml", "*.yaml") for path in HOME.rglob(kind))
+ROUTES = [
+    ("alertname=ScannerErrorRatioHigh resilient_scan_action=disable scanner=a", "controller,people"),
+    ("alertname=ResilientScanWatchdog resilient_scan_action=heartbeat", "controller"),
+    ("alertname=ScannerStale severity=warning scanner=a", "people"),
+    ("alertname=SomebodyElses", "people"),
+]
+
+
+def read(path: str, folder: Path = HOME) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((folder / path).read_text())
+    return content
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.relative_to(HOME)))
+def test_yaml_is_yaml(path: Path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("folder", FOLDERS, ids=["service", "cron"])
+def test_prometheus_takes_its_settings(folder: Path) -> None:
+    run(binary("promtool"), "check", "config", str(folder / "prometheus" / "prometheus.yml"))
+
+
+@pytest.mark.servers
+def test_alertmanager_takes_its_settings() -> None:
+    run(binary("amtool"), "check-config", str(HOME / "alertmanager" / "alertmanager.yml"))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("labels", "receivers"), ROUTES)
+def test_alertmanager_sends_alerts_where_they_belong(labels: str, receivers: str) -> None:
+    config = f"--config.file={HOME / 'alertmanager' / 'alertmanager.yml'}"
+    assert run(binary("amtool"), "config", "routes", "test", config, *labels.split()).strip() == receivers
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_alertmanager_repeats_often_enough() -> None:
+    """The controller's lease is an hour, its heartbeat a minute; groups of several scanners would mix their ends."""
+    route = read("alertmanager/alertmanager.yml")["route"]
+    assert (route["group_by"], route["group_wait"]) == (["alertname", "scanner"], "0s")
+    assert (route["group_interval"], route["repeat_interval"]) == ("10s", "15m")
+    (webhook,) = read("alertmanager/alertmanager.yml")["receivers"][0]["webhook_configs"]
+    assert webhook["send_resolved"] is True
+    assert webhook["http_config"]["authorization"]["credentials_file"] == "/run/secrets/resilient-scan-token"
+
+
+def test_grafana_sends_alerts_where_they_belong() -> None:
+    (policy,), (point,) = (
+        read("alerting/policies.yml")["policies"],
+        read("alerting/contact-points.yml")["contactPoints"],
+    )
+    routes = {tuple(route["object_matchers"][0]): route["receiver"] for route in policy["routes"]}
+    assert routes["resilient_scan_action", "=", "disable"] == point["name"] == "controller"
+    assert routes["resilient_scan_action", "=", "heartbeat"] == "controller"
+    assert routes["resilient_scan_action", "!=", "heartbeat"] == policy["receiver"] != "controller"
+    (receiver,) = point["receivers"]
+    assert (receiver["type"], receiver["settings"]["url"]) == ("webhook", "http://resilient-scan:9108/alerts")
+
+
+def test_the_data_source_is_the_one_that_is_asked() -> None:
+    (source,) = read("provisioning/datasources/prometheus.yml")["datasources"]
+    assert (source["uid"], source["type"]) == (DATASOURCE, REFERENCE["type"])
+    for path, text in made().items():
+        if path.endswith("alerting/rules.yml"):
+            assert set(re.findall(r"datasourceUid: (\S+)", text)) == {DATASOURCE, "__expr__"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=["service", "cron"])
+def test_compose_mounts_what_is_there(folder: Path) -> None:
+    """There is no container engine here: what can be known of the file without one."""
+    compose = read("compose.yaml", folder)
+    assert {"resilient-scan", "prometheus", "alertmanager", "grafana"} <= set(compose["services"])
+    for service in compose["services"].values():
+        assert ("image" in service) is not ("build" in service)
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (HOME / source).exists() if source.startswith(".") else source in compose["volumes"]
+    names = re.findall(r"http://([\w-]+):\d+", "".join(path.read_text() for path in YAML))
+    config = (folder / "prometheus" / "prometheus.yml").read_text()
+    names += re.findall(r'targets: \["([\w-]+):', config)
+    assert set(names) - {"127"} <= set(compose["services"])
+
+
+def test_the_service_takes_its_settings() -> None:
+    settings = load_settings(HOME / "resilient-scan.toml", environ={})
+    assert settings.service.listen == "0.0.0.0:9108"
+    assert settings.service.token_file == "/run/secrets/resilient-scan-token"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_every_alert_has_a_page_in_the_runbook(preset: Any) -> None:
+    titles = re.findall(r"(?m)^#+ (.*)$", README)
+    anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+    for alert in alerts(preset):
+        assert alert.name.lower() in anchors, f"README has no heading {alert.name}"
+    folder = "" if preset.name == "service" else f"presets/{preset.name}/"
+    links = re.findall(r"runbook_url: (\S+)", made()[f"{folder}prometheus/alerts.yml"])
+    assert {link.partition("#")[0] for link in links} == {"README.md"}
+    assert {link.partition("#")[2] for link in links} <= anchors
+
+
+def test_the_runbook_says_what_to_do() -> None:
+    for name in {alert.name for preset in PRESETS.values() for alert in alerts(preset)}:
+        page = re.split(r"(?m)^#+ ", README.partition(f"#### {name}\n")[2])[0]
+        assert len(page) > 60, name
+        if "as above" not in page.lower():
+            assert all(word in page for word in ("**Means**", "**Look at**", "**Do**")), name
+
+
+def test_the_runbook_has_no_page_too_many() -> None:
+    known = {alert.name for preset in PRESETS.values() for alert in alerts(preset)}
+    assert set(re.findall(r"(?m)^#### ((?:Scanner|ResilientScan)\w+)$", README)) == known

@@ -1,0 +1,47 @@
+"""Both dashboards, drawn by Grafana's own components: nothing fails, and what should have data has some."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+import pytest
+
+from grafana.source.write import HOME
+from tests.grafana.boards import BOARDS, board
+from tests.pictures import draw
+
+RARE = {"Breakers that are not closed", "How long hung work really took"}  # of one scanner in particular
+
+
+@pytest.mark.long
+@pytest.mark.servers
+def test_every_panel_is_drawn(tmp_path: Path) -> None:
+    pages = draw.draw(tmp_path, tmp_path / "work", calm=10, trouble=40)
+    for name in BOARDS:
+        titles = [panel["title"] for panel in board(name)["panels"]]
+        drawn = {html.unescape(title): full for title, full in draw.panels(pages[name]).items()}
+        assert 'class="error"' not in pages[name]
+        assert sorted(drawn) == sorted(set(titles))
+        assert {title for title, full in drawn.items() if not full} <= RARE
+        assert (tmp_path / f"{name}.png").stat().st_size > 30_000
+
+
+@pytest.mark.long
+@pytest.mark.servers
+def test_an_unknown_panel_type_is_an_error(tmp_path: Path) -> None:
+    content = board("fleet")
+    content["panels"] = [{**content["panels"][0], "type": "piechart", "targets": []}]
+    content["annotations"]["list"] = []
+    site = draw.built(tmp_path / "site", {"odd.json": json.dumps(content)})
+    with draw.served(site) as url:
+        page = draw.opened(f"{url}/index.html?board=odd&url=http://127.0.0.1:9&from=1&to=2&scrape=1", 400)
+    assert "unknown panel type piechart" in page
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_committed_pictures_are_small(name: str) -> None:
+    picture = (HOME / "pictures" / f"{name}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert 30_000 < len(picture) < 300_000

@@ -1,0 +1,89 @@
+"""`export-grafana`: what it writes, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resilient_scan import ConfigError
+from resilient_scan.cli import main
+from resilient_scan.export import export_grafana
+
+HOME = Path(__file__).parents[2] / "grafana"
+COMMON = {"dashboards/fleet.json", "dashboards/scanner.json", "alertmanager/alertmanager.yml", "compose.yaml"}
+OF_A_PRESET = ("prometheus/alerts.yml", "prometheus/recording.yml", "prometheus/prometheus.yml", "alerting/rules.yml")
+
+
+def written(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_is_written_and_nothing_else(tmp_path: Path) -> None:
+    paths = export_grafana(tmp_path / "new" / "folder")
+    files = written(tmp_path / "new" / "folder")
+    assert [path.relative_to(tmp_path / "new" / "folder") for path in paths] == sorted(Path(name) for name in files)
+    assert files >= {*COMMON, *OF_A_PRESET}
+    assert not [name for name in files if name.startswith(("source", "pictures", "presets")) or name.endswith(".py")]
+    for name in files:
+        assert (tmp_path / "new" / "folder" / name).read_bytes() == (HOME / name).read_bytes()
+
+
+def test_a_preset_has_files_of_its_own(tmp_path: Path) -> None:
+    export_grafana(tmp_path / "service")
+    export_grafana(tmp_path / "cron", "cron")
+    assert written(tmp_path / "service") == written(tmp_path / "cron")
+    for name in OF_A_PRESET:
+        assert (tmp_path / "cron" / name).read_bytes() == (HOME / "presets" / "cron" / name).read_bytes()
+        assert (tmp_path / "cron" / name).read_bytes() != (tmp_path / "service" / name).read_bytes()
+
+
+def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    assert export_grafana(tmp_path) == export_grafana(tmp_path)
+
+
+def test_foreign_files_are_kept_and_nothing_is_written_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"compose\.yaml is there already and differs.*--force"):
+        export_grafana(tmp_path)
+    assert written(tmp_path) == {"compose.yaml"}
+    (tmp_path / "Dockerfile").write_text("mine too")
+    with pytest.raises(ConfigError, match=r"Dockerfile and 1 more is there"):
+        export_grafana(tmp_path)
+    export_grafana(tmp_path, force=True)
+    assert (tmp_path / "compose.yaml").read_bytes() == (HOME / "compose.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, *, force: bool) -> None:
+    (tmp_path / "compose.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"compose\.yaml"):
+        export_grafana(tmp_path, force=force)
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dashboards").write_text("")
+    with pytest.raises(ConfigError, match="dashboards cannot be written"):
+        export_grafana(tmp_path, force=True)
+
+
+def test_the_runbook_is_where_the_user_says(tmp_path: Path) -> None:
+    export_grafana(tmp_path, runbook="https://wiki.test/scans")
+    for name in ("prometheus/alerts.yml", "alerting/rules.yml"):
+        text = (tmp_path / name).read_text()
+        assert "runbook_url: https://wiki.test/scans#scannererrorratiohigh" in text
+        assert "README.md#" not in text
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset must be service or cron, got 'daily'"):
+        export_grafana(tmp_path, "daily")
+
+
+def test_the_command_lists_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export-grafana", str(tmp_path), "--preset", "cron"]) == 0
+    assert capsys.readouterr().out.splitlines() == sorted(str(tmp_path / name) for name in written(tmp_path))
+    (tmp_path / "compose.yaml").write_text("mine")
+    assert main(["export-grafana", str(tmp_path)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["export-grafana", str(tmp_path), "--force"]) == 0
