@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -19,9 +18,10 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.events import Listener
 from resilient_scan.faults import NAMES as FAULTY
 from resilient_scan.faults import faulty_scanners
-from resilient_scan.http import REDACTED, Recorder, Replay
+from resilient_scan.http import Recorder, Replay
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition, push, write_textfile
+from resilient_scan.needs import Demo, lacks, stand_ins, state_for, state_of
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.redaction import hide, redact
 from resilient_scan.report import RunReport
@@ -30,28 +30,6 @@ from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
 from resilient_scan.settings import Settings, load_settings
 
 _log = logging.getLogger("resilient_scan")
-
-
-class Demo(Protocol):
-    """Bundled data that stand in for live sources.
-
-    Attributes:
-        scanners: names of the scanners that it can serve.
-        first, last: the days that it has.
-        description: what it is, as the end of a sentence that begins "The data are".
-        state: what a run on it is given.
-        respond: answers as the live source would.
-    """
-
-    scanners: Sequence[str]
-    first: date
-    last: date
-    description: str
-    state: dict[str, Any]
-    respond: Respond
-
-    def settings(self, base_url: str, /) -> dict[str, Any]:
-        """Return the settings that make a scanner ask the server at `base_url`."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +139,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
         if url or request.push or request.textfile:
             told.append(PrometheusMetrics())
-        served = _stand_ins(ready) if replay else _serve(ready, demo, settings, request.latency, stack)
+        served = stand_ins(ready) if replay else _serve(ready, demo, settings, request.latency, stack)
         runner = stack.enter_context(
             settings.runner(
                 [found.scanner for found in ready],
@@ -174,7 +152,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         )
         stack.callback(_deliver, request)  # before the runner is closed: then it says nothing of its states any more
         data = demo if served else None
-        state = state_for(request.as_of, data) if replay is None else _state_of(replay, request.as_of)
+        state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
             traffic.note_run(state, [found.name for found in ready])
         yield Fleet(
@@ -226,44 +204,6 @@ def installed(request: Request) -> Plugins:
 def names_of(plugins: Plugins) -> list[str]:
     """Return the names of all scanners that may have tables in the settings, usable or not."""
     return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
-
-
-def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
-    """Say what to set before `run` can run a scanner; an empty text: nothing.
-
-    It needs what it says it needs; a built-in one that says nothing wants a table of settings, so that no source is
-    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys.
-    """
-    name, table = found.name, settings.settings_of(found.name)
-    if demo is not None and name in demo.scanners:
-        return ""
-    if replay is not None and not replay.has(name):
-        return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
-    needs = {setting: variable for setting, variable in found.needs.items() if not (replay and variable)}
-    missing = [
-        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
-        for setting, variable in needs.items()
-        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
-    ]
-    if missing:
-        return f"set {', and '.join(missing)}"
-    wished = not found.built_in or found.needs or table or replay
-    return "" if wished else f"set scanners.{name}.settings"
-
-
-def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
-    """Return what a run is given.
-
-    Raises:
-        ConfigError: bundled data answer, and they do not have that date.
-    """
-    if demo is None:
-        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
-    if as_of is None:
-        return dict(demo.state)
-    if not demo.first <= as_of <= demo.last:
-        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
-    return {**demo.state, "trade_date": as_of.isoformat()}
 
 
 def counted(number: int, noun: str) -> str:
@@ -327,20 +267,6 @@ def _replay(request: Request, plugins: Plugins) -> Replay | None:
     if request.record is not None:
         raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
     return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
-
-
-def _stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
-    """Return something in the place of every key: recordings hold none, and no source is asked."""
-    return {
-        found.name: dict.fromkeys((key for key, variable in found.needs.items() if variable), REDACTED)
-        for found in ready
-        if found.needs
-    }
-
-
-def _state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
-    """Return what the recorded run was given; without a trade date each scanner takes it from its own clock."""
-    return replay.state() | ({} if as_of is None else {"trade_date": as_of.isoformat()})
 
 
 def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:

@@ -1,0 +1,88 @@
+"""What a scanner must have before it can run, and what stands in for it: bundled data, or recordings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Protocol
+
+from resilient_scan.errors import ConfigError
+from resilient_scan.http import REDACTED, Replay
+from resilient_scan.plugins import Found
+from resilient_scan.service.loopback import Respond
+from resilient_scan.settings import Settings
+
+
+class Demo(Protocol):
+    """Bundled data that stand in for live sources.
+
+    Attributes:
+        scanners: names of the scanners that it can serve.
+        first, last: the days that it has.
+        description: what it is, as the end of a sentence that begins "The data are".
+        state: what a run on it is given.
+        respond: answers as the live source would.
+    """
+
+    scanners: Sequence[str]
+    first: date
+    last: date
+    description: str
+    state: dict[str, Any]
+    respond: Respond
+
+    def settings(self, base_url: str, /) -> dict[str, Any]:
+        """Return the settings that make a scanner ask the server at `base_url`."""
+
+
+def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
+    """Say what to set before `run` can run a scanner; an empty text: nothing.
+
+    It needs what it says it needs; a built-in one that says nothing wants a table of settings, so that no source is
+    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys.
+    """
+    name, table = found.name, settings.settings_of(found.name)
+    if demo is not None and name in demo.scanners:
+        return ""
+    if replay is not None and not replay.has(name):
+        return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
+    needs = {setting: variable for setting, variable in found.needs.items() if not (replay and variable)}
+    missing = [
+        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
+        for setting, variable in needs.items()
+        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
+    ]
+    if missing:
+        return f"set {', and '.join(missing)}"
+    wished = not found.built_in or found.needs or table or replay
+    return "" if wished else f"set scanners.{name}.settings"
+
+
+def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
+    """Return something in the place of every key: recordings hold none, and no source is asked."""
+    return {
+        found.name: dict.fromkeys((key for key, variable in found.needs.items() if variable), REDACTED)
+        for found in ready
+        if found.needs
+    }
+
+
+def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
+    """Return what a run is given.
+
+    Raises:
+        ConfigError: bundled data answer, and they do not have that date.
+    """
+    if demo is None:
+        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
+    if as_of is None:
+        return dict(demo.state)
+    if not demo.first <= as_of <= demo.last:
+        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
+    return {**demo.state, "trade_date": as_of.isoformat()}
+
+
+def state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
+    """Return what the recorded run was given; without a trade date each scanner takes it from its own clock."""
+    return replay.state() | ({} if as_of is None else {"trade_date": as_of.isoformat()})
