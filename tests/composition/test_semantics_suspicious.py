@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanRunner, Status, scanner
 from resilient_scan.events import ExecutionEnded, ScanEnded, SuspiciousResult
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.testing import FakeClock, Recorder
 
 ONE = [Candidate("AAPL", "s", "c")]
@@ -149,6 +151,22 @@ def _flights(runner: ScanRunner) -> Any:
     cache = runner._fleet.stack("source").cache
     assert cache is not None
     return cache._flights
+
+
+def test_a_suspicious_answer_is_not_kept_beyond_the_process_either() -> None:
+    kept: list[bytes] = []
+
+    class Shelf:
+        def find(self, key: bytes, /) -> None:
+            return None
+
+        def keep(self, key: bytes, candidates: Any, fresh: float, stale: float, /) -> None:
+            kept.append(key)
+
+    cache: ResultCache[object] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), shelf=Shelf())
+    cache.put(b"doubted", [], object(), keep=False)
+    cache.put(b"trusted", [], object())
+    assert kept == [b"trusted"]
 
 
 def test_it_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:

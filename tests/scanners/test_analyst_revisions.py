@@ -68,6 +68,12 @@ def test_the_numbers_are_settings() -> None:
     assert find({"X": TRENDS[::-1]}).tickers == ["X"]  # whatever the order in which they come
 
 
+def test_both_months_need_their_analysts() -> None:
+    few, many = trend("2026-04-01", 1, 1, 1, 1, 0), trend("2026-05-01", 4, 4, 2, 0, 0)
+    assert find({"X": [many, few]}).tickers == []
+    assert find({"X": [many, few]}, min_analysts=4).tickers == ["X"]
+
+
 def test_one_symbol_that_fails_costs_the_others_nothing() -> None:
     answers = dict.fromkeys("ABCD", TRENDS)
     found = find({**answers, "E": (500, {}, b"")})

@@ -14,7 +14,7 @@ from resilient_scan.testing import FakeClock
 from scanners._listings import LEVERAGED, is_common_share, with_point
 from scanners.market_movers import market_movers
 from tests.scanners.charts import bars_of, payload_of
-from tests.scanners.providers import KEY, MOVERS, NOW, Asked, as_json, ask, quote, screened
+from tests.scanners.providers import KEY, MOVERS, NOW, Asked, as_json, ask, mover, quote, screened
 from tests.scanners.recorded import RecordedServer
 
 SCREENED = screened(
@@ -90,6 +90,16 @@ def test_without_a_key_yahoos_screeners_are_asked_and_only_their_shares_count(mo
     assert via(found.candidates) == {"yahoo_screener"}
     assert market.asked == ["yahoo_screener"] * 2
     assert left_out(found) == {"alpha_vantage": "no key; set alpha_vantage_key or ALPHAVANTAGE_API_KEY"}
+
+
+def test_a_price_of_just_the_least_and_a_list_of_a_long_weekend_ago_count() -> None:
+    movers = {**MOVERS, "top_gainers": [mover("FIVE", 5.0, 4.0)], "last_updated": "2026-05-12 16:16:00 US/Eastern"}
+    assert find(Market(movers)).tickers == ["FIVE", "DOWN", "UPUP"]
+
+
+def test_a_quote_of_an_earlier_session_is_no_mover_of_the_day() -> None:
+    halted = quote("HALT", 22.0, 20.0) | {"regularMarketTime": 1778788800}  # 2026-05-14 16:00 in New York
+    assert find(Market(BROKEN, screened(quote("RISE", 22.0, 20.0), halted))).tickers == ["RISE"]
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

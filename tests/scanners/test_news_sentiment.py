@@ -59,6 +59,14 @@ def test_no_news_of_the_future_and_none_of_long_ago() -> None:
     assert find({"feed": [article(name, "20260518T040000", ("A", 1.0, 0.9)) for name in "ab"]}).tickers == []
 
 
+def test_the_first_moment_of_the_days_that_count() -> None:
+    # of 2026-05-17 and one day before it: New York's 16th begins at 04:00 UTC
+    first = [article(name, "20260516T040000", ("A", 1.0, 0.9)) for name in "ab"]
+    before = [article(name, "20260516T035959", ("A", 1.0, 0.9)) for name in "ab"]
+    assert find({"feed": first}, max_age_days=1).tickers == ["A"]
+    assert find({"feed": before}, max_age_days=1).tickers == []
+
+
 def test_an_article_that_comes_twice_is_one_article() -> None:
     twice = [article("same", "20260517T110100", ("A", 1.0, 0.9), ("A", 1.0, 0.9))] * 2
     assert find({"feed": twice}).tickers == []

@@ -176,6 +176,7 @@ def test_what_is_no_answer_of_alpha_vantage(ask: Any, body: bytes, kind: type, w
         (403, HTML, b"<html>Access denied</html>", PermanentError, 0),
         (429, JSON, b'{"error":"API limit reached. Please try again later. Remaining Limit: 0"}', RetryAfter, 60),
         (429, {**JSON, "X-Ratelimit-Reset": "1779048030"}, b"{}", RetryAfter, 30),
+        (429, {**JSON, "X-Ratelimit-Reset": "1779048000"}, b"{}", RetryAfter, 1),
         (429, {**JSON, "X-Ratelimit-Reset": "1779040000"}, b"{}", RetryAfter, 60),
         (429, {**JSON, "X-Ratelimit-Reset": "soon"}, b"{}", RetryAfter, 60),
         (429, {**JSON, "Retry-After": "7", "X-Ratelimit-Reset": "1779048030"}, b"{}", RetryAfter, 7),
@@ -270,6 +271,20 @@ def test_a_crumb_that_is_old_is_fetched_anew_once() -> None:
         yahoo.good, yahoo.asked, yahoo.crumbs = "cRumB2", [], [(200, TEXT, b"cRumB2\n")]
         assert client.options("TEST", context_at(NOW)).price == 100
     assert yahoo.asked == [("TEST", "cRumB1"), ("", ""), ("getcrumb", ""), ("TEST", "cRumB2")]
+
+
+def test_a_crumb_that_another_thread_has_fetched_meanwhile_is_used() -> None:
+    yahoo = Guarded(CHAIN)
+
+    def respond(path: str, query: dict[str, str]) -> Answer:
+        answer = yahoo(path, query)
+        client._pass = ("A3=cookie", yahoo.good)
+        return answer
+
+    with LoopbackServer(respond) as server:
+        client = YahooMarket(server.url)
+        assert client.options("TEST", context_at(NOW)).price == 100
+    assert yahoo.asked == [("TEST", ""), ("TEST", "cRumB1")]
 
 
 def test_a_crumb_that_is_never_good_is_permanent_and_asked_for_once() -> None:

@@ -174,3 +174,21 @@ def test_a_source_of_a_providers_name_keeps_that_providers_rate() -> None:
         report = runner.run({})
     assert report.complete
     assert failures == ["LimitExceeded"]
+
+
+def test_a_source_with_a_rate_of_its_own_pays_for_its_first_request_too() -> None:
+    pytest.importorskip("pyrate_limiter")
+
+    @scanner(pipeline="p", cache=None, limit=Limit("shop", rate="1/day"))
+    def owner(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        context.before_request()
+        return []
+
+    @scanner(pipeline="p", cache=None, retry=None, limit=Limit("own", rate="100/s"), timeout=Timeout(total=5))
+    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        with pytest.raises(LimitExceeded):  # the request that came with the attempt is of the provider `own`
+            context.guarded("shop", context.before_request, seconds=0.2)
+        return []
+
+    with ScanRunner([owner, chain], listeners=(), concurrent=False) as runner:
+        assert runner.run({}).complete
