@@ -36,6 +36,7 @@ from resilient_scan.stores import AUDIT, Store
 _log = logging.getLogger("resilient_scan")
 DAY = 86_400.0
 KEPT = 1_000  # entries of the audit trail
+SOURCES = ("alertmanager", "grafana")
 MARGIN = 60.0  # seconds beyond twice its time after which a probe is given up: it may have to wait for a worker
 SUCCESS, ERROR, TIMEOUT = "success", "error", "timeout"
 _VERDICTS = {SUCCESS: True, ERROR: False, TIMEOUT: False}
@@ -107,10 +108,12 @@ class Gate:
         return turn_of(record, self._keeper.now()) is Turn.DISABLED
 
     def look(self) -> None:
-        """See what other processes have done, at the start of a run."""
+        """See what other processes have done, and what time has, at the start of a run."""
         stepped = self._keeper.look()
         if stepped is not None:
             self._told(stepped)
+        if any(self._is_over(record) for record in tuple(self.orders.values())):
+            self._told(self._keeper.step(wait))
         self._warn_if_blind()
 
     def __call__(self, event: Any) -> None:
@@ -174,7 +177,7 @@ class Gate:
         stepped = self._keeper.in_store(lambda machine: take(machine, heard, source))
         results = self._told(stepped)
         for alert, result in zip(heard, results, strict=True):
-            self._bus.send(AlertReceived(source, result, stepped.at))
+            self._bus.send(AlertReceived(source if source in SOURCES else "unknown", result, stepped.at))
             if alert.action == HEARTBEAT and alert.status == FIRING:
                 self._bus.send(HeartbeatSeen(stepped.at))
         return {result: results.count(result) for result in RESULTS}
@@ -208,14 +211,11 @@ class Gate:
         """Look at the store, and name the scanners whose next scan would be a probe."""
         self.look()
         now = self._keeper.now()
-        out = tuple(self.orders.items())
-        return tuple(n for n, record in out if not self._is_over(record) and turn_of(record, now) is Turn.PROBE)
+        return tuple(name for name, record in tuple(self.orders.items()) if turn_of(record, now) is Turn.PROBE)
 
     def standings(self) -> tuple[ScannerState, ...]:
         """Look at the store, and describe all scanners."""
         self.look()
-        if any(self._is_over(record) for record in tuple(self.orders.values())):
-            self._told(self._keeper.step(wait))
         return tuple(self._standing(name) for name in self._names)
 
     def blind_since(self) -> float | None:

@@ -10,6 +10,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from resilient_scan.errors import StoreError
+
 State = Literal["enabled", "quarantined", "probing"]
 ByHand = Literal["enabled", "disabled"]
 Status = Literal["firing", "resolved", "unknown"]
@@ -129,7 +131,7 @@ class FleetRecord(_Finite, omit_defaults=True):
         shifted: by how many seconds the instants in it have been moved, because the clock had jumped.
     """
 
-    schema: int = SCHEMA
+    schema: Annotated[int, msgspec.Meta(ge=SCHEMA)] = SCHEMA
     scanners: dict[str, Record] = {}
     heard: float | None = None
     gaps: tuple[Seconds, ...] = ()
@@ -163,14 +165,20 @@ def encode(fleet: FleetRecord) -> bytes:
 
 
 def decode(stored: bytes | None) -> tuple[FleetRecord, bool]:
-    """Return what is stored, and whether it could be read; else a fresh record."""
+    """Return what is stored, and whether it could be read; else a fresh record.
+
+    Raises:
+        StoreError: a newer version has written it, and knows things that would be lost.
+    """
     if stored is None:
         return FleetRecord(), True
     try:
         fleet = _decoder.decode(stored)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return FleetRecord(), False
-    return (fleet, True) if fleet.schema == SCHEMA else (FleetRecord(), False)
+    if fleet.schema > SCHEMA:
+        raise StoreError("a newer version of this package keeps the quarantine in the store; upgrade this one")
+    return fleet, True
 
 
 def texts(*parts: str) -> Iterator[str]:

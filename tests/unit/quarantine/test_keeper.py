@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from resilient_scan.errors import StoreError
@@ -323,6 +324,37 @@ def test_garbage_is_told_of_once(side: Callable[..., Side], store: Flaky, caplog
     assert [record.getMessage() for record in caplog.records] == [
         "what the store memory: keeps of the quarantine cannot be read; it begins anew, every scanner in service"
     ]
+
+
+def test_beside_a_newer_version_orders_by_hand_hold_here_and_are_told(
+    side: Callable[..., Side], store: Flaky, clock: Unsteady
+) -> None:
+    newer = msgspec.msgpack.encode({"schema": 2, "born": 1.0})
+    store.update(KEY, lambda _old, _now: (newer, None))
+    ours = side()
+    with pytest.raises(StoreError, match="in this process only, until its store is back: a newer version"):
+        ours.gate.disable("one", "quota", 60.0)
+    assert ours.turn("one") is OUT
+    assert store.read(KEY)[KEY] == newer
+
+
+def test_alerts_of_another_sender_are_counted_as_unknown(side: Callable[..., Side]) -> None:
+    ours = side()
+    ours.gate.alerts([alert("one")], "my own\nalerting")
+    assert [event.source for event in ours.recorder.of(AlertReceived)] == ["unknown"]
+    assert ours.gate.audit(1)[0].who == "my own alerting"
+
+
+def test_a_probe_that_waits_beneath_an_order_is_due_when_that_is_over(
+    side: Callable[..., Side], clock: Unsteady
+) -> None:
+    ours = side()
+    ours.gate.alerts([alert("one")], "alertmanager")
+    ours.gate.disable("one", "quota", 100.0)
+    clock.advance(99)
+    assert ours.gate.probes_due() == ()
+    clock.advance(1)
+    assert ours.gate.probes_due() == ("one",)
 
 
 def test_a_record_that_is_gone_is_a_fresh_one(side: Callable[..., Side], store: Flaky) -> None:

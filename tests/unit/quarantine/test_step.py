@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Turn
 from resilient_scan.quarantine.records import SCHEMA, FleetRecord, Order, Record, decode, encode
@@ -35,7 +36,8 @@ def packed(**fields: object) -> bytes:
         b"\xff\xfe",
         b"{}",
         packed(scanners=5),
-        packed(schema=SCHEMA + 1),
+        packed(schema=SCHEMA - 1),
+        packed(schema="1"),
         packed(heard=float("nan")),
         packed(written=float("inf")),
         packed(scanners={"one": {"level": -1}}),
@@ -64,6 +66,13 @@ def test_a_record_comes_back_as_it_was() -> None:
 
 def test_fields_of_a_later_version_are_not_minded() -> None:
     assert decode(packed(schema=SCHEMA, scanners={}, colour="red")) == (FleetRecord(), True)
+
+
+def test_what_a_newer_version_has_written_is_left_alone(bench: Bench) -> None:
+    bench.stored = newer = packed(schema=SCHEMA + 1, scanners={"one": {"state": "enabled"}}, born=1.0)
+    with pytest.raises(StoreError, match="a newer version of this package keeps the quarantine"):
+        bench.disable("one")
+    assert bench.stored is newer
 
 
 def test_what_changes_nothing_is_not_written(bench: Bench) -> None:
