@@ -59,6 +59,7 @@ SHARE_OF_FAILURES = ((None, GREEN), (0.1, YELLOW), (0.5, RED))
 PERCENT_OF_FAILURES = ((None, GREEN), (10, YELLOW), (50, RED))
 SHARE_OF_ANSWERS = ((None, RED), (0.9, YELLOW), (0.99, GREEN))
 COMPLETE = process("runs_total", 'result="complete"')
+ERRORS = series("executions_total", 'outcome="error"')
 MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"')
 LOOKED = series("cache_requests_total", 'result!="bypass"')
 HITS = series("cache_requests_total", 'result=~"hit|shared"')
@@ -199,7 +200,12 @@ def _scanners() -> table.Panel:
 
 
 def _columns() -> tuple[tuple[str, str], ...]:
-    kinds = f"sum by (scanner, kind) ({in_range(series('errors_total'))}) > 0"
+    # A kind's series begins with its first error, so its growth may be 0: whether there were errors at all is asked
+    # of executions, whose series are there from the beginning.
+    kinds = (
+        f"sum by (scanner, kind) ({in_range(series('errors_total'))})\n"
+        f"  and on (scanner) sum {BY} ({in_range(ERRORS)}) > 0"
+    )
     sources = f"sum by (scanner, source) ({in_range(MOVED_OUT)}) > 0"
     success = f"max {BY} ({series('last_success_timestamp_seconds')} > 0)"
     return (

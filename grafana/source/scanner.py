@@ -223,7 +223,8 @@ def _errors() -> boards.Row:
             8,
             stacked(
                 "Errors by kind",
-                "Failed executions per second by the class of the exception. Timeouts are no errors: see outcomes.",
+                "Failed executions per second by the class of the exception. The first one of a kind is not "
+                "drawn, its line begins with it. Timeouts are no errors: see outcomes.",
                 [Query(f"sum by (kind) ({rate(series('errors_total'))})", "{{kind}}")],
                 "ops",
                 {},

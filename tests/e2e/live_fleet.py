@@ -169,13 +169,13 @@ def alert(name: str, action: str, number: int) -> Alert:
 
 def operate(runner: ScanRunner, life: Life) -> None:
     """Send heartbeats, and once the trouble is there: an alert, one for a scanner that nobody has, and an order."""
-    gate, acted = runner._fleet.gate, False
+    acted = False
     for number in itertools.count():
-        gate.alerts([alert("", "heartbeat", number)], "alertmanager")
+        runner.alerts([alert("", "heartbeat", number)])
         if life.troubled and not acted:
             acted = True
             life.pause(4)
-            gate.alerts([alert("insider_buying", "disable", -1), alert("nobody", "disable", -2)], "alertmanager")
+            runner.alerts([alert("insider_buying", "disable", -1), alert("nobody", "disable", -2)])
             runner.disable(BY_HAND, reason="its key has expired")
         if life.over.wait(2):
             return

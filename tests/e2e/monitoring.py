@@ -79,6 +79,22 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Api]:
         yield Api(url)
 
 
+@contextmanager
+def alertmanager(folder: Path, config: str) -> Iterator[str]:
+    """Start Alertmanager and yield its URL."""
+    (folder / "alertmanager.yml").write_text(config)
+    arguments = [
+        "--config.file=alertmanager.yml",
+        "--storage.path=data",
+        "--web.listen-address=127.0.0.1:0",
+        "--web.external-url=http://alertmanager.test/",
+        "--web.route-prefix=/",
+        "--cluster.listen-address=",
+    ]
+    with server("prometheus-alertmanager", folder, *arguments) as url:
+        yield url
+
+
 def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:

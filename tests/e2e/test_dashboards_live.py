@@ -59,7 +59,10 @@ def test_variables_and_annotations_have_data(live_prometheus: Api, name: str) ->
     for mark in content["annotations"]["list"]:
         answer = live_prometheus.range(chosen(mark["expr"]).replace("[5s]", "[60s]"), 60, 1)
         if mark["name"] == "Taken out of service":
-            assert {each["metric"]["scanner"] for each in answer} == {"insider_buying"}
+            assert {each["metric"]["scanner"]: each["metric"]["source"] for each in answer} == {
+                "insider_buying": "alert",
+                BY_HAND: "hand",
+            }
         for label in re.findall(r"{{(\w+)}}", mark["titleFormat"]):
             assert all(label in each["metric"] for each in answer)
 
