@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from resilient_scan import LogEvents, Policy, PrometheusMetrics, ScanRunner
 from resilient_scan.clock import SystemClock
-from resilient_scan.http import Recorder
+from resilient_scan.http import Recorder, Replay
 from resilient_scan.metrics import exposition
 from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.analyst_revisions import analyst_revisions
@@ -103,3 +103,22 @@ def test_the_key_is_in_nothing_written(name: str, tmp_path: Path, caplog: pytest
     ]
     assert len(files) > 2
     assert [text for text in written if "S3CRET" in text] == []
+
+
+def test_a_replay_needs_no_key_to_ask_what_is_asked_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALPHAVANTAGE_API_KEY", raising=False)
+    found = []
+    with LoopbackServer(good) as server:
+        urls = {"base_url": server.url, "alpha_vantage_url": server.url}
+    for traffic, settings in (
+        (lambda: Recorder(tmp_path / "r"), {**urls, "alpha_vantage_key": KEY}),
+        (lambda: Replay(tmp_path / "r"), urls),
+    ):
+        with LoopbackServer(good, port=int(urls["base_url"].rpartition(":")[2])):
+            tape: Any = traffic()
+            table = {"market_movers": settings}
+            with ScanRunner([market_movers], settings=table, clock=Frozen(), listeners=(), traffic=tape) as runner:
+                found.append([each.ticker for each in runner.run({"trade_date": "2026-05-17"}).candidates])
+            if isinstance(tape, Recorder):
+                tape.close()
+    assert found == [["UPUP", "DOWN"]] * 2
