@@ -28,7 +28,7 @@ class Controller:
         heard = self.heard
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - the base class's name
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 heard.put((f"{self.path} {self.headers['Authorization']}", json.loads(body)))
                 self.send_response(200)
