@@ -75,9 +75,9 @@ def _home() -> Path:
 def _refuse_foreign(files: dict[Path, bytes]) -> None:
     foreign = [str(path) for path, text in files.items() if path.exists() and not _is(path, text)]
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
         raise ConfigError(
-            f"{foreign[0]}{more} is there already and differs from what would be written; "
+            f"{foreign[0]} is there already and differs from what would be written{more}; "
             "take another directory, or overwrite with --force"
         )
 

@@ -25,7 +25,7 @@ from grafana.source.questions import BY, DURATION, FAILED, RECENT, VERDICT, fail
 
 PERCENT_OF_FAILURES = ((None, GREEN), (10, YELLOW), (50, RED))
 ERRORS = series("executions_total", 'outcome="error"')
-MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"')
+MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
 SLOW = ((None, GREEN), (10, YELLOW), (20, RED))
 ANY_IS_BAD = ((None, GREEN), (1, RED))
 

@@ -26,7 +26,7 @@ from tests.e2e.monitoring import Api, prometheus
 from tests.needed import binary
 
 PAGE = Path(__file__).parent
-CALM, TROUBLE = 60, 240  # seconds; an alert fires two minutes after its condition holds
+CALM, TROUBLE = 60, 200  # seconds; an alert fires two minutes after its condition holds
 SHOWN = {"fleet": ".+", "scanner": "insider_buying"}
 HEAD, ROW, WIDTH = 112, 38, 1600  # as in page.jsx
 
