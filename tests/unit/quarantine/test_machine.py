@@ -283,3 +283,18 @@ def test_of_two_orders_that_are_over_the_earlier_ends_first() -> None:
     bench.alerts(alert("one"), alert("two"))
     bench.advance(20)
     assert (bench.state("one"), bench.state("two")) == ("enabled", "quarantined")
+
+
+def test_after_the_first_heartbeat_ever_the_period_is_taken_for_five_minutes(bench: Bench) -> None:
+    bench.heartbeat()
+    bench.advance(899)
+    assert not bench.blind()
+    bench.advance(1)
+    assert bench.blind()
+
+
+def test_an_enables_words_are_kept_on_one_line_and_short_too(bench: Bench) -> None:
+    bench.alerts(alert("one"))
+    bench.enable("one", reason="fixed\nby " + "x" * 1000)
+    assert bench.changes[-1].reason.startswith("fixed by xx")
+    assert len(bench.changes[-1].reason) == MOST_TEXT
