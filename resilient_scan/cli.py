@@ -1,4 +1,4 @@
-"""The command line: arguments in, text and exit code out. The only file that knows click.
+"""The command line: arguments in, text and exit code out.
 
 stdout carries data, stderr carries messages.
 """
@@ -12,19 +12,29 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
+import msgspec
 
 from resilient_scan import __version__, progress
 from resilient_scan.app import Fleet, Request, open_fleet, survey
+from resilient_scan.arguments import (
+    as_of_option,
+    config_option,
+    deadline_option,
+    duration,
+    only_option,
+    pipeline_option,
+    workers_option,
+)
 from resilient_scan.check import check as check_all
 from resilient_scan.errors import ConfigError
 from resilient_scan.export import PRESETS, RUNBOOK
 from resilient_scan.export import export_grafana as write_files
 from resilient_scan.faults import Watch
+from resilient_scan.operations import COMMANDS
 from resilient_scan.report import RunReport
 from resilient_scan.screens import (
     MESSAGES,
@@ -36,61 +46,11 @@ from resilient_scan.screens import (
     rehearse,
     say,
 )
-from resilient_scan.settings import SettingsError, seconds
+from resilient_scan.serving import explained
+from resilient_scan.settings import SettingsError
 from resilient_scan.verify import verify as run_both
 
 ANSWERED, SOME_DID_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of an option that may be repeated and may hold several, with commas between."""
-    found = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
-    if values and not found:
-        raise click.BadParameter(f"{values[0]!r} names nothing; leave the option out to run all")
-    return found
-
-
-def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds that `250ms`, `5s`, `10m`, `1h` or a plain number of seconds stands for."""
-    if value is None:
-        return None
-    text = value.strip()
-    try:
-        found = seconds(f"{text}s" if text[-1:].isdigit() else text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < 1e9:
-        raise click.BadParameter(f"{value!r} is not a duration above zero; write it as 250ms, 5s, 10m or 1h")
-    return found
-
-
-def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date | None:
-    """Return the date that `2013-01-24` stands for."""
-    try:
-        return None if value is None else date.fromisoformat(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a date; write it as 2013-01-24") from None
-
-
-config_option = click.option(
-    "--config",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="Read settings from this TOML file; none is looked for by itself.",
-)
-as_of_option = click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
-deadline_option = click.option(
-    "--deadline", metavar="DURATION", callback=duration, help="End the run after 250ms, 5s, 10m, 1h..."
-)
-workers_option = click.option(
-    "--max-workers", metavar="N", type=click.IntRange(min=1), help="Scanners at a time; 8, unless the settings say."
-)
-only_option = click.option(
-    "--only", metavar="NAME", multiple=True, callback=names, help="Run this scanner (repeat it, or A,B)."
-)
-pipeline_option = click.option(
-    "--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -223,8 +183,13 @@ def check(config: Path | None, interval: float | None) -> int:
 def explain(name: str, run_first: bool, trace: bool, **options: Any) -> int:
     """Run one scanner once and explain it: its layers, who set which number, and what happened.
 
-    The first line says whether it would run now and, if not, what would make it run.
+    The first line says whether it would run now and, if not, what would make it run. With --no-run the service on
+    this machine is asked, if one runs.
     """
+    known = None if run_first else explained(options["config"], name)
+    if known is not None:
+        sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
+        return ANSWERED
     with open_fleet(Request(only=(name,), **options)) as fleet:
         introduce(fleet)
         if run_first:
@@ -279,6 +244,10 @@ def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> i
     for path in write_files(directory, preset, runbook=runbook, force=force):
         sys.stdout.write(f"{path}\n")
     return ANSWERED
+
+
+for each in COMMANDS:
+    command.add_command(each)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

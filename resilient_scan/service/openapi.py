@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from resilient_scan.service.client import TITLE
 from resilient_scan.service.requests import LIMIT
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -199,7 +200,7 @@ def document(*, can_change: bool) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "resilient_scan control endpoint",
+            "title": TITLE,
             "version": __version__,
             "description": "See what a fleet of scanners does; take a scanner out of service, or bring it back.",
         },

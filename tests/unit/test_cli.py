@@ -7,7 +7,7 @@ import sys
 import click
 import pytest
 
-from resilient_scan import PluginError, __main__, app, cli
+from resilient_scan import PluginError, __main__, app, arguments, cli
 from resilient_scan.plugins import Plugins, Problem
 
 CONTEXT = click.Context(cli.command)
@@ -19,7 +19,7 @@ PARAMETER = click.Option(["--x"])
     [("250ms", 0.25), ("5s", 5), ("10m", 600), ("1h", 3600), ("2.5", 2.5), ("60", 60), (" 1.5h ", 5400), (".5s", 0.5)],
 )
 def test_a_duration_is_read(text: str, seconds: float) -> None:
-    assert cli.duration(CONTEXT, PARAMETER, text) == pytest.approx(seconds)
+    assert arguments.duration(CONTEXT, PARAMETER, text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,11 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
 )
 def test_what_is_no_duration_is_refused_with_the_way_out(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a duration above zero; write it as 250ms, 5s, 10m or 1h"):
-        cli.duration(CONTEXT, PARAMETER, text)
+        arguments.duration(CONTEXT, PARAMETER, text)
 
 
 def test_names_may_be_repeated_and_separated_by_commas() -> None:
-    assert cli.names(CONTEXT, PARAMETER, ("a, b", "b", ",c,")) == ("a", "b", "c")
+    assert arguments.names(CONTEXT, PARAMETER, ("a, b", "b", ",c,")) == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""The commands of who operates a fleet: serve it, take a scanner out of service, bring it back. Knows click."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from resilient_scan.app import Request
+from resilient_scan.arguments import (
+    as_of_option,
+    config_option,
+    deadline_option,
+    duration,
+    only_option,
+    pipeline_option,
+    workers_option,
+)
+from resilient_scan.logs import LogEvents
+from resilient_scan.progress import seconds as spoken
+from resilient_scan.schedule import ONCE, SKIP
+from resilient_scan.screens import MESSAGES, introduce, say
+from resilient_scan.serving import ServeRequest, Serving, open_service, order
+
+DONE, FAILED = 0, 1
+
+
+@click.command()
+@config_option
+@only_option
+@pipeline_option
+@as_of_option
+@deadline_option
+@workers_option
+@click.option(
+    "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
+)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of that by which a run may be late, by chance.",
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice([ONCE, SKIP]),
+    default=ONCE,
+    show_default=True,
+    help="Make up for missed runs by one at once, or leave them out.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    callback=duration,
+    help="Time that a run under way gets when the service is stopped.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What stderr gets: lines for people, or one JSON object per line.",
+)
+def serve(
+    every: float, jitter: float, catch_up: str, listen: str | None, grace: float, log_format: str, **options: Any
+) -> int:
+    """Run the scanners again and again, and answer over HTTP: page, metrics, alerts, orders.
+
+    Alerts that come in take a failing scanner out of service; a probe brings it back. SIGTERM and Ctrl-C end it: the
+    run under way gets its time, a second one cuts it off.
+    """
+    MESSAGES.json = log_format == "json"
+    request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
+    with _stopping() as stopped, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
+        introduce(serving.fleet)
+        say(_greeting(serving, every))
+        stopped.wait()
+        say([f"stopping: the run under way gets {spoken(grace)}; a second signal cuts it off"])
+        stopped.clear()
+        ended = _wind_up(serving, stopped, grace)
+    say(["stopped" if ended else "stopped; the run under way was cut off"])
+    return DONE
+
+
+@click.command()
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+@click.option(
+    "--for",
+    "seconds",
+    metavar="DURATION",
+    default="24h",
+    show_default=True,
+    callback=duration,
+    help="How long it holds; nothing is disabled for ever.",
+)
+def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+    """Take scanner NAME out of service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
+    return DONE
+
+
+@click.command()
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+def enable(name: str, config: Path | None, reason: str) -> int:
+    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'enable', reason, 86_400.0)}\n")
+    return DONE
+
+
+COMMANDS: Final = (serve, disable, enable)
+
+
+def _greeting(serving: Serving, every: float) -> list[str]:
+    orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
+    return [f"serving at {serving.url}/ ({orders}); a run every {spoken(every)}"]
+
+
+def _wind_up(serving: Serving, stopped: threading.Event, grace: float) -> bool:
+    """Let the run under way end in its time, unless a second signal comes; say whether it did."""
+    step, left = 0.1, grace
+    while not serving.stop(min(step, left)):
+        left -= step
+        if left <= 0 or stopped.is_set():
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Yield a flag that SIGTERM and Ctrl-C raise, instead of what else they do."""
+    stopped = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,206 @@
+"""Wire a fleet, its schedule, the control endpoint and Alertmanager together, for `resilient-scan serve`.
+
+Beside it, what `disable`, `enable` and `explain` do: ask the service that runs on this machine, else the store.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from resilient_scan.app import Fleet, Request, open_fleet
+from resilient_scan.clock import SystemClock
+from resilient_scan.errors import ConfigError, StoreError
+from resilient_scan.events import Listener
+from resilient_scan.explain import Explanation
+from resilient_scan.needs import state_for
+from resilient_scan.report import RunReport
+from resilient_scan.rounds import Rounds
+from resilient_scan.schedule import ONCE, Schedule
+from resilient_scan.service import ControlService
+from resilient_scan.service.client import Client, find
+from resilient_scan.service.reconcile import Reconciler
+from resilient_scan.settings import Settings, load_settings
+from resilient_scan.stores import without_password
+
+EVERY, GRACE = 300.0, 30.0
+
+
+class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """How a service is to run.
+
+    Attributes:
+        run: what a run is, as for `open_fleet`.
+        every: seconds from one run to the next, > 0.
+        jitter: share of that by which a run may be late, 0 to 0.5.
+        catch_up: `once` or `skip`: what becomes of runs that were missed.
+        listen: address and port; `None`: what the settings say.
+    """
+
+    run: Request
+    every: float = EVERY
+    jitter: float = 0.1
+    catch_up: str = ONCE
+    listen: str | None = None
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """A service that runs.
+
+    Attributes:
+        fleet: what it runs.
+        url: of its control endpoint.
+        can_change: whether there is a token by which something can be changed.
+        stop: begins no further run, waits at most so many seconds for the one under way, and says whether it has ended.
+    """
+
+    fleet: Fleet
+    url: str
+    can_change: bool
+    stop: Callable[[float], bool]
+
+
+@contextmanager
+def open_service(
+    request: ServeRequest,
+    *,
+    listeners: Iterable[Listener] | None = None,
+    told: Callable[[RunReport], None] | None = None,
+) -> Iterator[Serving]:
+    """Run a fleet on a schedule, with its control endpoint.
+
+    Args:
+        request: how.
+        listeners: who is told what happens; `None`: the log.
+        told: gets each report of a whole run.
+
+    Raises:
+        ConfigError: settings are wrong, an extra is missing, the address cannot be had; else as `open_fleet`.
+    """
+    settings = load_settings(request.run.config)
+    serve = settings.service
+    if request.listen is not None:
+        serve = msgspec.structs.replace(serve, listen=request.listen)
+    token, clock = token_of(settings), SystemClock()
+    schedule = Schedule(
+        request.every,
+        jitter=request.jitter,
+        catch_up=request.catch_up,
+        start=clock.monotonic(),
+        random=Random(),  # noqa: S311 - jitter
+    )
+    with ExitStack() as stack:
+        fleet = stack.enter_context(open_fleet(request.run, listeners=listeners))
+        rounds = Rounds(
+            fleet.runner,
+            schedule,
+            state=lambda: state_for(request.run.as_of, fleet.demo),
+            deadline=fleet.deadline,
+            told=told,
+            clock=clock,
+        )
+        service = ControlService(
+            fleet.runner, token, serve.host, serve.port, why_not=lambda: "" if rounds.alive else "no further run begins"
+        )
+        stack.enter_context(service)
+        if serve.alertmanager is not None:
+            reconciler = Reconciler(fleet.runner.reconcile, serve.alertmanager, serve.reconcile)
+            reconciler.start()
+            stack.callback(reconciler.stop)
+        rounds.start()
+        stack.callback(rounds.stop, 0.0)
+        yield Serving(fleet, service.url, token is not None, rounds.stop)
+
+
+def token_of(settings: Settings) -> str | None:
+    """Return the service's token, read from its file; `None`: there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or is empty.
+    """
+    name = settings.service.token_file
+    if name is None:
+        return None
+    path = Path(name) if settings.path is None else settings.path.absolute().parent / name
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"service.token_file: {path} cannot be read: {why}") from None
+    if not token:
+        raise ConfigError(
+            f"service.token_file: {path} is empty; write one word into it, such as `openssl rand -hex 32`"
+        )
+    return token
+
+
+def running(config: Path | None) -> Client | None:
+    """Return the service that these settings mean, if it runs on this machine."""
+    settings = load_settings(config)
+    try:
+        token = token_of(settings)
+    except ConfigError:  # to look needs none
+        token = None
+    return find(settings.service.host, settings.service.port, token)
+
+
+def order(config: Path | None, name: str, action: str, reason: str, seconds: float) -> str:
+    """Take a scanner out of service, or bring it back: in the running service, else in the store.
+
+    Args:
+        config: the settings file.
+        name: the scanner's.
+        action: `disable` or `enable`.
+        reason: why.
+        seconds: how long it holds.
+
+    Returns:
+        A sentence about what was done, and where.
+
+    Raises:
+        ConfigError: there is no such scanner, the service refuses, or nothing would remember it.
+    """
+    client = running(config)
+    if client is not None:
+        body: dict[str, Any] = {"reason": reason}
+        if action == "disable":
+            body["duration"] = seconds
+        said = client.post(f"/scanners/{name}/{action}", body)
+        return f"{name} is {said['state']} in the service at {client.url}"
+    settings = load_settings(config)
+    if settings.store == "memory:":
+        raise ConfigError(
+            f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
+            "start 'resilient-scan serve', or name a settings file with --config"
+        )
+    with open_fleet(Request(config=config, only=(name,)), listeners=()) as fleet:
+        act = fleet.runner.disable if action == "disable" else fleet.runner.enable
+        try:
+            act(name, reason=reason, duration=seconds, who=_me())
+        except StoreError as error:
+            raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
+        state = next(state.state for state in fleet.runner.scanners() if state.name == name)
+    return f"{name} is {state} in {without_password(settings.store)}"
+
+
+def explained(config: Path | None, name: str) -> Explanation | None:
+    """Return what the running service says about a scanner; `None`: none runs here.
+
+    Raises:
+        ConfigError: it knows no such scanner.
+    """
+    client = running(config)
+    return None if client is None else msgspec.convert(client.get(f"/scanners/{name}")["explanation"], Explanation)
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user, as in some containers
+        return "command line"
