@@ -19,7 +19,9 @@ from typing import Protocol
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import StoreError
+from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.stores import Store
+from resilient_scan.stores.patience import be_brief
 
 _log = logging.getLogger("resilient_scan")
 LOOK = 0.05  # seconds between two looks for what another process does
@@ -38,19 +40,60 @@ class Waiter(Protocol):
         """Begin: nobody else works on it any more."""
 
 
+class Health:
+    """Whether a store works, as far as one runner has seen.
+
+    It works again when what a run brought was written and nothing has failed since that began: a read that succeeds
+    says nothing about a disk that is full.
+
+    Args:
+        send: brings an event to the listeners.
+        clock: tells them when.
+    """
+
+    def __init__(self, send: Callable[[Event], None], clock: Clock) -> None:
+        self._send = send
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = self._told = 0
+
+    def failed(self, operation: str, error: StoreError) -> None:
+        """Tell that an operation failed, and whether it is the first one."""
+        with self._lock:
+            self._failures += 1
+            first = not self._told
+            self._told += 1
+        self._send(StoreFailed(operation, str(error), self._clock.time(), first))
+
+    def mark(self) -> int:
+        """Return what `wrote` is to be told: how often it has failed so far."""
+        return self._failures
+
+    def wrote(self, mark: int) -> None:
+        """Note that a run was written, begun at a `mark`."""
+        if not self._told:
+            return
+        with self._lock:
+            if self._failures != mark or not self._told:
+                return
+            self._told = 0
+        self._send(StoreRecovered(self._clock.time()))
+
+
 class Clerk:
     """One runner's dealings with a store that other processes share.
 
     Args:
         store: where the leases are, and what is put off is kept.
         clock: what waits are measured on.
-        on_error: is told the operation and the error when the store fails.
+        health: is told when the store fails, and when it works.
     """
 
-    def __init__(self, store: Store, clock: Clock, on_error: Callable[[str, StoreError], None]) -> None:
+    def __init__(self, store: Store, clock: Clock, health: Health) -> None:
         self._store = store
         self._clock = clock
-        self._on_error = on_error
+        self._health = health
+        self._on_error = health.failed
         self._owner = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._wake: Wake = clock.event()
@@ -102,7 +145,7 @@ class Clerk:
 
         Args:
             patience: seconds to wait at most.
-            job: is called first, on the clerk's thread; it must not raise.
+            job: is called first, on the clerk's thread; it brings what a run is remembered by to the store.
         """
         done = threading.Event()
         with self._lock:
@@ -156,6 +199,7 @@ class Clerk:
         return True
 
     def _work(self) -> None:
+        be_brief()
         while True:
             self._wake.clear()
             with self._lock:
@@ -163,10 +207,8 @@ class Clerk:
                 flushed, self._flushed = self._flushed, []
                 jobs, self._jobs = self._jobs, []
                 last, waiting = self._last, list(self._waiting.items())
-            for job in jobs:
-                job()
             if released or flushed:
-                self._write(released)
+                self._write(jobs, released)
             if last is not None:
                 self._finish(last)
             for done in flushed:
@@ -186,12 +228,27 @@ class Clerk:
             self._thread = None
             return False
 
-    def _write(self, released: list[str]) -> None:
+    def _write(self, jobs: list[Callable[[], None]], released: list[str]) -> None:
         """Write first, then give back: who gets the lease next must find the answer."""
+        mark = self._health.mark()
+        for job in jobs:
+            self._do(job)
         try:
             self._store.flush()
         except StoreError as error:
             self._on_error("flush", error)
+        else:
+            if jobs:
+                self._health.wrote(mark)
+        self._give_back(released)
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:  # a bug of ours must not end the clerk, for whom the others wait
+            _log.exception("a run could not be brought to the store")
+
+    def _give_back(self, released: list[str]) -> None:
         for key in released:
             with self._lock:
                 if key in self._held:  # claimed again meanwhile

@@ -231,10 +231,20 @@ class ProbeEnded(Event, frozen=True, gc=False):
 
 
 class StoreFailed(Event, frozen=True, gc=False):
-    """An operation of the store (a method of its protocol, such as `update`) failed; `message` holds no secret."""
+    """An operation of the store (a method of its protocol, such as `update`) failed; `message` holds no secret.
+
+    `first`: it is the first one that failed since the store worked.
+    """
 
     operation: str
     message: str
+    at: float
+    first: bool = False
+
+
+class StoreRecovered(Event, frozen=True, gc=False):
+    """The store works again: what a run brought was written, and nothing failed meanwhile."""
+
     at: float
 
 

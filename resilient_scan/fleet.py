@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.claims import Clerk
+from resilient_scan.claims import Clerk, Health
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER, Traffic
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, StoreError, no_scanner
-from resilient_scan.events import Bus, Listener, Load, ScannersRegistered, StoreFailed
+from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.limit import Provider, merged
@@ -76,10 +76,11 @@ class Fleet:
 
     def __init__(self, plan: Plan) -> None:
         self.names = plan.names
-        self._clock = plan.clock
         self._store = plan.store
         self.bus = Bus(plan.listeners)
-        self.clerk = None if plan.store is None else Clerk(plan.store, plan.clock, self.store_failed)
+        health = Health(self.bus.send, plan.clock)
+        self.store_failed = health.failed
+        self.clerk = None if plan.store is None else Clerk(plan.store, plan.clock, health)
         self._last = plan.store.close if plan.store is not None and plan.owns_store else None
         self.gate = Gate(
             plan.names,
@@ -112,6 +113,7 @@ class Fleet:
 
     def _stack(self, spec: ScannerSpec, plan: Plan, shared: SharedValues) -> Stack:
         policy = plan.policies[spec.name]
+        shelf = self._shelf_of(spec, plan)
         return Stack(
             spec,
             policy,
@@ -127,8 +129,8 @@ class Fleet:
             random=plan.random,
             provider=None if policy.limit is None else self.providers[policy.limit.provider],
             breaker_home=self._home_of(spec.name),
-            shelf=self._shelf_of(spec, plan),
-            clerk=self.clerk,
+            shelf=shelf,
+            clerk=None if shelf is None else self.clerk,
             providers=self.providers,
             traffic=plan.traffic,
         )
@@ -143,10 +145,6 @@ class Fleet:
         if self._store is None or settings is None:
             return None
         return Shelf(self._store, spec.name, spec.candidate, settings, self.store_failed)
-
-    def store_failed(self, operation: str, error: StoreError) -> None:
-        """Tell listeners that the store failed."""
-        self.bus.send(StoreFailed(operation, str(error), self._clock.time()))
 
     def expect(self, durations: Mapping[str, float]) -> None:
         """Learn how long scans take, where that is not known yet."""

@@ -21,6 +21,8 @@ from resilient_scan.events import (
     ScanEnded,
     ScannersRegistered,
     ScannerStateChanged,
+    StoreFailed,
+    StoreRecovered,
     SuspiciousResult,
     ThreadAbandoned,
 )
@@ -36,8 +38,8 @@ class LogEvents:
     """A listener that writes one line per thing that happened: answers at INFO, trouble at WARNING.
 
     A scanner that is rejected or disabled in run after run has one line when that begins, and one that counts the
-    others when it is over. Secrets that can be told by their names (`token=...`, a password in an address) are taken
-    out.
+    others when it is over; a store that fails has one when that begins, and one when it works again. Secrets that can
+    be told by their names (`token=...`, a password in an address) are taken out.
 
     Args:
         logger: where to; the logger `resilient_scan`, unless given.
@@ -58,6 +60,8 @@ class LogEvents:
         ScannerStateChanged,
         ThreadAbandoned,
         LateCompletion,
+        StoreFailed,
+        StoreRecovered,
     )
 
     def __init__(
@@ -81,6 +85,8 @@ class LogEvents:
     def __call__(self, event: Event) -> None:
         """Log one event."""
         if isinstance(event, ScanEnded) and not self._is_news(event.result):
+            return
+        if isinstance(event, StoreFailed) and not event.first:
             return
         if self._json:
             self._line(_level(event), _name(event), _fields(event))
@@ -124,11 +130,20 @@ class LogEvents:
                 self._logger.log(_level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
                 self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, hide(event.reason))
+            case _:
+                self._rare(event)
+
+    def _rare(self, event: Event) -> None:
+        match event:
             case ThreadAbandoned():
                 self._logger.warning("%s: thread %s did not stop in time, left behind", event.scanner, event.thread)
             case LateCompletion():
                 took = short(event.duration)
                 self._logger.info("%s: the call left behind ended after %ss (%s)", event.scanner, took, event.outcome)
+            case StoreFailed():
+                self._logger.warning("%s; runs go on without it", hide(event.message))
+            case StoreRecovered():
+                self._logger.info("the store works again")
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
@@ -48,6 +48,8 @@ from resilient_scan.report import RunReport
 from resilient_scan.running import LiveRun
 from resilient_scan.stack import Flight, Stack
 from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.foreign import Foreign
+from resilient_scan.stores.patience import Brief
 
 _log = logging.getLogger("resilient_scan")
 _CLOSED = "the runner is closed; build another one to run again"
@@ -126,7 +128,7 @@ class ScanRunner:
             clock=self._clock,
             random=random or Random(),  # noqa: S311 - jitter, not secrets
             quarantine=_checked(quarantine, names),
-            store=None if store in (None, "memory:") else open_store(store, self._clock),
+            store=_opened(store, self._clock),
             owns_store=isinstance(store, str),
             traffic=traffic,
         )
@@ -211,7 +213,8 @@ class ScanRunner:
                 pass
         except KeyboardInterrupt as interrupt:
             if not run.has_ended:  # a second one, or it fell into the winding up
-                self._leave(run)
+                with run.brief():
+                    self._leave(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
         return run.report()
@@ -447,6 +450,11 @@ class ScanRunner:
         return tuple(name for name in self.names if name in chosen)
 
     def _results(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Iterator[ScanResult]:
+        """Yield the results as they come, never waiting for a store for long."""
+        steps = self._steps(run, window, names)
+        return steps if self._plan.store is None else _briefly(steps, run.brief())
+
+    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Generator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
         fleet = self._fleet
         run.start(fleet, names)
@@ -486,6 +494,20 @@ class ScanRunner:
         recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
 
 
+def _briefly(steps: Generator[ScanResult], brief: Brief) -> Iterator[ScanResult]:
+    """Go on with a run briefly; what its reader does in between is not hurried."""
+    try:
+        while True:
+            with brief:
+                result = next(steps, None)
+            if result is None:
+                return
+            yield result
+    finally:
+        with brief:
+            steps.close()
+
+
 def _checked(quarantine: Quarantine | None, names: Sequence[str]) -> Quarantine:
     if quarantine is None:
         return Quarantine()
@@ -506,6 +528,13 @@ def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
         last_status=None if last is None else last.status.value,
         last_at=None if last is None else last.started_at,
     )
+
+
+def _opened(store: str | Store | None, clock: Clock) -> Store | None:
+    if store is None or (isinstance(store, str) and store == "memory:"):
+        return None
+    opened = open_store(store, clock)
+    return opened if isinstance(store, str) else Foreign(opened)
 
 
 def _seconds(deadline: float | None) -> float:

@@ -7,6 +7,7 @@ the end of a scan, the run's deadline, a cancel.
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty
@@ -22,6 +23,7 @@ from resilient_scan.report import RunReport, results_in_order
 from resilient_scan.scans import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
 from resilient_scan.stack import Stack
 from resilient_scan.state import TOOL_LOGS, Snapshot
+from resilient_scan.stores.patience import Brief
 from resilient_scan.work import cut_short
 
 PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
@@ -61,6 +63,11 @@ class LiveRun(Run):
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
+
+    def brief(self) -> Brief:
+        """Return what keeps this run's thread from waiting for a store for long, above all after the deadline."""
+        left = self._began + self._seconds - self._clock.monotonic()
+        return Brief(time.monotonic() + left)  # the other processes' time, not the clock's
 
     # from any thread
 

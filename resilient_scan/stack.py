@@ -92,7 +92,7 @@ class Stack:
         providers: by name, all that there are.
         breaker_home: where the breaker's state is shared; `None`: it is in this object.
         shelf: where answers outlive this process; `None`: they do not.
-        clerk: sees to it that one of several processes works on a key; `None`: there is one process only.
+        clerk: sees to it that one of several processes works on a key; `None`: nobody else would find the answer.
         traffic: stands between the scanner and the network.
     """
 
@@ -135,6 +135,7 @@ class Stack:
         self.hung = HungThreads(policy.timeout, clock)
         self.guard = Guard(spec.name, policy.breaker, clock, random, breaker_home) if policy.breaker else None
         self.clerk = clerk
+        self.stored = breaker_home is not None  # whether anything of it is in a store
         self._shelf = shelf
         landed = None if clerk is None else self._landed
         self.cache: ResultCache[Any] | None = (
@@ -153,8 +154,8 @@ class Stack:
         self.flights: deque[Flight] = deque(maxlen=REMEMBERED)
 
     def address(self, key: bytes) -> str:
-        """Return by what name all processes know the work on a key."""
-        return f"flight/{self.name}" if self._shelf is None else f"flight/{self._shelf.address(key)}"
+        """Return by what name all processes know the work on a key, where there is a shelf."""
+        return "" if self._shelf is None else f"flight/{self._shelf.address(key)}"
 
     def _landed(self, key: bytes) -> None:
         if self.clerk is not None:

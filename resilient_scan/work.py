@@ -17,6 +17,7 @@ from resilient_scan.layers.limit import Ticket
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
 from resilient_scan.scans import Outcome, Scan, result_of, without_work
 from resilient_scan.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack, kind_of
+from resilient_scan.stores.patience import Brief
 
 _log = logging.getLogger("resilient_scan")
 
@@ -145,9 +146,13 @@ class Work:
     def run(self) -> None:
         """Ask the scanner through all its layers and hand over; never raises."""
         stack, key = self.stack, self._key
-        if stack.clerk is not None and key is not None:
-            stack.clerk.prolong(stack.address(key), stack.total)
-        self.variables.run(self._work)
+        if not stack.stored:
+            self.variables.run(self._work)
+            return
+        with Brief():
+            if stack.clerk is not None and key is not None:
+                stack.clerk.prolong(stack.address(key), stack.total)
+            self.variables.run(self._work)
 
     def _work(self) -> None:
         try:

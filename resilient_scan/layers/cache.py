@@ -67,7 +67,7 @@ class ResultCache(Generic[Flight]):
         options: the numbers.
         clock, random: where time and chance come from.
         shelf: where answers are kept beyond this process; `None`: nowhere.
-        landed: is called with the key when a flight is over and its answer, if it has one, is kept.
+        landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class ResultCache(Generic[Flight]):
         if found is None:
             return None
         candidates, age, fresh, stale = found
+        ttl = self._ttl(candidates)  # it may be shorter now than it was when the answer was stored
+        fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._options.stale_if_error - age)
         now = self._clock.monotonic()
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
         with self._lock:
@@ -132,11 +134,7 @@ class ResultCache(Generic[Flight]):
     def land(self, key: bytes, flight: Flight) -> None:
         """Note that a flight is over without an answer; the next one to ask leads."""
         with self._lock:
-            led = self._flights.get(key) is flight
-            if led:
-                del self._flights[key]
-        if led and self._landed is not None:
-            self._landed(key)
+            self._touch_down(key, flight)
 
     def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> bool:
         """Let another flight lead in place of this one; `False`: it does not lead any more."""
@@ -170,24 +168,27 @@ class ResultCache(Generic[Flight]):
             Exception: a candidate cannot be copied; nothing is kept.
         """
         options, now = self._options, self._clock.monotonic()
-        ttl = options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
-        fresh_until = now + ttl * (1.0 - options.jitter * self._random.random())
+        fresh_until = now + self._ttl(candidates) * (1.0 - options.jitter * self._random.random())
         own = tuple([_copy(candidate) for candidate in candidates]) if candidates else ()
         entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
             if keep:
                 self.puts += 1
                 self._entries[key] = entry
-            led = self._flights.get(key) is flight
-            if led:
-                del self._flights[key]
             if self._failures:
                 self._failures.pop(key, None)
-        if self.shelf is not None and keep:
-            self.shelf.keep(key, own, entry.fresh_until - now, entry.stale_until - now)
-        if led and self._landed is not None:  # after the answer is on the shelf: another process looks there next
-            self._landed(key)
+            if self.shelf is None:
+                self._touch_down(key, flight)
+        if self.shelf is not None:
+            if keep:
+                self.shelf.keep(key, own, entry.fresh_until - now, entry.stale_until - now)
+            with self._lock:  # after the answer is on the shelf: another process looks there next
+                self._touch_down(key, flight)
         return entry
+
+    def _ttl(self, candidates: Sequence[Any]) -> float:
+        options = self._options
+        return options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
 
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:
         """Remember a failure for `ttl_error` seconds, if that is wanted; an older answer is kept."""
@@ -226,6 +227,17 @@ class ResultCache(Generic[Flight]):
                 "name the keys that the scanner reads, Cache(inputs=(...)), or leave the cache out",
                 scanner,
             )
+
+    def _touch_down(self, key: Any, flight: Flight) -> None:
+        """Let the next flight lead. Under the lock.
+
+        `landed` gives a claim back that goes by the key: called after the lock was free, it would take the claim away
+        that the next flight has made in between, and nobody would ever tell that one to go.
+        """
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+            if self._landed is not None:
+                self._landed(key)
 
     def _fresh(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)

@@ -24,6 +24,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.away import Away
 from resilient_scan.stores.forks import OUTSIDE
+from resilient_scan.stores.patience import left
 from resilient_scan.stores.schema import Damaged, bring_up_to_date, check_documents, check_everything
 from resilient_scan.stores.values import MOST_BYTES_OF_ONE
 
@@ -148,8 +149,9 @@ class Database:
         """
         # The threads of a process wait here for each other, where the first to come is the first to go: in SQLite
         # they would sleep and try again.
-        if not self._writing.acquire(timeout=PATIENCE):
-            raise StoreError(f"the store {self._path} is locked by another thread for {PATIENCE:g} s")
+        patience = left(PATIENCE)
+        if not self._writing.acquire(timeout=patience):
+            raise StoreError(f"the store {self._path} is locked by another thread for more than {patience:g} s")
         try:
             return self._run(work, writing=True)
         finally:
@@ -200,7 +202,7 @@ class Database:
 
     @property
     def _patience(self) -> float:
-        return PATIENCE if self._away.seen else PATIENCE_AWAY
+        return left(PATIENCE if self._away.seen else PATIENCE_AWAY)
 
     def _take(self) -> _Open:
         while self._idle:
@@ -261,7 +263,7 @@ class Database:
         looks it keeps all others out of the file, so that none can write into it in the meantime.
         """
         try:
-            with OUTSIDE.of_forks(), _alone(self._path.parent), closing(_connect(self._path, PATIENCE)) as raw:
+            with OUTSIDE.of_forks(), _alone(self._path.parent), closing(_connect(self._path, left(PATIENCE))) as raw:
                 damaged = _is_damaged(raw, self._path)
                 if damaged:
                     _log.warning(
@@ -288,7 +290,7 @@ class Database:
             return Moved()
         code = _code(error) & 0xFF
         if code in _LOCKED:
-            return self._away.gone(f"the store {self._path} is locked by another process for more than {PATIENCE:g} s")
+            return self._away.gone(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the store {self._path} cannot be written: the disk is full")
         why = "it is a directory" if self._path.is_dir() else error
@@ -378,7 +380,7 @@ def _alone(directory: Path) -> Iterator[None]:
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        for _ in range(int(PATIENCE / 0.01)):
+        for _ in range(max(1, int(left(PATIENCE) / 0.01))):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -15,6 +15,7 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, without_password
 from resilient_scan.stores.away import Away
 from resilient_scan.stores.batching import BatchingStore, Records, Values
+from resilient_scan.stores.patience import left
 from resilient_scan.stores.values import Value, check_size
 
 T = TypeVar("T")
@@ -94,8 +95,8 @@ class RedisStore(BatchingStore):
         self._check_open()
         # The threads of a process wait here for each other instead of undoing each other's work at the server. Where
         # that does not answer, the first of them finds out, and the others are told as soon as it lets them in.
-        if not self._updating.acquire(timeout=QUEUE):
-            raise StoreError(f"the store {self.url} is busy for more than {QUEUE:g} s")
+        if not self._updating.acquire(timeout=left(QUEUE)):
+            raise StoreError(f"the store {self.url} is busy: other threads of this process wait for it")
         try:
             return self._update(_bytes(key), change)
         finally:

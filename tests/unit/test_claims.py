@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan.claims import Clerk
+from resilient_scan.claims import Clerk, Health
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.memory import MemoryStore
@@ -80,7 +80,7 @@ def clerk(store: Late) -> Iterator[Callable[[], Clerk]]:
 
     def make(errors: list[str] | None = None) -> Clerk:
         told = [] if errors is None else errors
-        clerks.append(Clerk(store, SystemClock(), lambda operation, _error: told.append(operation)))
+        clerks.append(Clerk(store, SystemClock(), Health(lambda event: told.append(event.operation), SystemClock())))
         return clerks[-1]
 
     yield make

@@ -24,6 +24,7 @@ from resilient_scan.events import (
     ScanEnded,
     ScannerStateChanged,
     StoreFailed,
+    StoreRecovered,
     ThreadAbandoned,
 )
 from resilient_scan.logs import JsonLines
@@ -292,7 +293,8 @@ def test_an_event_is_one_object(caplog: pytest.LogCaptureFixture) -> None:
         (ThreadAbandoned("one", "worker-1", 1.0, "id", 2), "thread_abandoned", "warning"),
         (LateCompletion("one", 1.0, "success", "id", 2), "late_completion", "info"),
         (RetryBudgetExhausted("one", 2, "id"), "retry_budget_exhausted", "warning"),
-        (StoreFailed("get", "redis://:hunter2@h: down", 0.0), "store_failed", "warning"),
+        (StoreFailed("get", "redis://:hunter2@h: down", 0.0, True), "store_failed", "warning"),
+        (StoreRecovered(0.0), "store_recovered", "info"),
         (HeartbeatSeen(0.0), "heartbeat_seen", "debug"),
     ],
 )

@@ -461,7 +461,7 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
     store.update("a", keep(b"1"))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StoreError, match=r"scan\.db is locked by another process for more than 0\.2 s$"):
+        with pytest.raises(StoreError, match=r"scan\.db is locked by another process$"):
             store.update("a", keep(b"2"))
         asked: list[object] = []
         monkeypatch.setattr(Database, "_take", asked.append)
@@ -522,7 +522,7 @@ def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(ope
     thread = threading.Thread(target=lambda: store.update("a", slow))
     thread.start()
     assert entered.wait(5)
-    with pytest.raises(StoreError, match=r"is locked by another thread for 0\.05 s$"):
+    with pytest.raises(StoreError, match=r"is locked by another thread for more than 0\.05 s$"):
         store.update("b", keep(b"1"))
     leave.set()
     thread.join()
