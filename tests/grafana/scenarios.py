@@ -366,6 +366,9 @@ def one_shots() -> Iterator[Scenario]:
         hour = [(60, float(number % 3 == 1), 0.0) for number in range(20)]
         executions(made, "flaky", kind, *hour)
         executions(made, "flaky", "success", *[(60, 1.0 - value, 0.0) for _, value, _ in hour])
+        # Seen as counters that go on, this one has grown by one failure and by no success.
+        executions(made, "once", kind, (360, 0, 0), (60, 1, 0), (780, 0, 0))
+        executions(made, "once", "success", (360, 1, 0), (60, 0, 0), (780, 1, 0))
         for outcome in ("success", kind):
             executions(made, "healthy", outcome, (1200, float(outcome == "success"), 0))
             executions(made, "rejected", outcome, (1200, 0, 0))
