@@ -33,7 +33,7 @@ __all__ = [
 def explain(
     stack: Stack,
     *,
-    standing: ScannerState | None = None,
+    standing: ScannerState,
     origins: Mapping[str, str] | None = None,
     findings: Iterable[str] = (),
     before: Sequence[Past] = (),
@@ -43,7 +43,7 @@ def explain(
 
     Args:
         stack: the scanner and its layers.
-        standing: how it stands at the gate; `None`: in service.
+        standing: how it stands at the gate.
         origins: who said each number, by `layer.field`, or by `layer` for one that is left out; the others count as
             built-in.
         findings: options that do not work together, a sentence each.

@@ -11,21 +11,19 @@ from resilient_scan.quarantine import ScannerState
 _SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}
 
 
-def is_probe(state: ScannerState | None) -> bool:
+def is_probe(state: ScannerState) -> bool:
     """Say whether a scan that began now would be a probe."""
-    return state is not None and state.next_probe is not None and state.at >= state.next_probe
+    return state.next_probe is not None and state.at >= state.next_probe
 
 
-def gate_layer(state: ScannerState | None) -> Layer:
+def gate_layer(state: ScannerState) -> Layer:
     """Describe the gate: whether it lets scans pass, why, and what is known about that."""
-    if state is None:
-        return Layer("gate", "the scanner is in service: it is asked")
     return Layer("gate", _gate(state), (), tuple(_known(state)))
 
 
-def gate_reasons(state: ScannerState | None) -> Iterator[Reason]:
+def gate_reasons(state: ScannerState) -> Iterator[Reason]:
     """Yield why the gate lets no scan pass, and what would change that."""
-    if state is None or state.state == "enabled" or is_probe(state):
+    if state.state == "enabled" or is_probe(state):
         return
     yield Reason("gate", f"{_how(state)}, reason: {clean(state.reason)}", _way_out(state))
 

@@ -55,7 +55,7 @@ def _place(spec: ScannerSpec, layer: str, base: Policy | None) -> str:
     return BUILT_IN if base is None or getattr(base, layer) == getattr(Policy(), layer) else POLICY
 
 
-def layers_of(stack: Stack, standing: ScannerState | None, origins: Mapping[str, str]) -> tuple[Layer, ...]:
+def layers_of(stack: Stack, standing: ScannerState, origins: Mapping[str, str]) -> tuple[Layer, ...]:
     """Describe the layers of a stack, outermost first."""
     policy = stack.policy
     limit = policy.limit if stack.provider is None else stack.provider.limit

@@ -17,12 +17,12 @@ from resilient_scan.stack import Stack
 HINDERS, DELAYS = "hinders", "delays"
 
 
-def verdict_of(stack: Stack, standing: ScannerState | None, hung: tuple[Hung, ...]) -> Verdict:
+def verdict_of(stack: Stack, standing: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
     """Judge what a scan that began now would come to."""
     closed = tuple(gate_reasons(standing))
     if closed:
         return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
-    if standing is not None and is_probe(standing):
+    if is_probe(standing):
         return _probe(standing, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
     found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
     hindering = tuple(reason for weight, reason in found if weight == HINDERS)

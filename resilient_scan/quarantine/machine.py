@@ -228,9 +228,7 @@ class Machine:
         return not busy and self._level(record) == 0
 
     def _level(self, record: Record) -> int:
-        """Return the level; in service, one is forgotten each `cooloff_cap` seconds."""
-        if record.state != ENABLED:
-            return record.level
+        """Return the level of a scanner in service; one is forgotten each `cooloff_cap` seconds."""
         return max(0, record.level - int((self.now - record.since) / self.rules.options.cooloff_cap))
 
     # the parts

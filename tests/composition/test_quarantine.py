@@ -535,3 +535,17 @@ def test_blindness_shows(fleet: Fleet) -> None:
     assert runner.blind_since() is None
     clock.advance(40)
     assert runner.blind_since() == clock.time() - 10
+
+
+def test_what_is_beneath_an_order_is_explained_and_what_was_counted(fleet: Fleet) -> None:
+    clock = FakeClock()
+    runner = fleet(Source(), Source("other"), clock=clock, quarantine=Quarantine(after_failures=3))
+    runner.run({})
+    assert "1 execution in a row failed" in str(runner.explain("ill"))
+    runner.alerts([alert("ill")])
+    runner.disable("ill", reason="quota", who="kim")
+    text = " ".join(str(runner.explain("ill")).split())
+    assert "disabled by hand (kim) until" in text
+    assert "without the order by hand it would be quarantined" in text
+    runner.enable("ill", reason="fixed")
+    assert "the scanner is in service by hand, against alerts, until" in str(runner.explain("ill"))
