@@ -28,6 +28,7 @@ from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
 from resilient_scan.settings import Settings, load_settings
+from resilient_scan.state import Passing
 
 _log = logging.getLogger("resilient_scan")
 
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         textfile: file that gets the metrics after the run; `None`: none does.
         record: keep what the sources answer in this new folder, without secrets; no bundled data are used.
         replay: answer from this folder, without any network, bundled data or store.
+        alone: no store is used; neither is one with `record`, `replay` (what is replayed never happened) or `faults`.
         latency: seconds by which each answer of the bundled data is held back; `None`: not at all. With it each
             scanner gets a server of its own, as outside sources are, so that they share nothing.
     """
@@ -67,6 +69,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     latency: float | None = None
     record: Path | None = None
     replay: Path | None = None
+    alone: bool = False
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -213,7 +216,8 @@ def counted(number: int, noun: str) -> str:
 
 def _said(request: Request) -> dict[str, Any]:
     """Return the runner's options that the command line names; the settings say the others."""
-    said: dict[str, Any] = {} if request.replay is None else {"store": None}  # what is replayed never happened
+    alone = request.replay or request.record or request.faults or request.alone
+    said: dict[str, Any] = {"store": None} if alone else {}
     if request.max_workers is not None:
         said["max_workers"] = request.max_workers
     if request.sequential is not None:
@@ -296,7 +300,7 @@ def _serve(
         server = together or stack.enter_context(LoopbackServer(_held_back(demo.respond, latency or 0)))
         table = {**demo.settings(server.url), **settings.settings_of(name)}
         if server.url in table.values():
-            asking[name] = table
+            asking[name] = {key: Passing(value) if value == server.url else value for key, value in table.items()}
     return asking
 
 

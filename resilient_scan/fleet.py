@@ -27,7 +27,7 @@ from resilient_scan.quarantine import Gate
 from resilient_scan.redaction import without_secrets
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stack import Stack
-from resilient_scan.state import stable_key
+from resilient_scan.state import lasting, stable_key
 from resilient_scan.stores import Store
 
 PATIENCE = 1.0  # seconds for which closing waits until everything is in the store
@@ -141,10 +141,10 @@ class Fleet:
 
     def _shelf_of(self, spec: ScannerSpec, plan: Plan) -> Shelf | None:
         """Return where answers are kept, by the scanner's settings too, as far as these are no secrets."""
-        settings = stable_key(without_secrets(plan.settings.get(spec.name, NO_SETTINGS)))
+        settings = stable_key(without_secrets(lasting(plan.settings.get(spec.name, NO_SETTINGS))))
         if self._store is None or settings is None:
             return None
-        return Shelf(self._store, spec.name, spec.candidate, settings, self.store_failed)
+        return Shelf(self._store, spec.name, spec.candidate, settings, self.store_failed, plan.clock)
 
     def expect(self, durations: Mapping[str, float]) -> None:
         """Learn how long scans take, where that is not known yet."""

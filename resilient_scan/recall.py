@@ -85,7 +85,6 @@ class Recall:
     def __init__(self, store: Store, on_error: Callable[[str, StoreError], None]) -> None:
         self._store = store
         self._on_error = on_error
-        self._past: dict[str, tuple[Past, ...]] = {}
 
     def expected(self) -> dict[str, float]:
         """Return by scanner's name the seconds that a scan takes, as far as they are known."""
@@ -114,10 +113,8 @@ class Recall:
         """
         try:
             for name, scan in past.items():
-                known = self._past.get(name)
-                known = self.past(name) if known is None else known
-                self._past[name] = (scan, *known)[:LAST]
-                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=self._past[name])), MONTH)
+                last = (scan, *self.past(name))[:LAST]  # those of other processes too
+                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), MONTH)
             durations = {**self.expected(), **expected}
             self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), MONTH)
             self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), RUNS)

@@ -52,6 +52,17 @@ class Snapshot:
         return [entry for entry in logs if entry not in known]  # rearranged, or a list of its own
 
 
+class Passing(str):
+    """A setting that is another one in every process, such as an address with a port of its own."""
+
+    __slots__ = ()
+
+
+def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they are in every process."""
+    return {name: "passing" if type(value) is Passing else value for name, value in settings.items()}
+
+
 def _copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return a function that makes copies of the state, which is nobody else's, as it is now.
 

@@ -108,7 +108,7 @@ def summary(verified: Verified) -> str:
 
 
 def _run(request: Request, *, sequential: bool) -> tuple[RunReport, str]:
-    with open_fleet(msgspec.structs.replace(request, sequential=sequential)) as fleet:
+    with open_fleet(msgspec.structs.replace(request, sequential=sequential, alone=True)) as fleet:
         return fleet.run(), "" if fleet.demo is None else fleet.demo.description
 
 

@@ -1,7 +1,8 @@
 """What a cache keeps outside its process: answers in the runner's store, found again after a restart, and by others.
 
 Ages are measured by the store's wall time, the only time that two processes share. It may jump: an answer from the
-future counts as no longer fresh, whatever its time says, though it may still stand in for a failed execution.
+future counts as no longer fresh, whatever its time says, though it may still stand in for a failed execution. Once an
+answer was seen here, it ages by the steady clock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store
 from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_candidates
@@ -20,6 +22,7 @@ from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_c
 _log = logging.getLogger("resilient_scan")
 SCHEMA = 1
 SKEW = 5.0  # seconds by which another machine's clock may be ahead
+SEEN = 1_000  # answers whose age is known here
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -47,16 +50,25 @@ class Shelf:
         kind: the type of its candidates.
         settings: bytes that stand for its settings, without secrets.
         on_error: is told the operation and the error when the store fails.
+        clock: measures here what was seen here.
     """
 
     def __init__(
-        self, store: Store, scanner: str, kind: type, settings: bytes, on_error: Callable[[str, StoreError], None]
+        self,
+        store: Store,
+        scanner: str,
+        kind: type,
+        settings: bytes,
+        on_error: Callable[[str, StoreError], None],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._scanner = scanner
         self._kind = kind
         self._settings = hashlib.sha256(settings).digest()
         self._on_error = on_error
+        self._clock = clock
+        self._seen: dict[tuple[str, float], float] = {}  # when, on the steady clock, an answer was stored
         self._warned = False
 
     def address(self, key: bytes) -> str:
@@ -65,9 +77,10 @@ class Shelf:
 
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
         """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
+        address = self.address(key)
         try:
-            data = self._store.get(f"cache/{self.address(key)}")
-            return None if data is None else self._read(data, self._store.now())
+            data = self._store.get(f"cache/{address}")
+            return None if data is None else self._read(address, data, self._store.now())
         except StoreError as error:
             self._on_error("get", error)
             return None
@@ -91,13 +104,22 @@ class Shelf:
             self._on_error("delete", error)
 
     def _put(self, key: bytes, row: _Row) -> None:
+        address = self.address(key)
         try:
             row = msgspec.structs.replace(row, stored_at=self._store.now())
-            self._store.put(f"cache/{self.address(key)}", _encode(row), row.stale)
+            self._age(address, row.stored_at, 0.0)
+            self._store.put(f"cache/{address}", _encode(row), row.stale)
         except StoreError as error:
             self._on_error("put", error)
 
-    def _read(self, data: bytes, now: float) -> tuple[Sequence[Any], float, float, float] | None:
+    def _age(self, address: str, stored_at: float, age: float) -> float:
+        """Return the age of an answer by the steady clock, on which it had this `age` when it was first seen."""
+        now = self._clock.monotonic()
+        while len(self._seen) >= SEEN:
+            self._seen.pop(next(iter(self._seen)), None)
+        return now - self._seen.setdefault((address, stored_at), now - age)
+
+    def _read(self, address: str, data: bytes, now: float) -> tuple[Sequence[Any], float, float, float] | None:
         """Return what a row says; one that cannot be read, or is of another version or type, is none."""
         try:
             row = _decoder.decode(data)
@@ -111,5 +133,5 @@ class Shelf:
         age = now - row.stored_at
         if not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
             return None
-        fresh = 0.0 if age < -SKEW else row.fresh - max(0.0, age)
-        return found, max(0.0, age), fresh, row.stale - max(0.0, age)
+        since = self._age(address, row.stored_at, max(0.0, age))
+        return found, since, 0.0 if age < -SKEW else row.fresh - since, row.stale - since
