@@ -1,4 +1,4 @@
-"""Two runners one after the other on one file, as two processes have it: what the second finds, and what it does not."""
+"""Two runners one after the other on one file, as two processes have it: what the second finds and what not."""
 
 from __future__ import annotations
 
@@ -404,8 +404,12 @@ def test_the_last_scans_and_the_history_are_there_after_a_restart(process: Proce
 def test_two_processes_remember_each_others_scans(process: Process) -> None:
     """A service and jobs of cron on one store: neither writes over what the other has seen."""
     one = counting(cache=None)
-    service, cron = process(one), process(one)
-    runs = [runner.run(DAY).run_id for runner in (service, cron, service, cron)]
+    clock = Jumping()
+    service, cron = process(one, clock=clock), process(one, clock=clock)
+    runs = []
+    for runner in (service, cron, service, cron):
+        runs.append(runner.run(DAY).run_id)
+        clock.advance(1)
     assert [past.run_id for past in service.explain("one").past] == runs[::-1]
 
 
