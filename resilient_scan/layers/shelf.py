@@ -105,12 +105,20 @@ class Shelf:
 
     def _put(self, key: bytes, row: _Row) -> None:
         address = self.address(key)
+        row = msgspec.structs.replace(row, stored_at=self._now())
+        self._age(address, row.stored_at, 0.0)
         try:
-            row = msgspec.structs.replace(row, stored_at=self._store.now())
-            self._age(address, row.stored_at, 0.0)
             self._store.put(f"cache/{address}", _encode(row), row.stale)
         except StoreError as error:
             self._on_error("put", error)
+
+    def _now(self) -> float:
+        """Return the store's time; while it is away this machine's, for what it gets when it is back."""
+        try:
+            return self._store.now()
+        except StoreError as error:
+            self._on_error("now", error)
+            return self._clock.time()
 
     def _age(self, address: str, stored_at: float, age: float) -> float:
         """Return the age of an answer by the steady clock, on which it had this `age` when it was first seen."""

@@ -32,6 +32,7 @@ from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, ByHand,
 from resilient_scan.quarantine.standing import Entry, ScannerState, entries, entry, standing
 from resilient_scan.quarantine.step import wait
 from resilient_scan.stores import AUDIT, Store
+from resilient_scan.stores.patience import Patient
 
 _log = logging.getLogger("resilient_scan")
 DAY = 86_400.0
@@ -160,7 +161,8 @@ class Gate:
             verb = "disable" if state == DISABLED else "enable"
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = ByHandOrder(state, name, who, reason, self._clock.monotonic() + duration)
-        stepped = self._keeper.step(lambda machine: order.give(machine, duration), order=order)
+        with Patient():
+            stepped = self._keeper.step(lambda machine: order.give(machine, duration), order=order)
         self._told(stepped)
         if stepped.error is not None:
             raise StoreError(f"{name} is {state} in this process only, until its store is back: {stepped.error}")

@@ -24,7 +24,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.away import Away
 from resilient_scan.stores.forks import OUTSIDE
-from resilient_scan.stores.patience import left
+from resilient_scan.stores.patience import is_patient, left
 from resilient_scan.stores.schema import Damaged, bring_up_to_date, check_documents, check_everything
 from resilient_scan.stores.values import MOST_BYTES_OF_ONE
 
@@ -158,7 +158,8 @@ class Database:
             self._writing.release()
 
     def _run(self, work: Work[T], *, writing: bool) -> T:
-        self._away.check()
+        if not is_patient():
+            self._away.check()
         for _ in range(TRIES):
             try:
                 result = self._attempt(work, writing=writing)
@@ -202,7 +203,7 @@ class Database:
 
     @property
     def _patience(self) -> float:
-        return left(PATIENCE if self._away.seen else PATIENCE_AWAY)
+        return left(PATIENCE if self._away.seen or is_patient() else PATIENCE_AWAY)
 
     def _take(self) -> _Open:
         while self._idle:

@@ -14,6 +14,7 @@ LEAST = 0.05  # seconds, however late it is: what others lock in passing is wait
 class _Here(threading.local):
     seconds = math.inf
     until = math.inf
+    patient = False
 
 
 _here = _Here()
@@ -22,6 +23,11 @@ _here = _Here()
 def left(most: float) -> float:
     """Return for how many seconds the calling thread may wait now, at most so many."""
     return min(most, max(LEAST, min(_here.seconds, _here.until - time.monotonic())))
+
+
+def is_patient() -> bool:
+    """Say whether the calling thread asks a store that was just seen to be away all the same."""
+    return _here.patient
 
 
 def be_brief() -> None:
@@ -43,3 +49,18 @@ class Brief:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _here.seconds, _here.until = self._before
+
+
+class Patient:
+    """Let a thread ask for as long as it takes, on behalf of a person, or of what must not be lost."""
+
+    def __enter__(self) -> None:
+        self._before = (_here.seconds, _here.until)
+        _here.seconds = _here.until = math.inf
+        _here.patient = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _here.seconds, _here.until = self._before
+        _here.patient = False
