@@ -74,6 +74,8 @@ class Plan(msgspec.Struct, frozen=True):
 class Fleet:
     """The live parts: one pool, one gate, one stack per scanner, one provider per name."""
 
+    left = False  # to the parent, in a forked child
+
     def __init__(self, plan: Plan) -> None:
         self.names = plan.names
         self._store = plan.store
@@ -102,7 +104,7 @@ class Fleet:
 
     def _registered(self) -> ScannersRegistered:
         scanners = tuple(stack.registered() for stack in self.stacks.values())
-        return ScannersRegistered(scanners, partial(_load, weakref.ref(self.pool)))
+        return ScannersRegistered(scanners, partial(_load, weakref.ref(self)))
 
     def listen(self, listener: Listener) -> None:
         """Let one more listen to what happens from now on."""
@@ -185,6 +187,12 @@ class Fleet:
             raise ConfigError(no_scanner(name, self.names))
         return self.stacks[name]
 
+    def leave(self) -> None:
+        """Leave it to the parent, in a forked child: nobody looks at it, a lock of its may be held for ever."""
+        self.left = True
+        for stack in self.stacks.values():
+            stack.retired = True
+
     def close(self) -> None:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.pool.stop()
@@ -195,10 +203,10 @@ class Fleet:
             self.clerk.close(PATIENCE, self._last)
 
 
-def _load(pool: weakref.ref[ThreadPool]) -> Load | None:
-    """Return how busy a pool is; a listener must not keep one alive that is gone."""
-    live = pool()
-    return None if live is None else Load(queued=live.queued, **live.counts())
+def _load(fleet: weakref.ref[Fleet]) -> Load | None:
+    """Return how busy a fleet's pool is; a listener must not keep one alive that is gone."""
+    live = fleet()
+    return None if live is None or live.left else Load(queued=live.pool.queued, **live.pool.counts())
 
 
 # arguments

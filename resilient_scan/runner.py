@@ -172,6 +172,7 @@ class ScanRunner:
         self._let_go.detach()
         self._lock = threading.Lock()
         self._forked = True
+        self._live_fleet.leave()
         _left_to_the_parent.append(self._live_fleet)
 
     @classmethod

@@ -364,3 +364,14 @@ if pid:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "timeout\ntimeout\n", "")
+
+
+def test_a_lock_that_the_parent_holds_while_it_forks_stops_no_child(fleet: Fleet) -> None:
+    metrics = PrometheusMetrics(CollectorRegistry())
+    runner = fleet(healthy("one"), listeners=(metrics,))
+    runner.run({})
+    parts = runner._live_fleet
+    stack = parts.stacks["one"]
+    with parts.pool._mutex, stack.lock:
+        in_child(lambda: _completes(runner))
+    assert stack.retired is False
