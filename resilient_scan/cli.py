@@ -34,6 +34,7 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.export import PRESETS, RUNBOOK
 from resilient_scan.export import export_grafana as write_files
 from resilient_scan.faults import Watch
+from resilient_scan.history import COLUMNS, past_runs, row
 from resilient_scan.operations import COMMANDS
 from resilient_scan.report import RunReport
 from resilient_scan.screens import (
@@ -221,6 +222,25 @@ def verify(**options: Any) -> int:
     verified = run_both(Request(**options))
     print_verified(verified, options["latency"])
     return ANSWERED if verified.same else SOME_DID_NOT
+
+
+@command.command()
+@config_option
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with each scanner's status and seconds.")
+def history(config: Path | None, limit: int, as_json: bool) -> int:
+    """Show the last runs that the store remembers, newest first, those of other processes too.
+
+    Each with its beginning (UTC), its length, how many of the scanners in service answered, and who did not.
+    """
+    runs = past_runs(config, limit)
+    if as_json:
+        print_json([each.to_dict() for each in runs])
+    elif runs:
+        progress.draw(COLUMNS, [row(each) for each in runs], sys.stdout, right=("took", "answered"))
+    else:
+        say(["no run is remembered yet"])
+    return ANSWERED
 
 
 @command.command(name="export-grafana")
