@@ -128,7 +128,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
     settings, plugins = load_settings(request.config), installed(request)
     demo = None if request.record or request.replay else load_demo()
     replay = _replay(request, plugins)
-    chosen = _choose(plugins, request, settings)
+    chosen = choose(plugins, request, settings)
     wanted = [found for found in chosen if settings.enabled(found.name)]
     lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
     ready = [found for found in wanted if not lacking[found.name]]
@@ -225,7 +225,7 @@ def _said(request: Request) -> dict[str, Any]:
     return said
 
 
-def _choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
+def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
     """Return the scanners that are wanted; a name that nobody has is refused, with the nearest one."""
     refused = {problem.name: problem.error for problem in plugins.problems}
     names = [found.name for found in plugins.scanners]

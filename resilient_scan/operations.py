@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Final
 
@@ -82,13 +82,12 @@ def serve(
     """
     MESSAGES.json = log_format == "json"
     request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
-    with _stopping() as stopped, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
+    with _signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
         introduce(serving.fleet)
         say(_greeting(serving, every))
-        stopped.wait()
+        signals.get()
         say([f"stopping: the run under way gets {spoken(grace)}; a second signal cuts it off"])
-        stopped.clear()
-        ended = _wind_up(serving, stopped, grace)
+        ended = _wind_up(serving, signals, grace)
     say(["stopped" if ended else "stopped; the run under way was cut off"])
     return DONE
 
@@ -130,27 +129,31 @@ def _greeting(serving: Serving, every: float) -> list[str]:
     return [f"serving at {serving.url}/ ({orders}); a run every {spoken(every)}"]
 
 
-def _wind_up(serving: Serving, stopped: threading.Event, grace: float) -> bool:
+def _wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
     """Let the run under way end in its time, unless a second signal comes; say whether it did."""
     step, left = 0.1, grace
     while not serving.stop(min(step, left)):
         left -= step
-        if left <= 0 or stopped.is_set():
+        if left <= 0 or not signals.empty():
             return False
     return True
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Yield a flag that SIGTERM and Ctrl-C raise, instead of what else they do."""
-    stopped = threading.Event()
+def _signals() -> Iterator[SimpleQueue[int]]:
+    """Yield a queue that SIGTERM and Ctrl-C go into, instead of what else they do.
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopped.set()
+    A second signal may come while the first one's handler runs, on the same thread: a flag of `threading` would wait
+    for its own lock then, for ever. This queue is made for it.
+    """
+    signals: SimpleQueue[int] = SimpleQueue()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stopped
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

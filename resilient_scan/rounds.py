@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,8 @@ LOOK = 1.0  # seconds between two looks for probes that have become due
 class Rounds:
     """One run at a time, on a thread of its own, until `stop`.
 
-    A run that fails as a whole (its state cannot be made, say) is logged, and the next one comes in its time.
+    A run that fails as a whole (its state cannot be made, say) is logged, and the next one comes in its time. A source
+    that was ill is asked gently: probes come at most every `probe_every` seconds, however well they do.
 
     Args:
         runner: what runs; it stays open.
@@ -27,6 +29,7 @@ class Rounds:
         state: called before each run, for what its scanners are given.
         deadline: seconds for a run; `None`: the runner's own.
         told: gets each report of a whole run.
+        probe_every: seconds from the end of a run for probes to the next one, >= 0; less than `LOOK` is as much.
         clock: what is waited on.
     """
 
@@ -38,11 +41,13 @@ class Rounds:
         state: Callable[[], Mapping[str, Any]] = dict,
         deadline: float | None = None,
         told: Callable[[RunReport], None] | None = None,
+        probe_every: float = 0.0,
         clock: Clock,
     ) -> None:
         self._runner, self._schedule = runner, schedule
         self._state, self._deadline = state, deadline
         self._told = told
+        self._pause, self._probe_from = max(LOOK, probe_every), -math.inf
         self._clock = clock
         self._wake: Wake = clock.event()
         self._stopped = False
@@ -84,7 +89,10 @@ class Rounds:
                 self._schedule.ran(self._clock.monotonic())
             if self._told is not None:
                 self._told(report)
-        elif due := self._runner.probes_due():
-            self._runner.run(self._state(), deadline=self._deadline, only=due)
+        elif (due := self._runner.probes_due()) and now >= self._probe_from:
+            try:
+                self._runner.run(self._state(), deadline=self._deadline, only=due)
+            finally:
+                self._probe_from = self._clock.monotonic() + self._pause
         else:
             self._clock.wait(min(self._schedule.due, now + LOOK), self._wake)

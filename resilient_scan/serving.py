@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.app import Fleet, Request, open_fleet
+from resilient_scan.app import Fleet, Request, choose, installed, names_of, open_fleet
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener
@@ -29,7 +29,8 @@ from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.settings import Settings, load_settings
 from resilient_scan.stores import without_password
 
-EVERY, GRACE = 300.0, 30.0
+EVERY = 300.0
+LAST = 2.0  # seconds that a run which was cut off gets to be written down
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +97,7 @@ def open_service(
         random=Random(),  # noqa: S311 - jitter
     )
     with ExitStack() as stack:
+        closed = stack.enter_context(ExitStack())  # what is to be done once the runner is closed
         fleet = stack.enter_context(open_fleet(request.run, listeners=listeners))
         rounds = Rounds(
             fleet.runner,
@@ -103,6 +105,7 @@ def open_service(
             state=lambda: state_for(request.run.as_of, fleet.demo),
             deadline=fleet.deadline,
             told=told,
+            probe_every=settings.quarantine.cooloff / 4,
             clock=clock,
         )
         service = ControlService(
@@ -115,6 +118,7 @@ def open_service(
             stack.callback(reconciler.stop)
         rounds.start()
         stack.callback(rounds.stop, 0.0)
+        closed.callback(rounds.stop, LAST)
         yield Serving(fleet, service.url, token is not None, rounds.stop)
 
 
@@ -179,13 +183,18 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
             f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
             "start 'resilient-scan serve', or name a settings file with --config"
         )
-    with open_fleet(Request(config=config, only=(name,)), listeners=()) as fleet:
-        act = fleet.runner.disable if action == "disable" else fleet.runner.enable
+    wanted = Request(config=config, only=(name,))
+    plugins = installed(wanted)
+    choose(plugins, wanted, settings)
+    # All of the fleet, whether it could run here or not: an order needs no keys, and the fuse counts all.
+    scanners = [found.scanner for found in plugins.scanners]
+    with settings.runner(scanners, known=names_of(plugins), listeners=()) as runner:
+        act = runner.disable if action == "disable" else runner.enable
         try:
             act(name, reason=reason, duration=seconds, who=_me())
         except StoreError as error:
             raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
-        state = next(state.state for state in fleet.runner.scanners() if state.name == name)
+        state = next(state.state for state in runner.scanners() if state.name == name)
     return f"{name} is {state} in {without_password(settings.store)}"
 
 
@@ -193,10 +202,18 @@ def explained(config: Path | None, name: str) -> Explanation | None:
     """Return what the running service says about a scanner; `None`: none runs here.
 
     Raises:
-        ConfigError: it knows no such scanner.
+        ConfigError: it knows no such scanner, or is of another version.
     """
     client = running(config)
-    return None if client is None else msgspec.convert(client.get(f"/scanners/{name}")["explanation"], Explanation)
+    if client is None:
+        return None
+    said = client.get(f"/scanners/{name}")
+    try:
+        return msgspec.convert(said["explanation"], Explanation)
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        raise ConfigError(
+            f"the service at {client.url} is of another version; restart it, or use its command"
+        ) from None
 
 
 def _me() -> str:

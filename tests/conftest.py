@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.distributions import lay_out
+
 Distribute = Callable[..., Path]
 
 # How long an example takes says more about the machine than about the code.
@@ -44,14 +46,7 @@ def distribute(tmp_path: Path) -> Distribute:
     site.mkdir()
 
     def make(name: str, scanners: dict[str, str], files: dict[str, str]) -> Path:
-        info = site / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        lines = [f"{entry} = {target}" for entry, target in scanners.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[resilient_scan.scanners]", *lines, ""]))
-        for path, text in files.items():
-            (site / path).parent.mkdir(parents=True, exist_ok=True)
-            (site / path).write_text(text)
+        lay_out(site, name, scanners, files)
         return site
 
     return make

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote
 
 from resilient_scan.errors import ConfigError
 
@@ -47,7 +49,7 @@ class Client:
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data=data)  # noqa: S310 - http, from settings
+        request = urllib.request.Request(f"{self.url}{quote(path)}", data=data)  # noqa: S310 - http, from settings
         if data is not None:
             request.add_header("Content-Type", "application/json")
             request.add_header("Authorization", f"Bearer {self._token}")
@@ -55,9 +57,10 @@ class Client:
             with _open(request, PATIENCE) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            raise ConfigError(f"the service at {self.url} refuses: {_reason(error)}") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the service at {self.url} does not answer: {error}") from None
+            with error:
+                raise ConfigError(f"the service at {self.url} refuses: {_reason(error)}") from None
+        except (OSError, ValueError, HTTPException) as error:
+            raise ConfigError(f"the service at {self.url} does not answer: {_text(error)}") from None
 
 
 def find(host: str, port: int, token: str | None) -> Client | None:
@@ -75,7 +78,10 @@ def find(host: str, port: int, token: str | None) -> Client | None:
     try:
         with _open(urllib.request.Request(f"{url}/openapi.json"), 1.0) as answer:  # noqa: S310
             said = json.loads(answer.read(1_000_000))
-    except (OSError, ValueError):
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
+    except (OSError, ValueError, HTTPException, RecursionError):
         return None
     ours = isinstance(said, dict) and isinstance(said.get("info"), dict) and said["info"].get("title") == TITLE
     return Client(url, token) if ours else None
@@ -89,5 +95,9 @@ def _open(request: urllib.request.Request, patience: float) -> Any:
 def _reason(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.loads(error.read(100_000))["error"]["message"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, HTTPException, KeyError, TypeError):
         return f"HTTP {error.code}"
+
+
+def _text(error: Exception) -> str:
+    return str(error)[:200] or type(error).__name__

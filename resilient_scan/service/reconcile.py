@@ -9,8 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPException
 
-from resilient_scan.errors import ScanError
+from resilient_scan.errors import ScanError, StoreError
 from resilient_scan.quarantine import Alert
 from resilient_scan.service.alerts import ALERTMANAGER, alert_of
 
@@ -36,8 +37,11 @@ def active_alerts(url: str) -> list[Alert]:
     try:
         with urllib.request.urlopen(url.rstrip("/") + _PATH, timeout=PATIENCE) as answer:  # noqa: S310 - checked in settings
             said = json.loads(answer.read(LIMIT))
-    except (OSError, ValueError, urllib.error.URLError, RecursionError) as error:
-        raise Unreachable(f"Alertmanager at {url} gives no list of its alerts: {error}") from None
+    except (OSError, ValueError, HTTPException, RecursionError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        why = str(error)[:200] or type(error).__name__
+        raise Unreachable(f"Alertmanager at {url} gives no list of its alerts: {why}") from None
     if not isinstance(said, list):
         raise Unreachable(f"Alertmanager at {url} gives no list of its alerts, but {type(said).__name__}")
     found = []
@@ -75,14 +79,21 @@ class Reconciler:
             self._thread.join(0.2)
 
     def _work(self) -> None:
-        while not self._stopped.wait(self._every):
-            self.once()
+        """Ask at once, too: what was said while no process listened is known to Alertmanager only."""
+        while not self._stopped.is_set():
+            try:
+                self.once()
+            except Exception:  # the thread's end would go unnoticed
+                _log.exception("Alertmanager's alerts could not be brought in line")
+            self._stopped.wait(self._every)
 
     def once(self) -> None:
-        """Ask and act; what fails is told once, and once that it works again."""
+        """Ask and act; what fails is told once, and once that it works again. A store's trouble is told by its own."""
         try:
             self._reconcile(partial(active_alerts, self._url), source=ALERTMANAGER)
-        except ScanError as error:
+        except StoreError:
+            return
+        except Unreachable as error:
             if not self._away:
                 _log.warning("%s; what its messages said goes on to count, each for its lease", error)
             self._away = True

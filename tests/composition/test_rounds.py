@@ -1,0 +1,251 @@
+"""A fleet that runs again and again: on its grid, one run at a time, probes in between."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from resilient_scan import Quarantine, ScanRunner
+from resilient_scan.events import ProbeEnded, RunEnded
+from resilient_scan.quarantine import Alert
+from resilient_scan.report import RunReport
+from resilient_scan.rounds import LOOK, Rounds
+from resilient_scan.schedule import Schedule
+from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
+
+Fleet = Callable[..., ScanRunner]
+Eventually = Callable[[Callable[[], bool]], None]
+Begin = Callable[..., Rounds]
+EVERY = 60.0
+
+
+class Heard(Recorder):
+    """Keeps events, and when they came."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.at: list[float] = []
+
+    def __call__(self, event: Any) -> None:
+        super().__call__(event)
+        if isinstance(event, RunEnded):
+            self.at.append(self._clock.monotonic())
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def begin(clock: FakeClock, release: threading.Event) -> Iterator[Begin]:
+    """Return a function that starts rounds; they are over when the test is."""
+    begun: list[Rounds] = []
+
+    def start(runner: ScanRunner, *, catch_up: str = "once", **options: Any) -> Rounds:
+        plan = Schedule(EVERY, jitter=0, catch_up=catch_up, start=clock.monotonic(), random=Random(1))
+        rounds = Rounds(runner, plan, clock=clock, **options)
+        begun.append(rounds)
+        rounds.start()
+        return rounds
+
+    yield start
+    release.set()
+    for rounds in begun:
+        assert rounds.stop(5)
+
+
+def pass_time(clock: FakeClock, seconds: float, heard: Heard, eventually: Eventually, *, runs: int) -> None:
+    """Let time pass in steps, and hold that so many runs come of it."""
+    before = len(heard.at)
+    for _ in range(int(seconds)):
+        clock.advance(1.0)
+        threading.Event().wait(0.002)  # the rounds have a thread of their own: a wrong run gets its chance
+    eventually(lambda: len(heard.at) >= before + runs)
+    assert len(heard.at) == before + runs
+
+
+def test_runs_come_on_the_grid(fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually) -> None:
+    heard = Heard(clock)
+    told: list[RunReport] = []
+    begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), told=told.append)
+    eventually(lambda: heard.at == [0.0])
+    pass_time(clock, 59, heard, eventually, runs=0)
+    pass_time(clock, 2, heard, eventually, runs=1)
+    pass_time(clock, 60, heard, eventually, runs=1)
+    assert heard.at[1] == 60.0
+    eventually(lambda: len(told) == 3)
+    assert all(report.complete for report in told)
+
+
+@pytest.mark.parametrize(("catch_up", "runs"), [("once", 1), ("skip", 0)])
+def test_never_two_at_once_and_what_was_missed_is_made_up_for_as_asked(
+    fleet: Fleet,
+    clock: FakeClock,
+    begin: Begin,
+    eventually: Eventually,
+    release: threading.Event,
+    catch_up: str,
+    runs: int,
+) -> None:
+    heard = Heard(clock)
+    runner = fleet(hanging("a", release), clock=clock, listeners=(heard,), timeout_seconds=1000)
+    begin(runner, catch_up=catch_up)
+    pass_time(clock, 200, heard, eventually, runs=0)
+    release.set()
+    eventually(lambda: len(heard.at) == 1 + runs)
+    pass_time(clock, 30, heard, eventually, runs=0)
+    pass_time(clock, 15, heard, eventually, runs=1)
+
+
+def test_each_run_is_given_a_state_of_its_own(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
+) -> None:
+    heard, days = Heard(clock), iter(["monday", "tuesday"])
+    told: list[RunReport] = []
+    runner = fleet(healthy("a"), clock=clock, listeners=(heard,))
+    begin(runner, state=lambda: {"trade_date": next(days)}, told=told.append, deadline=5)
+    eventually(lambda: len(told) == 1)
+    pass_time(clock, 60, heard, eventually, runs=1)
+
+
+def test_a_run_that_fails_as_a_whole_costs_only_itself(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard, made = Heard(clock), iter([1, 0, 1, 1])
+
+    def state() -> dict[str, int]:
+        return {"share": 1 // next(made)}
+
+    rounds = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), state=state)
+    eventually(lambda: len(heard.at) == 1)
+    pass_time(clock, 61, heard, eventually, runs=0)
+    eventually(lambda: "a run failed as a whole; the next one comes in its time" in caplog.text)
+    assert rounds.alive
+    pass_time(clock, 60, heard, eventually, runs=1)
+    assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
+
+
+def test_who_is_told_and_fails_costs_no_run(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = Heard(clock)
+
+    def told(_report: RunReport) -> None:
+        raise OSError("no room")
+
+    begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), told=told)
+    eventually(lambda: len(heard.at) == 1)
+    pass_time(clock, 61, heard, eventually, runs=1)
+    assert "no room" in caplog.text
+
+
+# probes
+
+
+def alert(name: str) -> Alert:
+    return Alert("disable", name, "firing", "f1", 1.0, "ScannerErrorRatioHigh", "fails")
+
+
+def probes(heard: Heard) -> int:
+    return len(heard.of(ProbeEnded))
+
+
+def test_probes_come_between_runs_and_of_that_scanner_alone(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
+) -> None:
+    heard = Heard(clock)
+    runner = fleet(
+        healthy("a"), healthy("b"), clock=clock, listeners=(heard,), quarantine=Quarantine(cooloff=10, successes=1)
+    )
+    told: list[RunReport] = []
+    begin(runner, told=told.append, probe_every=5)
+    eventually(lambda: len(heard.at) == 1)
+    runner.alerts([alert("a")])
+    pass_time(clock, 9, heard, eventually, runs=0)
+    pass_time(clock, 3, heard, eventually, runs=1)
+    assert [event.scanner for event in heard.of(ProbeEnded)] == ["a"]
+    assert len(told) == 1  # a run for probes is nobody's report
+
+
+def test_a_source_that_was_ill_is_asked_gently_however_well_its_probes_do(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
+) -> None:
+    """While the alert still fires, probes succeed again and again: that must not become a storm of requests."""
+    heard = Heard(clock)
+    runner = fleet(healthy("a"), clock=clock, listeners=(heard,), quarantine=Quarantine(cooloff=5, successes=1))
+    begin(runner, probe_every=10)
+    eventually(lambda: len(heard.at) == 1)
+    runner.alerts([alert("a")])
+    pass_time(clock, 6, heard, eventually, runs=1)
+    pass_time(clock, 9, heard, eventually, runs=0)
+    pass_time(clock, 3, heard, eventually, runs=1)
+    pass_time(clock, 30, heard, eventually, runs=3)
+    assert probes(heard) == 5
+    assert runner.scanners()[0].state == "probing"
+
+
+def test_probes_are_never_closer_than_a_look(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
+) -> None:
+    heard = Heard(clock)
+    runner = fleet(healthy("a"), clock=clock, listeners=(heard,), quarantine=Quarantine(cooloff=0.5, successes=2))
+    begin(runner)
+    eventually(lambda: len(heard.at) == 1)
+    runner.alerts([alert("a")])
+    clock.advance(LOOK)
+    eventually(lambda: probes(heard) == 1)
+    pass_time(clock, 0, heard, eventually, runs=0)
+    clock.advance(LOOK)
+    eventually(lambda: probes(heard) == 2)
+
+
+# the end
+
+
+def test_stop_begins_no_further_run(fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually) -> None:
+    heard = Heard(clock)
+    rounds = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)))
+    eventually(lambda: len(heard.at) == 1)
+    assert rounds.alive
+    assert rounds.stop(5)
+    assert not rounds.alive
+    clock.advance(1000)
+    assert len(heard.at) == 1
+
+
+def test_the_run_under_way_gets_its_time(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, release: threading.Event
+) -> None:
+    heard = Heard(clock)
+    told: list[RunReport] = []
+    rounds = begin(fleet(hanging("a", release), clock=clock, listeners=(heard,)), told=told.append)
+    assert not rounds.stop(0.05)
+    assert not rounds.alive
+    release.set()
+    assert rounds.stop(5)
+    assert [report.counts["completed"] for report in told] == [1]
+
+
+def test_a_runner_that_is_closed_ends_them(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = Heard(clock)
+    runner = fleet(healthy("a"), clock=clock, listeners=(heard,))
+    rounds = begin(runner)
+    eventually(lambda: len(heard.at) == 1)
+    runner.close()
+    clock.advance(61)
+    eventually(lambda: not rounds.alive)
+    assert "failed as a whole" not in caplog.text
+
+
+def test_rounds_that_were_not_started_can_be_stopped(fleet: Fleet, clock: FakeClock) -> None:
+    plan = Schedule(EVERY, random=Random(1))
+    assert Rounds(fleet(healthy("a"), clock=clock), plan, clock=clock).stop(0.0)
