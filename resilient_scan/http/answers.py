@@ -13,6 +13,7 @@ import msgspec
 
 from resilient_scan.errors import PermanentError, ScanError
 
+_CHARSET: Final = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 _LONGEST_WAIT: Final = 366 * 86400.0
 
 
@@ -65,8 +66,13 @@ class Response(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The body as text; bytes that are not UTF-8 are replaced."""
-        return self.body.decode(errors="replace")
+        """The body as text, in the charset that its content type names, else in UTF-8; other bytes are replaced."""
+        named = _CHARSET.search(self.headers.get("content-type", ""))
+        try:
+            text = self.body.decode(named[1] if named else "utf-8", errors="replace")
+        except (LookupError, ValueError):  # no charset that anybody knows
+            text = self.body.decode(errors="replace")
+        return text.removeprefix("\ufeff")
 
     def retry_after(self, now: datetime) -> float | None:
         """Return the seconds that the header `Retry-After` asks for, as a number or a date, or `None`."""

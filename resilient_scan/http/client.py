@@ -127,7 +127,8 @@ class Client:
             yield traffic.answer(told(asked, hide), context.scanner)
             return
         body = None if asked.body is None else asked.body.encode()
-        with self._wire().send(asked.method, asked.url, headers, body, timeout=limit, context=context) as answer:
+        sending = self._wire().send(asked.method, asked.url, headers, body, timeout=limit, context=context, hide=hide)
+        with sending as answer:
             if isinstance(traffic, Recorder):
                 whole = self._read(answer, hide(redact(asked.url)), context)
                 traffic.keep(told(asked, hide), answer, whole, hide, context)

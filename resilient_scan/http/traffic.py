@@ -35,6 +35,7 @@ from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.answers import Answer, NotFound, http_date
 from resilient_scan.http.secrets import REDACTED, Hide, hider, is_secret, redact, told_secrets
+from resilient_scan.redaction import without_secrets
 
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
@@ -119,7 +120,7 @@ class Replay:
         for row in self._rows:
             self._places[row.place].append(row)
         self._lock = threading.Lock()
-        self._given: dict[tuple[str, Asked], int] = defaultdict(int)
+        self._given: dict[tuple[str, ...], int] = defaultdict(int)
         self._at: dict[str, float] = {}
 
     @property
@@ -182,9 +183,10 @@ class Replay:
                 f"{asked.method} {asked.url}: not recorded in {self.folder}, and a replay asks no network; "
                 "record it again, or leave this scanner out"
             )
+        series = (scanner, *(row.file for row in rows))  # the same with another secret, or without any
         with self._lock:
-            row = rows[min(self._given[scanner, asked], len(rows) - 1)]
-            self._given[scanner, asked] += 1
+            row = rows[min(self._given[series], len(rows) - 1)]
+            self._given[series] += 1
             if row.when is not None:
                 self._at[scanner] = max(row.when, self._at.get(scanner, row.when))
         headers = {name.lower(): value for name, value in row.headers.items() if name.lower() not in _CONNECTION}
@@ -230,7 +232,7 @@ class Recorder:
 
     def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
         """Keep what a run is given and who runs, for its replay."""
-        (self.folder / STATE).write_bytes(msgspec.json.encode(state))
+        (self.folder / STATE).write_bytes(msgspec.json.encode(without_secrets(state)))
         (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
 
     def keep(self, asked: Asked, answer: Answer, body: bytes, hide: Hide, context: ScanContext) -> None:
@@ -243,11 +245,11 @@ class Recorder:
             hide: takes out what the client knows as a secret.
             context: the scan's.
         """
-        text = body.decode("latin-1")
+        text = body.decode(errors="surrogateescape")
         with self._lock:
-            self._secrets |= told_secrets(text)
+            self._secrets |= told_secrets(text, urlsplit(asked.url).path)
             too = hider(self._secrets)
-            clean = too(hide(text)).encode("latin-1")
+            clean = too(hide(text)).encode(errors="surrogateescape")
             row = Row(
                 file=self._name(asked, answer, len(self._rows) + 1),
                 url=too(asked.url),

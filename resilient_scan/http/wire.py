@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.answers import Answer, Fault, Late, Misuse
-from resilient_scan.http.secrets import redact
+from resilient_scan.http.secrets import Hide, redact
 
 if TYPE_CHECKING:
     import httpcore
@@ -64,6 +64,7 @@ class Wire:
         *,
         timeout: float,
         context: ScanContext,
+        hide: Hide,
     ) -> Iterator[Answer]:
         """Send a request and yield the answer while it comes in.
 
@@ -74,11 +75,12 @@ class Wire:
             body: what is sent along, or `None`.
             timeout: seconds for all of it; cut to the scan's remaining time.
             context: the scan's.
+            hide: takes the secrets out of what is logged.
 
         Raises:
             Fault: the network or the other side failed, in here or in the `with` block.
         """
-        token = _left.set(_countdown(timeout, context))
+        token, hiding = _left.set(_countdown(timeout, context)), _hide.set(hide)
         try:
             with self._client.stream(method, url, headers=dict(headers), content=body, timeout=timeout) as answer:
                 yield Answer(answer.status_code, dict(answer.headers), _pieces(answer))
@@ -86,6 +88,7 @@ class Wire:
             raise _fault(error) from None
         finally:
             _left.reset(token)
+            _hide.reset(hiding)
 
 
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:
@@ -109,6 +112,7 @@ def _fault(error: Exception) -> Fault:
 
 
 _left: ContextVar[Callable[[], float]] = ContextVar("left")  # seconds until the deadline of this thread's request
+_hide: ContextVar[Hide] = ContextVar("hide")  # what takes its secrets out of a text
 
 
 def _countdown(timeout: float, context: ScanContext) -> Callable[[], float]:
@@ -239,7 +243,8 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     if record.name != "httpx":
         return "headers.complete" not in record.getMessage()
     if isinstance(record.args, tuple):
-        record.args = tuple(redact(str(part)) if isinstance(part, httpx.URL) else part for part in record.args)
+        hide = _hide.get()
+        record.args = tuple(hide(redact(str(part))) if isinstance(part, httpx.URL) else part for part in record.args)
     return True
 
 

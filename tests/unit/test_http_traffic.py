@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -84,6 +87,46 @@ def test_what_was_recorded_comes_back_without_a_network_and_holds_no_secret(
     assert KEY not in written(folder)
     assert TOKEN not in written(folder)
     assert replay.state() == {"trade_date": "2026-05-15"}
+
+
+KEYS = ['qu"ote/and\\slash', "schlüssel-ключ", "a+b/c=d&e", "<tag>&key", r"re.g(e)x*[k]?$"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_taken_out_of_a_body_however_it_is_written_there(key: str, folder: Path) -> None:
+    slashed = json.dumps(key).replace("/", r"\/")
+    lower = re.sub("%..", lambda found: found[0].lower(), quote_plus(key))
+    forms = [key, json.dumps(key), json.dumps(key, ensure_ascii=False), slashed, quote(key), lower, escape(key)]
+    body = "\n".join(forms).encode() + b"\xff"
+    with RecordedServer({"/*": (200, {}, body)}, manifest=False) as server, Recorder(folder) as recorder:
+        Client(server.url).get("/a", {"apikey": key}, context=context_for(recorder))
+    (row,) = json.loads((folder / "manifest.json").read_text())
+    kept = (folder / row["file"]).read_bytes()
+    words = kept.replace(REDACTED.encode(), b"").replace(b'"', b"")
+    assert words.split() == [b"\xff"]
+
+
+def test_a_crumb_and_every_token_that_an_answer_hands_out_are_taken_out(folder: Path) -> None:
+    crumb, token, chain = "cRumb.0f/yahoo", "eyJhbGci.0iJIUz.I1NiIs", "bitcoin"
+    said = {"/v1/test/getcrumb": crumb, "/login": json.dumps({"token": token}), "/coins": json.dumps({"token": chain})}
+    answers = {path: (200, {}, text.encode()) for path, text in said.items()}
+    with RecordedServer({**answers, "/*": echo}, manifest=False) as server, Recorder(folder) as recorder:
+        recorder.note_run({"trade_date": "2026-05-15", "broker": {"api_key": "h1dden"}}, ["mine"])
+        for path in said:
+            Client(server.url).get(path, context=context_for(recorder))
+        Client(server.url).get("/a", {"q": crumb, "p": token}, context=context_for(recorder))
+    assert crumb not in written(folder)
+    assert token not in written(folder)
+    assert "h1dden" not in written(folder)
+    assert chain in written(folder)
+
+
+def test_a_request_made_again_with_a_secret_gets_the_next_recording(folder: Path) -> None:
+    """As a crumb that is fetched after a first answer 401."""
+    replay = tape(folder, {"status": 401}, {"url": "http://one.example/a?crumb=REDACTED", "text": "1"})
+    client, context = Client("http://one.example"), context_for(replay)
+    assert client.get("/a", context=context, accept=[401]).status == 401
+    assert client.get("/a", {"crumb": "REDACTED"}, context=context, accept=[401]).text == "1"
 
 
 def test_the_manifest_has_the_shape_that_is_described(folder: Path, server: RecordedServer) -> None:
