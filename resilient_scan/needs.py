@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.http import REDACTED, Replay
 from resilient_scan.plugins import Found
 from resilient_scan.service.loopback import Respond
 from resilient_scan.settings import Settings
+
+BROUGHT: Final = {"universe": "tickers"}
+"""Settings that a scanner can do without where the run's state brings the same under another name."""
 
 
 class Demo(Protocol):
@@ -40,14 +43,20 @@ def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | 
     """Say what to set before `run` can run a scanner; an empty text: nothing.
 
     It needs what it says it needs; a built-in one that says nothing wants a table of settings, so that no source is
-    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys.
+    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys, and without what
+    the recorded run's state brings.
     """
     name, table = found.name, settings.settings_of(found.name)
     if demo is not None and name in demo.scanners:
         return ""
     if replay is not None and not replay.has(name):
         return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
-    needs = {setting: variable for setting, variable in found.needs.items() if not (replay and variable)}
+    brought = replay.state() if replay else {}
+    needs = {
+        setting: variable
+        for setting, variable in found.needs.items()
+        if not (replay and variable) and not brought.get(BROUGHT.get(setting, ""))
+    }
     missing = [
         f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
         for setting, variable in needs.items()

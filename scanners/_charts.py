@@ -15,6 +15,7 @@ import msgspec
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
+from scanners._listings import with_point
 from scanners._settings import read_settings
 from scanners.providers import yahoo
 from scanners.providers.reading import TOLERATED
@@ -23,6 +24,7 @@ from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory
 CACHE: Final = Cache(ttl=300, inputs=("trade_date", "tickers"))
 RETRY: Final = Retry(attempts=3, on=(TransientError,))
 TIMEOUT: Final = Timeout(total=20)
+NEEDS: Final = {"universe": ""}
 
 WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
@@ -157,7 +159,18 @@ def tickers(state: Mapping[str, Any], universe: tuple[str, ...], scanner: str) -
             raise ConfigError(f"{scanner}: no tickers; put them into state['tickers'] or settings.universe")
     if not isinstance(value, list | tuple) or not all(isinstance(ticker, str) and ticker.strip() for ticker in value):
         raise ConfigError(f"state['tickers'] must be a list of symbols such as 'AAPL', got {value!r}")
-    return tuple(dict.fromkeys(ticker.strip() for ticker in value))
+    return tuple(dict.fromkeys(with_point(ticker.strip().upper()) for ticker in value))
+
+
+def only(state: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Return what says whether a ticker counts: where the state has `tickers`, only these do.
+
+    Raises:
+        ConfigError: they are no list of symbols.
+    """
+    if state.get("tickers") is None:
+        return lambda _: True
+    return frozenset(tickers(state, (), "")).__contains__
 
 
 def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSettings, bars: int) -> Iterator[Chart]:

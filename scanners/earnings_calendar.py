@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout, scanner
 from resilient_scan.http import TransientError, credential
-from scanners._charts import trade_date
+from scanners._charts import only, trade_date
 from scanners._listings import is_common_share, with_point
 from scanners._settings import key_if_any, read_settings
 from scanners.providers import alpha_vantage, finnhub
@@ -92,8 +92,8 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
     ]
     context.log(TOOL, source=alpha_vantage.PROVIDER, reports=len(events))
     events += _of_finnhub(day, context, settings)
-    only = state.get("tickers")
-    due = [event for event in events if _counts(event, day, settings) and (only is None or event.ticker in only)]
+    wanted = only(state)
+    due = [event for event in events if _counts(event, day, settings) and wanted(event.ticker)]
     for event in sorted(united(due), key=lambda event: (event.day, event.ticker)):
         yield _candidate(event, day, settings)
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, percent, scan_charts
+from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, percent, scan_charts
+from scanners.providers import yahoo
 
 
 class GapSettings(ChartSettings, frozen=True, kw_only=True):
@@ -25,7 +26,7 @@ class GapSettings(ChartSettings, frozen=True, kw_only=True):
     min_price: Annotated[float, Meta(ge=0)] = 5.0
 
 
-@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT)
+@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
 def gap_up(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Opening gaps that held until the close.
 

@@ -17,7 +17,10 @@ from scanners.providers import sec
 from scanners.providers.sec_forms import Filing, Owner, Ownership, Trade
 
 TOLERATED = 0.2
-"""Share of the documents that may be unreadable before the scan is: 1 of 5 is told in the tool log, 2 are an error."""
+"""Share of the documents that may be unreadable before the scan is: 1 of 5 is told in the tool log, 2 are an error.
+
+So many may be missing before the answer is suspicious; where none is there, that is an error.
+"""
 
 
 class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +54,7 @@ class Purchase:
     symbol: str
     issuer: str
     owner: Owner
+    people: frozenset[int]  # the numbers of all who filed it together
     accession: str
     trade: Trade
 
@@ -74,9 +78,9 @@ def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[
 
     The rule: the newest Forms 4 (no amendments, no other form whose name begins with 4), each once however many parties
     it is listed under, filed at most `lookback_days` before the feed's date; their lines of table I with code `P` and a
-    price above 0; a company whose insiders paid `min_value` or more together. Joint filers of one form are one insider,
-    and what an insider reports twice counts once. `cluster` different insiders make it critical; else the sum decides,
-    in which officers count `officer_weight` times.
+    price above 0; a company whose insiders paid `min_value` or more together. Those who file together, in any of the
+    forms, are one insider, and what an insider reports twice counts once. `cluster` different insiders make it
+    critical; else the sum decides, in which officers count `officer_weight` times.
 
     A line that calls itself a purchase and marks its shares as disposed of contradicts itself; where a company has only
     such lines, the priority is `low` and the candidate says so.
@@ -86,14 +90,24 @@ def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[
     filings = client.newest("4", settings.lookback_days, settings.max_pages, context)
     forms = context.map(lambda filing: (filing, _document(client, filing, context)), filings, concurrency=4)
     bought = purchases([(filing, form) for filing, form in forms if isinstance(form, Ownership)], context)
-    failed = [form for _, form in forms if not isinstance(form, Ownership)]
-    context.log("sec_form4", filings=len(filings), unreadable=len(failed), purchases=len(bought))
-    if len(failed) > TOLERATED * len(forms):
-        raise failed[0]
+    context.log("sec_form4", filings=len(filings), unreadable=_failed(forms, context), purchases=len(bought))
     for symbol in dict.fromkeys(each.symbol for each in bought):
         found = find_buying([each for each in bought if each.symbol == symbol], settings)
         if found is not None:
             yield found
+
+
+def _failed(forms: list[tuple[Filing, Ownership | NotFound | SchemaDrift]], context: ScanContext) -> int:
+    """Return how many documents could not be read; raise if those are too many, doubt if too many are missing."""
+    failed = [form for _, form in forms if not isinstance(form, Ownership)]
+    broken = [error for error in failed if isinstance(error, SchemaDrift)]
+    if len(broken) > TOLERATED * len(forms):
+        raise broken[0]
+    if forms and len(failed) == len(forms):
+        raise failed[0]
+    if len(failed) > TOLERATED * len(forms):
+        context.doubt(f"{len(failed)} of {len(forms)} Forms 4 could not be read, most are missing; see the tool log")
+    return len(failed)
 
 
 def purchases(forms: list[tuple[Filing, Ownership]], context: ScanContext) -> list[Purchase]:
@@ -106,19 +120,32 @@ def purchases(forms: list[tuple[Filing, Ownership]], context: ScanContext) -> li
             reason = f"is a Form {form.form}" if form.form != "4" else "has purchases without a price or a symbol"
             context.log("sec_form4", accession=filing.accession, left_out=reason)
         if form.form == "4" and form.symbol:
-            owner = _leader(form.owners)
-            found += [Purchase(form.symbol, form.issuer, owner, filing.accession, trade) for trade in priced]
+            leader, people = _leader(form.owners), frozenset(owner.cik for owner in form.owners)
+            found += [Purchase(form.symbol, form.issuer, leader, people, filing.accession, trade) for trade in priced]
     return _once(found)
 
 
 def _once(found: list[Purchase]) -> list[Purchase]:
     """Leave out what somebody reported a second time: the same line in another form."""
     first: dict[tuple[str, int, Trade], str] = {}
-    return [
-        each
-        for each in found
-        if first.setdefault((each.symbol, each.owner.cik, each.trade), each.accession) == each.accession
-    ]
+    kept = []
+    for each in found:
+        said = {first.setdefault((each.symbol, cik, each.trade), each.accession) for cik in each.people}
+        if said == {each.accession}:
+            kept.append(each)
+    return kept
+
+
+def insiders(bought: list[Purchase]) -> list[Owner]:
+    """Return one owner for all who filed together in any of the forms, in the forms' order."""
+    groups: list[tuple[frozenset[int], Owner]] = []
+    for each in bought:
+        same = [group for group in groups if group[0] & each.people]
+        people = each.people.union(*(ids for ids, _ in same))
+        place = groups.index(same[0]) if same else len(groups)
+        groups = [group for group in groups if group not in same]
+        groups.insert(place, (people, _leader((*(owner for _, owner in same), each.owner))))
+    return [owner for _, owner in groups]
 
 
 def find_buying(bought: list[Purchase], settings: InsiderSettings) -> Candidate | None:
@@ -128,15 +155,15 @@ def find_buying(bought: list[Purchase], settings: InsiderSettings) -> Candidate 
     value = sum(each.value for each in counted)
     if value < settings.min_value:
         return None
-    owners = {each.owner.cik: each.owner for each in counted}
-    officers = [owner for owner in owners.values() if owner.officer]
+    owners = insiders(counted)
+    officers = [owner for owner in owners if owner.officer]
     weighted = sum(each.value * (settings.officer_weight if each.owner.officer else 1.0) for each in counted)
     shares = sum(each.trade.shares for each in counted)
     doubt = "" if plain else "; but the form marks the shares as disposed of"
     return Candidate(
         ticker=counted[0].symbol,
         source="insider_buying",
-        context=f"{_who(list(owners.values()))} of {counted[0].issuer} bought {shares:,.0f} shares "
+        context=f"{_who(owners)} of {counted[0].issuer} bought {shares:,.0f} shares "
         f"for {value:,.0f} USD in the market, {_days([each.trade.day for each in counted])}{doubt}",
         priority=_priority(len(owners), weighted, settings) if plain else "low",
         strategy="insider_buying",
@@ -147,7 +174,7 @@ def find_buying(bought: list[Purchase], settings: InsiderSettings) -> Candidate 
             "price": round(value / shares, 4),
             "insiders": len(owners),
             "officers": len(officers),
-            "names": [owner.name for owner in owners.values()],
+            "names": [owner.name for owner in owners],
             "filings": list(dict.fromkeys(each.accession for each in counted)),
             "last_day": max(each.trade.day for each in counted).isoformat(),
         },

@@ -11,7 +11,7 @@ from msgspec import Meta
 from resilient_scan import Candidate, ConfigError, ScanContext, ScanError, scanner
 from resilient_scan.http import TransientError
 from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, is_recent, scan_charts, trade_date
-from scanners._listings import is_common_share, with_point
+from scanners._listings import is_common_share, shadows, with_point
 from scanners._settings import key_if_any, read_settings
 from scanners.providers import alpha_vantage, yahoo, yahoo_market
 
@@ -62,7 +62,7 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
     it is from:
 
     1. Alpha Vantage's movers of the whole market, if there is a key: without warrants, rights and units, and without
-       the leveraged funds that are known here.
+       the leveraged funds that are known here, or that move twice as far as the stock that they are called after.
     2. Yahoo's screeners, shares only.
     3. The daily charts of the state's `tickers`, or of `universe`. These alone know the past: where `trade_date` is not
        today's, or the last session's, the others are not asked.
@@ -126,10 +126,12 @@ def _of_alpha_vantage(
     rows = {row.ticker: row for row in (*movers.gainers, *movers.losers, *movers.active)}
     if not rows:
         raise TransientError("Alpha Vantage's movers are empty")
+    shares = {ticker: row for ticker, row in rows.items() if is_common_share(ticker)}
+    funds = shadows({ticker: row.percent for ticker, row in shares.items()})
     moves = [
-        _move(row.ticker, row.price, row.percent, movers.day, row.volume, ALPHA_VANTAGE, settings)
-        for row in rows.values()
-        if is_common_share(row.ticker)
+        _move(with_point(row.ticker), row.price, row.percent, movers.day, row.volume, ALPHA_VANTAGE, settings)
+        for row in shares.values()
+        if row.ticker not in funds
     ]
     return [move for move in moves if move is not None]
 
@@ -140,9 +142,10 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
         quote.symbol: quote
         for name in settings.screeners
         for quote in client.screener(name, settings.screener_count, context)
+        if quote.quote_type == "EQUITY"
     }
     if not quotes:
-        raise TransientError("Yahoo's screeners are empty")
+        raise TransientError("Yahoo's screeners have no shares")
     days = {symbol: yahoo.new_york_date(quote.regular_market_time) for symbol, quote in quotes.items()}
     _check_day(max(days.values()), state, context)
     moves = [
@@ -156,7 +159,7 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
             settings,
         )
         for symbol, quote in quotes.items()
-        if quote.quote_type == "EQUITY" and days[symbol] == max(days.values())
+        if days[symbol] == max(days.values())
     ]
     return [move for move in moves if move is not None]
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError, credential
-from scanners._charts import trade_date
+from scanners._charts import only, trade_date
 from scanners._listings import with_point
 from scanners._settings import read_settings
 from scanners.providers import alpha_vantage
@@ -74,12 +74,8 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     context.log("alpha_vantage_news", articles=len(articles), recent=len(recent))
     if articles and not recent:
         context.doubt(f"none of {len(articles)} articles is of the {settings.max_age_days} days before the trade date")
-    only = state.get("tickers")
-    candidates = [
-        find_mood(ticker, mentions, settings)
-        for ticker, mentions in mentioned(recent, settings).items()
-        if only is None or ticker in only
-    ]
+    found = mentioned(recent, settings)
+    candidates = [find_mood(ticker, found[ticker], settings) for ticker in filter(only(state), found)]
     yield from sorted(filter(None, candidates), key=lambda each: (-abs(each.extras["sentiment"]), each.ticker))
 
 

@@ -39,10 +39,10 @@ class FlowSettings(ChartSettings, frozen=True, kw_only=True):
 def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual option volume with money behind it.
 
-    The rule: of the nearest expiry, contracts of the last session whose volume is `min_ratio` times their open interest
-    or more, with `min_premium` dollars or more behind it. A stock with such contracts is one candidate; its extras name
-    the one with the largest premium. (Option volume tells of informed trading: Pan and Poteshman, *The Information in
-    Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
+    The rule: of the nearest expiry, contracts of the last session, not expired yet, whose volume is `min_ratio` times
+    their open interest or more, with `min_premium` dollars or more behind it. A stock with such contracts is one
+    candidate; its extras name the one with the largest premium. (Option volume tells of informed trading: Pan and
+    Poteshman, *The Information in Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
 
     A contract without open interest has no ratio and is left out. Before the market opens Yahoo may have none of it
     for any contract; such an answer is told as suspicious.
@@ -73,12 +73,11 @@ def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> C
     if not unusual:
         return None
     top, count = unusual[0], len(unusual)
-    expiry = datetime.fromtimestamp(top.expiration, UTC).date()
     return Candidate(
         ticker=ticker,
         source="options_flow",
         context=f"{count} unusual contract{'s' * (count > 1)} with {calls + puts:,.0f} $ of premium "
-        f"({calls:,.0f} in calls); the largest: {_name(top)} of {expiry}, volume {top.volume:,} "
+        f"({calls:,.0f} in calls); the largest: {_name(top)} of {_expiry(top)}, volume {top.volume:,} "
         f"on an open interest of {top.open_interest:,}",
         priority="high" if calls + puts >= settings.high_premium else "medium",
         strategy="options_flow",
@@ -103,11 +102,21 @@ def _unusual(contract: Contract, day: date, settings: FlowSettings) -> bool:
     traded = yahoo.new_york_date(contract.last_trade_date)
     return (
         contract.open_interest > 0
-        and contract.contract_size == "REGULAR"
+        and _of_a_hundred(contract)
+        and _expiry(contract) >= day
         and is_recent(traded, day)
         and contract.volume >= settings.min_ratio * contract.open_interest
         and premium(contract) >= settings.min_premium
     )
+
+
+def _of_a_hundred(contract: Contract) -> bool:
+    """Say whether a contract is of 100 shares; a digit behind the root marks minis, and what a split left over."""
+    return contract.contract_size == "REGULAR" and not contract.contract_symbol[-16].isdigit()
+
+
+def _expiry(contract: Contract) -> date:
+    return datetime.fromtimestamp(contract.expiration, UTC).date()
 
 
 def _name(contract: Contract) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, scan_charts
+from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, scan_charts
+from scanners.providers import yahoo
 
 
 class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
@@ -30,7 +31,7 @@ class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
     distribution: Annotated[float, Meta(ge=0)] = 0.2
 
 
-@scanner(pipeline="edge", cache=CACHE, retry=RETRY, timeout=TIMEOUT)
+@scanner(pipeline="edge", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
 def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual volume without a price move: somebody buys what others sell.
 

@@ -12,6 +12,7 @@ The wordings change every other year, so they are told apart by the few words th
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
@@ -32,6 +33,7 @@ PROVIDER: Final = "alpha_vantage"
 LIMIT: Final = Limit(PROVIDER, rate=("25/day", "1/s"))
 _NEW_YORK: Final = ZoneInfo("America/New_York")
 _ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # whosever key it is
+_NOTHING: Final = frozenset({"", "-", "None"})  # how a text says that there is no number
 _CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
 
 
@@ -159,11 +161,12 @@ class AlphaVantage:
         what = "Alpha Vantage's EARNINGS_CALENDAR"
         answer = self._ask("EARNINGS_CALENDAR", key, context, horizon=horizon)
         try:
-            names, *lines = list(csv.reader(answer.text.splitlines(), strict=True)) or [[]]
+            names, *lines = list(csv.reader(io.StringIO(answer.text, newline=""), strict=True)) or [[]]
         except csv.Error as error:
             raise SchemaDrift(f"{what} is no CSV: {error}") from None
         if not names or "<" in names[0]:
             raise TransientError(f"{what}: not CSV but nothing, or a page for people; the source may be in trouble")
+        names = [name.strip() for name in names]
         for name in _CALENDAR:
             if name not in names:
                 raise SchemaDrift(f"{what}: the column {name!r} is gone; there are {', '.join(names)[:200]}")
@@ -294,5 +297,5 @@ def _report(line: Mapping[str, str], where: str) -> Report:
         reported = date.fromisoformat(day)
     except ValueError:
         raise SchemaDrift(f"{where}: reportDate is no date: {day[:40]!r}") from None
-    value = number(estimate, f"{where}: estimate", -1e6, 1e6) if estimate else None
+    value = None if estimate in _NOTHING else number(estimate, f"{where}: estimate", -1e6, 1e6)
     return Report(symbol, line.get("name", ""), reported, value, line.get("currency", ""), line.get("timeOfTheDay", ""))

@@ -116,6 +116,8 @@ def _refusal(answer: Response, context: ScanContext) -> Exception:
     said = f"{answer.url}: HTTP {answer.status}: {_said(answer)}"
     if answer.status == 401:
         return PermanentError(f"{said} - check the key")
+    if answer.status == 403 and is_page(answer):
+        return PermanentError(f"{said} - Finnhub's edge blocks this network or client; check both, and base_url")
     if answer.status == 403:
         return PermanentError(f"{said} - the key's plan does not have this; leave the scanner out, or change the plan")
     if "sign up" in answer.text.lower():
@@ -125,16 +127,18 @@ def _refusal(answer: Response, context: ScanContext) -> Exception:
 
 def _said(answer: Response) -> str:
     """Return how an error begins; pages for people say nothing."""
-    text = " ".join(answer.text.split())
-    if text.startswith("<") or "html" in answer.headers.get("content-type", ""):
-        return "a page for people, no answer of the API"
-    return text[:200]
+    return "a page for people, no answer of the API" if is_page(answer) else " ".join(answer.text.split())[:200]
+
+
+def is_page(answer: Response) -> bool:
+    """Say whether an answer is a page for people."""
+    return "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
 
 
 def _wait(answer: Response, context: ScanContext) -> float:
     """Return the seconds until the quota is new: as the headers say, else a minute, which is how long it can take."""
-    asked = _number(answer, "retry-after")
-    if 0 <= asked < math.inf:
+    asked = answer.retry_after(context.now)
+    if asked is not None:
         return asked
     reset = _number(answer, "x-ratelimit-reset") - context.now.timestamp()
     return max(1.0, reset) if 0 <= reset <= _MINUTE else _MINUTE

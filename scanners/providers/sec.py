@@ -106,6 +106,8 @@ class Sec:
         self, path: str, context: ScanContext, query: Mapping[str, Any] | None = None, *, beyond: bool = False
     ) -> Response | None:
         answer = self._http.get(path, query, context=context, accept=(403, 404, 429, *((503,) if beyond else ())))
+        if beyond and answer.status in {404, 503} and (wait := answer.retry_after(context.now)) is not None:
+            raise RetryAfter(wait, f"{answer.url}: HTTP {answer.status}; EDGAR asks to wait {wait:g}s")
         if beyond and answer.status in {404, 503}:
             return None
         if answer.status != 200:

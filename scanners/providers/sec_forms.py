@@ -22,8 +22,9 @@ _ACCESSION = re.compile(r"accession-number=(\d{10}-\d{2}-\d{6})")
 _FILED = re.compile(r"Filed:\s*(?:</b>)?\s*(\d{4}-\d{2}-\d{2})")
 _ITEM = re.compile(r"Item (\d{1,2}\.\d{2})\b:?\s*([^<\n]*)")
 _DAY = re.compile(r"(\d{4}-\d{2}-\d{2})(Z|[+-]\d{2}:\d{2})?")
-_SYMBOL = re.compile(r"[A-Z0-9]{1,6}(\.[A-Z0-9]{1,3})?")
+_SYMBOL = re.compile(r"[A-Z][A-Z0-9]{0,5}(\.[A-Z0-9]{1,3})?")
 _NO_SYMBOL: Final = frozenset({"", "NONE", "N/A", "NULL", "TBD", "UNKNOWN", "NOT APPLICABLE", "NOT LISTED"})
+_EXCHANGES: Final = frozenset({"", "-", "NYSE", "NASDAQ", "AMEX", "OTC", "OTCQB", "OTCQX", "OTCBB", "TSX"})
 _MOST_SHARES: Final = 1e10
 _MOST_OWNED: Final = 1e13
 _MOST_DOLLARS: Final = 1e7  # a share
@@ -222,8 +223,11 @@ def symbol(text: str) -> str:
     if plain in _NO_SYMBOL:
         return ""
     words = re.split(r"[,;\s]+", plain.rpartition(":")[2].strip(" ()[]\"'$"))
-    found = re.sub(r"[/-]", ".", words[0])
-    return found if _SYMBOL.fullmatch(found) else ""
+    first = next((word for word in words if word not in _EXCHANGES), "")
+    for form in (first, first.partition("/")[0]):  # BRK/B is one share, MOG.A/MOG.B are two
+        if _SYMBOL.fullmatch(found := re.sub(r"[/-]", ".", form)):
+            return found
+    return ""
 
 
 def _owner(node: Element, what: str) -> Owner:

@@ -27,7 +27,7 @@ from scanners.providers.reading import Epoch, shaped
 HOST: Final = "query2.finance.yahoo.com"
 LIVE: Final = f"https://{HOST}"
 NEW_YORK: Final = ZoneInfo("America/New_York")
-_SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABC])")
+_SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
 _PRICES: Final = ("open", "high", "low", "close")
 _DEAREST: Final = 1e7  # what no share has cost; beyond it a price is a mistake
 _BUSIEST: Final = 1e11  # shares a day, likewise

@@ -167,7 +167,7 @@ class YahooMarket:
         if answer.status == 401:
             raise PermanentError(f"{answer.url}: HTTP 401 with a new crumb as well; Yahoo has changed its ways")
         if answer.status == 429:
-            raise RetryAfter(_ENOUGH, f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
+            raise RetryAfter(_pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
         return answer
 
     def _once(self, path: str, query: dict[str, Any], own: tuple[str, str] | None, context: ScanContext) -> Response:
@@ -175,8 +175,8 @@ class YahooMarket:
         if own is None:
             return self._http.get(path, query, context=context, accept=accept)
         cookie, crumb = own
-        query = {**query, "crumb": crumb}
-        return self._http.get(path, query, context=context, accept=accept, headers={"Cookie": cookie})
+        query, sent = {**query, "crumb": crumb}, {"Cookie": cookie} if cookie else {}
+        return self._http.get(path, query, context=context, accept=accept, headers=sent)
 
     def _renew(self, context: ScanContext) -> tuple[str, str]:
         """Fetch a cookie and its crumb: once for all scanners that ask at this moment."""
@@ -186,14 +186,16 @@ class YahooMarket:
 
     def _fetch(self, context: ScanContext) -> tuple[str, str]:
         page = self._cookies.get("/", context=context, accept=(404, 502, 503))
-        cookie = page.headers.get("set-cookie", "").partition(";")[0]
-        if "=" not in cookie:
-            raise TransientError(f"{page.url}: no cookie came; Yahoo may want to be left alone")
-        answer = self._http.get("/v1/test/getcrumb", context=context, accept=(429,), headers={"Cookie": cookie})
+        cookie = page.headers.get("set-cookie", "").partition(";")[0]  # a recording has none
+        sent = {"Cookie": cookie} if cookie else {}
+        answer = self._http.get("/v1/test/getcrumb", context=context, accept=(401, 429), headers=sent)
         crumb = answer.text.strip()
         if answer.status == 429 or "too many" in crumb.lower():
-            raise RetryAfter(_ENOUGH, f"{answer.url}: no crumb but HTTP {answer.status} ({crumb[:40]})")
-        if not _CRUMB.fullmatch(crumb):
+            said = f"{answer.url}: no crumb but HTTP {answer.status} ({crumb[:40]})"
+            raise RetryAfter(_pause(answer, context), said)
+        if answer.status == 401 and not cookie:
+            raise TransientError(f"{page.url}: no cookie came; Yahoo may want to be left alone")
+        if answer.status == 401 or not _CRUMB.fullmatch(crumb):
             raise TransientError(
                 f"{answer.url}: what came is no crumb: {len(crumb)} characters; Yahoo may be in trouble"
             )
@@ -204,6 +206,12 @@ class YahooMarket:
 def client(base_url: str) -> YahooMarket:
     """Return the client for `base_url`; all scanners of a process share its connections and its crumb."""
     return YahooMarket(base_url)
+
+
+def _pause(answer: Response, context: ScanContext) -> float:
+    """Return the seconds that an answer asks to wait, else a minute."""
+    wait = answer.retry_after(context.now)
+    return _ENOUGH if wait is None else wait
 
 
 def _refusal(error: Any, what: str) -> Exception:

@@ -35,6 +35,31 @@ def find(calendar: str = CALENDAR, finnhub: Any = None, state: dict[str, Any] | 
         return ask(earnings_calendar, NOW, state, **{**urls, **keys, **settings})
 
 
+def test_a_calendar_may_come_with_a_mark_in_front_and_other_line_ends_columns_and_words_for_nothing() -> None:
+    rows = list(csv.reader(CALENDAR.splitlines()))
+    places = [6, 4, 2, 0, 5, 3, 1]
+    lines = [",".join(f'"{row[place]}"' for place in places) for row in rows]
+    text = "\ufeff" + "\r\n".join(lines).replace('"MORW, INC"', '"MORW,\u2028 ""INC"""').replace(
+        "BLANK INC", "BL\x1cANK"
+    )
+    (_, more, _), plain = find(text).candidates, find()
+    assert [each.ticker for each in find(text).candidates] == plain.tickers
+    assert more.context.startswith('MORW,\u2028 "INC" reports')
+    for word in ("None", "-"):
+        spelt = CALENDAR.replace("BLANK INC,2026-05-18,2026-03-31,,", f"BLANK INC,2026-05-18,2026-03-31,{word},")
+        assert find(spelt).tickers == plain.tickers
+        (blank,) = [each for each in find(spelt, only_estimated=False).candidates if each.ticker == "BLANK"]
+        assert blank.extras["estimate"] is None
+
+
+def test_a_calendar_in_another_charset_is_read() -> None:
+    named = {"Content-Type": "text/csv; charset=ISO-8859-1"}
+    said = CALENDAR.replace("NOWC INC", "Société Générale").encode("latin-1")
+    with LoopbackServer(lambda _path, _query: (200, named, said)) as server:
+        found = ask(earnings_calendar, NOW, None, base_url=server.url, api_key=KEY)
+    assert found.candidates[0].context.startswith("Société Générale reports")
+
+
 def test_the_rule_by_hand() -> None:
     found = find()
     # PAST and LATE are outside of the 7 days, BLANK has no estimate, OZFRY is traded over the counter

@@ -17,6 +17,7 @@ from scanners.providers.sec import Sec
 from scanners.providers.sec_forms import read_feed, read_ownership, read_tickers, symbol
 from tests.scanners.charts import scan
 from tests.scanners.filings import COMPANIES, edgar, entry, feed, form4, line, number, owner, submission
+from tests.scanners.providers import context_at
 from tests.scanners.recorded import Answer, RecordedServer, body
 
 FORMS = "sec/form4"
@@ -189,14 +190,48 @@ def test_a_document_that_cannot_be_read_costs_the_others_nothing() -> None:
     good = form4([line(shares=9000, price=50)])
     documents = {0: good.replace(b"<transactionCode>P<", b"<transactionCode>?<"), **dict.fromkeys(range(1, 4), good)}
     field = r"nonDerivativeTransaction\[0\]\.transactionCoding\.transactionCode"
-    with edgar([feed(map(entry, range(5)))], documents) as server, pytest.raises(SchemaDrift, match=field):
-        scan(insider_buying, {}, base_url=server.url)  # 1 unreadable and 1 missing of 5
+    bad = documents | {1: documents[0]}
+    with edgar([feed(map(entry, range(5)))], bad) as server, pytest.raises(SchemaDrift, match=field):
+        scan(insider_buying, {}, base_url=server.url)  # 2 unreadable and 1 missing of 5
     documents |= {4: good}
     with edgar([feed(entry(count) for count in range(5))], documents) as server:
         (buying,), log = scan(insider_buying, {}, base_url=server.url)
     assert buying.extras["value"] == 450_000.0
     assert log[-1]["unreadable"] == 1
     assert any("transactionCode is no letter: '?'" in each.get("left_out", "") for each in log)
+
+
+def test_a_503_that_asks_to_wait_is_not_the_feeds_end() -> None:
+    full = feed(entry(count) for count in range(100))
+    busy = (503, {"retry-after": "4"}, b"<!DOCTYPE html><html>busy</html>")
+    pages = {"0": (200, {}, full), "100": busy}
+    with (
+        RecordedServer({"/cgi-bin/*": lambda asked: pages[asked.query["start"]]}, manifest=False) as server,
+        pytest.raises(RetryAfter) as caught,
+    ):
+        scan(insider_buying, {}, base_url=server.url)
+    assert caught.value.seconds == 4
+
+
+def test_many_missing_documents_are_suspicious_and_none_is_an_error() -> None:
+    good = form4([line(shares=9000, price=50)])
+    with edgar([feed(map(entry, range(5)))], {3: good}) as server:
+        context = context_at("2026-03-04T23:30:00+00:00", "insider_buying", base_url=server.url)
+        (buying,) = list(insider_buying({}, context))
+    assert buying.extras["filings"] == [number(3)]
+    assert context.doubted == "4 of 5 Forms 4 could not be read, most are missing; see the tool log"
+    with edgar([feed(map(entry, range(5)))], {}) as server, pytest.raises(NotFound, match="no such file"):
+        scan(insider_buying, {}, base_url=server.url)
+
+
+def test_who_files_together_is_one_insider_in_all_forms_and_their_purchase_is_one() -> None:
+    fund, partner = owner(1, "Fund", director="0"), owner(2, "Partner")
+    bought = line(shares=3000, price=40)
+    (buying,) = found([form4([bought], fund + partner), form4([bought], partner), form4([bought], fund)])
+    assert (buying.extras["value"], buying.extras["insiders"]) == (120_000.0, 1)
+    others = [line(shares=1000 + n, price=40) for n in range(3)]
+    (buying,) = found([form4([others[0]], fund), form4([others[1]], partner), form4([others[2]], fund + partner)])
+    assert (buying.extras["insiders"], buying.extras["names"], buying.priority) == (1, ["Partner"], "medium")
 
 
 def test_settings_are_checked() -> None:
@@ -441,7 +476,8 @@ def test_a_list_of_companies_in_another_shape_names_the_field(data: Any, words: 
     [
         ("AAPL", "AAPL"), (" brk/b ", "BRK.B"), ("BRK-B", "BRK.B"), ("(NYSE: LEN)", "LEN"), ("LEN, LEN.B", "LEN"),
         ("GOOG; GOOGL", "GOOG"), ("[ABC]", "ABC"), ("$ABC", "ABC"), ("NONE", ""), ("N/A", ""), ("n/a", ""), ("", ""),
-        ("Not Applicable", ""), ("A" * 20, ""), ("é", ""),
+        ("Not Applicable", ""), ("A" * 20, ""), ("é", ""), ("MOG.A/MOG.B", "MOG.A"), ("GOOG/GOOGL", "GOOG"),
+        ("NASDAQ - XYZ", "XYZ"), ("NYSE ABC", "ABC"), ("0001", ""),
     ],
 )  # fmt: skip
 def test_symbols_are_written_one_way(text: str, name: str) -> None:

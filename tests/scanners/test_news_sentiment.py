@@ -46,6 +46,9 @@ def test_the_numbers_are_settings() -> None:
 def test_the_states_tickers_narrow_it() -> None:
     assert find(NEWS, {"tickers": ["BAD", "OTHER"]}).tickers == ["BAD"]
     assert find(NEWS, {"tickers": []}).tickers == []
+    assert find(NEWS, {"tickers": ["BRK-B", " good"]}).tickers == ["GOOD", "BRK.B"]
+    with pytest.raises(ConfigError, match="must be a list of symbols"):
+        find(NEWS, {"tickers": "BAD GOOD"})
 
 
 def test_no_news_of_the_future_and_none_of_long_ago() -> None:

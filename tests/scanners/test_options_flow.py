@@ -59,6 +59,24 @@ def test_mini_contracts_are_left_out() -> None:
     assert find({"TEST": chained([contract("C", 95, 1000, 500, 6.0, contractSize="MINI")], [])}).tickers == []
 
 
+def test_contracts_that_a_split_left_over_are_left_out() -> None:
+    odd = contract("C", 95, 1000, 500, 6.0, contractSymbol="TEST1260522C00095000")
+    assert find({"TEST": chained([odd], [])}).tickers == []
+
+
+@pytest.mark.parametrize(("day", "tickers"), [("2026-05-15", ["TEST"]), ("2026-05-16", [])])
+def test_what_has_expired_is_left_out(day: str, tickers: list[str]) -> None:
+    expired = contract("C", 95, 1000, 500, 6.0, contractSymbol="TEST260515C00095000", expiration=1778803200)
+    with LoopbackServer(lambda _path, _query: as_json(chained([expired], []))) as server:
+        found = ask(options_flow, NOW, {"tickers": ["TEST"], "trade_date": day}, base_url=server.url)
+    assert found.tickers == tickers
+
+
+def test_tickers_may_be_written_in_either_way() -> None:
+    found = find({"BRK-B": chained([contract("C", 95, 1000, 500, 6.0)], [])})
+    assert found.tickers == ["BRK.B"]
+
+
 def test_volume_and_interest_may_be_missing() -> None:
     quiet = contract("C", 95, 0, 500, 6.0)
     del quiet["volume"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import partial
 from typing import Any
 
@@ -319,9 +321,35 @@ def test_the_crumb_endpoint_really_said_too_many_requests() -> None:
 
 
 def test_without_a_cookie_there_is_no_crumb() -> None:
-    yahoo = Guarded(CHAIN)
+    yahoo = Guarded(CHAIN, crumbs=(as_json({"finance": {"error": {"code": "Unauthorized"}}}, 401),))
     yahoo.cookie = (200, HTML, b"<html>")
     assert "no cookie came" in str(raised(yahoo, options))
+
+
+def test_a_crumb_that_comes_without_a_cookie_is_tried_too() -> None:
+    yahoo = Guarded(CHAIN)
+    yahoo.cookie = (404, HTML, b"<html>")
+    with LoopbackServer(yahoo) as server:
+        assert YahooMarket(server.url).options("TEST", context_at(NOW)).price == 100
+
+
+@pytest.mark.parametrize("crumb", [False, True])
+def test_a_429_of_yahoo_says_how_long_to_wait(crumb: bool) -> None:
+    busy: Answer = (429, {**TEXT, "Retry-After": "7"}, b"Edge: Too Many Requests")
+    error = raised(Guarded(CHAIN, crumbs=(busy,)) if crumb else busy, options)
+    assert (type(error), error.seconds) == (RetryAfter, 7)
+
+
+def test_finnhubs_edge_is_told_from_its_plans() -> None:
+    said = str(raised((403, HTML, b"<html>Forbidden</html>"), trends))
+    assert "edge" in said
+    assert "plan" not in said
+
+
+def test_finnhubs_wait_may_be_a_date() -> None:
+    until = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}
+    error = raised((429, {**JSON, **until}, b'{"error": "API limit reached."}'), trends)
+    assert 3000 < error.seconds <= 3600  # by the server's own Date
 
 
 @pytest.mark.parametrize("ask", [options, screener])

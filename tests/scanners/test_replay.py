@@ -128,6 +128,23 @@ def test_the_real_recordings_are_replayed_and_the_first_that_is_missing_is_named
     assert f"not recorded in {folder()}" in result.error.message
 
 
+@pytest.mark.parametrize("state", [{}, {"tickers": ["TEST"]}])
+def test_chart_scanners_want_tickers_from_the_settings_or_the_recorded_state(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "body").write_text("{}")
+    row = {"file": "body", "url": "https://query2.finance.yahoo.com/v8/finance/chart/X"}
+    (tmp_path / "manifest.json").write_text(json.dumps([row]))
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    names = ("gap_up", "high_52w_breakout", "rsi_oversold", "volume_accumulation")
+    with open_fleet(Request(replay=tmp_path, only=(*names, "options_flow")), listeners=()) as fleet:
+        report = fleet.run()
+    lacking = {name: f"set scanners.{name}.settings.universe" for name in names}
+    assert fleet.not_configured == ({} if state else lacking)
+    if state:
+        assert all("not recorded in" in str(report.results[name].error) for name in names)
+
+
 def test_scanners_without_recordings_are_not_configured(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
     with (
