@@ -52,7 +52,9 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
         _lead(scan, Execution(stack, scan, None))
         return scan
     seen = cache.puts
-    entry = cache.fresh(key) or cache.recall(key)
+    entry = cache.fresh(key)
+    if entry is None and cache.shelf is not None:
+        entry = cache.recall(key)
     if entry is None:
         scan = Scan(stack, run, turn)
         entry = _lead_or_follow(scan, cache, key, seen)

@@ -90,9 +90,17 @@ class ResultCache(Generic[Flight]):
         self._failures: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
         self._entries: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
         self._flights: dict[Hashable, Flight] = {}
+        self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, as long as it is among the entries
 
     def fresh(self, key: Hashable) -> Entry | None:
-        """Return the answer for `key` if it is fresh."""
+        """Return the answer for `key` if it is fresh.
+
+        One that is asked for again and again is found without the lock: it was used last already, so there is nothing
+        to note. Whoever replaces or forgets it meanwhile does so after this look.
+        """
+        latest = self._latest
+        if latest is not None and latest[0] == key and self._clock.monotonic() < latest[1].fresh_until:
+            return latest[1]
         with self._lock:
             return self._fresh(key)
 
@@ -107,16 +115,15 @@ class ResultCache(Generic[Flight]):
         now = self._clock.monotonic()
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
         with self._lock:
-            known = self._entries.get(key)
+            known = self._find(key)
             if known is None or known.stored_at < entry.stored_at:
-                self.puts += 1
-                self._entries[key] = entry
+                self._keep(key, entry)
             return self._fresh(key)
 
     def stale(self, key: Hashable) -> Entry | None:
         """Return an answer for `key` that may stand in for a failed execution."""
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key)
         return entry if entry is not None and self._clock.monotonic() < entry.stale_until else None
 
     def lead(self, key: Hashable, flight: Flight, seen: int = -1) -> Entry | Flight:
@@ -151,7 +158,8 @@ class ResultCache(Generic[Flight]):
         except Exception as error:  # copying a candidate runs foreign code
             _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", error)
         with self._lock:
-            if self._entries.get(key) is entry:
+            if self._find(key) is entry:
+                self._latest = None
                 del self._entries[key]
         return None
 
@@ -173,8 +181,7 @@ class ResultCache(Generic[Flight]):
         entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
         with self._lock:
             if keep:
-                self.puts += 1
-                self._entries[key] = entry
+                self._keep(key, entry)
             if self._failures:
                 self._failures.pop(key, None)
             if self.shelf is None:
@@ -239,8 +246,21 @@ class ResultCache(Generic[Flight]):
             if self._landed is not None:
                 self._landed(key)
 
-    def _fresh(self, key: Hashable) -> Entry | None:
+    def _keep(self, key: Hashable, entry: Entry) -> None:
+        """Put an answer among the entries. Under the lock."""
+        self.puts += 1
+        self._entries[key] = entry
+        self._latest = (key, entry)
+
+    def _find(self, key: Hashable) -> Entry | None:
+        """Return the answer for `key`, fresh or not; it counts as used. Under the lock."""
         entry = self._entries.get(key)
+        if entry is not None:
+            self._latest = (key, entry)
+        return entry
+
+    def _fresh(self, key: Hashable) -> Entry | None:
+        entry = self._find(key)
         if entry is not None and self._clock.monotonic() < entry.fresh_until:
             return entry
         if not self._failures:

@@ -37,7 +37,7 @@ from resilient_scan.metrics.collectors import (
     families_of,
 )
 from resilient_scan.metrics.delivery import push, write_textfile
-from resilient_scan.metrics.tally import Tally
+from resilient_scan.metrics.tally import End, Tally
 
 __all__ = [
     "REGISTRY",
@@ -110,7 +110,7 @@ class PrometheusMetrics:
             tally = self._tallies[result.scanner]
             pending: Sized = tally.ends
             tally.ends.append(
-                (result.pipeline, result.status, event.cache, len(result.candidates), result.dropped)  # type: ignore[attr-defined]
+                End(result.pipeline, result.status, event.cache, len(result.candidates), result.dropped)  # type: ignore[attr-defined]
             )
             if result.attempts:
                 tally.waits.append(result.queue_wait)

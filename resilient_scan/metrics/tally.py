@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
@@ -32,9 +34,20 @@ _next_rank = itertools.count()
 T = TypeVar("T")
 Child = Any
 """A time series of prometheus_client: a counter's, a gauge's or a histogram's child."""
-End = tuple[str, Status, str, int, int]
-"""What is counted of a `ScanEnded`: pipeline, status, what the cache had, candidates, and dropped ones. The event
-itself is not kept: it holds all candidates. Most ends of a scanner are equal, which makes them cheap to count."""
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    """What is counted of a `ScanEnded`, which is not kept itself: it holds all candidates.
+
+    Most ends of a scanner are equal, which makes them cheap to count; and a tuple in its place, where thousands wait to
+    be counted, would have the garbage collector look at all of them.
+    """
+
+    pipeline: str
+    status: Status
+    cache: str
+    found: int
+    dropped: int
 
 
 class Source(Protocol):
@@ -131,13 +144,12 @@ class Tally:
 
     def _count_ends(self, ends: list[End]) -> None:
         for end, number in Count(ends).items():
-            pipeline, status, cache, _, dropped = end
-            self._counts[self._pipelines[pipeline].scans[status,]] += number
-            if cache:
-                self._counts[self._cache[cache,]] += number
-            if dropped:
-                self._counts[self._dropped] += dropped * number
-        found = next((found for _, status, _, found, _ in reversed(ends) if status.answered), None)
+            self._counts[self._pipelines[end.pipeline].scans[end.status,]] += number
+            if end.cache:
+                self._counts[self._cache[end.cache,]] += number
+            if end.dropped:
+                self._counts[self._dropped] += end.dropped * number
+        found = next((end.found for end in reversed(ends) if end.status.answered), None)
         if found is not None:
             self._candidates.set(found)
         for seconds in _drained(self.waits):

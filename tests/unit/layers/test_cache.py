@@ -116,6 +116,37 @@ def test_the_newest_answer_is_known_and_not_used_by_looking(clock: FakeClock) ->
     assert [cache.fresh(key) is not None for key in "abc"] == [False, True, True]
 
 
+def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock: FakeClock) -> None:
+    cache = cache_of(clock, maxsize=2, stale_if_error=5)
+    cache.put("a", [], "flight")
+    cache.put("b", [], "flight")
+    assert cache.fresh("b") is not None
+    assert cache.stale("a") is not None  # the least recently used one is now b
+    assert cache.fresh("b") is not None  # and now it is a
+    cache.put("c", [], "flight")
+    assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
+
+
+def test_the_answer_used_last_is_told_from_others_and_from_old_ones(clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    first = cache.put("key", [], "flight")
+    assert cache.fresh("other") is None
+    assert cache.fresh("key") is first
+    second = cache.put("key", [], "flight")
+    assert cache.fresh("key") is second
+    clock.advance(10)
+    assert cache.fresh("key") is None
+
+
+def test_the_answer_used_last_is_forgotten_with_it(clock: FakeClock) -> None:
+    cache = cache_of(clock)
+    entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10)
+    cache._keep("key", entry)
+    assert cache.fresh("key") is entry
+    assert cache.copies("key", entry) is None
+    assert cache.fresh("key") is None
+
+
 def test_nothing_new_is_not_looked_for_again(clock: FakeClock) -> None:
     cache = cache_of(clock)
     seen = cache.puts
