@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ class BatchingStore(ABC):
         self._begin()
 
     def _begin(self) -> None:
+        self._process = os.getpid()
         self._pending = Pending(self._clock)
         self._flushing = threading.Lock()
 
@@ -84,8 +86,10 @@ class BatchingStore(ABC):
             self._let_go()
 
     def after_fork(self) -> None:
-        """Begin anew: what is kept back is the parent's to write."""
-        self._begin()
+        """Begin anew, once in a process: several runners may say so; what is kept back is the parent's to write."""
+        if self._process != os.getpid():
+            self._begin()
+            self._connect_anew()
 
     def _flush(self) -> None:
         with self._flushing:
@@ -97,6 +101,10 @@ class BatchingStore(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError(f"the store {self.url} is closed")
+
+    @abstractmethod
+    def _connect_anew(self) -> None:
+        """Make new connections, in a forked child."""
 
     @abstractmethod
     def _fetch(self, key: str) -> bytes | None:

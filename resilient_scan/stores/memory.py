@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from itertools import islice
@@ -29,6 +30,7 @@ class MemoryStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._logs: dict[str, deque[bytes]] = {}
         self._closed = False
+        self._process = os.getpid()
 
     def now(self) -> float:
         """Return the clock's wall time."""
@@ -118,8 +120,10 @@ class MemoryStore:
 
     def after_fork(self) -> None:
         """Begin anew with the parent's state as it was, but for leases: they are the parent's."""
-        self._lock = threading.Lock()
-        self._leases = {}
+        if self._process != os.getpid():  # several runners may say so
+            self._process = os.getpid()
+            self._lock = threading.Lock()
+            self._leases = {}
 
     def _check_open(self) -> None:
         if self._closed:

@@ -130,9 +130,7 @@ class RedisStore(BatchingStore):
         """Give one's own lease back."""
         self._run("release", _key("lease", key), _bytes(owner))
 
-    def after_fork(self) -> None:
-        """Begin anew, with new connections."""
-        super().after_fork()
+    def _connect_anew(self) -> None:
         self._away = Away(self._clock)
         self._updating = threading.Lock()
         self._connect()

@@ -104,9 +104,7 @@ class SqliteStore(BatchingStore):
         delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
         self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
 
-    def after_fork(self) -> None:
-        """Begin anew, with new connections."""
-        super().after_fork()
+    def _connect_anew(self) -> None:
         self._database.begin()
         self._leases.begin()
 
