@@ -63,19 +63,22 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     The rule: at least `min_articles` articles of the last `max_age_days` days until the end of the trade date (New
     York's) are about the stock with a relevance of `min_relevance` or more, and the mean of their sentiments, weighted
     by relevance, is `min_sentiment` or more, or that far below zero. Where the state has `tickers`, only these count.
-    The strongest comes first.
+    A stock of which an article cannot be read is left out. The strongest comes first.
     """
     settings = read_settings(NewsSettings, context)
     key = credential(context, "api_key", alpha_vantage.KEY)
     filters = {"topics": settings.topics, "limit": str(settings.limit or "")}
     chosen = {name: value for name, value in filters.items() if value}
-    articles = alpha_vantage.client(settings.base_url).news(key, context, **chosen)
+    news = alpha_vantage.client(settings.base_url).news(key, context, **chosen)
+    articles = news.articles
     recent = _recent(articles, state, context, settings)
-    context.log("alpha_vantage_news", articles=len(articles), recent=len(recent))
+    context.log("alpha_vantage_news", articles=len(articles), recent=len(recent), unread=sorted(news.unread))
     if articles and not recent:
         context.doubt(f"none of {len(articles)} articles is of the {settings.max_age_days} days before the trade date")
     found = mentioned(recent, settings)
-    candidates = [find_mood(ticker, found[ticker], settings) for ticker in filter(only(state), found)]
+    unread = set(map(with_point, news.unread))  # their mean may be another one
+    wanted = [ticker for ticker in filter(only(state), found) if ticker not in unread]
+    candidates = [find_mood(ticker, found[ticker], settings) for ticker in wanted]
     yield from sorted(filter(None, candidates), key=lambda each: (-abs(each.extras["sentiment"]), each.ticker))
 
 

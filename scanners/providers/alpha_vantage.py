@@ -14,10 +14,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time, timedelta
-from functools import lru_cache, partial
-from typing import Any, Final
+from functools import lru_cache
+from typing import Annotated, Any, Final
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -73,6 +73,13 @@ class Article(msgspec.Struct, frozen=True):
     mentions: tuple[Mention, ...]
 
 
+class News(msgspec.Struct, frozen=True):
+    """The articles that could be read, and the tickers of those that could not: of these not all is known."""
+
+    articles: list[Article]
+    unread: frozenset[str]
+
+
 class Report(msgspec.Struct, frozen=True):
     """A row of the calendar; `estimate` of the earnings per share in `currency`, or `None`."""
 
@@ -103,8 +110,11 @@ class _Feed(msgspec.Struct):
     feed: list[Any]
 
 
-class _Mention(msgspec.Struct):
-    ticker: str
+class _Mentioned(msgspec.Struct):
+    ticker: Annotated[str, msgspec.Meta(pattern=r"^([A-Z]+:)?[A-Z0-9.^-]{1,15}$")]
+
+
+class _Mention(_Mentioned):
     relevance_score: str
     ticker_sentiment_score: str
 
@@ -136,20 +146,29 @@ class AlphaVantage:
         )
         return Movers(_day(data.last_updated), gainers, losers, active)
 
-    def news(self, key: str, context: ScanContext, **filters: str) -> list[Article]:
+    def news(self, key: str, context: ScanContext, **filters: str) -> News:
         """Return the newest articles (50, unless `limit` says otherwise); `filters` are the endpoint's parameters.
 
         Raises:
-            SchemaDrift: the answer has another shape.
+            SchemaDrift: the answer has another shape, or an article whose tickers cannot be told.
             RetryAfter, TransientError, PermanentError: as `refuse` says.
         """
         what = "Alpha Vantage's NEWS_SENTIMENT"
         try:
             data = self._json("NEWS_SENTIMENT", key, context, **filters)
         except NotFound:
-            return []
-        rows = shaped(data, _Feed, what).feed
-        return each(rows, partial(_article, context=context), f"{what}: feed", PROVIDER, context)
+            return News([], frozenset())
+        bad: list[tuple[Any, str]] = []
+
+        def read(row: Any, where: str) -> Article:
+            try:
+                return _article(row, where)
+            except SchemaDrift:
+                bad.append((row, where))
+                raise
+
+        articles = each(shaped(data, _Feed, what).feed, read, f"{what}: feed", PROVIDER, context)
+        return News(articles, frozenset(ticker for row, where in bad for ticker in _tickers(row, where)))
 
     def earnings(self, key: str, context: ScanContext, horizon: str = "3month") -> list[Report]:
         """Return who reports its earnings within the horizon (`3month`, `6month` or `12month`).
@@ -273,14 +292,25 @@ def _mover(data: Any, where: str) -> Mover:
     return Mover(row.ticker, price, change, percent, int(volume))
 
 
-def _article(data: Any, where: str, context: ScanContext) -> Article:
+def _article(data: Any, where: str) -> Article:
     row = shaped(data, _Article, where)
     try:
         published = datetime.strptime(f"{row.time_published}+0000", "%Y%m%dT%H%M%S%z")
     except ValueError:
         raise SchemaDrift(f"{where}: time_published is no time: {row.time_published[:40]!r}") from None
-    mentions = each(row.ticker_sentiment, _mention, f"{where}.ticker_sentiment", PROVIDER, context)
-    return Article(row.title, row.url, published, tuple(mentions))
+    rows = enumerate(row.ticker_sentiment)
+    return Article(row.title, row.url, published, tuple(_mention(each, _of(where, place)) for place, each in rows))
+
+
+def _of(where: str, place: int) -> str:
+    return f"{where}.ticker_sentiment[{place}]"
+
+
+def _tickers(data: Any, where: str) -> Iterator[str]:
+    """Yield whom an article is about that cannot be read as a whole."""
+    rows = data.get("ticker_sentiment") if isinstance(data, dict) else None
+    for place, row in enumerate(shaped(rows, list[Any], f"{where}.ticker_sentiment")):
+        yield shaped(row, _Mentioned, _of(where, place)).ticker
 
 
 def _mention(data: Any, where: str) -> Mention:

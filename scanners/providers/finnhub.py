@@ -69,7 +69,9 @@ class Finnhub:
         self._http = Client(base_url, timeout=10.0)
 
     def recommendations(self, symbol: str, key: str, context: ScanContext) -> list[Trend]:
-        """Return the monthly trends of a symbol, newest first; none where Finnhub does not know it.
+        """Return the monthly trends of a symbol, newest first, one a month; none where Finnhub does not know it.
+
+        A month that cannot be read is an error: a change is only one between two months that follow each other.
 
         Raises:
             SchemaDrift: the answer has another shape.
@@ -78,8 +80,9 @@ class Finnhub:
         what = f"Finnhub's stock/recommendation of {symbol}"
         data = self._ask("/stock/recommendation", {"symbol": symbol}, key, context)
         rows = shaped(data, list[Any], what)
-        trends = each(rows, lambda row, where: shaped(row, Trend, where), what, PROVIDER, context)
-        return sorted(trends, key=lambda trend: trend.period, reverse=True)
+        trends = [shaped(row, Trend, f"{what}[{place}]") for place, row in enumerate(rows)]
+        months = {trend.period: trend for trend in reversed(trends)}
+        return [months[period] for period in sorted(months, reverse=True)]
 
     def earnings(self, first: date, last: date, key: str, context: ScanContext) -> list[Earnings]:
         """Return who reports its earnings from `first` to `last`, both included.

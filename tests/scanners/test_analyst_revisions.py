@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, PermanentError
+from resilient_scan.http import SchemaDrift
 from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.analyst_revisions import analyst_revisions
 from tests.scanners.providers import KEY, NOW, TRENDS, Asked, as_json, ask, trend
@@ -39,6 +40,13 @@ def test_less_confident_is_a_revision_too() -> None:
     (found,) = find({"X": worse}).candidates
     assert (found.extras["change"], found.priority) == (-0.1818, "high")
     assert "less confident: a mean of +0.18" in found.context
+
+
+def test_a_month_that_cannot_be_read_is_an_error_and_one_that_comes_twice_is_one() -> None:
+    older = [trend(f"2026-0{month}-01", 9, 0, 0, 0, 0) for month in (3, 2, 1)]
+    with pytest.raises(SchemaDrift, match=r"recommendation of X\[0\].*strongBuy"):
+        find({"X": [{**TRENDS[0], "strongBuy": None}, TRENDS[1], *older]})  # April is not March's next
+    assert find({"X": [TRENDS[0], *TRENDS]}).tickers == ["X"]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from copy import deepcopy
 from typing import Any
 
 import pytest
 
 from resilient_scan import ConfigError
+from resilient_scan.http import SchemaDrift
 from resilient_scan.service.loopback import LoopbackServer
 from scanners.news_sentiment import news_sentiment
 from tests.scanners.providers import KEY, NEWS, NOW, Asked, article, as_json, ask
@@ -41,6 +43,23 @@ def test_the_numbers_are_settings() -> None:
     assert find(NEWS, min_relevance=0.49).candidates[0].ticker == "BAD"  # GOOD has a third article, and 0.13
     assert find(NEWS, high_sentiment=0.51).candidates[0].priority == "medium"
     assert find(NEWS, max_age_days=1).tickers == ["GOOD", "BAD"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"relevance_score": "1,5"}, {"ticker_sentiment_score": None}, {"relevance_score": 0.9}]
+)
+def test_a_mention_that_cannot_be_read_makes_no_candidate_of_the_others(wrong: dict[str, Any]) -> None:
+    """Without it MIXED would have good news only."""
+    news = deepcopy(NEWS)
+    news["feed"] += [article(f"u{n}", "20260516T110100", ("MIXED", 1.0, 0.9)) for n in range(5, 8)]
+    assert find(news).tickers == ["MIXED", "GOOD", "BAD", "BRK.B"]
+    news["feed"][3]["ticker_sentiment"][0] |= wrong
+    found = find(news)
+    assert found.tickers == ["BAD"]  # u4 is about MIXED, BRK-B and GOOD
+    assert found.log[-1]["unread"] == ["BRK-B", "GOOD", "MIXED"]
+    news["feed"][3]["ticker_sentiment"][0]["ticker"] = "something else"
+    with pytest.raises(SchemaDrift, match=r"feed\[3\]\.ticker_sentiment\[0\].*ticker"):
+        find(news)
 
 
 def test_the_states_tickers_narrow_it() -> None:

@@ -141,7 +141,7 @@ def test_the_key_that_is_echoed_is_taken_out_however_it_is_written() -> None:
 
 def test_no_articles_are_an_empty_list() -> None:
     with LoopbackServer(lambda _p, _q: as_json({"Information": "No articles found. Adjust the time range."})) as server:
-        assert news(server.url, context_at(NOW)) == []
+        assert news(server.url, context_at(NOW)).articles == []
 
 
 @pytest.mark.parametrize(
