@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
+import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from resilient_scan.clock import Clock, SystemClock
+from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
 from resilient_scan.runner import ScanRunner
+from resilient_scan.service.answers import BOUNDS, Bounds
 from resilient_scan.service.auth import Doorkeeper
 
 if TYPE_CHECKING:
@@ -21,13 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["ControlService"]
 
 _log = logging.getLogger("resilient_scan")
+WORKERS = 16  # requests at a time that ask the runner; its store may be slow
 
 
 class ControlService:
     """See over HTTP what a runner's scanners do; take one out of service, or bring it back; receive alerts.
 
     `GET /` is a page for people, `/openapi.json` describes the rest. A context manager; it may be started again after
-    it was stopped. It runs on threads of its own, which do not outlive the process; the runner stays open.
+    it was stopped. It runs on threads of its own, which do not keep the process alive; the runner stays open. A forked
+    child has it stopped.
 
     Args:
         runner: whose scanners are shown and changed. It gets a `PrometheusMetrics` of `registry` if it has none.
@@ -36,6 +43,7 @@ class ControlService:
         registry: whose metrics `/metrics` serves.
         clock: what time it is; for tests.
         why_not: returns a sentence where scans cannot run just now, else an empty text; for `/readyz`.
+        bounds: what a client may take of time and memory; for tests.
 
     Raises:
         ConfigError: an argument is wrong, or the extra `service` is missing.
@@ -51,11 +59,15 @@ class ControlService:
         *,
         clock: Clock | None = None,
         why_not: Callable[[], str] = str,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         if not isinstance(runner, ScanRunner):
             raise ConfigError(f"ControlService needs a ScanRunner, got {runner!r:.200}")
         if not is_number(port, 0, 65535) or int(port) != port:
             raise ConfigError(f"port must be a whole number from 0 to 65535, got {port!r}")
+        said: object = host
+        if not isinstance(said, str) or not said:
+            raise ConfigError(f"host must be an address to listen at, such as '127.0.0.1', got {host!r:.200}")
         try:
             from resilient_scan.service.api import application  # noqa: PLC0415 - needs the extra
             from resilient_scan.service.control import Control  # noqa: PLC0415
@@ -68,9 +80,12 @@ class ControlService:
         doorkeeper = None if token is None else Doorkeeper(token)
         runner.listen(PrometheusMetrics(registry))
         control = Control(runner, registry, clock or SystemClock(), why_not)
-        self._make = partial(HttpThread, application(control, doorkeeper), host, port)
+        self._application = partial(application, control, doorkeeper, bounds=bounds)
+        self._serve = partial(HttpThread, host=host, port=port, bounds=bounds)
         self._host = host
-        self._thread: HttpThread | None = None
+        self._live: tuple[HttpThread, ThreadPool] | None = None
+        self._lock = threading.Lock()
+        _services.add(self)
 
     def start(self) -> Self:
         """Begin to answer; return when it does. A second call does nothing.
@@ -78,23 +93,31 @@ class ControlService:
         Raises:
             ConfigError: the address cannot be had.
         """
-        if self._thread is None:
-            if not _is_loopback(self._host):
-                _log.warning(
-                    "the control endpoint listens at %s without TLS: whoever reads the network reads the token too; "
-                    "put a proxy in front that encrypts",
-                    self._host,
-                )
-            thread = self._make()
-            thread.start()
-            self._thread = thread
+        with self._lock:
+            if self._live is None:
+                self._live = self._started()
         return self
+
+    def _started(self) -> tuple[HttpThread, ThreadPool]:
+        if not _is_loopback(self._host):
+            _log.warning(
+                "the control endpoint listens at %s without TLS: whoever reads the network reads the token too; "
+                "put a proxy in front that encrypts",
+                self._host,
+            )
+        pool = ThreadPool(WORKERS, name="resilient-scan-control")
+        thread = self._serve(self._application(pool=pool))
+        thread.start()
+        return thread, pool
 
     def stop(self) -> None:
         """Let running requests end, for at most some seconds, and give the port back. A second call does nothing."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.stop()
+        with self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                thread, pool = live
+                thread.stop()
+                pool.stop()
 
     @property
     def url(self) -> str:
@@ -103,9 +126,10 @@ class ControlService:
         Raises:
             RuntimeError: it is not started.
         """
-        if self._thread is None:
+        live = self._live
+        if live is None:
             raise RuntimeError("the control service is not started; call start() first")
-        return self._thread.url
+        return live[0].url
 
     def __enter__(self) -> Self:
         return self.start()
@@ -114,6 +138,26 @@ class ControlService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _after_fork(self) -> None:
+        live, self._live = self._live, None
+        self._lock = threading.Lock()
+        if live is not None:
+            _left_to_the_parent.append(live)
+            live[0].leave_to_the_parent()
+
+
+_services: weakref.WeakSet[ControlService] = weakref.WeakSet()
+_left_to_the_parent: list[object] = []  # in a child: kept, because letting go would close what is the parent's
+
+
+def _after_fork() -> None:
+    for service in tuple(_services):
+        service._after_fork()  # noqa: SLF001 - its own module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ import msgspec
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.quarantine import Alert
+from resilient_scan.service.answers import readable
 
 ALERTMANAGER, GRAFANA = "alertmanager", "grafana"
 ACTION, REASON = "resilient_scan_action", "grafana_state_reason"
@@ -63,13 +64,14 @@ def alert_of(item: object) -> Alert:
         status=_status(item, labels, annotations),
         fingerprint=_fingerprint(item, labels),
         starts_at=_instant(item.get("startsAt")),
-        name=labels.get("alertname", "")[:TEXT],
-        summary=(annotations.get("summary") or annotations.get("description") or "")[:TEXT],
+        name=readable(labels.get("alertname", "")[:TEXT]),
+        summary=readable((annotations.get("summary") or annotations.get("description") or "")[:TEXT]),
     )
 
 
 def _source(said: Mapping[str, Any]) -> str:
-    version = str(said.get("version", ""))[:20]
+    found = said.get("version", "")
+    version = found[:20] if isinstance(found, str) else f"a JSON {type(found).__name__}"
     if version == "1" or (not version and "orgId" in said):
         return GRAFANA
     if version == "4":
@@ -86,7 +88,8 @@ def _status(
         case "resolved":
             return "unknown" if annotations.get(REASON) or labels.get(REASON) else "resolved"
         case other:
-            raise ValueError(f"status must be 'firing' or 'resolved', got {str(other)[:40]!r}")
+            told = repr(other[:40]) if isinstance(other, str) else type(other).__name__
+            raise ValueError(f"status must be 'firing' or 'resolved', got {told}")
 
 
 def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:

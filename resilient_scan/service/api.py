@@ -6,37 +6,32 @@ change something do not exist. What touches the runner runs on a thread: its sto
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from resilient_scan.errors import ConfigError, StoreError, is_number
+from resilient_scan.quarantine import MOST_TEXT
+from resilient_scan.service.answers import JSON, SAFE, Bounds, problem, readable
 from resilient_scan.service.auth import SIGNATURE, Doorkeeper
-from resilient_scan.service.control import Control
+from resilient_scan.service.control import Control, NoScanner
 from resilient_scan.service.openapi import document
-from resilient_scan.service.page import HEADERS, page
+from resilient_scan.service.page import HEADERS, page, scanner_page
 from resilient_scan.service.requests import Fault, body_of, check_json, decoded, number_in
 
 _log = logging.getLogger("resilient_scan")
 YEAR = 366 * 86_400.0
-LONGEST = 500  # characters of a reason
-_SAFE = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
-Answer = Callable[[Request], Awaitable[Response]]
+_OVER = {408, 413}  # the rest of such a body is not read, so the connection cannot go on
 
 
 class Disable(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,16 +47,19 @@ class Enable(msgspec.Struct, forbid_unknown_fields=True):
     reason: str
 
 
-def application(control: Control, doorkeeper: Doorkeeper | None) -> Starlette:
+def application(control: Control, doorkeeper: Doorkeeper | None, pool: Executor, bounds: Bounds) -> Starlette:
     """Return the ASGI application.
 
     Args:
         control: what it asks and tells.
         doorkeeper: who knows the token; `None`: nothing can be changed.
+        pool: where it does so: it may have to wait for a store.
+        bounds: what a client may take.
     """
-    desk = _Desk(control, doorkeeper)
+    desk = _Desk(control, doorkeeper, pool, bounds)
     routes = [
         Route("/", desk.page),
+        Route("/page/{name}", desk.scanner_page),
         Route("/metrics", desk.metrics),
         Route("/healthz", desk.healthz),
         Route("/readyz", desk.readyz),
@@ -77,32 +75,41 @@ def application(control: Control, doorkeeper: Doorkeeper | None) -> Starlette:
             Route("/alerts", desk.alerts, methods=["POST"]),
         ]
     handlers: Mapping[Any, Any] = {Fault: _fault, HTTPException: _http, Exception: _bug}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    made = Starlette(routes=routes, exception_handlers=handlers)
+    made.router.redirect_slashes = False  # it would send people wherever a request's Host header says
+    return made
 
 
 class _Desk:
     """One method for each address."""
 
-    def __init__(self, control: Control, doorkeeper: Doorkeeper | None) -> None:
+    def __init__(self, control: Control, doorkeeper: Doorkeeper | None, pool: Executor, bounds: Bounds) -> None:
         self._control = control
         self._door = doorkeeper
+        self._pool = pool
+        self._bounds = bounds
 
     # to look at
 
     async def page(self, _request: Request) -> Response:
-        rows = await _work(self._control.rows)
+        rows = await self._work(self._control.rows)
         text = page(rows, now=self._control.now(), blind=self._control.blind_since(), can_change=self._door is not None)
-        return HTMLResponse(text, headers={**_SAFE, **HEADERS})
+        return HTMLResponse(text, headers={**SAFE, **HEADERS})
+
+    async def scanner_page(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        text, alerts = await self._work(self._control.explained, name)
+        return HTMLResponse(scanner_page(name, text, alerts, now=self._control.now()), headers={**SAFE, **HEADERS})
 
     async def metrics(self, request: Request) -> Response:
-        content_type, text = await _work(self._control.metrics, request.headers.get("accept", ""))
-        return Response(text, headers={**_SAFE, "Content-Type": content_type})
+        content_type, text = await self._work(self._control.metrics, request.headers.get("accept", ""))
+        return Response(text, headers={**SAFE, "Content-Type": content_type})
 
     async def healthz(self, _request: Request) -> Response:
         return _json({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
-        why_not = await _work(self._control.why_not_ready)
+        why_not = await self._work(self._control.why_not_ready)
         if why_not:
             raise Fault(503, "not_ready", why_not)
         return _json({"status": "ready"})
@@ -112,13 +119,14 @@ class _Desk:
 
     async def audit(self, request: Request) -> Response:
         limit = number_in(request.query_params, "limit", 100, 1000)
-        return _json({"entries": await _work(self._control.audit, limit)})
+        return _json({"entries": await self._work(self._control.audit, limit)})
 
     async def scanners(self, _request: Request) -> Response:
-        return _json({"scanners": await _work(self._control.rows)})
+        rows = await self._work(self._control.rows)
+        return _json({"scanners": rows, "blind_since": self._control.blind_since()})
 
     async def scanner(self, request: Request) -> Response:
-        return _json(await _work(self._control.details, request.path_params["name"]))
+        return _json(await self._work(self._control.details, request.path_params["name"]))
 
     # to change
 
@@ -136,20 +144,20 @@ class _Desk:
         try:
             said = decoded(await self._body(request, signature=True), object)
         except Fault as fault:
-            self._control.refused(fault.status)
+            await self._work(self._control.turned_away, fault.status)
             raise
-        return _json(await _work(self._control.alerts, said))
+        return _json(await self._work(self._control.alerts, said))
 
     async def _order(self, request: Request, order: Callable[..., dict[str, Any]], reason: str) -> Response:
-        why = " ".join(reason.split())
-        if not why or len(why) > LONGEST:
-            raise Fault(422, "invalid", f"reason must say why, in 1 to {LONGEST} characters")
-        return _json(await _work(order, request.path_params["name"], reason=why))
+        if not reason.strip() or len(reason) > MOST_TEXT:
+            raise Fault(422, "invalid", f"reason must say why, in 1 to {MOST_TEXT} characters")
+        why = readable(reason)
+        return _json(await self._work(order, request.path_params["name"], reason=why))
 
     async def _body(self, request: Request, *, signature: bool = False) -> bytes:
         """Return the body of a request that may change something."""
         door = self._door
-        body = await body_of(request)
+        body = await body_of(request, self._bounds)
         headers = request.headers
         known = door is not None and (
             door.signed(headers, body, self._control.now())
@@ -161,30 +169,36 @@ class _Desk:
         check_json(request)
         return body
 
+    async def _work(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call something of the runner on a thread; what it refuses becomes the answer."""
+        call = partial(function, *arguments, **named)
+        try:
+            async with asyncio.timeout(self._bounds.work):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        except TimeoutError:
+            raise Fault(
+                503, "too_slow", "the runner's store takes too long; try again, and look what was done"
+            ) from None
+        except StoreError as error:
+            raise Fault(503, "store", f"{error}; try again") from None
+        except NoScanner as error:
+            raise Fault(404, "unknown_scanner", str(error)) from None
+        except ConfigError as error:
+            raise Fault(422, "invalid", str(error)) from None
 
-async def _work(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call something of the runner on a thread; what it refuses becomes the answer."""
-    try:
-        return await run_in_threadpool(function, *arguments, **named)
-    except StoreError as error:
-        raise Fault(503, "store", f"{error}; try again") from None
-    except LookupError as error:
-        raise Fault(404, "unknown_scanner", str(error.args[0])) from None
-    except ConfigError as error:
-        raise Fault(422, "invalid", str(error)) from None
 
-
-def _json(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = msgspec.json.encode(data)
-    return Response(body, status, {**_SAFE, **(headers or {}), "Content-Type": "application/json"})
+def _json(data: Any) -> Response:
+    return Response(msgspec.json.encode(data), headers={**SAFE, "Content-Type": JSON})
 
 
 def _problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    return _json({"error": {"code": code, "message": message}}, status, headers)
+    return Response(problem(code, message), status, {**SAFE, **(headers or {}), "Content-Type": JSON})
 
 
 async def _fault(_request: Request, fault: Fault) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if fault.status == 401 else None
+    headers = {"WWW-Authenticate": "Bearer"} if fault.status == 401 else {}
+    if fault.status in _OVER:
+        headers["Connection"] = "close"
     return _problem(fault.status, fault.code, fault.message, headers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resilient_scan.clock import Clock
@@ -14,9 +14,15 @@ from resilient_scan.metrics import CollectorRegistry, exposition
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.alerts import payload_of
+from resilient_scan.service.answers import readable
 
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"
+MOST_NAME = 64  # characters of a scanner's name
+
+
+class NoScanner(ConfigError, LookupError):
+    """There is no scanner of this name."""
 
 
 class Control:
@@ -60,11 +66,21 @@ class Control:
         """Return one scanner as it stands, with evidence.
 
         Raises:
-            LookupError: there is no such scanner.
+            NoScanner: there is no such scanner.
         """
         self._check(name)
         row = next(row for row in self.rows() if row["name"] == name)
         return {**row, "explanation": self._runner.explain(name).to_dict()}
+
+    def explained(self, name: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
+        """Return what there is to know of one scanner as text, and the alerts about it.
+
+        Raises:
+            NoScanner: there is no such scanner.
+        """
+        self._check(name)
+        state = next(state for state in self._runner.scanners() if state.name == name)
+        return str(self._runner.explain(name, trace=True)), state.to_dict()["evidence"]
 
     def audit(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest changes of who is in service, newest first."""
@@ -74,7 +90,7 @@ class Control:
         """Take a scanner out of service; return it as it stands then.
 
         Raises:
-            LookupError: there is no such scanner.
+            NoScanner: there is no such scanner.
         """
         self._check(name)
         self._runner.disable(name, reason=reason, duration=duration, who=WHO)
@@ -84,7 +100,7 @@ class Control:
         """Bring a scanner back; return it as it stands then.
 
         Raises:
-            LookupError: there is no such scanner.
+            NoScanner: there is no such scanner.
         """
         self._check(name)
         self._runner.enable(name, reason=reason, who=WHO)
@@ -99,17 +115,17 @@ class Control:
         try:
             payload = payload_of(said)
         except ConfigError:
-            self.refused(422)
+            self.turned_away(422)
             raise
-        for sentence in payload.unreadable:
+        counts = dict(self._runner.alerts(payload.alerts, source=payload.source))
+        for sentence in payload.unreadable:  # counted now: where the store failed, the whole comes again
             _log.warning("an alert of %s cannot be read: %s", payload.source, sentence)
             self._tell(payload.source, "invalid")
-        counts = dict(self._runner.alerts(payload.alerts, source=payload.source))
-        counts["refused"] += len(payload.unreadable)
+            counts["invalid"] = counts.get("invalid", 0) + 1
         return counts
 
-    def refused(self, status: int) -> None:
-        """Count a webhook that was turned away with this HTTP status."""
+    def turned_away(self, status: int) -> None:
+        """Count a webhook, of whose alerts nothing is known, as turned away with this HTTP status."""
         self._tell("unknown", "unauthorized" if status == 401 else "invalid")
 
     def _row(self, state: ScannerState, hung: Mapping[str, int]) -> dict[str, Any]:
@@ -124,7 +140,7 @@ class Control:
 
     def _check(self, name: str) -> None:
         if name not in self._runner.names:
-            raise LookupError(no_scanner(name, self._runner.names))
+            raise NoScanner(no_scanner(readable(name[:MOST_NAME]), self._runner.names))
 
     def _tell(self, source: str, result: str) -> None:
         self._runner.tell(AlertReceived(source, result, self.now()))

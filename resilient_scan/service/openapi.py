@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from resilient_scan.quarantine import MOST_TEXT, RESULTS
+from resilient_scan.service.answers import BOUNDS, JSON
 from resilient_scan.service.client import TITLE
-from resilient_scan.service.requests import LIMIT
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
 _MAYBE_TIME: dict[str, Any] = {"type": ["number", "null"], "description": "Epoch seconds."}
 _STATE: dict[str, Any] = {"type": "string", "enum": ["enabled", "quarantined", "probing", "disabled"]}
+_REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MOST_TEXT, "pattern": r"\S"}
 _NAME: dict[str, Any] = {
     "name": "name",
     "in": "path",
@@ -60,14 +62,16 @@ _SCHEMAS: dict[str, Any] = {
     "Error": _object({"error": _object({"code": _TEXT, "message": _TEXT})}),
     "Disable": _object(
         {
-            "reason": {"type": "string", "minLength": 1, "maxLength": 500, "pattern": r"\S"},
+            "reason": _REASON,
             "duration": {"type": "number", "exclusiveMinimum": 0, "maximum": 366 * 86_400, "default": 86_400},
         },
         required=["reason"],
         more=False,
     ),
-    "Enable": _object({"reason": {"type": "string", "minLength": 1, "maxLength": 500, "pattern": r"\S"}}, more=False),
-    "Counts": _object({name: {"type": "integer"} for name in ("accepted", "duplicate", "unknown_scanner", "refused")}),
+    "Enable": _object({"reason": _REASON}, more=False),
+    "Counts": _object(
+        {name: {"type": "integer", "minimum": 0} for name in (*RESULTS, "invalid")}, required=list(RESULTS), more=False
+    ),
     "Webhook": _object(
         {
             "version": {"type": "string", "enum": ["1", "4"]},
@@ -93,8 +97,8 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _answer(description: str, schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
-    return {"description": description, "content": {kind: {"schema": schema}}}
+def _answer(description: str, schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    return {"description": description, "content": {kind: {"schema": schema} for kind in kinds or (JSON,)}}
 
 
 def _errors(**sentences: str) -> dict[str, Any]:
@@ -107,7 +111,7 @@ _BODY = _errors(
     _400="The body is no JSON.",
     _401="The token is missing or wrong.",
     _408="The body did not come in time.",
-    _413=f"The body is larger than {LIMIT} bytes.",
+    _413=f"The body is larger than {BOUNDS.size} bytes.",
     _415="The body does not call itself JSON.",
     _422="The body says something wrong.",
 )
@@ -139,7 +143,12 @@ def _paths() -> dict[str, Any]:
     limits = [{"name": "limit", "in": "query", "description": "How many, newest first.", "schema": limit}]
     return {
         "/": _get("The page for people.", {"200": _answer("HTML.", _TEXT, "text/html")}, _AWAY),
-        "/metrics": _get("Prometheus metrics.", {"200": _answer("The metrics.", _TEXT, "text/plain")}),
+        "/page/{name}": _get(
+            "One scanner, for people.", {"200": _answer("HTML.", _TEXT, "text/html")}, _UNKNOWN, parameters=[_NAME]
+        ),
+        "/metrics": _get(
+            "Prometheus metrics.", {"200": _answer("The metrics.", _TEXT, "text/plain", "application/openmetrics-text")}
+        ),
         "/healthz": _get("The process answers.", {"200": _answer("It does.", state)}),
         "/readyz": _get(
             "Scans can run.", {"200": _answer("They can.", state)}, _errors(_503="They cannot; the message says why.")

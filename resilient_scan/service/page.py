@@ -15,9 +15,8 @@ from markupsafe import Markup
 
 _here = files("resilient_scan.service")
 _STYLE, _SCRIPT = ((_here / name).read_text("utf-8") for name in ("page.css", "page.js"))
-_TEMPLATE = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-).from_string((_here / "page.html").read_text("utf-8"))
+_engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_TEMPLATE, _ONE = (_engine.from_string((_here / name).read_text("utf-8")) for name in ("page.html", "scanner.html"))
 _TROUBLE = {"timeout", "error", "rejected"}
 
 
@@ -27,7 +26,7 @@ def _hash(text: str) -> str:
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 }
 
 
@@ -51,6 +50,25 @@ def page(rows: Sequence[Mapping[str, Any]], *, now: float, blind: float | None, 
         can_change=can_change,
         style=Markup(_STYLE),  # noqa: S704 - our own file
         script=Markup(_SCRIPT),  # noqa: S704
+    )
+
+
+def scanner_page(name: str, explanation: str, alerts: Sequence[Mapping[str, Any]], *, now: float) -> str:
+    """Return one scanner's page as HTML.
+
+    Args:
+        name: the scanner's.
+        explanation: all there is to know about it, as text.
+        alerts: the evidence, as `GET /scanners/{name}` has it.
+        now: epoch seconds.
+    """
+    told = [{**alert, "said": _instant(alert["said_at"])} for alert in alerts]
+    return _ONE.render(
+        name=name,
+        explanation=explanation,
+        alerts=told,
+        now=_instant(now),
+        style=Markup(_STYLE),  # noqa: S704 - our own file
     )
 
 

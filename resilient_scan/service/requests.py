@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-LIMIT = 1_000_000  # bytes of a body
-DISCARD = 8_000_000  # bytes that are read of a larger one, so that its sender gets to see the answer
-PATIENCE = 10.0  # seconds for a whole body
+from resilient_scan.service.answers import Bounds
+
 T = TypeVar("T")
 
 
@@ -30,35 +29,35 @@ class Fault(Exception):
         self.message = message
 
 
-async def body_of(request: Request) -> bytes:
+async def body_of(request: Request, bounds: Bounds) -> bytes:
     """Return a request's body.
 
     Raises:
         Fault: it is too large, or did not come in time.
     """
     try:
-        async with asyncio.timeout(PATIENCE):
-            return await _read(request)
+        async with asyncio.timeout(bounds.body):
+            return await _read(request, bounds)
     except TimeoutError:
-        raise Fault(408, "too_slow", f"the body did not come within {PATIENCE:g} s; send it in one go") from None
+        raise Fault(408, "too_slow", f"the body did not come within {bounds.body:g} s; send it in one go") from None
     except ClientDisconnect:
         raise Fault(400, "disconnected", "the sender went away before the body had come") from None
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, bounds: Bounds) -> bytes:
     """Read a body; of one that is too large go on for a while, and keep nothing."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= LIMIT:
+        if size <= bounds.size:
             chunks.append(chunk)
-        elif size > LIMIT + DISCARD:
+        elif size > bounds.size + bounds.discard:
             break
         else:
             chunks.clear()
-    if size > LIMIT:
-        raise Fault(413, "too_large", f"the body is larger than {LIMIT} bytes; send less at a time")
+    if size > bounds.size:
+        raise Fault(413, "too_large", f"the body is larger than {bounds.size} bytes; send less at a time")
     return b"".join(chunks)
 
 
@@ -81,7 +80,7 @@ def decoded(body: bytes, kind: type[T]) -> T:
         Fault: it is no JSON (400), or says something else (422).
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.convert(msgspec.json.decode(body), kind)
     except msgspec.ValidationError as error:
         raise Fault(422, "invalid", f"the body says something wrong: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""An ASGI application on a port of this machine, in a thread that can be started and stopped. Knows uvicorn.
+"""An ASGI application on a port of this machine, in a thread that can be started and stopped. Knows uvicorn and h11.
 
 The socket is bound here and handed over: uvicorn's own thread would die without a word on a port that is taken.
 """
@@ -6,18 +6,26 @@ The socket is bound here and handed over: uvicorn's own thread would die without
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import socket
 import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resilient_scan.errors import ConfigError
+from resilient_scan.service.answers import JSON, SAFE, Bounds, problem
 
-PATIENCE = 10.0  # seconds that a client has for its request's head; for its body see `api`
-DRAIN = 3  # seconds that running requests get when the server stops
-CONNECTIONS = 256  # at a time, idle ones included
+# uvicorn's own logger writes to stderr where nobody configured logging, a line for each malformed request.
+_log = logging.getLogger("resilient_scan.http")
+_log.setLevel(logging.ERROR)
 
 
 class HttpThread:
@@ -26,20 +34,22 @@ class HttpThread:
     Args:
         application: an ASGI application.
         host, port: where; port 0 lets the system choose a free one.
+        bounds: what a client may take.
 
     Raises:
         ConfigError: the address cannot be had.
     """
 
-    def __init__(self, application: Any, host: str, port: int) -> None:
+    def __init__(self, application: Any, host: str, port: int, bounds: Bounds) -> None:
         self._socket = _bound(host, port)
         address = self._socket.getsockname()
         name = f"[{address[0]}]" if ":" in address[0] else address[0]
         self.url = f"http://{name}:{address[1]}"
+        protocol: Any = partial(_Impatient, bounds=bounds)
         self._server = _Server(
             uvicorn.Config(
                 application,
-                http=_Impatient,
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
@@ -47,26 +57,49 @@ class HttpThread:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=CONNECTIONS,
                 timeout_keep_alive=5,
-                timeout_graceful_shutdown=DRAIN,
+                timeout_graceful_shutdown=bounds.drain,  # type: ignore[arg-type] # it only waits that long
             )
         )
         self._thread = threading.Thread(target=self._serve, name="resilient-scan-http", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer; return when it does."""
-        self._thread.start()
-        self._server.answering.wait()
+        """Begin to answer; return when it does.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        try:
+            self._thread.start()
+            self._server.answering.wait()
+        except BaseException:
+            self._socket.close()
+            raise
         if not self._server.started:
-            raise ConfigError(f"the control endpoint could not be started at {self.url}")
+            self._socket.close()
+            raise ConfigError(f"the control endpoint could not be started at {self.url}; the log says why")
 
     def stop(self) -> None:
         """Let running requests end, for at most some seconds, and give the port back."""
         self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         self._socket.close()
+
+    def leave_to_the_parent(self) -> None:
+        """In a forked child: let go of the parent's sockets, or the port stays taken and clients wait for an end.
+
+        Their numbers stay in use, for this process' copies of the objects will close them again one day.
+        """
+        sockets = [self._socket.fileno()]
+        for connection in tuple(self._server.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            sockets.append(-1 if transport is None else transport.get_extra_info("socket").fileno())
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in sockets:
+            if number >= 0:
+                with suppress(OSError):
+                    os.dup2(nothing, number, inheritable=False)
+        os.close(nothing)
 
     def _serve(self) -> None:
         try:
@@ -76,7 +109,7 @@ class HttpThread:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server that says when it answers."""
+    """uvicorn's server that says when it answers, and leaves no connection open when it ends."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -86,29 +119,101 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self.answering.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets=sockets)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
 
 class _Impatient(H11Protocol):
-    """A connection that is closed when no whole request head has come for some seconds: uvicorn itself waits."""
+    """A connection whose client may not take its time; uvicorn's own waits for ever.
 
-    _seen: Any = None
-    _timer: asyncio.TimerHandle | None = None
+    One timer is enough: it is set when a head is awaited. When it goes off, either none has come, or a request is under
+    way; that gets what is left of its own time, and is cut off after that.
+    """
+
+    def __init__(self, *arguments: Any, bounds: Bounds, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logger = _log
+        self._bounds = bounds
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer = self.loop.call_later(PATIENCE, self._look)
+        many = len(self.connections)
+        if many > 2 * self._bounds.connections:
+            transport.abort()
+            return
+        if many > self._bounds.connections:
+            self.app = _busy
+        self._arm(self._bounds.head, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def on_response_complete(self) -> None:
+        self._arm(self._bounds.head, self._look)  # first: what comes now may begin the next request
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the base class's
+        self._refuse(400, "malformed", "this is no HTTP/1.1 request; send one as RFC 9112 says")
 
     def _look(self) -> None:
         cycle: Any = self.cycle  # None until there is a request, whatever its annotation says
-        if cycle is self._seen and (cycle is None or cycle.response_complete):
-            self.transport.close()
-            return
-        self._seen = cycle
-        self._timer = self.loop.call_later(PATIENCE, self._look)
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif cycle is not None and not cycle.response_complete:
+            self._arm(self._bounds.body + self._bounds.work, partial(self._look_again, cycle))
+        elif self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(408, "too_slow", f"no whole request came within {self._bounds.head:g} s; send it in one go")
+        else:
+            self._end()
+
+    def _look_again(self, before: Any) -> None:
+        """Cut off a request that takes longer than its parts may: its client does not read the answer."""
+        if self.cycle is before:
+            self.transport.abort()
+        else:
+            self._look()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer what never became a request, unless an answer is on its way already."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            body = problem(code, message)
+            lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+            lines += [f"{name}: {value}" for name, value in _headers(body).items()]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._end()
+
+    def _end(self) -> None:
+        """Close, and do not wait long until the client has read what there is for it."""
+        self._arm(self._bounds.head, self.transport.abort)
+        self.transport.close()
+
+    def _arm(self, seconds: float, call: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, call)
+
+
+async def _busy(_scope: Any, _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    """Answer a client beyond those that there may be."""
+    body = problem("busy", "too many clients are connected; try again")
+    headers = [(name.lower().encode(), value.encode()) for name, value in _headers(body).items()]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _headers(body: bytes) -> Mapping[str, str]:
+    return {**SAFE, "Content-Type": JSON, "Content-Length": str(len(body)), "Connection": "close"}
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -102,7 +102,7 @@ def test_one_unreadable_alert_costs_no_other() -> None:
         ({"startsAt": None}, "startsAt must be a time such as 2026-11-24T06:32:20Z, got NoneType"),
         ({"labels": []}, "labels must be an object of texts, got list"),
         ({"annotations": "x"}, "annotations must be an object of texts, got str"),
-        ({"status": None}, "status must be 'firing' or 'resolved', got 'None'"),
+        ({"status": None}, "status must be 'firing' or 'resolved', got NoneType"),
     ],
 )
 def test_what_is_wrong_with_an_alert_is_said(changed: dict[str, Any], sentence: str) -> None:
