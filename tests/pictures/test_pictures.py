@@ -1,4 +1,4 @@
-"""Both dashboards, drawn by Grafana's own components: nothing fails, and what should have data has some."""
+"""The pictures in README: nothing in the dashboards fails, what should have data has some; a screen is a real one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from grafana.source.write import HOME
+from tests.docs.test_readme import without_times
 from tests.grafana.boards import BOARDS, board
-from tests.pictures import draw
+from tests.pictures import draw, faults
 
 RARE = {"Breakers that are not closed", "How long hung work really took"}  # of one scanner in particular
 
@@ -45,3 +46,13 @@ def test_the_committed_pictures_are_small(name: str) -> None:
     picture = (HOME / "pictures" / f"{name}.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 30_000 < len(picture) < 300_000
+
+
+def test_the_picture_of_the_faulty_scanners_tells_what_a_run_shows() -> None:
+    kept = faults.PICTURE.read_text()
+    assert len(kept) < 200_000
+    assert "http" not in kept.replace("http://www.w3.org/2000/svg", "").replace("HTTP", "")
+    shown = faults.screen()
+    told = shown.plain.replace(faults.RULE, " ")
+    assert faults.words(faults.drawn(shown)) == told.split()  # nothing of it is cut off
+    assert without_times(" ".join(faults.words(kept))) == without_times(told)
