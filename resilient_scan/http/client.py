@@ -49,8 +49,11 @@ class Client:
         need_httpx()
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout must be finite and > 0, got {timeout!r}")
-        if not re.match(r"https?://[^/?#]", base_url) or not redact(base_url):
-            raise ConfigError(f"base_url must begin with http:// or https:// and a host, got {redact(base_url)!r}")
+        if not _is_base(base_url):
+            raise ConfigError(
+                "base_url must begin with http:// or https:// and a host, a port and a path may follow, no query, "
+                f"got {redact(base_url)!r}"
+            )
         self._base = base_url.rstrip("/")
         self._headers = dict(headers or {})
         self._timeout = timeout
@@ -169,6 +172,16 @@ class Client:
             if len(body) > self._max_bytes:
                 raise PermanentError(f"{shown}: the body is larger than {self._max_bytes} bytes; raise max_bytes")
         return bytes(body)
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
+    return whole and not re.search(r"[?#\s]", url)
 
 
 def _error(fault: Fault, shown: str, hide: Hide, limit: float) -> ScanError:

@@ -61,7 +61,7 @@ def hider(secrets: Iterable[str]) -> Hide:
 def _forms(secret: str) -> Iterator[str]:
     """Yield a secret as it may stand in an address, in JSON and in a page."""
     yield secret
-    yield from (escape(secret), escape(secret, quote=False))
+    yield from (escape(secret), escape(secret, quote=False), repr(secret)[1:-1], repr(secret.encode())[2:-1])
     for quoted in (quote(secret), quote(secret, safe=""), quote_plus(secret)):
         yield from (quoted, _HEX.sub(lambda found: found[0].lower(), quoted))
     for inside in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):

@@ -48,7 +48,7 @@ class Wire:
 
     def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
         need_httpx()
-        self._client = httpx.Client(transport=_Transport(base_url), headers=dict(headers), follow_redirects=False)
+        self._client = httpx.Client(transport=_Transport(base_url), headers=_raw(headers), follow_redirects=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -82,13 +82,18 @@ class Wire:
         """
         token, hiding = _left.set(_countdown(timeout, context)), _hide.set(hide)
         try:
-            with self._client.stream(method, url, headers=dict(headers), content=body, timeout=timeout) as answer:
+            with self._client.stream(method, url, headers=_raw(headers), content=body, timeout=timeout) as answer:
                 yield Answer(answer.status_code, dict(answer.headers), _pieces(answer))
         except _FAULTS as error:
             raise _fault(error) from None
         finally:
             _left.reset(token)
             _hide.reset(hiding)
+
+
+def _raw(headers: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return headers as they are sent; httpx itself fails on a name with an accent in a User-Agent."""
+    return {name.encode(): value.encode() for name, value in headers.items()}
 
 
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:

@@ -100,7 +100,7 @@ class YahooMarket:
         agent = {"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}
         self._base = base_url
         self._http = Client(base_url, headers=agent, timeout=10.0)
-        elsewhere = cookie_url or (COOKIES if base_url == LIVE else None)
+        elsewhere = cookie_url or (COOKIES if base_url.rstrip("/") == LIVE else None)
         self._cookies = self._http if elsewhere is None else Client(elsewhere, headers=agent, timeout=10.0)
         self._pass: tuple[str, str] | None = None  # cookie and crumb
 

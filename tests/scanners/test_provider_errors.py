@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext
-from resilient_scan.http import NotFound, SchemaDrift, TransientError
+from resilient_scan.http import NotFound, Recorder, Replay, SchemaDrift, TransientError
 from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.providers.alpha_vantage import AlphaVantage
 from scanners.providers.finnhub import Finnhub
@@ -331,6 +333,20 @@ def test_a_crumb_that_comes_without_a_cookie_is_tried_too() -> None:
     yahoo.cookie = (404, HTML, b"<html>")
     with LoopbackServer(yahoo) as server:
         assert YahooMarket(server.url).options("TEST", context_at(NOW)).price == 100
+
+
+def test_a_crumb_is_not_recorded_and_its_flow_is_replayed(tmp_path: Path) -> None:
+    def context(traffic: Any) -> ScanContext:
+        return ScanContext("options_flow", traffic=traffic, deadline=time.monotonic() + 10)
+
+    with LoopbackServer(Guarded(CHAIN)) as server, Recorder(tmp_path / "tape") as recorder:
+        YahooMarket(server.url).options("TEST", context(recorder))
+    replayed = YahooMarket(server.url)
+    assert [replayed.options("TEST", context(Replay(tmp_path / "tape"))).price for _ in range(2)] == [100, 100]
+    files = "".join(path.read_text() for path in (tmp_path / "tape").rglob("*") if path.is_file())
+    assert "getcrumb" in files
+    assert "cRumB1" not in files
+    assert "d=cookie" not in files
 
 
 @pytest.mark.parametrize("crumb", [False, True])

@@ -414,6 +414,23 @@ def test_tls_with_a_server_that_has_none_is_transient() -> None:
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 
+def test_who_asks_may_have_an_accent_and_a_key_that_cannot_be_sent_is_not_shown() -> None:
+    seen: list[bytes] = []
+
+    def old(connection: socket.socket, over: threading.Event) -> None:
+        seen.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nwell")  # without a length: what ends it is the connection's end
+
+    with raw_server(old) as url:
+        client = Client(url, headers={"User-Agent": "José jose@example.com"})
+        assert client.get("/", context=context_for()).text == "well"
+        with pytest.raises(PermanentError, match="Illegal header value") as caught:
+            client.get("/", headers={"X-Token": "se\x00cret"}, context=context_for())
+        client.close()
+    assert "José jose@example.com".encode() in seen[0]
+    assert "cret" not in str(caught.value)
+
+
 def test_redact_takes_out_user_password_and_telling_parameters() -> None:
     url = (
         f"https://user:{SECRET}@host.example/a?apikey={SECRET}&symbol=BRK.B&api_key={SECRET}&crumb={SECRET}&keywords=x"
@@ -479,7 +496,10 @@ def test_a_secret_with_marks_is_hidden_in_every_form() -> None:
 # ------------------------------------------------------------------------------------------------------- configuration
 
 
-@pytest.mark.parametrize("url", ["", "host.example", "ftp://host.example", "http://", "http:///path", "http://[bad"])
+NO_BASES = ["", "host.example", "ftp://host.example", "http://", "http:///path", "http://[bad", "http://h/a?b=1"]
+
+
+@pytest.mark.parametrize("url", [*NO_BASES, "http://h/#a", "http://h:x", "http://h:99999", "http:// h", "http://h:0"])
 def test_a_base_url_must_be_one(url: str) -> None:
     with pytest.raises(ConfigError, match="base_url must begin with"):
         Client(url)
