@@ -137,7 +137,7 @@ def _post(summary: str, body: str, answer: dict[str, Any], *, named: bool, schem
 
 def _paths() -> dict[str, Any]:
     limit = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
-    scanners = _object({"scanners": {"type": "array", "items": _ref("Scanner")}})
+    scanners = _object({"scanners": {"type": "array", "items": _ref("Scanner")}, "blind_since": _MAYBE_TIME})
     entries = _object({"entries": {"type": "array", "items": _ENTRY}})
     state = _object({"status": _TEXT})
     limits = [{"name": "limit", "in": "query", "description": "How many, newest first.", "schema": limit}]
