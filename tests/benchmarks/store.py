@@ -2,7 +2,9 @@
 
 A *get* is of one answer of 20 candidates that was written and flushed: the bytes, then the bytes and their candidates.
 An *update* is durable before it returns: SQLite's waits for the disk of the directory that is named (`--directory`, the
-current one unless given), Redis' for the server. No test depends on these figures.
+current one unless given), Redis' for the server. A *run* is of 100 scanners with cache, retry and breaker: all of them
+asked, at 50 ms each on 8 workers; and all of them answered by the store, as in a new process, which has to decode each
+answer. No test depends on these figures.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from resilient_scan import Candidate
+from resilient_scan import Cache, Candidate, Policy, ScanRunner, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
@@ -30,6 +32,7 @@ from tests.redis_server import RedisServer
 EXTRAS = {"price": 12.5, "volume": 1_000_000, "change": -0.031, "sector": "Energy"}
 ANSWER = encode_candidates(Candidate, [Candidate(f"T{n}", "one", "moved", extras=EXTRAS) for n in range(20)])
 THREADS, PROCESSES = 8, 8
+SCANNERS, TOOK = 100, 0.05
 
 
 def add(old: bytes | None, _now: float) -> tuple[bytes, None]:
@@ -108,6 +111,55 @@ def costs(stores: dict[str, Store], rounds: int) -> None:
         print(f"{name:<34}" + "".join(cells))
 
 
+def waiting(name: str) -> object:
+    """Make a scanner that takes as long as an outside API."""
+
+    @scanner(name=name, pipeline="test")
+    def wait(_state: object) -> list[Candidate]:
+        time.sleep(TOOK)
+        return [Candidate(f"T{n}", name, "moved", extras=EXTRAS) for n in range(20)]
+
+    return wait
+
+
+def runner_of(url: str | None) -> ScanRunner:
+    """Return a runner as it is without settings, but that an answer depends on one thing only."""
+    policy = Policy(cache=Cache(ttl=600, inputs=("n",)))
+    return ScanRunner([waiting(f"s{n}") for n in range(SCANNERS)], policy=policy, store=url, listeners=())
+
+
+def run_of(runner: ScanRunner, number: int) -> float:
+    """Return how long a run takes."""
+    began = time.perf_counter()
+    assert runner.run({"n": number}).complete
+    return time.perf_counter() - began
+
+
+def runs(urls: dict[str, str], rounds: int) -> None:
+    """Print what whole runs cost with each home and without one."""
+    homes = {"no store": None, **{home: url for home, url in urls.items() if home != "memory"}}
+    asked: dict[str, list[float]] = {home: [] for home in homes}
+    hits: dict[str, list[float]] = {home: [] for home in homes}
+    keepers = {home: runner_of(url) for home, url in homes.items()}
+    for number in range(rounds + 1):
+        for home, keeper in keepers.items():
+            took = run_of(keeper, number)
+            reader = keeper if homes[home] is None else runner_of(homes[home])
+            hit = run_of(reader, number)
+            if reader is not keeper:
+                reader.close()
+            if number:  # the first round warms up
+                asked[home].append(took)
+                hits[home].append(hit)
+    for keeper in keepers.values():
+        keeper.close()
+    for what, times in ((f"run of {SCANNERS} x {TOOK * 1000:g} ms", asked), (f"run of {SCANNERS} hits", hits)):
+        base = statistics.median(times["no store"])
+        for home, of_home in times.items():
+            took = statistics.median(of_home)
+            print(f"{what}, {home}: {took * 1000:,.1f} ms, {took / base:.2f} x without")
+
+
 def count_for(url: str, seconds: float, writer: int) -> None:
     """Count one document up from all threads for a while, and write how often."""
     store = open_store(url, SystemClock())
@@ -159,6 +211,7 @@ def main() -> None:
         costs(stores, given.rounds)
         for store in stores.values():
             store.close()
+        runs(urls, given.rounds)
         rates(urls)
 
 
