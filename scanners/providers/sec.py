@@ -20,8 +20,8 @@ from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
-from resilient_scan.http import Client, NotFound, Response, credential
-from scanners.providers.sec_forms import Feed, Filing, Ownership, read_feed, read_ownership, read_tickers, together
+from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
+from scanners.providers.sec_forms import Feed, Filing, Ownership, read_feed, read_ownership, symbol, together
 
 LIVE: Final = "https://www.sec.gov"
 HOST: Final = "www.sec.gov"
@@ -156,3 +156,30 @@ def _refuse(answer: Response, context: ScanContext) -> NoReturn:
     if answer.status == 404 or "<Code>" in page:
         raise NotFound(f"{said}; EDGAR has no such file or company")
     raise PermanentError(f"{said}; EDGAR refuses to answer; check user_agent, and whether this network is blocked")
+
+
+def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
+    """Return the symbols by company number, from `{"0": {"cik_str", "ticker", "title"}, ...}`.
+
+    Raises:
+        SchemaDrift: it has another shape; the message names the field.
+    """
+    if not isinstance(data, dict) or not data:
+        raise SchemaDrift("EDGAR's company_tickers is no object with companies")
+    found: dict[int, tuple[str, ...]] = {}
+    for key, row in data.items():
+        cik, text = _company(row, f"EDGAR's company_tickers[{key}]")
+        if name := symbol(text):
+            found[cik] = (*found.get(cik, ()), name)
+    return found
+
+
+def _company(row: Any, what: str) -> tuple[int, str]:
+    if not isinstance(row, dict):
+        raise SchemaDrift(f"{what} is no object")
+    cik, text = row.get("cik_str"), row.get("ticker")
+    if isinstance(cik, bool) or not isinstance(cik, int) or not 0 < cik < 10**10:
+        raise SchemaDrift(f"{what}.cik_str is no company number: {str(cik)[:40]!r}")
+    if not isinstance(text, str) or not text.strip():
+        raise SchemaDrift(f"{what}.ticker is no text: {str(text)[:40]!r}")
+    return cik, text

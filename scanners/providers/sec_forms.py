@@ -1,4 +1,4 @@
-"""What EDGAR's answers say: the feed of current filings, the documents of Form 4, and the list of symbols.
+"""What EDGAR's answers say: the feed of current filings and the documents of Form 4.
 
 Every field that is missing or has another form is named in a `SchemaDrift`.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from html import unescape
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
@@ -199,11 +199,12 @@ def read_ownership(body: bytes, what: str) -> Ownership:
         SchemaDrift: a field is missing or has another form; the message names it.
         TransientError: it is a page for people.
     """
-    start, end = body.find(b"<ownershipDocument"), body.rfind(b"</ownershipDocument>")
+    start = body.find(b"<ownershipDocument")
+    end = body.find(b"</ownershipDocument>", start)
     if start < 0 or end < 0:
         _xml(body, what)  # says so if it is a page or broken
         raise SchemaDrift(f"{what} has no ownershipDocument")
-    root = _xml(body[start : end + len(b"</ownershipDocument>")], what)
+    root = _document(body[start : end + len(b"</ownershipDocument>")], what)
     owners = tuple(_owner(node, f"{what}: reportingOwner[{n}]") for n, node in enumerate(root.iter("reportingOwner")))
     if not owners:
         raise SchemaDrift(f"{what}: reportingOwner is missing")
@@ -215,6 +216,18 @@ def read_ownership(body: bytes, what: str) -> Ownership:
         owners=owners,
         trades=tuple(_trade(node, f"{what}: nonDerivativeTransaction[{number}]") for number, node in enumerate(lines)),
     )
+
+
+def _document(body: bytes, what: str) -> Element:
+    """Return the root of a document that came whole: what is wrong in it will be wrong again."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:  # what declares the charset stands before it
+        body = body.decode("cp1252", errors="replace").encode()
+    try:
+        return _xml(body, what)
+    except TransientError as error:
+        raise SchemaDrift(str(error)) from None
 
 
 def symbol(text: str) -> str:
@@ -295,7 +308,7 @@ def _day(text: str, what: str) -> date:
 
 
 def _number(text: str, what: str, most: float) -> float:
-    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,12})?", text) or float(text) > most:
+    if not re.fullmatch(r"([0-9]{1,15}(\.[0-9]{0,20})?|\.[0-9]{1,20})", text) or float(text) > most:
         raise SchemaDrift(f"{what} is no number from 0 to {most:g}: {text[:40]!r}")
     return float(text)
 
@@ -328,36 +341,6 @@ def _xml(body: bytes, what: str) -> Element:
     if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
         raise SchemaDrift(f"{what} defines entities of its own, which EDGAR's documents do not")
     try:
-        return fromstring(body)  # noqa: S314 - what could be dangerous is refused above
+        return fromstring(body.strip())  # noqa: S314 - what could be dangerous is refused above
     except (ParseError, LookupError, ValueError) as error:  # not whole; an encoding that nobody knows
         raise TransientError(f"{what} is no whole XML: {error}") from None
-
-
-# ------------------------------------------------------------------------------------------------------------- symbols
-
-
-def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
-    """Return the symbols by company number, from `{"0": {"cik_str", "ticker", "title"}, ...}`.
-
-    Raises:
-        SchemaDrift: it has another shape; the message names the field.
-    """
-    if not isinstance(data, dict) or not data:
-        raise SchemaDrift("EDGAR's company_tickers is no object with companies")
-    found: dict[int, tuple[str, ...]] = {}
-    for key, row in data.items():
-        cik, text = _company(row, f"EDGAR's company_tickers[{key}]")
-        if name := symbol(text):
-            found[cik] = (*found.get(cik, ()), name)
-    return found
-
-
-def _company(row: Any, what: str) -> tuple[int, str]:
-    if not isinstance(row, dict):
-        raise SchemaDrift(f"{what} is no object")
-    cik, text = row.get("cik_str"), row.get("ticker")
-    if isinstance(cik, bool) or not isinstance(cik, int) or not 0 < cik < 10**10:
-        raise SchemaDrift(f"{what}.cik_str is no company number: {str(cik)[:40]!r}")
-    if not isinstance(text, str) or not text.strip():
-        raise SchemaDrift(f"{what}.ticker is no text: {str(text)[:40]!r}")
-    return cik, text

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from resilient_scan import Candidate, ConfigError, PermanentError, RetryAfter, ScanContext, ScanError
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 from scanners.insider_buying import insider_buying
-from scanners.providers.sec import Sec
-from scanners.providers.sec_forms import read_feed, read_ownership, read_tickers, symbol
+from scanners.providers.sec import Sec, read_tickers
+from scanners.providers.sec_forms import read_feed, read_ownership, symbol
 from tests.scanners.charts import scan
 from tests.scanners.filings import COMPANIES, edgar, entry, feed, form4, line, number, owner, submission
 from tests.scanners.providers import context_at
@@ -199,6 +199,22 @@ def test_a_document_that_cannot_be_read_costs_the_others_nothing() -> None:
     assert buying.extras["value"] == 450_000.0
     assert log[-1]["unreadable"] == 1
     assert any("transactionCode is no letter: '?'" in each.get("left_out", "") for each in log)
+
+
+def test_a_form_is_read_in_an_old_charset_and_one_that_is_broken_costs_the_others_nothing() -> None:
+    name = "Société".encode("cp1252")
+    old = form4([line(shares=3000, price=40)]).replace(b"Acme Corp", name)
+    assert found([old])[0].context.startswith("Doe Jane (director) of Société bought")
+    assert found([submission(old) + submission(form4([line("S")]))])[0].extras["value"] == 120_000.0
+    broken = old.replace(b"<issuer>", b"<issuer>&nbsp;")
+    assert found([broken, *[old] * 4])[0].extras["filings"] == [number(1)]
+    with pytest.raises(SchemaDrift, match="is no whole XML"):
+        read_ownership(broken, "a form")
+
+
+@pytest.mark.parametrize(("price", "value"), [(".5", 0.5), ("5.", 5.0), ("5.12345678901234", 5.12345678901234)])
+def test_numbers_are_written_as_xml_allows(price: str, value: float) -> None:
+    assert read_ownership(form4([line(price=price)]), "a form").trades[0].price == value
 
 
 def test_a_503_that_asks_to_wait_is_not_the_feeds_end() -> None:
