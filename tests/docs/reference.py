@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from resilient_scan.cli import command
 from resilient_scan.metrics import families
 from resilient_scan.options import LAYERS, Quarantine
+from resilient_scan.service.openapi import document
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -57,7 +58,24 @@ def usage() -> str:
     return "```text\n" + "\n\n".join(texts) + "\n```\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {"options": options, "metrics": metrics, "usage": usage}
+def endpoints() -> str:
+    """Return a table of the control endpoint's addresses, as its own document has them."""
+    return table(
+        ("address", "what it is"),
+        (
+            (f"`{verb.upper()} {path}`", sentence(said["summary"]))
+            for path, verbs in document(can_change=True)["paths"].items()
+            for verb, said in verbs.items()
+        ),
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "endpoints": endpoints,
+    "options": options,
+    "metrics": metrics,
+    "usage": usage,
+}
 
 
 def described(doc: str, section: str) -> dict[str, str]:
