@@ -43,8 +43,8 @@ class Waiter(Protocol):
 class Health:
     """Whether a store works, as far as one runner has seen.
 
-    It works again when what a run brought was written and nothing has failed since that began: a read that succeeds
-    says nothing about a disk that is full.
+    It works again when what a run brought was written and nothing has failed since that of the run before: a read that
+    succeeds says nothing about a disk that is full.
 
     Args:
         send: brings an event to the listeners.
@@ -55,29 +55,25 @@ class Health:
         self._send = send
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures = self._told = 0
+        self._failures = self._before = 0  # in all, and when the last run was over
+        self._fails = False
 
     def failed(self, operation: str, error: StoreError) -> None:
         """Tell that an operation failed, and whether it is the first one."""
         with self._lock:
             self._failures += 1
-            first = not self._told
-            self._told += 1
+            first, self._fails = not self._fails, True
         self._send(StoreFailed(operation, str(error), self._clock.time(), first))
 
-    def mark(self) -> int:
-        """Return what `wrote` is to be told: how often it has failed so far."""
-        return self._failures
-
-    def wrote(self, mark: int) -> None:
-        """Note that a run was written, begun at a `mark`."""
-        if not self._told:
-            return
+    def run_ended(self) -> None:
+        """Note that what a run brought was written, or failed to be."""
         with self._lock:
-            if self._failures != mark or not self._told:
-                return
-            self._told = 0
-        self._send(StoreRecovered(self._clock.time()))
+            recovered = self._fails and self._failures == self._before
+            self._before = self._failures
+            if recovered:
+                self._fails = False
+        if recovered:
+            self._send(StoreRecovered(self._clock.time()))
 
 
 class Clerk:
@@ -230,16 +226,14 @@ class Clerk:
 
     def _write(self, jobs: list[Callable[[], None]], released: list[str]) -> None:
         """Write first, then give back: who gets the lease next must find the answer."""
-        mark = self._health.mark()
         for job in jobs:
             self._do(job)
         try:
             self._store.flush()
         except StoreError as error:
             self._on_error("flush", error)
-        else:
-            if jobs:
-                self._health.wrote(mark)
+        if jobs:
+            self._health.run_ended()
         self._give_back(released)
 
     def _do(self, job: Callable[[], None]) -> None:

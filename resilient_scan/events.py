@@ -243,7 +243,7 @@ class StoreFailed(Event, frozen=True, gc=False):
 
 
 class StoreRecovered(Event, frozen=True, gc=False):
-    """The store works again: what a run brought was written, and nothing failed meanwhile."""
+    """The store works again: a run was over in which nothing of it failed."""
 
     at: float
 

@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Policy, ScanRunner, Timeout
+from resilient_scan import Policy, RunReport, ScanRunner, Status, Timeout
 
 PATIENCE = 5.0
 Fleet = Callable[..., ScanRunner]
+Bare = Callable[..., Policy]
 Background = Callable[..., "Future[Any]"]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+def statuses(report: RunReport) -> list[Status]:
+    """Return how the scans ended, in the order of the scanners."""
+    return [result.status for result in report.results.values()]
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def release() -> Iterator[threading.Event]:
 
 
 @pytest.fixture
-def bare() -> Callable[..., Policy]:
+def bare() -> Bare:
     """Return a function that makes a policy with no layer but those that are named."""
 
     def make(**layers: Any) -> Policy:
@@ -35,7 +42,7 @@ def bare() -> Callable[..., Policy]:
 
 
 @pytest.fixture
-def fleet(release: threading.Event, bare: Callable[..., Policy]) -> Iterator[Fleet]:
+def fleet(release: threading.Event, bare: Bare) -> Iterator[Fleet]:
     """Return a function that builds runners; they are closed, and their threads gone, when the test is over.
 
     Unless given, the policy has no layers and nobody listens.
@@ -84,7 +91,7 @@ def background(release: threading.Event) -> Iterator[Background]:
 
 
 @pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
+def eventually() -> Eventually:
     """Return a function that waits (5 s at most) until a condition holds."""
     pause = threading.Event()
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
-from resilient_scan import Cache, Policy, ScanContext, ScanRunner, Status, scanner
+from resilient_scan import Breaker, Cache, LogEvents, ScanContext, Status, scanner
 from resilient_scan.claims import Clerk, Health
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
@@ -22,10 +23,9 @@ from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.foreign import Foreign
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.stores.patience import BRIEF, LEAST, Brief, Patient, be_brief, is_patient, left
-from resilient_scan.testing import FakeClock, Recorder, healthy
+from resilient_scan.testing import FakeClock, Recorder, broken, healthy
+from tests.composition.conftest import Bare, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
 PATIENCE = 5.0
 
 
@@ -141,14 +141,8 @@ def test_two_runners_with_one_store_object_in_a_forked_child(fleet: Fleet, bare:
 def events_of(*steps: str) -> list[Event]:
     told: list[Event] = []
     health = Health(told.append, FakeClock())
-    mark = 0
     for step in steps:
-        if step == "fail":
-            health.failed("get", StoreError("away"))
-        elif step == "begin":
-            mark = health.mark()
-        else:
-            health.wrote(mark)
+        health.failed("get", StoreError("away")) if step == "fail" else health.run_ended()
     return told
 
 
@@ -162,10 +156,10 @@ def firsts(told: list[Event]) -> list[str]:
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (("begin", "wrote"), []),
-        (("fail", "fail", "begin", "wrote", "begin", "wrote"), ["first", "more", "recovered"]),
-        (("fail", "begin", "fail", "wrote"), ["first", "more"]),
-        (("fail", "begin", "wrote", "fail", "begin", "wrote"), ["first", "recovered", "first", "recovered"]),
+        (("run", "run"), []),
+        (("fail", "fail", "run", "run", "run"), ["first", "more", "recovered"]),
+        (("fail", "run", "fail", "run", "fail", "run"), ["first", "more", "more"]),
+        (("fail", "run", "run", "fail", "run", "run"), ["first", "recovered", "first", "recovered"]),
     ],
 )
 def test_trouble_begins_once_and_ends_once(steps: tuple[str, ...], expected: list[str]) -> None:
@@ -306,3 +300,16 @@ def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:
         assert left(5.0) == 5.0
         break
     assert left(5.0) == 5.0
+
+
+def test_what_fails_in_every_run_is_told_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
+    """A newer version keeps a breaker: all else of the store works, and that is no recovery."""
+    store = MemoryStore(SystemClock())
+    store.update("breaker/one", lambda _old, _now: (msgspec.msgpack.encode({"version": 99}), None))
+    runner = fleet(broken("one"), policy=bare(breaker=Breaker(failures=9)), store=store, listeners=(LogEvents(),))
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        for _ in range(4):
+            runner.run({})
+    lines = [record.getMessage() for record in caplog.records if "store" in record.getMessage()]
+    assert len(lines) == 1, lines
+    assert "a newer version of this package keeps breaker/one in the store" in lines[0]
