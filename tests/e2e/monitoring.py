@@ -80,13 +80,13 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Api]:
 
 
 @contextmanager
-def alertmanager(folder: Path, config: str) -> Iterator[str]:
-    """Start Alertmanager and yield its URL."""
+def alertmanager(folder: Path, config: str, port: int = 0) -> Iterator[str]:
+    """Start Alertmanager and yield its URL; port 0 takes a free one."""
     (folder / "alertmanager.yml").write_text(config)
     arguments = [
         "--config.file=alertmanager.yml",
         "--storage.path=data",
-        "--web.listen-address=127.0.0.1:0",
+        f"--web.listen-address=127.0.0.1:{port}",
         "--web.external-url=http://alertmanager.test/",
         "--web.route-prefix=/",
         "--cluster.listen-address=",

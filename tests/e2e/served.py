@@ -152,7 +152,10 @@ class Served:
 
     def wait_for(self, name: str, state: str, patience: float = PATIENCE) -> None:
         """Wait until a scanner is in a state."""
-        until(lambda: self.states()[name] == state, f"{name} is not {state}", patience)
+        try:
+            until(lambda: self.states()[name] == state, f"{name} is not {state}", patience)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.get(f'/scanners/{name}')}, {self.moves(name)}") from None
 
 
 def until(condition: Callable[[], object], why: str, patience: float = PATIENCE) -> None:

@@ -119,34 +119,6 @@ def test_a_port_that_is_taken(tmp_path: Path, switches: Switches) -> None:
     assert switches.asked("alpha") == []
 
 
-def test_a_wrong_address(tmp_path: Path, switches: Switches) -> None:
-    said = refused(configured(tmp_path), switches, "--listen", "nowhere")
-    assert "must be an address and a port such as \"127.0.0.1:9108\", got 'nowhere'" in said
-
-
-@pytest.mark.parametrize("wrong", ["0s", "-5s", "soon"])
-def test_a_schedule_that_is_none(tmp_path: Path, switches: Switches, wrong: str) -> None:
-    assert "--every" in refused(configured(tmp_path), switches, "--every", wrong)
-
-
-def test_a_catch_up_that_nobody_knows(tmp_path: Path, switches: Switches) -> None:
-    assert "'once', 'skip'" in refused(configured(tmp_path), switches, "--catch-up", "all")
-
-
-def test_a_token_file_that_is_missing_empty_or_no_text(tmp_path: Path, switches: Switches) -> None:
-    config, file = configured(tmp_path), tmp_path / "token"
-    file.unlink()
-    assert f"error: service.token_file: {file} cannot be read: No such file or directory" in refused(config, switches)
-    file.write_text(" \n")
-    assert f"error: service.token_file: {file} is empty; write one word into it" in refused(config, switches)
-    file.write_bytes(b"\xff\xfe")
-    assert f"error: service.token_file: {file} cannot be read: it is no text" in refused(config, switches)
-    file.write_text("two words")
-    said = refused(config, switches)
-    assert "two words" not in said
-    assert "token" in said
-
-
 def test_without_a_token_it_only_shows(tmp_path: Path, switches: Switches) -> None:
     with serving(switches, configured(tmp_path, token=False), *RARE) as served:
         assert "/ (no token is configured: it only shows); a run every " in served.line("serving at")

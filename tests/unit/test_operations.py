@@ -1,0 +1,246 @@
+"""Orders from the command line: to the service that runs here, else to the store; what `serve` refuses."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import ConfigError, ControlService, ScanRunner, cli, serving
+from resilient_scan.settings import load_settings
+from resilient_scan.testing import healthy
+
+TOKEN = "a-token"
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Return a function that runs a command and returns what it says, on stdout if it succeeds, else on stderr."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        assert cli.main([str(each) for each in arguments]) == code
+        out, err = capsys.readouterr()
+        assert (out if code else err) == ""
+        return err if code else out
+
+    return run
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "scan.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return settings with a store, and with a service that does not run."""
+    return written(tmp_path, f'[store]\nurl = "sqlite:///{tmp_path / "state.db"}"\n[service]\nlisten = "127.0.0.1:1"\n')
+
+
+@pytest.fixture
+def service() -> Iterator[ControlService]:
+    scanner = healthy("gap_up")
+    with ScanRunner([scanner], listeners=()) as runner, ControlService(runner, TOKEN) as running:
+        yield running
+
+
+@pytest.fixture
+def near(service: ControlService, tmp_path: Path) -> Path:
+    """Return settings of the service that runs, without any store."""
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    at = service.url.removeprefix("http://")
+    return written(tmp_path, f'[store]\nurl = "memory:"\n[service]\nlisten = "{at}"\ntoken_file = "token"\n')
+
+
+# to the service
+
+
+def test_orders_go_to_the_service_that_runs(near: Path, service: ControlService, say: Say) -> None:
+    said = say("disable", "gap_up", "--reason", "quota", "--for", "2h", "--config", near)
+    assert said == f"gap_up is disabled in the service at {service.url}\n"
+    shown = say("explain", "gap_up", "--no-run", "--config", near)
+    assert "quota" in shown
+    assert "by hand" in shown
+    said = say("enable", "gap_up", "--reason", "paid", "--config", near)
+    assert said == f"gap_up is enabled in the service at {service.url}\n"
+
+
+def test_how_long_it_holds_is_said_to_the_service(near: Path, say: Say, service: ControlService) -> None:
+    say("disable", "gap_up", "--reason", "quota", "--for", "2h", "--config", near)
+    client = serving.running(near)
+    assert client is not None
+    row = client.get("/scanners/gap_up")
+    assert row["until"] - row["since"] == pytest.approx(7200)
+
+
+def test_what_the_service_refuses_is_told_in_its_words(near: Path, service: ControlService, say: Say) -> None:
+    said = say("disable", "gap_upp", "--reason", "quota", "--config", near, code=2)
+    why = f"the service at {service.url} refuses: there is no scanner 'gap_upp'; did you mean 'gap_up'?"
+    assert said == f"error: {why}\n"
+    said = say("explain", "gap_upp", "--no-run", "--config", near, code=2)
+    assert why in said
+    said = say("disable", "gap_up", "--reason", " ", "--config", near, code=2)
+    assert "refuses: reason must say why" in said
+
+
+def test_with_a_wrong_token_nothing_is_changed(near: Path, service: ControlService, say: Say) -> None:
+    (near.parent / "token").write_text("another-one")
+    said = say("disable", "gap_up", "--reason", "quota", "--config", near, code=2)
+    assert said.startswith(f"error: the service at {service.url} refuses: the token is missing or wrong")
+    assert "another-one" not in said
+
+
+def test_without_its_token_a_service_is_looked_at_only(near: Path, service: ControlService, say: Say) -> None:
+    (near.parent / "token").unlink()
+    assert "gap_up" in say("explain", "gap_up", "--no-run", "--config", near)
+    said = say("disable", "gap_up", "--reason", "quota", "--config", near, code=2)
+    assert said == (
+        f"error: the service at {service.url} changes nothing without its token; name its file as service.token_file\n"
+    )
+
+
+def test_a_service_of_another_version_is_told(near: Path, monkeypatch: pytest.MonkeyPatch, say: Say) -> None:
+    monkeypatch.setattr("resilient_scan.service.client.Client.get", lambda *_: {"explanation": {"scanner": 1}})
+    said = say("explain", "gap_up", "--no-run", "--config", near, code=2)
+    assert "is of another version; restart it" in said
+
+
+# to the store
+
+
+def states(config: Path) -> dict[str, Any]:
+    with load_settings(config).runner([healthy("gap_up")], listeners=()) as runner:
+        (state,) = runner.scanners()
+        return state.to_dict()
+
+
+def test_without_a_service_orders_go_to_the_store(config: Path, say: Say) -> None:
+    at = f"sqlite:///{config.parent / 'state.db'}"
+    said = say("disable", "gap_up", "--reason", "quota", "--for", "90m", "--config", config)
+    assert said == f"gap_up is disabled in {at}\n"
+    state = states(config)
+    assert (state["state"], state["reason"], state["who"]) == ("disabled", "quota", getpass.getuser())
+    assert state["until"] - state["since"] == pytest.approx(5400)
+    assert "quota" in say("explain", "gap_up", "--no-run", "--config", config)
+    assert say("enable", "gap_up", "--reason", "paid", "--config", config) == f"gap_up is enabled in {at}\n"
+    assert states(config)["state"] == "enabled"
+
+
+def test_an_order_needs_no_keys(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FINNHUB_API_KEY", "ALPHA_VANTAGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert "earnings_calendar is disabled in" in say(
+        "disable", "earnings_calendar", "--reason", "no key", "--config", config
+    )
+
+
+def test_nobody_is_told_that_an_order_holds_which_nothing_remembers(tmp_path: Path, say: Say) -> None:
+    config = written(tmp_path, '[store]\nurl = "memory:"\n[service]\nlisten = "127.0.0.1:1"\n')
+    assert say("disable", "gap_up", "--reason", "quota", "--config", config, code=2) == (
+        "error: disable gap_up: nothing would remember it: no service runs here, and no store is configured; "
+        "start 'resilient-scan serve', or name a settings file with --config\n"
+    )
+
+
+def test_a_store_that_is_away_is_told_and_nothing_claimed(tmp_path: Path, say: Say) -> None:
+    (tmp_path / "file").write_text("no folder")
+    config = written(
+        tmp_path, f'[store]\nurl = "sqlite:///{tmp_path}/file/state.db"\n[service]\nlisten = "127.0.0.1:1"\n'
+    )
+    said = say("disable", "gap_up", "--reason", "quota", "--config", config, code=2)
+    assert said.startswith("error: ")
+    assert "state.db" in said
+
+
+def test_an_unknown_scanner_and_one_that_is_switched_off(config: Path, say: Say) -> None:
+    said = say("disable", "gap_upp", "--reason", "quota", "--config", config, code=2)
+    assert said == "error: unknown scanner 'gap_upp'; did you mean 'gap_up'?\n"
+    config.write_text(config.read_text() + "[scanners.gap_up]\nenabled = false\n")
+    said = say("disable", "gap_up", "--reason", "quota", "--config", config, code=2)
+    assert said.startswith("error: scanner 'gap_up' is switched off by ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["disable", "gap_up"], "Missing option '--reason'"),
+        (["enable", "gap_up"], "Missing option '--reason'"),
+        (["disable", "--reason", "x"], "Missing argument 'NAME'"),
+        (["disable", "gap_up", "--reason", "x", "--for", "0s"], "'0s' is not a duration above zero"),
+    ],
+)
+def test_orders_that_are_none(arguments: list[str], sentence: str, say: Say) -> None:
+    assert sentence in say(*arguments, code=2)
+
+
+# what `serve` refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--listen", "nowhere"], "must be an address and a port such as \"127.0.0.1:9108\", got 'nowhere'"),
+        (["--listen", "127.0.0.1:99999"], "must be an address and a port"),
+        (["--every", "0s"], "'0s' is not a duration above zero"),
+        (["--every", "soon"], "'soon' is not a duration above zero"),
+        (["--grace", "-1s"], "'-1s' is not a duration above zero"),
+        (["--jitter", "0.6"], "0.6 is not in the range 0<=x<=0.5"),
+        (["--catch-up", "all"], "'once', 'skip'"),
+    ],
+)
+def test_serve_refuses_what_makes_no_sense(arguments: list[str], sentence: str, say: Say, config: Path) -> None:
+    assert sentence in say("serve", "--config", config, *arguments, code=2)
+
+
+def test_a_token_file_that_is_missing_empty_or_no_text(config: Path, say: Say) -> None:
+    file = config.parent / "token"
+    config.write_text(config.read_text() + 'token_file = "token"\n')
+    assert say("serve", "--config", config, code=2) == (
+        f"error: service.token_file: {file} cannot be read: No such file or directory\n"
+    )
+    file.write_text(" \n")
+    assert say("serve", "--config", config, code=2) == (
+        f"error: service.token_file: {file} is empty; write one word into it, such as `openssl rand -hex 32`\n"
+    )
+    file.write_bytes(b"\xff\xfe")
+    assert (
+        say("serve", "--config", config, code=2) == f"error: service.token_file: {file} cannot be read: it is no text\n"
+    )
+    file.write_text("two words")
+    said = say("serve", "--config", config, code=2)
+    assert "token" in said
+    assert "two words" not in said
+
+
+def test_a_token_file_is_named_from_the_settings_folder_or_the_root(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one\n")
+    config = written(tmp_path, '[service]\ntoken_file = "token"\n')
+    assert serving.token_of(load_settings(config)) == "one"
+    other = tmp_path / "other"
+    other.write_text("two")
+    config.write_text(f'[service]\ntoken_file = "{other}"\n')
+    assert serving.token_of(load_settings(config)) == "two"
+    config.write_text("")
+    assert serving.token_of(load_settings(config)) is None
+
+
+def test_an_order_of_somebody_without_a_name(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    say("disable", "gap_up", "--reason", "quota", "--config", config)
+    assert states(config)["who"] == "command line"
+
+
+def test_what_is_asked_of_a_service_that_went_away_in_between(near: Path, service: ControlService) -> None:
+    client = serving.running(near)
+    assert client is not None
+    service.stop()
+    with pytest.raises(ConfigError, match="does not answer"):
+        client.get("/scanners/gap_up")
