@@ -70,7 +70,23 @@ def endpoints() -> str:
     )
 
 
+def contents() -> str:
+    """Return links to README's sections, each with those in it; alerts are linked to by themselves."""
+    prose = re.sub(r"^```.*?^```", "", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [
+        f"{'  ' * (len(level) - 2)}* [{title}](#{anchor(title)})\n"
+        for level, title in re.findall(r"^(##|###) (.+)$", prose, re.MULTILINE)
+    ]
+    return "".join(lines)
+
+
+def anchor(title: str) -> str:
+    """Return how a heading is linked to on GitHub."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "contents": contents,
     "endpoints": endpoints,
     "options": options,
     "metrics": metrics,

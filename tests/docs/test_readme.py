@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from resilient_scan import Status, load_settings, scanner
-from tests.docs.reference import PARTS, README, parts_of
+from tests.docs.reference import PARTS, README, anchor, parts_of
 
 TEXT = README.read_text()
+PROJECT = README.with_name("pyproject.toml")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 TOML = re.findall(r"^```toml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 SCREENS = re.findall(r"^```text\n\$ resilient-scan (?!--help)(.*?)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
@@ -67,6 +69,20 @@ def test_the_table_of_statuses_is_whole() -> None:
 def test_the_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (README.parent / target).exists(), target
+    anchors = [anchor(title) for title in re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)]
+    for target in re.findall(r"\]\(#([^)]+)\)", TEXT):
+        assert target in anchors
+
+
+def test_the_picture_of_the_layout_has_every_floor_in_order() -> None:
+    (contract,) = [
+        each
+        for each in tomllib.loads(PROJECT.read_text())["tool"]["importlinter"]["contracts"]
+        if each["id"] == "floors"
+    ]
+    rows = TEXT.partition("| floor | what it does |")[2].partition("\n\n")[0].splitlines()[2:]
+    drawn = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert drawn == [name for floor in contract["layers"] for name in floor.split(" | ")]
 
 
 def test_the_two_commands_stand_on_lines_of_their_own() -> None:
