@@ -5,23 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from resilient_scan import Policy, Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Retry, RunReport, ScanContext, Status, Timeout, scanner
 from resilient_scan.testing import broken, hanging, healthy
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
 class Sleeper:

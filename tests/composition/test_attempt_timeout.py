@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,11 +12,8 @@ from resilient_scan import (
     Cache,
     Limit,
     PermanentError,
-    Policy,
     Retry,
-    RunReport,
     ScanContext,
-    ScanRunner,
     ScanTimeout,
     Status,
     Timeout,
@@ -26,17 +21,10 @@ from resilient_scan import (
 )
 from resilient_scan.events import AttemptEnded, BreakerChanged, ExecutionEnded, LateCompletion, ThreadAbandoned
 from resilient_scan.testing import Recorder, hanging, healthy
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
 AT_ONCE = Retry(attempts=3, base=0, cap=0)
 QUICK = Timeout(total=5, attempt=0.1, max_abandoned=4)
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
 
 
 def attempts_of(recorder: Recorder) -> list[tuple[int, str]]:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Policy, Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, Retry, ScanContext, Status, Timeout, scanner
 from resilient_scan.events import BreakerChanged
 from resilient_scan.testing import FakeClock, Recorder
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Bare, Fleet, statuses
 
 
 class Source:

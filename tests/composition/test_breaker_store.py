@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Policy, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, StoreFailed
@@ -18,9 +18,8 @@ from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
 from tests.breakers import Shelf
+from tests.composition.conftest import Bare, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
 Open = Callable[[Clock], Store]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -13,18 +12,15 @@ from resilient_scan import (
     Breaker,
     Cache,
     PermanentError,
-    Policy,
     RunReport,
     ScanContext,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, Recorder
+from tests.composition.conftest import Bare, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
 FOUND = [{"ticker": "AAPL"}]
 
 

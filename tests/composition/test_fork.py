@@ -5,54 +5,26 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from resilient_scan import Breaker, Cache, Limit, Policy, RunReport, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, Cache, Limit, ScanRunner, Status, Timeout, scanner
 from resilient_scan.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
+from tests.composition.conftest import Bare, Fleet, statuses
+from tests.forked import in_child
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
-
-
-def in_child(check: Callable[[], None]) -> None:
-    """Call `check` in a forked child, and fail with its text where it raises."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(30)  # a child that hangs fails its test
-            os.close(reader)
-            check()
-            status = 0
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode()[-4000:])
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, text
 
 
 def test_a_child_can_run(fleet: Fleet) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from random import Random
 from typing import Any
 
@@ -14,9 +12,7 @@ import pytest
 from resilient_scan import (
     Breaker,
     Limit,
-    Policy,
     Retry,
-    RunReport,
     ScanContext,
     ScanRunner,
     Status,
@@ -25,15 +21,7 @@ from resilient_scan import (
 )
 from resilient_scan.layers.limit import Provider
 from resilient_scan.testing import Recorder, broken, hanging, healthy, polite
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
 def provider(runner: ScanRunner) -> Provider:

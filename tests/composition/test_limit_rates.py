@@ -14,11 +14,8 @@ from resilient_scan import (
     Breaker,
     ConfigError,
     Limit,
-    Policy,
     Retry,
-    RunReport,
     ScanContext,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
@@ -26,15 +23,9 @@ from resilient_scan import (
 from resilient_scan.http import Client
 from resilient_scan.service.loopback import LoopbackServer
 from resilient_scan.testing import FakeClock, healthy
+from tests.composition.conftest import Background, Bare, Fleet, statuses
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
 Eventually = Callable[..., None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
 
 
 def drive(run: Future[Any], clock: FakeClock, step: float, most: int = 400) -> Any:

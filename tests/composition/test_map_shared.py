@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from resilient_scan import (
     ConfigError,
-    Policy,
     RunReport,
     ScanCancelled,
     ScanContext,
@@ -23,15 +21,7 @@ from resilient_scan import (
 )
 from resilient_scan.layers.shared import SharedValues
 from resilient_scan.testing import FakeClock
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
 def mapper(function: Callable[[ScanContext], Callable[[Any], Any]], items: Any, **options: Any) -> Any:

@@ -26,9 +26,8 @@ from resilient_scan.events import BreakerChanged, ExecutionEnded, ProbeEnded, Sc
 from resilient_scan.quarantine import Alert
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, flapping, hanging, healthy
+from tests.composition.conftest import Bare, Fleet
 
-Bare = Callable[..., Policy]
-Fleet = Callable[..., ScanRunner]
 Background = Callable[..., Any]
 ILL = OSError("HTTP 500")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -12,9 +10,7 @@ import pytest
 from resilient_scan import (
     Breaker,
     Cache,
-    Policy,
     Retry,
-    RunReport,
     ScanContext,
     ScanRunner,
     Status,
@@ -24,15 +20,7 @@ from resilient_scan import (
 from resilient_scan.events import ExecutionEnded, RunEnded
 from resilient_scan.layers.retry import Budget
 from resilient_scan.testing import FakeClock, Recorder, healthy
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Bare, statuses
 
 
 def test_close_tells_what_goes_on_for_the_caches_sake_alone(bare: Bare) -> None:

@@ -19,12 +19,9 @@ from resilient_scan import (
     Breaker,
     Cache,
     Limit,
-    Policy,
     Retry,
-    RunReport,
     ScanCancelled,
     ScanContext,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
@@ -33,16 +30,7 @@ from resilient_scan.engines.loops import Loops, _Canceller
 from resilient_scan.events import AttemptEnded, ExecutionEnded
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.testing import FakeClock, Recorder, flapping, hanging, healthy, polite
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
-
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 # limit
 

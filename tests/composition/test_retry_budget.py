@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, Policy, Retry, RetryAfter, RunReport, ScanRunner, Status, Timeout
+from resilient_scan import Cache, Retry, RetryAfter, RunReport, Status, Timeout
 from resilient_scan.layers.retry import Budget
 from resilient_scan.testing import FakeClock, broken, flapping, hanging, healthy
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
+from tests.composition.conftest import Bare, Fleet
 
 
 def budget(**options: Any) -> Retry:

@@ -6,7 +6,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,30 +14,22 @@ from resilient_scan import (
     Breaker,
     Cache,
     Candidate,
-    Policy,
     Retry,
     RunReport,
     ScanResult,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, hanging, healthy
+from tests.composition.conftest import Background, Bare, Fleet, statuses
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
 
 
 def pause(seconds: float) -> None:
     """Block as a socket does: deaf to every cancel."""
     threading.Event().wait(seconds)
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
 
 
 def test_eight_calls_through_one_breaker_run_at_the_same_time(fleet: Fleet, bare: Bare, background: Background) -> None:

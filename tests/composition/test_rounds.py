@@ -17,9 +17,8 @@ from resilient_scan.report import RunReport
 from resilient_scan.rounds import LOOK, Rounds
 from resilient_scan.schedule import Schedule
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
+from tests.composition.conftest import Eventually, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Eventually = Callable[[Callable[[], bool]], None]
 Begin = Callable[..., Rounds]
 EVERY = 60.0
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from random import Random
 from typing import Any
 
@@ -25,11 +23,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping
+from tests.composition.conftest import Bare, Eventually, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
 

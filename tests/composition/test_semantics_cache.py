@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -15,7 +13,6 @@ import pytest
 from resilient_scan import (
     Breaker,
     Cache,
-    Policy,
     ScanResult,
     ScanRunner,
     Status,
@@ -23,11 +20,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping
+from tests.composition.conftest import Background, Bare, Eventually, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
 

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from resilient_scan import (
     Breaker,
     Cache,
-    Policy,
-    RunReport,
     ScanContext,
-    ScanRunner,
     Status,
     scanner,
 )
 from resilient_scan.testing import FakeClock, hanging, healthy
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Bare, Eventually, Fleet, statuses
 
 
 def test_a_runs_deadline_ends_the_run(fleet: Fleet, release: threading.Event) -> None:

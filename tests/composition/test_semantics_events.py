@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Cache, ConfigError, LogEvents, Policy, Retry, RunReport, ScanRunner, Status, Timeout
+from resilient_scan import Breaker, Cache, ConfigError, LogEvents, Retry, RunReport, ScanRunner, Status, Timeout
 from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
@@ -22,10 +22,7 @@ from resilient_scan.events import (
     ThreadAbandoned,
 )
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Eventually = Callable[[Callable[[], bool]], None]
+from tests.composition.conftest import Bare, Eventually, Fleet
 
 
 class Threads(Recorder):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from resilient_scan import (
     Breaker,
     Cache,
     LogEvents,
-    Policy,
-    RunReport,
     ScanContext,
     ScanRunner,
     Status,
@@ -26,15 +22,7 @@ from resilient_scan import (
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.events import RunStarted
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
 def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_polite(fleet: Fleet) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from resilient_scan import (
     Cache,
     Candidate,
     ConfigError,
-    Policy,
-    RunReport,
     ScanContext,
     ScanError,
     ScanRunner,
@@ -26,15 +22,7 @@ from resilient_scan import (
 )
 from resilient_scan.events import ScannerStateChanged
 from resilient_scan.testing import FakeClock, broken, healthy, polite
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
 def in_turns(names: str) -> list[Any]:

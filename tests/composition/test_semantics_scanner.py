@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,6 @@ from resilient_scan import (
     Candidate,
     LogEvents,
     PluginError,
-    Policy,
     Retry,
     ScanCancelled,
     ScanContext,
@@ -28,9 +27,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, broken
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
+from tests.composition.conftest import Bare, Fleet
 
 
 def only(runner: ScanRunner, state: dict[str, Any] | None = None) -> ScanResult:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, ConfigError, Policy, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
+from resilient_scan import Cache, ConfigError, Retry, ScanContext, Status, Timeout, scanner
+from tests.composition.conftest import Bare, Fleet
 
 
 @dataclass

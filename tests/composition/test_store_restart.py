@@ -7,7 +7,7 @@ import datetime as dt
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +17,12 @@ import msgspec
 import pydantic
 import pytest
 
-from resilient_scan import Breaker, Cache, Policy, Quarantine, Retry, ScanContext, ScanRunner, Status, scanner
+from resilient_scan import Breaker, Cache, Quarantine, Retry, ScanContext, ScanRunner, Status, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, healthy
+from tests.composition.conftest import Bare, Fleet
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
 DAY = {"trade_date": "2026-11-24", "tickers": ["AAPL"]}
 CACHE = Cache(ttl=300, jitter=0, stale_if_error=600)
 

@@ -27,7 +27,6 @@ from resilient_scan import (
     PrometheusMetrics,
     Quarantine,
     Retry,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
@@ -38,12 +37,10 @@ from resilient_scan.events import StoreFailed, StoreRecovered
 from resilient_scan.stores import database
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder, broken, hanging, healthy
+from tests.composition.conftest import Bare, Eventually, Fleet
 from tests.needed import binary
 from tests.redis_server import RedisServer
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Eventually = Callable[[Callable[[], bool]], None]
 LATE = 0.75  # seconds by which a run may be late for its store's sake: twice what is waited for at a time, and a bit
 ALL = 30
 

@@ -10,8 +10,7 @@ import random as global_random
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
@@ -24,26 +23,16 @@ import tenacity
 from resilient_scan import (
     Breaker,
     Cache,
-    Policy,
     PrometheusMetrics,
     Retry,
-    RunReport,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping, hanging, healthy
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
 DOWN = OSError("down")
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
 
 
 def test_a_breakers_lock_is_held_while_the_call_runs() -> None:

@@ -7,23 +7,13 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, Policy, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Cache, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.testing import Recorder, hanging, healthy, polite
-
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    return [result.status for result in report.results.values()]
+from tests.composition.conftest import Bare, Eventually, Fleet, statuses
 
 
 def test_a_timeout_is_a_timeout(fleet: Fleet, bare: Bare, release: threading.Event) -> None:

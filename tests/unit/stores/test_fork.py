@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from resilient_scan.stores import Store, forks
+from tests.forked import in_child
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-
-def in_child(check: Callable[[], None]) -> None:
-    """Call `check` in a forked child, and fail with its text where it raises."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(20)  # a child that hangs fails its test
-            os.close(reader)
-            check()
-            status = 0
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode()[-4000:])
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, text
 
 
 def keep(new: bytes | None) -> Any:

@@ -1,0 +1,30 @@
+"""Checks that run in a forked child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Call `check` in a forked child, and fail with its text where it raises."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(30)  # a child that hangs fails its test
+            os.close(reader)
+            check()
+            status = 0
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, text
