@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from resilient_scan import progress
 from resilient_scan.app import Fleet, counted
-from resilient_scan.events import Listener
+from resilient_scan.events import Listener, StoreFailed, StoreRecovered
 from resilient_scan.faults import PIPELINE, Watch
 from resilient_scan.logs import JsonLines, LogEvents
 from resilient_scan.report import RunReport
@@ -59,8 +59,10 @@ def listening() -> Iterator[list[Listener]]:
     if not progress.is_live(sys.stderr):
         yield [LogEvents()]
         return
+    news = LogEvents()
+    news.events = (StoreFailed, StoreRecovered)  # what no row of the table is about
     with progress.LiveTable(sys.stderr) as table:
-        yield [table]
+        yield [table, news]
 
 
 def introduce(fleet: Fleet) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import run
+from tests.e2e.command import on_a_terminal, run
 from tests.needed import binary
 from tests.redis_server import RedisServer
 
@@ -112,3 +112,10 @@ def test_a_form_that_is_none_is_refused_with_those_there_are(tmp_path: Path, url
     assert "x.toml:" in done.stderr
     for form in ("memory:", "sqlite:///", "redis://"):
         assert form in done.stderr
+
+
+def test_a_store_that_fails_is_told_above_the_live_table_too(tmp_path: Path) -> None:
+    config = settings(tmp_path, "sqlite:////proc/none/state.db")
+    seen = on_a_terminal("run", "--config", str(config), *ONE, stream="stderr", COLUMNS="200")
+    assert seen.count("the store /proc/none/state.db cannot be made") == 1
+    assert "runs go on without it" in seen
