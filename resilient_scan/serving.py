@@ -113,7 +113,9 @@ def open_service(
         )
         stack.enter_context(service)
         if serve.alertmanager is not None:
-            reconciler = Reconciler(fleet.runner.reconcile, serve.alertmanager, serve.reconcile)
+            reconciler = Reconciler(
+                fleet.runner.reconcile, serve.alertmanager, serve.reconcile, receiver=serve.receiver
+            )
             reconciler.start()
             stack.callback(reconciler.stop)
         rounds.start()

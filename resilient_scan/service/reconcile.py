@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
+from urllib.parse import quote
 
 from resilient_scan.errors import ScanError, StoreError
 from resilient_scan.quarantine import Alert
@@ -25,17 +27,19 @@ class Unreachable(ScanError):
     """Alertmanager does not answer, or not with a list of alerts."""
 
 
-def active_alerts(url: str) -> list[Alert]:
+def active_alerts(url: str, receiver: str | None = None) -> list[Alert]:
     """Return the alerts that an Alertmanager has for active and not silenced; those that cannot be read are left out.
 
     Args:
         url: its base URL, with `http://` or `https://`.
+        receiver: name of the receiver that they go to; `None`: any.
 
     Raises:
         Unreachable: it does not answer in time, or with something else.
     """
+    chosen = "" if receiver is None else f"&receiver={quote(re.escape(receiver))}"
     try:
-        with urllib.request.urlopen(url.rstrip("/") + _PATH, timeout=PATIENCE) as answer:  # noqa: S310 - checked in settings
+        with urllib.request.urlopen(url.rstrip("/") + _PATH + chosen, timeout=PATIENCE) as answer:  # noqa: S310 - checked in settings
             said = json.loads(answer.read(LIMIT))
     except (OSError, ValueError, HTTPException, RecursionError) as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -60,10 +64,14 @@ class Reconciler:
         reconcile: `ScanRunner.reconcile`.
         url: Alertmanager's.
         every: seconds from one time to the next, > 0.
+        receiver: whose alerts are the runner's; `None`: all of them.
     """
 
-    def __init__(self, reconcile: Callable[..., object], url: str, every: float) -> None:
+    def __init__(
+        self, reconcile: Callable[..., object], url: str, every: float, *, receiver: str | None = None
+    ) -> None:
         self._reconcile, self._url, self._every = reconcile, url, every
+        self._fetch = partial(active_alerts, url, receiver)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="resilient-scan-reconcile", daemon=True)
         self._away = False
@@ -90,7 +98,7 @@ class Reconciler:
     def once(self) -> None:
         """Ask and act; what fails is told once, and once that it works again. A store's trouble is told by its own."""
         try:
-            self._reconcile(partial(active_alerts, self._url), source=ALERTMANAGER)
+            self._reconcile(self._fetch, source=ALERTMANAGER)
         except StoreError:
             return
         except Unreachable as error:

@@ -71,12 +71,15 @@ class Service(msgspec.Struct, frozen=True):
         listen: address and port, such as `"127.0.0.1:9108"`; port 0 takes a free one.
         token_file: a file whose text is the token that changes something; none: nothing can be changed over HTTP.
         alertmanager: Alertmanager's URL, to be asked for its active alerts; none: it is not asked.
+        receiver: name of the receiver there whose alerts are ours; none: those of all receivers. Where several services
+            share an Alertmanager, each needs one of its own.
         reconcile: how often it is asked, in seconds, > 0.
     """
 
     listen: str = "127.0.0.1:9108"
     token_file: str | None = None
     alertmanager: str | None = None
+    receiver: str | None = None
     reconcile: float = 60.0
 
     def __post_init__(self) -> None:
