@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from resilient_scan import Status, load_settings, scanner
 from tests.docs.reference import PARTS, README, anchor, parts_of
@@ -34,6 +35,21 @@ def test_the_sample_of_settings_is_right(tmp_path: Path) -> None:
     assert settings.check([insiders]) == ()
     with settings.runner([insiders], listeners=()) as runner:
         assert "60/min" in str(runner.explain("insider_buying"))
+
+
+def test_the_sample_of_a_service_is_right(tmp_path: Path) -> None:
+    (text,) = [block for block in TOML if "[service]" in block and "[scanner_execution]" not in block]
+    (tmp_path / "scan.toml").write_text(text)
+    settings = load_settings(tmp_path / "scan.toml", environ={})
+    assert (settings.service.host, settings.service.port, settings.quarantine.heartbeat) == ("127.0.0.1", 9108, 60)
+    assert settings.check([scanner(name="insider_buying", pipeline="edge")(lambda _state: [])]) == ()
+    shipped = yaml.safe_load((README.parent / "grafana/alertmanager/alertmanager.yml").read_text())["receivers"][0]
+    (block,) = re.findall(r"^```yaml\n(receivers:.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    (told,) = yaml.safe_load(block)["receivers"]
+    for webhook in (told["webhook_configs"][0], shipped["webhook_configs"][0]):
+        webhook.pop("url")
+        webhook["http_config"]["authorization"].pop("credentials_file")
+    assert told == shipped
 
 
 def without_times(text: str) -> list[str]:
