@@ -192,15 +192,18 @@ def charts(wanted: Sequence[str], day: date, context: ScanContext, base_url: str
         ScanError: too many charts failed (`TOLERATED`), or all of them.
         RetryAfter: the source asks to wait.
     """
-    used = 0
+    used = traded = 0
     for ticker, history in each_ticker(wanted, lambda one: _history(one, day, base_url, context), TOOL, context):
         chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
+        traded += bool(history.bars)
         if reason := _unusable(chart, history, bars):
             context.log(TOOL, ticker=ticker, left_out=reason)
         else:
             used += 1
             yield chart
     context.log(TOOL, trade_date=day.isoformat(), tickers=len(wanted), charts=used)
+    if wanted and not traded:
+        context.doubt(f"there is no bar at all in the charts of {', '.join(wanted[:5])}")
 
 
 def each_ticker(

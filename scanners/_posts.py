@@ -82,4 +82,6 @@ def posts(settings: RedditSettings, context: ScanContext, *, comments: bool = Fa
     if len(missing) == len(wanted):
         raise missing[0]
     context.log("reddit", listings=len(wanted) - len(missing), posts=len(found))
+    if not found:
+        context.doubt(f"no posts at all in r/{', r/'.join(settings.subreddits)}")
     return list(found.values())

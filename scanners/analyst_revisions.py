@@ -63,8 +63,9 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
     key = credential(context, "api_key", finnhub.KEY)
     client = finnhub.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
-    used = 0
+    used = known_to = 0
     for ticker, trends in each_ticker(wanted, lambda one: client.recommendations(one, key, context), TOOL, context):
+        known_to += bool(trends)
         day = trade_date(state, context)
         known = [trend for trend in trends if trend.period <= day]
         if reason := _unusable(known, day):
@@ -74,6 +75,8 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
         if (candidate := find_revision(ticker, known[0], known[1], settings)) is not None:
             yield candidate
     context.log(TOOL, tickers=len(wanted), trends=used)
+    if wanted and not known_to:
+        context.doubt(f"Finnhub has no recommendations at all of {', '.join(wanted[:5])}")
 
 
 def _unusable(trends: Sequence[Trend], day: date) -> str:

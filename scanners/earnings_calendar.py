@@ -91,6 +91,8 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
         for row in reports
     ]
     context.log(TOOL, source=alpha_vantage.PROVIDER, reports=len(events))
+    if not events:
+        context.doubt("nobody at all reports earnings, says Alpha Vantage's calendar")
     events += _of_finnhub(day, context, settings)
     wanted = only(state)
     due = [event for event in events if _counts(event, day, settings) and wanted(event.ticker)]

@@ -73,6 +73,8 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     articles = news.articles
     recent = _recent(articles, state, context, settings)
     context.log("alpha_vantage_news", articles=len(articles), recent=len(recent), unread=sorted(news.unread))
+    if not articles and not settings.topics:
+        context.doubt("Alpha Vantage has no articles at all")
     if articles and not recent:
         context.doubt(f"none of {len(articles)} articles is of the {settings.max_age_days} days before the trade date")
     found = mentioned(recent, settings)

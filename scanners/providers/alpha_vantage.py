@@ -217,7 +217,7 @@ def refuse(answer: Response, function: str, now: datetime) -> None:
         NotFound: there is nothing for these parameters.
         TransientError: any other sentence.
     """
-    if not answer.body.lstrip().startswith(b"{"):
+    if not answer.text.lstrip().startswith("{"):
         return
     data = answer.json()
     field = next((name for name in ("Note", "Information", "Error Message") if name in data), None)

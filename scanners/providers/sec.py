@@ -73,6 +73,8 @@ class Sec:
             feed = self.current(form, context, start=page * PAGE)
             if feed is None:
                 break
+            if not page and not feed.entries:
+                context.doubt(f"EDGAR's feed of Forms {form} is empty")
             first = feed.updated.date() - timedelta(days=days)
             for filing in feed.filings:
                 if filing.form == form and filing.filed >= first:

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from resilient_scan import PermanentError, ScanContext
+from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
 from scanners.providers.reading import Epoch, shaped
 
@@ -29,6 +29,7 @@ LIVE: Final = f"https://{HOST}"
 NEW_YORK: Final = ZoneInfo("America/New_York")
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
 _PRICES: Final = ("open", "high", "low", "close")
+_ENOUGH: Final = 60.0  # seconds to leave Yahoo alone when it says 429 without a time
 _DEAREST: Final = 1e7  # what no share has cost; beyond it a price is a mistake
 _BUSIEST: Final = 1e11  # shares a day, likewise
 _OUTSIDE: Final = 0.01  # how far open and close may be outside of low and high: they are adjusted and rounded apart
@@ -141,7 +142,9 @@ class Yahoo:
         days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
         query = {**days, "interval": "1d", "events": "split"}
-        answer = self._http.get(path, query, context=context, accept=(400, 404, 422))
+        answer = self._http.get(path, query, context=context, accept=(400, 404, 422, 429))
+        if answer.status == 429:
+            raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
         return read_chart(answer, symbol)
 
 
@@ -149,6 +152,12 @@ class Yahoo:
 def client(base_url: str) -> Yahoo:
     """Return the client for `base_url`; all scanners of a process share its connections."""
     return Yahoo(base_url)
+
+
+def pause(answer: Response, context: ScanContext) -> float:
+    """Return the seconds that an answer asks to wait, else a minute."""
+    wait = answer.retry_after(context.now)
+    return _ENOUGH if wait is None else wait
 
 
 def yahoo_symbol(ticker: str) -> str:

@@ -24,13 +24,12 @@ import msgspec
 from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
 from scanners.providers.reading import Count, Epoch, Price, Symbol, Volume, each, shaped
-from scanners.providers.yahoo import LIVE, yahoo_symbol
+from scanners.providers.yahoo import LIVE, pause, yahoo_symbol
 
 COOKIES: Final = "https://fc.yahoo.com"
 PROVIDER: Final = "yahoo"
 LANGUAGE: Final = {"lang": "en-US", "region": "US"}
 _CRUMB: Final = re.compile(r"[\w./\\=+-]{5,64}", re.ASCII)
-_ENOUGH: Final = 60.0  # seconds to leave Yahoo alone when it says 429 without a time
 
 
 class Quote(msgspec.Struct, frozen=True, rename="camel"):
@@ -167,7 +166,7 @@ class YahooMarket:
         if answer.status == 401:
             raise PermanentError(f"{answer.url}: HTTP 401 with a new crumb as well; Yahoo has changed its ways")
         if answer.status == 429:
-            raise RetryAfter(_pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
+            raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
         return answer
 
     def _once(self, path: str, query: dict[str, Any], own: tuple[str, str] | None, context: ScanContext) -> Response:
@@ -192,7 +191,7 @@ class YahooMarket:
         crumb = answer.text.strip()
         if answer.status == 429 or "too many" in crumb.lower():
             said = f"{answer.url}: no crumb but HTTP {answer.status} ({crumb[:40]})"
-            raise RetryAfter(_pause(answer, context), said)
+            raise RetryAfter(pause(answer, context), said)
         if answer.status == 401 and not cookie:
             raise TransientError(f"{page.url}: no cookie came; Yahoo may want to be left alone")
         if answer.status == 401 or not _CRUMB.fullmatch(crumb):
@@ -206,12 +205,6 @@ class YahooMarket:
 def client(base_url: str) -> YahooMarket:
     """Return the client for `base_url`; all scanners of a process share its connections and its crumb."""
     return YahooMarket(base_url)
-
-
-def _pause(answer: Response, context: ScanContext) -> float:
-    """Return the seconds that an answer asks to wait, else a minute."""
-    wait = answer.retry_after(context.now)
-    return _ENOUGH if wait is None else wait
 
 
 def _refusal(error: Any, what: str) -> Exception:

@@ -141,6 +141,12 @@ def test_the_key_that_is_echoed_is_taken_out_however_it_is_written() -> None:
         assert "REDACTED and our limit" in str(caught.value)
 
 
+@pytest.mark.parametrize("ask", [movers, calendar, news])
+def test_an_error_behind_a_byte_order_mark_is_one(ask: Any) -> None:
+    said = b'\xef\xbb\xbf{"Information": "Our standard API rate limit is 25 requests per day."}'
+    assert type(raised((200, JSON, said), ask)) is RetryAfter
+
+
 def test_no_articles_are_an_empty_list() -> None:
     with LoopbackServer(lambda _p, _q: as_json({"Information": "No articles found. Adjust the time range."})) as server:
         assert news(server.url, context_at(NOW)).articles == []

@@ -218,8 +218,9 @@ def test_other_statuses_are_the_http_clients() -> None:
     with pytest.raises(RetryAfter) as caught:
         ask((429, {"Retry-After": "30"}, b"Edge: Too Many Requests"))
     assert caught.value.seconds == 30
-    with pytest.raises(TransientError, match="Edge: Too Many Requests"):
+    with pytest.raises(RetryAfter, match="wants to be left alone") as caught:
         ask((429, {}, b"Edge: Too Many Requests"))
+    assert caught.value.seconds == 60
     with pytest.raises(TransientError):
         ask((502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>"))
     with pytest.raises(TransientError, match="not JSON"):
