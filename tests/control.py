@@ -106,6 +106,14 @@ def rest(wire: socket.socket) -> bytes:
     return data
 
 
+def until(wire: socket.socket, mark: bytes) -> bytes:
+    """Return what comes until it ends with a mark: head and body of an answer may come apart."""
+    data = b""
+    while not data.endswith(mark) and (chunk := wire.recv(65536)):
+        data += chunk
+    return data
+
+
 def until_cut(wire: socket.socket, data: bytes, most: int, between: Callable[[], object] = lambda: None) -> int:
     """Send the same bytes, at most `most` times, until the other end has enough; return how many went."""
     sent = 0
