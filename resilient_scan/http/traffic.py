@@ -250,12 +250,13 @@ class Recorder:
             self._secrets |= told_secrets(text, urlsplit(asked.url).path)
             too = hider(self._secrets)
             clean = too(hide(text)).encode(errors="surrogateescape")
+            kept = ((name, value) for name, value in answer.headers.items() if name not in _CONNECTION)
             row = Row(
                 file=self._name(asked, answer, len(self._rows) + 1),
                 url=too(asked.url),
                 method=asked.method,
                 status=answer.status,
-                headers={name: too(hide(value)) for name, value in answer.headers.items() if _worth_keeping(name)},
+                headers={name: too(hide(value)) for name, value in kept if not is_secret(name)},
                 request_body=None if asked.body is None else too(asked.body),
                 recorded_at=context.now.isoformat(timespec="seconds").replace("+00:00", "Z"),
                 scanner=context.scanner,
@@ -348,7 +349,3 @@ def _same(recorded: str, asked: str) -> bool:
 def _stands_for(recorded: str | None, asked: str | None) -> bool:
     placeholder = recorded is not None and (recorded in {REDACTED, ".."} or recorded.startswith("MOCK_"))
     return recorded == asked or (placeholder and asked is not None)
-
-
-def _worth_keeping(name: str) -> bool:
-    return name not in _CONNECTION and not is_secret(name)

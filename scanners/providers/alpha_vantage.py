@@ -33,6 +33,7 @@ PROVIDER: Final = "alpha_vantage"
 LIMIT: Final = Limit(PROVIDER, rate=("25/day", "1/s"))
 _NEW_YORK: Final = ZoneInfo("America/New_York")
 _ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # whosever key it is
+_TIME: Final = re.compile(r"[0-9]{8}T[0-9]{4}([0-9]{2})?")  # the parser would take T1616 for 16:01:06
 _NOTHING: Final = frozenset({"", "-", "None"})  # how a text says that there is no number
 _CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
 
@@ -295,7 +296,9 @@ def _mover(data: Any, where: str) -> Mover:
 def _article(data: Any, where: str) -> Article:
     row = shaped(data, _Article, where)
     try:
-        published = datetime.strptime(f"{row.time_published}+0000", "%Y%m%dT%H%M%S%z")
+        if not _TIME.fullmatch(row.time_published):
+            raise ValueError
+        published = datetime.strptime(f"{row.time_published:0<15}+0000", "%Y%m%dT%H%M%S%z")
     except ValueError:
         raise SchemaDrift(f"{where}: time_published is no time: {row.time_published[:40]!r}") from None
     rows = enumerate(row.ticker_sentiment)

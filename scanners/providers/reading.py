@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
@@ -83,9 +84,9 @@ def number(text: str, what: str, least: float, most: float) -> float:
         SchemaDrift: it stands for none from `least` to `most`.
     """
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
-        value = float("nan")
+        value = math.nan
     if not least <= value <= most:
         raise SchemaDrift(f"{what} is no number from {least:g} to {most:g}: {text[:40]!r}")
     return value

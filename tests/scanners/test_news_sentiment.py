@@ -13,6 +13,7 @@ from resilient_scan import ConfigError
 from resilient_scan.http import SchemaDrift
 from resilient_scan.service.loopback import LoopbackServer
 from scanners.news_sentiment import news_sentiment
+from scanners.providers.reading import number
 from tests.scanners.providers import KEY, NEWS, NOW, Asked, article, as_json, ask
 from tests.scanners.recorded import RecordedServer, body
 
@@ -60,6 +61,20 @@ def test_a_mention_that_cannot_be_read_makes_no_candidate_of_the_others(wrong: d
     news["feed"][3]["ticker_sentiment"][0]["ticker"] = "something else"
     with pytest.raises(SchemaDrift, match=r"feed\[3\]\.ticker_sentiment\[0\].*ticker"):
         find(news)
+
+
+def test_a_time_may_lack_its_seconds_and_nothing_else() -> None:
+    # New York's 2026-05-17 ends at 04:00 UTC of the 18th
+    assert find({"feed": [article(name, "20260518T0359", ("A", 1.0, 0.9)) for name in "ab"]}).tickers == ["A"]
+    assert find({"feed": [article(name, "20260518T0400", ("A", 1.0, 0.9)) for name in "ab"]}).tickers == []
+    with pytest.raises(SchemaDrift, match="time_published is no time"):
+        find({"feed": [article("a", "20260518T035", ("A", 1.0, 0.9))]})
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661", "1,0", "10%", "None", "-", ""])
+def test_what_no_source_writes_for_a_number_is_none(text: str) -> None:
+    with pytest.raises(SchemaDrift, match="x is no number from 0 to 100"):
+        number(text, "x", 0, 100)
 
 
 def test_the_states_tickers_narrow_it() -> None:
