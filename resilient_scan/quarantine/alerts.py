@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from resilient_scan.errors import is_number
-from resilient_scan.quarantine.machine import ALERT, Machine
+from resilient_scan.quarantine.machine import ALERT, BLIND_AFTER, Machine
 from resilient_scan.quarantine.records import (
     DISABLED,
     ENABLED,
@@ -85,10 +85,21 @@ def heartbeat(machine: Machine) -> None:
     fleet.heard = now
 
 
+def silence(machine: Machine) -> None:
+    """Note that the heartbeat itself is said to be over: nothing watches the fleet, as if three had been missing.
+
+    It always fires, so what ended is its Prometheus. All other alerts end with it, in the same moment: without this
+    they would be believed to be over until the third heartbeat is missing.
+    """
+    fleet, rules = machine.fleet, machine.rules
+    period = rules.period(fleet)
+    if fleet.heard is not None and period is not None and (fleet.gaps or rules.options.heartbeat is not None):
+        fleet.heard = min(fleet.heard, machine.now - BLIND_AFTER * period)
+
+
 def _take(machine: Machine, alert: Alert, source: str, *, listed: bool = False) -> str:
     if alert.action == HEARTBEAT:
-        if alert.status == FIRING:
-            heartbeat(machine)
+        (heartbeat if alert.status == FIRING else silence)(machine)
         return ACCEPTED
     if alert.action != DISABLE or not _makes_sense(alert):
         return REFUSED

@@ -195,8 +195,13 @@ class Machine:
     # time
 
     def expire(self) -> None:
-        """End the orders whose time is over, the earliest first, and forget alerts of long ago."""
-        orders = [(each.order, name) for name, each in self.fleet.scanners.items() if each.order is not None]
+        """End the orders whose time is over, the earliest first, and forget alerts of long ago.
+
+        What follows from an order's end can be said only where the scanner is known: a process that runs a part of the
+        fleet does not know who is critical in the rest.
+        """
+        known = [(name, each) for name, each in self.fleet.scanners.items() if name in self.rules.names]
+        orders = [(each.order, name) for name, each in known if each.order is not None]
         for order, name in sorted(orders, key=lambda pair: (pair[0].until, pair[1])):
             if self.now >= order.until:
                 self._order_is_over(name, self.record(name), order)

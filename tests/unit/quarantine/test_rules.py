@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.machine import Turn
+from resilient_scan.quarantine.machine import Rules, Turn
 from tests.quarantine import START, Bench, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
@@ -426,3 +426,67 @@ def test_rule_8_a_failing_probe_is_no_failed_execution_too() -> None:
     bench.probes("one", True)
     bench.executed("one", True)
     assert bench.turn("one") is RUN
+
+
+# what only whoever knows the scanner may decide
+
+
+def test_whoever_runs_a_part_of_the_fleet_leaves_the_orders_of_the_rest_alone() -> None:
+    """It knows neither who is critical there nor how many may be out."""
+    bench = Bench("critical", "other", options=Quarantine(max_share=1.0, critical=("critical",)))
+    bench.alerts(alert("critical"))
+    bench.disable("critical", seconds=10)
+    bench.advance(11)
+    whole, bench.rules = bench.rules, Rules(Quarantine(max_share=1.0), frozenset({"other"}))
+    bench.executed("other", True)
+    assert bench.fleet.scanners["critical"].order is not None
+    bench.rules = whole
+    assert bench.state("critical") == "enabled"
+    assert bench.moves("critical") == [("enabled", "disabled", "hand"), ("disabled", "enabled", "expiry")]
+
+
+# the heartbeat that is over
+
+
+def over(bench: Bench) -> None:
+    bench.alerts(alert("", "resolved", mark="watchdog", action="heartbeat"), alert("a", "resolved"))
+
+
+def test_a_heartbeat_that_is_said_to_be_over_makes_blind_at_once() -> None:
+    """A Prometheus that was stopped resolves all its alerts in one moment, the watchdog among them."""
+    bench = Bench("a", options=Quarantine(cooloff=10, heartbeat=60))
+    bench.heartbeat()
+    bench.alerts(alert("a"))
+    bench.advance(20)
+    over(bench)
+    assert bench.blind()
+    bench.probes("a", True, True, True, True)
+    assert bench.state("a") == "probing"
+    bench.heartbeat()
+    assert not bench.blind()
+    bench.probes("a", True)
+    assert bench.state("a") == "enabled"
+
+
+def test_it_does_not_lengthen_the_period_that_is_learnt() -> None:
+    bench = Bench("a")
+    for _ in range(3):
+        bench.heartbeat()
+        bench.advance(60)
+    over(bench)
+    assert bench.blind()
+    bench.advance(1000)
+    bench.heartbeat()
+    bench.advance(179)
+    assert not bench.blind()
+    bench.advance(1)
+    assert bench.blind()
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_where_nothing_is_known_of_heartbeats_it_says_nothing(heard: int) -> None:
+    bench = Bench("a")
+    for _ in range(heard):
+        bench.heartbeat()
+    over(bench)
+    assert not bench.blind()
