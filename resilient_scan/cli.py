@@ -65,7 +65,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(short_help="Run the scanners once and print what they found.")
 @config_option
 @only_option
 @pipeline_option
@@ -135,7 +135,7 @@ def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_f
     return ANSWERED if report.complete and not fleet.problems else SOME_DID_NOT
 
 
-@command.command(name="list")
+@command.command(name="list", short_help="List the scanners, and whether `run` has what they need.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_scanners(config: Path | None, as_json: bool) -> int:
@@ -153,7 +153,7 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
     return ANSWERED
 
 
-@command.command()
+@command.command(short_help="Look for what is wrong with the settings; run nothing.")
 @config_option
 @click.option(
     "--interval",
@@ -174,7 +174,7 @@ def check(config: Path | None, interval: float | None) -> int:
     return USAGE if checked.errors else ANSWERED
 
 
-@command.command()
+@command.command(short_help="Run one scanner once and explain its layers and limits.")
 @click.argument("name")
 @config_option
 @as_of_option
@@ -199,7 +199,7 @@ def explain(name: str, run_first: bool, trace: bool, **options: Any) -> int:
     return ANSWERED
 
 
-@command.command()
+@command.command(short_help="Show that concurrent and sequential runs find the same.")
 @config_option
 @only_option
 @pipeline_option
@@ -224,7 +224,7 @@ def verify(**options: Any) -> int:
     return ANSWERED if verified.same else SOME_DID_NOT
 
 
-@command.command()
+@command.command(short_help="Show the last runs that the store remembers.")
 @config_option
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with each scanner's status and seconds.")
@@ -243,7 +243,7 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     return ANSWERED
 
 
-@command.command(name="export-grafana")
+@command.command(name="export-grafana", short_help="Write dashboards, alert rules and a compose file.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--preset",

@@ -32,7 +32,7 @@ from resilient_scan.serving import ServeRequest, Serving, open_service, order
 DONE, FAILED = 0, 1
 
 
-@click.command()
+@click.command(short_help="Run the scanners again and again, and answer over HTTP.")
 @config_option
 @only_option
 @pipeline_option
@@ -92,7 +92,7 @@ def serve(
     return DONE
 
 
-@click.command()
+@click.command(short_help="Take a scanner out of service for a while.")
 @click.argument("name")
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept with the order.")
@@ -111,7 +111,7 @@ def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
     return DONE
 
 
-@click.command()
+@click.command(short_help="Bring a scanner back into service.")
 @click.argument("name")
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept with the order.")
