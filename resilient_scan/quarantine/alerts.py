@@ -88,8 +88,8 @@ def heartbeat(machine: Machine) -> None:
 def silence(machine: Machine) -> None:
     """Note that the heartbeat itself is said to be over: nothing watches the fleet, as if three had been missing.
 
-    It always fires, so what ended is its Prometheus. All other alerts end with it, in the same moment: without this
-    they would be believed to be over until the third heartbeat is missing.
+    It always fires, so what ended is its Prometheus. All its other alerts end at about the same time: without this they
+    would be believed to be over until the third heartbeat is missing.
     """
     fleet, rules = machine.fleet, machine.rules
     period = rules.period(fleet)

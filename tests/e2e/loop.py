@@ -137,6 +137,11 @@ class Loop:
         """Return the scanners that alerts have taken out of service."""
         return {name for name, state in self.served.states().items() if state in {"quarantined", "probing"}}
 
+    def resolved(self, names: set[str]) -> bool:
+        """Say whether of all these scanners all alerts are said to be over."""
+        rows = [row for row in self.served.get("/scanners")["scanners"] if row["name"] in names]
+        return not any(seen["status"] == "firing" for row in rows for seen in row["evidence"])
+
     def send(self, path: str, body: Any) -> Any:
         """Tell Alertmanager something."""
         headers = {"Content-Type": "application/json"}

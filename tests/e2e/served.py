@@ -151,9 +151,13 @@ class Served:
         return [(each["to"], each["source"], each["reason"]) for each in reversed(entries) if each["scanner"] == name]
 
     def wait_for(self, name: str, state: str, patience: float = PATIENCE) -> None:
-        """Wait until a scanner is in a state."""
+        """Wait until a scanner is in a state, and the trail says so: it is written a moment later."""
+
+        def arrived() -> bool:
+            return self.states()[name] == state and (self.moves(name) or [("enabled",)])[-1][0] == state
+
         try:
-            until(lambda: self.states()[name] == state, f"{name} is not {state}", patience)
+            until(arrived, f"{name} is not {state}", patience)
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.get(f'/scanners/{name}')}, {self.moves(name)}") from None
 

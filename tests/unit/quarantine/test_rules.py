@@ -453,7 +453,7 @@ def over(bench: Bench) -> None:
 
 
 def test_a_heartbeat_that_is_said_to_be_over_makes_blind_at_once() -> None:
-    """A Prometheus that was stopped resolves all its alerts in one moment, the watchdog among them."""
+    """A Prometheus that was stopped takes all its alerts with it, the watchdog among them."""
     bench = Bench("a", options=Quarantine(cooloff=10, heartbeat=60))
     bench.heartbeat()
     bench.alerts(alert("a"))
