@@ -104,13 +104,6 @@ def test_while_it_stays_ill_nothing_flaps_for_30_seconds(loop: Loop) -> None:
     does_not_flap(loop)
 
 
-def rounds_of_probes(loop: Loop, out: set[str]) -> None:
-    """Hold that nobody comes back, although all have passed their probes, until everybody was probed once more."""
-    before = {name: len(loop.switches.asked(name)) for name in out}
-    until(lambda: all(len(loop.switches.asked(name)) > before[name] for name in out), "they are probed on")
-    assert loop.out() == out
-
-
 def does_not_flap(loop: Loop) -> None:
     """Count how often an ill scanner came and went, and was asked, since its quarantine."""
     since = loop.quarantined_at(ILL)
@@ -124,10 +117,24 @@ def does_not_flap(loop: Loop) -> None:
     assert len(asked) <= 3 * (1 + failed)  # three attempts a probe, and nothing else
 
 
-def test_once_well_it_is_probed_and_comes_back(loop: Loop) -> None:
+def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbeats_come(loop: Loop) -> None:
+    told = sum(BLIND in line for line in loop.served.lines)
+    loop.stop("prometheus")  # it takes all its alerts with it: Alertmanager says of each that it is resolved
+    loop.served.line(BLIND, told + 1)
+    assert "No heartbeat from the alerts since" in loop.served.text("/")
+    assert loop.served.get("/scanners")["blind_since"] is not None
+    assert loop.out() == {ILL}
     loop.switches.turn(ILL, "well")
+    until(lambda: loop.served.get(f"/scanners/{ILL}")["passed"] >= 3 and loop.resolved({ILL}), "its probes do well")
+    asked = len(loop.switches.asked(ILL))
+    until(lambda: len(loop.switches.asked(ILL)) > asked, "it is probed on")
+    until(lambda: time.time() - loop.heartbeats() > 3, "the metric stands still")
+    assert loop.out() == {ILL}
+    loop.start_prometheus()
     loop.served.wait_for(ILL, "enabled")
     assert [each[:2] for each in loop.served.moves(ILL)][-2:] == [("probing", "probe"), ("enabled", "probe")]
+    assert loop.served.get("/scanners")["blind_since"] is None
+    assert "No heartbeat from the alerts since" not in loop.served.text("/")
 
 
 def test_a_scanner_that_hangs_is_quarantined_once_its_time_is_over_and_comes_back(loop: Loop) -> None:
@@ -136,6 +143,7 @@ def test_a_scanner_that_hangs_is_quarantined_once_its_time_is_over_and_comes_bac
     assert loop.served.get(f"/scanners/{HUNG}")["abandoned_threads"] == 1
     loop.switches.turn(HUNG, "well")
     loop.served.wait_for(HUNG, "enabled")
+    assert [each[:2] for each in loop.served.moves(HUNG)][-2:] == [("probing", "probe"), ("enabled", "probe")]
     assert not any(loop.served.moves(name) for name in STEADY)
 
 
@@ -175,29 +183,4 @@ def test_when_the_whole_fleet_fails_the_fuse_holds(loop: Loop) -> None:
     until(lambda: out() == MOST_OUT and metric(loop.served, refused) > 0, "the fuse blew")
     for _ in range(20):
         assert out() == MOST_OUT
-
-
-def test_without_prometheus_it_is_blind_and_brings_nobody_back(loop: Loop) -> None:
-    told, out = sum(BLIND in line for line in loop.served.lines), loop.out()
-    loop.stop("prometheus")  # it takes all its alerts with it: Alertmanager says of each that it is resolved
-    loop.served.line(BLIND, told + 1)
-    assert "No heartbeat from the alerts since" in loop.served.text("/")
-    assert loop.served.get("/scanners")["blind_since"] is not None
-    assert time.time() - loop.heartbeats() > 1
-    assert loop.out() == out
-    for name in NAMES:
-        loop.switches.turn(name, "well")
-
-    def passed() -> list[int]:
-        assert loop.out() == out
-        return [row["passed"] for row in loop.served.get("/scanners")["scanners"] if row["name"] in out]
-
-    until(
-        lambda: min(passed()) >= 3 and loop.resolved(out), "their probes do well, and their alerts are said to be over"
-    )
-    rounds_of_probes(loop, out)
-    loop.start_prometheus()
-    until(lambda: not loop.out(), "with heartbeats they come back")
-    assert loop.served.get("/scanners")["blind_since"] is None
-    assert "No heartbeat from the alerts since" not in loop.served.text("/")
     assert loop.served.end(signal.SIGTERM) == 0

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.command import run
 from tests.e2e.served import TOKEN, Served, Switches, configured, serving, until
 
+pytestmark = pytest.mark.servers  # processes take their time: on one Python only
 FAST = ("--every", "200ms", "--jitter", "0")
 RARE = ("--every", "1h")
 
