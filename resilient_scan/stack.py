@@ -96,6 +96,41 @@ class Stack:
         traffic: stands between the scanner and the network.
     """
 
+    # In one place in memory: a run goes through all stacks, and none of them is in the processor's cache.
+    __slots__ = (
+        "__weakref__",
+        "_random",
+        "_shelf",
+        "budget",
+        "bus",
+        "cache",
+        "call",
+        "clerk",
+        "clock",
+        "doubt",
+        "expected",
+        "flights",
+        "guard",
+        "home",
+        "hung",
+        "is_out",
+        "lock",
+        "loops",
+        "name",
+        "orders",
+        "pipeline",
+        "policy",
+        "pool",
+        "provider",
+        "retired",
+        "service_state",
+        "spec",
+        "stored",
+        "tell_execution",
+        "total",
+        "turn",
+    )
+
     def __init__(
         self,
         spec: ScannerSpec,
