@@ -96,7 +96,7 @@ def test_a_timeout_that_opens_it_only_together_with_others_is_told(
     reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event
 ) -> None:
     store, recorder = reopen(SystemClock()), Recorder()
-    policy = bare(breaker=Breaker(failures=2), timeout=Timeout(total=0.2))
+    policy = bare(breaker=Breaker(failures=2), timeout=Timeout(total=1.5))  # time for the other to fail first
     begun = threading.Event()
 
     @scanner(name="one", pipeline="test")

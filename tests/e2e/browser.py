@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import subprocess
@@ -19,6 +20,10 @@ import pytest
 from tests.needed import binary
 
 PATIENCE = 20.0
+
+
+class Stale(AssertionError):
+    """An element was found, and replaced before it was looked at."""
 
 
 class Browser:
@@ -45,7 +50,10 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """Return what is to be read there."""
-        return str(ask("GET", f"{self._element(selector)}/text"))
+        for _ in range(5):  # the page replaces its parts by itself, just now perhaps
+            with contextlib.suppress(Stale):
+                return str(ask("GET", f"{self._element(selector)}/text"))
+        raise AssertionError(f"{selector} never stays")
 
     def shown(self, selector: str) -> bool:
         """Say whether it can be seen."""
@@ -123,4 +131,5 @@ def ask(method: str, url: str, body: Any = None) -> Any:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())["value"]
     except urllib.error.HTTPError as error:
-        raise AssertionError(error.read().decode()[:500]) from None
+        text = error.read().decode()[:500]
+        raise (Stale if "stale element" in text else AssertionError)(text) from None
