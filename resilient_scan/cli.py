@@ -178,22 +178,22 @@ def check(config: Path | None, interval: float | None) -> int:
 @click.argument("name")
 @config_option
 @as_of_option
-@click.option("--run/--no-run", "run_first", default=True, help="Run this one scanner first, or only look at it.")
+@click.option("--run/--no-run", "run_first", default=None, help="Run this one scanner here first, or only look at it.")
 @click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
 @click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
-def explain(name: str, run_first: bool, trace: bool, **options: Any) -> int:
+def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> int:
     """Run one scanner once and explain it: its layers, who set which number, and what happened.
 
-    The first line says whether it would run now and, if not, what would make it run. With --no-run the service on
-    this machine is asked, if one runs.
+    The first line says whether it would run now and, if not, what would make it run. The service on this machine
+    is asked, if one runs; else the scanner is run once here. --run and --no-run decide that by hand.
     """
-    known = None if run_first else explained(options["config"], name)
+    known = None if run_first or options["faults"] else explained(options["config"], name)
     if known is not None:
         sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
         return ANSWERED
     with open_fleet(Request(only=(name,), **options)) as fleet:
         introduce(fleet)
-        if run_first:
+        if run_first is not False:
             fleet.run()
         sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
     return ANSWERED

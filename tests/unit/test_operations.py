@@ -63,7 +63,7 @@ def near(service: ControlService, tmp_path: Path) -> Path:
 def test_orders_go_to_the_service_that_runs(near: Path, service: ControlService, say: Say) -> None:
     said = say("disable", "gap_up", "--reason", "quota", "--for", "2h", "--config", near)
     assert said == f"gap_up is disabled in the service at {service.url}\n"
-    shown = say("explain", "gap_up", "--no-run", "--config", near)
+    shown = say("explain", "gap_up", "--config", near)
     assert "quota" in shown
     assert "by hand" in shown
     said = say("enable", "gap_up", "--reason", "paid", "--config", near)
