@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from resilient_scan.screens import MESSAGES, introduce, say
 from resilient_scan.serving import ServeRequest, Serving, open_service, order
 
 DONE, FAILED = 0, 1
+ROUND = 0.25  # seconds: how long a signal may go unnoticed that did not end the wait for it
 
 
 @click.command(short_help="Run the scanners again and again, and answer over HTTP.")
@@ -82,10 +83,10 @@ def serve(
     """
     MESSAGES.json = log_format == "json"
     request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
-    with _signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
+    with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
         introduce(serving.fleet)
         say(_greeting(serving, every))
-        signals.get()
+        first(signals)
         say([f"stopping: the run under way gets {spoken(grace)}; a second signal cuts it off"])
         ended = _wind_up(serving, signals, grace)
     say(["stopped" if ended else "stopped; the run under way was cut off"])
@@ -129,6 +130,13 @@ def _greeting(serving: Serving, every: float) -> list[str]:
     return [f"serving at {serving.url}/ ({orders}); a run every {spoken(every)}"]
 
 
+def first(signals: SimpleQueue[int]) -> int:
+    """Wait for a signal, in rounds: one that another thread receives does not wake this one from an untimed wait."""
+    while True:
+        with contextlib.suppress(Empty):
+            return signals.get(timeout=ROUND)
+
+
 def _wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
     """Let the run under way end in its time, unless a second signal comes; say whether it did."""
     step, left = 0.1, grace
@@ -140,7 +148,7 @@ def _wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[SimpleQueue[int]]:
+def caught_signals() -> Iterator[SimpleQueue[int]]:
     """Yield a queue that SIGTERM and Ctrl-C go into, instead of what else they do.
 
     A second signal may come while the first one's handler runs, on the same thread: a flag of `threading` would wait

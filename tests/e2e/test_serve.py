@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,11 +25,12 @@ def switches(tmp_path: Path) -> Switches:
 
 def test_it_runs_again_and_again_and_sigterm_ends_it(tmp_path: Path, switches: Switches) -> None:
     config = configured(tmp_path, more='[defaults]\ncache = { ttl = "10ms" }')
+    began = time.time()
     with serving(switches, config, *FAST) as served:
         assert re.search(
             r"serving at http://127\.0\.0\.1:\d+/ \(orders and alerts need the token\)", served.line("serv")
         )
-        until(lambda: len(switches.asked("alpha")) >= 3, "three runs")
+        until(lambda: len(switches.asked("alpha")) >= 12, "a dozen runs")
         assert served.status("/readyz") == served.status("/healthz") == 200
         assert served.states() == {"alpha": "enabled", "beta": "enabled"}
         assert served.end(signal.SIGTERM) == 0
@@ -38,7 +38,7 @@ def test_it_runs_again_and_again_and_sigterm_ends_it(tmp_path: Path, switches: S
         assert served.process.stdout is not None
         assert served.process.stdout.read() == ""
     asked = switches.asked("alpha")
-    assert len(asked) <= (asked[-1] - asked[0]) / 0.2 + 2  # on the grid, not as fast as it can
+    assert len(asked) <= (asked[-1] - began) / 0.2 + 1  # on the grid, not as fast as it can
     assert not any("Traceback" in line for line in served.lines)
 
 
@@ -132,10 +132,10 @@ def test_the_token_is_seen_nowhere(tmp_path: Path, switches: Switches) -> None:
         served.post("/scanners/alpha/disable", {"reason": "quota"})
         shown = "".join(served.text(path) for path in ("/", "/metrics", "/scanners", "/scanners/alpha", "/audit"))
         assert TOKEN not in shown
-        pid = str(served.process.pid)
-        told = subprocess.run(["ps", "-o", "args=", "-p", pid], capture_output=True, text=True, check=True).stdout
+        process = Path(f"/proc/{served.process.pid}")
+        told = (process / "cmdline").read_text()
         assert "serve" in told
-        assert TOKEN not in told + Path(f"/proc/{pid}/environ").read_text()
+        assert TOKEN not in told + (process / "environ").read_text()
         assert served.end(signal.SIGTERM) == 0
         assert TOKEN not in "\n".join(served.lines)
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("state.db*"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, ControlService, ScanRunner, cli, serving
+from resilient_scan.operations import caught_signals, first
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import healthy
 
@@ -244,3 +248,23 @@ def test_what_is_asked_of_a_service_that_went_away_in_between(near: Path, servic
     service.stop()
     with pytest.raises(ConfigError, match="does not answer"):
         client.get("/scanners/gap_up")
+
+
+def test_a_signal_that_another_thread_receives_is_seen() -> None:
+    with caught_signals() as signals:
+        nobody = threading.Timer(10, signals.put, (0,))  # so that a failure fails, and does not hang
+
+        def receive() -> None:
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        nobody.start()
+        threading.Timer(0.05, receive).start()  # by then the main thread waits
+        assert first(signals) == signal.SIGTERM
+        nobody.cancel()
+
+
+def test_signals_of_one_moment_are_two() -> None:
+    with caught_signals() as signals:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), each)
+        assert {first(signals), first(signals)} == {signal.SIGTERM, signal.SIGINT}
