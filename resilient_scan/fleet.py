@@ -1,19 +1,17 @@
-"""Everything that lives as long as a runner: scanners and options checked once, and the live parts made of them."""
+"""Everything that lives as long as a runner: the live parts, made of what was planned."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from random import Random
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from resilient_scan.claims import Clerk, Health
-from resilient_scan.clock import Clock
-from resilient_scan.context import NEVER, Traffic
+from resilient_scan.context import NEVER
 from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.errors import ConfigError, StoreError, no_scanner
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
@@ -22,53 +20,15 @@ from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.limit import Provider, merged
 from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.shelf import Shelf
-from resilient_scan.options import Policy, Quarantine
-from resilient_scan.quarantine import Gate
+from resilient_scan.plan import Plan
+from resilient_scan.quarantine import Gate, ScannerState
 from resilient_scan.redaction import without_secrets
-from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.scanning import ScannerSpec
 from resilient_scan.stack import Stack
 from resilient_scan.state import lasting, stable_key
-from resilient_scan.stores import Store
 
 PATIENCE = 1.0  # seconds for which closing waits until everything is in the store
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What a fleet is to be, checked.
-
-    Attributes:
-        specs: the scanners, in the given order.
-        policies: by scanner's name, its effective policy.
-        settings: by scanner's name, what it finds in `context.settings`.
-        origins: by scanner's name and `layer.field`, where a number came from, as far as somebody said so.
-        listeners: who is told what happens.
-        max_workers, max_abandoned: of the thread pool.
-        clock, random: where time and chance come from.
-        quarantine: when scanners go out of service by themselves.
-        store: where state is shared with other processes, and kept; `None`: state is in the live parts.
-        owns_store: whether the store is closed with the live parts.
-        traffic: stands between the scanners and the network, if anything does.
-    """
-
-    specs: tuple[ScannerSpec, ...]
-    policies: dict[str, Policy]
-    settings: dict[str, Mapping[str, Any]]
-    origins: dict[str, Mapping[str, str]]
-    listeners: tuple[Listener, ...]
-    max_workers: int
-    max_abandoned: int
-    clock: Clock
-    random: Random
-    quarantine: Quarantine = Quarantine()
-    store: Store | None = None
-    owns_store: bool = False
-    traffic: Traffic | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The scanners' names, in the given order."""
-        return tuple(spec.name for spec in self.specs)
 
 
 class Fleet:
@@ -187,6 +147,10 @@ class Fleet:
             raise ConfigError(no_scanner(name, self.names))
         return self.stacks[name]
 
+    def standings(self) -> tuple[ScannerState, ...]:
+        """Return how each scanner stands, with its pipeline, and how its last scan in this process ended."""
+        return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.standings())
+
     def leave(self) -> None:
         """Leave it to the parent, in a forked child: nobody looks at it, a lock of its may be held for ever."""
         self.left = True
@@ -209,107 +173,11 @@ def _load(fleet: weakref.ref[Fleet]) -> Load | None:
     return None if live is None or live.left else Load(queued=live.pool.queued, **live.pool.counts())
 
 
-# arguments
-
-
-def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
-    """Bring scanners into their normal form.
-
-    Raises:
-        ConfigError: two have one name.
-        PluginError: one is no scanner.
-    """
-    specs: dict[str, ScannerSpec] = {}
-    for thing in scanners:
-        spec = spec_of(thing)
-        if spec.name in specs:
-            first = specs[spec.name].origin
-            raise ConfigError(f"two scanners are named {spec.name!r}: {first!r} and {spec.origin!r}; rename one")
-        specs[spec.name] = spec
-    return tuple(specs.values())
-
-
-def base_policy(policy: Policy | None, timeout_seconds: float | None) -> Policy:
-    """Return the policy for scanners that do not say otherwise.
-
-    Raises:
-        ConfigError: an argument is wrong.
-    """
-    policy = Policy() if policy is None else policy
-    if not isinstance(policy, Policy):
-        raise ConfigError(f"policy must be a Policy, got {policy!r}")
-    if timeout_seconds is None:
-        return policy
-    try:
-        timeout = msgspec.structs.replace(policy.timeout, total=timeout_seconds)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("timeout.total", "timeout_seconds")) from None
-    return policy.replace({"timeout": timeout})
-
-
-def effective(specs: Sequence[ScannerSpec], base: Policy, given: Mapping[str, Policy]) -> dict[str, Policy]:
-    """Return each scanner's policy: the given one, else the base with the scanner's own layers.
-
-    Raises:
-        ConfigError: a given one is for no scanner, or no `Policy`.
-    """
-    by_name(given, "policies", Policy, [spec.name for spec in specs])
-    return {spec.name: given.get(spec.name) or base.replace(spec.layers) for spec in specs}
-
-
-def by_name(tables: Mapping[str, Any], what: str, kind: type, names: Sequence[str]) -> None:
-    """Raise `ConfigError` unless `tables` holds a `kind` for scanners that exist."""
-    if not isinstance(tables, Mapping):
-        raise ConfigError(f"{what} must be a mapping from scanners' names, got {tables!r}")
-    for name, table in tables.items():
-        if name not in names:
-            raise ConfigError(f"{what}: {no_scanner(name, names)}")
-        if not isinstance(table, kind):
-            raise ConfigError(f"{what}: {name} must be a {kind.__name__}, got {table!r}")
-
-
-def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the runner's arguments from a configuration with a table `scanner_execution`.
-
-    Raises:
-        ConfigError: a key inside the table is unknown.
-    """
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"the configuration must be a mapping, got {config!r}")
-    home = config if "scanner_execution" in config else config.get("discovery", {})
-    table = home.get("scanner_execution", {}) if isinstance(home, Mapping) else {}
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"scanner_execution must be a table, got {table!r}")
-    known = ("concurrent", "max_workers", "timeout_seconds")
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"scanner_execution: unknown key {key!r}; the keys are {', '.join(known)}")
-    return dict(table)
-
-
-def callables(listeners: Any) -> tuple[Listener, ...]:
-    """Return listeners as a tuple.
-
-    Raises:
-        ConfigError: they are no iterable of callables.
-    """
-    found = tuple(listeners) if isinstance(listeners, Iterable) else (None,)
-    if not all(callable(listener) for listener in found):
-        raise ConfigError(f"listeners must be callables of one argument, in a tuple, got {listeners!r}")
-    return found
-
-
-def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    """Return `value` if it is one of those allowed; else raise `ConfigError`."""
-    if not any(value is item or (type(value) is type(item) and value == item) for item in allowed):
-        raise ConfigError(f"{name} must be {' or '.join(repr(item) for item in allowed)}, got {value!r}")
-    return value
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Return `value` if it is a whole number >= `least`; else raise `ConfigError`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ConfigError(f"{name} must be >= {least}, got {value!r}")
-    return value
+def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
+    last = stack.flights[-1].result if stack.flights else None
+    return msgspec.structs.replace(
+        state,
+        pipeline=stack.pipeline,
+        last_status=None if last is None else last.status.value,
+        last_at=None if last is None else last.started_at,
+    )

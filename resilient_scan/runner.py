@@ -1,60 +1,33 @@
-"""Scanners and a state in, a report out."""
+"""What people call: scanners and a state in, a report out, and what an operator asks for in between."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import copy
 import logging
-import math
-import os
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
-
-import msgspec
 
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
 from resilient_scan.engines.tasks import Abandoned
-from resilient_scan.errors import ConfigError, is_number, no_scanner
 from resilient_scan.events import Event, Listener
-from resilient_scan.explain import Explanation, explain, origins_in_code, past_of
-from resilient_scan.fleet import (
-    Fleet,
-    Plan,
-    base_policy,
-    by_name,
-    callables,
-    distinct,
-    effective,
-    execution_table,
-    one_of,
-    whole,
-)
+from resilient_scan.explain import Explanation, explain, origins_in_code
+from resilient_scan.fleet import Fleet
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.outcome import ScanResult
+from resilient_scan.plan import callables, execution_table, one_of, planned, seconds
 from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
-from resilient_scan.recall import Recall, RunRecord
+from resilient_scan.recall import RunRecord
 from resilient_scan.report import RunReport
-from resilient_scan.running import LiveRun
-from resilient_scan.stack import Flight, Stack
-from resilient_scan.stores import Store, open_store
-from resilient_scan.stores.foreign import Foreign
-from resilient_scan.stores.patience import Brief
+from resilient_scan.runs import Runs, aside
+from resilient_scan.stack import Flight
+from resilient_scan.stores import Store
 
 _log = logging.getLogger("resilient_scan")
-_CLOSED = "the runner is closed; build another one to run again"
-PATIENCE = 0.25  # seconds for which a run waits until what it brought is in the store
-WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
 
 
 class ScanRunner:
@@ -110,70 +83,32 @@ class ScanRunner:
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        self._clock: Clock = clock or SystemClock()
-        self._concurrent = one_of("concurrent", concurrent, (True, False))
-        self._order = one_of("order", order, ("longest_first", "given"))
+        one_of("concurrent", concurrent, (True, False))
+        one_of("order", order, ("longest_first", "given"))
         one_of("engine", engine, ("threads",))
-        specs = distinct(scanners)
-        names = [spec.name for spec in specs]
-        by_name({} if settings is None else settings, "settings", Mapping, names)
-        self._plan = Plan(
-            specs=specs,
-            origins=dict(origins or {}),
-            policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),
-            settings={name: MappingProxyType(copy.deepcopy(dict(table))) for name, table in (settings or {}).items()},
-            listeners=(LogEvents(),) if listeners is None else callables(listeners),
-            max_workers=whole("max_workers", max_workers, 1),
-            max_abandoned=whole("max_abandoned", max_abandoned, 0),
-            clock=self._clock,
-            random=random or Random(),  # noqa: S311 - jitter, not secrets
-            quarantine=_checked(quarantine, names),
-            store=_opened(store, self._clock),
-            owns_store=isinstance(store, str),
+        length = seconds(deadline)
+        self._plan = planned(
+            scanners,
+            policy=policy,
+            timeout_seconds=timeout_seconds,
+            policies={} if policies is None else policies,
+            settings={} if settings is None else settings,
+            origins=origins or {},
+            listeners=(LogEvents(),) if listeners is None else listeners,
+            max_workers=max_workers,
+            max_abandoned=max_abandoned,
+            quarantine=Quarantine() if quarantine is None else quarantine,
+            store=store,
             traffic=traffic,
+            clock=clock or SystemClock(),
+            random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
-        self._deadline = _seconds(deadline)
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
         # How often somebody will call `run` is not known here, so nothing is said about the time between runs.
         self._findings = lint_fleet(self._plan.policies, deadline=deadline)
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
-        self._window = max(WINDOW, 4 * self._plan.max_workers) if concurrent else 1
-        self._closed = False
-        self._forked = False
-        self._lock = threading.Lock()
-        self._open()
-        _runners.add(self)
-
-    def _open(self) -> None:
-        """Make the live parts."""
-        self._runs: set[LiveRun] = set()
-        self._live_fleet = fleet = Fleet(self._plan)
-        self._recall = None if self._plan.store is None else Recall(self._plan.store, fleet.store_failed)
-        self._fresh = self._recall is not None  # nothing has been recalled yet
-        self._let_go = weakref.finalize(self, fleet.close)
-        self._let_go.atexit = False
-
-    @property
-    def _fleet(self) -> Fleet:
-        """The live parts; after a fork new ones, because the parent's threads and locks do not work in the child."""
-        if self._forked:
-            with self._lock:
-                if self._forked:
-                    gate = self._live_fleet.gate
-                    if self._plan.store is not None:
-                        self._plan.store.after_fork()
-                    self._open()
-                    self._live_fleet.gate.inherit(gate)
-                    self._forked = False
-        return self._live_fleet
-
-    def _after_fork(self) -> None:
-        self._let_go.detach()
-        self._lock = threading.Lock()
-        self._forked = True
-        self._live_fleet.leave()
-        _left_to_the_parent.append(self._live_fleet)
+        self._runs = Runs(self._plan, concurrent=concurrent, order=order, deadline=length)
 
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
@@ -207,15 +142,14 @@ class ScanRunner:
             RuntimeError: the runner is closed.
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.
         """
-        run = self._prepare(state, deadline)
-        names = self.names if only is None else self._only(only)
+        run = self._runs.prepare(state, deadline)
+        names = self.names if only is None else self._plan.only(only)
         try:
-            for _ in self._results(run, self._window, names):
-                pass
+            self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
             if not run.has_ended:  # a second one, or it fell into the winding up
                 with run.brief():
-                    self._leave(run)
+                    self._runs.leave(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
         return run.report()
@@ -225,29 +159,9 @@ class ScanRunner:
 
         Arguments and errors are those of `run`.
         """
-        run = self._prepare(state, deadline)
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if not ended.done():
-                ended.set_result(None) if error is None else ended.set_exception(error)
-
-        def work() -> None:
-            failure: BaseException | None = None
-            try:
-                for _ in self._results(run, self._window, self.names):
-                    pass
-            except BaseException as error:  # it belongs to whoever awaits
-                failure = error
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(settle, failure)
-
-        threading.Thread(
-            target=contextvars.copy_context().run, args=(work,), name="resilient-scan-run", daemon=True
-        ).start()
+        run = self._runs.prepare(state, deadline)
         try:
-            await ended
+            await aside(lambda: self._runs.finish(run, self.names))
         except asyncio.CancelledError:
             run.cancel()
             raise
@@ -258,7 +172,7 @@ class ScanRunner:
 
         Arguments and errors are those of `run`.
         """
-        return self._results(self._prepare(state, deadline), ALL if self._concurrent else 1, self.names)
+        return self._runs.stream(self._runs.prepare(state, deadline), self.names)
 
     def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY, who: str = "") -> None:
         """Take a scanner out of service for `duration` seconds (24 hours unless given), whatever alerts say.
@@ -316,8 +230,7 @@ class ScanRunner:
 
     def scanners(self) -> tuple[ScannerState, ...]:
         """Return how each scanner stands: in service or not, why, since and until when, with evidence."""
-        fleet = self._fleet
-        return tuple(_with_last(state, fleet.stacks[state.name]) for state in fleet.gate.standings())
+        return self._fleet.standings()
 
     def probes_due(self) -> tuple[str, ...]:
         """Return the scanners whose next scan would be a probe."""
@@ -357,7 +270,7 @@ class ScanRunner:
             standing=fleet.gate.looked_at(name),
             origins={**said, **self._plan.origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
-            before=() if self._recall is None else self._recall.past(name),
+            before=() if self._runs.recall is None else self._runs.recall.past(name),
             trace=trace,
         )
 
@@ -375,7 +288,7 @@ class ScanRunner:
         Raises:
             StoreError: the store fails.
         """
-        return () if self._recall is None else self._recall.runs(limit)
+        return () if self._runs.recall is None else self._runs.recall.runs(limit)
 
     def breaker(self, name: str) -> str | None:
         """Return the state of a scanner's breaker: `closed`, `open` or `half_open`; `None`: it has none.
@@ -392,11 +305,7 @@ class ScanRunner:
         A listener that equals one of those there are is not added again.
         """
         (listener,) = callables((listener,))
-        with self._lock:
-            if listener in self._plan.listeners:
-                return
-            self._plan = msgspec.structs.replace(self._plan, listeners=(*self._plan.listeners, listener))
-        self._fleet.listen(listener)
+        self._runs.listen(listener)
 
     def tell(self, event: Event) -> None:
         """Send an event to the listeners, on behalf of what is beside the runner, such as a control endpoint."""
@@ -405,7 +314,7 @@ class ScanRunner:
     @property
     def closed(self) -> bool:
         """Whether it was closed, and runs no more."""
-        return self._closed
+        return self._runs.closed
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
@@ -418,14 +327,7 @@ class ScanRunner:
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""
-        self._closed = True
-        if self._forked:
-            return  # the threads are the parent's
-        with self._lock:
-            runs = tuple(self._runs)
-        for run in runs:
-            run.cancel()
-        self._let_go()
+        self._runs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -435,125 +337,6 @@ class ScanRunner:
     ) -> None:
         self.close()
 
-    # one run
-
-    def _prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> LiveRun:
-        if self._closed:
-            raise RuntimeError(_CLOSED)
-        seconds = self._deadline if deadline is None else _seconds(deadline)
-        return LiveRun({} if state is None else state, seconds, self._clock)
-
-    def _only(self, wanted: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of some scanners, in the given order of all."""
-        chosen = set(wanted)
-        for name in chosen.difference(self.names):
-            raise ConfigError(no_scanner(name, self.names))
-        return tuple(name for name in self.names if name in chosen)
-
-    def _results(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Iterator[ScanResult]:
-        """Yield the results as they come, never waiting for a store for long."""
-        steps = self._steps(run, window, names)
-        return steps if self._plan.store is None else _briefly(steps, run.brief())
-
-    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Generator[ScanResult]:
-        """Yield the results as they come; the caller's thread is the run's thread."""
-        fleet = self._fleet
-        run.start(fleet, names)
-        with self._lock:
-            if self._closed:
-                raise RuntimeError(_CLOSED)
-            self._runs.add(run)
-            fresh, self._fresh = self._fresh, False
-        if fresh and self._recall is not None:
-            fleet.expect(self._recall.expected())
-        try:
-            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent)
-        finally:
-            self._leave(run)
-
-    def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
-        """Return the stacks in the order in which they start: with few workers this decides a run's length."""
-        stacks = [fleet.stacks[name] for name in names]
-        if self._concurrent and self._order == "longest_first":
-            stacks.sort(key=attrgetter("expected"), reverse=True)
-        return stacks
-
-    def _leave(self, run: LiveRun) -> None:
-        """Wind a run up, whichever way it ended."""
-        run.wind_up()
-        with self._lock:
-            self._runs.discard(run)
-        run.end()
-        if self._recall is not None and run.fleet.clerk is not None:
-            left = run.deadline - self._clock.monotonic()
-            run.fleet.clerk.flush(min(PATIENCE, max(0.0, left)), partial(self._keep, self._recall, run))
-
-    def _keep(self, recall: Recall, run: LiveRun) -> None:
-        """Have the store remember a run, on its clerk's thread."""
-        report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
-        past = {stack.name: scan for stack in stacks if (scan := past_of(stack, report.run_id)) is not None}
-        recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
-
-
-def _briefly(steps: Generator[ScanResult], brief: Brief) -> Iterator[ScanResult]:
-    """Go on with a run briefly; what its reader does in between is not hurried."""
-    try:
-        while True:
-            with brief:
-                result = next(steps, None)
-            if result is None:
-                return
-            yield result
-    finally:
-        with brief:
-            steps.close()
-
-
-def _checked(quarantine: Quarantine | None, names: Sequence[str]) -> Quarantine:
-    if quarantine is None:
-        return Quarantine()
-    if not isinstance(quarantine, Quarantine):
-        raise ConfigError(f"quarantine must be a Quarantine, got {quarantine!r}")
-    for name in quarantine.critical:
-        if name not in names:
-            raise ConfigError(f"quarantine.critical: {no_scanner(name, names)}")
-    return quarantine
-
-
-def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
-    """Add to how a scanner stands what only this process knows: whose it is, and how its last scan ended."""
-    last = stack.flights[-1].result if stack.flights else None
-    return msgspec.structs.replace(
-        state,
-        pipeline=stack.pipeline,
-        last_status=None if last is None else last.status.value,
-        last_at=None if last is None else last.started_at,
-    )
-
-
-def _opened(store: str | Store | None, clock: Clock) -> Store | None:
-    if store is None or (isinstance(store, str) and store == "memory:"):
-        return None
-    opened = open_store(store, clock)
-    return opened if isinstance(store, str) else Foreign(opened)
-
-
-def _seconds(deadline: float | None) -> float:
-    if deadline is None:
-        return math.inf
-    if not is_number(deadline, 0):
-        raise ConfigError(f"deadline must be a number of seconds >= 0, got {deadline!r}")
-    return float(deadline)
-
-
-_left_to_the_parent: list[Fleet] = []  # in a child: kept, because letting go would close what both share
-_runners: weakref.WeakSet[ScanRunner] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for runner in tuple(_runners):
-        runner._after_fork()  # noqa: SLF001 - its own module
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    @property
+    def _fleet(self) -> Fleet:
+        return self._runs.fleet

@@ -342,7 +342,7 @@ def test_a_lock_that_the_parent_holds_while_it_forks_stops_no_child(fleet: Fleet
     metrics = PrometheusMetrics(CollectorRegistry())
     runner = fleet(healthy("one"), listeners=(metrics,))
     runner.run({})
-    parts = runner._live_fleet
+    parts = runner._runs._live_fleet
     stack = parts.stacks["one"]
     with parts.pool._mutex, stack.lock:
         in_child(lambda: _completes(runner))

@@ -311,7 +311,7 @@ def test_a_successor_that_nobody_wants_any_more_leads_nothing(
     runs: list[Future[Any]] = []
 
     def slow_hand_on(*arguments: Any) -> None:
-        for run in tuple(runner._runs):
+        for run in tuple(runner._runs.under_way):
             run.cancel()
         runs[0].result(5)
         hand_on(*arguments)
@@ -552,16 +552,16 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
 def test_two_threads_of_a_child_share_one_fleet(fleet: Fleet, background: Background) -> None:
     runner = fleet(healthy("one"), healthy("two"))
     runner.disable("two")
-    runner._after_fork()  # what the child does; here, so that the threads can be watched
+    runner._runs.after_fork()  # what the child does; here, so that the threads can be watched
     barrier = threading.Barrier(2, timeout=1)
-    make = runner._open
+    make = runner._runs._open
 
     def slow_open() -> None:
         with suppress(threading.BrokenBarrierError):
             barrier.wait()  # both threads are here at once, if nothing keeps the second one out
         make()
 
-    runner._open = slow_open  # type: ignore[method-assign]
+    runner._runs._open = slow_open  # type: ignore[method-assign]
     runs = [background(runner.run, {}) for _ in range(2)]
     pools = {id(runner._fleet.pool)}
     assert [statuses(run.result(5)) for run in runs] == [[Status.COMPLETED, Status.DISABLED]] * 2

@@ -21,7 +21,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.fleet import (
+from resilient_scan.plan import (
     base_policy,
     distinct,
     effective,
