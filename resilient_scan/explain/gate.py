@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from resilient_scan.explain.model import Layer, Reason
-from resilient_scan.explain.text import clean, counted, moment, span
+from resilient_scan.explain.words import clean, counted, moment, span
 from resilient_scan.quarantine import ScannerState
 
 _SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}

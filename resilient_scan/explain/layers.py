@@ -9,7 +9,7 @@ from typing import Any
 
 from resilient_scan.explain.gate import gate_layer
 from resilient_scan.explain.model import Layer, Number
-from resilient_scan.explain.text import clean, counted, span
+from resilient_scan.explain.words import clean, counted, span
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec

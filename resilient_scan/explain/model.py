@@ -1,13 +1,8 @@
-"""What an explanation says, as frozen values; `str()` of it is what a person reads."""
+"""What an explanation consists of, as frozen values."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
-
-from resilient_scan.explain.text import render
-from resilient_scan.outcome import plain
 
 
 class Number(msgspec.Struct, frozen=True):
@@ -110,39 +105,3 @@ class Hung(msgspec.Struct, frozen=True):
     thread: str
     age: float
     stack: str
-
-
-class Explanation(msgspec.Struct, frozen=True):
-    """Everything there is to know about one scanner in a runner, at one instant.
-
-    Attributes:
-        scanner, pipeline: whose it is.
-        at: epoch seconds.
-        verdict: whether it would run now, and if not, why and what would make it run.
-        layers: the effective stack, outermost first.
-        expected: seconds that a scan takes, from those seen; `None`: none was seen.
-        past: its last scans, newest first, at most 50.
-        hung: its threads that did not stop in time, oldest first.
-        findings: options that do not work together, a sentence each.
-        trace: whether the text shows the past scans layer by layer.
-    """
-
-    scanner: str
-    pipeline: str
-    at: float
-    verdict: Verdict
-    layers: tuple[Layer, ...]
-    expected: float | None
-    past: tuple[Past, ...]
-    hung: tuple[Hung, ...]
-    findings: tuple[str, ...]
-    trace: bool = False
-
-    def __str__(self) -> str:
-        """Return the explanation as text of at most 100 columns."""
-        return render(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready data, with the same names."""
-        data: dict[str, Any] = plain(self)
-        return data

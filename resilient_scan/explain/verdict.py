@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from resilient_scan.explain.gate import gate_reasons, gate_verdict, is_probe
 from resilient_scan.explain.model import Hung, Reason, Verdict
-from resilient_scan.explain.text import clean, counted, span
+from resilient_scan.explain.words import clean, counted, span
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry
 from resilient_scan.options import Breaker

@@ -2,7 +2,7 @@
 
 from resilient_scan import Breaker, Cache, Limit, Policy, Retry, Timeout, scanner
 from resilient_scan.explain import origins_in_code
-from resilient_scan.explain.text import ago, clean, counted, moment, shortened, span
+from resilient_scan.explain.words import ago, clean, counted, moment, shortened, span
 from resilient_scan.scanning import spec_of
 
 

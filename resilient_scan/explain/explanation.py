@@ -1,17 +1,19 @@
-"""An explanation as text for a terminal: 100 columns, no colours, the answer first."""
+"""An explanation, and how a person reads it: on a terminal of 100 columns, without colours, the answer first."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import dropwhile
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from resilient_scan.explain.model import Attempt, Explanation, Hung, Layer, Past
+import msgspec
+
+from resilient_scan.explain.model import Attempt, Hung, Layer, Past, Verdict
+from resilient_scan.explain.words import ago, clean, counted, moment, shortened, span
+from resilient_scan.outcome import plain
 
 WIDTH = 100
 SHOWN = 8  # past scans without a trace
@@ -28,15 +30,49 @@ _CACHE = {
 }
 
 
-def render(told: Explanation) -> str:
-    """Write an explanation."""
+class Explanation(msgspec.Struct, frozen=True):
+    """Everything there is to know about one scanner in a runner, at one instant.
+
+    Attributes:
+        scanner, pipeline: whose it is.
+        at: epoch seconds.
+        verdict: whether it would run now, and if not, why and what would make it run.
+        layers: the effective stack, outermost first.
+        expected: seconds that a scan takes, from those seen; `None`: none was seen.
+        past: its last scans, newest first, at most 50.
+        hung: its threads that did not stop in time, oldest first.
+        findings: options that do not work together, a sentence each.
+        trace: whether the text shows the past scans layer by layer.
+    """
+
+    scanner: str
+    pipeline: str
+    at: float
+    verdict: Verdict
+    layers: tuple[Layer, ...]
+    expected: float | None
+    past: tuple[Past, ...]
+    hung: tuple[Hung, ...]
+    findings: tuple[str, ...]
+    trace: bool = False
+
+    def __str__(self) -> str:
+        """Return the explanation as text of at most 100 columns."""
+        return "\n".join(line.rstrip() for line in _lines(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data, with the same names."""
+        data: dict[str, Any] = plain(self)
+        return data
+
+
+def _lines(told: Explanation) -> list[str]:
     lines = [*_head(told), "", *_layers(told.layers)]
     if told.hung:
         lines += ["", *_hung(told.hung)]
     if told.findings:
         lines += ["", "WHAT DOES NOT WORK TOGETHER", *_bullets(told.findings)]
-    lines += ["", *(_trace(told) if told.trace else _past(told))]
-    return "\n".join(line.rstrip() for line in lines)
+    return [*lines, "", *(_trace(told) if told.trace else _past(told))]
 
 
 def _head(told: Explanation) -> Iterator[str]:
@@ -145,55 +181,7 @@ def _given_up(scan: Past, attempt: Attempt) -> str:
     return f"; given up after {attempt.number} of {counted(scan.allowed, 'attempt')}" if given_up else ""
 
 
-# Small parts
-
-
 def _labelled(label: str, text: str, indent: int) -> list[str]:
     """Wrap text beside a label that stands once, at the left."""
     lines = textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
     return [f"{label if place == 0 else '':<{indent}}{line.replace(_GLUE, ' ')}" for place, line in enumerate(lines)]
-
-
-def clean(text: str) -> str:
-    """Return foreign text on one line, without what a terminal would obey."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
-def shortened(text: str, most: int) -> str:
-    """Return foreign text on one line of at most `most` characters."""
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def counted(number: int, thing: str) -> str:
-    """Write a number of things."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def moment(instant: float, now: float | None = None) -> str:
-    """Write an instant, without the date where that is today's."""
-    at = datetime.fromtimestamp(instant, UTC)
-    if now is None:
-        return f"{at:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{at:%H:%M:%S}" if at.date() == datetime.fromtimestamp(now, UTC).date() else f"{at:%m-%d %H:%M}"
-
-
-def ago(seconds: float) -> str:
-    """Write how long something is past."""
-    return "just now" if seconds < 1 else f"{span(int(seconds))} ago"
-
-
-_UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
-
-
-def span(seconds: float) -> str:
-    """Write a duration in at most two units."""
-    if seconds < 0.0005:
-        return "<0.001s" if seconds > 0 else "0s"
-    if seconds < 59.95:
-        digits = 3 if seconds < 1 else 2 if seconds < 10 else 1
-        return f"{seconds:.{digits}f}".rstrip("0").rstrip(".") + "s"
-    whole = round(seconds)
-    unit, size, smaller, part = next(row for row in _UNITS if whole >= row[1])
-    rest = whole % size // part
-    return f"{whole // size}{unit}" + (f" {rest}{smaller}" if rest else "")
