@@ -105,7 +105,7 @@ def planned(
         max_abandoned=whole("max_abandoned", max_abandoned, 0),
         clock=clock,
         random=random,
-        quarantine=checked(quarantine, names),
+        quarantine=quarantine_of(quarantine, names),
         store=opened(store, clock),
         owns_store=isinstance(store, str),
         traffic=traffic,
@@ -215,8 +215,8 @@ def whole(name: str, value: Any, least: int) -> int:
     return value
 
 
-def seconds(deadline: float | None) -> float:
-    """Return a deadline in seconds, infinite where there is none; raise `ConfigError` if it is no number >= 0."""
+def length_of(deadline: float | None) -> float:
+    """Return a run's deadline in seconds, infinite where there is none; raise `ConfigError` if it is no number >= 0."""
     if deadline is None:
         return math.inf
     if not is_number(deadline, 0):
@@ -224,7 +224,7 @@ def seconds(deadline: float | None) -> float:
     return float(deadline)
 
 
-def checked(quarantine: Quarantine, names: Sequence[str]) -> Quarantine:
+def quarantine_of(quarantine: Quarantine, names: Sequence[str]) -> Quarantine:
     """Return when scanners go out of service.
 
     Raises:

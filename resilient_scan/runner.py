@@ -19,7 +19,7 @@ from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.outcome import ScanResult
-from resilient_scan.plan import callables, execution_table, one_of, planned, seconds
+from resilient_scan.plan import callables, execution_table, length_of, one_of, planned
 from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
 from resilient_scan.recall import RunRecord
 from resilient_scan.report import RunReport
@@ -86,8 +86,8 @@ class ScanRunner:
         one_of("concurrent", concurrent, (True, False))
         one_of("order", order, ("longest_first", "given"))
         one_of("engine", engine, ("threads",))
-        length = seconds(deadline)
-        self._plan = planned(
+        length = length_of(deadline)
+        plan = planned(
             scanners,
             policy=policy,
             timeout_seconds=timeout_seconds,
@@ -105,10 +105,10 @@ class ScanRunner:
         )
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
         # How often somebody will call `run` is not known here, so nothing is said about the time between runs.
-        self._findings = lint_fleet(self._plan.policies, deadline=deadline)
+        self._findings = lint_fleet(plan.policies, deadline=deadline)
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
-        self._runs = Runs(self._plan, concurrent=concurrent, order=order, deadline=length)
+        self._runs = Runs(plan, concurrent=concurrent, order=order, deadline=length)
 
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
@@ -143,7 +143,7 @@ class ScanRunner:
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.
         """
         run = self._runs.prepare(state, deadline)
-        names = self.names if only is None else self._plan.only(only)
+        names = self.names if only is None else self._runs.plan.only(only)
         try:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
@@ -268,7 +268,7 @@ class ScanRunner:
         return explain(
             stack,
             standing=fleet.gate.looked_at(name),
-            origins={**said, **self._plan.origins.get(name, {})},
+            origins={**said, **self._runs.plan.origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
             before=() if self._runs.recall is None else self._runs.recall.past(name),
             trace=trace,
@@ -323,7 +323,7 @@ class ScanRunner:
     @property
     def names(self) -> tuple[str, ...]:
         """The scanners' names, in the given order."""
-        return self._plan.names
+        return self._runs.plan.names
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""

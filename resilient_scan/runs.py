@@ -20,7 +20,7 @@ from resilient_scan.events import Listener
 from resilient_scan.explain import past_of
 from resilient_scan.fleet import Fleet
 from resilient_scan.outcome import ScanResult
-from resilient_scan.plan import Plan, seconds
+from resilient_scan.plan import Plan, length_of
 from resilient_scan.recall import Recall
 from resilient_scan.running import LiveRun
 from resilient_scan.stack import Stack
@@ -44,7 +44,7 @@ class Runs:
     closed = False
 
     def __init__(self, plan: Plan, *, concurrent: bool, order: str, deadline: float) -> None:
-        self._plan = plan
+        self.plan = plan
         self._concurrent = concurrent
         self._order = order
         self._deadline = deadline
@@ -57,8 +57,8 @@ class Runs:
     def _open(self) -> None:
         """Make the live parts."""
         self.under_way: set[LiveRun] = set()
-        self._live_fleet = fleet = Fleet(self._plan)
-        self.recall = None if self._plan.store is None else Recall(self._plan.store, fleet.store_failed)
+        self._live_fleet = fleet = Fleet(self.plan)
+        self.recall = None if self.plan.store is None else Recall(self.plan.store, fleet.store_failed)
         self._fresh = self.recall is not None  # nothing has been recalled yet
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
@@ -70,8 +70,8 @@ class Runs:
             with self._lock:
                 if self._forked:
                     gate = self._live_fleet.gate
-                    if self._plan.store is not None:
-                        self._plan.store.after_fork()
+                    if self.plan.store is not None:
+                        self.plan.store.after_fork()
                     self._open()
                     self._live_fleet.gate.inherit(gate)
                     self._forked = False
@@ -88,9 +88,9 @@ class Runs:
     def listen(self, listener: Listener) -> None:
         """Let one more listen, unless there is an equal one."""
         with self._lock:
-            if listener in self._plan.listeners:
+            if listener in self.plan.listeners:
                 return
-            self._plan = msgspec.structs.replace(self._plan, listeners=(*self._plan.listeners, listener))
+            self.plan = msgspec.structs.replace(self.plan, listeners=(*self.plan.listeners, listener))
         self.fleet.listen(listener)
 
     def close(self) -> None:
@@ -116,8 +116,8 @@ class Runs:
         """
         if self.closed:
             raise RuntimeError(_CLOSED)
-        length = self._deadline if deadline is None else seconds(deadline)
-        return LiveRun({} if state is None else state, length, self._plan.clock)
+        length = self._deadline if deadline is None else length_of(deadline)
+        return LiveRun({} if state is None else state, length, self.plan.clock)
 
     def finish(self, run: LiveRun, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""
@@ -131,7 +131,7 @@ class Runs:
     def _results(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Iterator[ScanResult]:
         """Yield the results as they come, never waiting for a store for long."""
         steps = self._steps(run, window, names)
-        return steps if self._plan.store is None else _briefly(steps, run.brief())
+        return steps if self.plan.store is None else _briefly(steps, run.brief())
 
     def _steps(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Generator[ScanResult]:
         """Yield the results as they come; the caller's thread is the run's thread."""
@@ -163,7 +163,7 @@ class Runs:
             self.under_way.discard(run)
         run.end()
         if self.recall is not None and run.fleet.clerk is not None:
-            left = run.deadline - self._plan.clock.monotonic()
+            left = run.deadline - self.plan.clock.monotonic()
             run.fleet.clerk.flush(min(PATIENCE, max(0.0, left)), partial(_keep, self.recall, run))
 
 
