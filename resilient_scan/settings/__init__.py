@@ -30,7 +30,8 @@ from resilient_scan.settings.environment import from_environment, over
 from resilient_scan.settings.file import from_file
 from resilient_scan.settings.home import home
 from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, option_of, tables_of
-from resilient_scan.settings.tables import Execution, Service, Setting, Tables, read
+from resilient_scan.settings.reading import read
+from resilient_scan.settings.tables import Execution, Service, Setting, Tables
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
 

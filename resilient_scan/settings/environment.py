@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from resilient_scan.settings.tables import Source, provider_keys, scanner_keys
+from resilient_scan.settings.reading import Source, provider_keys, scanner_keys
 from resilient_scan.settings.toml import Path
 from resilient_scan.settings.values import Variable, guess, looks_secret
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path as File
 
-from resilient_scan.settings.tables import Source
+from resilient_scan.settings.reading import Source
 from resilient_scan.settings.toml import Document, Malformed, Path, parse
 
 

@@ -15,7 +15,8 @@ import msgspec
 from resilient_scan.errors import ConfigError
 from resilient_scan.options import LAYERS, Policy
 from resilient_scan.scanning import ScannerSpec
-from resilient_scan.settings.tables import LIMIT, Patch, ScannerTable, Setting, Tables, in_place
+from resilient_scan.settings.reading import LIMIT, in_place
+from resilient_scan.settings.tables import Patch, ScannerTable, Setting, Tables
 from resilient_scan.settings.values import fields_of, named_in
 
 BUILT_IN: Final = "built-in"
