@@ -6,16 +6,13 @@ ever opens the file in another way: closing it would drop the locks of all conne
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -23,6 +20,7 @@ from urllib.parse import quote
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.away import Away
+from resilient_scan.stores.files import Identity, alone, identity_of, made, move_aside
 from resilient_scan.stores.forks import OUTSIDE
 from resilient_scan.stores.patience import is_patient, left
 from resilient_scan.stores.schema import Damaged, bring_up_to_date, check_documents, check_everything
@@ -31,7 +29,6 @@ from resilient_scan.stores.values import MOST_BYTES_OF_ONE
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
-Identity = tuple[int, int]
 
 PATIENCE = 5.0  # seconds for which a lock of others is waited for
 PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
@@ -193,7 +190,7 @@ class Database:
         waited = connection.begin(self._patience)
         # Another process that finds the file damaged locks it, moves it aside and makes a new one. Whoever waited for
         # that lock has it now, on the file that was moved: what is written there is lost, so look again.
-        if _identity(self._path) != connection.identity:
+        if identity_of(self._path) != connection.identity:
             raise Moved
         result = work(connection.raw)
         connection.raw.execute("COMMIT")
@@ -211,7 +208,7 @@ class Database:
                 connection = self._idle.pop()
             except IndexError:  # another thread was faster
                 break
-            if _identity(self._path) == connection.identity:
+            if identity_of(self._path) == connection.identity:
                 connection.wait_for(self._patience)
                 return connection
             connection.raw.close()
@@ -226,7 +223,9 @@ class Database:
             connection.raw.close()
 
     def _connect(self, patience: float) -> _Open:
-        identity = self._make_file()
+        identity = made(self._path)
+        if identity is None:
+            raise Moved
         raw = _connect(self._path, patience)
         try:
             raw.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -237,25 +236,11 @@ class Database:
         except BaseException:
             raw.close()
             raise
-        if identity != _identity(self._path):  # which of the two is open?
+        if identity != identity_of(self._path):  # which of the two is open?
             raw.close()
             raise Moved
         self._checked = identity
         return _Open(raw, identity, patience)
-
-    def _make_file(self) -> Identity:
-        """Return the file's identity; where there is none, make an empty one that is for our eyes only."""
-        identity = _identity(self._path)
-        if identity is None:
-            try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _make_empty(self._path)
-            except OSError as error:
-                raise StoreError(f"the store {self._path} cannot be made: {error.strerror}") from error
-            identity = _identity(self._path)
-        if identity is None:
-            raise Moved
-        return identity
 
     def _replace(self, why: str) -> bool:
         """Move the file aside if it is damaged indeed, so that a new one is made; say whether it was.
@@ -264,14 +249,18 @@ class Database:
         looks it keeps all others out of the file, so that none can write into it in the meantime.
         """
         try:
-            with OUTSIDE.of_forks(), _alone(self._path.parent), closing(_connect(self._path, left(PATIENCE))) as raw:
+            with (
+                OUTSIDE.of_forks(),
+                alone(self._path.parent, left(PATIENCE)),
+                closing(_connect(self._path, left(PATIENCE))) as raw,
+            ):
                 damaged = _is_damaged(raw, self._path)
                 if damaged:
                     _log.warning(
                         "the store %s is damaged (%s); it is moved aside to %s, and a new one is made",
                         self._path,
                         why,
-                        _move_aside(self._path, self._clock.time()),
+                        move_aside(self._path, self._clock.time()),
                     )
         except Moved:  # by another process, just now
             return True
@@ -308,7 +297,7 @@ def _connect(path: Path, patience: float) -> sqlite3.Connection:
     try:
         raw = sqlite3.connect(name, timeout=patience, isolation_level=None, check_same_thread=False, uri=True)
     except sqlite3.Error:
-        if _identity(path) is None:
+        if identity_of(path) is None:
             raise Moved from None
         raise
     raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_ONE + 4096)  # a row that says it is huge is not read
@@ -321,19 +310,10 @@ def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
     (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
     safe = sqlite3.sqlite_version_info >= WAL_SINCE
     if safe and mode != "wal" and not raw.execute("PRAGMA schema_version").fetchone()[0]:
-        with _alone(path.parent):  # two that change it at once would not wait for each other
+        with alone(path.parent, left(PATIENCE)):  # two that change it at once would not wait for each other
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
     elif mode != "wal" or not safe:
         raw.execute("PRAGMA journal_mode = TRUNCATE").fetchone()
-
-
-def _make_empty(path: Path) -> None:
-    """Make an empty file without opening it: closing it would drop the locks of a connection made meanwhile."""
-    with suppress(FileExistsError):
-        try:
-            os.mknod(path, 0o600)
-        except PermissionError:  # where only root may, or nobody
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
@@ -357,52 +337,6 @@ def _is_damaged(raw: sqlite3.Connection, path: Path) -> bool:
             return True
         raise
     return False
-
-
-def _move_aside(path: Path, now: float) -> Path:
-    """Rename the file, its journals first: a journal without its file would be taken for the new one's."""
-    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
-    target, number = path.with_name(f"{path.name}.corrupt-{stamp}"), 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
-    for suffix in ("-journal", "-wal", "-shm", ""):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
-    return target
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory that one process at a time has.
-
-    Raises:
-        TimeoutError: another one holds it for too long.
-    """
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        for _ in range(max(1, int(left(PATIENCE) / 0.01))):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.01)  # the other process' time, not the clock's
-            else:
-                break
-        else:
-            raise TimeoutError(0, "another process has been repairing it for too long")
-        yield
-    finally:
-        os.close(handle)
-
-
-def _identity(path: Path) -> Identity | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - on the way of every transaction
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"the store {path} cannot be used: {error.strerror}") from error
-    return found.st_dev, found.st_ino
 
 
 def _close_all(connections: list[_Open]) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import Store, database, open_store, schema, sqlite
+from resilient_scan.stores import Store, database, files, open_store, schema, sqlite
 from resilient_scan.stores.database import Database
 from resilient_scan.testing import FakeClock
 
@@ -365,7 +365,7 @@ def test_flipped_bits_never_give_what_was_not_written(
 def test_a_journal_goes_with_its_file(quick_path: Path) -> None:
     for name in ("scan.db", "scan.db-journal", "scan.db-wal", "scan.db-shm", "scan.db-leases"):
         (quick_path / name).write_text(name)
-    moved = database._move_aside(quick_path / "scan.db", 1_359_050_400)
+    moved = files.move_aside(quick_path / "scan.db", 1_359_050_400)
     assert moved == quick_path / "scan.db.corrupt-20130124T180000Z"
     assert {each.name: each.read_text() for each in quick_path.iterdir()} == {
         moved.name: "scan.db",
@@ -706,7 +706,7 @@ def test_a_file_moved_while_a_writer_waits_is_not_written(
         thread = threading.Thread(target=lambda: store.update("b", keep(b"2")))
         thread.start()
         assert waiting.wait(5)
-        moved = database._move_aside(path, 0)
+        moved = files.move_aside(path, 0)
         other.execute("ROLLBACK")
     thread.join()
     assert opened().read("") == {"b": b"2"}
