@@ -175,18 +175,19 @@ class Machine:
         self._order(name, self.record(name), Order(DISABLED, who, reason, self.now, self.now + seconds))
 
     def enable(self, name: str, who: str, reason: str, seconds: float) -> None:
-        """Bring a scanner back; one that the machine took out stays in service against it, for `seconds`."""
+        """Bring a scanner back; one that is out, or would be by an alert that fires, stays in service for `seconds`."""
         record = self.fleet.scanners.get(name)
         if record is None or record.shown == ENABLED:
             return
         who, reason = texts(who, reason)
-        if record.state == ENABLED:
+        if record.state == ENABLED and not self._firing(record):
             self._tell(name, record.shown, ENABLED, BY_HAND, who, reason, None)
             record.order = None
             return
         self._order(name, record, Order(ENABLED, who, reason, self.now, self.now + seconds))
-        record.level = max(0, record.level - 1)
-        record.state, record.probe, record.passed, record.since = ENABLED, None, 0, self.now
+        if record.state != ENABLED:
+            record.level = max(0, record.level - 1)
+            record.state, record.probe, record.passed, record.since = ENABLED, None, 0, self.now
 
     def _order(self, name: str, record: Record, order: Order) -> None:
         old, record.order = record.shown, order
@@ -219,7 +220,7 @@ class Machine:
     def _order_is_over(self, name: str, record: Record, order: Order) -> None:
         """Let the machine have its say again: an alert that went on meanwhile quarantines now."""
         record.order = None
-        firing = [seen for seen in self.blocking(record) if seen.status == FIRING]
+        firing = self._firing(record)
         if firing and record.state == ENABLED:
             seen = firing[0]
             if self.take_out(name, record, ALERT, seen.source, seen.text, old=order.state):
@@ -245,6 +246,10 @@ class Machine:
     def blocking(self, record: Record) -> Iterator[Seen]:
         """Yield the alerts that keep a scanner out of service."""
         return (seen for seen in record.alerts.values() if self.rules.blocks(seen, self.fleet, self.now))
+
+    def _firing(self, record: Record) -> list[Seen]:
+        """Return those of them that fire."""
+        return [seen for seen in self.blocking(record) if seen.status == FIRING]
 
     def take_out(self, name: str, record: Record, source: str, who: str, reason: str, *, old: str = ENABLED) -> bool:
         """Quarantine a scanner in service, unless it is critical, or too many are out already."""

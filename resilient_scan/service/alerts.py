@@ -93,7 +93,9 @@ def _status(
 
 
 def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:
-    found = item.get(field, {})
+    found = item.get(field)
+    if found is None:  # how Go writes a map without entries
+        return {}
     if not isinstance(found, Mapping):
         raise TypeError(f"{field} must be an object of texts, got {type(found).__name__}")
     return {str(name): text for name, text in found.items() if isinstance(text, str)}

@@ -23,14 +23,15 @@ from starlette.routing import Route
 from resilient_scan.errors import ConfigError, StoreError, is_number
 from resilient_scan.quarantine import MOST_TEXT
 from resilient_scan.service.answers import JSON, SAFE, Bounds, problem, readable
-from resilient_scan.service.auth import SIGNATURE, Doorkeeper
+from resilient_scan.service.auth import SIGNATURE, TIMESTAMP, Doorkeeper
 from resilient_scan.service.control import Control, NoScanner
 from resilient_scan.service.openapi import document
 from resilient_scan.service.page import HEADERS, page, scanner_page
-from resilient_scan.service.requests import Fault, body_of, check_json, decoded, number_in
+from resilient_scan.service.requests import Fault, body_of, check_json, check_once, decoded, number_in
 
 _log = logging.getLogger("resilient_scan")
 YEAR = 366 * 86_400.0
+_ONCE = ("authorization", "content-type", "content-encoding", SIGNATURE, TIMESTAMP)
 _OVER = {408, 413}  # the rest of such a body is not read, so the connection cannot go on
 
 
@@ -159,6 +160,7 @@ class _Desk:
         door = self._door
         body = await body_of(request, self._bounds)
         headers = request.headers
+        check_once(request, _ONCE)
         known = door is not None and (
             door.signed(headers, body, self._control.now())
             if signature and SIGNATURE in headers and "authorization" not in headers

@@ -118,10 +118,14 @@ class Control:
             self.turned_away(422)
             raise
         counts = dict(self._runner.alerts(payload.alerts, source=payload.source))
-        for sentence in payload.unreadable:  # counted now: where the store failed, the whole comes again
-            _log.warning("an alert of %s cannot be read: %s", payload.source, sentence)
+        bad = payload.unreadable  # counted now: where the store failed, the whole comes again
+        if bad:
+            counts["invalid"] = len(bad)
+            _log.warning(
+                "alerts of %s cannot be read, %d in one message; the first: %s", payload.source, len(bad), bad[0]
+            )
+        for _ in bad:
             self._tell(payload.source, "invalid")
-            counts["invalid"] = counts.get("invalid", 0) + 1
         return counts
 
     def turned_away(self, status: int) -> None:

@@ -108,11 +108,11 @@ def _errors(**sentences: str) -> dict[str, Any]:
 _UNKNOWN = _errors(_404="No such scanner.")
 _AWAY = _errors(_503="The store cannot be reached; try again.")
 _BODY = _errors(
-    _400="The body is no JSON.",
+    _400="The body is no JSON, or a header came twice.",
     _401="The token is missing or wrong.",
     _408="The body did not come in time.",
     _413=f"The body is larger than {BOUNDS.size} bytes.",
-    _415="The body does not call itself JSON.",
+    _415="The body does not call itself JSON, or is compressed.",
     _422="The body says something wrong.",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -61,12 +62,25 @@ async def _read(request: Request, bounds: Bounds) -> bytes:
     return b"".join(chunks)
 
 
-def check_json(request: Request) -> None:
-    """Refuse what does not call itself JSON.
+def check_once(request: Request, names: Sequence[str]) -> None:
+    """Refuse a request with one of these headers twice: a proxy may have looked at the other one.
 
     Raises:
-        Fault: the content type is another, or none.
+        Fault: it has.
     """
+    for name in names:
+        if len(request.headers.getlist(name)) > 1:
+            raise Fault(400, "malformed", f"the header {name} came more than once; send it once")
+
+
+def check_json(request: Request) -> None:
+    """Refuse what does not call itself plain JSON.
+
+    Raises:
+        Fault: the content type is another, or none, or the body is encoded.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Fault(415, "encoded", "the body must not be compressed; send it without 'Content-Encoding'")
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().replace('"', "")
     if kind.strip().lower() != "application/json" or charset not in {"", "charset=utf-8"}:

@@ -101,10 +101,13 @@ class QuarantineMachine(RuleBasedStateMachine):
         for _, name in sorted(over):
             known = self.known[name]
             known.hand = None
-            if any(heard.status == "firing" and self.now < heard.at + LEASE for heard in known.heard.values()):
+            if self.fires_still(known):
                 self.take_out(name)
         for known in self.known.values():
             known.heard = {mark: heard for mark, heard in known.heard.items() if self.now < heard.at + 2 * LEASE}
+
+    def fires_still(self, known: Known) -> bool:
+        return any(heard.status == "firing" and self.now < heard.at + LEASE for heard in known.heard.values())
 
     def blind(self) -> bool:
         last = self.born[self.at] if self.heard is None else self.heard
@@ -282,7 +285,7 @@ class QuarantineMachine(RuleBasedStateMachine):
         if known.shown == "enabled":
             return
         if known.state == "enabled":
-            known.hand = None
+            known.hand = ("enabled", self.now + seconds) if self.fires_still(known) else None
             return
         known.hand = ("enabled", self.now + seconds)
         known.state, known.since, known.probe, known.passed = "enabled", self.now, None, 0

@@ -273,6 +273,27 @@ def test_a_body_that_does_not_call_itself_json(shared: Served, path: str, kind: 
     assert shared.state("gamma") == "enabled"
 
 
+@pytest.mark.parametrize("path", list(GOOD))
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", ""])
+def test_a_compressed_body_is_refused(shared: Served, path: str, coding: str) -> None:
+    answer = shared.post(path, GOOD[path], {**BEARER, "Content-Encoding": coding})
+    assert answer.error == (415, "encoded", "the body must not be compressed; send it without 'Content-Encoding'")
+    assert shared.state("gamma") == "enabled"
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Content-Type", "Content-Encoding", "X-Grafana-Alerting-Signature"])
+@pytest.mark.parametrize("path", list(GOOD))
+def test_a_header_that_decides_comes_once(shared: Served, path: str, name: str) -> None:
+    """Of two a proxy may have looked at one, and we at the other."""
+    body = json.dumps(GOOD[path]).encode()
+    first = head("POST", path, Content_Type="application/json", Content_Length=len(body), Connection="close")
+    twice = "".join(f"{name}: {value}\r\n" for value in ("application/json", "Bearer x")).encode()
+    answer = shared.raw(first.removesuffix(b"\r\n") + twice + b"\r\n" + body)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert f"the header {name.lower()} came more than once; send it once".encode() in answer
+    assert shared.state("gamma") == "enabled"
+
+
 @pytest.mark.parametrize(
     "kind",
     ["application/json", "Application/JSON", "application/json; charset=utf-8", 'application/json;charset="UTF-8"'],

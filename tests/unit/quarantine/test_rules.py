@@ -326,6 +326,26 @@ def test_rule_6_enabling_by_hand_is_never_undone_by_an_alert_and_expires(bench: 
     ]
 
 
+def test_rule_6_enabling_who_was_disabled_by_hand_is_not_undone_by_the_alert_that_came_meanwhile(bench: Bench) -> None:
+    bench.disable("one", 3000)
+    bench.alerts(alert("one"))
+    bench.enable("one", 1000)
+    assert bench.alerts(alert("one")) == ("refused",)  # it is repeated, or on Alertmanager's list
+    assert bench.reconcile(alert("one")) == ("refused",)
+    assert bench.turn("one") is RUN
+    bench.advance(1000)
+    assert bench.turn("one") is OUT  # it fires still
+    assert bench.moves("one")[-2:] == [("disabled", "enabled", "hand"), ("enabled", "quarantined", "alert")]
+
+
+def test_rule_6_enabling_who_was_disabled_by_hand_protects_from_no_later_alert(bench: Bench) -> None:
+    bench.disable("one")
+    bench.alerts(alert("one"), alert("one", "resolved"))
+    bench.enable("one")
+    assert bench.alerts(alert("one", start=2.0)) == ("accepted",)
+    assert bench.turn("one") is OUT
+
+
 def test_rule_6_an_alert_has_its_say_when_a_disable_by_hand_is_over(bench: Bench) -> None:
     bench.disable("one", 100)
     bench.alerts(alert("one"))

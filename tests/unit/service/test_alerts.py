@@ -78,6 +78,11 @@ def test_fields_that_newer_senders_add_do_no_harm() -> None:
     assert payload_of(newer).alerts == payload_of(ALERTMANAGER).alerts
 
 
+def test_maps_without_entries_are_null_in_go() -> None:
+    assert alert_of({**ALERT, "annotations": None}).summary == ""
+    assert alert_of({**ALERT, "labels": None}).scanner == ""
+
+
 def test_an_alert_without_fingerprint_is_told_apart_by_its_labels() -> None:
     bare = {name: value for name, value in ALERT.items() if name != "fingerprint"}
     same, other = alert_of(bare), alert_of({**bare, "labels": {**ALERT["labels"], "scanner": "delta"}})
