@@ -155,6 +155,8 @@ class SuspiciousResult(Event, frozen=True, gc=False):
     reason: str
     found: int
     dropped: int
+    run_id: str = ""
+    attempt: int = 0
 
 
 class BreakerChanged(Event, frozen=True, gc=False):
@@ -228,6 +230,8 @@ class ProbeEnded(Event, frozen=True, gc=False):
     outcome: str
     reason: str = ""
     mark: str = ""
+    run_id: str = ""
+    attempt: int = 0
 
 
 class StoreFailed(Event, frozen=True, gc=False):

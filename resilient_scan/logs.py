@@ -194,7 +194,9 @@ def _fields(event: Event) -> dict[str, Any]:
     if isinstance(result, ScanResult):
         own = {name: getattr(result, name) for name in result.__struct_fields__}
         counts = {"candidates": len(result.candidates), "tool_logs": len(result.tool_logs)}
-        fields.update({**own, **counts, "attempt": result.attempts})
+        fields.update({**own, **counts})
+    if "attempts" in fields:  # of a scan or an execution: the last one
+        fields["attempt"] = fields["attempts"]
     return {name: _value(value) for name, value in fields.items()}
 
 

@@ -188,7 +188,7 @@ def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def callables(listeners: Any) -> tuple[Listener, ...]:
-    """Return listeners as a tuple.
+    """Return listeners as a tuple, each once: of two that are equal the second would count everything again.
 
     Raises:
         ConfigError: they are no iterable of callables.
@@ -196,7 +196,13 @@ def callables(listeners: Any) -> tuple[Listener, ...]:
     found = tuple(listeners) if isinstance(listeners, Iterable) else (None,)
     if not all(callable(listener) for listener in found):
         raise ConfigError(f"listeners must be callables of one argument, in a tuple, got {listeners!r}")
-    return found
+    once: dict[Any, Listener] = {}
+    for listener in found:
+        try:
+            once.setdefault(listener, listener)
+        except TypeError:  # without a hash it equals others by chance only, as two lists that are empty do
+            once.setdefault(id(listener), listener)
+    return tuple(once.values())
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:

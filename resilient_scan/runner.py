@@ -43,7 +43,7 @@ class ScanRunner:
         timeout_seconds: replaces `policy.timeout.total`, in seconds, > 0.
         store: where state lives, so that it survives restarts and is shared: `"sqlite:///path.db"`,
             `"redis://host:port/db"`, or a store object, which is yours to close; `None`, `"memory:"`: in this object.
-        listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none.
+        listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none; equal ones count as one.
         engine: where work runs: `"threads"`.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.

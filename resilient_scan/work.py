@@ -193,7 +193,10 @@ class Work:
         took = stack.clock.monotonic() - self.began
         stack.took(took)
         if doubt is not None:
-            stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), context.dropped))
+            run, attempt = context.run_id, context.attempt
+            stack.bus.send(
+                SuspiciousResult(stack.name, stack.pipeline, doubt, len(found), context.dropped, run, attempt)
+            )
         if stack.tell_execution is not None:
             stack.tell_execution(self._ended(SUCCESS, None, took))
         if self.probe:
@@ -335,7 +338,8 @@ class Work:
         if not self.probe:
             return ()
         reason = "" if error is None else f"{error.kind}: {error.message}"
-        return (ProbeEnded(self.name, CANCELLED if kind == REJECTED else kind, reason, self.probe),)
+        outcome, context = CANCELLED if kind == REJECTED else kind, self.context
+        return (ProbeEnded(self.name, outcome, reason, self.probe, context.run_id, context.attempt),)
 
     def _ended(self, kind: str, error: ErrorInfo | None, took: float) -> ExecutionEnded:
         stack, context = self.stack, self.context

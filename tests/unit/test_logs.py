@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Candidate, ConfigError, LogEvents, Policy, ScanResult, ScanRunner, Status, Timeout
+from resilient_scan import (
+    Candidate,
+    ConfigError,
+    LogEvents,
+    Policy,
+    Quarantine,
+    ScanResult,
+    ScanRunner,
+    Status,
+    Timeout,
+)
 from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
@@ -29,7 +39,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.logs import JsonLines
 from resilient_scan.outcome import ErrorInfo
-from resilient_scan.testing import FakeClock, broken, healthy, polite
+from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 
 INFO, WARNING = logging.INFO, logging.WARNING
 
@@ -312,6 +322,34 @@ def test_a_run_s_end_counts_by_status(caplog: pytest.LogCaptureFixture) -> None:
     event = RunEnded("id", 1.0, {Status.COMPLETED: 2, Status.REJECTED: 1}, False, 0.0)
     (line,) = objects(LogEvents(format="json"), [event], caplog)
     assert line["counts"] == {"completed": 2, "rejected": 1}
+
+
+def test_what_belongs_to_a_run_says_which_run_scanner_and_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    """Each event of a scan, a suspicious answer and a failed probe among them."""
+    clock = FakeClock(auto=True)
+    fleet = [
+        flapping("ill", [OSError("x"), OSError("x"), OSError("x")], retry=None),
+        flapping("odd", [[{"bad": 1}]] * 3, cache=None),
+    ]
+    listeners = [LogEvents(format="json", clock=clock)]
+    quarantine = Quarantine(after_failures=2, max_share=1.0)
+    with (
+        caplog.at_level(logging.DEBUG, "resilient_scan"),
+        ScanRunner(fleet, clock=clock, listeners=listeners, quarantine=quarantine) as runner,
+    ):
+        runner.run({})
+        runner.run({})
+        clock.advance(60)
+        runner.run({})
+    told = [json.loads(record.getMessage()) for record in caplog.records]
+    mine = [line for line in told if "scanner" in line and line["event"] != "scanner_state_changed"]
+    assert {line["event"] for line in mine} >= {"attempt_ended", "execution_ended", "probe_ended", "scan_ended"}
+    assert "suspicious_result" in {line["event"] for line in mine}
+    runs = {line["run_id"] for line in told if line["event"] == "run_ended"}
+    assert len(runs) == 3
+    for line in mine:
+        assert line["run_id"] in runs, line
+        assert line["attempt"] == 1, line
 
 
 def test_json_has_no_flood_either(caplog: pytest.LogCaptureFixture) -> None:

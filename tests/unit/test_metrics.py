@@ -173,6 +173,19 @@ def test_two_on_one_registry_count_together(registry: CollectorRegistry) -> None
     assert value(registry, "runs_total", result="complete") == 2
 
 
+def test_two_on_one_registry_in_one_runner_count_once(registry: CollectorRegistry) -> None:
+    both = [PrometheusMetrics(registry), PrometheusMetrics(registry)]
+    with ScanRunner([healthy("one")], listeners=both) as runner:
+        runner.run({})
+        runner.listen(PrometheusMetrics(registry))
+        runner.run({})
+    statuses = {"completed": 1, "cached": 1}
+    for status, number in statuses.items():
+        assert value(registry, "scans_total", scanner="one", pipeline="test", status=status) == number
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="success") == 1
+    assert value(registry, "runs_total", result="complete") == 2
+
+
 def test_a_registry_of_its_own_leaves_the_default_one_alone(registry: CollectorRegistry) -> None:
     before = [family.name for family in REGISTRY.collect()]
     with ScanRunner([healthy("one")], listeners=(PrometheusMetrics(registry),)) as runner:

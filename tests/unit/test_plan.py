@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,6 +22,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.events import Event, RunEnded
 from resilient_scan.plan import (
     base_policy,
     distinct,
@@ -203,6 +205,26 @@ def test_listeners_may_come_from_anywhere() -> None:
         runner.run({})
         runner.run({})
     assert len(recorder.events_seen) > 6
+
+
+def test_each_listener_listens_once_and_those_that_are_alike_by_chance_all_do() -> None:
+    first: Any = Counting()
+    second: Any = Counting()
+    assert first == second
+    with ScanRunner([healthy("one")], listeners=[first, second, first]) as runner:
+        runner.run({})
+    assert first.kinds == second.kinds == ["RunEnded"]
+
+
+@dataclass
+class Counting:
+    """A listener that is equal to others as long as it has heard the same."""
+
+    events: ClassVar[tuple[type[Event], ...]] = (RunEnded,)
+    kinds: list[str] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        self.kinds.append(type(event).__name__)
 
 
 # configurations
