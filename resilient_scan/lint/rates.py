@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
+from resilient_scan.lint.case import ERROR, WARNING, period_of, rounded_up, s, turns_within
 from resilient_scan.options import Limit, Policy, parse_rate
 
-WARNING, ERROR = "warning", "error"
 Told = tuple[str, str, str]
 """Code, severity, message."""
 
@@ -78,27 +77,3 @@ def _run_after_run(provider: str, rate: str, policies: list[Policy], interval: f
         f"{rounded_up(interval * most / count)}s or slower, raise cache.ttl, or lower retry.attempts"
     )
     yield "rate-below-schedule", ERROR if least > count else WARNING, message
-
-
-def turns_within(rate: str, seconds: float) -> int:
-    """Return how many of those that ask at once get a turn within `seconds`: `count` at the start of each window."""
-    count, window = parse_rate(rate)
-    return count * math.ceil(seconds / window)
-
-
-def period_of(policy: Policy, interval: float) -> float:
-    """Return the seconds between two executions for one state: the first run that finds no fresh answer asks."""
-    cache = policy.cache
-    if cache is None:
-        return interval
-    return interval * max(1, math.ceil(cache.ttl * (1 - cache.jitter) / interval))
-
-
-def s(seconds: float) -> str:
-    """Write seconds."""
-    return f"{seconds:.10g}s"
-
-
-def rounded_up(seconds: float) -> str:
-    """Write seconds, without a unit and without more digits than anybody wants."""
-    return f"{math.ceil(seconds):g}" if seconds >= 1 else f"{math.ceil(seconds * 100) / 100:g}"

@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import msgspec
+from collections.abc import Callable
 
 from resilient_scan.errors import RetryAfter, ScanTimeout
-from resilient_scan.lint.rates import ERROR, WARNING, period_of, rounded_up, s, turns_within
-from resilient_scan.options import Exceptions, Policy, Retry
+from resilient_scan.lint.case import Case, period_of, rounded_up, s, turns_within
+from resilient_scan.options import Exceptions, Retry
 from resilient_scan.state import TOOL_LOGS, Snapshot
-
-__all__ = ["ERROR", "RULES", "WARNING", "Case"]
 
 DAY = 86_400.0
 AT_ONCE = 1.0  # seconds: a shorter ttl is over before another scan could use the answer
-
-
-class Case(msgspec.Struct, frozen=True):
-    """One policy, and what is known of its runs; `None`: not known.
-
-    Attributes:
-        policy: the layers.
-        interval: seconds from one run to the next.
-        deadline: seconds that a run has.
-        state: a sample of what a run is given.
-    """
-
-    policy: Policy
-    interval: float | None = None
-    deadline: float | None = None
-    state: Mapping[str, Any] | None = None
-
-    @property
-    def retry(self) -> Retry | None:
-        """The retry layer, if it makes more than one attempt."""
-        retry = self.policy.retry
-        return retry if retry is not None and retry.attempts > 1 else None
-
-    @property
-    def longest(self) -> float:
-        """Seconds that an attempt may take."""
-        return self.policy.timeout.attempt or self.policy.timeout.total
-
-    @property
-    def longest_path(self) -> str:
-        """The option that says so, with its value."""
-        return f"timeout.{'total' if self.policy.timeout.attempt is None else 'attempt'}={s(self.longest)}"
 
 
 # Attempts and time
