@@ -1,99 +1,34 @@
-"""Record what sources answer, and answer from such a folder without any network.
-
-A folder holds `manifest.json`, a list with a row for each answer, in the order in which they came, and the bodies:
-
-    file          the body, as a path inside the folder
-    method, url   what was asked for; a value that is REDACTED (or begins with MOCK_, or is "..") stands for any
-    request_body  the form that was sent along, or null
-    status        HTTP status
-    headers       of the answer, without those of the connection and of secrets
-    recorded_at   when, in UTC (`2026-04-13T20:49:46Z`); null: not known
-    scanner       who asked; may be missing
-    bytes, sha256 of the body
-
-`state.json`, if it is there, is what the run was given, and `scanners.json` a list of those that ran. Further keys and
-files are allowed.
-"""
+"""Record what sources answer, and answer from such a folder without any network; `manifest` says what is in it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
-from resilient_scan.http.answers import Answer, NotFound, http_date
-from resilient_scan.http.secrets import REDACTED, Hide, hider, is_secret, redact, told_secrets
+from resilient_scan.http.answers import Answer, NotFound
+from resilient_scan.http.manifest import Asked, Place, Row, place_of, read_manifest, write_manifest
+from resilient_scan.http.secrets import Hide, hider, is_secret, told_secrets
 from resilient_scan.redaction import without_secrets
 
-MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
 SCANNERS: Final = "scanners.json"
 _CONNECTION: Final = {"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"}
 _KINDS: Final = {"json": "json", "csv": "csv", "html": "html", "xml": "xml", "atom": "xml"}
-_WHEN = re.compile(r"(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})?)?")
-_CLOSE: Final = "T20:00:00Z"  # of a day without a time: New York's exchanges close, and the date is the same there
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A request: its method, whole address and form, or `None`."""
-
-    method: str
-    url: str
-    body: str | None
-
-
-def told(asked: Asked, hide: Hide) -> Asked:
-    """Return a request without its secrets."""
-    body = None if asked.body is None else hide(redact(f"?{asked.body}")[1:])
-    return Asked(asked.method, hide(redact(asked.url)), body)
 
 
 class NotRecorded(NotFound):
     """A replay was asked for what its folder does not have."""
-
-
-class Row(msgspec.Struct, frozen=True):
-    """A row of the manifest; see the top of this file."""
-
-    file: str
-    url: str
-    method: str = "GET"
-    status: int = 200
-    headers: dict[str, str] = {}
-    request_body: str | None = None
-    recorded_at: str | None = None
-    scanner: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """What must be the same, text by text: method, host and path."""
-        return _place(self.method, self.url)
-
-    @property
-    def when(self) -> float | None:
-        """When it was recorded, in epoch seconds, as far as row or answer say so."""
-        said = {name.lower(): value for name, value in self.headers.items()}.get("date", "")
-        date = _date(self.recorded_at or "") or http_date(said)
-        return date.timestamp() if date else None
-
-    def answers(self, asked: Asked) -> bool:
-        """Say whether this is the answer to a request of the same place."""
-        same_form = self.request_body is None or _same(self.request_body, asked.body or "")
-        return same_form and _same(urlsplit(self.url).query, urlsplit(asked.url).query)
 
 
 class Replay:
@@ -105,7 +40,7 @@ class Replay:
     A request that was recorded several times gets one recording after the other, and then the last one again and again.
 
     Args:
-        folder: with a `manifest.json`; see the top of this file.
+        folder: with a `manifest.json`; see the top of `manifest.py`.
         sources: hosts that scanners ask, by scanner's name.
 
     Raises:
@@ -114,9 +49,9 @@ class Replay:
 
     def __init__(self, folder: str | Path, sources: Mapping[str, Iterable[str]] | None = None) -> None:
         self.folder = Path(folder)
-        self._rows = _read_manifest(self.folder)
+        self._rows = read_manifest(self.folder)
         self._sources = {name: frozenset(hosts) for name, hosts in (sources or {}).items()}
-        self._places: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        self._places: dict[Place, list[Row]] = defaultdict(list)
         for row in self._rows:
             self._places[row.place].append(row)
         self._lock = threading.Lock()
@@ -176,7 +111,7 @@ class Replay:
         Raises:
             NotRecorded: there is none.
         """
-        rows = [row for row in self._places.get(_place(asked.method, asked.url), ()) if row.answers(asked)]
+        rows = [row for row in self._places.get(place_of(asked.method, asked.url), ()) if row.answers(asked)]
         rows = [row for row in rows if row.scanner == scanner] or rows
         if not rows:
             raise NotRecorded(
@@ -271,8 +206,7 @@ class Recorder:
     def close(self) -> None:
         """Write the manifest; may be called again after further answers."""
         with self._lock:
-            text = json.dumps([msgspec.to_builtins(row) for row in self._rows], indent=1, ensure_ascii=False)
-            (self.folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+            write_manifest(self.folder, self._rows)
 
     @staticmethod
     def _name(asked: Asked, answer: Answer, number: int) -> str:
@@ -306,46 +240,3 @@ class _Frozen:
 
     def sleep(self, until: float, wake: Wake, /) -> None:
         self._clock.sleep(until, wake)
-
-
-def _date(text: str) -> datetime | None:
-    """Return the first date in a text, with its time if there is one, or `None`."""
-    found = _WHEN.search(text)
-    try:
-        return datetime.fromisoformat(found[1] + (found[2] or _CLOSE)) if found else None
-    except ValueError:
-        return None
-
-
-def _read_manifest(folder: Path) -> Sequence[Row]:
-    path = folder / MANIFEST
-    try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[Row])
-    except OSError as error:
-        raise ConfigError(f"no recordings in {folder}: {MANIFEST}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no manifest of recordings: {error}") from None
-    inside = folder.resolve()
-    for row in rows:
-        body = (folder / row.file).resolve()
-        if not body.is_relative_to(inside) or not body.is_file():
-            raise ConfigError(f"{path} names {row.file!r}, and there is no such file in the folder")
-    return rows
-
-
-def _place(method: str, url: str) -> tuple[str, str, str]:
-    parts = urlsplit(url)
-    return method.upper(), parts.netloc.lower(), unquote(parts.path)
-
-
-def _same(recorded: str, asked: str) -> bool:
-    """Say whether two queries agree: in any order, and whatever stands where a secret stood."""
-    mine, yours = (dict(parse_qsl(query, keep_blank_values=True)) for query in (recorded, asked))
-    # A secret that is missing altogether counts as one, too: a key may have moved from the query into a header.
-    names = {name for name in {*mine, *yours} if not is_secret(name)}
-    return all(_stands_for(mine.get(name), yours.get(name)) for name in names)
-
-
-def _stands_for(recorded: str | None, asked: str | None) -> bool:
-    placeholder = recorded is not None and (recorded in {REDACTED, ".."} or recorded.startswith("MOCK_"))
-    return recorded == asked or (placeholder and asked is not None)
