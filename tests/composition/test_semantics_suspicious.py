@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanRunner, Status, scanner
-from resilient_scan.events import ExecutionEnded, ScanEnded, SuspiciousResult
+from resilient_scan.events import ExecutionEnded, RunStarted, ScanEnded, SuspiciousResult
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.testing import FakeClock, Recorder
 
@@ -53,8 +53,9 @@ def test_an_empty_answer_of_one_that_always_finds_something_is_told_and_not_kept
     assert (second.status, second.suspicious) == (Status.COMPLETED, None)
     assert (third.status, third.suspicious) == (Status.CACHED, None)
     assert len(calls) == 2
+    run_id = recorder.of(RunStarted)[0].run_id
     (event,) = recorder.of(SuspiciousResult)
-    assert event == SuspiciousResult("source", "p", first.suspicious, 0, 0)
+    assert event == SuspiciousResult("source", "p", first.suspicious, 0, 0, run_id, 1)
     ends = recorder.of(SuspiciousResult, ScanEnded, ExecutionEnded)
     assert [type(each) for each in ends[:3]] == [SuspiciousResult, ExecutionEnded, ScanEnded]
 
