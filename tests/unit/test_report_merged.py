@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import permutations
+from random import Random
 from typing import Any
 
 import pytest
@@ -66,8 +66,10 @@ def test_the_order_is_priority_then_sources_then_ticker() -> None:
         found("W", "a", priority="High"),
         found("V", "a", priority="medium"),
     ]
-    for order in list(permutations(candidates))[::40000]:
-        assert [one.ticker for one in of(*order).merged()] == ["Y", "Z", "X", "W", "V", "B", "C", "A"]
+    chance = Random(11)
+    for _ in range(500):
+        chance.shuffle(candidates)
+        assert [one.ticker for one in of(*candidates).merged()] == ["Y", "Z", "X", "W", "V", "B", "C", "A"]
 
 
 @dataclass(frozen=True)
