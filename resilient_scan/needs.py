@@ -42,9 +42,9 @@ class Demo(Protocol):
 def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
     """Say what to set before `run` can run a scanner; an empty text: nothing.
 
-    It needs what it says it needs; a built-in one that says nothing wants a table of settings, so that no source is
-    asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys, and without what
-    the recorded run's state brings.
+    It needs what it says it needs; a built-in one that says nothing wants one of its settings, whichever, so that no
+    source is asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys, and
+    without what the recorded run's state brings.
     """
     name, table = found.name, settings.settings_of(found.name)
     if demo is not None and name in demo.scanners:
@@ -65,7 +65,10 @@ def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | 
     if missing:
         return f"set {', and '.join(missing)}"
     wished = not found.built_in or found.needs or table or replay
-    return "" if wished else f"set scanners.{name}.settings"
+    if wished:
+        return ""
+    hosts = " and ".join(found.sources) or "its source"
+    return f"set scanners.{name}.settings.universe, or any other of its settings, to have it ask {hosts}"
 
 
 def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:

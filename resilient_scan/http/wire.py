@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -48,7 +49,11 @@ class Wire:
 
     def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
         need_httpx()
-        self._client = httpx.Client(transport=_Transport(base_url), headers=_raw(headers), follow_redirects=False)
+        # No cookie is kept: nobody would know that it is sent, what it changes, and that it is a secret.
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._client = httpx.Client(
+            transport=_Transport(base_url), headers=_raw(headers), cookies=no_cookies, follow_redirects=False
+        )
 
     def close(self) -> None:
         """Close the connections."""

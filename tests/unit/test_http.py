@@ -20,6 +20,7 @@ from resilient_scan import ConfigError, LimitExceeded, PermanentError, RetryAfte
 from resilient_scan.http import Client, TransientError, redact
 from resilient_scan.service.loopback import LoopbackServer
 from resilient_scan.testing import FakeClock
+from tests.scanners.recorded import RecordedServer
 
 SECRET = "k3y-0f-the-h0use"
 Handler = Callable[[socket.socket, threading.Event], None]
@@ -120,6 +121,17 @@ def test_one_client_serves_many_threads() -> None:
             thread.join()
         client.close()
     assert results == {number: str(number) for number in range(50)}
+
+
+def test_no_cookie_is_kept_from_one_request_to_the_next() -> None:
+    cookie = {"set-cookie": "session=S3CRET; path=/"}
+    with RecordedServer({"/*": (200, cookie, b"")}, manifest=False) as server:
+        client = Client(server.url)
+        client.get("/a", context=context_for())
+        client.get("/a", context=context_for())
+        client.get("/a", context=context_for(), headers={"Cookie": "own=1"})
+        client.close()
+    assert [asked.headers.get("cookie") for asked in server.asked] == [None, None, "own=1"]
 
 
 def test_a_closed_client_opens_new_connections() -> None:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from resilient_scan import Candidate, ConfigError, ScanContext, cli, plugins, scanner
+from resilient_scan import Candidate, ConfigError, ScanContext, cli, load_settings, plugins, scanner
 from resilient_scan.app import Request, open_fleet
 from resilient_scan.http import credential
+from resilient_scan.needs import lacks
 from resilient_scan.plugins import Plugins, found_of
 
 SET_BOTH = (
@@ -91,6 +93,16 @@ def test_every_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> N
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["keyed"]["configured"], rows["keyed"]["to_set"]) == (False, SET_BOTH)
     assert (rows["free"]["configured"], rows["free"]["to_set"]) == (True, "")
+
+
+def test_a_built_in_one_that_needs_no_key_names_a_setting_that_makes_it_ask(tmp_path: Path) -> None:
+    ours = msgspec.structs.replace(found_of(free), built_in=True, sources=("funds.example",))
+    said = "set scanners.free.settings.universe, or any other of its settings, to have it ask funds.example"
+    assert lacks(ours, None, load_settings(None)) == said
+    assert lacks(msgspec.structs.replace(ours, sources=()), None, load_settings(None)).endswith("ask its source")
+    for wish in ('universe = ["XLE"]', "min_lead = 2.0"):
+        wished = load_settings(settings(tmp_path, f"[scanners.free.settings]\n{wish}\n"))
+        assert lacks(ours, None, wished) == ""
 
 
 def test_what_is_switched_off_is_not_called_not_configured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
