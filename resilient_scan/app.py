@@ -27,7 +27,7 @@ from resilient_scan.redaction import hide, redact
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
-from resilient_scan.settings import Settings, load_settings
+from resilient_scan.settings import Settings, load_installed
 from resilient_scan.state import Passing
 
 _log = logging.getLogger("resilient_scan")
@@ -125,7 +125,8 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         ConfigError: settings are wrong, there is nothing to run, a name that nobody has, a date that the data do not
             have, a port that is taken, a folder that cannot be recorded into or replayed.
     """
-    settings, plugins = load_settings(request.config), installed(request)
+    plugins = installed(request)
+    settings = load_installed(request.config, known=names_of(plugins))
     demo = None if request.record or request.replay else load_demo()
     replay = _replay(request, plugins)
     chosen = choose(plugins, request, settings)
@@ -176,7 +177,7 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
     Raises:
         ConfigError: the settings are wrong.
     """
-    settings, plugins, demo = load_settings(config), discover(), load_demo()
+    settings, plugins, demo = load_installed(config), discover(), load_demo()
     rows = [
         {
             "name": found.name,

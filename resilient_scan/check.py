@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -55,10 +56,18 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     )
     return Checked(
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
-        sentences(finding for finding in findings if finding.severity == WARNING),
+        (*_token(settings), *sentences(finding for finding in findings if finding.severity == WARNING)),
         looked_at,
         _not_configured(settings, plugins),
     )
+
+
+def _token(settings: Settings) -> Iterator[str]:
+    """Yield a sentence if `serve` would not find its token: where settings are checked it need not be there."""
+    try:
+        settings.token()
+    except ConfigError as error:
+        yield f"{error}; `serve` will not start"
 
 
 def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:

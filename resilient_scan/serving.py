@@ -26,7 +26,7 @@ from resilient_scan.schedule import ONCE, Schedule
 from resilient_scan.service import ControlService
 from resilient_scan.service.client import Client, find
 from resilient_scan.service.reconcile import Reconciler
-from resilient_scan.settings import Settings, load_settings
+from resilient_scan.settings import load_installed, load_settings
 from resilient_scan.stores import without_password
 
 EVERY = 300.0
@@ -84,11 +84,11 @@ def open_service(
     Raises:
         ConfigError: settings are wrong, an extra is missing, the address cannot be had; else as `open_fleet`.
     """
-    settings = load_settings(request.run.config)
+    settings = load_installed(request.run.config)
     serve = settings.service
     if request.listen is not None:
         serve = msgspec.structs.replace(serve, listen=request.listen)
-    token, clock = token_of(settings), SystemClock()
+    token, clock = settings.token(), SystemClock()
     schedule = Schedule(
         request.every,
         jitter=request.jitter,
@@ -124,33 +124,11 @@ def open_service(
         yield Serving(fleet, service.url, token is not None, rounds.stop)
 
 
-def token_of(settings: Settings) -> str | None:
-    """Return the service's token, read from its file; `None`: there is none.
-
-    Raises:
-        ConfigError: the file cannot be read, or is empty.
-    """
-    name = settings.service.token_file
-    if name is None:
-        return None
-    path = Path(name) if settings.path is None else settings.path.absolute().parent / name
-    try:
-        token = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"service.token_file: {path} cannot be read: {why}") from None
-    if not token:
-        raise ConfigError(
-            f"service.token_file: {path} is empty; write one word into it, such as `openssl rand -hex 32`"
-        )
-    return token
-
-
 def running(config: Path | None) -> Client | None:
     """Return the service that these settings mean, if it runs on this machine."""
     settings = load_settings(config)
     try:
-        token = token_of(settings)
+        token = settings.token()
     except ConfigError:  # to look needs none
         token = None
     return find(settings.service.host, settings.service.port, token)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from resilient_scan.clock import Clock
@@ -292,17 +292,35 @@ def merged(limits: list[tuple[str, Limit]]) -> dict[str, Limit]:
     Raises:
         ConfigError: two scanners give different numbers for one provider.
     """
+    for _, _, sentence in differing(limits):
+        raise ConfigError(sentence)
+    return {provider: limit for provider, (_, limit) in _first(limits).items()}
+
+
+def differing(limits: list[tuple[str, Limit]]) -> Iterator[tuple[str, str, str]]:
+    """Yield two scanners and a sentence wherever the second gives other numbers for a provider than the first."""
+    known = _first(limits)
+    for scanner, limit in limits:
+        first, there = known[limit.provider]
+        if not limit.is_bare and limit != there:
+            both = f"{_numbers(there)} by {first}, {_numbers(limit)} by {scanner}"
+            way_out = "give the numbers once, the others name the provider only"
+            yield first, scanner, f"provider {limit.provider} has two limits: {both}; {way_out}"
+
+
+def _first(limits: list[tuple[str, Limit]]) -> dict[str, tuple[str, Limit]]:
+    """Return by provider the first who gives numbers, else the first who names it."""
     known: dict[str, tuple[str, Limit]] = {}
     for scanner, limit in limits:
         there = known.get(limit.provider)
         if there is None or there[1].is_bare:
             known[limit.provider] = (scanner, limit)
-        elif not limit.is_bare and limit != there[1]:
-            raise ConfigError(
-                f"provider {limit.provider} has two limits: {there[1]} by {there[0]}, {limit} by {scanner}; "
-                "give the numbers once, the others name the provider only"
-            )
-    return {provider: limit for provider, (_, limit) in known.items()}
+    return known
+
+
+def _numbers(limit: Limit) -> str:
+    rates = [f"rate {', '.join(limit.rates)}"] if limit.rates else []
+    return " and ".join([*rates, *([] if limit.concurrency is None else [f"concurrency {limit.concurrency}"])])
 
 
 def _bucket(limit: Limit) -> Any:

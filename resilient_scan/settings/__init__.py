@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.errors import ConfigError, PluginError
-from resilient_scan.layers.limit import merged
+from resilient_scan.layers.limit import differing
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.plugins import discover
 from resilient_scan.runner import ScanRunner
@@ -35,7 +35,16 @@ from resilient_scan.settings.tables import Execution, Service, Setting, Tables
 from resilient_scan.settings.toml import path_text
 from resilient_scan.settings.values import own_fault, seconds, way_out
 
-__all__ = ["Effective", "Execution", "Settings", "SettingsError", "examine_settings", "load_settings", "seconds"]
+__all__ = [
+    "Effective",
+    "Execution",
+    "Settings",
+    "SettingsError",
+    "examine_settings",
+    "load_installed",
+    "load_settings",
+    "seconds",
+]
 
 _log = logging.getLogger("resilient_scan")
 
@@ -84,6 +93,27 @@ class Settings(msgspec.Struct, frozen=True):
         """Seconds for a whole run, or `None`: no limit."""
         return self.execution.deadline
 
+    def token(self) -> str | None:
+        """Return the service's token, read from its file; `None`: there is none.
+
+        Raises:
+            ConfigError: the file cannot be read, or is empty.
+        """
+        name = self.service.token_file
+        if name is None:
+            return None
+        path = Path(name) if self.path is None else self.path.absolute().parent / name
+        try:
+            token = path.read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise ConfigError(f"service.token_file: {path} cannot be read: {why}") from None
+        if not token:
+            raise ConfigError(
+                f"service.token_file: {path} is empty; write one word into it, such as `openssl rand -hex 32`"
+            )
+        return token
+
     def enabled(self, name: str) -> bool:
         """Say whether a scanner is part of runs."""
         said = [table.own["enabled"].value for table in tables_of(name, self.sources) if "enabled" in table.own]
@@ -126,7 +156,8 @@ class Settings(msgspec.Struct, frozen=True):
         """
         problems: list[str] = []
         if scanners is None:
-            scanners, known, problems = _installed()
+            scanners, installed, problems = _installed()
+            known = [*known, *installed]
         specs: list[ScannerSpec] = []
         for thing in scanners:
             try:
@@ -197,10 +228,11 @@ class Settings(msgspec.Struct, frozen=True):
     def _build(self, specs: Iterable[ScannerSpec], base: Layering, problems: list[str]) -> dict[str, Effective]:
         layerings = layers_of(specs, base, self.sources)
         found = {name: layering.build(problems) for name, layering in layerings.items()}
-        try:
-            merged([(name, each.policy.limit) for name, each in found.items() if each.policy.limit is not None])
-        except ConfigError as error:
-            problems.append(str(error))
+        limits = [(name, each.policy.limit) for name, each in found.items() if each.policy.limit is not None]
+        for first, second, sentence in differing(limits):
+            said = [*layerings[second].numbers.values(), *layerings[first].numbers.values()]
+            place = next((f"{setting.place}: " for setting in said if setting.path), "")
+            problems.append(f"{place}{sentence}")
         return found
 
     def _strangers(self, specs: Sequence[ScannerSpec], known: Iterable[str]) -> list[str]:
@@ -246,6 +278,22 @@ def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mappin
     settings, problems = examine_settings(path, environ=environ)
     if problems:
         raise SettingsError(problems)
+    return settings
+
+
+def load_installed(path: str | os.PathLike[str] | None = None, *, known: Iterable[str] = ()) -> Settings:
+    """Read settings for the scanners that are installed: what is wrong with regard to these is told with the rest.
+
+    Args:
+        path: as in `load_settings`.
+        known: names of other scanners, which may have tables too.
+
+    Raises:
+        ConfigError: as `load_settings` does.
+    """
+    settings, problems = examine_settings(path)
+    if problems:
+        raise SettingsError(dict.fromkeys([*problems, *settings.check(known=known)]))
     return settings
 
 

@@ -120,7 +120,11 @@ def defaults(sources: Iterable[Tables]) -> Layering:
 def layers_of(specs: Iterable[ScannerSpec], base: Layering, sources: Sequence[Tables]) -> dict[str, Layering]:
     """Return what holds for each scanner, on top of what holds for all."""
     layerings = {spec.name: _of_one(spec, base, sources) for spec in specs}
-    numbers = {each.provider: each.numbers for each in reversed(layerings.values()) if each.gives_numbers}
+    numbers = {
+        each.provider: each.numbers
+        for each in reversed(layerings.values())
+        if each.gives_numbers and each.provider is not None
+    }
     for layering in layerings.values():
         # Numbers are the provider's: a scanner that only names it takes those that another one gives.
         if not layering.gives_numbers and layering.provider in numbers:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan.options import LAYERS, Quarantine
+from resilient_scan.outcome import DEEP
 from resilient_scan.settings.tables import (
     Execution,
     Own,
@@ -53,6 +54,9 @@ def read(source: Source) -> Tables:
     """Read all tables of a source; what is wrong goes to its `problems`."""
     tables = Tables()
     for section, value in _known(source, (), source.data, tuple(_SECTIONS)):
+        if _is_deep(value):
+            source.fail((section,), f"{section} is nested more than {DEEP} levels deep; make it flatter")
+            continue
         setattr(tables, _SECTIONS[section][0], _SECTIONS[section][1](source, (section,), value))
     return tables
 
@@ -65,6 +69,15 @@ def scanner_keys() -> tuple[str, ...]:
 def provider_keys() -> tuple[str, ...]:
     """Return the keys that a table `[providers.x]` may have."""
     return tuple(field for field in fields_of(LAYERS[LIMIT]) if field != "provider")
+
+
+def _is_deep(value: Any) -> bool:
+    """Say whether tables and lists lie in each other more than 100 levels deep."""
+    level = [value]
+    for _ in range(DEEP):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [part for parts in inner for part in parts]
+    return bool(level)
 
 
 def _options(kind: type[msgspec.Struct], source: Source, path: Path, value: Any) -> dict[str, Setting]:
@@ -81,9 +94,13 @@ def _layers(source: Source, path: Path, value: Any) -> dict[str, Patch]:
 
 
 def _providers(source: Source, path: Path, value: Any) -> dict[str, ProviderTable]:
-    return {
-        name.lower(): _provider(source, (*path, name), inner) for name, inner in _table(source, path, value).items()
-    }
+    found: dict[str, ProviderTable] = {}
+    for name, inner in _table(source, path, value).items():
+        there = found.setdefault(name.lower(), _provider(source, here := (*path, name), inner))
+        if there.name != name:
+            said = f"{path_text(here)} is there twice, as {there.name!r} in {there.place} too; names match in any case"
+            source.fail(here, said)
+    return found
 
 
 def _provider(source: Source, path: Path, value: Any) -> ProviderTable:

@@ -118,12 +118,24 @@ def check_form(url: str) -> None:
     """Refuse a URL that is none of a store; nothing is opened.
 
     Raises:
-        ConfigError: no such form; the message shows no more of it than its scheme.
+        ConfigError: no such form, or an extra is missing; the message shows no more of it than its scheme.
     """
-    if url != "memory:" and not re.match(r"sqlite:///.|(rediss?|unix)://.", url):
+    if url == "memory:":
+        return
+    if not re.match(r"sqlite:///.|(rediss?|unix)://.", url):
         scheme, colon, _ = url.partition(":")
         kind = f"something else with '{scheme}:'" if colon else "something else"
         raise ConfigError(f"store.url must be one of {_FORMS}, not {kind}")
+    if url.startswith("sqlite:"):
+        from resilient_scan.stores.sqlite import fault_of  # noqa: PLC0415 - each home is loaded when it is used
+
+        fault = fault_of(url.partition("?space=")[0])
+    else:
+        from resilient_scan.stores import redis  # noqa: PLC0415
+
+        fault = redis.fault_of(url)
+    if fault:
+        raise ConfigError(f"store.url {fault}")
 
 
 def without_password(url: str) -> str:

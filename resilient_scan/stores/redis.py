@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
@@ -26,6 +27,11 @@ QUEUE = 2.0  # seconds for which the threads of a process wait for each other, a
 TRIES = 200  # of one update; each that fails is another's success
 LONGEST = 10 * 365 * 86400.0  # seconds, of a value and a lease
 CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, to be answered in time
+
+OPTIONS: Final = """db username password client_name protocol health_check_interval max_connections socket_keepalive
+    socket_timeout socket_connect_timeout retry_on_timeout decode_responses ssl_ca_certs ssl_ca_path ssl_ca_data
+    ssl_cert_reqs ssl_certfile ssl_keyfile ssl_password ssl_check_hostname"""
+"""What may stand after the `?` of a URL; what else the library takes are objects, which no text can be."""
 
 _LOOK = """
 local time = redis.call('TIME')
@@ -200,24 +206,55 @@ class RedisStore(BatchingStore):
         return StoreError(f"the store {self.url} cannot be used: {text}")
 
 
-def _client(url: str) -> tuple[Any, Any, list[str]]:
-    """Return a client that waits for no longer than it may, its library's errors, and what is secret in the URL."""
+def fault_of(url: str) -> str:
+    """Say what is wrong with a URL, without showing it; an empty text: nothing.
+
+    Raises:
+        ConfigError: the extra `redis` is not installed.
+    """
+    why = _why_not(url)
+    if not why:
+        redis = _library()
+        try:
+            pool = redis.ConnectionPool.from_url(url)
+            pool.connection_class(**pool.connection_kwargs)  # connects nowhere yet
+        except (ValueError, TypeError, redis.exceptions.RedisError) as error:
+            why = str(error)
+    return f"is no URL of a Redis server such as redis://:password@host:6379/0: {why}" if why else ""
+
+
+def _why_not(url: str) -> str:
+    """Say what the library would overlook, or tell with a secret in the sentence."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises
+    except ValueError:
+        return "host and port cannot be read; what a password has of / ? # @ is written %2F %3F %23 %40"
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        return "after the host comes the number of a database"
+    unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - set(OPTIONS.split()))
+    return f"there is no option {unknown[0]!r:.40}; those there are: {', '.join(OPTIONS.split())}" if unknown else ""
+
+
+def _library() -> Any:
     try:
         import redis  # noqa: PLC0415 - an extra
-        from redis.backoff import NoBackoff  # noqa: PLC0415
-        from redis.retry import Retry  # noqa: PLC0415
     except ImportError:
-        raise ConfigError(
-            f"the store {without_password(url)} needs the extra: pip install 'resilient-scan[redis]'"
-        ) from None
-    try:
-        pool = redis.ConnectionPool.from_url(url)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"store {without_password(url)!r} is no URL of a Redis server: {error}") from None
+        raise ConfigError("a store in Redis needs the extra: pip install 'resilient-scan[redis]'") from None
+    return redis
+
+
+def _client(url: str) -> tuple[Any, Any, list[str]]:
+    """Return a client that waits for no longer than it may, its library's errors, and what is secret in the URL."""
+    redis = _library()
+    if fault := fault_of(url):
+        raise ConfigError(f"store {fault}")
+    pool = redis.ConnectionPool.from_url(url)
     pool.connection_kwargs.update(  # whatever the URL says of these
         socket_timeout=TIMEOUT,
         socket_connect_timeout=TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
+        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         retry_on_timeout=False,
         decode_responses=False,
     )

@@ -142,11 +142,20 @@ class SqliteStore(BatchingStore):
         self._leases.close()
 
 
-def _path(url: str) -> Path:
+def fault_of(url: str) -> str:
+    """Say what is wrong with a URL, without showing it; an empty text: nothing."""
     path = url.removeprefix("sqlite:///")
-    if path == url or not path or path.endswith("/") or path == ":memory:" or "?" in path or "\0" in path:
-        raise ConfigError(f"store must be sqlite:///relative.db or sqlite:////absolute.db, got {url!r}")
-    return Path(os.path.realpath(path))
+    if path == ":memory:":
+        return "must be memory: for a store in memory"
+    if path == url or not path or path.endswith("/") or "?" in path or "\0" in path:
+        return "must be sqlite:///relative.db or sqlite:////absolute.db, the name of a file without a '?'"
+    return ""
+
+
+def _path(url: str) -> Path:
+    if fault := fault_of(url):
+        raise ConfigError(f"store {fault}, got {url!r}")
+    return Path(os.path.realpath(url.removeprefix("sqlite:///")))
 
 
 def _bytes(text: str) -> bytes:

@@ -127,6 +127,30 @@ enabled = false
     assert "did you mean 'gap_up'?" in third
 
 
+def test_a_check_warns_of_a_token_that_serve_would_not_find(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_text("[service]\ntoken_file = 'token'")
+    checked = check(path)
+    assert checked.errors == ()
+    assert checked.warnings == (
+        f"service.token_file: {tmp_path / 'token'} cannot be read: No such file or directory; `serve` will not start",
+    )
+
+
+def test_settings_that_are_wrong_are_told_of_with_unknown_scanners_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_text("[scanner_execution]\nmax_workers = 0\n[scanners.gap_upp]\n[scanners.slow]\nenabled = false\n")
+    with (
+        pytest.raises(ConfigError) as caught,
+        open_fleet(Request(config=path, faults=True)),
+    ):
+        pytest.fail("was opened")
+    assert str(caught.value).splitlines() == [
+        f"{path}:2: scanner_execution.max_workers must be >= 1, got 0",
+        f"{path}:3: unknown scanner gap_upp; did you mean 'gap_up'?",
+    ]
+
+
 def test_a_faulty_scanner_is_only_known_with_its_option() -> None:
     with pytest.raises(ConfigError, match="join in with --faults"), open_fleet(Request(only=("hanging",))):
         pass

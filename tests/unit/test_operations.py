@@ -224,13 +224,13 @@ def test_a_token_file_that_is_missing_empty_or_no_text(config: Path, say: Say) -
 def test_a_token_file_is_named_from_the_settings_folder_or_the_root(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one\n")
     config = written(tmp_path, '[service]\ntoken_file = "token"\n')
-    assert serving.token_of(load_settings(config)) == "one"
+    assert load_settings(config).token() == "one"
     other = tmp_path / "other"
     other.write_text("two")
     config.write_text(f'[service]\ntoken_file = "{other}"\n')
-    assert serving.token_of(load_settings(config)) == "two"
+    assert load_settings(config).token() == "two"
     config.write_text("")
-    assert serving.token_of(load_settings(config)) is None
+    assert load_settings(config).token() is None
 
 
 def test_an_order_of_somebody_without_a_name(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

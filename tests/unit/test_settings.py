@@ -203,6 +203,15 @@ WRONG = [
         f"2: store.url must be one of {FORMS}, not something else with 'http:'",
     ),
     ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
+    ("[store]\nurl = 'sqlite:///:memory:'", "2: store.url must be memory: for a store in memory"),
+    (
+        "[scanners.x.settings]\n" + ".".join("a" * 1000) + " = 1",
+        "1: scanners is nested more than 100 levels deep; make it flatter",
+    ),
+    (
+        "[providers.SEC]\n[providers.sec]\nconcurrency = 1",
+        "2: providers.sec is there twice, as 'SEC' in scan.toml:1 too; names match in any case",
+    ),
     ("[quarantine]\ncooloff = 0", "2: quarantine.cooloff must be > 0, got 0.0"),
     ("[quarantine]\ncooloff = '2h'", "2: quarantine.cooloff_cap must be >= cooloff (7200), got 3600.0"),
     ("[quarantine]\nmax_share = 2", "2: quarantine.max_share must be <= 1, got 2.0"),
@@ -473,8 +482,14 @@ def test_a_providers_numbers_are_the_same_for_all_that_share_it(load: Any) -> No
     assert (found["first"].policy.limit, found["second"].policy.limit) == (both, both)
     found = load("[scanners.first]\nlimit = { concurrency = 4 }").effective([second, first])
     assert (found["first"].policy.limit, found["second"].policy.limit) == (both, both)
-    (problem,) = load("[scanners.second]\nlimit = { rate = '1/s' }").check([first, second])
-    assert problem.startswith("provider sec has two limits: ")
+    for scanners in ([first, second], [second, first]):
+        (problem,) = load("[scanners.second]\nlimit = { rate = '1/s' }").check(scanners)
+        assert problem.startswith("scan.toml:2: provider sec has two limits: rate ")
+
+
+def test_numbers_without_a_provider_are_told_once_and_are_nobody_elses(load: Any) -> None:
+    loaded = load("[scanners.plain]\nlimit = { concurrency = 2 }")
+    assert loaded.check([plain, reddit_dd]) == ("scan.toml:2: scanners.plain.limit.provider is missing",)
 
 
 def test_a_provider_that_nobody_has_is_wrong_where_all_scanners_are_known(load: Any) -> None:
@@ -537,6 +552,10 @@ WRONG_VARIABLES = [
     ({"DEFAULTS__RETRY__ATTEMPTS": "2.5"}, 'defaults.retry.attempts must be a whole number, got "2.5"'),
     ({"SCANNER_EXECUTION__CONCURRENT": "maybe"}, 'scanner_execution.concurrent must be true or false, got "maybe"'),
     ({"DEFAULTS__RETRY__ON": "os.Nope"}, "defaults.retry.on: os has no 'Nope'; look the name up"),
+    (
+        {"SCANNERS__x__SETTINGS__" + "__".join("a" * 500): "1"},
+        "scanners is nested more than 100 levels deep; make it flatter",
+    ),
     ({"SERVICE__TOKEN": "hunter2"}, "unknown key service.token; did you mean 'token_file'?"),
     (
         {"DEFAULTS__CACHE": "false", "DEFAULTS__CACHE__TTL": "5"},

@@ -244,11 +244,11 @@ def test_limits_of_one_provider_are_brought_together() -> None:
 
 
 def test_numbers_that_differ_are_refused_with_both_names() -> None:
-    one, other = Limit("sec", concurrency=1), Limit("sec", rate="1/s")
+    one, other = Limit("sec", concurrency=1), Limit("sec", rate=("1/s", "9/min"), concurrency=2)
     with pytest.raises(ConfigError) as caught:
         merged([("a", one), ("b", Limit("sec")), ("c", other)])
     assert str(caught.value) == (
-        f"provider sec has two limits: {one} by a, {other} by c; "
+        "provider sec has two limits: concurrency 1 by a, rate 1/s, 9/min and concurrency 2 by c; "
         "give the numbers once, the others name the provider only"
     )
 

@@ -81,3 +81,22 @@ def test_a_wrong_form_is_refused(url: str, kind: str) -> None:
         check_form(url)
     assert f"store.url must be one of {FORMS}, not " in str(caught.value)
     assert kind in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("sqlite:///:memory:", "must be memory: for a store in memory"),
+        ("sqlite:///x.db?mode=ro", "the name of a file without a '?'"),
+        ("sqlite:////", "must be sqlite:///relative.db or sqlite:////absolute.db"),
+        ("redis://:hunter2", "host and port cannot be read; what a password has of / ? # @ is written %2F %3F %23 %40"),
+        ("redis://:hunter2@host/db", "after the host comes the number of a database"),
+        ("unix:///socket?no_such=1", "there is no option 'no_such'; those there are: db, username, "),
+    ],
+)
+def test_what_no_store_could_be_opened_by_is_refused_at_once(url: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_form(url)
+    assert str(caught.value).startswith("store.url ")
+    assert fault in str(caught.value)
+    assert "hunter2" not in str(caught.value)
