@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 
 from resilient_scan.settings import seconds
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -60,3 +63,19 @@ only_option = click.option(
 pipeline_option = click.option(
     "--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline."
 )
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What stderr gets: lines for people, or one JSON object per line.",
+)
+
+RUN_OPTIONS: Final = (config_option, only_option, pipeline_option, as_of_option, deadline_option, workers_option)
+
+
+def run_options(command: Command) -> Command:
+    """Add what says which scanners run, by which settings and for how long."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command

@@ -6,29 +6,20 @@ stdout carries data, stderr carries messages.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import msgspec
 
 from resilient_scan import __version__, progress
 from resilient_scan.app import Fleet, Request, open_fleet, survey
-from resilient_scan.arguments import (
-    as_of_option,
-    config_option,
-    deadline_option,
-    duration,
-    only_option,
-    pipeline_option,
-    workers_option,
-)
+from resilient_scan.arguments import as_of_option, config_option, duration, log_format_option, run_options
 from resilient_scan.check import check as check_all
 from resilient_scan.errors import ConfigError
 from resilient_scan.export import PRESETS, RUNBOOK
@@ -41,6 +32,7 @@ from resilient_scan.screens import (
     MESSAGES,
     introduce,
     listening,
+    messages_on_stderr,
     print_json,
     print_report,
     print_verified,
@@ -66,12 +58,7 @@ def command() -> None:
 
 
 @command.command(short_help="Run the scanners once and print what they found.")
-@config_option
-@only_option
-@pipeline_option
-@as_of_option
-@deadline_option
-@workers_option
+@run_options
 @click.option("--sequential", is_flag=True, help="One scanner at a time, in order; the candidates are the same.")
 @click.option(
     "--faults",
@@ -109,13 +96,7 @@ def command() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="What stderr gets: lines for people, or one JSON object per line.",
-)
+@log_format_option
 def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_format: str, **options: Any) -> int:
     """Run the scanners once and print what they found.
 
@@ -200,12 +181,7 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
 
 
 @command.command(short_help="Show that concurrent and sequential runs find the same.")
-@config_option
-@only_option
-@pipeline_option
-@as_of_option
-@deadline_option
-@workers_option
+@run_options
 @click.option(
     "--latency",
     metavar="DURATION",
@@ -274,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (`None`: the process's) and return its exit code."""
     MESSAGES.json = False
     try:
-        with _messages_on_stderr():
+        with messages_on_stderr():
             code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
             sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as missing:
@@ -292,37 +268,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _unwritten(error)
     return code if isinstance(code, int) else ANSWERED
-
-
-class _ToStderr(logging.StreamHandler[TextIO]):
-    """Write to what stderr is at the moment: a live table puts itself there, and the lines above its rows."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    def format(self, record: logging.LogRecord) -> str:
-        return MESSAGES.form(record)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
-        return sys.stderr
-
-
-@contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """Send the library's log lines to stderr, and let no character that a terminal lacks end the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    logger, handler = logging.getLogger("resilient_scan"), _ToStderr()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _run_once(fleet: Fleet, *, as_json: bool, merged: bool) -> RunReport:

@@ -14,15 +14,7 @@ from typing import Any, Final
 import click
 
 from resilient_scan.app import Request
-from resilient_scan.arguments import (
-    as_of_option,
-    config_option,
-    deadline_option,
-    duration,
-    only_option,
-    pipeline_option,
-    workers_option,
-)
+from resilient_scan.arguments import config_option, duration, log_format_option, run_options
 from resilient_scan.logs import LogEvents
 from resilient_scan.progress import seconds as spoken
 from resilient_scan.schedule import ONCE, SKIP
@@ -34,12 +26,7 @@ ROUND = 0.25  # seconds: how long a signal may go unnoticed that did not end the
 
 
 @click.command(short_help="Run the scanners again and again, and answer over HTTP.")
-@config_option
-@only_option
-@pipeline_option
-@as_of_option
-@deadline_option
-@workers_option
+@run_options
 @click.option(
     "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
 )
@@ -66,13 +53,7 @@ ROUND = 0.25  # seconds: how long a signal may go unnoticed that did not end the
     callback=duration,
     help="Time that a run under way gets when the service is stopped.",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="What stderr gets: lines for people, or one JSON object per line.",
-)
+@log_format_option
 def serve(
     every: float, jitter: float, catch_up: str, listen: str | None, grace: float, log_format: str, **options: Any
 ) -> int:

@@ -1,14 +1,15 @@
-"""What the commands show: a run while it goes on, its report, two runs with faulty scanners, and a comparison."""
+"""What the commands show: messages, a run while it goes on, its report, two runs with faulty scanners, a comparison."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from resilient_scan import progress
 from resilient_scan.app import Fleet, counted
@@ -48,6 +49,37 @@ def print_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Write to what stderr is at the moment: a live table puts itself there, and the lines above its rows."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return MESSAGES.form(record)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
+        return sys.stderr
+
+
+@contextlib.contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Send the library's log lines to stderr, and let no character that a terminal lacks end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    logger, handler = logging.getLogger("resilient_scan"), _ToStderr()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
