@@ -11,8 +11,19 @@ class ScanError(Exception):
     """Base of all errors of this package."""
 
 
-class ConfigError(ScanError, ValueError):
-    """An option, a setting or an argument is wrong; the message names it, its value and the way out."""
+class PermanentError(ScanError):
+    """Raise it from a scanner when trying again cannot help (a bad key, a premium endpoint).
+
+    It is never retried and has no vote in the breaker.
+    """
+
+
+class ConfigError(PermanentError, ValueError):
+    """An option, a setting or an argument is wrong; the message names it, its value and the way out.
+
+    A scanner that raises it, for a key that is missing or a setting that is wrong, is not asked again for it, and its
+    breaker stays as it is: what is wrong is not the source.
+    """
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -90,13 +101,6 @@ class RetryAfter(ScanError):
     def __str__(self) -> str:
         """Return the message, or a sentence that names the wait."""
         return self.message or f"the source asks to wait {self.seconds:g}s"
-
-
-class PermanentError(ScanError):
-    """Raise it from a scanner when trying again cannot help (a bad key, a premium endpoint).
-
-    It is never retried and has no vote in the breaker.
-    """
 
 
 class ScanCancelled(BaseException):

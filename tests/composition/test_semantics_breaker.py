@@ -10,6 +10,7 @@ import pytest
 
 from resilient_scan import (
     Breaker,
+    ConfigError,
     PermanentError,
     Policy,
     Rejected,
@@ -133,6 +134,15 @@ def breaker_opens(error: BaseException, fleet: Fleet, policy: Policy) -> bool:
 )
 def test_what_votes(error: BaseException, votes: bool, fleet: Fleet, bare: Bare) -> None:
     assert breaker_opens(error, fleet, bare(breaker=Breaker(failures=1, on=(OSError,)))) is votes
+
+
+def test_a_setting_that_is_wrong_is_neither_tried_again_nor_held_against_the_source(fleet: Fleet, bare: Bare) -> None:
+    """The breaker would be open still when the setting is right."""
+    policy = bare(retry=Retry(attempts=3, base=0, cap=0), breaker=Breaker(failures=1))
+    runner = fleet(flapping("s", [ConfigError("settings.ttl: must be a number"), A]), policy=policy)
+    first = only(runner)
+    assert (first.status, first.attempts) == (Status.ERROR, 1)
+    assert only(runner).status is Status.COMPLETED
 
 
 def test_errors_without_a_vote_do_not_reset_the_count(fleet: Fleet, bare: Bare) -> None:

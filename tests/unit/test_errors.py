@@ -26,7 +26,7 @@ from resilient_scan.errors import is_number
 @pytest.mark.parametrize(
     ("kind", "also"),
     [
-        (ConfigError, (ScanError, ValueError)),
+        (ConfigError, (PermanentError, ValueError)),
         (PluginError, (ScanError,)),
         (Rejected, (ScanError,)),
         (CircuitOpen, (Rejected,)),
