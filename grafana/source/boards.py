@@ -19,6 +19,11 @@ WIDTH = 24
 Row = tuple[int, Sequence[tuple[int, Any]]]
 
 
+def row(height: int, *panels: Any) -> Row:
+    """Return panels of one width, side by side."""
+    return height, [(WIDTH // len(panels), panel) for panel in panels]
+
+
 def board(title: str, uid: str, description: str, rows: Sequence[Row], *, one_scanner: bool) -> str:
     """Return a dashboard as JSON.
 

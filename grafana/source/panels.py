@@ -18,6 +18,11 @@ ANY = ("job", "instance", "scanner")
 Steps = Sequence[tuple[float | None, str]]
 Words = Mapping[float, tuple[str, str]]
 ALL_GREEN: Steps = ((None, GREEN),)
+ANY_IS_BAD: Steps = ((None, GREEN), (1, RED))
+SHARE_OF_FAILURES: Steps = ((None, GREEN), (0.1, YELLOW), (0.5, RED))
+SHARE_OF_ANSWERS: Steps = ((None, RED), (0.9, YELLOW), (0.99, GREEN))
+SECONDS_OF_EXECUTIONS: Steps = ((None, GREEN), (10, YELLOW), (20, RED))  # the built-in timeout is 30
+SILENCE: Steps = ((None, GREEN), (900, YELLOW), (10_800, RED))  # seconds
 
 BREAKER: Words = {0: ("closed", GREEN), 1: ("half-open", YELLOW), 2: ("OPEN", RED)}
 STATE: Words = {0: ("enabled", GREEN), 1: ("probing", YELLOW), 2: ("QUARANTINED", RED), 3: ("DISABLED by hand", PURPLE)}
@@ -90,7 +95,7 @@ def _worst(name: str, numbers: Mapping[str, int], by: str) -> str:
     return "\n  or ".join([*terms, f"max {by} (0 * {series(name)})"])
 
 
-def stat_panel(title: str, description: str, query: Query, unit: str, steps: Steps = ALL_GREEN) -> stat.Panel:
+def stat_panel(title: str, description: str, query: Query, unit: str, steps: Steps) -> stat.Panel:
     """Return a single number whose background says whether it is a good one."""
     return (
         _common(stat.Panel(), title, description, [query], unit, steps)
@@ -109,25 +114,23 @@ def state_panel(title: str, description: str, query: Query, words: Words) -> sta
     return stat_panel(title, description, query, "none", steps).mappings([mapping(words)])
 
 
-def bars(title: str, description: str, query: Query, unit: str, steps: Steps, most: float | None) -> bargauge.Panel:
-    """Return one bar for each series, the longest first."""
-    panel = (
-        _common(bargauge.Panel(), title, description, [query], unit, steps)
+def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge.Panel:
+    """Return one bar for each series, a share, in the order of the answer."""
+    return (
+        _common(bargauge.Panel(), title, description, [query], "percentunit", steps)
         .reduce_options(_last())
         .orientation(shapes.VizOrientation.HORIZONTAL)
         .display_mode(shapes.BarGaugeDisplayMode.BASIC)
         .show_unfilled(True)
         .min(0)
+        .max(1)
     )
-    return panel if most is None else panel.max(most)
 
 
-def graph(
-    title: str, description: str, asked: Sequence[Query], unit: str, steps: Steps = ALL_GREEN
-) -> timeseries.Panel:
+def graph(title: str, description: str, asked: Sequence[Query], unit: str) -> timeseries.Panel:
     """Return lines over time."""
     return (
-        _common(timeseries.Panel(), title, description, asked, unit, steps)
+        _common(timeseries.Panel(), title, description, asked, unit, ALL_GREEN)
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
         .legend(
             common.VizLegendOptions()
@@ -157,6 +160,13 @@ def stacked(
     return coloured(panel, colours)
 
 
+def per_second(title: str, description: str, label: str, counter: str, colours: Mapping[str, str]) -> timeseries.Panel:
+    """Return how much a counter grows per second, an area for each value of a label."""
+    return stacked(
+        title, description, [Query(f"sum by ({label}) ({rate(counter)})", f"{{{{{label}}}}}")], "ops", colours
+    )
+
+
 def stepped(title: str, description: str, asked: Sequence[Query], unit: str, words: Words) -> timeseries.Panel:
     """Return states over time, in words at the side."""
     return (
@@ -181,10 +191,10 @@ def named(*names: str) -> models.MatcherConfig:
     return models.MatcherConfig(id_val="byNames", options={"mode": "include", "names": list(names)})
 
 
-def limited(panel: timeseries.Panel, steps: Steps) -> timeseries.Panel:
-    """Draw the limits as lines, and what lies beyond them."""
+def limited(panel: timeseries.Panel, limit: float, colour: str) -> timeseries.Panel:
+    """Draw a limit as a line, and what lies beyond it."""
     style = common.GraphThresholdsStyleConfig().mode(shapes.GraphThresholdsStyleMode.LINE_AND_AREA)
-    return panel.thresholds(thresholds(steps)).thresholds_style(style)
+    return panel.thresholds(thresholds(((None, "transparent"), (limit, colour)))).thresholds_style(style)
 
 
 def rows(title: str, description: str, asked: Sequence[Query], unit: str) -> table.Panel:

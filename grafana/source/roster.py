@@ -8,8 +8,10 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from grafana.source import boards
 from grafana.source.panels import (
+    ANY_IS_BAD,
     GREEN,
     RED,
+    SECONDS_OF_EXECUTIONS,
     YELLOW,
     Query,
     in_range,
@@ -26,8 +28,6 @@ from grafana.source.questions import BY, DURATION, FAILED, RECENT, VERDICT, fail
 PERCENT_OF_FAILURES = ((None, GREEN), (10, YELLOW), (50, RED))
 ERRORS = series("executions_total", 'outcome="error"')
 MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
-SLOW = ((None, GREEN), (10, YELLOW), (20, RED))
-ANY_IS_BAD = ((None, GREEN), (1, RED))
 
 
 def build() -> table.Panel:
@@ -100,7 +100,7 @@ def _formatted(panel: table.Panel) -> table.Panel:
             for index, (word, colour) in enumerate(VERDICT.values())
         }
     )
-    coloured = {"Failed, %": PERCENT_OF_FAILURES, "p95, s": SLOW, "Hung threads": ANY_IS_BAD}
+    coloured = {"Failed, %": PERCENT_OF_FAILURES, "p95, s": SECONDS_OF_EXECUTIONS, "Hung threads": ANY_IS_BAD}
     panel = (
         panel.data_links([link])
         .mappings([words])
