@@ -32,6 +32,11 @@ class Comparison:
 Case = tuple[Comparison, ...]
 
 
+def one(left: str, operator: str, right: float) -> Case:
+    """Return a case of one comparison."""
+    return (Comparison(left, operator, right),)
+
+
 @dataclass(frozen=True)
 class Alert:
     """One alert, in words and in numbers.
@@ -75,7 +80,7 @@ def alerts(preset: Preset) -> tuple[Alert, ...]:
         *_of_the_process(preset),
         Alert(
             "ResilientScanWatchdog",
-            ((Comparison("vector(1)", ">", 0),),),
+            (one("vector(1)", ">", 0),),
             "Alerting works from end to end.",
             "Always fires. The controller takes it for a heartbeat: when it stays away, alerts cannot be trusted.",
             "none",
@@ -106,17 +111,14 @@ def _of_one_process(preset: Preset) -> str:
     return f"\n  unless on (job) {ONE_RUN}" if preset.one_shot else ""
 
 
+def _counted(preset: Preset) -> Comparison:
+    """Return that there were executions enough to believe a ratio."""
+    return Comparison(f"{SCANNER} (increase({ENDED}[{preset.window}]))", ">=", preset.min_executions)
+
+
 def _more_than(share: float, bad: str, preset: Preset) -> tuple[Case, ...]:
-    counted = f"{SCANNER} (increase({ENDED}[{preset.window}]))"
-    cases: tuple[Case, ...] = (
-        (
-            Comparison(ratio(bad, preset, preset.window), ">", share),
-            Comparison(counted, ">=", preset.min_executions),
-        ),
-    )
-    if preset.one_shot:
-        cases += ((Comparison(ratio_of_runs(bad, preset.window), ">", share),),)
-    return cases
+    often: Case = (Comparison(ratio(bad, preset, preset.window), ">", share), _counted(preset))
+    return (often, one(ratio_of_runs(bad, preset.window), ">", share)) if preset.one_shot else (often,)
 
 
 def _that_disable(preset: Preset) -> tuple[Alert, ...]:
@@ -139,8 +141,8 @@ def _that_disable(preset: Preset) -> tuple[Alert, ...]:
         Alert(
             "ScannerOutOfService",
             (
-                (Comparison(_worst('resilient_scan_breaker_state{state=~"open|half_open"}'), "==", 1),),
-                (Comparison(_worst("resilient_scan_abandoned_threads"), ">", 0),),
+                one(_worst('resilient_scan_breaker_state{state=~"open|half_open"}'), "==", 1),
+                one(_worst("resilient_scan_abandoned_threads"), ">", 0),
             ),
             "{{ $labels.scanner }} gives no answers: its breaker is open, or its threads hang.",
             "It executes too rarely for a ratio to tell. The controller takes it out of service.",
@@ -173,125 +175,91 @@ def _burn(preset: Preset, burn: Burn) -> Alert:
 
 
 def _that_tell(preset: Preset) -> tuple[Alert, ...]:
-    p95 = (
-        "histogram_quantile(0.95, sum by (job, scanner, le) "
-        f"(rate(resilient_scan_execution_duration_seconds_bucket[{preset.window}])))"
-    )
-    unanswered = (
-        f'{SCANNER} (increase(resilient_scan_scans_total{{status=~"stale|timeout|error|rejected"}}[{preset.stale}s]))'
-    )
     return (
-        Alert(
-            "ScannerLatencyHigh",
-            (
-                (
-                    Comparison(p95, ">", preset.latency),
-                    Comparison(f"{SCANNER} (increase({ENDED}[{preset.window}]))", ">=", preset.min_executions),
-                ),
-            ),
-            "{{ $labels.scanner }} is slow.",
-            f"One execution in twenty takes longer than {preset.latency:g} s, measured over {preset.window}.",
-            "warning",
-            pending=preset.latency_pending,
-        ),
-        Alert(
-            "ScannerStale",
-            (_stale(preset, Comparison(unanswered, ">", 0)), *_stale_runs(preset)),
-            "{{ $labels.scanner }} has not succeeded for a long time, although it is asked.",
-            f"Its last success is more than {preset.stale / 60:g} minutes ago.",
-            "warning",
-            pending=preset.stale_pending,
-        ),
-        Alert(
-            "ScannerSuspiciouslyEmpty",
-            _suspicious(preset),
-            "{{ $labels.scanner }} answers, but its answers look wrong.",
-            f"Empty where they never were, or malformed: at least {preset.min_executions} within {preset.long}.",
-            "warning",
-        ),
+        _slow(preset),
+        _stale(preset),
+        _suspicious(preset),
         Alert(
             "ScannerQuarantinedLong",
-            (
-                (
-                    Comparison(
-                        _worst('resilient_scan_scanner_state{state=~"quarantined|probing"}'),
-                        "==",
-                        1,
-                    ),
-                ),
-            ),
+            (one(_worst('resilient_scan_scanner_state{state=~"quarantined|probing"}'), "==", 1),),
             "{{ $labels.scanner }} does not come back from its quarantine.",
             f"Its probes have been failing for {preset.quarantined}, or none is made.",
             "warning",
             pending=preset.quarantined,
         ),
-        Alert(
-            "ScannerFlapping",
-            (
-                (
-                    Comparison(
-                        f'{SCANNER} (increase(resilient_scan_scanner_transitions_total{{to="quarantined"}}'
-                        f"[{preset.long}]))",
-                        ">",
-                        3,
-                    ),
-                ),
-            ),
-            "{{ $labels.scanner }} goes out of service and comes back again and again.",
-            f"More than three times within {preset.long}.",
-            "warning",
-        ),
+        _flapping(preset),
     )
 
 
-def _age(preset: Preset) -> Comparison:
-    return Comparison(f"time() - {_worst('resilient_scan_last_success_timestamp_seconds')}", ">", preset.stale)
-
-
-def _stale(preset: Preset, asked: Comparison) -> Case:
-    return _age(preset), asked
-
-
-def _stale_runs(preset: Preset) -> tuple[Case, ...]:
-    if not preset.one_shot:
-        return ()
-    unanswered = (
-        f'{SCANNER} (resilient_scan_scans_total{{status=~"stale|timeout|error|rejected"}}\n'
-        f"  and on (job, instance) {ONE_RUN})"
+def _slow(preset: Preset) -> Alert:
+    p95 = (
+        "histogram_quantile(0.95, sum by (job, scanner, le) "
+        f"(rate(resilient_scan_execution_duration_seconds_bucket[{preset.window}])))"
     )
-    return (_stale(preset, Comparison(unanswered, ">", 0)),)
+    return Alert(
+        "ScannerLatencyHigh",
+        ((Comparison(p95, ">", preset.latency), _counted(preset)),),
+        "{{ $labels.scanner }} is slow.",
+        f"One execution in twenty takes longer than {preset.latency:g} s, measured over {preset.window}.",
+        "warning",
+        pending=preset.latency_pending,
+    )
 
 
-def _suspicious(preset: Preset) -> tuple[Case, ...]:
-    counted = f"{SCANNER} (increase(resilient_scan_suspicious_results_total[{preset.long}]))"
-    cases: tuple[Case, ...] = ((Comparison(counted, ">=", preset.min_executions),),)
+def _stale(preset: Preset) -> Alert:
+    unanswered = 'resilient_scan_scans_total{status=~"stale|timeout|error|rejected"}'
+    asked = [f"{SCANNER} (increase({unanswered}[{preset.stale}s]))"]
     if preset.one_shot:
-        last = f"{SCANNER} (resilient_scan_suspicious_results_total\n  and on (job, instance) {ONE_RUN})"
-        cases += ((Comparison(last, ">", 0),),)
-    return cases
+        asked.append(_of_runs(unanswered))
+    age = Comparison(f"time() - {_worst('resilient_scan_last_success_timestamp_seconds')}", ">", preset.stale)
+    return Alert(
+        "ScannerStale",
+        tuple((age, Comparison(count, ">", 0)) for count in asked),
+        "{{ $labels.scanner }} has not succeeded for a long time, although it is asked.",
+        f"Its last success is more than {preset.stale / 60:g} minutes ago.",
+        "warning",
+        pending=preset.stale_pending,
+    )
+
+
+def _suspicious(preset: Preset) -> Alert:
+    odd = "resilient_scan_suspicious_results_total"
+    often = one(f"{SCANNER} (increase({odd}[{preset.long}]))", ">=", preset.min_executions)
+    return Alert(
+        "ScannerSuspiciouslyEmpty",
+        (often, one(_of_runs(odd), ">", 0)) if preset.one_shot else (often,),
+        "{{ $labels.scanner }} answers, but its answers look wrong.",
+        f"Empty where they never were, or malformed: at least {preset.min_executions} within {preset.long}.",
+        "warning",
+    )
+
+
+def _of_runs(counter: str) -> str:
+    """Return a counter where each run is a process of its own."""
+    return f"{SCANNER} ({counter}\n  and on (job, instance) {ONE_RUN})"
+
+
+def _flapping(preset: Preset) -> Alert:
+    out = f'resilient_scan_scanner_transitions_total{{to="quarantined"}}[{preset.long}]'
+    return Alert(
+        "ScannerFlapping",
+        (one(f"{SCANNER} (increase({out}))", ">", 3),),
+        "{{ $labels.scanner }} goes out of service and comes back again and again.",
+        f"More than three times within {preset.long}.",
+        "warning",
+    )
 
 
 def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
     webhooks = "resilient_scan_alert_webhooks_total"
     heartbeat = "max by (job) (resilient_scan_alert_last_heartbeat_timestamp_seconds > 0)"
+    unsent = 'alertmanager_notifications_failed_total{integration="webhook"}'
     return (
         Alert(
             "ResilientScanWebhookFailing",
             (
-                (
-                    Comparison(
-                        f'sum by (job) (increase({webhooks}{{result=~"unauthorized|invalid|unknown_scanner"}}[15m]))',
-                        ">",
-                        0,
-                    ),
-                ),
-                (
-                    Comparison(
-                        'sum by (job) (increase(alertmanager_notifications_failed_total{integration="webhook"}[15m]))',
-                        ">",
-                        0,
-                    ),
-                ),
+                one(_in_15m(f'{webhooks}{{result=~"unauthorized|invalid|unknown_scanner"}}'), ">", 0),
+                one(_in_15m(unsent), ">", 0),
             ),
             "Alerts do not reach the controller, or it does not understand them.",
             "Within 15 minutes one was not sent, had a wrong token, could not be read, or named an unknown scanner.",
@@ -299,14 +267,14 @@ def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
         ),
         Alert(
             "ResilientScanFuseBlown",
-            ((Comparison(f'sum by (job) (increase({webhooks}{{result="refused"}}[{preset.long}]))', ">", 0),),),
+            (one(f'sum by (job) (increase({webhooks}{{result="refused"}}[{preset.long}]))', ">", 0),),
             "The controller refused to take one more scanner out of service.",
             "Too many are out already, or the scanner is marked critical: the cause is likely common to all of them.",
             "critical",
         ),
         Alert(
             "ResilientScanBlind",
-            ((Comparison(f"time() - {heartbeat}", ">", preset.heartbeat),),),
+            (one(f"time() - {heartbeat}", ">", preset.heartbeat),),
             "The controller gets no heartbeat from the alerting.",
             f"None for {preset.heartbeat} s. No alert brings a scanner out of service now; breakers go on protecting.",
             "critical",
@@ -315,51 +283,16 @@ def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
     )
 
 
+def _in_15m(counter: str) -> str:
+    return f"sum by (job) (increase({counter}[15m]))"
+
+
 def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
-    missing = (
-        ()
-        if preset.missing_run is None
-        else (
-            Alert(
-                "ResilientScanRunsMissing",
-                (
-                    (
-                        Comparison(
-                            "time() - max by (job) (resilient_scan_last_run_timestamp_seconds)",
-                            ">",
-                            preset.missing_run,
-                        ),
-                    ),
-                ),
-                "The runs of {{ $labels.job }} stay away.",
-                f"The last one ended more than {preset.missing_run // 60} minutes ago.",
-                "critical",
-                pending="5m",
-            ),
-        )
-    )
     return (
-        Alert(
-            "ResilientScanTargetDown",
-            (
-                (
-                    Comparison(
-                        "max by (job, instance) (max_over_time(resilient_scan_build_info[1d]))\n"
-                        "  * on (job, instance) group_left max by (job, instance) (up == bool 0)",
-                        ">",
-                        0,
-                    ),
-                ),
-                (Comparison('max by (job, instance) (up{job=~"resilient-scan|pushgateway"} == bool 0)', ">", 0),),
-            ),
-            "Prometheus cannot scrape {{ $labels.instance }} of {{ $labels.job }}.",
-            "Nothing is known of its scanners; alerts about them resolve, which is no sign of health.",
-            "critical",
-            pending="1m",
-        ),
+        _down(),
         Alert(
             "ResilientScanSaturated",
-            ((Comparison("max by (job) (min_over_time(resilient_scan_queued_scans[5m]))", ">", 0),),),
+            (one("max by (job) (min_over_time(resilient_scan_queued_scans[5m]))", ">", 0),),
             "{{ $labels.job }} has too few workers: scans wait in its queue without a break.",
             "At no moment of the last five minutes the queue was empty.",
             "warning",
@@ -367,10 +300,37 @@ def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
         ),
         Alert(
             "ResilientScanStoreErrors",
-            ((Comparison("sum by (job) (increase(resilient_scan_store_errors_total[15m]))", ">", 0),),),
+            (one(_in_15m("resilient_scan_store_errors_total"), ">", 0),),
             "The store of {{ $labels.job }} fails.",
             "Within 15 minutes an operation failed. Runs go on with what the process knows; nothing is shared.",
             "warning",
         ),
-        *missing,
+        *(() if preset.missing_run is None else (_missing(preset.missing_run),)),
+    )
+
+
+def _down() -> Alert:
+    gone = (
+        "max by (job, instance) (max_over_time(resilient_scan_build_info[1d]))\n"
+        "  * on (job, instance) group_left max by (job, instance) (up == bool 0)"
+    )
+    ours = 'max by (job, instance) (up{job=~"resilient-scan|pushgateway"} == bool 0)'
+    return Alert(
+        "ResilientScanTargetDown",
+        (one(gone, ">", 0), one(ours, ">", 0)),
+        "Prometheus cannot scrape {{ $labels.instance }} of {{ $labels.job }}.",
+        "Nothing is known of its scanners; alerts about them resolve, which is no sign of health.",
+        "critical",
+        pending="1m",
+    )
+
+
+def _missing(seconds: int) -> Alert:
+    return Alert(
+        "ResilientScanRunsMissing",
+        (one("time() - max by (job) (resilient_scan_last_run_timestamp_seconds)", ">", seconds),),
+        "The runs of {{ $labels.job }} stay away.",
+        f"The last one ended more than {seconds // 60} minutes ago.",
+        "critical",
+        pending="5m",
     )
