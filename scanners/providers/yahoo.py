@@ -27,11 +27,13 @@ from scanners.providers.reading import Epoch, shaped
 HOST: Final = "query2.finance.yahoo.com"
 LIVE: Final = f"https://{HOST}"
 NEW_YORK: Final = ZoneInfo("America/New_York")
+DAILY: Final = "1d"
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
 _PRICES: Final = ("open", "high", "low", "close")
 _ENOUGH: Final = 60.0  # seconds to leave Yahoo alone when it says 429 without a time
 _DEAREST: Final = 1e7  # what no share has cost; beyond it a price is a mistake
 _BUSIEST: Final = 1e11  # shares a day, likewise
+_HUNDREDTHS: Final = frozenset({"GBp", "GBX", "ILA", "ZAc"})  # of a pound, a shekel, a rand: what prices are told in
 _OUTSIDE: Final = 0.01  # how far open and close may be outside of low and high: they are adjusted and rounded apart
 
 # The parts of the answer that are read, as they are in the JSON; msgspec names the field that does not fit.
@@ -63,6 +65,8 @@ class _Events(msgspec.Struct):
 
 class _Meta(msgspec.Struct, rename="camel"):
     instrument_type: str
+    currency: str | None = None
+    data_granularity: str = DAILY
 
 
 class _Result(msgspec.Struct):
@@ -92,7 +96,7 @@ class UnknownSymbol(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One trading day. Prices in the listing's currency, > 0; volume in shares, >= 0; `day` is New York's date."""
+    """One trading day of New York's date; prices in the listing's currency, no pence, > 0; volume in shares, >= 0."""
 
     day: date
     open: float
@@ -141,7 +145,7 @@ class Yahoo:
         """
         days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
-        query = {**days, "interval": "1d", "events": "split"}
+        query = {**days, "interval": DAILY, "events": "split"}
         answer = self._http.get(path, query, context=context, accept=(400, 404, 422, 429))
         if answer.status == 429:
             raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
@@ -183,9 +187,15 @@ def read_chart(response: Response, symbol: str) -> PriceHistory:
     if not chart.result:
         raise SchemaDrift(f"Yahoo's chart of {symbol}: chart.result is empty, and there is no chart.error")
     result = chart.result[0]
+    meta = result.meta
+    if meta.data_granularity != DAILY:
+        said = meta.data_granularity[:40]
+        raise SchemaDrift(f"Yahoo's chart of {symbol}: meta.dataGranularity is {said!r}, not {DAILY!r}")
     whole, holes = _bars(result, symbol)
     bars = unsplit(whole, _splits(result))
-    return PriceHistory(symbol, result.meta.instrument_type, tuple(bars), holes)
+    if meta.currency in _HUNDREDTHS:
+        bars = [_divided(bar, 100) for bar in bars]
+    return PriceHistory(symbol, meta.instrument_type, tuple(bars), holes)
 
 
 def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
@@ -202,13 +212,12 @@ def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
         before, after = [bar for bar in bars if bar.day < day], [bar for bar in bars if bar.day >= day]
         if not (before and after) or 2 / 3 < ratio < 1.5 or abs(after[0].open / before[-1].close * ratio - 1) > 0.1:
             continue
-        bars = [_scaled(bar, ratio) for bar in before] + after
+        bars = [replace(_divided(bar, ratio), volume=round(bar.volume * ratio)) for bar in before] + after
     return bars
 
 
-def _scaled(bar: Bar, ratio: float) -> Bar:
-    prices = {name: getattr(bar, name) / ratio for name in _PRICES}
-    return replace(bar, **prices, volume=round(bar.volume * ratio))
+def _divided(bar: Bar, ratio: float) -> Bar:
+    return replace(bar, **{name: getattr(bar, name) / ratio for name in _PRICES})
 
 
 def _chart(response: Response, symbol: str) -> _Chart:

@@ -302,3 +302,17 @@ def test_whatever_one_field_becomes_there_are_real_bars_or_a_clear_error(path: t
 def test_clients_are_shared_by_address() -> None:
     assert yahoo.client("http://one.example") is yahoo.client("http://one.example")
     assert yahoo.client("http://one.example") is not yahoo.client("http://two.example")
+
+
+@pytest.mark.parametrize("granularity", ["1mo", "1h", "something else"])
+def test_bars_of_another_length_are_no_days(granularity: str) -> None:
+    payload = payload_of(BARS)
+    payload["chart"]["result"][0]["meta"]["dataGranularity"] = granularity
+    with pytest.raises(SchemaDrift, match=f"meta.dataGranularity is '{granularity}', not '1d'"):
+        parse(payload)
+
+
+def test_prices_in_pence_are_told_in_pounds() -> None:
+    payload = payload_of([bar(TRADE_DATE, 250.0, volume=7)])
+    payload["chart"]["result"][0]["meta"]["currency"] = "GBp"
+    assert parse(payload).bars == (bar(TRADE_DATE, 2.5, volume=7),)
