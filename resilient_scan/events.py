@@ -200,24 +200,18 @@ class ThreadAbandoned(Event, frozen=True, gc=False):
 
 
 class LateCompletion(Event, frozen=True, gc=False):
-    """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length."""
+    """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length.
+
+    `rung` says what freed its thread: `cooperative` (it noticed that its time was over), `cancel` (of an `async def`
+    scanner), or `abandoned` (nothing did, it ended after all); later `sockets` (shut down) and `process` (ended).
+    """
 
     scanner: str
     duration: float
     outcome: str
     run_id: str = ""
     attempt: int = 0
-
-
-class TimeoutFreed(Event, frozen=True, gc=False):
-    """The thread of a scan that timed out came free.
-
-    `rung` says by what: `cooperative` (it noticed by itself), `cancel` (of an `async def` scanner), `sockets` (shut
-    down), `process` (ended) or `abandoned` (left behind, and it ended after all).
-    """
-
-    scanner: str
-    rung: str
+    rung: str = "abandoned"
 
 
 class ProbeEnded(Event, frozen=True, gc=False):

@@ -307,4 +307,4 @@ class Execution(Work):
         return () if age is None or not left else (self._late_completion(age),)
 
     def _late_completion(self, age: float) -> LateCompletion:
-        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt)
+        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt, self._rung)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Work:
     probe = ""  # its mark, where it tests a scanner that is out of service
     _running = False
     _late_kind = ERROR
+    _rung = "abandoned"  # what freed its thread, where that comes late
     _left: bool | None = None  # whether listeners were told that its thread was left behind; None: not decided yet
     _late_age: float | None = None  # when it came back before that was decided
     _successor: Work | None = None
@@ -231,6 +233,8 @@ class Work:
         kind = told = kind_of(failure, context)
         scans = self._settle()
         if scans is None:
+            if isinstance(failure, ScanCancelled):  # it came back because it was told to
+                self._rung = "cancel" if isinstance(failure.__context__, CancelledError) else "cooperative"
             return
         if isinstance(failure, ScanCancelled) and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault

@@ -25,7 +25,6 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
     ThreadAbandoned,
-    TimeoutFreed,
 )
 from resilient_scan.metrics.catalogue import Family, families
 from resilient_scan.metrics.collectors import (
@@ -56,7 +55,6 @@ OF_A_SCANNER = (
     BreakerChanged,
     ScannerStateChanged,
     ProbeEnded,
-    TimeoutFreed,
     RetryBudgetExhausted,
     SuspiciousResult,
     LateCompletion,

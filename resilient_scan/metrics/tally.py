@@ -22,7 +22,6 @@ from resilient_scan.events import (
     RetryBudgetExhausted,
     ScannerStateChanged,
     SuspiciousResult,
-    TimeoutFreed,
 )
 from resilient_scan.metrics.catalogue import BUCKETS
 from resilient_scan.outcome import Status
@@ -115,10 +114,9 @@ class Tally:
             BreakerChanged: lambda event: self._one("breaker_transitions_total", event.new),
             ScannerStateChanged: lambda event: self._one("scanner_transitions_total", event.new, event.source),
             ProbeEnded: lambda event: self._one("probes_total", event.outcome),
-            TimeoutFreed: lambda event: self._one("timeout_freed_total", event.rung),
             RetryBudgetExhausted: lambda _event: self._add(self._exhausted),
             SuspiciousResult: lambda _event: self._add(self._suspicious),
-            LateCompletion: lambda event: self._late.observe(event.duration),
+            LateCompletion: self._came_back,
         }
 
     def add_pipeline(self, pipeline: str) -> None:
@@ -185,6 +183,10 @@ class Tally:
             self._last_success = max(self._last_success, event.at)
         elif event.outcome == "error" and event.error is not None:
             self._add(self._source.child("errors_total", self._scanner, _kind(event.error.kind)))
+
+    def _came_back(self, event: LateCompletion) -> None:
+        self._late.observe(event.duration)
+        self._one("timeout_freed_total", event.rung)
 
     def _attempt(self, event: AttemptEnded) -> None:
         child = self._attempts.get((event.outcome,))

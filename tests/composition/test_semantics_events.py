@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -9,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Cache, ConfigError, LogEvents, Retry, RunReport, ScanRunner, Status, Timeout
+from resilient_scan import (
+    Breaker,
+    Cache,
+    ConfigError,
+    LogEvents,
+    PrometheusMetrics,
+    Retry,
+    RunReport,
+    ScanContext,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
 from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
@@ -21,8 +35,12 @@ from resilient_scan.events import (
     ScannersRegistered,
     ThreadAbandoned,
 )
+from resilient_scan.metrics import CollectorRegistry
+from resilient_scan.metrics.catalogue import RUNGS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 from tests.composition.conftest import Bare, Eventually, Fleet
+
+FREED = "resilient_scan_timeout_freed_total"
 
 
 class Threads(Recorder):
@@ -74,6 +92,35 @@ def test_a_late_completion_is_told_when_the_thread_ends(
     (late,) = recorder.of(LateCompletion)
     assert (late.scanner, late.outcome, late.duration >= 0.05) == ("hung", "success", True)
     assert "watchdog" not in recorder.threads[-1]
+
+
+@pytest.mark.parametrize("rung", ["abandoned", "cooperative", "cancel"])
+def test_what_freed_a_thread_is_told_and_counted(
+    rung: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    """It hangs until it was left behind; then it ends by itself, sees that nobody waits, or is cancelled."""
+
+    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        release.wait()
+        if rung == "cooperative":
+            context.check()
+        return []
+
+    async def hangs_in_a_loop(_state: dict[str, Any]) -> list[Any]:
+        release.wait()
+        await asyncio.sleep(3600)
+        return []
+
+    registry, recorder = CollectorRegistry(), Recorder()
+    hung = scanner(name="hung", pipeline="test")(hangs_in_a_loop if rung == "cancel" else hangs)
+    listeners = (PrometheusMetrics(registry), recorder)
+    runner = fleet(hung, policy=bare(timeout=Timeout(total=0.05)), listeners=listeners)
+    runner.run({})
+    release.set()
+    eventually(lambda: bool(recorder.of(LateCompletion)))
+    assert [late.rung for late in recorder.of(LateCompletion)] == [rung]
+    freed = {each: registry.get_sample_value(FREED, {"scanner": "hung", "rung": each}) for each in RUNGS}
+    assert freed == {each: float(each == rung) for each in RUNGS}
 
 
 def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(
@@ -137,7 +184,6 @@ def test_the_line_of_a_timeout(
 )
 def test_times_are_written_as_people_write_them(seconds: float, text: str, fleet: Fleet, bare: Bare) -> None:
     clock = FakeClock()
-    from resilient_scan import ScanContext, scanner
 
     @scanner(pipeline="test")
     def slow(_state: dict[str, Any], context: ScanContext) -> list[Any]:
@@ -153,7 +199,6 @@ def test_times_are_written_as_people_write_them(seconds: float, text: str, fleet
 def test_the_reason_of_a_dropped_candidate_is_of_the_attempt_that_answered(
     fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from resilient_scan import ScanContext, scanner
 
     answers = iter([[{"no": "ticker"}], [{"ticker": "B C"}, {"ticker": "AAPL"}]])
 

@@ -40,7 +40,6 @@ from resilient_scan.events import (
     ScannerStateChanged,
     StoreFailed,
     SuspiciousResult,
-    TimeoutFreed,
 )
 from resilient_scan.metrics import catalogue, collectors, families
 from resilient_scan.outcome import ErrorInfo
@@ -97,7 +96,12 @@ def ended(**changes: Any) -> ScanEnded:
             {"scanner": "one", "to": "quarantined", "source": "alert"},
         ),
         (ProbeEnded("one", "error"), "probes_total", {"scanner": "one", "outcome": "error"}),
-        (TimeoutFreed("one", "sockets"), "timeout_freed_total", {"scanner": "one", "rung": "sockets"}),
+        (LateCompletion("one", 1.0, "error"), "timeout_freed_total", {"scanner": "one", "rung": "abandoned"}),
+        (
+            LateCompletion("one", 1.0, "error", rung="sockets"),
+            "timeout_freed_total",
+            {"scanner": "one", "rung": "sockets"},
+        ),
         (SuspiciousResult("one", "test", "empty", 0, 0), "suspicious_results_total", {"scanner": "one"}),
         (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {"scanner": "one"}),
         (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
