@@ -238,6 +238,11 @@ def test_a_screener_of_shares_and_coins_counts_the_shares_day() -> None:
     assert found.tickers == ["RISE"]
 
 
+def test_the_funds_that_are_traded_most_are_all_listed() -> None:
+    assert {"SQQQ", "TQQQ", "SOXL", "SOXS", "SPXS", "TZA", "TNA", "UVXY", "TSLL", "NVDL", "MSTU", "CONX"} <= LEVERAGED
+    assert {"AFRU", "CORD", "HODU", "ONDL", "TXNU"} <= LEVERAGED  # some of the newer ones
+
+
 def test_the_list_of_leveraged_funds_names_no_company() -> None:
     assert not LEVERAGED & {
         "AAPL",
