@@ -23,7 +23,17 @@ from resilient_scan.stores.away import Away
 from resilient_scan.stores.files import Identity, alone, identity_of, made, move_aside
 from resilient_scan.stores.forks import OUTSIDE
 from resilient_scan.stores.patience import is_patient, left
-from resilient_scan.stores.schema import Damaged, bring_up_to_date, check_documents, check_everything
+from resilient_scan.stores.schema import (
+    Damaged,
+    Row,
+    bring_up_to_date,
+    check_documents,
+    code_of,
+    is_damage,
+    is_damaged,
+    rescue,
+    restore,
+)
 from resilient_scan.stores.values import MOST_BYTES_OF_ONE
 
 _log = logging.getLogger("resilient_scan")
@@ -36,17 +46,6 @@ POLL = 0.0005  # seconds between two attempts to get it
 WAL_SINCE = (3, 51, 3)  # older ones may lose pages of a WAL that is reset
 IDLE = 16  # connections
 TRIES = 4  # of one transaction, when the file is replaced under it
-_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_FORMAT,
-        sqlite3.SQLITE_ERROR,  # no such table
-        sqlite3.SQLITE_TOOBIG,
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-    }
-)
 _LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
@@ -81,7 +80,7 @@ class _Open:
             try:
                 self.raw.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if _code(error) & 0xFF not in _LOCKED or time.monotonic() >= until:
+                if code_of(error) & 0xFF not in _LOCKED or time.monotonic() >= until:
                     raise
                 waited = True
                 time.sleep(POLL)
@@ -254,14 +253,9 @@ class Database:
                 alone(self._path.parent, left(PATIENCE)),
                 closing(_connect(self._path, left(PATIENCE))) as raw,
             ):
-                damaged = _is_damaged(raw, self._path)
-                if damaged:
-                    _log.warning(
-                        "the store %s is damaged (%s); it is moved aside to %s, and a new one is made",
-                        self._path,
-                        why,
-                        move_aside(self._path, self._clock.time()),
-                    )
+                if not is_damaged(raw, self._path):
+                    return False
+                kept, aside = rescue(raw), move_aside(self._path, self._clock.time())
         except Moved:  # by another process, just now
             return True
         except sqlite3.Error as error:
@@ -270,15 +264,35 @@ class Database:
             raise StoreError(
                 f"the store {self._path} is damaged ({why}) and cannot be moved aside: {error.strerror}"
             ) from error
-        return damaged
+        self._begin_anew(why, aside, kept)
+        return True
+
+    def _begin_anew(self, why: str, aside: Path, kept: dict[str, list[Row]]) -> None:
+        """Make a new file, with what was rescued of the one that was moved aside."""
+        rescued = ""
+        if any(kept.values()):
+            with (
+                suppress(sqlite3.Error, StoreError, OSError, Moved, Damaged),
+                OUTSIDE.of_forks(),
+                closing(self._connect(left(PATIENCE)).raw) as raw,
+            ):
+                restore(raw, kept)
+                rescued = ", with the orders, breakers and records that are whole"
+        _log.warning(
+            "the store %s is damaged (%s); it is moved aside to %s, and a new one is made%s",
+            self._path,
+            why,
+            aside,
+            rescued,
+        )
 
     def _told(self, error: sqlite3.Error) -> Exception:
         """Return what an error means: damage, another file in its place, or what is wrong with the store."""
-        if _is_damage(error):
+        if is_damage(error, self._path):
             return Damaged(str(error))
-        if _code(error) == sqlite3.SQLITE_READONLY_DBMOVED:
+        if code_of(error) == sqlite3.SQLITE_READONLY_DBMOVED:
             return Moved()
-        code = _code(error) & 0xFF
+        code = code_of(error) & 0xFF
         if code in _LOCKED:
             return self._away.gone(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
@@ -314,29 +328,6 @@ def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
     elif mode != "wal" or not safe:
         raw.execute("PRAGMA journal_mode = TRUNCATE").fetchone()
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    return _code(error) & 0xFF in _DAMAGE or _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ
-
-
-def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0)
-
-
-def _is_damaged(raw: sqlite3.Connection, path: Path) -> bool:
-    """Look at all of a file; where it is damaged, nobody else can write to it until this connection is closed."""
-    try:
-        bring_up_to_date(raw, str(path))
-        raw.execute("BEGIN EXCLUSIVE")
-        check_everything(raw)
-    except (Damaged, UnicodeDecodeError):
-        return True
-    except sqlite3.Error as error:
-        if _is_damage(error):
-            return True
-        raise
-    return False
 
 
 def _close_all(connections: list[_Open]) -> None:

@@ -5,10 +5,13 @@ SQLite notices a damaged page, not a damaged value; so every row carries a check
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from functools import cache
+from pathlib import Path
 
 from resilient_scan.errors import StoreError
 
@@ -26,6 +29,22 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ),
 )
 TABLES = ("documents", "answers", "leases", "records")
+Row = tuple[bytes, bytes, int]
+"""Key, data and checksum."""
+_SELECT = "SELECT key, data, sum FROM {}"
+
+
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_ERROR,  # no such table
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
 
 
 class Damaged(Exception):
@@ -34,6 +53,34 @@ class Damaged(Exception):
 
 class Refused(StoreError):
     """The file is a good one, but not for us: of a newer version, or another program's."""
+
+
+def is_damage(error: sqlite3.Error, path: Path) -> bool:
+    """Say whether an error means that the file is damaged."""
+    code = code_of(error)
+    if code == sqlite3.SQLITE_READONLY:  # either nobody may write it, or its head says so
+        return os.access(path, os.W_OK)
+    return code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """Return SQLite's extended code of an error."""
+    return getattr(error, "sqlite_errorcode", 0)
+
+
+def is_damaged(raw: sqlite3.Connection, path: Path) -> bool:
+    """Look at all of a file; where it is damaged, nobody else can write to it until this connection is closed."""
+    try:
+        bring_up_to_date(raw, str(path))
+        raw.execute("BEGIN EXCLUSIVE")
+        check_everything(raw)
+    except (Damaged, UnicodeDecodeError):
+        return True
+    except sqlite3.Error as error:
+        if is_damage(error, path):
+            return True
+        raise
+    return False
 
 
 def seal(key: bytes, data: bytes) -> int:
@@ -140,12 +187,32 @@ def check_everything(database: sqlite3.Connection) -> None:
         _check_table(database, table)
 
 
+def rescue(database: sqlite3.Connection) -> dict[str, list[Row]]:
+    """Return what is whole of a damaged file's documents and records; for answers there is still the source."""
+    return {table: list(_whole(database, table)) for table in ("documents", "records")}
+
+
+def _whole(database: sqlite3.Connection, table: str) -> Iterator[Row]:
+    with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.execute(_SELECT.format(table))) as rows:
+        for key, data, checksum in rows:
+            with suppress(Damaged):
+                yield key, unseal(key, data, checksum), checksum
+
+
+def restore(database: sqlite3.Connection, rows: dict[str, list[Row]]) -> None:
+    """Put into a new file what was rescued; what somebody was faster to write there is left alone."""
+    database.execute("BEGIN IMMEDIATE")
+    database.executemany("INSERT OR IGNORE INTO documents VALUES (?, ?, ?)", rows["documents"])
+    database.executemany("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", rows["records"])
+    database.execute("COMMIT")
+
+
 def _check_table(database: sqlite3.Connection, table: str) -> None:
     complaint = _complaint(database, f"('{table}')")
     if complaint:
         raise Damaged(complaint)
     # An unfinished statement would keep the file locked for as long as the exception is looked at.
-    with closing(database.execute(f"SELECT key, data, sum FROM {table}")) as rows:  # noqa: S608 - one of TABLES
+    with closing(database.execute(_SELECT.format(table))) as rows:
         for key, data, checksum in rows:
             unseal(key, data, checksum)
 

@@ -89,7 +89,8 @@ def raw(path: Path, *statements: str) -> list[Any]:
 def test_a_wrong_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_store(url, FakeClock())
-    assert str(caught.value) == f"store must be sqlite:///relative.db or sqlite:////absolute.db, got {url!r}"
+    assert str(caught.value).startswith("store must be ")
+    assert str(caught.value).endswith(f", got {url!r}")
 
 
 def test_nothing_is_made_before_it_is_used(path: Path, opened: Opener) -> None:
@@ -279,6 +280,7 @@ def a_documents_key_changed(data: bytes, _chance: random.Random) -> bytes:
     return data.replace(b"breaker/12", b"breaker/13")
 
 
+WRITTEN = {f"breaker/{n}": b"%d" % n * 20 for n in range(20)}
 DAMAGES = [zeroes, garbage, text, cut_in_half, cut_in_a_page, cut_in_the_header, no_mark, no_version]
 DAMAGES += [a_document_changed, a_documents_key_changed]
 
@@ -302,11 +304,12 @@ def test_a_damaged_file_is_moved_aside(
     store.update("new", keep(b"1"))
     found = store.read("")
     names = [name for name in aside(path) if not name.endswith("-journal")]
-    if len(found) == 21:  # SQLite had the page in memory, and has made it whole by writing it
+    if not names:  # SQLite had the page in memory, and has made it whole by writing it
         assert running
-        assert (names, warnings(caplog)) == ([], [])
+        assert (len(found), warnings(caplog)) == (21, [])
     else:
-        assert found == {"new": b"1"}
+        assert found.items() - WRITTEN.items() == {("new", b"1")}, "what is whole is rescued"
+        assert len(found) < 21 or damage in {no_mark, no_version}
         (name,), (warning,) = names, warnings(caplog)
         assert "is damaged (" in warning
         assert f"is moved aside to {path.parent / name}, and a new one is made" in warning
@@ -348,8 +351,8 @@ def test_flipped_bits_never_give_what_was_not_written(
     path.write_bytes(data)
     store = opened()
     documents = store.read("")
-    assert documents.items() <= {f"breaker/{n}": b"%d" % n * 20 for n in range(20)}.items()
-    assert len(documents) in (0, 20), "all orders or, with a warning, none"
+    assert documents.items() <= WRITTEN.items()
+    assert len(documents) == 20 or warnings(caplog)
     for number in range(20):
         assert store.get(f"cache/{number}") in (bytes([number]) * 3000, None)
     assert set(store.tail("runs", 100)) <= {b"run %d" % n * 50 for n in range(20)}
@@ -402,24 +405,24 @@ def test_a_file_that_is_damaged_again_and_again_is_given_up(path: Path, opened: 
 def test_a_row_that_says_it_is_huge_is_not_read(path: Path, opened: Opener) -> None:
     fill(opened())
     raw(path, "UPDATE documents SET data = zeroblob(40000000) WHERE key = CAST('breaker/7' AS BLOB)")
-    assert opened().read("") == {}
+    assert opened().read("").items() < WRITTEN.items()
     assert len(aside(path)) == 1
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "whole"),
     [
-        "UPDATE documents SET data = 'text' WHERE key = CAST('breaker/7' AS BLOB)",
-        "UPDATE documents SET sum = sum + 1",
-        "UPDATE documents SET data = NULL",
-        "DROP TABLE documents",
-        "DROP TABLE leases",
+        ("UPDATE documents SET data = 'text' WHERE key = CAST('breaker/7' AS BLOB)", 19),
+        ("UPDATE documents SET sum = sum + 1", 0),
+        ("UPDATE documents SET data = NULL", 0),
+        ("DROP TABLE documents", 0),
+        ("DROP TABLE leases", 20),
     ],
 )
-def test_a_file_that_another_hand_has_changed_is_damaged(path: Path, opened: Opener, change: str) -> None:
+def test_a_file_that_another_hand_has_changed_is_damaged(path: Path, opened: Opener, change: str, whole: int) -> None:
     fill(opened())
     raw(path, change)
-    assert opened().read("") == {}
+    assert len(opened().read("")) == whole
     assert len(aside(path)) == 1
 
 
