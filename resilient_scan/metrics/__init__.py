@@ -1,7 +1,7 @@
 """Events as Prometheus metrics.
 
 `catalogue` says which metrics there are, `collectors` makes them and shows them, `tally` counts events into them,
-`delivery` brings them to where they outlive the process.
+`delivery` brings them to where they outlive the process, `workers` to where they outlive one of several.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from resilient_scan.metrics.collectors import (
 )
 from resilient_scan.metrics.delivery import push, write_textfile
 from resilient_scan.metrics.tally import End, Tally
+from resilient_scan.metrics.workers import worker_ended
 
 __all__ = [
     "REGISTRY",
@@ -46,6 +47,7 @@ __all__ = [
     "exposition",
     "families",
     "push",
+    "worker_ended",
     "write_textfile",
 ]
 

@@ -16,12 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST as TEXT_TYPE
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MutexValue, ValueClass
 
 from resilient_scan.events import Load, Registered
 from resilient_scan.metrics.catalogue import BREAKER_STATES, PREFIX, SCANNER_STATES, WORKER_STATES, Family, families
 from resilient_scan.metrics.tally import Child, Tally
+from resilient_scan.metrics.workers import AllProcesses
 from resilient_scan.version import __version__
 
 __all__ = ["MULTIPROCESS", "PENDING", "REGISTRY", "CollectorRegistry", "Families", "exposition", "families_of"]
@@ -287,7 +287,7 @@ def whole(registry: CollectorRegistry) -> CollectorRegistry:
     """Return what is to be shown of a registry: under PROMETHEUS_MULTIPROC_DIR the sums over all processes."""
     if MULTIPROCESS:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        AllProcesses(registry)  # type: ignore[no-untyped-call]
     return WithoutCreated(registry)
 
 

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import mark_process_dead
 
 from resilient_scan import Breaker, Policy, PrometheusMetrics, ScanRunner
-from resilient_scan.metrics import exposition
+from resilient_scan.metrics import exposition, worker_ended
 from resilient_scan.testing import broken, healthy
 
 POLICY = Policy(cache=None, retry=None, breaker=Breaker(failures=2, open_for=3600))
@@ -52,7 +51,7 @@ def main(workers: int, runs: int) -> int:
     failed = [pid for pid in children if os.waitpid(pid, 0)[1]]
     alive = exposition()[1].decode()
     for pid in children:
-        mark_process_dead(pid)
+        worker_ended(pid)
     sys.stdout.write(f"{alive}# after the workers' end\n{exposition()[1].decode()}")
     sys.stdout.write("".join(f"# file {name}\n" for name in sorted(sizes())))
     sys.stdout.flush()
