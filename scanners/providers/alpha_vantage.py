@@ -235,10 +235,10 @@ def refuse(answer: Response, function: str, now: datetime) -> None:
 # In this order: the sentence about seconds names the quota of a day and paid plans as well.
 _LANGUAGE: Final = (
     (r"no articles found", "nothing"),
-    (r"per second|burst", "second"),
-    (r"per minute", "minute"),
+    (r"(per |/ ?)second|burst", "second"),
+    (r"(per |/ ?)minute|higher api call", "minute"),
     (r"premium (endpoint|function|feature)\b|subscribe .* to access", "paid"),
-    (r"per day|daily", "day"),
+    (r"(per |/ ?)day|\bdaily\b", "day"),  # and not TIME_SERIES_DAILY
     (r"api ?key", "key"),
     (r"invalid|error", "wrong"),
 )

@@ -100,7 +100,11 @@ SAID = [
     ("Information", "Something that nobody has heard of.", TransientError, 0),
     ("Error Message", "the parameter apikey is invalid or missing.", PermanentError, 0),
     ("Error Message", "Invalid API call. Please retry or visit the documentation.", PermanentError, 0),
+    ("Error Message", "Invalid API call. Visit the documentation for TIME_SERIES_DAILY.", PermanentError, 0),
     ("Error Message", "Something that nobody has heard of.", PermanentError, 0),
+    ("Information", "You have reached the 100 requests/day limit for your free API key.", RetryAfter, 28800),
+    ("Information", "You have exceeded 75 calls/minute.", RetryAfter, 60),
+    ("Information", "Write to us if you are targeting a higher API call volume.", RetryAfter, 60),
 ]
 
 
