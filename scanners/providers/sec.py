@@ -53,8 +53,13 @@ class Sec:
         query = {
             "action": "getcurrent", "count": PAGE, "start": start, "type": form, "owner": "include", "output": "atom",
         }  # fmt: skip
-        answer = self._get("/cgi-bin/browse-edgar", context, query, beyond=start > 0)
-        return None if answer is None else read_feed(answer.body)
+        try:
+            answer = self._get("/cgi-bin/browse-edgar", context, query, beyond=start > 0)
+        except NotFound:  # nor does a recording go on for ever
+            if not start:
+                raise
+            return None
+        return None if answer is None else read_feed(answer.body, context)
 
     def newest(self, form: str, days: int, pages: int, context: ScanContext) -> list[Filing]:
         """Return the filings of exactly this form, newest first, each once.
@@ -108,9 +113,9 @@ class Sec:
         self, path: str, context: ScanContext, query: Mapping[str, Any] | None = None, *, beyond: bool = False
     ) -> Response | None:
         answer = self._http.get(path, query, context=context, accept=(403, 404, 429, *((503,) if beyond else ())))
-        if beyond and answer.status in {404, 503} and (wait := answer.retry_after(context.now)) is not None:
+        if beyond and answer.status == 503 and (wait := answer.retry_after(context.now)) is not None:
             raise RetryAfter(wait, f"{answer.url}: HTTP {answer.status}; EDGAR asks to wait {wait:g}s")
-        if beyond and answer.status in {404, 503}:
+        if beyond and answer.status == 503:
             return None
         if answer.status != 200:
             _refuse(answer, context)

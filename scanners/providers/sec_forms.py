@@ -14,7 +14,9 @@ from typing import Final
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
+from resilient_scan import ScanContext
 from resilient_scan.http import SchemaDrift, TransientError
+from scanners.providers.reading import each
 
 _ATOM: Final = "{http://www.w3.org/2005/Atom}"
 _TITLE = re.compile(r".*? - (?P<name>.+) \((?P<cik>\d{10})\) \((?P<role>[^()]+)\)", re.DOTALL)
@@ -23,7 +25,7 @@ _FILED = re.compile(r"Filed:\s*(?:</b>)?\s*(\d{4}-\d{2}-\d{2})")
 _ITEM = re.compile(r"Item (\d{1,2}\.\d{2})\b:?\s*([^<\n]*)")
 _DAY = re.compile(r"(\d{4}-\d{2}-\d{2})(Z|[+-]\d{2}:\d{2})?")
 _SYMBOL = re.compile(r"[A-Z][A-Z0-9]{0,5}(\.[A-Z0-9]{1,3})?")
-_NO_SYMBOL: Final = frozenset({"", "NONE", "N/A", "NULL", "TBD", "UNKNOWN", "NOT APPLICABLE", "NOT LISTED"})
+_NO_SYMBOL: Final = frozenset({"NONE", "N/A", "N.A", "NA", "NULL", "TBD", "NO", "NOT"})  # as in "not listed"
 _EXCHANGES: Final = frozenset({"", "-", "NYSE", "NASDAQ", "AMEX", "OTC", "OTCQB", "OTCQX", "OTCBB", "TSX"})
 _MOST_SHARES: Final = 1e10
 _MOST_OWNED: Final = 1e13
@@ -115,11 +117,11 @@ class Ownership:
 # ---------------------------------------------------------------------------------------------------------------- feed
 
 
-def read_feed(body: bytes) -> Feed:
-    """Return what a page of the feed says.
+def read_feed(body: bytes, context: ScanContext) -> Feed:
+    """Return what a page of the feed says; an entry that does not fit is told in the tool log.
 
     Raises:
-        SchemaDrift: a field is missing or has another form; the message names it.
+        SchemaDrift: a field is missing or has another form, in many entries; the message names it.
         TransientError: it is a page for people.
     """
     root = _xml(body, "EDGAR's feed")
@@ -127,8 +129,7 @@ def read_feed(body: bytes) -> Feed:
         raise SchemaDrift(f"EDGAR's feed begins with {root.tag!r} and not with 'feed'")
     entries = root.findall(f"{_ATOM}entry")
     filings: dict[str, Filing] = {}
-    for number, entry in enumerate(entries):
-        filing = _entry(entry, f"EDGAR's feed: entry[{number}]")
+    for filing in each(entries, _entry, "EDGAR's feed: entry", "sec_feed", context):
         known = filings.get(filing.accession)
         filings[filing.accession] = filing if known is None else together(known, filing)
     updated = _instant(_atom(root, "updated", "EDGAR's feed"), "EDGAR's feed: updated")
@@ -225,18 +226,22 @@ def _document(body: bytes, what: str) -> Element:
     except UnicodeDecodeError:  # what declares the charset stands before it
         body = body.decode("cp1252", errors="replace").encode()
     try:
-        return _xml(body, what)
+        root = _xml(body, what)
     except TransientError as error:
         raise SchemaDrift(str(error)) from None
+    for node in root.iter():  # some software declares a namespace
+        node.tag = node.tag.rpartition("}")[2]
+    return root
 
 
 def symbol(text: str) -> str:
     """Return a symbol as it is usually written, `BRK.B` for `brk/b` or `NYSE: BRK-B`; empty where there is none."""
-    plain = text.strip().upper()
-    if plain in _NO_SYMBOL:
-        return ""
-    words = re.split(r"[,;\s]+", plain.rpartition(":")[2].strip(" ()[]\"'$"))
+    head, _, tail = text.strip().upper().rpartition(":")
+    place = head if tail.strip() in _EXCHANGES else tail
+    words = (word.strip("()[].\"'$") for word in re.split(r"[,;\s]+", place))
     first = next((word for word in words if word not in _EXCHANGES), "")
+    if first in _NO_SYMBOL:
+        return ""
     for form in (first, first.partition("/")[0]):  # BRK/B is one share, MOG.A/MOG.B are two
         if _SYMBOL.fullmatch(found := re.sub(r"[/-]", ".", form)):
             return found

@@ -217,6 +217,36 @@ def test_numbers_are_written_as_xml_allows(price: str, value: float) -> None:
     assert read_ownership(form4([line(price=price)]), "a form").trades[0].price == value
 
 
+def test_an_entry_of_the_feed_that_cannot_be_read_costs_the_others_nothing() -> None:
+    strange = entry(4).replace("4 - Acme Corp", "Acme Corp")
+    good = form4([line(shares=9000, price=50)])
+    with edgar([feed([*map(entry, range(4)), strange])], dict.fromkeys(range(5), good)) as server:
+        (buying,), log = scan(insider_buying, {}, base_url=server.url)
+    assert buying.extras["filings"] == [number(0)]
+    assert "EDGAR's feed: entry[4].title is not 'FORM - NAME (NUMBER) (ROLE)'" in log[0]["left_out"]
+    few = feed([*map(entry, range(3)), strange])
+    with edgar([few]) as server, pytest.raises(SchemaDrift, match=r"entry\[3\]\.title"):
+        scan(insider_buying, {}, base_url=server.url)
+
+
+def test_a_form_may_declare_a_namespace() -> None:
+    good = form4([line(shares=9000, price=50)])
+    named = good.replace(b"<ownershipDocument>", b'<ownershipDocument xmlns="http://www.sec.gov/edgar/ownership">')
+    assert found([named])[0].extras["value"] == 450_000.0
+
+
+def test_a_feed_may_end_with_a_404_but_not_begin_with_it() -> None:
+    full = (200, {}, feed(entry(count) for count in range(100)))
+    document = (200, {}, form4([line(shares=9000, price=50)]))
+    pages = {"0": full, "100": (404, {}, b"gone")}
+    answers = {"/cgi-bin/*": lambda asked: pages[asked.query["start"]], "/Archives/*": document}
+    with RecordedServer(answers, manifest=False) as server:
+        assert scan(insider_buying, {}, seconds=60, base_url=server.url)[0]
+        pages["0"] = pages["100"]
+        with pytest.raises(NotFound):
+            scan(insider_buying, {}, base_url=server.url)
+
+
 def test_a_503_that_asks_to_wait_is_not_the_feeds_end() -> None:
     full = feed(entry(count) for count in range(100))
     busy = (503, {"retry-after": "4"}, b"<!DOCTYPE html><html>busy</html>")
@@ -338,7 +368,8 @@ def test_the_feed_of_june_2026_has_twelve_forms_and_a_vest_is_no_purchase() -> N
 
 
 def test_two_pages_of_december_2025_have_81_forms_among_prefixes() -> None:
-    first, second = (read_feed(body(file)) for file in FEED_2025)
+    context = context_at("2025-12-12T23:03:57+00:00")
+    first, second = (read_feed(body(file), context) for file in FEED_2025)
     assert (first.entries, len(first.filings), second.entries, len(second.filings)) == (100, 46, 100, 59)
     with RecordedServer({"/Archives/*": (200, {}, submission(form4([])))}) as server:
         candidates, log = scan(insider_buying, {}, seconds=60, base_url=server.url, max_pages=2)
@@ -493,7 +524,8 @@ def test_a_list_of_companies_in_another_shape_names_the_field(data: Any, words: 
         ("AAPL", "AAPL"), (" brk/b ", "BRK.B"), ("BRK-B", "BRK.B"), ("(NYSE: LEN)", "LEN"), ("LEN, LEN.B", "LEN"),
         ("GOOG; GOOGL", "GOOG"), ("[ABC]", "ABC"), ("$ABC", "ABC"), ("NONE", ""), ("N/A", ""), ("n/a", ""), ("", ""),
         ("Not Applicable", ""), ("A" * 20, ""), ("é", ""), ("MOG.A/MOG.B", "MOG.A"), ("GOOG/GOOGL", "GOOG"),
-        ("NASDAQ - XYZ", "XYZ"), ("NYSE ABC", "ABC"), ("0001", ""),
+        ("NASDAQ - XYZ", "XYZ"), ("NYSE ABC", "ABC"), ("0001", ""), ("[NONE]", ""), ("N/A (private)", ""), ("N.A.", ""),
+        ("Not publicly traded", ""), ("No symbol", ""), ("TBD (IPO)", ""), ("NASDAQ: NONE", ""), ("ABC: NYSE", "ABC"),
     ],
 )  # fmt: skip
 def test_symbols_are_written_one_way(text: str, name: str) -> None:
