@@ -20,7 +20,6 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener
 from resilient_scan.explain import Explanation
 from resilient_scan.needs import state_for
-from resilient_scan.report import RunReport
 from resilient_scan.rounds import Rounds
 from resilient_scan.schedule import ONCE, Schedule
 from resilient_scan.service import ControlService
@@ -68,18 +67,12 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def open_service(
-    request: ServeRequest,
-    *,
-    listeners: Iterable[Listener] | None = None,
-    told: Callable[[RunReport], None] | None = None,
-) -> Iterator[Serving]:
+def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None = None) -> Iterator[Serving]:
     """Run a fleet on a schedule, with its control endpoint.
 
     Args:
         request: how.
         listeners: who is told what happens; `None`: the log.
-        told: gets each report of a whole run.
 
     Raises:
         ConfigError: settings are wrong, an extra is missing, the address cannot be had; else as `open_fleet`.
@@ -104,7 +97,6 @@ def open_service(
             schedule,
             state=lambda: state_for(request.run.as_of, fleet.demo),
             deadline=fleet.deadline,
-            told=told,
             probe_every=settings.quarantine.cooloff / 4,
             clock=clock,
         )

@@ -23,7 +23,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"anna:{TOKEN}".encode()).decode()}
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 10.0
-MISSING: Any = object()
 
 
 class Answer(msgspec.Struct):

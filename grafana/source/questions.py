@@ -36,14 +36,14 @@ def failing(by: str = BY) -> str:
     return f"sum {by} ({rate(FAILED)})\n  / sum {by} ({rate(ENDED)})"
 
 
-def failed(by: str = BY) -> str:
-    """Return the share of executions that failed in the time shown."""
-    return f"sum {by} ({in_range(FAILED)})\n  / sum {by} ({in_range(ENDED)})"
+def failed() -> str:
+    """Return the share of each scanner's executions that failed in the time shown."""
+    return f"sum {BY} ({in_range(FAILED)})\n  / sum {BY} ({in_range(ENDED)})"
 
 
-def answered(by: str = "") -> str:
+def answered() -> str:
     """Return the share of scans that were answered in the time shown."""
-    return f"sum {by} ({in_range(ANSWERED)})\n  / sum {by} ({in_range(ASKED)})"
+    return f"sum  ({in_range(ANSWERED)})\n  / sum  ({in_range(ASKED)})"
 
 
 def verdict() -> str:

@@ -18,6 +18,8 @@ from resilient_scan.options import Policy
 
 __all__ = ["ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
 
+NAMED = 3  # scanners of which one sentence names
+
 
 class Finding(msgspec.Struct, frozen=True):
     """What does not work together.
@@ -99,15 +101,15 @@ def _alone(case: Case) -> list[tuple[str, str, str]]:
     return [(code, severity, message) for code, severity, message in told if message is not None]
 
 
-def sentences(findings: Iterable[Finding], most: int = 3) -> tuple[str, ...]:
-    """Return one line for each message, after the names of the scanners that it is about, `most` of them at most."""
+def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Return one line for each message, after the names of the scanners that it is about, or of the first few."""
     by_message: dict[str, list[str]] = {}
     for finding in findings:
         by_message.setdefault(finding.message, []).append(finding.scanner)
-    return tuple(f"{_and(names, most)}: {text}" if any(names) else text for text, names in by_message.items())
+    return tuple(f"{_and(names)}: {text}" if any(names) else text for text, names in by_message.items())
 
 
-def _and(names: list[str], most: int) -> str:
-    if len(names) <= most:
+def _and(names: list[str]) -> str:
+    if len(names) <= NAMED:
         return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"

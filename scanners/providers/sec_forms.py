@@ -80,7 +80,6 @@ class Owner:
     name: str
     officer: bool
     director: bool
-    ten_percent: bool
     title: str
 
 
@@ -258,7 +257,6 @@ def _owner(node: Element, what: str) -> Owner:
         name=_need(node, "reportingOwnerId/rptOwnerName", what),
         officer=_flag(node, f"{role}/isOfficer", what),
         director=_flag(node, f"{role}/isDirector", what),
-        ten_percent=_flag(node, f"{role}/isTenPercentOwner", what),
         title=(node.findtext(f"{role}/officerTitle") or "").strip(),
     )
 

@@ -28,10 +28,10 @@ from tests.composition.conftest import Background, Bare, Fleet, statuses
 Eventually = Callable[..., None]
 
 
-def drive(run: Future[Any], clock: FakeClock, step: float, most: int = 400) -> Any:
+def drive(run: Future[Any], clock: FakeClock, step: float) -> Any:
     """Move the clock until the run is over."""
     pause = threading.Event()
-    for _ in range(most):
+    for _ in range(400):
         if run.done():
             break
         clock.advance(step)

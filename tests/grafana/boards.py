@@ -17,7 +17,6 @@ OURS = re.compile(r"\b(resilient_scan_\w+)")
 SELECTOR = re.compile(r"\b([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{([^{}]*)\}(\[[^\]]*\])?")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 REFERENCE = {"type": "prometheus", "uid": "${datasource}"}
-RATED = re.compile(r"\b(rate|increase)\(\s*[^()]*?\)")
 
 
 @cache

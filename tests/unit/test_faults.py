@@ -20,15 +20,13 @@ def release() -> Iterator[threading.Event]:
     event.set()
 
 
-def result(
-    status: Status, *, attempts: int = 1, error: str = "", kind: str = "ValueError", **more: object
-) -> ScanResult:
+def result(status: Status, *, attempts: int = 1, error: str = "", **more: object) -> ScanResult:
     fields = {
         "scanner": "one",
         "pipeline": "faults",
         "status": status,
         "candidates": [],
-        "error": ErrorInfo(kind, error) if error else None,
+        "error": ErrorInfo("ValueError", error) if error else None,
         "attempts": attempts,
         "duration": 0.4,
         "queue_wait": 0.0,
