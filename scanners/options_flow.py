@@ -16,6 +16,8 @@ from scanners.providers import yahoo, yahoo_market
 from scanners.providers.yahoo_market import Chain, Contract
 
 SHARES: Final = 100  # a contract
+SIGHTED: Final = 0.5
+"""Share of the traded contracts that must have an open interest; on a usual day 9 of 10 have one."""
 TOOL: Final = "yahoo_options"
 
 
@@ -45,24 +47,32 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     Poteshman, *The Information in Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
 
     A contract without open interest has no ratio and is left out. Before the market opens Yahoo may have none of it
-    for any contract; such an answer is told as suspicious.
+    for most contracts; such an answer is told as suspicious.
     """
     settings = read_settings(FlowSettings, context)
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
     blind, sighted = [], 0
     for ticker, chain in each_ticker(wanted, lambda one: client.options(one, context), TOOL, context):
-        contracts = (*chain.calls, *chain.puts)
-        if contracts and not any(contract.open_interest for contract in contracts):
-            blind.append(ticker)
-            context.log(TOOL, ticker=ticker, left_out=f"none of its {len(contracts)} contracts has an open interest")
-            continue
-        sighted += bool(contracts)
-        if (candidate := find_flow(ticker, chain, trade_date(state, context), settings)) is not None:
+        candidate = find_flow(ticker, chain, trade_date(state, context), settings)
+        if candidate is not None:
             yield candidate
+        if (reason := _blind(chain)) and candidate is None:
+            blind.append(ticker)
+            context.log(TOOL, ticker=ticker, left_out=reason)
+        else:
+            sighted += bool(chain.calls or chain.puts)
     context.log(TOOL, tickers=len(wanted), without_open_interest=len(blind))
     if blind and not sighted:
-        context.doubt(f"no open interest at all in the options of {', '.join(blind[:5])}")
+        context.doubt(f"hardly any open interest in the options of {', '.join(blind[:5])}")
+
+
+def _blind(chain: Chain) -> str:
+    """Say that Yahoo does not know the open interest of the chain's contracts, or return an empty text."""
+    contracts = (*chain.calls, *chain.puts)
+    traded = [contract for contract in contracts if contract.volume] or contracts
+    known = sum(contract.open_interest > 0 for contract in traded)
+    return "" if known >= SIGHTED * len(traded) else f"{known} of its {len(traded)} contracts have an open interest"
 
 
 def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> Candidate | None:

@@ -88,10 +88,21 @@ def test_volume_and_interest_may_be_missing() -> None:
 def test_without_any_open_interest_the_answer_is_doubted() -> None:
     blind = chained([contract("C", 95, 1000, 0, 6.0)], [contract("P", 95, 1000, 0, 6.0)])
     found = find({"A": blind, "NONE": chained([], [])})
-    assert found.doubted == "no open interest at all in the options of A"
-    assert found.log[0]["left_out"] == "none of its 2 contracts has an open interest"
+    assert found.doubted == "hardly any open interest in the options of A"
+    assert found.log[0]["left_out"] == "0 of its 2 contracts have an open interest"
     assert find({"A": blind, "TEST": CHAIN}).doubted is None
     assert find({"NONE": chained([], [])}).doubted is None
+
+
+def test_a_chain_of_which_little_is_known_is_doubted_unless_something_is_found() -> None:
+    unknown = [contract("C", strike, 1000, 0, 6.0) for strike in (80, 85)]
+    found = find({"A": chained([*unknown, contract("C", 95, 100, 500, 6.0)], [])})
+    assert (found.tickers, found.log[0]["left_out"]) == ([], "1 of its 3 contracts have an open interest")
+    assert found.doubted == "hardly any open interest in the options of A"
+    found = find({"A": chained([*unknown, contract("C", 95, 1000, 500, 6.0)], [])})
+    assert (found.tickers, found.doubted) == (["A"], None)
+    found = find({"A": chained([*unknown, *[contract("C", strike, 100, 500, 6.0) for strike in (95, 100)]], [])})
+    assert (found.tickers, found.doubted) == ([], None)
 
 
 def test_a_doubted_answer_is_suspicious_and_not_kept() -> None:
@@ -100,7 +111,7 @@ def test_a_doubted_answer_is_suspicious_and_not_kept() -> None:
         settings = {"options_flow": {"base_url": server.url, "universe": ["TEST"]}}
         with ScanRunner([options_flow], settings=settings, clock=FakeClock(1779048000.0), listeners=()) as runner:
             first, second = (runner.run({}).results["options_flow"] for _ in range(2))
-    assert first.suspicious == "no open interest at all in the options of TEST"
+    assert first.suspicious == "hardly any open interest in the options of TEST"
     assert second.status is Status.COMPLETED
 
 
@@ -147,8 +158,8 @@ def test_the_real_chain_of_a_morning_tells_that_it_cannot_tell() -> None:
     with RecordedServer() as server:
         found = ask(options_flow, MORNING, {"tickers": ["AAPL", "^VXAPL"]}, base_url=server.url)
     assert found.tickers == []
-    assert found.log[0]["left_out"] == "none of its 102 contracts has an open interest"
-    assert found.doubted == "no open interest at all in the options of AAPL"
+    assert found.log[0]["left_out"] == "0 of its 98 contracts have an open interest"
+    assert found.doubted == "hardly any open interest in the options of AAPL"
 
 
 def test_the_real_chain_with_interests_of_our_own() -> None:
