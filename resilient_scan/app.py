@@ -29,6 +29,7 @@ from resilient_scan.runner import ScanRunner
 from resilient_scan.service.loopback import Answer, LoopbackServer, Respond
 from resilient_scan.settings import Settings, load_installed
 from resilient_scan.state import Passing
+from resilient_scan.words import counted
 
 _log = logging.getLogger("resilient_scan")
 
@@ -208,11 +209,6 @@ def installed(request: Request) -> Plugins:
 def names_of(plugins: Plugins) -> list[str]:
     """Return the names of all scanners that may have tables in the settings, usable or not."""
     return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number of things."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _said(request: Request) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from resilient_scan.app import counted
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.needs import lacks, state_for
 from resilient_scan.options import Policy
 from resilient_scan.plugins import Plugins, discover, load_demo
 from resilient_scan.settings import Settings, examine_settings
+from resilient_scan.words import counted
 
 
 class Checked(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from rich.text import Text
 from resilient_scan.events import AttemptEnded, Event, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.outcome import ScanResult, Status, plain
 from resilient_scan.report import Merged
+from resilient_scan.words import clean
 
 MAX_CANDIDATES: Final = 40
 MAX_ROWS: Final = 20
@@ -208,11 +209,6 @@ def _candidate_row(candidate: Any) -> tuple[str, str, str, str]:
         str(candidate.get(key, "")) for key in ("ticker", "source", "priority", "context")
     )
     return ticker, source, priority, context
-
-
-def clean(text: str) -> str:
-    """Return foreign `text` on one line and without control characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterable[str]:

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, TextIO
 
 from resilient_scan import progress
-from resilient_scan.app import Fleet, counted
+from resilient_scan.app import Fleet
 from resilient_scan.events import Listener, StoreFailed, StoreRecovered
 from resilient_scan.faults import PIPELINE, Watch
 from resilient_scan.logs import JsonLines, LogEvents
 from resilient_scan.report import RunReport
 from resilient_scan.verify import Verified, summary
+from resilient_scan.words import clean, counted
 
 BETWEEN: Final = 1.1  # seconds from one run with faulty scanners to the next: what was fresh is not any more
 
@@ -153,7 +154,7 @@ def print_verified(verified: Verified, latency: float | None) -> None:
         for pair in verified.pairs
     ]
     progress.draw(columns, rows, sys.stdout, right=columns[1:4])
-    lines = ["", *map(progress.clean, verified.differences), f"{summary(verified)}; {verified.gain}."]
+    lines = ["", *map(clean, verified.differences), f"{summary(verified)}; {verified.gain}."]
     if verified.data and latency:
         held = progress.seconds(latency)
         lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.app import Request, counted, open_fleet
+from resilient_scan.app import Request, open_fleet
 from resilient_scan.outcome import ScanResult, plain
 from resilient_scan.report import RunReport
+from resilient_scan.words import counted
 
 
 class Pair(msgspec.Struct, frozen=True):

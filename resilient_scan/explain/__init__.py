@@ -11,10 +11,10 @@ from resilient_scan.explain.explanation import Explanation
 from resilient_scan.explain.layers import layers_of, origins_in_code
 from resilient_scan.explain.model import Attempt, Hung, Layer, Number, Past, Reason, Verdict
 from resilient_scan.explain.verdict import verdict_of
-from resilient_scan.explain.words import counted
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.stack import Flight, Stack
+from resilient_scan.words import counted
 
 __all__ = [
     "Attempt",

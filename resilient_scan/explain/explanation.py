@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from resilient_scan.explain.model import Attempt, Hung, Layer, Past, Verdict
-from resilient_scan.explain.words import ago, clean, counted, moment, shortened, span
 from resilient_scan.outcome import plain
+from resilient_scan.words import ago, clean, counted, moment, shortened, span
 
 WIDTH = 100
 SHOWN = 8  # past scans without a trace

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from resilient_scan.explain.model import Layer, Reason
-from resilient_scan.explain.words import clean, counted, moment, span
 from resilient_scan.quarantine import ScannerState
+from resilient_scan.words import clean, counted, moment, span
 
 _SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}
 

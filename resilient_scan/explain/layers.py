@@ -9,11 +9,11 @@ from typing import Any
 
 from resilient_scan.explain.gate import gate_layer
 from resilient_scan.explain.model import Layer, Number
-from resilient_scan.explain.words import clean, counted, span
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
 from resilient_scan.stack import Stack
+from resilient_scan.words import clean, counted, span
 
 BUILT_IN, POLICY, POLICIES, DECORATOR, CLASS = "built-in", "policy", "policies", "decorator", "the scanner's class"
 _SECONDS = {

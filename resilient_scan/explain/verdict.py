@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from resilient_scan.explain.gate import gate_reasons, gate_verdict, is_probe
 from resilient_scan.explain.model import Hung, Reason, Verdict
-from resilient_scan.explain.words import clean, counted, span
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry
 from resilient_scan.options import Breaker
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.stack import Stack
+from resilient_scan.words import clean, counted, span
 
 HINDERS, DELAYS = "hinders", "delays"
 

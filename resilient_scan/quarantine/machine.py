@@ -23,6 +23,7 @@ from resilient_scan.quarantine.records import (
     State,
     texts,
 )
+from resilient_scan.words import counted
 
 BY_HAND, EXPIRY, ALERT, FAILURES, PROBE = "hand", "expiry", "alert", "failures", "probe"
 BLIND_AFTER = 3  # periods without a heartbeat
@@ -150,7 +151,7 @@ class Machine:
         record.passed += 1
         if record.passed >= self.rules.options.successes and not any(self.blocking(record)):
             record.level = max(0, record.level - 1)
-            self._move(name, record, ENABLED, PROBE, reason=f"{_counted(record.passed, 'probe')} succeeded")
+            self._move(name, record, ENABLED, PROBE, reason=f"{counted(record.passed, 'probe')} succeeded")
             record.passed = 0
 
     def executed(self, name: str, failed: bool, reason: str = "") -> None:
@@ -164,7 +165,7 @@ class Machine:
         if record.state == ENABLED and record.order is None:
             record.failures = min(most, record.failures + 1)
             if record.failures == most:
-                times = _counted(most, "execution")
+                times = counted(most, "execution")
                 self.take_out(name, record, FAILURES, "", f"{times} in a row failed, the last one with {reason}")
 
     # orders by hand
@@ -289,7 +290,3 @@ class Machine:
 
     def _tell(self, name: str, old: str, new: str, source: str, who: str, reason: str, until: float | None) -> None:
         self.changes.append(Change(name, old, new, source, who, reason, until))
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,4 +1,4 @@
-"""Small words of an explanation: foreign text made harmless, numbers of things, instants and durations."""
+"""Small words for people: foreign text made harmless, numbers of things, instants and durations."""
 
 from __future__ import annotations
 
