@@ -7,6 +7,7 @@ ever opens the file in another way: closing it would drop the locks of all conne
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -297,8 +298,17 @@ class Database:
             return self._away.gone(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the store {self._path} cannot be written: the disk is full")
-        why = "it is a directory" if self._path.is_dir() else error
-        return StoreError(f"the store {self._path} cannot be used: {why}")
+        return StoreError(f"the store {self._path} cannot be used: {self._why(code) or error}")
+
+    def _why(self, code: int) -> str:
+        """Say in words what SQLite has no words for."""
+        if self._path.is_dir():
+            return "it is a directory"
+        if code in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            for place, what in ((self._path, "it"), (self._path.parent, f"the directory {self._path.parent}")):
+                if not os.access(place, os.W_OK):
+                    return f"{what} cannot be written by this user"
+        return ""
 
 
 def _connect(path: Path, patience: float) -> sqlite3.Connection:

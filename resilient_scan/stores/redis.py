@@ -93,8 +93,8 @@ class RedisStore(BatchingStore):
 
     def now(self) -> float:
         """Return the server's wall time."""
-        seconds, microseconds = self._call(lambda client: client.time())
-        return int(seconds) + int(microseconds) / 1e6
+        now: float = self._call(lambda client: _instant(*client.time()))
+        return now
 
     def update(self, key: str, change: Change[T], /) -> T:
         """Change a document: read, change, write if nobody else has written in between, else begin again."""
@@ -109,24 +109,24 @@ class RedisStore(BatchingStore):
             self._updating.release()
 
     def _update(self, name: bytes, change: Change[T]) -> T:
-        there = self._run("look", DOCUMENTS, name)
+        there = self._run("look", DOCUMENTS, name, read=_seen)
         for _ in range(TRIES):
-            old, seconds, microseconds = there
-            new, result = change(old, int(seconds) + int(microseconds) / 1e6)
+            old, now = there
+            new, result = change(old, now)
             if new is old:
                 return result
             check_size(new or b"")
             expected = (b"0", b"") if old is None else (b"1", old)
             wanted = (b"0", b"") if new is None else (b"1", new)
-            there = self._run("swap", DOCUMENTS, name, *expected, *wanted)
-            if there == 1:
+            there = self._run("swap", DOCUMENTS, name, *expected, *wanted, read=_swapped)
+            if there is None:
                 return result
         raise StoreError(f"the store {self.url} is busy: {TRIES} times another process was faster")
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys begin so."""
-        found = self._run("read", DOCUMENTS, _bytes(prefix))
-        return {key.decode("utf-8", "surrogatepass"): data for key, data in zip(found[::2], found[1::2], strict=True)}
+        found: dict[str, bytes] = self._run("read", DOCUMENTS, _bytes(prefix), read=_documents)
+        return found
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
         """Take a lease, or prolong one's own."""
@@ -142,7 +142,7 @@ class RedisStore(BatchingStore):
         self._connect()
 
     def _fetch(self, key: str) -> bytes | None:
-        data: bytes | None = self._call(lambda client: client.get(_key("answer", key)))
+        data: bytes | None = self._call(lambda client: _data(client.get(_key("answer", key))))
         return data
 
     def _remove(self, key: str) -> None:
@@ -166,14 +166,16 @@ class RedisStore(BatchingStore):
             pipeline.execute()
 
     def _newest(self, log: str, limit: int) -> list[bytes]:
-        newest: list[bytes] = self._call(lambda client: client.lrange(_key("log", log), -limit, -1))
-        return newest[::-1]
+        newest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), -limit, -1)))
+        return newest
 
     def _let_go(self) -> None:
         self._client.connection_pool.disconnect()
 
-    def _run(self, script: str, key: str | bytes, *arguments: Any) -> Any:
-        return self._call(lambda client: self._scripts[script](keys=[key], args=arguments, client=client))
+    def _run(
+        self, script: str, key: str | bytes, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer
+    ) -> Any:
+        return self._call(lambda client: read(self._scripts[script](keys=[key], args=arguments, client=client)))
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         self._check_open()
@@ -183,15 +185,14 @@ class RedisStore(BatchingStore):
             answer = ask(self._client)
         except (self._errors.RedisError, OSError) as error:
             raise self._told(error) from None
+        except Exception as error:  # what is no Redis server confuses the library, and us, in any way
+            raise self._away.gone(f"the store {self.url} does not answer as a Redis server does") from error
         self._away.back()
         return answer
 
     def _told(self, error: Exception) -> StoreError:
-        """Return what an error means, without a secret: some servers repeat in it what they were sent."""
-        errors = self._errors
-        text = str(error)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        """Return what an error means."""
+        errors, text = self._errors, self._words(error)
         match error:
             case errors.AuthenticationError() | errors.AuthorizationError():
                 return self._away.gone(f"the store {self.url} refuses the user name or the password")
@@ -203,7 +204,50 @@ class RedisStore(BatchingStore):
                 return self._away.gone(f"the store {self.url} is away: {text}")
             case errors.OutOfMemoryError():
                 return StoreError(f"the store {self.url} cannot be written: its memory is full")
+            case errors.MovedError() | errors.AskError():
+                return StoreError(
+                    f"the store {self.url} is a part of a cluster, which is not supported: name one server"
+                )
         return StoreError(f"the store {self.url} cannot be used: {text}")
+
+    def _words(self, error: Exception) -> str:
+        """Return what an error says, without a secret: some servers repeat in it what they were sent."""
+        text = str(error).partition(" script: ")[0]
+        if text.startswith("WRONGTYPE"):
+            return f"under a key that begins with {PREFIX} is something that is not ours"
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _instant(seconds: Any, microseconds: Any) -> float:
+    return int(seconds) + int(microseconds) / 1e6
+
+
+def _data(answer: Any) -> bytes | None:
+    if answer is not None and not isinstance(answer, bytes):
+        raise TypeError(type(answer))
+    return answer
+
+
+def _records(answer: Any) -> list[bytes]:
+    """Return the records of a log, newest first."""
+    if not isinstance(answer, list) or not all(isinstance(record, bytes) for record in answer):
+        raise TypeError(type(answer))
+    return answer[::-1]
+
+
+def _seen(answer: Any) -> tuple[bytes | None, float]:
+    """Return what there is of a document, and the server's time."""
+    return _data(answer[0]), _instant(*answer[1:])
+
+
+def _swapped(answer: Any) -> tuple[bytes | None, float] | None:
+    return None if answer == 1 else _seen(answer)
+
+
+def _documents(answer: Any) -> dict[str, bytes]:
+    return {key.decode("utf-8", "surrogatepass"): data for key, data in zip(answer[::2], answer[1::2], strict=True)}
 
 
 def fault_of(url: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from resilient_scan.errors import StoreError
+from resilient_scan.stores import database
 from resilient_scan.stores.sqlite import SqliteStore
 from resilient_scan.testing import FakeClock
 
@@ -91,3 +93,19 @@ def test_a_head_that_forbids_to_write_is_damage(path: Path, caplog: pytest.LogCa
     assert store.read("") == {**BOTH, "order": b"1"}
     store.close()
     assert "is damaged (attempt to write a readonly database)" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["file", "directory"])
+def test_what_this_user_may_not_write_is_said_in_words(place: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For root nothing is read-only, so the file says it of itself and the system agrees."""
+    content = bytearray(path.read_bytes())
+    content[18] ^= 255
+    path.write_bytes(content)
+    denied = path if place == "file" else path.parent
+    monkeypatch.setattr(database.os, "access", lambda asked, _mode: asked != denied)
+    monkeypatch.setattr(database, "is_damage", lambda _error, _path: False)
+    store = SqliteStore(f"sqlite:///{path}", FakeClock())
+    what = "it" if place == "file" else f"the directory {path.parent}"
+    with pytest.raises(StoreError, match=f"the store {path} cannot be used: {what} cannot be written by this user$"):
+        store.update("order", lambda _old, _now: (b"1", None))
+    store.close()
