@@ -16,6 +16,10 @@ from resilient_scan.outcome import ErrorInfo, ScanResult, Status
 
 _log = logging.getLogger("resilient_scan")
 
+traces: dict[str, str] = {}
+"""Of runs under way that are traced: the trace's id, in hex, by the run's. A listener that traces writes it, one that
+counts may read it; they do not know each other."""
+
 
 class Event(msgspec.Struct, frozen=True):
     """Base of all events."""

@@ -11,7 +11,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from resilient_scan.errors import ConfigError
-from resilient_scan.events import AttemptEnded, AttemptStarted, Event, ExecutionEnded, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Event,
+    ExecutionEnded,
+    RunEnded,
+    RunStarted,
+    ScanEnded,
+    traces,
+)
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status
 from resilient_scan.redaction import hide
 from resilient_scan.version import __version__
@@ -81,9 +90,13 @@ class TraceRuns:
     def _start_run(self, event: RunStarted) -> None:
         span = self._tracer.start_span("run", start_time=_ns(event.at), attributes=_named(run_id=event.run_id))
         self._runs[event.run_id] = span, trace.set_span_in_context(span)
+        seen = span.get_span_context()
+        if seen.trace_flags.sampled:
+            traces[event.run_id] = trace.format_trace_id(seen.trace_id)
 
     def _end_run(self, event: RunEnded) -> None:
         span, _ = self._runs.pop(event.run_id)
+        traces.pop(event.run_id, None)
         counts = {f"scans.{status.value}": count for status, count in event.counts.items()}
         span.set_attributes(_named(complete=event.complete, **counts))
         if not event.complete and not any(status.answered for status in event.counts):

@@ -25,6 +25,7 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
     ThreadAbandoned,
+    traces,
 )
 from resilient_scan.metrics.catalogue import Family, families
 from resilient_scan.metrics.collectors import (
@@ -116,6 +117,8 @@ class PrometheusMetrics:
                 tally.waits.append(result.queue_wait)
         elif kind in OF_A_SCANNER:
             tally = self._tallies[event.scanner]  # type: ignore[attr-defined]
+            if traces and kind is ExecutionEnded and (trace := traces.get(event.run_id)):  # type: ignore[attr-defined]
+                tally.traces[event.run_id] = trace  # type: ignore[attr-defined] # before somebody counts it
             pending = tally.events
             tally.events.append(event)
         else:

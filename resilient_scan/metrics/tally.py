@@ -66,7 +66,7 @@ class _Pipeline:
         self.scans = source.children("scans_total", scanner, pipeline)
         self.executions = source.children("executions_total", scanner, pipeline)
         self.duration = source.child("execution_duration_seconds", scanner, pipeline)
-        self.pending: list[tuple[float, str]] = []  # durations, with the run's id
+        self.pending: list[tuple[float, dict[str, str]]] = []  # durations, with their exemplars
 
 
 class Tally:
@@ -81,6 +81,7 @@ class Tally:
         self.ends: deque[End] = deque()
         self.waits: deque[float] = deque()  # for a worker, of scans with work of their own
         self.events: deque[Event] = deque()  # all others
+        self.traces: dict[str, str] = {}  # of executions among them, by the run's id
         self.live: list[Registered] = []  # its live faces, one for each runner
         self.has_breaker = False
         self._source = source
@@ -137,7 +138,7 @@ class Tally:
 
     def forget(self) -> None:
         """Count nothing of what is pending."""
-        for pending in (self.ends, self.waits, self.events):
+        for pending in (self.ends, self.waits, self.events, self.traces):
             pending.clear()
 
     def _count_ends(self, ends: list[End]) -> None:
@@ -178,7 +179,10 @@ class Tally:
     def _execution(self, event: ExecutionEnded) -> None:
         pipeline = self._pipelines[event.pipeline]
         self._counts[pipeline.executions[event.outcome,]] += 1
-        pipeline.pending.append((event.duration, event.run_id))
+        exemplar = {"run_id": event.run_id} if event.run_id else {}
+        if self.traces and (trace := self.traces.pop(event.run_id, None)):
+            exemplar["trace_id"] = trace
+        pipeline.pending.append((event.duration, exemplar))
         if event.outcome == "success":
             self._last_success = max(self._last_success, event.at)
         elif event.outcome == "error" and event.error is not None:
@@ -201,12 +205,12 @@ def _drained(pending: deque[T]) -> list[T]:
     return [pending.popleft() for _ in range(len(pending))]
 
 
-def _observe(histogram: Child, durations: list[tuple[float, str]]) -> None:
+def _observe(histogram: Child, durations: list[tuple[float, dict[str, str]]]) -> None:
     """Observe several durations; the newest in each bucket becomes its exemplar."""
     newest = {bisect_left(BUCKETS, seconds): number for number, (seconds, _) in enumerate(durations)}
-    for number, (seconds, run_id) in enumerate(durations):
+    for number, (seconds, exemplar) in enumerate(durations):
         is_newest = newest[bisect_left(BUCKETS, seconds)] == number
-        histogram.observe(seconds, {"run_id": run_id} if is_newest and run_id else None)
+        histogram.observe(seconds, exemplar if is_newest and exemplar else None)
 
 
 def _kind(name: str) -> str:

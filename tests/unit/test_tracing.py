@@ -12,9 +12,23 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
 
-from resilient_scan import Breaker, Cache, ConfigError, Policy, Retry, ScanRunner, Timeout, scanner, tracing
+from resilient_scan import (
+    Breaker,
+    Cache,
+    ConfigError,
+    Policy,
+    PrometheusMetrics,
+    Retry,
+    ScanRunner,
+    Timeout,
+    scanner,
+    tracing,
+)
+from resilient_scan.events import traces
+from resilient_scan.metrics import CollectorRegistry
 from resilient_scan.testing import broken, flapping, hanging, healthy
 from resilient_scan.tracing import TraceRuns
 
@@ -219,3 +233,29 @@ def test_without_the_extra_it_says_what_is_missing(monkeypatch: pytest.MonkeyPat
 def test_without_the_extra_it_can_be_imported() -> None:
     code = "import sys; sys.modules['opentelemetry'] = None; import resilient_scan.tracing"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_an_exemplar_of_the_durations_names_the_trace(exporter: InMemorySpanExporter, sampled: bool) -> None:
+    """Where there is one to be found; of an execution that timed out, too, which ends on another thread."""
+    provider = TracerProvider(sampler=ALWAYS_ON if sampled else ALWAYS_OFF)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    registry, release = CollectorRegistry(), threading.Event()
+    fleet = [healthy("well"), hanging("hung", release, timeout=Timeout(total=0.05))]
+    listeners = (PrometheusMetrics(registry), TraceRuns(provider))
+    with ScanRunner(fleet, policy=POLICY, listeners=listeners) as runner:
+        report = runner.run({})
+        exemplars = {
+            sample.labels["scanner"]: sample.exemplar.labels
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.exemplar
+        }
+        release.set()
+    expected = {"run_id": report.run_id}
+    if sampled:
+        (run,) = (span for span in exporter.get_finished_spans() if span.name == "run")
+        assert run.context is not None
+        expected["trace_id"] = format(run.context.trace_id, "032x")
+    assert exemplars == {"well": expected, "hung": expected}
+    assert traces == {}
