@@ -222,6 +222,9 @@ def test_so_many_alerts_are_kept_and_those_that_are_over_go_first(bench: Bench) 
         bench.advance(1)
         bench.alerts(alert("one", mark=str(number)))
     assert list(bench.record("one").alerts) == [str(number) for number in range(5, MOST_ALERTS + 5)]
+    bench.advance(1)
+    bench.alerts(alert("one", "resolved", mark="newest"))
+    assert "newest" not in bench.record("one").alerts  # however new: it keeps nobody out
 
 
 def test_what_is_over_for_long_is_forgotten(bench: Bench) -> None:

@@ -198,6 +198,19 @@ def test_rule_4_the_list_revives_what_was_said_to_be_over(bench: Bench) -> None:
     assert bench.record("one").alerts["f1"].status == "firing"
 
 
+def test_rule_4_what_is_missing_on_the_list_is_over_from_now_on() -> None:
+    """Whether that is believed hangs on the heartbeats since then."""
+    bench = Bench("one", options=Quarantine(heartbeat=10, lease=1000))
+    bench.alerts(alert("one"))
+    bench.heartbeat()
+    bench.advance(60)
+    bench.reconcile()
+    assert bench.blind()
+    bench.probes("one", True, True, True)
+    assert bench.state("one") == "probing"
+    assert bench.record("one").alerts["f1"].said == bench.now
+
+
 def test_rule_5_without_any_heartbeat_nobody_is_blind(bench: Bench) -> None:
     bench.advance(1e6)
     assert not bench.blind()
@@ -338,6 +351,21 @@ def test_rule_6_enabling_who_was_disabled_by_hand_is_not_undone_by_the_alert_tha
     assert bench.moves("one")[-2:] == [("disabled", "enabled", "hand"), ("enabled", "quarantined", "alert")]
 
 
+def test_rule_6_enabling_who_was_not_quarantined_forgets_no_failure_to_come_back(bench: Bench) -> None:
+    bench.alerts(alert("one"))
+    for _ in range(2):
+        bench.advance(10_000)
+        bench.probes("one", False)
+    bench.advance(10_000)
+    bench.alerts(alert("one", "resolved"))
+    bench.probes("one", True, True, True)
+    level = bench.record("one").level
+    bench.disable("one")
+    bench.alerts(alert("one", start=2.0))
+    bench.enable("one")
+    assert bench.record("one").level == level > 0
+
+
 def test_rule_6_enabling_who_was_disabled_by_hand_protects_from_no_later_alert(bench: Bench) -> None:
     bench.disable("one")
     bench.alerts(alert("one"), alert("one", "resolved"))
@@ -386,6 +414,10 @@ def test_rule_7_a_message_of_an_older_start_is_ignored(bench: Bench) -> None:
     assert bench.record("one").alerts["f1"].status == "resolved"
     assert bench.alerts(alert("one", start=6.0)) == ("accepted",)
     assert bench.record("one").alerts["f1"].status == "firing"
+    assert bench.alerts(alert("one", start=7.0), alert("one", start=7.0)) == (
+        "accepted",
+        "duplicate",
+    )
 
 
 def test_rule_7_a_resolve_that_overtakes_its_alert_wins(bench: Bench) -> None:
