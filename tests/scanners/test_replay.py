@@ -118,13 +118,13 @@ def test_what_is_missing_in_a_folder_is_an_error_of_its_scanner(
 
 
 def test_the_real_recordings_are_replayed_and_the_first_that_is_missing_is_named() -> None:
-    """Two pages of the feed of 2025-12-12 are there, a third is not."""
+    """Two pages of the feed of 2025-12-12 are there, the forms that they name are not."""
     with open_fleet(Request(replay=folder(), only=("insider_buying",)), listeners=()) as fleet:
         report = fleet.run()
     (result,) = report.results.values()
     assert result.status == "error"
     assert result.error is not None
-    assert "start=200&type=4" in result.error.message
+    assert "GET https://www.sec.gov/Archives/edgar/data/" in result.error.message
     assert f"not recorded in {folder()}" in result.error.message
 
 
