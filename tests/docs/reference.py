@@ -17,6 +17,7 @@ from resilient_scan.cli import command
 from resilient_scan.metrics import families
 from resilient_scan.options import LAYERS, Quarantine
 from resilient_scan.service.openapi import document
+from tests.peers.table import table as table_of_peers
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -89,6 +90,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "contents": contents,
     "endpoints": endpoints,
     "options": options,
+    "peers": table_of_peers,
     "metrics": metrics,
     "usage": usage,
 }

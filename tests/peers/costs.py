@@ -1,0 +1,91 @@
+"""What a call that does nothing costs in each stack: a process for each, which take turns."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.peers.children import Child
+from tests.peers.stacks import load
+from tests.peers.stacks.base import NotOffered, Stack, Wanted
+
+CALLS, ROUNDS = 200, 15
+FULL = Wanted(attempts=3, failures=5, timeout=30)
+CACHED = Wanted(attempts=3, failures=5, timeout=30, ttl=600)
+
+
+def nothing() -> str:
+    return "answer"
+
+
+def fleet(stack: Stack) -> Callable[[], object]:
+    """Return as many scanners as calls, all at the same time."""
+    return stack.repeated({f"s{number}": nothing for number in range(CALLS)}, FULL)
+
+
+def alone(stack: Stack) -> Callable[[], object]:
+    """Return one call after another."""
+    call = stack.protect(nothing, FULL)
+    return lambda: [call() for _ in range(CALLS)]
+
+
+def cached(stack: Stack) -> Callable[[], object]:
+    """Return one call after another, all but the first answered by the cache."""
+    call = stack.protect(nothing, CACHED)
+    return lambda: [call() for _ in range(CALLS)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table: what is measured, and how it is made ready."""
+
+    title: str
+    ready: Callable[[Stack], Callable[[], object]]
+
+
+KINDS = {
+    "fleet": Kind("cost of a call that does nothing (retry, breaker, timeout), 200 at once", fleet),
+    "alone": Kind("the same, by itself", alone),
+    "cached": Kind("cost of an answer from the cache, by itself", cached),
+}
+
+
+def serve(stack: str) -> None:
+    """For each kind that a line of the input names, tell how many seconds its calls took."""
+    logging.disable()
+    ready: dict[str, Callable[[], object]] = {}
+    for line in sys.stdin:
+        kind = line.strip()
+        try:
+            run = ready.get(kind) or ready.setdefault(kind, KINDS[kind].ready(load(stack)))
+        except NotOffered:
+            Child.tell(None)
+            continue
+        began = time.perf_counter()
+        run()
+        Child.tell(time.perf_counter() - began)
+
+
+def measure(kind: str, stacks: dict[str, Child]) -> dict[str, str]:
+    """Return what a call costs in each stack, in proportion to the stack by hand."""
+    times: dict[str, list[float]] = {name: [] for name in stacks}
+    for number in range(ROUNDS + 1):
+        for name, child in stacks.items():
+            seconds = child.ask(kind)
+            if number and seconds is not None:  # the first round warms up
+                times[name].append(seconds)
+    medians = {name: statistics.median(taken) for name, taken in times.items() if taken}
+    return {name: _rounded(medians[name] / medians["by hand"]) if name in medians else "–" for name in stacks}
+
+
+def _rounded(ratio: float) -> str:
+    """Return one digit of it: machines differ in the others."""
+    return f"{float(format(ratio, '.1g')):g} x"
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,97 @@
+"""This library: a scanner in a runner. A call is a run of one scanner, a fleet is a run of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Candidate,
+    LogEvents,
+    Policy,
+    PrometheusMetrics,
+    Retry,
+    RetryAfter,
+    ScanResult,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
+from tests.peers.stacks.base import PAUSE, Call, Down, Stack, TooMany, Wanted
+
+ENDED = {Status.TIMEOUT: "timeout", Status.REJECTED: "refused", Status.SKIPPED: "timeout"}
+
+
+class Refused(Exception):
+    """A scan ended `rejected`."""
+
+
+class Here(Stack):
+    """The runner lives as long as the process, as README says."""
+
+    packages = ("resilient-scan",)
+
+    def _protect(self, source: Call, wanted: Wanted) -> Call:
+        runner = _runner([_scanner("source", source)], wanted, wanted.callers)
+
+        def call(*arguments: Any, deadline: float | None = None) -> Any:
+            return _opened(runner.run({"arguments": arguments}, deadline=deadline).results["source"])
+
+        return call
+
+    def within(self, call: Call, seconds: float) -> Any:
+        return call(deadline=seconds)
+
+    def fleet(self, calls: dict[str, Call], wanted: Wanted, workers: int = 8) -> Iterator[tuple[str, str]]:
+        scanners = [_scanner(name, function) for name, function in calls.items()]
+        with _runner(scanners, wanted, workers) as runner:
+            for result in runner.stream({}):
+                yield result.scanner, ENDED.get(result.status, "answered" if result.status.answered else "failed")
+
+    def repeated(self, calls: dict[str, Call], wanted: Wanted) -> Call:
+        runner = _runner([_scanner(name, function) for name, function in calls.items()], wanted, 8)
+        return lambda: runner.run({}).candidates
+
+
+def _scanner(name: str, function: Call) -> Any:
+    @scanner(name=name, pipeline="peers")
+    def scan(state: dict[str, Any]) -> list[Candidate]:
+        try:
+            value = function(*state.get("arguments", ()))
+        except TooMany as error:
+            raise RetryAfter(error.retry_after) from error
+        return [Candidate(ticker="ANSWER", source=name, context="", extras={"value": value})]
+
+    return scan
+
+
+def _runner(scanners: list[Any], wanted: Wanted, workers: int) -> ScanRunner:
+    retry = Retry(attempts=wanted.attempts, base=PAUSE, cap=PAUSE, on=(OSError,)) if wanted.attempts > 1 else None
+    breaker = None if wanted.failures is None else Breaker(failures=wanted.failures, open_for=wanted.open_for)
+    cache = None if wanted.ttl is None else Cache(ttl=wanted.ttl, stale_if_error=wanted.stale, jitter=0)
+    limit: dict[str, int] = {} if wanted.hung is None else {"max_abandoned": wanted.hung}
+    timeout = Timeout(total=wanted.timeout or wanted.total or 60, **limit)
+    return ScanRunner(
+        scanners,
+        policy=Policy(cache=cache, retry=retry, breaker=breaker, timeout=timeout),
+        max_workers=workers,
+        store="sqlite:///scan.db" if wanted.lasting else None,
+        listeners=(LogEvents(), PrometheusMetrics()) if wanted.metrics else (),
+    )
+
+
+def _opened(result: ScanResult) -> Any:
+    if result.status.answered:
+        (candidate,) = result.candidates
+        return candidate.extras["value"]
+    if result.status is Status.REJECTED:
+        raise Refused
+    if result.status in {Status.TIMEOUT, Status.SKIPPED}:
+        raise TimeoutError
+    raise Down
+
+
+STACK = Here()

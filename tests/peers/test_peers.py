@@ -1,0 +1,35 @@
+"""What README says of this library and of its peers is what happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.needed import binary, missing
+from tests.peers import measure
+from tests.peers.costs import KINDS
+from tests.peers.faults import FAULTS
+from tests.peers.table import results
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the peers are installed."""
+    target = tmp_path_factory.mktemp("peers")
+    trouble = measure.install(target)
+    if trouble:
+        missing(trouble)
+    binary("redis-server")
+    return target
+
+
+@pytest.mark.long
+@pytest.mark.servers
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_has_the_effects_that_readme_tells(name: str, packages: Path) -> None:
+    assert measure.row(name, packages) == results()["told"][name], "run: uv run python -m tests.peers"
+
+
+def test_each_row_has_been_measured() -> None:
+    assert list(results()["told"]) == [*FAULTS, *KINDS]
