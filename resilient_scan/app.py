@@ -22,6 +22,7 @@ from resilient_scan.http import Recorder, Replay
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition, push, write_textfile
 from resilient_scan.needs import Demo, lacks, stand_ins, state_for, state_of
+from resilient_scan.outcome import Status
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.redaction import hide, redact
 from resilient_scan.report import RunReport
@@ -102,10 +103,12 @@ class Fleet(msgspec.Struct, frozen=True):
 
     def summary(self, report: RunReport) -> str:
         """Return the sentence that says what was found, and in what."""
-        answered = sum(result.status.answered for result in report.results.values())
+        in_service = [result.status for result in report.results.values() if result.status is not Status.DISABLED]
+        answered = sum(status.answered for status in in_service)
         found = Counter(getattr(candidate, "ticker", type(candidate).__name__) for candidate in report.candidates)
         names = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in found.most_common(10))
-        text = f"{answered} of {counted(len(report.results), 'scanner')} answered"
+        out = len(report.results) - len(in_service)
+        text = f"{answered} of {counted(len(in_service), 'scanner')}{' in service' * bool(out)} answered"
         if day := self.state.get("trade_date"):
             text += f" as of {day}"
         text += f" and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."

@@ -290,7 +290,8 @@ def _hold(duration: float, fleet: Fleet) -> None:
 def _unwritten(error: OSError) -> int:
     """Say that the output could not be written, unless its reader went away (`| head`)."""
     if not isinstance(error, BrokenPipeError):
-        say([f"error: {error}"], logging.ERROR)
+        what = error.filename or "the output cannot be written"
+        say([f"error: {what}: {error.strerror or error}"], logging.ERROR)
     # What is still buffered would fail once more when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return SOME_DID_NOT

@@ -25,7 +25,7 @@ _CACHE = {
     "stale": "had an old answer, which stood in for the failure (stale)",
     "miss": "had no fresh answer (miss)",
     "shared": "another scan was fetching the answer; this one waited for it (shared)",
-    "bypass": "not used: left out, or no stable key for such a state (bypass)",
+    "bypass": "not used, for there is no stable key for such a state (bypass)",
     "": "not asked",
 }
 
@@ -59,6 +59,11 @@ class Explanation(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """Return the explanation as text of at most 100 columns."""
         return "\n".join(line.rstrip() for line in _lines(self))
+
+    @property
+    def cached(self) -> bool:
+        """Say whether the scanner has a cache."""
+        return any(number.option.startswith("cache.") for layer in self.layers for number in layer.numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-ready data, with the same names."""
@@ -149,16 +154,17 @@ def _trace(told: Explanation) -> Iterator[str]:
     yield f"FLIGHT RECORDER, {counted(len(told.past), 'scan')}, newest first; times in UTC"
     for scan in told.past:
         yield f"  {moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}, run {scan.run_id[:8]}"
-        for label, text in _steps(scan):
+        for label, text in _steps(scan, told.cached):
             yield from _labelled(f"    {label}", text, 16)
 
 
-def _steps(scan: Past) -> Iterator[tuple[str, str]]:
+def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
     """Yield what happened to a scan, layer by layer."""
     if scan.probe:
         yield "probe", "the scanner was out of service, and this was to tell whether it may come back"
     else:
-        yield "cache", _CACHE[scan.cache] + (f", {span(scan.age)} old" if scan.age else "")
+        how = _CACHE[scan.cache] if cached or scan.cache != "bypass" else "left out: every scan asks the source"
+        yield "cache", how + (f", {span(scan.age)} old" if scan.age else "")
     if scan.attempts:
         yield "worker", f"took it up after {span(scan.queue_wait)} in the queue"
     for attempt in scan.attempts:

@@ -60,7 +60,7 @@ def _how(state: ScannerState) -> str:
 
 
 def _way_out(state: ScannerState) -> str:
-    enable = f"runner.enable({state.name!r}), `resilient-scan enable {state.name}`"
+    enable = f"runner.enable({state.name!r}), `resilient-scan enable {state.name} --reason WHY`"
     if state.state == "disabled":
         return f"wait {span(max(0.0, (state.until or state.at) - state.at))}, or {enable}"
     left = span(max(0.0, (state.next_probe or state.at) - state.at))

@@ -115,7 +115,7 @@ def _cache(cache: Cache | None) -> str:
     same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key, for there is but one"
     jitter = f" (at random up to {cache.jitter:.0%} less)" if cache.jitter else ""
     stale = cache.stale_if_error
-    then = f"for {span(stale)} after that it stands in where the source fails" if stale else "then it is not used"
+    then = f"for {span(stale)} after that it stands in where the source fails" if stale else "after that it is not used"
     return f"an answer is fresh for {span(cache.ttl)}{jitter}: a scan of the same {same} gets it without asking; {then}"
 
 
@@ -184,7 +184,8 @@ def _kept(stack: Stack) -> Iterator[str]:
         return
     (answers, failures), newest = stack.cache.kept(), stack.cache.newest()
     age = "" if newest is None else f", the newest {span(max(0.0, stack.clock.monotonic() - newest.stored_at))} old"
-    yield f"{counted(answers, 'answer')} kept{age}"
+    where = " in this process, beside those in the store" if stack.cache.shelf is not None else ""
+    yield f"{counted(answers, 'answer')} kept{where}{age}"
     if failures:
         yield f"{counted(failures, 'failure')} remembered"
 

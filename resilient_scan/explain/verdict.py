@@ -36,7 +36,8 @@ def verdict_of(stack: Stack, standing: ScannerState, hung: tuple[Hung, ...]) -> 
     if hindering:
         return _instead(stack, newest, Status.REJECTED, hindering)
     if delaying:
-        return Verdict("waits", "", "A scan would ask the source as soon as there is room for it.", delaying)
+        says = f"A scan would ask the source as soon as there is room for it.{_stored(stack, ' fresh')}"
+        return Verdict("waits", "", says, delaying)
     return Verdict("yes", "", _now(stack))
 
 
@@ -50,8 +51,16 @@ def _probe(standing: ScannerState, found: list[tuple[str, Reason]]) -> Verdict:
 
 def _now(stack: Stack) -> str:
     if stack.guard is not None and stack.guard.state != "closed":
-        return "A scan would ask the source at once, as a trial: its success closes the breaker, its failure opens it."
-    return "A scan would ask the source at once."
+        does = "as a trial: its success closes the breaker, its failure opens it"
+        return f"A scan would ask the source at once, {does}.{_stored(stack, ' fresh')}"
+    return f"A scan would ask the source at once.{_stored(stack, ' fresh')}"
+
+
+def _stored(stack: Stack, fresh: str = "") -> str:
+    """Say that the store may have an answer: which one depends on the state of the run."""
+    if stack.cache is None or stack.cache.shelf is None:
+        return ""
+    return f" If the store has a{fresh or 'n'} answer to its state, it gets that instead."
 
 
 def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
@@ -69,7 +78,8 @@ def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[
     now = stack.clock.monotonic()
     which = "A scan of the same state" if status is Status.ERROR else "A scan"
     if newest is None or now >= newest.stale_until:
-        return Verdict("no", status, f"{which} would end `{status}`, without asking the source.", reasons)
+        stored = _stored(stack) if status is Status.REJECTED else ""
+        return Verdict("no", status, f"{which} would end `{status}`, without asking the source.{stored}", reasons)
     told = (
         f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
         f"{counted(len(newest.candidates), 'candidate')} of then; that answer stands in for another "

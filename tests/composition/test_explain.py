@@ -78,7 +78,7 @@ def test_disabled_by_hand(clock):
                 (
                     "gate",
                     "disabled by hand until 2013-01-24 19:00:00 UTC, reason: premium endpoint",
-                    "wait 50m, or runner.enable('movers'), `resilient-scan enable movers`",
+                    "wait 50m, or runner.enable('movers'), `resilient-scan enable movers --reason WHY`",
                 )
             ],
         )

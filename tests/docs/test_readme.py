@@ -31,8 +31,7 @@ def test_the_sample_of_settings_is_right(tmp_path: Path) -> None:
     (text,) = [block for block in TOML if "[scanner_execution]" in block]
     (tmp_path / "scan.toml").write_text(text)
     settings = load_settings(tmp_path / "scan.toml", environ={})
-    insiders = scanner(name="insider_buying", pipeline="edge")(lambda _state: [])
-    assert settings.check([insiders]) == ()
+    assert settings.check() == ()
     with settings.runner([insiders], listeners=()) as runner:
         assert "60/min" in str(runner.explain("insider_buying"))
 

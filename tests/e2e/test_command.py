@@ -198,7 +198,7 @@ def test_an_output_that_nobody_reads_or_that_has_no_room_is_no_traceback() -> No
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([SCRIPT, "run"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert done.returncode == 1
-    assert "error: [Errno 28] No space left on device" in done.stderr
+    assert "error: the output cannot be written: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -154,3 +154,10 @@ def test_settings_that_are_wrong_are_told_of_with_unknown_scanners_at_once(tmp_p
 def test_a_faulty_scanner_is_only_known_with_its_option() -> None:
     with pytest.raises(ConfigError, match="join in with --faults"), open_fleet(Request(only=("hanging",))):
         pass
+
+
+def test_the_summary_counts_only_the_scanners_in_service() -> None:
+    with open_fleet(Request(only=("gap_up", "market_movers")), listeners=()) as fleet:
+        assert fleet.summary(fleet.run()).startswith("2 of 2 scanners answered as of 2013-01-24 and found ")
+        fleet.runner.disable("gap_up", reason="for a test")
+        assert fleet.summary(fleet.run()).startswith("1 of 1 scanner in service answered as of 2013-01-24 and found ")

@@ -1,0 +1,56 @@
+"""What an explanation says where a store keeps answers that this process has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import Breaker, Cache, ScanRunner
+from resilient_scan.testing import FakeClock, broken, healthy
+
+CACHE = Cache(ttl=300, jitter=0)
+Says = Callable[..., str]
+
+
+@pytest.fixture
+def says(tmp_path: Path) -> Says:
+    """Return the text of a runner that has just been built, with its lines joined."""
+
+    def of(scanner: Any, *, trace: bool = False, run: bool = False) -> str:
+        url = f"sqlite:///{tmp_path}/scan.db"
+        with ScanRunner([scanner], clock=FakeClock(auto=True), listeners=(), store=url) as runner:
+            if run:
+                runner.run({})
+            return " ".join(str(runner.explain("feed", trace=trace)).split())
+
+    return of
+
+
+def test_it_does_not_promise_that_the_source_is_asked(says: Says) -> None:
+    feed = healthy("feed", cache=CACHE)
+    says(feed, run=True)
+    told = says(feed)
+    assert (
+        "YES. A scan would ask the source at once. If the store has a fresh answer to its state, it gets that instead."
+    ) in told
+    assert "now: 0 answers kept in this process, beside those in the store" in told
+    assert "If the store" not in says(healthy("feed", cache=None))
+
+
+def test_it_does_not_promise_a_rejection(says: Says) -> None:
+    told = says(broken("feed", cache=CACHE, retry=None, breaker=Breaker(failures=1)), run=True)
+    assert (
+        "A scan would end `rejected`, without asking the source. If the store has an answer to its state, it gets that"
+    ) in told
+
+
+def test_a_trace_tells_a_cache_that_is_left_out_from_a_state_without_a_key(says: Says) -> None:
+    assert "cache left out: every scan asks the source" in says(healthy("feed", cache=None), trace=True, run=True)
+    odd = healthy("feed", cache=Cache(ttl=300))
+    with ScanRunner([odd], clock=FakeClock(auto=True), listeners=()) as runner:
+        runner.run({"odd": object()})
+        told = " ".join(str(runner.explain("feed", trace=True)).split())
+    assert "cache not used, for there is no stable key for such a state (bypass)" in told
