@@ -20,8 +20,8 @@ from tests.composition.conftest import Bare, Eventually, Fleet, statuses
 def test_a_runs_deadline_ends_the_run(fleet: Fleet, release: threading.Event) -> None:
     runner = fleet(healthy("well"), hanging("hung", release), healthy("queued"), max_workers=1, order="given")
     began = time.monotonic()
-    report = runner.run({}, deadline=0.1)
-    assert time.monotonic() - began < 0.3
+    report = runner.run({}, deadline=0.5)
+    assert time.monotonic() - began < 4
     assert statuses(report) == [Status.COMPLETED, Status.TIMEOUT, Status.SKIPPED]
     assert report.results["hung"].attempts == 1
     assert report.results["queued"].attempts == 0

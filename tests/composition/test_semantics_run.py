@@ -240,7 +240,7 @@ def test_close_does_not_wait_for_a_hung_one(
     began = time.monotonic()
     runner.close()
     assert statuses(run.result(5)) == [Status.SKIPPED]
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4
 
 
 def test_a_scan_in_several_runs_at_once(fleet: Fleet, background: Background) -> None:

@@ -45,16 +45,16 @@ def test_a_breakers_lock_is_held_while_the_call_runs() -> None:
         assert time.monotonic() - began >= 0.2
 
 
-def test_a_timeout_outside_the_breaker_is_invisible_to_it(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+def test_a_timeout_outside_the_breaker_is_invisible_to_it(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background
+) -> None:
     naive = pybreaker.CircuitBreaker(fail_max=1)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(naive.call, release.wait)
-        with pytest.raises(TimeoutError):
-            call.result(timeout=0.02)
-        assert naive.fail_counter == 0
-        ours = fleet(hanging("h", release), policy=bare(breaker=Breaker(failures=1), timeout=Timeout(total=0.05)))
-        assert [statuses(ours.run({}))[0] for _ in range(2)] == [Status.TIMEOUT, Status.REJECTED]
-        release.set()
+    call = background(naive.call, release.wait)
+    with pytest.raises(TimeoutError):
+        call.result(timeout=0.02)
+    assert naive.fail_counter == 0
+    ours = fleet(hanging("h", release), policy=bare(breaker=Breaker(failures=1), timeout=Timeout(total=0.2)))
+    assert [statuses(ours.run({}))[0] for _ in range(2)] == [Status.TIMEOUT, Status.REJECTED]
 
 
 def test_ctrl_c_does_not_come_out_as_a_breakers_error(fleet: Fleet, bare: Bare) -> None:

@@ -1,4 +1,4 @@
-"""One Prometheus for the whole session: it needs five seconds for its first scrape, so scanners vary, not servers."""
+"""One Prometheus for all the dashboards: it needs five seconds for its first scrape, so scanners vary, not servers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from grafana.source.write import HOME
 from tests.e2e.monitoring import Api, prometheus
 
 FLEET = Path(__file__).with_name("live_fleet.py")
+LIFETIME = 900  # seconds, in which the tests that look at the fleet are over however slow the machine is
 
 
 @contextmanager
@@ -37,11 +38,11 @@ def often(name: str, folder: Path) -> str:
     return name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """Prometheus over a live fleet in which every kind of trouble has shown, with the shipped rules loaded."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with live_fleet(calm=3, lifetime=300) as target:
+    with live_fleet(calm=3, lifetime=LIFETIME) as target:
         config = {
             "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
             "rule_files": [often(name, folder) for name in ("recording.yml", "alerts.yml")],

@@ -10,13 +10,14 @@ import yaml
 
 from grafana.source.presets import PRESETS
 from grafana.source.write import HOME
+from tests.e2e.conftest import LIFETIME
 from tests.e2e.live_fleet import BY_HAND, HEALTHY, NAMES
 from tests.e2e.monitoring import Api
 from tests.grafana.boards import BOARDS, board, queries
 
 pytestmark = pytest.mark.servers
 
-SECONDS, STEP = 120, 2  # what the dashboards would show: all of the session
+SECONDS, STEP = LIFETIME, 5  # what the dashboards would show: all that has been
 
 
 def chosen(expression: str, scanner: str = ".+") -> str:
@@ -57,7 +58,7 @@ def test_variables_and_annotations_have_data(live_prometheus: Api, name: str) ->
         assert values == (set(NAMES) if label == "scanner" else values)
         assert values
     for mark in content["annotations"]["list"]:
-        answer = live_prometheus.range(chosen(mark["expr"]).replace("[5s]", "[60s]"), 60, 1)
+        answer = live_prometheus.range(chosen(mark["expr"]), SECONDS, STEP)
         if mark["name"] == "Taken out of service":
             assert {each["metric"]["scanner"]: each["metric"]["source"] for each in answer} == {
                 "insider_buying": "alert",

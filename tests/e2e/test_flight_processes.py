@@ -122,7 +122,7 @@ def test_eight_at_once_ask_once(url: str, source: Source) -> None:
     assert sorted(line[1] for line in found) == ["cached"] * 7 + ["completed"]
     assert {line[3] for line in found} == {"call 1"}
     assert {line[1]: line[2] for line in found} == {"completed": "1", "cached": "0"}
-    assert max(float(line[4]) for line in found) < 2
+    assert max(float(line[4]) for line in found) < PATIENCE
 
 
 def test_a_leader_that_is_killed_costs_the_others_its_timeout_at_most(url: str, source: Source) -> None:
@@ -138,7 +138,7 @@ def test_a_leader_that_is_killed_costs_the_others_its_timeout_at_most(url: str, 
     assert source.asked() == ["one", "one"]
     assert sorted(line[1] for line in found) == ["cached", "cached", "completed"]
     assert {line[3] for line in found} == {"call 2"}
-    assert all(0.3 < float(line[4]) < 3 for line in found), found
+    assert all(float(line[4]) < PATIENCE for line in found), found
 
 
 def test_a_leader_that_fails_is_followed_at_once(url: str, source: Source) -> None:
@@ -152,7 +152,7 @@ def test_a_leader_that_fails_is_followed_at_once(url: str, source: Source) -> No
     found = [told(worker)[0] for worker in crew]
     assert len(source.asked()) == 2
     assert sorted(line[1] for line in found) == ["cached", "cached", "completed", "error"]
-    assert max(float(line[4]) for line in found) < 3
+    assert max(float(line[4]) for line in found) < PATIENCE
 
 
 def test_a_leader_that_hangs_is_followed_after_its_timeout(url: str, source: Source) -> None:
@@ -164,7 +164,7 @@ def test_a_leader_that_hangs_is_followed_after_its_timeout(url: str, source: Sou
     follower = Worker(url, running(make))
     ((_, status, attempts, context, took),) = told(follower)
     assert (status, attempts, context) == ("completed", "1", "call 2")
-    assert float(took) < 2
+    assert float(took) < PATIENCE
     assert told(leader)[0][1] == "timeout"
 
 
@@ -196,7 +196,7 @@ def test_others_go_on_while_another_process_works_on_sixty_of_a_hundred(url: str
     assert {status for name, (status, _) in ended.items() if name in names[:60]} == {Status.CACHED}
     assert list(ended)[:40] == sorted(list(ended)[:40], key=lambda name: ended[name][1])
     assert set(list(ended)[:40]) == set(names[60:]), "who waits for another process holds up nobody"
-    assert max(took for _, took in ended.values()) < 4
+    assert max(took for _, took in ended.values()) < PATIENCE
 
 
 def test_a_forked_child_waits_for_its_parent_and_finds_its_answer(url: str, source: Source) -> None:
@@ -254,7 +254,7 @@ def test_a_followers_own_deadline_ends_it(two: Two) -> None:
     _, follower, _ = two
     began = time.monotonic()
     report = follower.run(DAY, deadline=0.4)
-    assert 0.4 <= time.monotonic() - began < 0.9
+    assert 0.4 <= time.monotonic() - began < PATIENCE / 2
     assert report.results["one"].status is Status.SKIPPED
     assert report.results["other"].status is Status.COMPLETED, "who waits holds no worker"
 
@@ -268,7 +268,7 @@ def test_closing_ends_a_follower(two: Two) -> None:
     began = time.monotonic()
     follower.close()
     run.join(PATIENCE)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE / 2
     assert {name: str(result.status) for name, result in results[0].results.items()} == {
         "one": "skipped",
         "other": "completed",
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_a_follower(two: Two) -> None:
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt) as stop:
         follower.run(DAY)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE / 2
     assert stop.value.report.results["one"].status is Status.SKIPPED  # type: ignore[attr-defined]
 
 

@@ -146,7 +146,7 @@ def test_a_source_that_hangs_costs_the_time_of_that_scanner_only() -> None:
     statuses = {name: result.status for name, result in report.results.items()}
     assert statuses.pop("gap_up") is Status.TIMEOUT
     assert set(statuses.values()) == {Status.COMPLETED}
-    assert report.results["gap_up"].duration < 1.0
+    assert report.results["gap_up"].duration < 5
 
 
 def test_wrong_settings_are_an_error_that_is_not_tried_again() -> None:
