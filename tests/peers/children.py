@@ -21,18 +21,19 @@ LIMIT = 60.0
 class Child:
     """`python -m MODULE ARGUMENTS` in a directory of its own, with the peers' packages first on its path.
 
-    It is killed when the block ends.
+    It sees nothing of the environment that it need not see, and is killed when the block ends.
     """
 
     def __init__(self, *command: str, packages: Path, directory: Path, redis: str = "") -> None:
         self._errors = directory / "stderr.txt"
         self._lines: queue.Queue[str | None] = queue.Queue()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         path = os.pathsep.join([str(packages), str(TOP)])
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=directory,
-                env={**os.environ, "PYTHONPATH": path, "PEERS_REDIS": redis, "PYTHONWARNINGS": "ignore"},
+                env={**kept, "PYTHONPATH": path, "PEERS_REDIS": redis, "PYTHONWARNINGS": "ignore"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -27,7 +27,7 @@ def install(target: Path) -> str:
         return "no uv to install the peers with; start this by uv run"
     command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", target, "-r", REQUIREMENTS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    return "" if done.returncode == 0 else f"the peers cannot be installed: {done.stderr.strip()[-1000:]}"
+    return "" if done.returncode == 0 else f"the peers cannot be installed: {' '.join(done.stderr.split())[:500]}"
 
 
 def row(name: str, packages: Path) -> dict[str, str]:

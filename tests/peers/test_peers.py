@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.reference import README
 from tests.needed import binary, missing
 from tests.peers import measure
 from tests.peers.costs import KINDS
@@ -29,6 +30,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_has_the_effects_that_readme_tells(name: str, packages: Path) -> None:
     assert measure.row(name, packages) == results()["told"][name], "run: uv run python -m tests.peers"
+
+
+def test_the_rows_that_readme_explains_are_those_that_need_it() -> None:
+    refused = [name for name, told in results()["told"].items() if "refused" in told["here"]]
+    assert refused == ["forty_hang", "same_source"]
+    assert "`refused` in two rows" in README.read_text()
 
 
 def test_each_row_has_been_measured() -> None:

@@ -33,7 +33,7 @@ FAULTS = {
         "a call hangs: its caller is free at the timeout; the program can end", threads.hung_call, ends=True
     ),
     "eight_hang": Fault("8 scanners hang on 8 workers: a sound one behind them is", fleets.eight_hang),
-    "forty_hang": Fault("40 scanners hang on 8 workers: a sound one behind them is", fleets.forty_hang),
+    "forty_hang": Fault("40 scanners hang: a sound one behind them is; threads that hang by then", fleets.forty_hang),
     "same_source": Fault("8 calls of one scanner hang: its next, sound one is", threads.same_source),
     "sys_exit": Fault("one of 100 scanners calls `sys.exit()`", fleets.sys_exit),
     "ctrl_c": Fault("Ctrl-C while 4 of 8 scanners have a minute to go: the program", fleets.ctrl_c, interrupted=True),

@@ -27,8 +27,8 @@ def sound() -> str:
     return "answer"
 
 
-def _behind(stack: Stack, number: int) -> str:
-    """Return how the sound scanner ends that stands behind so many that hang."""
+def _behind(stack: Stack, number: int) -> tuple[str, int]:
+    """Return how the sound scanner ends that stands behind so many that hang, and how many threads hang by then."""
     hanging = Hanging()
     calls: dict[str, Call] = {f"hung{each}": hanging for each in range(number)}
     seen: list[str] = []
@@ -45,17 +45,18 @@ def _behind(stack: Stack, number: int) -> str:
     watcher.start()
     for _ in range(1500):
         if seen:
-            return seen[0].replace("timeout", "starved")
+            return seen[0].replace("timeout", "starved"), hanging.inside
         pause(0.01)
-    return "starved"
+    return "starved", hanging.inside
 
 
 def eight_hang(stack: Stack) -> str:
-    return _behind(stack, 8)
+    return _behind(stack, 8)[0]
 
 
 def forty_hang(stack: Stack) -> str:
-    return _behind(stack, 40)
+    how, threads = _behind(stack, 40)
+    return f"{how}; {threads}"
 
 
 def sys_exit(stack: Stack) -> str:
