@@ -32,8 +32,8 @@ def test_the_sample_of_settings_is_right(tmp_path: Path) -> None:
     (tmp_path / "scan.toml").write_text(text)
     settings = load_settings(tmp_path / "scan.toml", environ={})
     assert settings.check() == ()
-    with settings.runner([insiders], listeners=()) as runner:
-        assert "60/min" in str(runner.explain("insider_buying"))
+    with settings.runner(listeners=(), store=None) as runner:
+        assert "60/min" in str(runner.explain("analyst_revisions"))
 
 
 def test_the_sample_of_a_service_is_right(tmp_path: Path) -> None:
