@@ -38,5 +38,14 @@ def test_the_rows_that_readme_explains_are_those_that_need_it() -> None:
     assert "`refused` in two rows" in README.read_text()
 
 
+def test_the_costs_that_readme_admits_are_those_that_were_measured() -> None:
+    alone, cached = (
+        {stack: float(cost.split()[0]) for stack, cost in results()["told"][name].items() if cost != "–"}
+        for name in ("alone", "cached")
+    )
+    assert alone["here"] > max(alone["by hand"], alone["pyresilience"])
+    assert cached["here"] > 3 * max(cached["nopanic"], cached["pyresilience"])
+
+
 def test_each_row_has_been_measured() -> None:
     assert list(results()["told"]) == [*FAULTS, *KINDS]
