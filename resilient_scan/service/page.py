@@ -14,9 +14,21 @@ import jinja2
 from markupsafe import Markup
 
 _here = files("resilient_scan.service")
-_STYLE, _SCRIPT = ((_here / name).read_text("utf-8") for name in ("page.css", "page.js"))
-_engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_TEMPLATE, _ONE = (_engine.from_string((_here / name).read_text("utf-8")) for name in ("page.html", "scanner.html"))
+
+
+def _text(name: str) -> str:
+    return (_here / name).read_text("utf-8")
+
+
+_STYLE, _SCRIPT = _text("page.css"), _text("page.js")
+_engine = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    loader=jinja2.FunctionLoader(_text),
+)
+_, _FLEET, _ONE = map(_engine.get_template, ("frame.html", "page.html", "scanner.html"))  # all are read here and now
 _TROUBLE = {"timeout", "error", "rejected"}
 
 
@@ -41,7 +53,7 @@ def page(rows: Sequence[Mapping[str, Any]], *, now: float, blind: float | None, 
     """
     shown = [_row(row, now) for row in rows]
     mood, headline = _headline(shown)
-    return _TEMPLATE.render(
+    return _FLEET.render(
         rows=sorted(shown, key=lambda row: {"bad": 0, "warn": 1, "good": 2}[row["mood"]]),
         headline=headline,
         mood=mood,
@@ -65,6 +77,7 @@ def scanner_page(name: str, explanation: str, alerts: Sequence[Mapping[str, Any]
     told = [{**alert, "said": _instant(alert["said_at"])} for alert in alerts]
     return _ONE.render(
         name=name,
+        headline=name,
         explanation=explanation,
         alerts=told,
         now=_instant(now),
