@@ -59,6 +59,13 @@ class Shelf(MemoryStore):
         return super().update(key, counted)
 
 
+class Chance(Random):
+    """Draws one of the two ends, so that a model knows the sums exactly."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a if self.random() < 0.5 else b
+
+
 class Fleet:
     """Guards with one record, each as in a process of its own."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.distributions import lay_out
+from tests.needed import MEMORY, binary
+from tests.redis_server import RedisServer
 
 Distribute = Callable[..., Path]
 
@@ -50,3 +53,26 @@ def distribute(tmp_path: Path) -> Distribute:
         return site
 
     return make
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Return the event that hung scanners hang on; it is set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """Return a directory in memory, where there is one: most tests need no disk to wait for."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def own_redis(quick_path: Path) -> Iterator[RedisServer]:
+    """Return a real server that nobody else uses, so that the test may kill it."""
+    server = RedisServer(binary("redis-server"), quick_path)
+    yield server
+    server.kill()

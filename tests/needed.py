@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""A directory in memory, for what is to wait for no disk."""
+
 PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",

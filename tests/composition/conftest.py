@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Policy, RunReport, ScanRunner, Status, Timeout
+from resilient_scan import Policy, RunReport, ScanResult, ScanRunner, Status, Timeout
 
 PATIENCE = 5.0
 Fleet = Callable[..., ScanRunner]
@@ -23,12 +23,10 @@ def statuses(report: RunReport) -> list[Status]:
     return [result.status for result in report.results.values()]
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    """Return the event that hung scanners hang on; it is set when the test is over."""
-    event = threading.Event()
-    yield event
-    event.set()
+def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
+    """Run a fleet of one."""
+    (result,) = runner.run(state, **options).results.values()
+    return result
 
 
 @pytest.fixture

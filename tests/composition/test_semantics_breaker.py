@@ -17,27 +17,15 @@ from resilient_scan import (
     Retry,
     RetryAfter,
     ScanContext,
-    ScanResult,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping
-from tests.composition.conftest import Bare, Eventually, Fleet
+from tests.composition.conftest import Bare, Eventually, Fleet, only
 
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
-
-
-def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
-    """Run a fleet of one."""
-    (result,) = runner.run(state, **options).results.values()
-    return result
-
-
-def tickers(result: ScanResult) -> list[str]:
-    return [found.ticker for found in result.candidates]
 
 
 class Highest(Random):

@@ -14,36 +14,19 @@ from resilient_scan import (
     Breaker,
     Cache,
     ScanResult,
-    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping
-from tests.composition.conftest import Background, Bare, Eventually, Fleet
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, only
 
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
 
 
-def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
-    """Run a fleet of one."""
-    (result,) = runner.run(state, **options).results.values()
-    return result
-
-
 def tickers(result: ScanResult) -> list[str]:
     return [found.ticker for found in result.candidates]
-
-
-class Highest(Random):
-    """Draws the upper end: a backoff is as long as it may be."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
-
-    def random(self) -> float:
-        return 0.0
 
 
 def test_an_answer_is_fresh_for_its_ttl(fleet: Fleet, bare: Bare) -> None:

@@ -113,55 +113,40 @@ def test_who_waits_for_a_hung_load_does_not_load_after_its_own_time(
     assert len(loads) == 1
 
 
+class Job:
+    """Work for a pool: hangs until it is released, far beyond its time."""
+
+    name = "job"
+
+    def __init__(self, release: threading.Event) -> None:
+        self._release = release
+        self.begun = threading.Event()
+
+    def start(self, now: float, _place: Any, /) -> float:
+        return now + 0.2
+
+    def run(self) -> None:
+        self.begun.set()
+        self._release.wait()
+
+    def expire(self, _thread: str, _age: float, /) -> None: ...
+
+    def late(self, *_age: float) -> None: ...
+
+    def refuse(self, _reason: str, /) -> None: ...
+
+
 def test_shutting_the_pool_down_never_waits_for_one_that_hangs_only_later(
     release: threading.Event, background: Background
 ) -> None:
-    class Job:
-        name = "job"
-
-        def __init__(self) -> None:
-            self.begun = threading.Event()
-
-        def start(self, now: float, _place: Any, /) -> float:
-            return now + 0.2
-
-        def run(self) -> None:
-            self.begun.set()
-            release.wait()
-
-        def expire(self, _thread: str, _age: float, /) -> None: ...
-
-        def late(self, *_age: float) -> None: ...
-
-        def refuse(self, _reason: str, /) -> None: ...
-
-    pool, job = ThreadPool(1, name="resilient-scan-open-bugs"), Job()
+    pool, job = ThreadPool(1, name="resilient-scan-hung"), Job(release)
     pool.execute(job)
     assert job.begun.wait(5)
     background(pool.shutdown, wait=True).result(2)
 
 
 def test_what_is_queued_when_the_pool_shuts_down_still_runs_behind_a_hung_one(release: threading.Event) -> None:
-    class Job:
-        name = "job"
-
-        def __init__(self) -> None:
-            self.begun = threading.Event()
-
-        def start(self, now: float, _place: Any, /) -> float:
-            return now + 0.1
-
-        def run(self) -> None:
-            self.begun.set()
-            release.wait()
-
-        def expire(self, _thread: str, _age: float, /) -> None: ...
-
-        def late(self, *_age: float) -> None: ...
-
-        def refuse(self, _reason: str, /) -> None: ...
-
-    pool, job = ThreadPool(1, name="resilient-scan-open-bugs"), Job()
+    pool, job = ThreadPool(1, name="resilient-scan-hung"), Job(release)
     pool.execute(job)
     future = pool.submit(abs, -1)
     assert job.begun.wait(5)

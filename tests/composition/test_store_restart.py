@@ -7,10 +7,8 @@ import datetime as dt
 import logging
 import math
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -54,9 +52,8 @@ class Process:
 
 
 @pytest.fixture
-def process(fleet: Fleet, bare: Bare) -> Iterator[Process]:
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Process(fleet, bare, Path(name) / "state.db")
+def process(fleet: Fleet, bare: Bare, quick_path: Path) -> Process:
+    return Process(fleet, bare, quick_path / "state.db")
 
 
 def counting(

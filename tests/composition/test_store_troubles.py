@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -38,7 +37,6 @@ from resilient_scan.stores import database
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.composition.conftest import Bare, Eventually, Fleet
-from tests.needed import binary
 from tests.redis_server import RedisServer
 
 LATE = 2.0  # seconds by which a run may be late for its store's sake: twice 250 ms, and what a busy machine adds
@@ -46,9 +44,8 @@ ALL = 30
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name) / "state.db"
+def path(quick_path: Path) -> Path:
+    return quick_path / "state.db"
 
 
 @pytest.fixture
@@ -366,31 +363,24 @@ def test_the_watchdog_asks_no_store(fleet: Fleet, bare: Bare, release: threading
 # Redis
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(binary("redis-server"), tmp_path)
-    yield server
-    server.kill()
-
-
 @pytest.mark.servers
 def test_a_redis_that_is_killed_in_mid_run_and_comes_back(
-    fleet: Fleet, policy: Policy, redis_server: RedisServer, lines: Lines, eventually: Eventually
+    fleet: Fleet, policy: Policy, own_redis: RedisServer, lines: Lines, eventually: Eventually
 ) -> None:
-    vandal = in_the_middle(redis_server.kill)
+    vandal = in_the_middle(own_redis.kill)
     options = {"policy": policy, "order": "given", "max_workers": 2, "listeners": (LogEvents(),)}
-    runner = fleet(vandal, *scanners(), store=redis_server.url, **options)
+    runner = fleet(vandal, *scanners(), store=own_redis.url, **options)
     report, took = timed(lambda: runner.run({"n": 0}))
     exact(report)
     exact(runner.run({"n": 1}))
     assert took < 3
     assert len(lines.warnings()) == 1
-    assert f"the store {redis_server.url} is away" in lines.warnings()[0]
-    redis_server.start()
+    assert f"the store {own_redis.url} is away" in lines.warnings()[0]
+    own_redis.start()
     sound = [name for name in runner.names if name != "aaa"]
     eventually(lambda: bool(runner.run({"n": 2}, only=sound).results) and lines.recoveries() == 1)
     assert len(lines.warnings()) == 1
-    with fleet(*scanners(), policy=policy, store=redis_server.url) as other:
+    with fleet(*scanners(), policy=policy, store=own_redis.url) as other:
         for number in range(3):
             result = other.run({"n": number}).results["good3"]
             assert result.status is Status.CACHED, "what was found while it was away has caught up"

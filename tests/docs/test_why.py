@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 
@@ -18,14 +17,6 @@ from resilient_scan.testing import broken, hanging, healthy
 
 PLAIN = Policy(cache=None, retry=None, breaker=None, timeout=Timeout(total=0.1))
 SHORT, LONG = 0.1, 10.0
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    """Whatever hangs waits for this, and ends with the test."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def run(*scanners: object, policy: Policy = PLAIN, workers: int = 8) -> RunReport:

@@ -1,4 +1,4 @@
-"""One Prometheus for all the dashboards: it needs five seconds for its first scrape, so scanners vary, not servers."""
+"""A store for several processes; one Prometheus for all the dashboards: it needs five seconds for its first scrape."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from tests.e2e.monitoring import Api, prometheus
 
 FLEET = Path(__file__).with_name("live_fleet.py")
 LIFETIME = 900  # seconds, in which the tests that look at the fleet are over however slow the machine is
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
+def url(request: pytest.FixtureRequest, quick_path: Path) -> str:
+    """Return where several processes keep their state, in each kind of store that they can share."""
+    if request.param == "sqlite":
+        return f"sqlite:///{quick_path}/scan.db"
+    found: str = request.getfixturevalue("own_redis").url
+    return found
 
 
 @contextmanager

@@ -7,13 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.needed import binary
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -62,18 +60,10 @@ def test_eight_processes_of_eight_threads_on_one_file(trials: int, tmp_path: Pat
     assert sum(bool(one["trials"]) for one in seen) >= 2, "more than one process had a trial"
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """Return a real server of this test's own."""
-    server = RedisServer(binary("redis-server"), tmp_path)
-    yield server
-    server.kill()
-
-
 @pytest.mark.servers
 @pytest.mark.parametrize("trials", [1, 2])
-def test_eight_processes_of_eight_threads_on_redis(trials: int, tmp_path: Path, redis: RedisServer) -> None:
-    seen = crew(redis.url, tmp_path, 8, trials, 2.0)
+def test_eight_processes_of_eight_threads_on_redis(trials: int, tmp_path: Path, own_redis: RedisServer) -> None:
+    seen = crew(own_redis.url, tmp_path, 8, trials, 2.0)
     assert check(seen, trials) >= 2
     assert sum(bool(one["trials"]) for one in seen) >= 2, "more than one process had a trial"
 
@@ -81,8 +71,10 @@ def test_eight_processes_of_eight_threads_on_redis(trials: int, tmp_path: Path, 
 @pytest.mark.long
 @pytest.mark.servers
 @pytest.mark.parametrize("trials", [1, 2, 5])
-def test_eight_processes_of_eight_threads_on_redis_for_long(trials: int, tmp_path: Path, redis: RedisServer) -> None:
-    assert check(crew(redis.url, tmp_path, 8, trials, 40.0), trials) >= 50
+def test_eight_processes_of_eight_threads_on_redis_for_long(
+    trials: int, tmp_path: Path, own_redis: RedisServer
+) -> None:
+    assert check(crew(own_redis.url, tmp_path, 8, trials, 40.0), trials) >= 50
 
 
 @pytest.mark.long

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,28 +15,10 @@ import pytest
 from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout, scanner
 from resilient_scan.stores import Store
 from tests.e2e.store_crew import Say, Worker
-from tests.needed import binary
-from tests.redis_server import RedisServer
 
 DAY = {"trade_date": "2026-11-24"}
 PATIENCE = 10.0
 _PAUSE = threading.Event()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
-def url(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{folder}/state.db"
-        return
-    server = RedisServer(binary("redis-server"), folder)
-    yield server.url
-    server.kill()
 
 
 class Source:
@@ -65,8 +46,8 @@ class Source:
 
 
 @pytest.fixture
-def source(folder: Path) -> Source:
-    return Source(folder)
+def source(quick_path: Path) -> Source:
+    return Source(quick_path)
 
 
 Act = Callable[[int], None]

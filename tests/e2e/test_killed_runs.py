@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,9 +21,8 @@ _PAUSE = threading.Event()
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name) / "state.db"
+def path(quick_path: Path) -> Path:
+    return quick_path / "state.db"
 
 
 def runner_of(path: Path) -> ScanRunner:

@@ -6,10 +6,8 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -24,23 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 NAMES = ("a", "b", "c", "d")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Return a directory in memory, where there is one: a kill of a process does not ask the disk."""
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
-def url(request: pytest.FixtureRequest, directory: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{directory}/scan.db"
-        return
-    server = RedisServer(binary("redis-server"), directory)
-    yield server.url
-    server.kill()
 
 
 def together(url: str, jobs: list[Job]) -> list[list[str]]:
@@ -61,9 +42,9 @@ def test_no_update_of_eight_processes_with_eight_threads_is_lost(url: str) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"no database " * 1000], ids=["none", "damaged"])
-def test_eight_processes_that_begin_at_once_on_one_file(content: bytes, directory: Path) -> None:
+def test_eight_processes_that_begin_at_once_on_one_file(content: bytes, quick_path: Path) -> None:
     """Each makes or mends the file if it must; whatever one of them has written stays."""
-    path = directory / "scan.db"
+    path = quick_path / "scan.db"
     for _ in range(8):
         if content:
             path.write_bytes(content)
@@ -71,9 +52,9 @@ def test_eight_processes_that_begin_at_once_on_one_file(content: bytes, director
         assert told == [["done"]] * 8
         with closing(open_store(f"sqlite:///{path}", SystemClock())) as store:
             assert len(store.read("own/")) == 8
-        aside = [each for each in directory.iterdir() if ".corrupt-" in each.name and "-journal" not in each.name]
+        aside = [each for each in quick_path.iterdir() if ".corrupt-" in each.name and "-journal" not in each.name]
         assert len(aside) == (1 if content else 0)
-        for each in directory.iterdir():
+        for each in quick_path.iterdir():
             each.unlink()
 
 
@@ -132,19 +113,19 @@ def _look(store: Store, directory: Path, acknowledged: dict[str, int]) -> None:
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_ten_kills_under_four_writers(directory: Path) -> None:
-    killed_at_random(directory, 10, seed=1)
+def test_ten_kills_under_four_writers(quick_path: Path) -> None:
+    killed_at_random(quick_path, 10, seed=1)
 
 
 @pytest.mark.long
-def test_three_hundred_kills_under_four_writers(directory: Path) -> None:
-    killed_at_random(directory, 300, seed=2)
+def test_three_hundred_kills_under_four_writers(quick_path: Path) -> None:
+    killed_at_random(quick_path, 300, seed=2)
 
 
 @pytest.mark.servers
-def test_redis_killed_under_writers_loses_nothing_that_was_on_its_disk(directory: Path) -> None:
+def test_redis_killed_under_writers_loses_nothing_that_was_on_its_disk(quick_path: Path) -> None:
     """With `appendfsync always` an acknowledged update is on disk; the store is as durable as its server."""
-    server = RedisServer(binary("redis-server"), directory, "--appendonly", "yes", "--appendfsync", "always")
+    server = RedisServer(binary("redis-server"), quick_path, "--appendonly", "yes", "--appendfsync", "always")
     acknowledged = dict.fromkeys(NAMES, 0)
     crew = {name: Worker(server.url, writing(name)) for name in NAMES}
     try:

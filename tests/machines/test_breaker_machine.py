@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,15 +18,9 @@ from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import Guard, Permit
 from resilient_scan.testing import FakeClock
+from tests.breakers import Chance
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
-
-
-class Chance(Random):
-    """Draws one of the two ends, so that the model knows the sums exactly."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return a if self.random() < 0.5 else b
 
 
 class Granted:

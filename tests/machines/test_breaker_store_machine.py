@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from random import Random
 
 import pytest
 from hypothesis import settings
@@ -21,18 +20,11 @@ from resilient_scan import CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import Guard, Permit
 from resilient_scan.layers.breaker.record import read
-from tests.breakers import KEY, Fleet
+from tests.breakers import KEY, Chance, Fleet
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
 GUARDS = st.integers(0, 1)
 Change = BreakerChanged | None
-
-
-class Chance(Random):
-    """Draws one of the two ends, so that the model knows the sums exactly."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return a if self.random() < 0.5 else b
 
 
 class Truth:

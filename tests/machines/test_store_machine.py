@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
+from tests.needed import MEMORY
 
 KEYS = st.sampled_from(["a", "a/b", "a/c", "b", "é"])
 DATA = st.binary(max_size=3)
@@ -30,7 +31,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def build(self) -> None:
-        self.directory = Path(mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.directory = Path(mkdtemp(dir=MEMORY))
         self.clock = FakeClock()
         self.stores = [self.open(), self.open()] if self.home == "sqlite" else [self.open()] * 2
         self.documents: dict[str, bytes] = {}

@@ -45,12 +45,12 @@ def as_json(data: Any, status: int = 200) -> Answer:
     return status, dict(JSON), json.dumps(data).encode()
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of everything in a payload; of a list the first item's only, the others are of its kind."""
-    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+def places(value: Any, path: tuple[Any, ...] = (), *, most: int | None = 1) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of everything in a payload; of a list the first item's only, as the others are of its kind."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:most]) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
-        yield from places(inner, (*path, key))
+        yield from places(inner, (*path, key), most=most)
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {
@@ -63,17 +63,22 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def mutated(payload: Any, path: tuple[Any, ...], wrong: str) -> Any:
-    """Return a copy of a payload with one value made wrong."""
+def replaced(payload: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return a copy of a payload with another value at a place; "gone": with none. A function gets what was there."""
     copy = deepcopy(payload)
     holder = copy
     for step in path[:-1]:
         holder = holder[step]
-    if wrong == "gone":
+    if value == "gone":
         del holder[path[-1]]
     else:
-        holder[path[-1]] = WRONG[wrong](holder[path[-1]])
+        holder[path[-1]] = value(holder[path[-1]]) if callable(value) else value
     return copy
+
+
+def mutated(payload: Any, path: tuple[Any, ...], wrong: str) -> Any:
+    """Return a copy of a payload with one value made wrong."""
+    return replaced(payload, path, "gone" if wrong == "gone" else WRONG[wrong])
 
 
 # ------------------------------------------------------------------------------------------------------ Alpha Vantage

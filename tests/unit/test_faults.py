@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,32 +10,12 @@ from resilient_scan import ScanResult, ScanRunner, Status
 from resilient_scan.events import BreakerChanged, ThreadAbandoned
 from resilient_scan.faults import Watch, faulty_scanners
 from resilient_scan.outcome import ErrorInfo
+from tests.results import result as plain
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def result(status: Status, *, attempts: int = 1, error: str = "", **more: object) -> ScanResult:
-    fields = {
-        "scanner": "one",
-        "pipeline": "faults",
-        "status": status,
-        "candidates": [],
-        "error": ErrorInfo("ValueError", error) if error else None,
-        "attempts": attempts,
-        "duration": 0.4,
-        "queue_wait": 0.0,
-        "age": None,
-        "partial": False,
-        "dropped": 0,
-        "tool_logs": [],
-        "started_at": 0.0,
-    }
-    return ScanResult(**{**fields, **more})  # type: ignore[arg-type]
+def result(status: Status, *, error: str = "", **changes: object) -> ScanResult:
+    info = ErrorInfo("ValueError", error) if error else None
+    return plain(status=status, pipeline="faults", error=info, **changes)
 
 
 def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:

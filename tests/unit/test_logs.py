@@ -16,7 +16,6 @@ from resilient_scan import (
     LogEvents,
     Policy,
     Quarantine,
-    ScanResult,
     ScanRunner,
     Status,
     Timeout,
@@ -40,27 +39,14 @@ from resilient_scan.events import (
 from resilient_scan.logs import JsonLines
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
+from tests.results import result
 
 INFO, WARNING = logging.INFO, logging.WARNING
 
 
 def ended(status: Status, *, found: int = 0, error: str | None = None, invalid: str = "", **changes: Any) -> ScanEnded:
-    fields: dict[str, Any] = {
-        "scanner": "one",
-        "pipeline": "news",
-        "status": status,
-        "candidates": [Candidate("A", "one", "")] * found,
-        "error": None if error is None else ErrorInfo("OSError", error),
-        "attempts": 1,
-        "duration": 0.5,
-        "queue_wait": 0.0,
-        "age": None,
-        "partial": False,
-        "dropped": 0,
-        "tool_logs": [],
-        "started_at": 0.0,
-    }
-    return ScanEnded("run", ScanResult(**{**fields, **changes}), "", invalid)
+    candidates, info = [Candidate("A", "one", "")] * found, None if error is None else ErrorInfo("OSError", error)
+    return ScanEnded("run", result(status=status, candidates=candidates, error=info, **changes), "", invalid)
 
 
 def lines(event: Event, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -203,13 +202,6 @@ def test_the_default_registry_is_the_process_wide_one() -> None:
         for family in mine._families._metrics.values():
             REGISTRY.unregister(family)
         collectors._by_registry.pop(REGISTRY)
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def mixed(release: threading.Event) -> list[Any]:

@@ -16,7 +16,6 @@ from resilient_scan import (
     Candidate,
     Policy,
     PrometheusMetrics,
-    ScanResult,
     ScanRunner,
     Status,
     Timeout,
@@ -44,6 +43,7 @@ from resilient_scan.events import (
 from resilient_scan.metrics import catalogue, collectors, families
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.testing import FakeClock, hanging, healthy
+from tests.results import result
 
 BARE = Policy(cache=None, retry=None, breaker=None)
 
@@ -65,22 +65,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def ended(**changes: Any) -> ScanEnded:
-    fields: dict[str, Any] = {
-        "scanner": "one",
-        "pipeline": "test",
-        "status": Status.COMPLETED,
-        "candidates": [],
-        "error": None,
-        "attempts": 1,
-        "duration": 0.1,
-        "queue_wait": 0.2,
-        "age": None,
-        "partial": False,
-        "dropped": 0,
-        "tool_logs": [],
-        "started_at": 0.0,
-    }
-    return ScanEnded("run", ScanResult(**{**fields, **changes}), "miss", "")
+    return ScanEnded("run", result(**{"pipeline": "test", "queue_wait": 0.2, **changes}), "miss", "")
 
 
 @pytest.mark.parametrize(

@@ -6,33 +6,15 @@ import io
 
 import pytest
 
-from resilient_scan import Candidate, ScanResult, Status, progress
+from resilient_scan import Candidate, Status, progress
 from resilient_scan.events import AttemptEnded, Registered, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.outcome import ErrorInfo
+from tests.results import result
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def result(**changes: object) -> ScanResult:
-    fields = {
-        "scanner": "one",
-        "pipeline": "news",
-        "status": Status.COMPLETED,
-        "candidates": [],
-        "error": None,
-        "attempts": 1,
-        "duration": 0.0123,
-        "queue_wait": 0.0,
-        "age": None,
-        "partial": False,
-        "dropped": 0,
-        "tool_logs": [],
-        "started_at": 0.0,
-    }
-    return ScanResult(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def test_a_pipe_gets_aligned_lines_that_are_not_cut() -> None:
@@ -94,7 +76,7 @@ def test_a_result_says_beside_its_status_what_a_reader_should_know() -> None:
     progress.show_results([result(), stale], out)
     head, first, second = out.getvalue().splitlines()
     assert head.split() == ["scanner", "pipeline", "status", "candidates", "duration", "note"]
-    assert first.split() == ["one", "news", "completed", "0", "12ms"]
+    assert first.split() == ["one", "news", "completed", "0", "500ms"]
     assert second.endswith("ConnectError: no route, partial, 2 invalid dropped, 12s old, 3 attempts")
 
 

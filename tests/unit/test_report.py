@@ -13,25 +13,11 @@ from hypothesis import strategies as st
 from resilient_scan import Candidate, ConfigError, RunReport, ScanError, ScanResult, Status
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.report import results_in_order
+from tests.results import result as plain
 
 
 def result(name: str, status: Status = Status.COMPLETED, **changes: Any) -> ScanResult:
-    fields: dict[str, Any] = {
-        "scanner": name,
-        "pipeline": "news",
-        "status": status,
-        "candidates": [],
-        "error": None,
-        "attempts": 1,
-        "duration": 0.5,
-        "queue_wait": 0.0,
-        "age": None,
-        "partial": False,
-        "dropped": 0,
-        "tool_logs": [],
-        "started_at": 0.0,
-    }
-    return ScanResult(**{**fields, **changes})
+    return plain(scanner=name, status=status, **changes)
 
 
 def report(*results: ScanResult) -> RunReport:

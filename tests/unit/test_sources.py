@@ -45,11 +45,6 @@ def fail(error: BaseException) -> Callable[[], Any]:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def context(clock: FakeClock) -> ScanContext:
     return ScanContext("s", clock=clock, deadline=clock.monotonic() + 100)
 

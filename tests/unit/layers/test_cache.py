@@ -22,11 +22,6 @@ class Uncopyable:
         raise ValueError("only one of me")
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def cache_of(clock: FakeClock, **options: Any) -> ResultCache[str]:
     return ResultCache(Cache(**{"ttl": 10, "jitter": 0, **options}), clock, Random(0))
 

@@ -12,11 +12,6 @@ from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.testing import FakeClock
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def test_an_attempt_has_its_own_end_and_the_context_knows(clock: FakeClock) -> None:
     context = ScanContext("one", clock=clock, deadline=10.0)
     alarms: list[float] = []

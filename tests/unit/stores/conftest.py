@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -40,11 +40,9 @@ class Home:
             store.close()
 
 
-@pytest.fixture
-def quick_path() -> Iterator[Path]:
-    """Return a directory in memory, where there is one: most tests need no disk to wait for."""
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name)
+def keep(new: bytes | None) -> Any:
+    """Return a change that puts `new` in place and tells what was there."""
+    return lambda old, _now: (new, old)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from resilient_scan.stores.codec import (
 )
 from resilient_scan.stores.packing import Mark
 from resilient_scan.stores.types import types_of
+from tests.results import result as plain
 
 
 class Side(enum.Enum):
@@ -599,22 +600,9 @@ def test_whatever_is_in_the_extras_comes_back(extras: list[dict[str, Any]]) -> N
 
 
 def result(**changes: Any) -> ScanResult:
-    fields: dict[str, Any] = {
-        "scanner": "one",
-        "pipeline": "p",
-        "status": Status.STALE,
-        "candidates": [with_extra(object())],
-        "error": ErrorInfo("httpx.ConnectTimeout", "slow"),
-        "attempts": 3,
-        "duration": 1.5,
-        "queue_wait": 0.0,
-        "age": None,
-        "partial": False,
-        "dropped": 2,
-        "tool_logs": [{"tool": object()}],
-        "started_at": 1e9,
-    }
-    return ScanResult(**{**fields, **changes})
+    error = ErrorInfo("httpx.ConnectTimeout", "slow")
+    full = {"candidates": [with_extra(object())], "tool_logs": [{"tool": object()}], "error": error, "dropped": 2}
+    return plain(**{"status": Status.STALE, "attempts": 3, "started_at": 1e9, **full, **changes})
 
 
 def test_a_result_comes_back_without_its_candidates() -> None:

@@ -11,14 +11,10 @@ import pytest
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
+from tests.unit.stores.conftest import keep
 
 BYTES = bytes(range(256)) * 3
 ODD_KEYS = ["cache/a/00ff", "", "a b", "é/中", "x" * 300, "100%_'\"*?[a]\\", "nul\0in"]
-
-
-def keep(new: bytes | None) -> Any:
-    """Return a change that puts `new` in place and tells what was there."""
-    return lambda old, _now: (new, old)
 
 
 def add(amount: int) -> Any:

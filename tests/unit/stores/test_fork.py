@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
 import pytest
 
 from resilient_scan.stores import Store, forks
 from tests.forked import in_child
+from tests.unit.stores.conftest import keep
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-
-def keep(new: bytes | None) -> Any:
-    return lambda old, _now: (new, old)
 
 
 def test_a_child_has_the_state_and_writes_none_of_the_parents(store: Store) -> None:

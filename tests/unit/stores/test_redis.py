@@ -21,16 +21,12 @@ from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
 from tests.needed import binary
 from tests.redis_server import RedisServer
+from tests.unit.stores.conftest import keep
 
 pytest.importorskip("redis")
 Opener = Callable[..., Store]
 BOUND = 0.25
 SLACK = 1.5  # a busy machine's; the 30 s that an address may ask for are longer, and 16 turns of 250 ms
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -48,14 +44,6 @@ def opened(clock: FakeClock) -> Iterator[Opener]:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """Return a server that the test may kill."""
-    server = RedisServer(binary("redis-server"), tmp_path)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def silent() -> Iterator[str]:
     """Return the URL of a server that accepts and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
@@ -68,10 +56,6 @@ def nobody() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return f"redis://:hunter2@127.0.0.1:{port}"
-
-
-def keep(new: bytes | None) -> Any:
-    return lambda old, _now: (new, old)
 
 
 def command(url: str, *words: Any) -> Any:
@@ -203,32 +187,32 @@ def test_what_is_kept_back_is_found_while_the_server_is_away(nobody: str, opened
 
 
 @pytest.mark.servers
-def test_killed_and_back(own_server: RedisServer, opened: Opener, clock: FakeClock) -> None:
-    store = opened(own_server.url)
+def test_killed_and_back(own_redis: RedisServer, opened: Opener, clock: FakeClock) -> None:
+    store = opened(own_redis.url)
     store.update("a", keep(b"1"))
-    own_server.kill()
+    own_redis.kill()
     store.put("v", b"2", 60)
     store.append("runs", b"3", 10)
     with pytest.raises(StoreError, match="is away"):
         store.update("a", keep(b"2"))
     with pytest.raises(StoreError, match="is away"):
         store.flush()
-    own_server.start()
+    own_redis.start()
     with pytest.raises(StoreError, match="is away"):
         store.read("")
     clock.advance(1)
     assert store.update("a", keep(b"3")) is None, "it has forgotten everything, scripts included"
     store.flush()
-    other = opened(own_server.url)
+    other = opened(own_redis.url)
     assert (other.read(""), other.get("v"), other.tail("runs", 9)) == ({"a": b"3"}, b"2", [b"3"])
 
 
 @pytest.mark.servers
-def test_restarted_between_two_calls_is_not_noticed(own_server: RedisServer, opened: Opener) -> None:
-    store = opened(own_server.url)
+def test_restarted_between_two_calls_is_not_noticed(own_redis: RedisServer, opened: Opener) -> None:
+    store = opened(own_redis.url)
     store.update("a", keep(b"1"))
-    own_server.kill()
-    own_server.start()
+    own_redis.kill()
+    own_redis.start()
     assert store.update("a", keep(b"2")) is None
 
 

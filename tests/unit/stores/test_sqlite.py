@@ -24,6 +24,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, database, files, open_store, schema, sqlite
 from resilient_scan.stores.database import Database
 from resilient_scan.testing import FakeClock
+from tests.unit.stores.conftest import keep
 
 Opener = Callable[[], Store]
 
@@ -31,11 +32,6 @@ Opener = Callable[[], Store]
 @pytest.fixture
 def path(quick_path: Path) -> Path:
     return quick_path / "state" / "scan.db"
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture
@@ -50,10 +46,6 @@ def opened(path: Path, clock: FakeClock) -> Iterator[Opener]:
     yield make
     for store in stores:
         store.close()
-
-
-def keep(new: bytes | None) -> Any:
-    return lambda old, _now: (new, old)
 
 
 def fill(store: Store) -> None:
