@@ -28,6 +28,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.outcome import ErrorInfo, ScanResult, Status, plain
 from resilient_scan.redaction import hide
+from resilient_scan.words import brief
 
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
@@ -124,12 +125,12 @@ class LogEvents:
             case RunStarted():
                 self._run(event)
             case SuspiciousResult():
-                self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, event.reason)
+                self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, brief(event.reason))
             case BreakerChanged():
                 tail = "" if event.open_for is None else f" for {short(event.open_for)}s"
                 self._logger.log(_level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
-                self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, hide(event.reason))
+                self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, brief(hide(event.reason)))
             case _:
                 self._rare(event)
 
@@ -141,7 +142,7 @@ class LogEvents:
                 took = short(event.duration)
                 self._logger.info("%s: the call left behind ended after %ss (%s)", event.scanner, took, event.outcome)
             case StoreFailed():
-                self._logger.warning("%s; runs go on without it", hide(event.message))
+                self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
             case StoreRecovered():
                 self._logger.info("the store works again")
 
@@ -156,7 +157,7 @@ class LogEvents:
             self._logger.log(level, "%s", line)
         if result.dropped:
             self._logger.warning(
-                "⚠️ %s: %d invalid dropped, the first: %s", result.scanner, result.dropped, hide(event.invalid)
+                "⚠️ %s: %d invalid dropped, the first: %s", result.scanner, result.dropped, brief(hide(event.invalid))
             )
 
 
@@ -223,7 +224,7 @@ def _level(event: Event) -> int:
 def _line(result: ScanResult) -> tuple[int, str]:
     """Return level and text for the end of a scan."""
     name, found = result.scanner, f"{len(result.candidates)} candidates"
-    why = hide(" ".join(result.error.message.splitlines())) if result.error is not None else ""
+    why = brief(hide(result.error.message)) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
     match result.status:
         case Status.COMPLETED:

@@ -10,6 +10,11 @@ def clean(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
+def brief(text: str) -> str:
+    """Return foreign text on one line that is no flood: at most 500 characters of it."""
+    return shortened(clean(text), 500)
+
+
 def shortened(text: str, most: int) -> str:
     """Return foreign text on one line of at most `most` characters."""
     text = "".join(char if char.isprintable() else " " for char in text)

@@ -13,7 +13,7 @@ import msgspec
 
 from resilient_scan.explain.model import Attempt, Hung, Layer, Past, Verdict
 from resilient_scan.outcome import plain
-from resilient_scan.words import ago, clean, counted, moment, shortened, span
+from resilient_scan.words import ago, brief, clean, counted, moment, shortened, span
 
 WIDTH = 100
 SHOWN = 8  # past scans without a trace
@@ -170,13 +170,13 @@ def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
     for attempt in scan.attempts:
         yield (
             f"attempt {attempt.number}",
-            f"{span(attempt.duration)}: {clean(attempt.outcome)}{_given_up(scan, attempt)}",
+            f"{span(attempt.duration)}: {brief(attempt.outcome)}{_given_up(scan, attempt)}",
         )
         if attempt.pause is not None:
             yield "pause", span(attempt.pause)
     found = counted(scan.found, "candidate") + (", partial" if scan.partial else "")
     dropped = f", {scan.dropped} invalid dropped" if scan.dropped else ""
-    error = f": {clean(scan.error)}" if scan.error and not scan.attempts else ""
+    error = f": {brief(scan.error)}" if scan.error and not scan.attempts else ""
     yield "end", f"{scan.status} after {span(scan.duration)}, {found}{dropped}{error}"
 
 

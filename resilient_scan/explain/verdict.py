@@ -12,7 +12,7 @@ from resilient_scan.options import Breaker
 from resilient_scan.outcome import Status
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.stack import Stack
-from resilient_scan.words import clean, counted, span
+from resilient_scan.words import brief, counted, span
 
 HINDERS, DELAYS = "hinders", "delays"
 
@@ -94,7 +94,7 @@ def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[
 
 def _failed(stack: Stack, failure: Entry) -> Reason:
     now = stack.clock.monotonic()
-    error = "" if failure.error is None else f"{failure.error.kind}: {clean(failure.error.message)}"
+    error = "" if failure.error is None else f"{failure.error.kind}: {brief(failure.error.message)}"
     return Reason(
         "cache",
         f"a failure of {span(now - failure.stored_at)} ago is remembered (cache.ttl_error) and not repeated: {error}",
@@ -141,7 +141,7 @@ def _last_error(stack: Stack) -> str:
     for flight in reversed(stack.flights.copy()):
         error = flight.result.error
         if error is not None and flight.result.attempts:
-            return f", the last one with {error.kind}: {clean(error.message)}"
+            return f", the last one with {error.kind}: {brief(error.message)}"
     return ""
 
 

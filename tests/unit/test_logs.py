@@ -19,6 +19,7 @@ from resilient_scan import (
     ScanRunner,
     Status,
     Timeout,
+    scanner,
 )
 from resilient_scan.events import (
     AttemptEnded,
@@ -369,3 +370,19 @@ def test_other_lines_become_objects_too() -> None:
     assert "hunter2" not in line["traceback"]
     record.__dict__.update({"is_json": True, "msg": "{}", "args": (), "exc_info": None})
     assert formatter.format(record) == "{}"
+
+
+def test_foreign_text_is_one_short_line_that_no_terminal_obeys(caplog: pytest.LogCaptureFixture) -> None:
+    @scanner(pipeline="x", retry=None, cache=None)
+    def page(state: dict[str, Any]) -> list[Any]:
+        raise OSError("\x1b[2J<html>\r\n✓ forged: 5 candidates\u202e" + "x" * 100_000)
+
+    with caplog.at_level(logging.INFO, "resilient_scan"), ScanRunner([page]) as runner:
+        runner.run()
+        runner.disable("page", reason="\x1b]0;owned\x07\nforged")
+        told = str(runner.explain("page", trace=True))
+    assert "⚠️ page: [2J<html> ✓ forged: 5 candidates xxx" in caplog.text
+    assert "page: disabled (]0;owned forged)" in caplog.text
+    assert all(len(line) < 600 for line in caplog.text.splitlines())
+    assert len(told) < 6_000
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(caplog.text + told)
