@@ -21,7 +21,7 @@ from resilient_scan.faults import faulty_scanners
 from resilient_scan.http import Recorder, Replay
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition, push, write_textfile
-from resilient_scan.needs import Demo, lacks, stand_ins, state_for, state_of
+from resilient_scan.needs import Demo, bundled, lacks, stand_ins, state_for, state_of
 from resilient_scan.outcome import Status
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.redaction import hide, redact
@@ -131,10 +131,10 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
     """
     plugins = installed(request)
     settings = load_installed(request.config, known=names_of(plugins))
-    demo = None if request.record or request.replay else load_demo()
     replay = _replay(request, plugins)
     chosen = choose(plugins, request, settings)
     wanted = [found for found in chosen if settings.enabled(found.name)]
+    demo = None if request.record or request.replay else bundled(load_demo(), wanted, settings)
     lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
     ready = [found for found in wanted if not lacking[found.name]]
     if not ready:
@@ -181,7 +181,8 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
     Raises:
         ConfigError: the settings are wrong.
     """
-    settings, plugins, demo = load_installed(config), discover(), load_demo()
+    settings, plugins = load_installed(config), discover()
+    demo = bundled(load_demo(), plugins.scanners, settings)
     rows = [
         {
             "name": found.name,

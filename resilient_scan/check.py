@@ -9,7 +9,7 @@ import msgspec
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
-from resilient_scan.needs import lacks, state_for
+from resilient_scan.needs import bundled, lacks, state_for
 from resilient_scan.options import Policy
 from resilient_scan.plugins import Plugins, discover, load_demo
 from resilient_scan.settings import Settings, examine_settings
@@ -83,14 +83,14 @@ def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
 
 
 def _not_configured(settings: Settings, plugins: Plugins) -> tuple[str, ...]:
-    demo = load_demo()
     wanted = [found for found in plugins.scanners if settings.enabled(found.name)]
+    demo = bundled(load_demo(), wanted, settings)
     lacking = {found.name: lacks(found, demo, settings) for found in wanted}
     return tuple(f"{name}: {lack}" for name, lack in lacking.items() if lack)
 
 
 def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
     """Return what `run` would give to the scanners."""
-    demo = load_demo()
+    demo = bundled(load_demo(), plugins.scanners, settings)
     used = any(found.built_in and not lacks(found, demo, settings) for found in plugins.scanners)
     return state_for(None, demo if used else None)

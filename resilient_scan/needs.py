@@ -39,6 +39,24 @@ class Demo(Protocol):
         """Return the settings that make a scanner ask the server at `base_url`."""
 
 
+def bundled(demo: Demo | None, scanners: Iterable[Found], settings: Settings) -> Demo | None:
+    """Return the bundled data if nothing is configured, else `None`: a run is of these, or of what the sources say now.
+
+    A built-in scanner is configured as soon as it has what its source needs; one that the data can serve, as soon as it
+    is told what to look at, or where.
+    """
+    if demo is None:
+        return None
+    ours = [found for found in scanners if found.built_in and settings.enabled(found.name)]
+    return None if any(_configured(found, demo, settings) for found in ours) else demo
+
+
+def _configured(found: Found, demo: Demo, settings: Settings) -> bool:
+    if found.name in demo.scanners:
+        return not settings.settings_of(found.name).keys().isdisjoint(demo.settings(""))
+    return not lacks(found, None, settings)
+
+
 def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
     """Say what to set before `run` can run a scanner; an empty text: nothing.
 

@@ -6,6 +6,8 @@ is of the day, so only its form is held to.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from resilient_scan import ConfigError
@@ -13,11 +15,35 @@ from resilient_scan.app import Request, open_fleet
 
 pytestmark = pytest.mark.live
 
+OF_TICKERS = (
+    "market_movers",
+    "volume_accumulation",
+    "high_52w_breakout",
+    "gap_up",
+    "rsi_oversold",
+    "options_flow",
+    "analyst_revisions",
+)
+OTHERS = (
+    "sector_rotation",
+    "news_sentiment",
+    "earnings_calendar",
+    "insider_buying",
+    "filings_8k",
+    "reddit_trending",
+    "reddit_dd",
+)
 
-@pytest.mark.parametrize("name", ["insider_buying", "filings_8k", "reddit_trending", "reddit_dd"])
-def test_a_live_source_is_understood(name: str) -> None:
+
+@pytest.mark.parametrize("name", [*OF_TICKERS, *OTHERS])
+def test_a_live_source_is_understood(name: str, tmp_path: Path) -> None:
+    config = tmp_path / "scan.toml"
+    wish = 'universe = ["AAPL", "MSFT", "NVDA"]' if name in OF_TICKERS else ""
+    wish = 'benchmark = "SPY"' if name == "sector_rotation" else wish
+    config.write_text(f"[scanners.{name}.settings]\n{wish}\n")
     try:
-        with open_fleet(Request(only=(name,)), listeners=()) as fleet:
+        with open_fleet(Request(config=config, only=(name,)), listeners=()) as fleet:
+            assert fleet.demo is None
             report = fleet.run()
     except ConfigError as error:
         if "not configured" not in str(error):

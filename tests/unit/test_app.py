@@ -161,3 +161,27 @@ def test_the_summary_counts_only_the_scanners_in_service() -> None:
         assert fleet.summary(fleet.run()).startswith("2 of 2 scanners answered as of 2013-01-24 and found ")
         fleet.runner.disable("gap_up", reason="for a test")
         assert fleet.summary(fleet.run()).startswith("1 of 1 scanner in service answered as of 2013-01-24 and found ")
+
+
+@pytest.mark.parametrize(
+    ("name", "wish"),
+    [
+        ("rsi_oversold", 'universe = ["AAPL"]'),
+        ("rsi_oversold", 'base_url = "http://127.0.0.1:9"\nuniverse = ["AAPL"]'),
+        ("news_sentiment", 'api_key = "k3y-of-ours"'),
+    ],
+)
+def test_where_anything_is_configured_no_scanner_gets_bundled_data(name: str, wish: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, f"[scanners.{name}.settings]\n{wish}\n")
+    chosen = ("gap_up", "rsi_oversold", "news_sentiment")
+    with open_fleet(Request(config=config, only=chosen, as_of=date(2026, 5, 15)), listeners=()) as fleet:
+        assert (fleet.demo, fleet.state) == (None, {"trade_date": "2026-05-15"})
+        assert set(fleet.not_configured) == {*chosen} - {name}
+    assert [row["name"] for row in survey(config)[0] if row["configured"]] == [name]
+    assert sum(text.startswith("gap_up: ") for text in check(config).not_configured) == 1
+
+
+def test_bundled_data_may_be_looked_at_with_other_numbers(tmp_path: Path) -> None:
+    config = settings(tmp_path, "[scanners.rsi_oversold.settings]\nmax_rsi = 20.0\n")
+    with open_fleet(Request(config=config), listeners=()) as fleet:
+        assert fleet.demo is not None
