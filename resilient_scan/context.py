@@ -95,7 +95,8 @@ class ScanContext:
     invalid = ""
     doubted: str | None = None  # why the scanner itself does not believe its answer
     permit: Any = None  # the breaker's, while an attempt is under way
-    open_attempt: float | None = None  # when the current attempt began, until somebody reports its end
+    attempt_began = 0.0
+    open_attempt: float | None = None  # the same for the current attempt, until somebody reports its end
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
     failed_after = 0.0  # seconds that it took
     provider: Any = None  # whose limit the scan keeps
@@ -288,7 +289,7 @@ class ScanContext:
             self.invalid = ""
             self.doubted = None
         self.attempt += 1
-        self.open_attempt = self._clock.monotonic()
+        self.open_attempt = self.attempt_began = self._clock.monotonic()
         self._state = self._snapshot.copy()
         return self._state
 
@@ -302,6 +303,10 @@ class ScanContext:
         other.found, other.dropped, other.invalid = list(self.found), self.dropped, self.invalid
         other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
         return other
+
+    def spent(self, made: int) -> float:
+        """Return the seconds since the current attempt began, 0 if `made` attempts were made before and none since."""
+        return self._clock.monotonic() - self.attempt_began if self.attempt > made else 0.0
 
     def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
         """Return when the attempt under way began, to the first that asks: who gets it reports its end."""

@@ -44,20 +44,19 @@ def begin(stack: Stack, run: Run) -> Scan | tuple[ScanResult, str]:
     """
     turn = stack.clock.monotonic()
     cache = stack.cache
-    key = None if cache is None else run.snapshot.key(cache.inputs)
+    key = None if cache is None else run.snapshot.keys[cache.inputs]
     if cache is None or key is None:
         if cache is not None:
             cache.warn_once(stack.name)
         scan = Scan(stack, run, turn)
         _lead(scan, Execution(stack, scan, None))
         return scan
-    seen = cache.puts
-    entry = cache.fresh(key)
+    entry = cache.at_hand(key)
     if entry is None and cache.shelf is not None:
-        entry = cache.recall(key)
+        entry = cache.fresh(key) or cache.recall(key)
     if entry is None:
         scan = Scan(stack, run, turn)
-        entry = _lead_or_follow(scan, cache, key, seen)
+        entry = _lead_or_follow(scan, cache, key)
         if entry is None:
             return scan
     if entry.error is not None:
@@ -81,7 +80,7 @@ def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, s
 def _probe(scan: Scan, mark: str) -> Scan:
     """Test a scanner that is out of service: its answer fills the cache, and nobody else's is read or waited for."""
     stack = scan.stack
-    key = None if stack.cache is None else scan.run.snapshot.key(stack.cache.inputs)
+    key = None if stack.cache is None else scan.run.snapshot.keys[stack.cache.inputs]
     execution = Execution(stack, scan, key)
     scan.probe = execution.probe = mark
     if stack.guard is not None:
@@ -100,15 +99,18 @@ def _lead(scan: Scan, execution: Execution) -> None:
             return
         if execution.answered():  # between the look and the claim
             return
-    execution.go()
+    if scan.stack.provider is None:
+        execution.queue()
+    else:
+        execution.go()
 
 
-def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes, seen: int) -> Entry | None:
+def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | None:
     """Start an execution, or join the one that is under way; an answer that came just now is returned."""
     mine = Execution(scan.stack, scan, key)
     scan.cache, scan.key = MISS, key
     while True:
-        leader = cache.lead(key, mine, seen)
+        leader = cache.lead(key, mine)
         if isinstance(leader, Entry):
             return leader
         if leader is not mine and leader.join(scan):
@@ -117,7 +119,7 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes, seen: int) 
         if leader is mine or cache.hand_on(key, leader, mine):  # one that is over, and about to land
             _lead(scan, mine)
             return None
-        seen = -1  # it has landed meanwhile: look again
+        # it has landed meanwhile: look again
 
 
 class Execution(Work):
@@ -146,11 +148,11 @@ class Execution(Work):
         return True
 
     def go(self) -> None:
-        """Hand it to the pool, once its provider has a permit for it."""
+        """Hand it to the pool, once its provider, if it has one, has a permit for it."""
         stack, context = self.stack, self.context
         provider = context.provider = stack.provider
         if provider is None or (stack.guard is not None and stack.guard.is_open()):
-            self._queue()
+            self.queue()
             return
         ticket = self._ticket = Ticket(self._permitted, self._turn_down)
         provider.request(ticket, min(context.deadline, stack.clock.monotonic() + stack.total))
@@ -159,9 +161,10 @@ class Execution(Work):
         provider = self.stack.provider
         if provider is not None:
             provider.prepay(self.context)
-        self._queue()
+        self.queue()
 
-    def _queue(self) -> None:
+    def queue(self) -> None:
+        """Hand it to the pool."""
         try:
             self.stack.pool.execute(self)
         except RuntimeError as error:  # shut down, or the machine has no thread to give

@@ -26,6 +26,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         specs: the scanners, in the given order.
+        names: theirs, in the same order.
         policies: by scanner's name, its effective policy.
         settings: by scanner's name, what it finds in `context.settings`.
         origins: by scanner's name and `layer.field`, where a number came from, as far as somebody said so.
@@ -39,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True):
     """
 
     specs: tuple[ScannerSpec, ...]
+    names: tuple[str, ...]
     policies: dict[str, Policy]
     settings: dict[str, Mapping[str, Any]]
     origins: dict[str, Mapping[str, str]]
@@ -51,11 +53,6 @@ class Plan(msgspec.Struct, frozen=True):
     store: Store | None = None
     owns_store: bool = False
     traffic: Traffic | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The scanners' names, in the given order."""
-        return tuple(spec.name for spec in self.specs)
 
     def only(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the names of some scanners, in the given order of all.
@@ -93,10 +90,11 @@ def planned(
         PluginError: a scanner is none.
     """
     specs = distinct(scanners)
-    names = [spec.name for spec in specs]
+    names = tuple(spec.name for spec in specs)
     by_name(settings, "settings", Mapping, names)
     return Plan(
         specs=specs,
+        names=names,
         policies=effective(specs, base_policy(policy, timeout_seconds), policies),
         settings={name: MappingProxyType(copy.deepcopy(dict(table))) for name, table in settings.items()},
         origins=dict(origins),

@@ -83,7 +83,8 @@ class RunReport(msgspec.Struct, frozen=True):
     @property
     def complete(self) -> bool:
         """Whether every scanner in service answered: completed, cached or stale."""
-        return all(result.status.answered for result in self._in_service())
+        statuses = {result.status for result in self.results.values()} - {Status.DISABLED}
+        return all(status.answered for status in statuses)
 
     def require(self, fraction: float) -> RunReport:
         """Return this report if at least this share of the scanners in service answered.

@@ -112,7 +112,7 @@ class LiveRun(Run):
         """Start one scan; return its result if it has one at once."""
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
             return self._skip(stack)
-        started = at_the_gate(stack, self) if stack.name in stack.orders else begin(stack, self)
+        started = at_the_gate(stack, self) if stack.orders and stack.name in stack.orders else begin(stack, self)
         if not isinstance(started, Scan):
             return self._finish(stack, *started)
         self.open.add(started)
@@ -121,8 +121,9 @@ class LiveRun(Run):
 
     def _take(self) -> Sequence[ScanResult]:
         """Take one message and return the results that it brings."""
+        outbox = self.outbox
         try:
-            scan, answer, events = self.outbox.get(True, PATIENCE)
+            scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, PATIENCE)
         except Empty:
             return ()
         if events and scan is not None:

@@ -107,6 +107,7 @@ class Stack:
         "call",
         "clerk",
         "clock",
+        "divided",
         "doubt",
         "expected",
         "flights",
@@ -167,6 +168,7 @@ class Stack:
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
         self.provider = provider
         self.total = float(policy.timeout.total)
+        self.divided = policy.timeout.attempt is not None  # whether attempts have a time of their own
         self.hung = HungThreads(policy.timeout, clock)
         self.guard = Guard(spec.name, policy.breaker, clock, random, breaker_home) if policy.breaker else None
         self.clerk = clerk
@@ -174,7 +176,7 @@ class Stack:
         self._shelf = shelf
         landed = None if clerk is None else self._landed
         self.cache: ResultCache[Any] | None = (
-            ResultCache(policy.cache, clock, random, shelf, landed) if policy.cache else None
+            ResultCache(policy.cache, clock, random, shelf, landed, self.lock) if policy.cache else None
         )
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         own = clock if traffic is None else traffic.clock(spec.name, clock)
@@ -221,7 +223,6 @@ class Stack:
                 policy.retry,
                 call,
                 random=random,
-                clock=self.clock,
                 may_retry=self.may_retry,
                 budget=self.budget,
                 on_exhausted=self._tell_exhausted,

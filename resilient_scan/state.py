@@ -28,18 +28,7 @@ class Snapshot:
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
         logs = state.get(TOOL_LOGS)
         self._known_logs = self.copy()[TOOL_LOGS] if isinstance(logs, list) and logs else []
-        self._keys: dict[tuple[str, ...] | None, bytes | None] = {}
-
-    def key(self, inputs: tuple[str, ...] | None) -> bytes | None:
-        """Return bytes that stand for the values of `inputs` (`None`: all but `tool_logs`).
-
-        `None` where a value has no stable form (an object that is neither plain data nor a dataclass or struct).
-        """
-        if inputs not in self._keys:
-            state = self.copy()  # not the caller's own, which may have changed since
-            names = (name for name in state if name != TOOL_LOGS) if inputs is None else inputs
-            self._keys[inputs] = stable_key({name: state[name] for name in names if name in state})
-        return self._keys[inputs]
+        self.keys = Keys(self.copy)
 
     def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the entries that a scanner added to the `tool_logs` of its own copy."""
@@ -50,6 +39,24 @@ class Snapshot:
         if logs[: len(known)] == known:
             return logs[len(known) :]
         return [entry for entry in logs if entry not in known]  # rearranged, or a list of its own
+
+
+class Keys(dict[tuple[str, ...] | None, bytes | None]):
+    """By the names of inputs (`None`: all but `tool_logs`), bytes that stand for their values; made when asked for.
+
+    `None` where a value has no stable form (an object that is neither plain data nor a dataclass or struct).
+    """
+
+    def __init__(self, copy: Callable[[], dict[str, Any]]) -> None:
+        super().__init__()
+        self._copy = copy
+
+    def __missing__(self, inputs: tuple[str, ...] | None) -> bytes | None:
+        """Make the key, once."""
+        state = self._copy()  # not the caller's own, which may have changed since
+        names = (name for name in state if name != TOOL_LOGS) if inputs is None else inputs
+        key = self[inputs] = stable_key({name: state[name] for name in names if name in state})
+        return key
 
 
 class Passing(str):

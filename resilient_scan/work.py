@@ -119,7 +119,7 @@ class Work:
     def start(self, now: float, place: Place, /) -> float | None:
         """Begin, unless every run that wanted it is over."""
         stack, context = self.stack, self.context
-        if stack.policy.timeout.attempt is not None:
+        if stack.divided:
             context.alarm = place.alarm
         with stack.lock:
             if not self.over and self._begin(now):
@@ -141,7 +141,11 @@ class Work:
         for scan in self.scans:
             if now < scan.run.deadline:
                 self.began = now
-                self.context.limit(now + self.stack.total, NEVER if self._key is not None else scan.run.deadline)
+                context = self.context
+                if self._key is None:
+                    context.limit(now + self.stack.total, scan.run.deadline)
+                else:  # others can use the answer after the run's end
+                    context.deadline = context.ends = now + self.stack.total
                 return True
         return False
 
@@ -192,7 +196,7 @@ class Work:
             scans = self.scans
         if entry is None:
             self.land()
-        took = stack.clock.monotonic() - self.began
+        took = (stack.clock.monotonic() if entry is None else entry.stored_at) - self.began
         stack.took(took)
         if doubt is not None:
             run, attempt = context.run_id, context.attempt

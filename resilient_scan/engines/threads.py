@@ -112,7 +112,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._unfinished += 1
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
-                if self._unfinished > len(self._places):
+                if len(self._places) < min(self._most, self._unfinished):
                     self._hire_wanted()
                 if not self._places:
                     self._unfinished -= 1

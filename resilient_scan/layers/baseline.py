@@ -27,6 +27,8 @@ class Baseline:
     or bring forward a suspicion by an answer, and the next answer mends it.
     """
 
+    __slots__ = ("_answers", "_empty_ok", "_least")
+
     def __init__(self, empty_ok: bool | None) -> None:
         self._empty_ok = empty_ok
         self._answers = 0  # trusted ones, counted up to HISTORY

@@ -1,6 +1,6 @@
 """Cache: answers kept for a while, one execution per key at a time.
 
-cachetools' `LRUCache` holds the entries; their age is kept beside them, because an expired answer may still stand in
+cachetools' `Cache` holds the entries; their age is kept beside them, because an expired answer may still stand in
 for a failed execution.
 """
 
@@ -10,6 +10,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -60,6 +61,24 @@ def _copy(candidate: Any) -> Any:
     return msgspec.structs.replace(candidate, extras=extras)
 
 
+class _Entries(cachetools.Cache[Hashable, Entry]):
+    """Entries, the least recently used first: whoever uses one moves it to the end.
+
+    A dict keeps its order. `LRUCache` has a second one for that, which a scan that finds nothing would pay for.
+    """
+
+    def use(self, key: Hashable) -> Entry:
+        """Return an entry and move it to the end."""
+        entry: Entry = self.pop(key)
+        self[key] = entry
+        return entry
+
+    def popitem(self) -> tuple[Hashable, Entry]:
+        """Give up the least recently used."""
+        key = next(iter(self))
+        return key, self.pop(key)
+
+
 class ResultCache(Generic[Flight]):
     """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution.
 
@@ -68,7 +87,28 @@ class ResultCache(Generic[Flight]):
         clock, random: where time and chance come from.
         shelf: where answers are kept beyond this process; `None`: nowhere.
         landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
+        lock: which one, where its owner has one in the processor's cache already; never held by the caller.
     """
+
+    # A run goes through all scanners' caches, and none of them is in the processor's: each in one place in memory.
+    __slots__ = (
+        "_entries",
+        "_failures",
+        "_flights",
+        "_jitter",
+        "_landed",
+        "_latest",
+        "_lock",
+        "_monotonic",
+        "_random",
+        "_stale",
+        "_ttl",
+        "_ttl_empty",
+        "_ttl_error",
+        "_warned",
+        "inputs",
+        "shelf",
+    )
 
     def __init__(
         self,
@@ -77,30 +117,36 @@ class ResultCache(Generic[Flight]):
         random: Random,
         shelf: Shelf | None = None,
         landed: Callable[[bytes], None] | None = None,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.inputs = options.inputs
         self.shelf = shelf
         self._landed = landed
-        self._options = options
-        self._clock = clock
-        self._random = random
-        self.puts = 0  # grows with everything that is kept
+        self._monotonic = clock.monotonic
+        self._random = random.random
+        self._ttl, self._ttl_error, self._jitter = options.ttl, options.ttl_error, options.jitter
+        self._ttl_empty = options.ttl if options.ttl_empty is None else options.ttl_empty
+        self._stale = options.stale_if_error
         self._warned = False
-        self._lock = threading.Lock()
-        self._failures: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
-        self._entries: cachetools.LRUCache[Hashable, Entry] = cachetools.LRUCache(options.maxsize)
-        self._flights: dict[Hashable, Flight] = {}
+        self._lock = lock or threading.Lock()
+        self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
+        self._entries = _Entries(options.maxsize)
+        self._flights: dict[Hashable, Flight] | None = None  # none: most caches wait for no answer most of the time
         self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, as long as it is among the entries
 
-    def fresh(self, key: Hashable) -> Entry | None:
-        """Return the answer for `key` if it is fresh.
+    def at_hand(self, key: Hashable) -> Entry | None:
+        """Return the answer for `key` if it is fresh and was the last one used.
 
-        One that is asked for again and again is found without the lock: it was used last already, so there is nothing
-        to note. Whoever replaces or forgets it meanwhile does so after this look.
+        One that is asked for again and again is found so, without the lock: there is nothing to note. Whoever replaces
+        or forgets it meanwhile does so after this look.
         """
         latest = self._latest
-        if latest is not None and latest[0] == key and self._clock.monotonic() < latest[1].fresh_until:
+        if latest is not None and latest[0] == key and self._monotonic() < latest[1].fresh_until:
             return latest[1]
+        return None
+
+    def fresh(self, key: Hashable) -> Entry | None:
+        """Return the answer for `key` if it is fresh."""
         with self._lock:
             return self._fresh(key)
 
@@ -110,9 +156,9 @@ class ResultCache(Generic[Flight]):
         if found is None:
             return None
         candidates, age, fresh, stale = found
-        ttl = self._ttl(candidates)  # it may be shorter now than it was when the answer was stored
-        fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._options.stale_if_error - age)
-        now = self._clock.monotonic()
+        ttl = self._ttl if candidates else self._ttl_empty  # may be shorter now than when the answer was stored
+        fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._stale - age)
+        now = self._monotonic()
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
         with self._lock:
             known = self._find(key)
@@ -124,19 +170,19 @@ class ResultCache(Generic[Flight]):
         """Return an answer for `key` that may stand in for a failed execution."""
         with self._lock:
             entry = self._find(key)
-        return entry if entry is not None and self._clock.monotonic() < entry.stale_until else None
+        return entry if entry is not None and self._monotonic() < entry.stale_until else None
 
-    def lead(self, key: Hashable, flight: Flight, seen: int = -1) -> Entry | Flight:
-        """Return a fresh answer; else the flight that fetches one: this one, if there was none.
-
-        Args:
-            key: what is asked for.
-            flight: who would fetch it.
-            seen: `puts` as read before the cache was last asked: nothing new, nothing to look for again.
-        """
+    def lead(self, key: Hashable, flight: Flight) -> Entry | Flight:
+        """Return a fresh answer; else the flight that fetches one: this one, if there was none."""
         with self._lock:
-            entry = self._fresh(key) if seen != self.puts else None
-            return entry or self._flights.setdefault(key, flight)
+            if key in self._entries or self._failures is not None:
+                entry = self._fresh(key)
+                if entry is not None:
+                    return entry
+            if self._flights is None:
+                self._flights = {key: flight}
+                return flight
+            return self._flights.setdefault(key, flight)
 
     def land(self, key: bytes, flight: Flight) -> None:
         """Note that a flight is over without an answer; the next one to ask leads."""
@@ -146,7 +192,7 @@ class ResultCache(Generic[Flight]):
     def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> bool:
         """Let another flight lead in place of this one; `False`: it does not lead any more."""
         with self._lock:
-            if self._flights.get(key) is not flight:
+            if self._flights is None or self._flights.get(key) is not flight:
                 return False
             self._flights[key] = heir
             return True
@@ -175,55 +221,56 @@ class ResultCache(Generic[Flight]):
         Raises:
             Exception: a candidate cannot be copied; nothing is kept.
         """
-        options, now = self._options, self._clock.monotonic()
-        fresh_until = now + self._ttl(candidates) * (1.0 - options.jitter * self._random.random())
-        own = tuple([_copy(candidate) for candidate in candidates]) if candidates else ()
-        entry = Entry(own, now, fresh_until, fresh_until + options.stale_if_error)
+        now = self._monotonic()
+        if candidates:
+            ttl, own = self._ttl, tuple([_copy(candidate) for candidate in candidates])
+        else:
+            ttl, own = self._ttl_empty, ()
+        until = now + ttl * (1.0 - self._jitter * self._random())
+        entry = Entry(own, now, until, until + self._stale)
         with self._lock:
             if keep:
                 self._keep(key, entry)
-            if self._failures:
+            if self._failures is not None:
                 self._failures.pop(key, None)
             if self.shelf is None:
                 self._touch_down(key, flight)
         if self.shelf is not None:
             if keep:
-                self.shelf.keep(key, own, entry.fresh_until - now, entry.stale_until - now)
+                self.shelf.keep(key, own, until - now, entry.stale_until - now)
             with self._lock:  # after the answer is on the shelf: another process looks there next
                 self._touch_down(key, flight)
         return entry
 
-    def _ttl(self, candidates: Sequence[Any]) -> float:
-        options = self._options
-        return options.ttl if candidates or options.ttl_empty is None else options.ttl_empty
-
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:
         """Remember a failure for `ttl_error` seconds, if that is wanted; an older answer is kept."""
-        if self._options.ttl_error is None:
+        if self._ttl_error is None or self._failures is None:
             return
-        now = self._clock.monotonic()
-        until = now + self._options.ttl_error
+        now = self._monotonic()
+        until = now + self._ttl_error
         with self._lock:
-            self.puts += 1
+            self._failures.pop(key, None)
             self._failures[key] = Entry((), now, until, until, error)
 
     def kept(self) -> tuple[int, int]:
         """Return how many answers and how many failures are kept, old ones included."""
         with self._lock:
-            return len(self._entries), len(self._failures)
+            return len(self._entries), 0 if self._failures is None else len(self._failures)
 
     def newest(self) -> Entry | None:
         """Return the answer that was kept last, if it is still there; it does not count as used."""
         with self._lock:
-            entries = [cachetools.Cache.__getitem__(self._entries, key) for key in self._entries]
+            entries = list(self._entries.values())
         return max(entries, key=lambda entry: entry.stored_at, default=None)
 
     def newest_failure(self) -> Entry | None:
         """Return the failure that was remembered last, if it is not over; it does not count as used."""
+        if self._failures is None:
+            return None
         with self._lock:
-            failures = [cachetools.Cache.__getitem__(self._failures, key) for key in self._failures]
+            failures = list(self._failures.values())
         newest = max(failures, key=lambda entry: entry.stored_at, default=None)
-        return newest if newest is not None and self._clock.monotonic() < newest.fresh_until else None
+        return newest if newest is not None and self._monotonic() < newest.fresh_until else None
 
     def warn_once(self, scanner: str) -> None:
         """Log, the first time, that a state has no stable key."""
@@ -241,29 +288,34 @@ class ResultCache(Generic[Flight]):
         `landed` gives a claim back that goes by the key: called after the lock was free, it would take the claim away
         that the next flight has made in between, and nobody would ever tell that one to go.
         """
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        flights = self._flights
+        if flights is not None and flights.get(key) is flight:
+            if len(flights) == 1:
+                self._flights = None
+            else:
+                del flights[key]
             if self._landed is not None:
                 self._landed(key)
 
     def _keep(self, key: Hashable, entry: Entry) -> None:
-        """Put an answer among the entries. Under the lock."""
-        self.puts += 1
-        self._entries[key] = entry
+        """Put an answer among the entries, at the end. Under the lock."""
+        entries = self._entries
+        if key in entries:
+            del entries[key]
+        entries[key] = entry
         self._latest = (key, entry)
 
     def _find(self, key: Hashable) -> Entry | None:
         """Return the answer for `key`, fresh or not; it counts as used. Under the lock."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._latest = (key, entry)
+        if key not in self._entries:
+            return None
+        entry = self._entries.use(key)
+        self._latest = (key, entry)
         return entry
 
     def _fresh(self, key: Hashable) -> Entry | None:
         entry = self._find(key)
-        if entry is not None and self._clock.monotonic() < entry.fresh_until:
+        if entry is not None and self._monotonic() < entry.fresh_until:
             return entry
-        if not self._failures:
-            return None
-        failure = self._failures.get(key)
-        return failure if failure is not None and self._clock.monotonic() < failure.fresh_until else None
+        failure = None if self._failures is None else self._failures.get(key)
+        return failure if failure is not None and self._monotonic() < failure.fresh_until else None

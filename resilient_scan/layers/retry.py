@@ -89,7 +89,6 @@ def retrying(
     call: Call,
     *,
     random: Random,
-    clock: Clock,
     may_retry: Callable[[], bool],
     budget: Budget | None = None,
     on_exhausted: Callable[[ScanContext], None] = lambda _context: None,
@@ -100,7 +99,6 @@ def retrying(
         options: attempts, waits, and which exceptions are worth another attempt.
         call: the next layer in.
         random: where the jitter comes from.
-        clock: what attempts are timed on.
         may_retry: asked before a wait; `False` gives up at once (the breaker is open, say).
         budget: what every retry is taken from.
         on_exhausted: called when a retry is not made because the budget is used up.
@@ -121,7 +119,7 @@ def retrying(
                     if pause is None:
                         break
                     context.sleep(pause)
-                made, began = context.attempt, clock.monotonic()
+                made = context.attempt
                 try:
                     return call(context)
                 except BaseException as error:
@@ -129,7 +127,7 @@ def retrying(
                         # Refused. In mid-scan (the breaker opened under it) the last attempt's own error stays.
                         failure = failure or error
                         break
-                    failure, took = error, clock.monotonic() - began
+                    failure, took = error, context.spent(made)
             raise failure
         finally:
             failure = None  # else the exception, its traceback and this frame hold each other until a collection

@@ -48,6 +48,8 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
 class HungThreads:
     """Count one scanner's abandoned threads and refuse work beyond `Timeout.max_abandoned`."""
 
+    __slots__ = ("_lock", "_most", "_returned", "count")
+
     def __init__(self, options: Timeout, clock: Clock) -> None:
         self._most = options.max_abandoned
         self._lock = threading.Lock()

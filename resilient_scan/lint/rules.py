@@ -280,10 +280,10 @@ def error_outlives_open(case: Case) -> str | None:
 def state_without_key(case: Case) -> str | None:
     """Tell that a state like the sample has no key, so that the cache keeps nothing."""
     cache, state = case.policy.cache, case.state
-    if cache is None or state is None or Snapshot(state).key(cache.inputs) is not None:
+    if cache is None or state is None or Snapshot(state).keys[cache.inputs] is not None:
         return None
     read = [name for name in state if name != TOOL_LOGS and (cache.inputs is None or name in cache.inputs)]
-    bad = [name for name in read if Snapshot({name: state[name]}).key(None) is None]
+    bad = [name for name in read if Snapshot({name: state[name]}).keys[None] is None]
     kinds = ", ".join(f"{name!r} ({type(state[name]).__name__})" for name in bad) or "its keys"
     good = tuple(name for name in read if name not in bad)
     return (

@@ -28,6 +28,7 @@ from resilient_scan import (
 )
 from resilient_scan.engines.loops import Loops, _Canceller
 from resilient_scan.events import AttemptEnded, ExecutionEnded
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.testing import FakeClock, Recorder, flapping, hanging, healthy, polite
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
@@ -254,7 +255,7 @@ def test_what_a_hanging_last_attempt_yielded_is_kept(fleet: Fleet, bare: Bare, r
 
 
 def test_a_successor_leads_in_the_cache_even_if_the_attempt_before_ends_at_once(
-    fleet: Fleet, bare: Bare, background: Background, release: threading.Event
+    fleet: Fleet, bare: Bare, background: Background, release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old attempt is cancelled before its flight is handed on: it lands the flight, the next run leads too."""
     calls: list[int] = []
@@ -275,7 +276,7 @@ def test_a_successor_leads_in_the_cache_even_if_the_attempt_before_ends_at_once(
     runner = fleet(one, policy=policy)
     cache = runner._fleet.stacks["one"].cache
     assert cache is not None
-    hand_on, land = cache.hand_on, cache.land
+    hand_on, land = ResultCache.hand_on, ResultCache.land
 
     def slow_hand_on(*arguments: Any) -> None:
         landed.wait(1)  # the watchdog is preempted here
@@ -285,7 +286,8 @@ def test_a_successor_leads_in_the_cache_even_if_the_attempt_before_ends_at_once(
         land(*arguments)
         landed.set()
 
-    cache.hand_on, cache.land = slow_hand_on, told_land  # type: ignore[method-assign]
+    monkeypatch.setattr(ResultCache, "hand_on", slow_hand_on)
+    monkeypatch.setattr(ResultCache, "land", told_land)
     first = background(runner.run, {})
     assert second.wait(5)
     assert cache._flights, "the successor leads nothing: another run will ask the source at the same time"
@@ -294,7 +296,7 @@ def test_a_successor_leads_in_the_cache_even_if_the_attempt_before_ends_at_once(
 
 
 def test_a_successor_that_nobody_wants_any_more_leads_nothing(
-    fleet: Fleet, bare: Bare, background: Background, release: threading.Event
+    fleet: Fleet, bare: Bare, background: Background, release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its run is cancelled before it has the flight: it gets it all the same, waits for a permit, and the next run
     asks the cache in a busy loop, past its own deadline."""
@@ -307,7 +309,7 @@ def test_a_successor_that_nobody_wants_any_more_leads_nothing(
     runner = fleet(hanging("one", release), policy=policy)
     cache = runner._fleet.stacks["one"].cache
     assert cache is not None
-    hand_on = cache.hand_on
+    hand_on = ResultCache.hand_on
     runs: list[Future[Any]] = []
 
     def slow_hand_on(*arguments: Any) -> None:
@@ -316,7 +318,7 @@ def test_a_successor_that_nobody_wants_any_more_leads_nothing(
         runs[0].result(5)
         hand_on(*arguments)
 
-    cache.hand_on = slow_hand_on  # type: ignore[method-assign]
+    monkeypatch.setattr(ResultCache, "hand_on", slow_hand_on)
     runs.append(background(runner.run, {}))
     assert statuses(runs[0].result(5)) == [Status.SKIPPED]
     _wait_for(lambda: runner._fleet.providers["acme"].waiting == 1 or not cache._flights)

@@ -102,7 +102,7 @@ class SingleFlightMachine(RuleBasedStateMachine):
 
     @staticmethod
     def key(key: str) -> Any:
-        return Snapshot({"key": key}).key(None)
+        return Snapshot({"key": key}).keys[None]
 
     # what may happen
 
@@ -139,7 +139,7 @@ class SingleFlightMachine(RuleBasedStateMachine):
             assert asker.status is (Status.ERROR if fails else good)
         if not fails:
             self.fresh_until[job.key] = self.clock.monotonic() + TTL
-        self.eventually(lambda: not self.cache._flights.get(self.key(job.key)), "nobody leads any more")
+        self.eventually(lambda: not (self.cache._flights or {}).get(self.key(job.key)), "nobody leads any more")
         self.eventually(job.over.is_set, "the work is over")
 
     @precondition(lambda self: any(job.runs for job in self.flying.values()))
@@ -188,7 +188,7 @@ class SingleFlightMachine(RuleBasedStateMachine):
         self.eventually(job.over.is_set, "the work stops")
         self.eventually(lambda: self.runner._fleet.pool.counts()["abandoned"] == 0, "and its thread ends")
         self.eventually(lambda: self.runner._fleet.stacks["one"].hung.count == 0, "and is not counted any more")
-        self.eventually(lambda: not self.cache._flights.get(self.key(job.key)), "nobody leads any more")
+        self.eventually(lambda: not (self.cache._flights or {}).get(self.key(job.key)), "nobody leads any more")
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):

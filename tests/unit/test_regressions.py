@@ -77,7 +77,7 @@ def test_an_object_with_more_than_its_fields_has_no_stable_form() -> None:
     """attributes that are no fields are not in the key: the cache answers for another."""
     first, second = Universe("sp500"), Universe("sp500")
     second.symbols.append("AAPL")
-    keys = [Snapshot({"universe": one}).key(None) for one in (first, second)]
+    keys = [Snapshot({"universe": one}).keys[None] for one in (first, second)]
     assert keys[0] is None or keys[0] != keys[1]
 
 
@@ -317,7 +317,7 @@ def test_a_refusal_without_an_attempt_is_no_step() -> None:
 
     context = ScanContext("one")
     with pytest.raises(CircuitOpen):
-        retrying(Retry(), refuse, random=Random(0), clock=FakeClock(), may_retry=lambda: True)(context)
+        retrying(Retry(), refuse, random=Random(0), may_retry=lambda: True)(context)
     assert context.steps == ()
 
 

@@ -48,6 +48,20 @@ class Guard:
         home: where its state is kept and shared with other processes; `None`: in this object.
     """
 
+    __slots__ = (
+        "_circuit",
+        "_clock",
+        "_lock",
+        "_memory",
+        "_name",
+        "_options",
+        "_owner",
+        "_places",
+        "_random",
+        "_rates",
+        "_shared",
+    )
+
     def __init__(self, name: str, options: Breaker, clock: Clock, random: Random, home: Home | None = None) -> None:
         self._name = name
         self._options = options
@@ -100,7 +114,7 @@ class Guard:
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
         memory, clock = self._memory, self._clock
-        slow_after = self._options.slow_after
+        slow_after, rates = self._options.slow_after, self._rates
 
         def guarded(context: ScanContext) -> list[Any]:
             # Read in this order: were the breaker to open in between, the permit is of the older generation and has
@@ -126,9 +140,12 @@ class Guard:
                 raise
             finally:
                 context.permit = None
-                change = self.vote(permit, failed, slow=slow)
-                if change is not None:
-                    emit(change.during(context.run_id))
+                if failed is False and not rates and memory.failures == 0 and permit.expires is None:
+                    permit.done = True  # what `vote` comes to, without the call
+                else:
+                    change = self.vote(permit, failed, slow=slow)
+                    if change is not None:
+                        emit(change.during(context.run_id))
 
         return guarded
 

@@ -115,9 +115,11 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
     cache = cache_of(clock, maxsize=2, stale_if_error=5)
     cache.put("a", [], "flight")
     cache.put("b", [], "flight")
-    assert cache.fresh("b") is not None
+    assert cache.at_hand("b") is not None
     assert cache.stale("a") is not None  # the least recently used one is now b
+    assert cache.at_hand("b") is None
     assert cache.fresh("b") is not None  # and now it is a
+    assert cache.at_hand("b") is not None
     cache.put("c", [], "flight")
     assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
 
@@ -125,31 +127,29 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
 def test_the_answer_used_last_is_told_from_others_and_from_old_ones(clock: FakeClock) -> None:
     cache = cache_of(clock)
     first = cache.put("key", [], "flight")
-    assert cache.fresh("other") is None
-    assert cache.fresh("key") is first
+    assert cache.at_hand("other") is None
+    assert cache.at_hand("key") is first
     second = cache.put("key", [], "flight")
-    assert cache.fresh("key") is second
+    assert cache.at_hand("key") is second
     clock.advance(10)
-    assert cache.fresh("key") is None
+    assert cache.at_hand("key") is None
 
 
 def test_the_answer_used_last_is_forgotten_with_it(clock: FakeClock) -> None:
     cache = cache_of(clock)
     entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10)
     cache._keep("key", entry)
-    assert cache.fresh("key") is entry
+    assert cache.at_hand("key") is entry
     assert cache.copies("key", entry) is None
-    assert cache.fresh("key") is None
+    assert cache.at_hand("key") is None
 
 
-def test_nothing_new_is_not_looked_for_again(clock: FakeClock) -> None:
+def test_an_answer_that_came_meanwhile_is_no_reason_to_lead(clock: FakeClock) -> None:
     cache = cache_of(clock)
-    seen = cache.puts
-    assert cache.lead("key", "flight", seen) == "flight"
+    assert cache.at_hand("key") is None
+    assert cache.lead("key", "flight") == "flight"
     entry = cache.put("key", [], "flight")
-    assert cache.puts != seen
-    assert cache.lead("key", "other", seen) is entry
-    assert isinstance(cache.lead("key", "other"), Entry)
+    assert cache.lead("key", "other") is entry
 
 
 def test_a_state_without_a_key_is_told_once(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:

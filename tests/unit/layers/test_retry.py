@@ -56,9 +56,7 @@ class Bench:
         self.starts: list[float] = []
         self._steps = iter(steps)
         self._takes = takes
-        self.call = retrying(
-            options, self._attempt, random=self.chance, clock=self.clock, may_retry=may_retry, budget=budget
-        )
+        self.call = retrying(options, self._attempt, random=self.chance, may_retry=may_retry, budget=budget)
 
     def _attempt(self, context: ScanContext) -> list[Any]:
         self.starts.append(self.clock.monotonic())
@@ -223,7 +221,7 @@ def test_a_cancel_ends_the_wait() -> None:
         raise DOWN
 
     with pytest.raises(ScanCancelled):
-        retrying(STEADY, call, random=Chance(), clock=clock, may_retry=lambda: True)(context)
+        retrying(STEADY, call, random=Chance(), may_retry=lambda: True)(context)
     assert calls == [1]
 
 
@@ -239,7 +237,7 @@ def test_a_failure_keeps_no_frame_alive() -> None:
         context.begin_attempt()
         raise OSError("down")
 
-    layer = retrying(Retry(attempts=2, base=0, cap=0), call, random=Chance(), clock=FakeClock(), may_retry=lambda: True)
+    layer = retrying(Retry(attempts=2, base=0, cap=0), call, random=Chance(), may_retry=lambda: True)
     gc.disable()
     try:
         with pytest.raises(OSError, match="down"):
