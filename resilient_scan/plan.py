@@ -114,9 +114,11 @@ def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
     """Bring scanners into their normal form.
 
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two have one name, or it is no list.
         PluginError: one is no scanner.
     """
+    if not isinstance(scanners, Iterable):
+        raise ConfigError(f"scanners must be a list of scanners, got {scanners!r:.200}")
     specs: dict[str, ScannerSpec] = {}
     for thing in scanners:
         spec = spec_of(thing)

@@ -152,6 +152,10 @@ def scanner(
         raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
 
     def make(function: Callable[..., Any]) -> FunctionScanner:
+        if not callable(function):
+            raise PluginError(
+                f"@scanner makes a scanner of a function (state) or (state, context), got {function!r:.200}"
+            )
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")

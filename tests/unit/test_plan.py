@@ -311,3 +311,9 @@ def test_whole_returns_what_it_is_given() -> None:
     assert whole("x", 5, 5) == 5
     with pytest.raises(ConfigError, match="x must be >= 5, got 4"):
         whole("x", 4, 5)
+
+
+@pytest.mark.parametrize("thing", [None, 5, healthy("one")])
+def test_scanners_are_a_list(thing: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^scanners must be a list of scanners, got "):
+        ScanRunner(thing)

@@ -308,3 +308,8 @@ def test_its_extras_are_a_dict() -> None:
 def test_it_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Candidate("A", "s", "c").ticker = "B"  # type: ignore[misc]
+
+
+def test_a_decorator_wants_a_function() -> None:
+    with pytest.raises(PluginError, match=r"^@scanner makes a scanner of a function \(state\) .*, got 5$"):
+        scanner(pipeline="x")(5)  # type: ignore[arg-type]
