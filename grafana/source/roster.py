@@ -27,6 +27,7 @@ from grafana.source.questions import BY, DURATION, FAILED, RECENT, VERDICT, fail
 
 PERCENT_OF_FAILURES = ((None, GREEN), (10, YELLOW), (50, RED))
 ERRORS = series("executions_total", 'outcome="error"')
+TIMEOUTS = series("executions_total", 'outcome="timeout"')
 MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
 
 
@@ -34,15 +35,15 @@ def build() -> table.Panel:
     """One line for each scanner: each query brings a column, those that are asked for a word bring a label."""
     asked = [Query(query, instant=True, least=RECENT) for _, query in _columns()]
     names = {f"Value #{letter}": name for letter, (name, _) in zip("ABCDEFGHI", _columns(), strict=True)}
-    words = {"scanner": "Scanner", "now": "Now", "kind": "Most frequent error", "source": "Taken out by"}
+    words = {"scanner": "Scanner", "now": "Now", "kind": "Fails most with", "source": "Taken out by"}
     order = ["scanner", "now", "Value #H", "kind", "source", *names]
     shown = {name: title for name, title in {**words, **names}.items() if title}
     columns = {"pattern": "^(scanner|now|kind|source|Value.*)$"}
     panel = (
         rows(
             "Who is in trouble, since when, and why",
-            "One line for each scanner, the worst first: what is wrong now, when it last succeeded, its most frequent "
-            "error, and what took it out of service. Click a line to see that scanner's life.",
+            "One line for each scanner, the worst first: what is wrong now, when it last succeeded, what it "
+            "fails most with, and what took it out of service. Click a line to see that scanner's life.",
             asked,
             "none",
         )
@@ -68,7 +69,8 @@ def _columns() -> tuple[tuple[str, str], ...]:
     # of executions, whose series are there from the beginning.
     kinds = (
         f"sum by (scanner, kind) ({in_range(series('errors_total'))})\n"
-        f"  and on (scanner) sum {BY} ({in_range(ERRORS)}) > 0"
+        f"  and on (scanner) sum {BY} ({in_range(ERRORS)}) > 0\n"
+        f'  or label_replace(sum {BY} ({in_range(TIMEOUTS)}) > 0, "kind", "timeout", "", "")'
     )
     sources = f"sum by (scanner, source) ({in_range(MOVED_OUT)}) > 0"
     success = f"max {BY} ({series('last_success_timestamp_seconds')} > 0)"

@@ -107,8 +107,8 @@ def test_the_table_tells_who_is_in_trouble_and_why(live_prometheus: Api) -> None
     }
     assert told["rsi_oversold"] == "suspicious answers"
     kinds = live_prometheus.instant(chosen(table["targets"][3]["expr"]))
-    assert {each["metric"]["scanner"]: each["metric"]["kind"] for each in kinds}["insider_buying"].endswith(
-        "ConnectionError"
-    )
+    why = {each["metric"]["scanner"]: each["metric"]["kind"] for each in kinds}
+    assert why["insider_buying"].endswith("ConnectionError")
+    assert why["late"] == why["social_buzz"] == "timeout"
     sources = live_prometheus.instant(chosen(table["targets"][4]["expr"]))
     assert {each["metric"]["scanner"]: each["metric"]["source"] for each in sources}["insider_buying"] == "alert"
