@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.redaction import hide
+
 HUGE = 10_000  # bits of an integer
 DEEP = 100  # levels of nesting
 
@@ -45,7 +47,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
-        message: its text, or the bare class name where it has none.
+        message: its text, without the secrets that can be told by their names, as it is logged, stored and shown to
+            whoever may look; or the bare class name where it has none.
     """
 
     type: str
@@ -57,7 +60,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         kind = type(error)
         prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         try:
-            message = str(error)
+            message = hide(str(error))
         except BaseException:  # the scanner's exception class is foreign code
             message = ""
         return cls(prefix + kind.__qualname__, message or kind.__name__)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 REDACTED: Final = "REDACTED"
 _WORDS = "api-?key|token|secret|passw(?:or)?d|crumb|auth|signature|cookie|session|credential"
 _SECRET = re.compile(rf"{_WORDS}|(^|-)(key|pwd|pass|sig)$")
-_ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-_NAMED = re.compile(
-    rf"""\b([\w-]*(?:{_WORDS.replace("-", "[-_]")})[\w-]*|(?:[\w-]*[-_])?(?:key|pwd|pass|sig))"""  # the name
-    r"""(["']?\s*[=:]\s*["']?)((?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]+)""",  # what stands between, the value
-    re.IGNORECASE,
-)
+# A source may answer with whatever it likes. So each begins where nothing that it could begin with stands before, and
+# gives nothing back (`++`): a text of n characters is looked at n times, not n * n times.
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://[^\s'\"<>]++)")
+_USER = re.compile(r"://[^\s/@'\"<>]*+@")  # of an address within another one's path
+_NAME = re.compile(r"""(?<![\w-])([\w-]++)["']?\s*+[=:]\s*+["']?""")
+_VALUE = re.compile(r"""(?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]++""", re.IGNORECASE)
 _SCHEME = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 
 
@@ -43,9 +43,21 @@ def hide(text: str) -> str:
     """
     if not any(sign in text for sign in "=:/ "):
         return text
-    text = _ADDRESS.sub(lambda found: redact(found[0]), text)
+    text = _USER.sub("://", _ADDRESS.sub(lambda found: found[1] + redact(found[2]), text))
     text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}", text)
-    return _NAMED.sub(rf"\1\2{REDACTED}", text)
+    return "".join(_bare_values(text))
+
+
+def _bare_values(text: str) -> Iterator[str]:
+    """Yield the parts of a text, the values behind telling names replaced."""
+    told = 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end()) if name.start() >= told and is_secret(name[1]) else None
+        if value is not None:
+            yield text[told : name.end()]
+            yield REDACTED
+            told = value.end()
+    yield text[told:]
 
 
 def without_secrets(table: Mapping[Any, Any]) -> dict[Any, Any]:

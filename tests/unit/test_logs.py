@@ -155,8 +155,8 @@ def test_a_runner_logs_unless_told_otherwise(concurrent: bool, caplog: pytest.Lo
     ):
         runner.run({})
     how = "concurrently (max 8 workers)" if concurrent else "sequentially"
-    texts = [record.getMessage() for record in caplog.records]
-    assert texts[0] == f"Running 3 scanners {how}..."
+    texts = [record.getMessage() for record in caplog.records if "the call left behind" not in record.getMessage()]
+    assert texts[0] == f"Running 3 scanners {how}..."  # but for what the thread of another test says late
     assert {
         "✓ market_movers: 10 candidates",
         "⏱️ slow_scanner: timeout after 0.05s",

@@ -84,6 +84,7 @@ def test_three_of_them_are_answers(status: Status) -> None:
         (ScanTimeout("late"), "resilient_scan.ScanTimeout", "late", "ScanTimeout"),
         (Mute("x"), f"{__name__}.Mute", "Mute", "Mute"),
         (Outer.Inner(), f"{__name__}.Outer.Inner", "Inner", "Inner"),
+        (OSError("GET https://u:pw@h/?token=t failed"), "OSError", "GET https://h/?token=REDACTED failed", "OSError"),
         (json.JSONDecodeError("x", "", 0), "json.decoder.JSONDecodeError", "x: line 1 column 1 (char 0)", None),
     ],
 )

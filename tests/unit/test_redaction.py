@@ -45,6 +45,20 @@ def test_other_words_stay(text: str) -> None:
     assert hide(text) == text
 
 
+@pytest.mark.parametrize("before", ["_", "9", "é", "x", "1-", "+", "://", "a://b/"])
+def test_an_address_is_one_whatever_stands_before_it(before: str) -> None:
+    assert "hunter2" not in hide(f"{before}http://user:hunter2@host/")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a-", "key-", "key", "a.", "1-", "a://", "http://", "key=", "key :", "key:'", "Bearer ", "Basic a", "token ", " "],
+)
+def test_a_long_text_takes_no_longer_than_it_is_long(piece: str) -> None:
+    """A source says what it likes; while we look at it, no other thread runs. By n * n steps this would take hours."""
+    assert isinstance(hide(piece * 200_000), str)
+
+
 def test_an_address_that_is_none_shows_nothing_of_itself() -> None:
     assert "hunter2" not in hide("at http://user:hunter2@[::1")
 

@@ -57,6 +57,22 @@ def test_a_scanner_that_failed_shows_how(serve: Serve) -> None:
     assert [past["status"] for past in row["explanation"]["past"]] == ["error"]
 
 
+@pytest.mark.parametrize("path", [*LOOKS[:-1], "/scanners/alpha", "/page/alpha"])
+def test_nobody_gets_to_see_the_secrets_in_what_a_source_said(serve: Serve, path: str) -> None:
+    said = "https://anna:hunter2@host/q?apikey=hunter3 refused 'Authorization: Bearer hunter4abcdef'"
+    served = serve(
+        broken("alpha", OSError(said), cache=None, retry=None), healthy("beta"), quarantine=Quarantine(after_failures=2)
+    )
+    for _ in range(3):
+        served.runner.run()
+    assert served.state("alpha") == "quarantined"
+    answer = served.get(path)
+    assert answer.status == 200
+    assert b"hunter" not in answer.body
+    if path in {"/", "/audit", "/scanners", "/scanners/alpha"}:
+        assert b"https://host/q?apikey=REDACTED refused" in answer.body
+
+
 def test_metrics_are_of_the_runner_and_in_the_asked_form(served: Served) -> None:
     served.runner.run()
     answer = served.get("/metrics")
