@@ -32,7 +32,8 @@ def clock():
 
 
 def runner_of(*scanners, clock, **options):
-    return ScanRunner(scanners, clock=clock, **{"listeners": (), **options})
+    # two workers: the one that has just delivered a result is not free at once
+    return ScanRunner(scanners, clock=clock, **{"listeners": (), "max_workers": 2, **options})
 
 
 def verdict(runner, name):
