@@ -36,6 +36,7 @@ def test_the_rows_that_readme_explains_are_those_that_need_it() -> None:
     refused = [name for name, told in results()["told"].items() if "refused" in told["here"]]
     assert refused == ["forty_hang", "same_source"]
     assert "`refused` in two rows" in README.read_text()
+    assert results()["told"]["every_other"]["here"] == "stays closed"
 
 
 def test_the_costs_that_readme_admits_are_those_that_were_measured() -> None:

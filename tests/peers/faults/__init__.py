@@ -40,6 +40,7 @@ FAULTS = {
     "context": Fault("context variables of the caller (a trace) in the call", threads.context),
     "burst": Fault("8 calls of 0.3 s through one breaker run", threads.burst),
     "hangs_vote": Fault("3 timeouts open a breaker of 3 failures", threads.hangs_vote),
+    "every_other": Fault("every other call fails: the breaker, only its failures set", calls.every_other),
     "half_open": Fault("64 threads meet a half-open breaker: let through at once", threads.half_open),
     "hung_trial": Fault("a half-open breaker's trial hangs: later the source is", threads.hung_trial),
     "open_breaker": Fault(

@@ -19,6 +19,16 @@ def open_breaker(stack: Stack) -> str:
     return f"{source.asked} x"
 
 
+def every_other(stack: Stack) -> str:
+    source = Source()
+    call = stack.protect(source, Wanted(failures=5))
+    for number in range(60):
+        source.does = source.fail if number % 2 else lambda: None
+        if ended(call) == "refused":
+            return "opens"
+    return "stays closed"
+
+
 def told_to_wait(stack: Stack) -> str:
     return f"{_one_second(stack)}; {_five_seconds(stack)}"
 
