@@ -141,8 +141,6 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         raise ConfigError(_nothing(plugins.problems, chosen, lacking))
     with ExitStack() as stack:
         traffic = replay or (Recorder(request.record) if request.record else None)
-        if isinstance(traffic, Recorder):
-            stack.enter_context(traffic)
         told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
         url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
         if url or request.push or request.textfile:

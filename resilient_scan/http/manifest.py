@@ -18,8 +18,9 @@ files are allowed.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,8 @@ from resilient_scan.http.answers import http_date
 from resilient_scan.http.secrets import REDACTED, Hide, is_secret, redact
 
 MANIFEST: Final = "manifest.json"
+_EMPTY: Final = b"[]\n"
+_END: Final = b"\n]\n"  # of one that has rows
 _WHEN = re.compile(r"(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})?)?")
 _CLOSE: Final = "T20:00:00Z"  # of a day without a time: New York's exchanges close, and the date is the same there
 
@@ -106,10 +109,18 @@ def read_manifest(folder: Path) -> Sequence[Row]:
     return rows
 
 
-def write_manifest(folder: Path, rows: Iterable[Row]) -> None:
-    """Write a folder's manifest, for people to read too."""
-    text = json.dumps([msgspec.to_builtins(row) for row in rows], indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+def begin_manifest(folder: Path) -> None:
+    """Write a manifest without rows."""
+    (folder / MANIFEST).write_bytes(_EMPTY)
+
+
+def add_row(folder: Path, row: Row) -> None:
+    """Add a row at the end of a folder's manifest, for people to read too; it is whole before and after."""
+    text = json.dumps(msgspec.to_builtins(row), indent=1, ensure_ascii=False).encode()
+    with (folder / MANIFEST).open("r+b") as file:
+        first = file.seek(0, os.SEEK_END) == len(_EMPTY)
+        file.seek(1 if first else -len(_END), os.SEEK_SET if first else os.SEEK_END)
+        file.write((b"\n" if first else b",\n") + text + _END)
 
 
 def place_of(method: str, url: str) -> Place:

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -17,7 +17,7 @@ from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.answers import Answer, NotFound
-from resilient_scan.http.manifest import Asked, Place, Row, place_of, read_manifest, write_manifest
+from resilient_scan.http.manifest import Asked, Place, Row, add_row, begin_manifest, place_of, read_manifest
 from resilient_scan.http.secrets import Hide, hider, is_secret, told_secrets
 from resilient_scan.redaction import without_secrets
 
@@ -129,7 +129,7 @@ class Replay:
 
 
 class Recorder:
-    """Keep every answer in a new folder, without secrets; a context manager, which writes the manifest at its end.
+    """Keep every answer in a new folder, without secrets; after each of them the folder is whole.
 
     Taken out are: user, password and telling parameters of an address; cookies and telling headers; every secret that
     the client knows, wherever it turns up; tokens that an answer hands out, there and in all later answers. Headers of
@@ -151,15 +151,10 @@ class Recorder:
             raise ConfigError(f"cannot record into {self.folder}: {error.strerror}") from None
         if full:
             raise ConfigError(f"cannot record into {self.folder}: it is not empty; name a new folder")
+        begin_manifest(self.folder)
         self._lock = threading.Lock()
-        self._rows: list[Row] = []
+        self._answers = 0
         self._secrets: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def clock(self, _scanner: str, clock: Clock) -> Clock:
         """Return the clock as it is."""
@@ -185,9 +180,10 @@ class Recorder:
             self._secrets |= told_secrets(text, urlsplit(asked.url).path)
             too = hider(self._secrets)
             clean = too(hide(text)).encode(errors="surrogateescape")
+            self._answers += 1
             kept = ((name, value) for name, value in answer.headers.items() if name not in _CONNECTION)
             row = Row(
-                file=self._name(asked, answer, len(self._rows) + 1),
+                file=self._name(asked, answer, self._answers),
                 url=too(asked.url),
                 method=asked.method,
                 status=answer.status,
@@ -198,15 +194,10 @@ class Recorder:
                 bytes=len(clean),
                 sha256=hashlib.sha256(clean).hexdigest(),
             )
-            self._rows.append(row)
             path = self.folder / row.file
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(clean)
-
-    def close(self) -> None:
-        """Write the manifest; may be called again after further answers."""
-        with self._lock:
-            write_manifest(self.folder, self._rows)
+            add_row(self.folder, row)
 
     @staticmethod
     def _name(asked: Asked, answer: Answer, number: int) -> str:

@@ -76,17 +76,14 @@ def test_the_key_is_in_nothing_written(name: str, tmp_path: Path, caplog: pytest
         }
         settings["earnings_calendar"] |= {"finnhub_url": server.url, "finnhub_key": KEY}
         settings["market_movers"] = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
-        with (
-            Recorder(tmp_path / "recorded") as recorder,
-            ScanRunner(
-                FLEET,
-                settings=settings,
-                listeners=(LogEvents(), PrometheusMetrics(registry)),
-                clock=Frozen(),
-                policies={scanner.name: Policy(cache=None, retry=None) for scanner in FLEET},
-                traffic=recorder,
-            ) as runner,
-        ):
+        with ScanRunner(
+            FLEET,
+            settings=settings,
+            listeners=(LogEvents(), PrometheusMetrics(registry)),
+            clock=Frozen(),
+            policies={scanner.name: Policy(cache=None, retry=None) for scanner in FLEET},
+            traffic=Recorder(tmp_path / "recorded"),
+        ) as runner:
             report = runner.run({"tickers": ["X", "GOOD"]})
             explained = [str(runner.explain(scanner.name, trace=True)) for scanner in FLEET]
             explained += [json.dumps(runner.explain(scanner.name).to_dict()) for scanner in FLEET]
@@ -119,6 +116,4 @@ def test_a_replay_needs_no_key_to_ask_what_is_asked_with_one(tmp_path: Path, mon
             table = {"market_movers": settings}
             with ScanRunner([market_movers], settings=table, clock=Frozen(), listeners=(), traffic=tape) as runner:
                 found.append([each.ticker for each in runner.run({"trade_date": "2026-05-17"}).candidates])
-            if isinstance(tape, Recorder):
-                tape.close()
     assert found == [["UPUP", "DOWN"]] * 2

@@ -349,8 +349,8 @@ def test_a_crumb_is_not_recorded_and_its_flow_is_replayed(tmp_path: Path) -> Non
     def context(traffic: Any) -> ScanContext:
         return ScanContext("options_flow", traffic=traffic, deadline=time.monotonic() + 10)
 
-    with LoopbackServer(Guarded(CHAIN)) as server, Recorder(tmp_path / "tape") as recorder:
-        YahooMarket(server.url).options("TEST", context(recorder))
+    with LoopbackServer(Guarded(CHAIN)) as server:
+        YahooMarket(server.url).options("TEST", context(Recorder(tmp_path / "tape")))
     replayed = YahooMarket(server.url)
     assert [replayed.options("TEST", context(Replay(tmp_path / "tape"))).price for _ in range(2)] == [100, 100]
     files = "".join(path.read_text() for path in (tmp_path / "tape").rglob("*") if path.is_file())

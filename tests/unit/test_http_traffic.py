@@ -73,9 +73,9 @@ def test_what_was_recorded_comes_back_without_a_network_and_holds_no_secret(
     folder: Path, server: RecordedServer
 ) -> None:
     client = Client(server.url, secrets=[KEY])
-    with Recorder(folder) as recorder:
-        recorder.note_run({"trade_date": "2026-05-15"}, ["mine"])
-        live = ask(client, context_for(recorder))
+    recorder = Recorder(folder)
+    recorder.note_run({"trade_date": "2026-05-15"}, ["mine"])
+    live = ask(client, context_for(recorder))
     came = len(server.asked)
     replay = Replay(folder)
     again = ask(Client(server.url, secrets=["another"]), context_for(replay))
@@ -98,8 +98,8 @@ def test_a_key_is_taken_out_of_a_body_however_it_is_written_there(key: str, fold
     lower = re.sub("%..", lambda found: found[0].lower(), quote_plus(key))
     forms = [key, json.dumps(key), json.dumps(key, ensure_ascii=False), slashed, quote(key), lower, escape(key)]
     body = "\n".join(forms).encode() + b"\xff"
-    with RecordedServer({"/*": (200, {}, body)}, manifest=False) as server, Recorder(folder) as recorder:
-        Client(server.url).get("/a", {"apikey": key}, context=context_for(recorder))
+    with RecordedServer({"/*": (200, {}, body)}, manifest=False) as server:
+        Client(server.url).get("/a", {"apikey": key}, context=context_for(Recorder(folder)))
     (row,) = json.loads((folder / "manifest.json").read_text())
     kept = (folder / row["file"]).read_bytes()
     words = kept.replace(REDACTED.encode(), b"").replace(b'"', b"")
@@ -110,7 +110,8 @@ def test_a_crumb_and_every_token_that_an_answer_hands_out_are_taken_out(folder: 
     crumb, token, chain = "cRumb.0f/yahoo", "eyJhbGci.0iJIUz.I1NiIs", "bitcoin"
     said = {"/v1/test/getcrumb": crumb, "/login": json.dumps({"token": token}), "/coins": json.dumps({"token": chain})}
     answers = {path: (200, {}, text.encode()) for path, text in said.items()}
-    with RecordedServer({**answers, "/*": echo}, manifest=False) as server, Recorder(folder) as recorder:
+    recorder = Recorder(folder)
+    with RecordedServer({**answers, "/*": echo}, manifest=False) as server:
         recorder.note_run({"trade_date": "2026-05-15", "broker": {"api_key": "h1dden"}}, ["mine"])
         for path in said:
             Client(server.url).get(path, context=context_for(recorder))
@@ -131,8 +132,7 @@ def test_a_request_made_again_with_a_secret_gets_the_next_recording(folder: Path
 
 def test_the_manifest_has_the_shape_that_is_described(folder: Path, server: RecordedServer) -> None:
     clock = FakeClock(datetime(2026, 5, 15, 14, 30, tzinfo=UTC).timestamp())
-    with Recorder(folder) as recorder:
-        Client(server.url).get("/a", {"token": KEY, "q": 1}, context=context_for(recorder, clock=clock))
+    Client(server.url).get("/a", {"token": KEY, "q": 1}, context=context_for(Recorder(folder), clock=clock))
     (row,) = json.loads((folder / "manifest.json").read_text())
     body = (folder / row["file"]).read_bytes()
     assert (row["method"], row["status"], row["scanner"], row["request_body"]) == ("GET", 200, "mine", None)
@@ -144,10 +144,17 @@ def test_the_manifest_has_the_shape_that_is_described(folder: Path, server: Reco
     assert row["file"].endswith("/0001-a.json")
 
 
+def test_a_recording_is_whole_after_every_answer(folder: Path, server: RecordedServer) -> None:
+    client, context = Client(server.url), context_for(Recorder(folder))
+    for count in range(4):
+        assert len(Replay(folder)._rows) == len(json.loads((folder / "manifest.json").read_text())) == count
+        client.get("/a", {"page": count}, context=context)
+    assert (folder / "manifest.json").read_text().startswith('[\n{\n "file": ')
+
+
 def test_what_is_not_recorded_is_an_error_that_names_address_and_folder(folder: Path, server: RecordedServer) -> None:
     client = Client(server.url)
-    with Recorder(folder) as recorder:
-        client.get("/a", {"page": 1, "apikey": KEY}, context=context_for(recorder))
+    client.get("/a", {"page": 1, "apikey": KEY}, context=context_for(Recorder(folder)))
     context = context_for(Replay(folder))
     client.get("/a", {"apikey": "other", "page": 1}, context=context)
     for path, query in (("/a", {"page": 2}), ("/a", {}), ("/a", {"page": 1, "more": ""}), ("/b", {"page": 1})):
@@ -286,7 +293,7 @@ def test_a_runner_records_and_replays_scanners_that_know_nothing_of_it(folder: P
         said = context.map(lambda page: client.get("/p", {"page": page, "key": KEY}, context=context).json(), range(3))
         return [Candidate(f"T{each[1]['page']}", "asks", context.now.isoformat()) for each in said]
 
-    with Recorder(folder) as recorder, ScanRunner([asks], traffic=recorder, listeners=()) as runner:
+    with ScanRunner([asks], traffic=Recorder(folder), listeners=()) as runner:
         live = runner.run({})
     came = len(server.asked)
     with ScanRunner([asks], traffic=Replay(folder), listeners=()) as runner:
