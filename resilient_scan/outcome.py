@@ -42,13 +42,17 @@ class Status(StrEnum):
 _ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
 
 
+MOST_MESSAGE = 10_000
+"""How many characters of an exception's text are kept: a source may put its whole answer into it."""
+
+
 class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
     """What went wrong, as text: the exception itself would keep its frames alive.
 
     Attributes:
         type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
         message: its text, without the secrets that can be told by their names, as it is logged, stored and shown to
-            whoever may look; or the bare class name where it has none.
+            whoever may look, and at most `MOST_MESSAGE` characters of it; or the bare class name where it has none.
     """
 
     type: str
@@ -60,7 +64,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         kind = type(error)
         prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         try:
-            message = hide(str(error))
+            message = hide(_short(str(error)))
         except BaseException:  # the scanner's exception class is foreign code
             message = ""
         return cls(prefix + kind.__qualname__, message or kind.__name__)
@@ -69,6 +73,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
     def kind(self) -> str:
         """Return the bare class name, such as `ConnectTimeout`."""
         return self.type.rpartition(".")[2]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_MESSAGE else f"{text[:MOST_MESSAGE]}... ({len(text)} characters)"
 
 
 class ScanResult(msgspec.Struct, frozen=True, gc=False):
