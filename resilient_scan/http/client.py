@@ -109,7 +109,8 @@ class Client:
 
     def _ask(self, asked: Asked, headers: Mapping[str, str], context: ScanContext, accept: Collection[int]) -> Response:
         context.check()
-        context.before_request()
+        if not isinstance(context.traffic, Replay):  # which asks nobody, and needs no quota
+            context.before_request()
         sent = [*headers.items(), *parse_qsl(urlsplit(asked.url).query), *parse_qsl(asked.body or "")]
         hide = hider({*self._secrets, *secret_values(sent)})
         shown = hide(redact(asked.url))

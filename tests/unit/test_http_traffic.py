@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from resilient_scan import Candidate, ConfigError, PermanentError, RetryAfter, ScanContext, ScanRunner, scanner
+from resilient_scan import Candidate, ConfigError, Limit, PermanentError, RetryAfter, ScanContext, ScanRunner, scanner
 from resilient_scan.http import REDACTED, Client, Recorder, Replay, TransientError
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import Answer, Asked, RecordedServer
@@ -306,3 +306,17 @@ def test_a_runner_records_and_replays_scanners_that_know_nothing_of_it(folder: P
     )
     assert len(server.asked) == came == 3
     assert KEY not in written(folder)
+
+
+def test_a_replay_waits_for_no_quota(folder: Path, server: RecordedServer) -> None:
+    client = Client(server.url)
+
+    @scanner(pipeline="mine", retry=None, limit=Limit("scarce", rate="3/day"))
+    def asks(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        return [Candidate(f"T{n}", "asks", client.get("/p", {"n": n}, context=context).text) for n in range(3)]
+
+    with ScanRunner([asks], traffic=Recorder(folder), listeners=()) as runner:
+        assert runner.run({}).complete
+    replay = Replay(folder)
+    with ScanRunner([asks], traffic=replay, listeners=()) as runner:
+        assert [len(runner.run({"run": count}).candidates) for count in range(3)] == [3, 3, 3]
