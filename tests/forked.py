@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -28,3 +29,24 @@ def in_child(check: Callable[[], None]) -> None:
         text = pipe.read()
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, text
+
+
+def in_children_amid(work: Callable[[int], object], threads: int, check: Callable[[], None]) -> None:
+    """Call `check` in twelve forked children, while threads repeat `work`, each with its number."""
+    over = threading.Event()
+
+    def repeat(number: int) -> None:
+        while not over.is_set():
+            work(number)
+
+    crew = [threading.Thread(target=repeat, args=(number,), daemon=True) for number in range(threads)]
+    for thread in crew:
+        thread.start()
+    try:
+        for _ in range(12):
+            in_child(check)
+    finally:
+        over.set()
+        for thread in crew:
+            thread.join(5)
+    assert not any(thread.is_alive() for thread in crew)

@@ -19,7 +19,7 @@ from resilient_scan import Breaker, Cache, Limit, ScanRunner, Status, Timeout, s
 from resilient_scan.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.composition.conftest import Bare, Fleet, statuses
-from tests.forked import in_child
+from tests.forked import in_child, in_children_amid
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -131,27 +131,12 @@ def test_a_fork_in_the_middle_of_everything(fleet: Fleet, bare: Bare) -> None:
     recorder = Recorder()
     policy = bare(cache=Cache(ttl=0.001), breaker=Breaker(), limit=Limit("acme", concurrency=2, rate="100000/s"))
     runner = fleet(*(healthy(f"s{number}") for number in range(6)), policy=policy, listeners=[recorder])
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            runner.run({})
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
-    for thread in threads:
-        thread.start()
 
     def check() -> None:
         assert runner.run({}, deadline=5).complete
         runner.close()
 
-    try:
-        for _ in range(12):
-            in_child(check)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(5)
+    in_children_amid(lambda _number: runner.run({}), 3, check)
 
 
 def test_states_in_a_child_are_the_child_s(fleet: Fleet) -> None:

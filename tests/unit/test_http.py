@@ -379,24 +379,17 @@ def test_what_an_error_says_is_quoted_in_one_short_line() -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_a_connection_that_breaks_is_transient() -> None:
-    def cut(connection: socket.socket, over: threading.Event) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", b"\x00\x01 this is not HTTP\r\n\r\n"],
+    ids=["half of an answer", "no HTTP"],
+)
+def test_a_connection_that_breaks_and_what_is_no_http_are_transient(said: bytes) -> None:
+    def say(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+        connection.sendall(said)
 
-    with raw_server(cut) as url:
-        client = Client(url)
-        with pytest.raises(TransientError, match="RemoteProtocolError"):
-            client.get("/", context=context_for())
-        client.close()
-
-
-def test_what_is_no_http_is_transient() -> None:
-    def babble(connection: socket.socket, over: threading.Event) -> None:
-        read_request(connection)
-        connection.sendall(b"\x00\x01 this is not HTTP\r\n\r\n")
-
-    with raw_server(babble) as url:
+    with raw_server(say) as url:
         client = Client(url)
         with pytest.raises(TransientError, match="RemoteProtocolError"):
             client.get("/", context=context_for())

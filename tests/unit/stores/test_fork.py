@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from resilient_scan.stores import Store, forks
-from tests.forked import in_child
+from tests.forked import in_child, in_children_amid
 from tests.unit.stores.conftest import keep
 
 pytestmark = [
@@ -43,19 +43,13 @@ def test_a_child_has_the_state_and_writes_none_of_the_parents(store: Store) -> N
 
 def test_a_fork_in_the_middle_of_everything(store: Store) -> None:
     """Whatever the parent's threads are in at the fork, the child does not wait for it."""
-    over = threading.Event()
 
     def work(number: int) -> None:
-        while not over.is_set():
-            store.update(f"n{number}", keep(b"1"))
-            store.get("v")
-            store.put(f"v{number}", b"1", 60)
-            store.flush()
-            store.lease("l", f"{number}", 0.001)
-
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
-    for thread in threads:
-        thread.start()
+        store.update(f"n{number}", keep(b"1"))
+        store.get("v")
+        store.put(f"v{number}", b"1", 60)
+        store.flush()
+        store.lease("l", f"{number}", 0.001)
 
     def check() -> None:
         store.after_fork()
@@ -65,14 +59,7 @@ def test_a_fork_in_the_middle_of_everything(store: Store) -> None:
         assert store.get("v") == b"1"
         store.close()
 
-    try:
-        for _ in range(12):
-            in_child(check)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(5)
-    assert not any(thread.is_alive() for thread in threads)
+    in_children_amid(work, 4, check)
 
 
 def test_a_fork_waits_for_a_call_and_new_calls_wait_for_the_fork() -> None:
