@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import click
 
-from resilient_scan.app import Request
 from resilient_scan.arguments import config_option, duration, log_format_option, run_options
+from resilient_scan.choice import Request
 from resilient_scan.logs import LogEvents
 from resilient_scan.progress import seconds as spoken
 from resilient_scan.schedule import ONCE, SKIP

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.app import Fleet, Request, choose, installed, names_of, open_fleet
+from resilient_scan.app import Fleet, open_fleet
+from resilient_scan.choice import Request, choose, installed, names_of
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.app import Request, open_fleet
+from resilient_scan.app import open_fleet
+from resilient_scan.choice import Request
 from resilient_scan.outcome import ScanResult, plain
 from resilient_scan.report import RunReport
 from resilient_scan.words import counted

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.app import Request, open_fleet
+from resilient_scan.app import open_fleet
+from resilient_scan.choice import Request
 
 pytestmark = pytest.mark.live
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, cli
-from resilient_scan.app import Request, open_fleet
+from resilient_scan.app import open_fleet
+from resilient_scan.choice import Request
 from tests.scanners.filings import COMPANIES, entry, feed, form4, line, owner, submission
 from tests.scanners.recorded import Answer, Asked, RecordedServer, folder
 

@@ -12,9 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from resilient_scan import ConfigError, app
-from resilient_scan.app import Request, open_fleet, state_for, survey
+from resilient_scan.app import open_fleet, survey
 from resilient_scan.check import check
+from resilient_scan.choice import Request
 from resilient_scan.metrics import exposition
+from resilient_scan.needs import state_for
 
 PATIENCE = 10.0
 

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from resilient_scan import Candidate, ConfigError, ScanContext, cli, load_settings, plugins, scanner
-from resilient_scan.app import Request, open_fleet
+from resilient_scan.app import open_fleet
+from resilient_scan.choice import Request
 from resilient_scan.http import credential
 from resilient_scan.needs import lacks
 from resilient_scan.plugins import Plugins, found_of
