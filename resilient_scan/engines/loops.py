@@ -106,6 +106,18 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop; where the caller is asyncio code, on a thread of its own: two cannot run on one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        _shut_down(loop)
+    else:
+        thread = threading.Thread(target=_shut_down, args=(loop,), daemon=True)
+        thread.start()
+        thread.join()
+
+
+def _shut_down(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Retry, RunReport, ScanContext, Status, Timeout, scanner
+from resilient_scan import Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.testing import broken, hanging, healthy
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
@@ -309,3 +309,29 @@ def test_several_at_once(fleet: Fleet) -> None:
 
     reports = asyncio.run(main())
     assert [report.candidates[0].ticker for report in reports] == [f"T{number}" for number in range(12)]
+
+
+def test_a_runner_of_coroutines_is_closed_by_asyncio_code() -> None:
+    """A loop of its own is closed in a loop of the caller's, and an asynchronous generator in it to its end."""
+    ended: list[str] = []
+    kept: list[Any] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            ended.append("generator")
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        kept.append(numbers())
+        await anext(kept[0])
+        return []
+
+    async def main() -> RunReport:
+        with ScanRunner([one], listeners=()) as runner:
+            return await runner.arun()
+
+    assert statuses(asyncio.run(main())) == [Status.COMPLETED]
+    assert ended == ["generator"]
