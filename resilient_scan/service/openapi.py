@@ -72,21 +72,27 @@ _SCHEMAS: dict[str, Any] = {
     "Counts": _object(
         {name: {"type": "integer", "minimum": 0} for name in (*RESULTS, "invalid")}, required=list(RESULTS), more=False
     ),
+    "Alert": _object(
+        {
+            "status": {"type": "string", "enum": ["firing", "resolved"]},
+            "labels": {"type": "object", "additionalProperties": _TEXT},
+            "annotations": {"type": "object", "additionalProperties": _TEXT},
+            "startsAt": {"type": "string", "format": "date-time"},
+            "fingerprint": _TEXT,
+        },
+        required=["status", "labels", "startsAt"],
+    ),
     "Webhook": _object(
         {
             "version": {"type": "string", "enum": ["1", "4"]},
             "alerts": {
                 "type": "array",
-                "items": _object(
-                    {
-                        "status": {"type": "string", "enum": ["firing", "resolved"]},
-                        "labels": {"type": "object", "additionalProperties": _TEXT},
-                        "annotations": {"type": "object", "additionalProperties": _TEXT},
-                        "startsAt": {"type": "string", "format": "date-time"},
-                        "fingerprint": _TEXT,
-                    },
-                    required=["status", "labels", "startsAt"],
-                ),
+                "items": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/Alert"},
+                        {"description": "Anything else is counted as invalid, and costs no other alert."},
+                    ]
+                },
             },
         }
     ),

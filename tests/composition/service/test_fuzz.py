@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -93,3 +94,23 @@ def _bytes(shared: Served, body: bytes, path: str) -> None:
 def test_no_bytes_break_it(shared: Served) -> None:
     _bytes(shared)
     assert json.loads(shared.get("/audit").body) == {"entries": []}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        alertmanager(),
+        alertmanager(None, 1, "x", [], {}),
+        alertmanager({"status": "firing", "labels": {}}),
+        alertmanager({**alert("nobody"), "annotations": None}),
+        alertmanager(version="3"),
+        alertmanager(alerts={}),
+        {"version": "4"},
+        [],
+    ],
+)
+def test_the_description_admits_what_is_accepted_and_nothing_else(shared: Served, said: Any) -> None:
+    described = shared.get("/openapi.json").json
+    schema = {**described["components"]["schemas"]["Webhook"], "components": described["components"]}
+    accepted = shared.post("/alerts", said).status == 200
+    assert jsonschema.Draft202012Validator(schema).is_valid(said) is accepted
