@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,9 +17,9 @@ from resilient_scan.events import Listener
 from resilient_scan.http import Recorder, Replay
 from resilient_scan.logs import LogEvents
 from resilient_scan.metrics import PrometheusMetrics, exposition, push, write_textfile
-from resilient_scan.needs import Demo, bundled, lacks, stand_ins, state_for, state_of
+from resilient_scan.needs import Demo, stand_ins, state_for, state_of
 from resilient_scan.outcome import Status
-from resilient_scan.plugins import Found, Plugins, discover, load_demo
+from resilient_scan.plugins import Found, Plugins
 from resilient_scan.redaction import hide, redact
 from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
@@ -124,29 +123,6 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
             switched_off=choice.switched_off,
             metrics_url=url,
         )
-
-
-def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for every scanner that is installed, and a sentence for every one that cannot be used.
-
-    Raises:
-        ConfigError: the settings are wrong.
-    """
-    settings, plugins = load_installed(config), discover()
-    demo = bundled(load_demo(), plugins.scanners, settings)
-    rows = [
-        {
-            "name": found.name,
-            "pipeline": found.pipeline,
-            "summary": found.summary,
-            "built_in": found.built_in,
-            "configured": not lacks(found, demo, settings),
-            "to_set": lacks(found, demo, settings),
-            "enabled": settings.enabled(found.name),
-        }
-        for found in plugins.scanners
-    ]
-    return rows, [str(problem.error) for problem in plugins.problems]
 
 
 def _said(request: Request) -> dict[str, Any]:

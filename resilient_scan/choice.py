@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from resilient_scan.faults import faulty_scanners
 from resilient_scan.http import Replay
 from resilient_scan.needs import Demo, bundled, lacks
 from resilient_scan.plugins import Found, Plugins, Problem, discover, found_of, load_demo
-from resilient_scan.settings import Settings
+from resilient_scan.settings import Settings, load_installed
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,29 @@ def installed(request: Request) -> Plugins:
 def names_of(plugins: Plugins) -> list[str]:
     """Return the names of all scanners that may have tables in the settings, usable or not."""
     return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
+
+
+def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for every scanner that is installed, and a sentence for every one that cannot be used.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    settings, plugins = load_installed(config), discover()
+    demo = bundled(load_demo(), plugins.scanners, settings)
+    rows = [
+        {
+            "name": found.name,
+            "pipeline": found.pipeline,
+            "summary": found.summary,
+            "built_in": found.built_in,
+            "configured": not lacks(found, demo, settings),
+            "to_set": lacks(found, demo, settings),
+            "enabled": settings.enabled(found.name),
+        }
+        for found in plugins.scanners
+    ]
+    return rows, [str(problem.error) for problem in plugins.problems]
 
 
 def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Replay | None) -> Choice:

@@ -18,10 +18,10 @@ import click
 import msgspec
 
 from resilient_scan import __version__, progress
-from resilient_scan.app import Fleet, open_fleet, survey
+from resilient_scan.app import Fleet, open_fleet
 from resilient_scan.arguments import as_of_option, config_option, duration, log_format_option, run_options
 from resilient_scan.check import check as check_all
-from resilient_scan.choice import Request
+from resilient_scan.choice import Request, survey
 from resilient_scan.errors import ConfigError
 from resilient_scan.export import PRESETS, RUNBOOK
 from resilient_scan.export import export_grafana as write_files

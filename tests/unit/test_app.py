@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from resilient_scan import ConfigError, app
-from resilient_scan.app import open_fleet, survey
+from resilient_scan import ConfigError, choice
+from resilient_scan.app import open_fleet
 from resilient_scan.check import check
-from resilient_scan.choice import Request
+from resilient_scan.choice import Request, survey
 from resilient_scan.metrics import exposition
 from resilient_scan.needs import state_for
 
@@ -76,7 +76,7 @@ def test_a_built_in_scanner_that_is_sent_elsewhere_does_not_get_bundled_data(tmp
 def test_with_settings_of_its_own_a_built_in_scanner_needs_no_bundled_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "load_demo", lambda: None)
+    monkeypatch.setattr(choice, "load_demo", lambda: None)
     config = settings(tmp_path, '[scanners.gap_up.settings]\nuniverse = ["AAPL"]\n')
     configured = [row["name"] for row in survey(config)[0] if row["configured"]]
     assert configured == ["gap_up"]

@@ -7,7 +7,7 @@ import sys
 import click
 import pytest
 
-from resilient_scan import PluginError, __main__, app, arguments, cli
+from resilient_scan import PluginError, __main__, arguments, choice, cli
 from resilient_scan.plugins import Plugins, Problem
 
 CONTEXT = click.Context(cli.command)
@@ -51,16 +51,16 @@ def test_exit_codes(arguments: list[str], code: int, message: str, capsys: pytes
 def test_without_bundled_data_the_built_in_scanners_are_not_configured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "load_demo", lambda: None)
+    monkeypatch.setattr(choice, "load_demo", lambda: None)
     assert cli.main(["run"]) == 2
     said = capsys.readouterr().err
     assert "nothing to run: not configured: " in said
     assert "gap_up: set scanners.gap_up.settings" in said
-    monkeypatch.setattr(app, "discover", lambda: Plugins((), ()))
+    monkeypatch.setattr(choice, "discover", lambda: Plugins((), ()))
     assert cli.main(["run"]) == 2
     assert "nothing to run: no scanner is installed" in capsys.readouterr().err
     lost = Problem("gap_up", PluginError("it is broken"))
-    monkeypatch.setattr(app, "discover", lambda: Plugins((), (lost,)))
+    monkeypatch.setattr(choice, "discover", lambda: Plugins((), (lost,)))
     assert cli.main(["run"]) == 2
     assert "nothing to run: it is broken" in capsys.readouterr().err
 

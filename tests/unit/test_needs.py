@@ -38,7 +38,7 @@ def free(state: dict[str, Any]) -> list[Candidate]:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEYED_API_KEY", raising=False)
     found = Plugins((found_of(keyed), found_of(free)), ())
-    for module in ("app", "check", "settings"):
+    for module in ("choice", "check", "settings"):
         monkeypatch.setattr(f"resilient_scan.{module}.discover", lambda: found)
 
 
