@@ -13,6 +13,7 @@ from resilient_scan.needs import bundled, lacks, state_for
 from resilient_scan.options import Policy
 from resilient_scan.plugins import Plugins, discover, load_demo
 from resilient_scan.settings import Settings, examine_settings
+from resilient_scan.stores.sqlite import refusal
 from resilient_scan.words import counted
 
 
@@ -51,6 +52,8 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
     settings, wrong = examine_settings(config)
     errors = [*wrong, *(text for text in settings.check() if text not in wrong)]
+    if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
+        errors.append(refused)
     findings = lint_fleet(
         _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=_state(settings, plugins)
     )

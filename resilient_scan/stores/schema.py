@@ -107,6 +107,19 @@ def bring_up_to_date(database: sqlite3.Connection, path: str) -> None:
         Refused: it is of a newer version, or another program's.
     """
     database.execute("BEGIN IMMEDIATE")
+    _migrate(database, version_of(database, path))
+    if not _expected(STEPS) <= _schema(database):  # what an administrator adds (statistics, an index) does no harm
+        raise Damaged("its tables are not ours")
+    database.execute("COMMIT")
+
+
+def version_of(database: sqlite3.Connection, path: str) -> int:
+    """Return the version of a store's file, 0 for an empty one; nothing is written.
+
+    Raises:
+        Damaged, Refused: as in `bring_up_to_date`.
+    """
+    version: int
     (version,) = database.execute("PRAGMA user_version").fetchone()
     (application,) = database.execute("PRAGMA application_id").fetchone()
     if _schema(database):
@@ -114,10 +127,7 @@ def bring_up_to_date(database: sqlite3.Connection, path: str) -> None:
         _check_version(version, path)
     elif application == APPLICATION or version:
         raise Damaged("its tables are gone")
-    _migrate(database, version)
-    if not _expected(STEPS) <= _schema(database):  # what an administrator adds (statistics, an index) does no harm
-        raise Damaged("its tables are not ours")
-    database.execute("COMMIT")
+    return version
 
 
 def _check_whose(database: sqlite3.Connection, application: int, path: str) -> None:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
 from resilient_scan.stores.batching import BatchingStore, Records, Values
 from resilient_scan.stores.database import Database
-from resilient_scan.stores.schema import Refused, seal, unseal
+from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version_of
 from resilient_scan.stores.values import MOST_BYTES, MOST_VALUES, check_size
 
 T = TypeVar("T")
@@ -149,6 +151,19 @@ def fault_of(url: str) -> str:
         return "must be memory: for a store in memory"
     if path == url or not path or path.endswith("/") or "?" in path or "\0" in path:
         return "must be sqlite:///relative.db or sqlite:////absolute.db, the name of a file without a '?'"
+    return ""
+
+
+def refusal(url: str) -> str:
+    """Say why a store's file would be refused; an empty text: it would not, or is not there. It is only looked at."""
+    path = _path(url.partition("?space=")[0])
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            version_of(database, str(path))
+    except Refused as error:
+        return str(error)
+    except (sqlite3.Error, Damaged, UnicodeDecodeError):  # a run tells of it, and goes on
+        pass
     return ""
 
 

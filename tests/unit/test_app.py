@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import urllib.error
 import urllib.request
+from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -137,6 +139,31 @@ def test_a_check_warns_of_a_token_that_serve_would_not_find(tmp_path: Path) -> N
     assert checked.warnings == (
         f"service.token_file: {tmp_path / 'token'} cannot be read: No such file or directory; `serve` will not start",
     )
+
+
+@pytest.mark.parametrize(
+    ("statements", "why"),
+    [
+        ("PRAGMA application_id = 1919251308; PRAGMA user_version = 99; CREATE TABLE a (b)", "was written by a newer"),
+        ("CREATE TABLE a (b)", "is a database of another program; name another file"),
+    ],
+)
+def test_a_check_tells_of_a_store_that_a_run_would_refuse(tmp_path: Path, statements: str, why: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "scan.db")) as database:
+        database.executescript(statements)
+    path = tmp_path / "scan.toml"
+    path.write_text("[store]\nurl = 'sqlite:///scan.db'")
+    (error,) = check(path).errors
+    assert error.startswith(f"the store {tmp_path / 'scan.db'} {why}")
+
+
+def test_a_check_leaves_a_store_that_is_damaged_or_not_there_to_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_text("[store]\nurl = 'sqlite:///scan.db'")
+    assert check(path).errors == ()
+    (tmp_path / "scan.db").write_text("this is no database" * 99)
+    assert check(path).errors == ()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scan.db", "scan.toml"]
 
 
 def test_settings_that_are_wrong_are_told_of_with_unknown_scanners_at_once(tmp_path: Path) -> None:
