@@ -63,7 +63,7 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
 
     1. Alpha Vantage's movers of the whole market, if there is a key: without warrants, rights and units, and without
        the leveraged funds that are known here, or that move twice as far as the stock that they are called after.
-    2. Yahoo's screeners, shares only.
+    2. Yahoo's screeners, without funds, warrants, rights and units.
     3. The daily charts of the state's `tickers`, or of `universe`. These alone know the past: where `trade_date` is not
        today's, or the last session's, the others are not asked.
     """
@@ -142,7 +142,7 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
         quote.symbol: quote
         for name in settings.screeners
         for quote in client.screener(name, settings.screener_count, context)
-        if quote.quote_type == "EQUITY"
+        if quote.quote_type == "EQUITY" and is_common_share(quote.symbol)  # to Yahoo a warrant is one, too
     }
     if not quotes:
         raise TransientError("Yahoo's screeners have no shares")

@@ -231,6 +231,12 @@ def test_share_classes_have_a_point_whichever_source_tells_of_them() -> None:
     assert "BRK.B" in find(Market(movers)).tickers
 
 
+def test_a_warrant_in_a_screener_is_no_share() -> None:
+    others = [quote(symbol, 22.0, 20.0) for symbol in ("OPFI-WT", "SPAC-UN", "ABCDW", "BAC-PL")]
+    found = find(Market(screener=screened(*others, quote("RISE", 22.0, 20.0))))
+    assert found.tickers == ["RISE"]
+
+
 def test_a_screener_of_shares_and_coins_counts_the_shares_day() -> None:
     coin = quote("BTC-USD", 90_000.0, 80_000.0, "CRYPTOCURRENCY")
     coin["regularMarketTime"] += 2 * 86400  # coins are traded on Sundays too
