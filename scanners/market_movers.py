@@ -10,7 +10,17 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ConfigError, ScanContext, ScanError, scanner
 from resilient_scan.http import TransientError
-from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, is_recent, scan_charts, trade_date
+from scanners._charts import (
+    CACHE,
+    LONG_WEEKEND,
+    RETRY,
+    TIMEOUT,
+    Chart,
+    ChartSettings,
+    is_recent,
+    scan_charts,
+    trade_date,
+)
 from scanners._listings import is_common_share, shadows, with_point
 from scanners._settings import key_if_any, read_settings
 from scanners.providers import alpha_vantage, yahoo, yahoo_market
@@ -84,7 +94,7 @@ def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSett
     Raises:
         ScanError: none answers, and there are no tickers whose charts could be looked at; it is the last one's.
     """
-    if not is_recent(trade_date(state, context), trade_date({}, context)):
+    if trade_date({}, context) - trade_date(state, context) > LONG_WEEKEND:  # where it is tomorrow already, it is now
         return None
     failure: ScanError | None = None
     for source, ask in _live(state, context, settings):

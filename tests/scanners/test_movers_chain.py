@@ -97,6 +97,11 @@ def test_a_price_of_just_the_least_and_a_list_of_a_long_weekend_ago_count() -> N
     assert find(Market(movers)).tickers == ["FIVE", "DOWN", "UPUP"]
 
 
+def test_where_it_is_tomorrow_already_the_movers_are_of_now() -> None:
+    found = find(Market(MOVERS), {"trade_date": "2026-05-16"}, now="2026-05-16T01:00:00+00:00")  # Friday in New York
+    assert via(found.candidates) == {"alpha_vantage"}
+
+
 def test_a_quote_of_an_earlier_session_is_no_mover_of_the_day() -> None:
     halted = quote("HALT", 22.0, 20.0) | {"regularMarketTime": 1778788800}  # 2026-05-14 16:00 in New York
     assert find(Market(BROKEN, screened(quote("RISE", 22.0, 20.0), halted))).tickers == ["RISE"]
