@@ -157,8 +157,11 @@ class Gate:
 
     def _order(self, state: ByHand, name: str, reason: str, duration: float, who: str) -> None:
         self._check(name)
+        verb = "disable" if state == DISABLED else "enable"
+        said: object = reason
+        if not isinstance(said, str) or not said.strip():
+            raise ConfigError(f"{verb} {name}: reason must say why, got {said!r:.100}")
         if not is_number(duration, 0, 1e9) or duration == 0:
-            verb = "disable" if state == DISABLED else "enable"
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = ByHandOrder(state, name, who, reason, self._clock.monotonic() + duration)
         with Patient():

@@ -99,6 +99,18 @@ def test_an_unknown_scanner_is_refused(gate: Gate, name: Any) -> None:
         assert str(caught.value) == sentence
 
 
+@pytest.mark.parametrize("reason", ["", " \n", None, 5])
+def test_an_order_says_why(gate: Gate, reason: Any) -> None:
+    for verb, order in (
+        ("disable", lambda: gate.disable("one", reason, 60)),
+        ("enable", lambda: gate.enable("one", reason)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            order()
+        assert str(caught.value) == f"{verb} one: reason must say why, got {reason!r}"
+    assert gate.state_of("one") == "enabled"
+
+
 def test_a_gate_for_nobody_says_so(clock: FakeClock) -> None:
     with pytest.raises(ConfigError, match="there are none"):
         Gate((), clock, Bus([])).enable("one", "x")
