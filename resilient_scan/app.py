@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.choice import Request, choice_of, installed, names_of
+from resilient_scan.choice import Request, choice_of, installed
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Listener
 from resilient_scan.http import Recorder, Replay
@@ -87,7 +87,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
             have, a port that is taken, a folder that cannot be recorded into or replayed.
     """
     plugins = installed(request)
-    settings = load_installed(request.config, known=names_of(plugins))
+    settings = load_installed(request.config, known=plugins.names)
     replay = _replay(request, plugins)
     choice = choice_of(request, plugins, settings, replay)
     ready = choice.ready
@@ -101,7 +101,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         runner = stack.enter_context(
             settings.runner(
                 [found.scanner for found in ready],
-                known=names_of(plugins),
+                known=plugins.names,
                 listeners=told,
                 settings=served,
                 traffic=traffic,

@@ -81,14 +81,9 @@ def installed(request: Request) -> Plugins:
         return plugins
     faulty = [found_of(thing) for thing in faulty_scanners()]
     for found in faulty:
-        if found.name in names_of(plugins):
+        if found.name in plugins.names:
             raise ConfigError(f"--faults: an installed scanner is named {found.name!r} too; leave --faults out")
     return Plugins((*plugins.scanners, *faulty), plugins.problems)
-
-
-def names_of(plugins: Plugins) -> list[str]:
-    """Return the names of all scanners that may have tables in the settings, usable or not."""
-    return [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
 
 
 def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:

@@ -61,6 +61,11 @@ class Plugins(msgspec.Struct, frozen=True):
     scanners: tuple[Found, ...]
     problems: tuple[Problem, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all that may have tables in the settings, usable or not."""
+        return [found.name for found in self.scanners] + [problem.name for problem in self.problems]
+
 
 def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
     """Find all scanners that are installed.

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.app import Fleet, open_fleet
-from resilient_scan.choice import Request, choose, installed, names_of
+from resilient_scan.choice import Request, choose, installed
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener
@@ -161,7 +161,7 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
     choose(plugins, wanted, settings)
     # All of the fleet, whether it could run here or not: an order needs no keys, and the fuse counts all.
     scanners = [found.scanner for found in plugins.scanners]
-    with settings.runner(scanners, known=names_of(plugins), listeners=()) as runner:
+    with settings.runner(scanners, known=plugins.names, listeners=()) as runner:
         act = runner.disable if action == "disable" else runner.enable
         try:
             act(name, reason=reason, duration=seconds, who=_me())

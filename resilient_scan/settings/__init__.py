@@ -156,8 +156,9 @@ class Settings(msgspec.Struct, frozen=True):
         """
         problems: list[str] = []
         if scanners is None:
-            scanners, installed, problems = _installed()
-            known = [*known, *installed]
+            plugins = discover()
+            scanners, known = [found.scanner for found in plugins.scanners], [*known, *plugins.names]
+            problems = [str(problem.error) for problem in plugins.problems]
         specs: list[ScannerSpec] = []
         for thing in scanners:
             try:
@@ -183,9 +184,10 @@ class Settings(msgspec.Struct, frozen=True):
             PluginError: one of `scanners` is none.
         """
         if scanners is None:
-            scanners, known, problems = _installed()
-            for problem in problems:
-                _log.warning("%s", problem)
+            plugins = discover()
+            scanners, known = [found.scanner for found in plugins.scanners], plugins.names
+            for problem in plugins.problems:
+                _log.warning("%s", problem.error)
         specs = [spec_of(thing) for thing in scanners]
         base = self._base(options.get("policy"), options.get("timeout_seconds"))
         faults = self._strangers(specs, known)
@@ -319,10 +321,3 @@ def examine_settings(
         sources=tables,
     )
     return settings, tuple(dict.fromkeys(problems))
-
-
-def _installed() -> tuple[list[Any], list[str], list[str]]:
-    """Return the scanners that can be used, the names of all, and sentences about those that cannot."""
-    plugins = discover()
-    names = [found.name for found in plugins.scanners] + [problem.name for problem in plugins.problems]
-    return [found.scanner for found in plugins.scanners], names, [str(problem.error) for problem in plugins.problems]
