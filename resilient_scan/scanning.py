@@ -86,6 +86,7 @@ class FunctionScanner:
         empty_ok: bool | None = None,
         needs: Mapping[str, str] = MappingProxyType({}),
         sources: Sequence[str] = (),
+        settings: type[msgspec.Struct] | None = None,
     ) -> None:
         self.name = name
         self.pipeline = pipeline
@@ -95,6 +96,7 @@ class FunctionScanner:
         self.empty_ok = empty_ok
         self.needs = dict(needs)
         self.sources = tuple(sources)
+        self.settings = settings
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
@@ -116,6 +118,7 @@ def scanner(
     empty_ok: bool | None = None,
     needs: Mapping[str, str] = MappingProxyType({}),
     sources: Sequence[str] = (),
+    settings: type[msgspec.Struct] | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -134,6 +137,8 @@ def scanner(
             (`{"api_key": "FINNHUB_API_KEY"}`; an empty text: only our own, `RESILIENT_SCAN__SCANNERS__...`). The
             commands list a scanner that lacks something as not configured, with what to set, and do not run it.
         sources: hosts that it asks (`"finnhub.io"`); a replay sets the scanner's clock to their recordings.
+        settings: a msgspec struct that the scanner's table of settings has to fit: what does not is told with file and
+            line where settings are read. What the function finds in `context.settings` is the table as it was.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer not
             named is the runner's.
         retry: likewise.
@@ -142,7 +147,8 @@ def scanner(
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer got something else than an option object of its own, or `None`; or `empty_ok` is wrong.
+        ConfigError: a layer got something else than an option object of its own, or `None`; or `empty_ok` or `settings`
+            is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
@@ -150,6 +156,9 @@ def scanner(
 
     if not (empty_ok is None or isinstance(empty_ok, bool)):
         raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
+    kind: Any = settings
+    if kind is not None and not (inspect.isclass(kind) and issubclass(kind, msgspec.Struct)):
+        raise ConfigError(f"@scanner: settings must be a msgspec.Struct class or None, got {settings!r:.200}")
 
     def make(function: Callable[..., Any]) -> FunctionScanner:
         if not callable(function):
@@ -159,7 +168,7 @@ def scanner(
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
-        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources)
+        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings)
         check_identity(made)
         return made
 
@@ -176,6 +185,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     candidate: type
     origin: Any
     empty_ok: bool | None = None
+    settings: type[msgspec.Struct] | None = None
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -208,6 +218,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         candidate=candidate,
         origin=thing,
         empty_ok=empty_ok if isinstance(empty_ok := getattr(thing, "empty_ok", None), bool) else None,
+        settings=thing.settings if isinstance(thing, FunctionScanner) else None,
     )
 
 

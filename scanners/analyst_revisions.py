@@ -44,6 +44,7 @@ class RevisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 @scanner(
     pipeline="events",
+    settings=RevisionSettings,
     cache=Cache(ttl=21_600, stale_if_error=86_400, inputs=("trade_date", "tickers")),
     retry=Retry(attempts=3, on=(TransientError,)),
     timeout=Timeout(total=45),

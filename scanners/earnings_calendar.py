@@ -64,6 +64,7 @@ class Event(msgspec.Struct, frozen=True):
 
 @scanner(
     pipeline="events",
+    settings=CalendarSettings,
     cache=Cache(ttl=43_200, stale_if_error=86_400, inputs=("trade_date", "tickers")),
     retry=Retry(attempts=3, on=(TransientError,)),
     timeout=Timeout(total=45),

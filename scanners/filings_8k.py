@@ -43,6 +43,7 @@ class FilingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 @scanner(
     pipeline="events",
+    settings=FilingSettings,
     needs=sec.NEEDS,
     sources=(sec.HOST,),
     cache=Cache(ttl=600, inputs=()),

@@ -26,7 +26,15 @@ class GapSettings(ChartSettings, frozen=True, kw_only=True):
     min_price: Annotated[float, Meta(ge=0)] = 5.0
 
 
-@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
+@scanner(
+    pipeline="momentum",
+    settings=GapSettings,
+    cache=CACHE,
+    retry=RETRY,
+    timeout=TIMEOUT,
+    needs=NEEDS,
+    sources=(yahoo.HOST,),
+)
 def gap_up(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Opening gaps that held until the close.
 

@@ -22,7 +22,15 @@ class BreakoutSettings(ChartSettings, frozen=True, kw_only=True):
     lookback_days: Annotated[int, Meta(ge=1, le=260)] = 252
 
 
-@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
+@scanner(
+    pipeline="momentum",
+    settings=BreakoutSettings,
+    cache=CACHE,
+    retry=RETRY,
+    timeout=TIMEOUT,
+    needs=NEEDS,
+    sources=(yahoo.HOST,),
+)
 def high_52w_breakout(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Closes above the highest high of the previous 52 weeks.
 

@@ -66,6 +66,7 @@ class Purchase:
 
 @scanner(
     pipeline="edge",
+    settings=InsiderSettings,
     needs=sec.NEEDS,
     sources=(sec.HOST,),
     cache=Cache(ttl=600, inputs=()),

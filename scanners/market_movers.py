@@ -59,6 +59,7 @@ class MoversSettings(ChartSettings, frozen=True, kw_only=True):
 
 @scanner(
     pipeline="momentum",
+    settings=MoversSettings,
     cache=CACHE,
     retry=RETRY,
     timeout=TIMEOUT,

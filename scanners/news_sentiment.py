@@ -50,6 +50,7 @@ class NewsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @scanner(
     pipeline="news",
+    settings=NewsSettings,
     cache=Cache(ttl=10_800, stale_if_error=21_600, inputs=("trade_date", "tickers")),  # 8 of 25 requests a day
     retry=Retry(attempts=3, on=(TransientError,)),
     timeout=Timeout(total=30),

@@ -37,7 +37,7 @@ class FlowSettings(ChartSettings, frozen=True, kw_only=True):
     high_premium: Annotated[float, Meta(ge=0)] = 1_000_000.0
 
 
-@scanner(pipeline="edge", cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,))
+@scanner(pipeline="edge", settings=FlowSettings, cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,))
 def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual option volume with money behind it.
 

@@ -36,7 +36,7 @@ class DdSettings(RedditSettings, frozen=True, kw_only=True):
     min_mentions: Annotated[int, Meta(ge=1)] = 3
 
 
-@scanner(pipeline="social", needs=NEEDS, sources=SOURCES, **LAYERS)
+@scanner(pipeline="social", settings=DdSettings, needs=NEEDS, sources=SOURCES, **LAYERS)
 def reddit_dd(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Research ("due diligence") on one stock.
 

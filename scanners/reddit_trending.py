@@ -30,7 +30,7 @@ class TrendingSettings(RedditSettings, frozen=True, kw_only=True):
     high_mentions: Annotated[int, Meta(ge=1)] = 10
 
 
-@scanner(pipeline="social", needs=NEEDS, sources=SOURCES, **LAYERS)
+@scanner(pipeline="social", settings=TrendingSettings, needs=NEEDS, sources=SOURCES, **LAYERS)
 def reddit_trending(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Tickers that are named in many posts.
 

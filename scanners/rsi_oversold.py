@@ -30,7 +30,15 @@ class OversoldSettings(ChartSettings, frozen=True, kw_only=True):
     mean_days: Annotated[int, Meta(ge=1, le=260)] = 200
 
 
-@scanner(pipeline="mean_reversion", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
+@scanner(
+    pipeline="mean_reversion",
+    settings=OversoldSettings,
+    cache=CACHE,
+    retry=RETRY,
+    timeout=TIMEOUT,
+    needs=NEEDS,
+    sources=(yahoo.HOST,),
+)
 def rsi_oversold(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Short-term oversold stocks in a long-term rise.
 

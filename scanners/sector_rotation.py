@@ -33,7 +33,9 @@ class RotationSettings(ChartSettings, frozen=True, kw_only=True):
     high_lead: Annotated[float, Meta(gt=0)] = 6.0
 
 
-@scanner(pipeline="momentum", cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,))
+@scanner(
+    pipeline="momentum", settings=RotationSettings, cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,)
+)
 def sector_rotation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Sectors that gain on the market, and have not stopped.
 

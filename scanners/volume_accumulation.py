@@ -31,7 +31,15 @@ class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
     distribution: Annotated[float, Meta(ge=0)] = 0.2
 
 
-@scanner(pipeline="edge", cache=CACHE, retry=RETRY, timeout=TIMEOUT, needs=NEEDS, sources=(yahoo.HOST,))
+@scanner(
+    pipeline="edge",
+    settings=VolumeSettings,
+    cache=CACHE,
+    retry=RETRY,
+    timeout=TIMEOUT,
+    needs=NEEDS,
+    sources=(yahoo.HOST,),
+)
 def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual volume without a price move: somebody buys what others sell.
 

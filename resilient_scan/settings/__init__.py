@@ -30,6 +30,7 @@ from resilient_scan.settings.environment import from_environment, over
 from resilient_scan.settings.file import from_file
 from resilient_scan.settings.home import home
 from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, option_of, tables_of
+from resilient_scan.settings.own import misfits
 from resilient_scan.settings.reading import read
 from resilient_scan.settings.tables import Execution, Service, Setting, Tables
 from resilient_scan.settings.toml import path_text
@@ -165,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True):
                 specs.append(spec_of(thing))
             except PluginError as error:
                 problems.append(str(error))
-        problems += self._strangers(specs, known)
+        problems += self._strangers(specs, known) + self._misfits(specs)
         self._build(specs, self._base(None, None), problems)
         return tuple(problems)
 
@@ -190,7 +191,7 @@ class Settings(msgspec.Struct, frozen=True):
                 _log.warning("%s", problem.error)
         specs = [spec_of(thing) for thing in scanners]
         base = self._base(options.get("policy"), options.get("timeout_seconds"))
-        faults = self._strangers(specs, known)
+        faults = self._strangers(specs, known) + self._misfits(specs)
         effective = self._build(specs, base, faults)
         if faults:
             raise SettingsError(faults)
@@ -256,6 +257,9 @@ class Settings(msgspec.Struct, frozen=True):
         ]
         # A provider may be that of a scanner which is known and not among these.
         return [*problems, *(self._unused_providers(specs) if names == own else ())]
+
+    def _misfits(self, specs: Sequence[ScannerSpec]) -> list[str]:
+        return list(misfits(specs, self.sources, {spec.name: self.settings_of(spec.name) for spec in specs}))
 
     def _unused_providers(self, specs: Iterable[ScannerSpec]) -> Iterator[str]:
         layerings = layers_of(specs, self._base(None, None), self.sources).values()

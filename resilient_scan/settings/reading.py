@@ -115,7 +115,10 @@ def _scanners(source: Source, path: Path, value: Any) -> dict[str, ScannerTable]
 def _scanner(source: Source, path: Path, value: Any) -> ScannerTable:
     table = dict(_known(source, path, _table(source, path, value), scanner_keys()))
     layers = {key: table.pop(key) for key in LAYERS if key in table}
-    return ScannerTable(source.where(path)[1], _fields(source, path, table, Own), _layers(source, path, layers))
+    fields = _fields(source, path, table, Own)
+    settings = fields["settings"].value if "settings" in fields else {}
+    places = {key: source.where((*path, "settings", key))[1] for key in settings}
+    return ScannerTable(source.where(path)[1], fields, _layers(source, path, layers), places)
 
 
 _SECTIONS: Final[dict[str, tuple[str, Callable[[Source, Path, Any], Any]]]] = {

@@ -158,11 +158,12 @@ class ProviderTable(msgspec.Struct):
 
 
 class ScannerTable(msgspec.Struct):
-    """A table `[scanners.x]`."""
+    """A table `[scanners.x]`; `places`: where each of the scanner's own settings is."""
 
     place: str
     own: dict[str, Setting]
     layers: dict[str, Patch]
+    places: dict[str, str] = {}
 
 
 class Tables(msgspec.Struct):
