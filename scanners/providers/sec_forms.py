@@ -271,7 +271,8 @@ def _trade(node: Element, what: str) -> Trade:
         raise SchemaDrift(f"{what}.{amounts}.transactionAcquiredDisposedCode is neither A nor D: {came[:40]!r}")
     day = _need(node, "transactionDate/value", what)
     shares = _number(_need(node, f"{amounts}/transactionShares/value", what), f"{what}.transactionShares", _MOST_SHARES)
-    price = _price(node, f"{amounts}/transactionPricePerShare", what)
+    path = f"{amounts}/transactionPricePerShare"
+    price = None if code != "P" and node.find(path) is None else _price(node, path, what)  # a gift has none
     if code == "P":
         _plausible(node, shares, price or 0.0, what, came_in=came == "A")
     return Trade(code, shares, price, came == "A", _day(day, f"{what}.transactionDate"))

@@ -229,6 +229,14 @@ def test_an_entry_of_the_feed_that_cannot_be_read_costs_the_others_nothing() -> 
         scan(insider_buying, {}, base_url=server.url)
 
 
+def test_a_gift_beside_a_purchase_needs_no_price() -> None:
+    price = "<transactionPricePerShare><value>50</value></transactionPricePerShare>"
+    gift = line("G", came="D").replace(price, "")
+    assert found([form4([gift, line(shares=9000, price=50)])])[0].extras["value"] == 450_000.0
+    with pytest.raises(SchemaDrift, match=r"transactionAmounts\.transactionPricePerShare is missing"):
+        read_ownership(form4([line().replace(price, "")]), "a form")
+
+
 def test_a_form_may_declare_a_namespace() -> None:
     good = form4([line(shares=9000, price=50)])
     named = good.replace(b"<ownershipDocument>", b'<ownershipDocument xmlns="http://www.sec.gov/edgar/ownership">')
