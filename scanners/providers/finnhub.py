@@ -1,8 +1,8 @@
 """Finnhub: analysts' recommendations and the calendar of earnings.
 
-`GET /stock/recommendation?symbol=..` and `GET /calendar/earnings?from=..&to=..`, with the key in the header
-`X-Finnhub-Token`, so that it is in no address. A free key has 60 requests a minute, every key 30 a second. An unknown
-symbol is an empty list with HTTP 200. Errors:
+`GET /api/v1/stock/recommendation?symbol=..` and `GET /api/v1/calendar/earnings?from=..&to=..`, with the key in the
+header `X-Finnhub-Token`, so that it is in no address. A free key has 60 requests a minute, every key 30 a second. An
+unknown symbol is an empty list with HTTP 200. Errors:
 
     401             the key is wrong
     403             the key's plan does not have this endpoint (JSON), or the edge refuses the client (HTML)
@@ -23,11 +23,12 @@ from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, Response, TransientError
 from scanners.providers.reading import each, shaped, without
 
-LIVE: Final = "https://finnhub.io/api/v1"
+LIVE: Final = "https://finnhub.io"
 HOST: Final = "finnhub.io"
 KEY: Final = "FINNHUB_API_KEY"
 PROVIDER: Final = "finnhub"
 LIMIT: Final = Limit(PROVIDER, rate=("60/min", "30/s"))
+_VERSION: Final = "/api/v1"
 _MINUTE: Final = 60.0
 
 _Analysts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
@@ -66,7 +67,7 @@ class Finnhub:
     """The client; shared by threads. Get the process's one for an address from `client`."""
 
     def __init__(self, base_url: str = LIVE) -> None:
-        self._http = Client(base_url, timeout=10.0)
+        self._http = Client(base_url.rstrip("/").removesuffix(_VERSION), timeout=10.0)
 
     def recommendations(self, symbol: str, key: str, context: ScanContext) -> list[Trend]:
         """Return the monthly trends of a symbol, newest first, one a month; none where Finnhub does not know it.
@@ -99,7 +100,7 @@ class Finnhub:
 
     def _ask(self, path: str, query: dict[str, str], key: str, context: ScanContext) -> Any:
         sent = {"X-Finnhub-Token": key}
-        answer = self._http.get(path, query, context=context, accept=(401, 403, 429), headers=sent)
+        answer = self._http.get(f"{_VERSION}{path}", query, context=context, accept=(401, 403, 429), headers=sent)
         answer = without(key, answer)
         if answer.status != 200:
             raise _refusal(answer, context)

@@ -129,7 +129,5 @@ def test_real_recommendations() -> None:
 
 def test_a_real_unknown_symbol() -> None:
     with RecordedServer() as server:
-        found = ask(
-            analyst_revisions, NOW, {"tickers": ["INVALID_TICKER"]}, base_url=f"{server.url}/api/v1", api_key=KEY
-        )
+        found = ask(analyst_revisions, NOW, {"tickers": ["INVALID_TICKER"]}, base_url=server.url, api_key=KEY)
     assert found.log[0]["left_out"] == "has 0 months of recommendations, the rule needs 2"

@@ -143,7 +143,7 @@ def test_what_finnhub_is_asked_for() -> None:
         ask(earnings_calendar, NOW, api_key=KEY, finnhub_key=KEY, days_ahead=3, **urls)
     assert asked == [
         ("/query", {"function": "EARNINGS_CALENDAR", "horizon": "3month", "apikey": KEY}),
-        ("/calendar/earnings", {"from": "2026-05-17", "to": "2026-05-20"}),
+        ("/api/v1/calendar/earnings", {"from": "2026-05-17", "to": "2026-05-20"}),
     ]
 
 
@@ -176,7 +176,7 @@ def test_the_real_calendar() -> None:
 
 
 def test_the_real_calendar_of_finnhub() -> None:
-    answers = {"/calendar/earnings": "finnhub/calendar-earnings/calendar-earnings-aapl.json"}
+    answers = {"/api/v1/calendar/earnings": "finnhub/calendar-earnings/calendar-earnings-aapl.json"}
     with RecordedServer(answers) as server:
         urls = {"base_url": server.url, "finnhub_url": server.url}
         state = {"trade_date": "2026-07-27", "tickers": ["AAPL"]}

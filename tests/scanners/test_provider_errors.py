@@ -227,7 +227,7 @@ def test_what_finnhub_really_said(file: str, kind: type) -> None:
 
 def test_finnhub_gets_the_key_in_a_header_and_an_unknown_symbol_is_an_empty_list() -> None:
     with LoopbackServer(
-        lambda path, query: as_json([] if (path, query) == ("/stock/recommendation", {"symbol": "X"}) else 1)
+        lambda path, query: as_json([] if (path, query) == ("/api/v1/stock/recommendation", {"symbol": "X"}) else 1)
     ) as server:
         assert trends(server.url, context_at(NOW)) == []
 
