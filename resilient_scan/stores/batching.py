@@ -16,6 +16,16 @@ Values = Sequence[tuple[str, Value]]
 Records = Sequence[Record]
 
 
+def to_bytes(name: str) -> bytes:
+    """Return a key or an owner as bytes; there is text that is no UTF-8, and it has a place too."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+def to_text(name: bytes) -> str:
+    """Return the text again."""
+    return name.decode("utf-8", "surrogatepass")
+
+
 class BatchingStore(ABC):
     """A store that keeps values and records back until they are flushed, and finds them there meanwhile."""
 

@@ -15,7 +15,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, without_password
 from resilient_scan.stores.away import Away
-from resilient_scan.stores.batching import BatchingStore, Records, Values
+from resilient_scan.stores.batching import BatchingStore, Records, Values, to_bytes, to_text
 from resilient_scan.stores.patience import is_patient, left
 from resilient_scan.stores.values import Value, check_size
 
@@ -104,7 +104,7 @@ class RedisStore(BatchingStore):
         if not self._updating.acquire(timeout=left(QUEUE)):
             raise StoreError(f"the store {self.url} is busy: other threads of this process wait for it")
         try:
-            return self._update(_bytes(key), change)
+            return self._update(to_bytes(key), change)
         finally:
             self._updating.release()
 
@@ -125,16 +125,16 @@ class RedisStore(BatchingStore):
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys begin so."""
-        found: dict[str, bytes] = self._run("read", DOCUMENTS, _bytes(prefix), read=_documents)
+        found: dict[str, bytes] = self._run("read", DOCUMENTS, to_bytes(prefix), read=_documents)
         return found
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
         """Take a lease, or prolong one's own."""
-        return bool(self._run("lease", _key("lease", key), _bytes(owner), _milliseconds(seconds)))
+        return bool(self._run("lease", _key("lease", key), to_bytes(owner), _milliseconds(seconds)))
 
     def release(self, key: str, owner: str, /) -> None:
         """Give one's own lease back."""
-        self._run("release", _key("lease", key), _bytes(owner))
+        self._run("release", _key("lease", key), to_bytes(owner))
 
     def _connect_anew(self) -> None:
         self._away = Away(self._clock)
@@ -247,7 +247,7 @@ def _swapped(answer: Any) -> tuple[bytes | None, float] | None:
 
 
 def _documents(answer: Any) -> dict[str, bytes]:
-    return {key.decode("utf-8", "surrogatepass"): data for key, data in zip(answer[::2], answer[1::2], strict=True)}
+    return {to_text(key): data for key, data in zip(answer[::2], answer[1::2], strict=True)}
 
 
 def fault_of(url: str) -> str:
@@ -329,11 +329,7 @@ def _chunks(values: Values) -> Iterator[list[tuple[str, Value]]]:
 
 
 def _key(kind: str, name: str) -> bytes:
-    return _bytes(f"{PREFIX}{kind}:{name}")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return to_bytes(f"{PREFIX}{kind}:{name}")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
-from resilient_scan.stores.batching import BatchingStore, Records, Values
+from resilient_scan.stores.batching import BatchingStore, Records, Values, to_bytes, to_text
 from resilient_scan.stores.database import Database
 from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version_of
 from resilient_scan.stores.values import MOST_BYTES, MOST_VALUES, check_size
@@ -59,7 +59,7 @@ class SqliteStore(BatchingStore):
     def update(self, key: str, change: Change[T], /) -> T:
         """Change a document in one transaction."""
         self._check_open()
-        name = _bytes(key)
+        name = to_bytes(key)
 
         def work(database: sqlite3.Connection) -> T:
             old = _one(database, "SELECT key, data, sum FROM documents WHERE key = ?", name)
@@ -77,15 +77,15 @@ class SqliteStore(BatchingStore):
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys begin so."""
         self._check_open()
-        begin = _bytes(prefix)
+        begin = to_bytes(prefix)
         select = "SELECT key, data, sum FROM documents WHERE ? = 0 OR substr(key, 1, ?) = ?"
         rows = self._database.read(lambda database: _all(database, select, len(begin), len(begin), begin))
-        return {_text(key): data for key, data in rows}
+        return {to_text(key): data for key, data in rows}
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
         """Take a lease, or prolong one's own."""
         self._check_open()
-        name, who = _bytes(key), _bytes(owner)
+        name, who = to_bytes(key), to_bytes(owner)
 
         def work(database: sqlite3.Connection) -> bool:
             now = self._clock.time()
@@ -102,7 +102,7 @@ class SqliteStore(BatchingStore):
     def release(self, key: str, owner: str, /) -> None:
         """Give one's own lease back."""
         self._check_open()
-        name, who = _bytes(key), _bytes(owner)
+        name, who = to_bytes(key), to_bytes(owner)
         delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
         self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
 
@@ -112,11 +112,11 @@ class SqliteStore(BatchingStore):
 
     def _fetch(self, key: str) -> bytes | None:
         select = "SELECT key, data, sum FROM answers WHERE key = ?"
-        data = self._database.read(lambda database: _one(database, select, _bytes(key)))
+        data = self._database.read(lambda database: _one(database, select, to_bytes(key)))
         return data[_SPAN.size :] if data is not None and _holds(data, self._clock.time()) else None
 
     def _remove(self, key: str) -> None:
-        name = _bytes(key)
+        name = to_bytes(key)
         self._database.write(lambda database: database.execute("DELETE FROM answers WHERE key = ?", (name,)))
 
     def _write(self, values: Values, records: Records) -> None:
@@ -124,20 +124,20 @@ class SqliteStore(BatchingStore):
 
         def work(database: sqlite3.Connection) -> None:
             for key, value in values:
-                _write_answer(database, _bytes(key), value.data, now, now + value.until - instant)
+                _write_answer(database, to_bytes(key), value.data, now, now + value.until - instant)
             for record in records:
-                name = _bytes(record.log)
+                name = to_bytes(record.log)
                 row = (name, record.data, seal(name, record.data))
                 database.execute("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", row)
             for log, keep in {record.log: record.keep for record in records}.items():
-                _shorten(database, _bytes(log), keep)
+                _shorten(database, to_bytes(log), keep)
             _make_room(database, now)
 
         self._database.write(work)
 
     def _newest(self, log: str, limit: int) -> list[bytes]:
         select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?"
-        return [data for _, data in self._database.read(lambda database: _all(database, select, _bytes(log), limit))]
+        return [data for _, data in self._database.read(lambda database: _all(database, select, to_bytes(log), limit))]
 
     def _let_go(self) -> None:
         self._database.close()
@@ -171,14 +171,6 @@ def _path(url: str) -> Path:
     if fault := fault_of(url):
         raise ConfigError(f"store {fault}, got {url!r}")
     return Path(os.path.realpath(url.removeprefix("sqlite:///")))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(key: bytes) -> str:
-    return key.decode("utf-8", "surrogatepass")
 
 
 def _one(database: sqlite3.Connection, select: str, key: bytes) -> bytes | None:
