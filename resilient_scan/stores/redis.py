@@ -1,7 +1,8 @@
 """State in Redis or Valkey: shared by all who can reach the server, as durable as the server is set up to be.
 
-Nothing here waits for a server for longer than 250 ms, neither for a connection nor for an answer. One that does not
-come up to that is away: for a second everybody is told so at once, then one caller tries again.
+Nothing here waits for a server for longer than 250 ms, neither for a connection nor for an answer, and for one that
+comes in drops a second or so. One that does not come up to that is away: for a second everybody is told so at once,
+then one caller tries again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from resilient_scan.stores.away import Away
 from resilient_scan.stores.batching import BatchingStore, Records, Values, to_bytes, to_text
 from resilient_scan.stores.patience import is_patient, left
 from resilient_scan.stores.values import Value, check_size
+from resilient_scan.stores.watch import Watch
 
 T = TypeVar("T")
 PREFIX = "resilient_scan:"
 DOCUMENTS = f"{PREFIX}documents"  # one hash, so that all of them can be read at one instant
 TIMEOUT = 0.25  # seconds
+LONG = 1.0  # seconds, of a call whose every read ends in time
 QUEUE = 2.0  # seconds for which the threads of a process wait for each other, as long as the server answers
 TRIES = 200  # of one update; each that fails is another's success
 LONGEST = 10 * 365 * 86400.0  # seconds, of a value and a lease
@@ -89,6 +92,7 @@ class RedisStore(BatchingStore):
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
         names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "lease": _LEASE, "release": _RELEASE}
+        self._watch = Watch(self._client.connection_pool.disconnect, LONG)
         self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
 
     def now(self) -> float:
@@ -170,6 +174,7 @@ class RedisStore(BatchingStore):
         return newest
 
     def _let_go(self) -> None:
+        self._watch.stop()
         self._client.connection_pool.disconnect()
 
     def _run(
@@ -181,18 +186,23 @@ class RedisStore(BatchingStore):
         self._check_open()
         if not is_patient():
             self._away.check()
+        late = False
+        self._watch.begin()
         try:
-            answer = ask(self._client)
-        except (self._errors.RedisError, OSError) as error:
-            raise self._told(error) from None
+            try:
+                answer = ask(self._client)
+            finally:
+                late = self._watch.end()
         except Exception as error:  # what is no Redis server confuses the library, and us, in any way
-            raise self._away.gone(f"the store {self.url} does not answer as a Redis server does") from error
+            raise self._told(self._errors.TimeoutError() if late else error) from error
         self._away.back()
         return answer
 
     def _told(self, error: Exception) -> StoreError:
         """Return what an error means."""
         errors, text = self._errors, self._words(error)
+        if not isinstance(error, errors.RedisError | OSError):
+            return self._away.gone(f"the store {self.url} does not answer as a Redis server does")
         match error:
             case errors.AuthenticationError() | errors.AuthorizationError():
                 return self._away.gone(f"the store {self.url} refuses the user name or the password")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from resilient_scan import ScanRunner, Status
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import open_store
+from resilient_scan.stores import open_store, watch
 from resilient_scan.testing import FakeClock, healthy
 
 pytest.importorskip("redis")
@@ -23,6 +24,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     answer = b""
+    pause = 0.0
+    ended = threading.Event()
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -32,7 +35,15 @@ class Handler(socketserver.BaseRequestHandler):
         """Answer."""
         assert isinstance(self.server, Server)
         while self.request.recv(65536):
-            self.request.sendall(self.server.answer)
+            if not self.server.pause:
+                self.request.sendall(self.server.answer)
+                continue
+            with contextlib.suppress(OSError):  # who is dripped on has gone
+                for byte in self.server.answer:
+                    self.request.sendall(bytes([byte]))
+                    self.server.ended.wait(self.server.pause)
+            self.server.ended.set()
+            return
 
 
 @pytest.fixture
@@ -91,3 +102,30 @@ def test_a_cluster_is_told_as_one(server: Server, url: str) -> None:
     with pytest.raises(StoreError, match=r"is a part of a cluster, which is not supported: name one server$"):
         store.get("a")
     store.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_an_answer_that_comes_in_drops_is_cut_off(protocol: int, server: Server, url: str) -> None:
+    """Each byte comes in time, and all of them would take hours."""
+    server.answer, server.pause, server.ended = b"$100000\r\n" + b"x" * 100_000, 0.1, threading.Event()
+    store = open_store(f"{url}?protocol={protocol}", FakeClock())
+    with pytest.raises(StoreError, match=r"is away: no answer within 250 ms$"):
+        store.get("a")
+    assert server.ended.wait(60), "the connection is closed"
+    store.close()
+
+
+def test_a_watch_goes_home_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "IDLE", 0.0)
+    cut = threading.Event()
+    guard = watch.Watch(cut.set, 0.01)
+    for _ in range(3):
+        cut.clear()
+        guard.begin()
+        assert cut.wait(60)
+        assert guard.end()
+        guard.begin()
+        assert guard.end() is False
+        for thread in [each for each in threading.enumerate() if each.name == "resilient-scan-store-watch"]:
+            thread.join(60)
+    guard.stop()
