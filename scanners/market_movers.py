@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from resilient_scan import Candidate, ConfigError, ScanContext, ScanError, scanner
-from resilient_scan.http import TransientError
+from resilient_scan.http import NotFound, TransientError
 from scanners._charts import (
     CACHE,
     LONG_WEEKEND,
@@ -24,6 +24,7 @@ from scanners._charts import (
 from scanners._listings import is_common_share, shadows, with_point
 from scanners._settings import key_if_any, read_settings
 from scanners.providers import alpha_vantage, yahoo, yahoo_market
+from scanners.providers.yahoo_market import Quote
 
 ALPHA_VANTAGE: Final = alpha_vantage.PROVIDER
 SCREENER: Final = "yahoo_screener"
@@ -149,12 +150,15 @@ def _of_alpha_vantage(
 
 def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate]:
     client = yahoo_market.client(settings.base_url)
-    quotes = {
-        quote.symbol: quote
-        for name in settings.screeners
-        for quote in client.screener(name, settings.screener_count, context)
-        if quote.quote_type == "EQUITY" and is_common_share(quote.symbol)  # to Yahoo a warrant is one, too
-    }
+    quotes: dict[str, Quote] = {}
+    for name in settings.screeners:
+        try:
+            found = client.screener(name, settings.screener_count, context)
+        except NotFound as error:  # another one may be there
+            context.log(TOOL, source=SCREENER, screener=name, left_out=str(error))
+            continue
+        # To Yahoo a warrant is a share, too.
+        quotes |= {each.symbol: each for each in found if each.quote_type == "EQUITY" and is_common_share(each.symbol)}
     if not quotes:
         raise TransientError("Yahoo's screeners have no shares")
     days = {symbol: yahoo.new_york_date(quote.regular_market_time) for symbol, quote in quotes.items()}

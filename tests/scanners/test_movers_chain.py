@@ -236,6 +236,18 @@ def test_share_classes_have_a_point_whichever_source_tells_of_them() -> None:
     assert "BRK.B" in find(Market(movers)).tickers
 
 
+def test_a_screener_that_is_not_there_costs_the_other_nothing() -> None:
+    def answer(asked: Any) -> Answer:
+        return as_json(screened(quote("FALL", 18.0, 20.0))) if asked.query["scrIds"] == "day_losers" else (404, {}, b"")
+
+    with RecordedServer({SCREENER: answer}, manifest=False) as server:
+        found = ask(market_movers, NOW, None, base_url=server.url)
+        assert (found.tickers, via(found.candidates)) == (["FALL"], {"yahoo_screener"})
+        assert "Yahoo's screener day_gainers: there is none" in [entry.get("left_out") for entry in found.log]
+        with pytest.raises(TransientError, match="screeners have no shares"):
+            ask(market_movers, NOW, None, base_url=server.url, screeners=["day_gainers"])
+
+
 def test_a_warrant_in_a_screener_is_no_share() -> None:
     others = [quote(symbol, 22.0, 20.0) for symbol in ("OPFI-WT", "SPAC-UN", "ABCDW", "BAC-PL")]
     found = find(Market(screener=screened(*others, quote("RISE", 22.0, 20.0))))
