@@ -230,7 +230,8 @@ def _chart(response: Response, symbol: str) -> _Chart:
     except (SchemaDrift, TransientError):
         if good:
             raise
-    raise PermanentError(f"{response.url}: HTTP {response.status} without Yahoo's error body; check base_url")
+    kind = NotFound if response.status == 404 else PermanentError
+    raise kind(f"{response.url}: HTTP {response.status} without Yahoo's error body; check base_url")
 
 
 def _raise_error(error: _Error, symbol: str) -> NoReturn:

@@ -159,6 +159,12 @@ def test_an_unknown_symbol_costs_the_others_nothing() -> None:
     }  # fmt: skip
 
 
+def test_a_chart_that_is_not_there_in_other_words_costs_the_others_nothing() -> None:
+    found, log = movers({"A": FALL, "GONE": (404, {}, b"not here")}, tickers=["GONE", "A"])
+    assert found == ["A"]
+    assert "HTTP 404 without Yahoo's error body; check base_url" in log[0]["left_out"]
+
+
 def test_where_all_symbols_are_unknown_the_scan_fails() -> None:
     with pytest.raises(UnknownSymbol, match="no chart of GONE"):
         movers({}, tickers=["GONE", "AWAY"])
