@@ -124,7 +124,7 @@ def running(config: Path | None) -> Client | None:
         token = settings.token()
     except ConfigError:  # to look needs none
         token = None
-    return find(settings.service.host, settings.service.port, token)
+    return find(settings.service.host, settings.service.port, token, _me())
 
 
 def order(config: Path | None, name: str, action: str, reason: str, seconds: float) -> str:

@@ -152,8 +152,9 @@ class _Desk:
     async def _order(self, request: Request, order: Callable[..., dict[str, Any]], reason: str) -> Response:
         if not reason.strip() or len(reason) > MOST_TEXT:
             raise Fault(422, "invalid", f"reason must say why, in 1 to {MOST_TEXT} characters")
-        why = readable(reason)
-        return _json(await self._work(order, request.path_params["name"], reason=why))
+        user = "" if self._door is None else self._door.user(request.headers.get("authorization", ""))
+        name, why = request.path_params["name"], readable(reason)
+        return _json(await self._work(order, name, reason=why, user=user))
 
     async def _body(self, request: Request, *, signature: bool = False) -> bytes:
         """Return the body of a request that may change something."""

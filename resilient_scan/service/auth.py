@@ -1,8 +1,9 @@
 """Who may change something: whoever knows the token.
 
-It comes as `Authorization: Bearer TOKEN`, as basic authentication (any user, the token is the password), or, for
-alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its key, over `timestamp + ":" + body`. The
-timestamp makes yesterday's signed alert worthless today, so a signature without one is refused.
+It comes as `Authorization: Bearer TOKEN`, as basic authentication (the token is the password; the user, any one, is
+kept as who gave the order), or, for alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its key,
+over `timestamp + ":" + body`. The timestamp makes yesterday's signed alert worthless today, so a signature without one
+is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import re
 from collections.abc import Mapping
 
 from resilient_scan.errors import ConfigError
+from resilient_scan.service.answers import readable
 
 SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
+MOST_USER = 64  # characters of a user's name
 SKEW = 300.0  # seconds between the signer's clock and ours
 
 
@@ -49,9 +52,16 @@ class Doorkeeper:
             case "bearer":
                 return self._same(said)
             case "basic":
-                return self._same(_password(said))
+                return self._same(_pair(said)[1])
             case _:
                 return False
+
+    def user(self, authorization: str) -> str:
+        """Return the user that basic authentication names, on one line, or an empty text; nobody vouches for it."""
+        scheme, _, credentials = authorization.strip().partition(" ")
+        if scheme.lower() != "basic":
+            return ""
+        return readable(_pair(credentials.strip().encode(errors="replace"))[0].decode(errors="replace"))[:MOST_USER]
 
     def signed(self, headers: Mapping[str, str], body: bytes, now: float) -> bool:
         """Say whether a body was signed with the token within the last minutes.
@@ -72,8 +82,9 @@ class Doorkeeper:
         return hmac.compare_digest(self._token, said)
 
 
-def _password(credentials: bytes) -> bytes:
+def _pair(credentials: bytes) -> tuple[bytes, bytes]:
     try:
-        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+        user, _, password = base64.b64decode(credentials, validate=True).partition(b":")
     except (binascii.Error, ValueError):
-        return b""
+        return b"", b""
+    return user, password

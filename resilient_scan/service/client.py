@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -21,11 +22,13 @@ class Client:
     Args:
         url: its base URL.
         token: for what changes something; `None`: there is none.
+        user: who asks, for the audit trail.
     """
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, user: str = "") -> None:
         self.url = url
         self._token = token
+        self._user = user.replace(":", "_")
 
     def get(self, path: str) -> Any:
         """Return what it answers.
@@ -52,7 +55,8 @@ class Client:
         request = urllib.request.Request(f"{self.url}{quote(path)}", data=data)  # noqa: S310 - http, from settings
         if data is not None:
             request.add_header("Content-Type", "application/json")
-            request.add_header("Authorization", f"Bearer {self._token}")
+            credentials = base64.b64encode(f"{self._user}:{self._token}".encode()).decode()
+            request.add_header("Authorization", f"Basic {credentials}")
         try:
             with _open(request, PATIENCE) as answer:
                 return json.loads(answer.read())
@@ -63,13 +67,14 @@ class Client:
             raise ConfigError(f"the service at {self.url} does not answer: {_text(error)}") from None
 
 
-def find(host: str, port: int, token: str | None) -> Client | None:
+def find(host: str, port: int, token: str | None, user: str = "") -> Client | None:
     """Return the service that listens at an address; `None`: none of ours does.
 
     Args:
         host: where it would listen; instead of all addresses the loopback one is asked.
         port: there; at port 0 nothing is asked.
         token: for what changes something.
+        user: who asks, for the audit trail.
     """
     if port == 0:
         return None
@@ -84,7 +89,7 @@ def find(host: str, port: int, token: str | None) -> Client | None:
     except (OSError, ValueError, HTTPException, RecursionError):
         return None
     ours = isinstance(said, dict) and isinstance(said.get("info"), dict) and said["info"].get("title") == TITLE
-    return Client(url, token) if ours else None
+    return Client(url, token, user) if ours else None
 
 
 def _open(request: urllib.request.Request, patience: float) -> Any:

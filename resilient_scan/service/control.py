@@ -86,24 +86,24 @@ class Control:
         """Return the newest changes of who is in service, newest first."""
         return [entry.to_dict() for entry in self._runner.audit(limit)]
 
-    def disable(self, name: str, *, reason: str, duration: float) -> dict[str, Any]:
+    def disable(self, name: str, *, reason: str, duration: float, user: str) -> dict[str, Any]:
         """Take a scanner out of service; return it as it stands then.
 
         Raises:
             NoScanner: there is no such scanner.
         """
         self._check(name)
-        self._runner.disable(name, reason=reason, duration=duration, who=WHO)
+        self._runner.disable(name, reason=reason, duration=duration, who=_who(user))
         return self.details(name)
 
-    def enable(self, name: str, *, reason: str) -> dict[str, Any]:
+    def enable(self, name: str, *, reason: str, user: str) -> dict[str, Any]:
         """Bring a scanner back; return it as it stands then.
 
         Raises:
             NoScanner: there is no such scanner.
         """
         self._check(name)
-        self._runner.enable(name, reason=reason, who=WHO)
+        self._runner.enable(name, reason=reason, who=_who(user))
         return self.details(name)
 
     def alerts(self, said: object) -> Mapping[str, int]:
@@ -148,3 +148,7 @@ class Control:
 
     def _tell(self, source: str, result: str) -> None:
         self._runner.tell(AlertReceived(source, result, self.now()))
+
+
+def _who(user: str) -> str:
+    return f"{user} ({WHO})" if user else WHO

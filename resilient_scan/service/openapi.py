@@ -204,7 +204,11 @@ def document(*, can_change: bool) -> dict[str, Any]:
 
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
-        "basic": {"type": "http", "scheme": "basic", "description": "Any user; the token is the password."},
+        "basic": {
+            "type": "http",
+            "scheme": "basic",
+            "description": "The token is the password; the user is kept as who gave an order.",
+        },
         "signature": {
             "type": "apiKey",
             "in": "header",

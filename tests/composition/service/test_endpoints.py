@@ -103,8 +103,10 @@ def test_a_closed_runner_can_still_be_looked_at(served: Served, path: str) -> No
 # orders
 
 
-@pytest.mark.parametrize("credentials", [BEARER, BASIC])
-def test_disable_and_enable(served: Served, credentials: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("credentials", "who"), [(BEARER, "control endpoint"), (BASIC, "anna (control endpoint)")], ids=["bearer", "basic"]
+)
+def test_disable_and_enable(served: Served, credentials: dict[str, str], who: str) -> None:
     said = {"reason": "quota is used up", "duration": 3600}
     row = served.post("/scanners/gamma/disable", said, credentials).json
     assert (row["name"], row["state"], row["reason"], row["source"]) == (
@@ -114,15 +116,15 @@ def test_disable_and_enable(served: Served, credentials: dict[str, str]) -> None
         "hand",
     )
     assert row["until"] - row["since"] == 3600
-    assert row["who"] == "control endpoint"
+    assert row["who"] == who
     assert served.runner.run().results["gamma"].status == "disabled"
     row = served.post("/scanners/gamma/enable", {"reason": "new key"}, credentials).json
     assert row["state"] == "enabled"
     assert served.runner.run().results["gamma"].status == "completed"
     newest, oldest = served.get("/audit").json["entries"]
     assert [(each["from"], each["to"], each["source"], each["who"], each["reason"]) for each in (oldest, newest)] == [
-        ("enabled", "disabled", "hand", "control endpoint", "quota is used up"),
-        ("disabled", "enabled", "hand", "control endpoint", "new key"),
+        ("enabled", "disabled", "hand", who, "quota is used up"),
+        ("disabled", "enabled", "hand", who, "new key"),
     ]
     assert set(oldest) == {"at", "scanner", "from", "to", "source", "who", "reason", "until"}
 

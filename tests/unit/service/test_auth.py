@@ -69,6 +69,22 @@ def test_no_text_but_the_token_opens_and_none_raises(text: str) -> None:
     assert Doorkeeper(TOKEN).knows(f"Bearer {text}") == (text.strip() == TOKEN)
 
 
+@pytest.mark.parametrize(
+    ("header", "user"),
+    [
+        (basic("anna", TOKEN), "anna"),
+        (basic("", TOKEN), ""),
+        (basic("x\n\x1b[31m<b>", TOKEN), "x \N{REPLACEMENT CHARACTER}[31m<b>"),
+        (basic("a" * 1000, TOKEN), "a" * 64),
+        (f"Bearer {TOKEN}", ""),
+        ("Basic !!!", ""),
+        ("", ""),
+    ],
+)
+def test_the_user_is_whom_basic_authentication_names(header: str, user: str) -> None:
+    assert Doorkeeper(TOKEN).user(header) == user
+
+
 def test_a_password_may_hold_colons() -> None:
     assert Doorkeeper("a:b:c").knows(basic("user", "a:b:c"))
 

@@ -51,7 +51,7 @@ def service() -> Iterator[ControlService]:
 
 
 def client(service: ControlService, token: str | None = TOKEN) -> Client:
-    found = find("127.0.0.1", int(service.url.rpartition(":")[2]), token)
+    found = find("127.0.0.1", int(service.url.rpartition(":")[2]), token, "anna:b")
     assert found is not None
     return found
 
@@ -146,3 +146,4 @@ def test_no_proxy_stands_between(service: ControlService, monkeypatch: pytest.Mo
 def test_an_order_that_is_obeyed(service: ControlService) -> None:
     said: Any = client(service).post("/scanners/alpha/disable", {"reason": "quota", "duration": 60})
     assert (said["state"], said["reason"], said["by_hand"]) == ("disabled", "quota", True)
+    assert said["who"] == "anna_b (control endpoint)"
