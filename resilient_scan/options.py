@@ -7,6 +7,7 @@ nor `None` ever means "default".
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -195,8 +196,7 @@ class Limit(_Option, frozen=True):
             raise self._fail("provider", "a name that is not empty")
         if not all(isinstance(rate, str) for rate in self.rates):
             raise self._fail("rate", 'such as "60/min", or a tuple of such')
-        for rate in self.rates:
-            parse_rate(rate)
+        _check_rates(self.rates)
         if self.concurrency is not None:
             self._whole("concurrency", 1)
 
@@ -227,6 +227,18 @@ def parse_rate(text: str) -> tuple[int, float]:
     if match is None or int(match[1]) < 1 or (match[2] and int(match[2]) < 1):
         raise ConfigError(f'limit.rate must be such as "60/min", "30/s" or "1000/10min", got {text!r}')
     return int(match[1]), int(match[2] or 1) * _UNITS[match[3][0]]
+
+
+def _check_rates(rates: tuple[str, ...]) -> None:
+    """Raise `ConfigError` if one is no rate, or never matters beside another one: it was meant otherwise."""
+    by_window = sorted((parse_rate(rate)[::-1], rate) for rate in rates)
+    for ((seconds, count), short), ((longer, more), long) in pairwise(by_window):
+        if seconds == longer:
+            raise ConfigError(f"limit.rate has two numbers for one window, {short} and {long}; keep one of them")
+        if more <= count:
+            raise ConfigError(f"limit.rate: {short} never matters beside {long}; leave it out, or correct it")
+        if more * seconds > count * longer:
+            raise ConfigError(f"limit.rate: {long} never matters beside {short}; leave it out, or correct it")
 
 
 class Timeout(_Option, frozen=True):

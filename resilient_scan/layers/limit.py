@@ -333,9 +333,4 @@ def _bucket(limit: Limit) -> Any:
             f"provider {limit.provider} has a rate, which needs the extra: pip install 'resilient-scan[limits]'"
         ) from None
     rates = sorted((parse_rate(text) for text in limit.rates), key=lambda rate: rate[1])
-    try:
-        return InMemoryBucket([Rate(count, int(seconds * 1000)) for count, seconds in rates])
-    except (AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"provider {limit.provider}: the rates {', '.join(limit.rates)} do not fit: {error}"
-        ) from None
+    return InMemoryBucket([Rate(count, int(seconds * 1000)) for count, seconds in rates])

@@ -233,8 +233,3 @@ def test_a_scanner_that_only_names_the_provider_joins_the_numbers(order: tuple[i
     runner = fleet(*(both[number] for number in order))
     assert runner._fleet.providers["acme"].limit.concurrency == 1
     assert runner._fleet.stacks["one"].provider is runner._fleet.stacks["two"].provider
-
-
-def test_rates_that_contradict_each_other_are_refused(fleet: Fleet) -> None:
-    with pytest.raises(ConfigError, match=r"provider acme: the rates 10/s, 5/min do not fit"):
-        fleet(healthy("one", limit=Limit("acme", rate=("10/s", "5/min"))))

@@ -323,6 +323,25 @@ def test_a_limit_may_have_several_rates_or_none() -> None:
     assert Limit("sec", rate=("60/min", "30/s")).rates == ("60/min", "30/s")
 
 
+@pytest.mark.parametrize(
+    ("rates", "sentence"),
+    [
+        (("10/s", "5/min"), "limit.rate: 10/s never matters beside 5/min; leave it out, or correct it"),
+        (("10/h", "10/min"), "limit.rate: 10/min never matters beside 10/h; leave it out, or correct it"),
+        (("100/min", "1/s"), "limit.rate: 100/min never matters beside 1/s; leave it out, or correct it"),
+        (("60/min", "59/60s"), "limit.rate has two numbers for one window, 59/60s and 60/min; keep one of them"),
+    ],
+)
+def test_rates_of_which_one_never_matters_are_refused(rates: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Limit("sec", rate=rates)
+    assert str(caught.value) == sentence
+
+
+def test_rates_of_one_density_go_together() -> None:
+    assert Limit("sec", rate=("60/min", "1/s", "20/20s")).rates == ("60/min", "1/s", "20/20s")
+
+
 def test_a_limit_that_only_names_a_provider_is_bare() -> None:
     assert Limit("sec").is_bare
     assert not Limit("sec", rate="1/s").is_bare

@@ -203,6 +203,10 @@ WRONG = [
         f"2: store.url must be one of {FORMS}, not something else with 'http:'",
     ),
     ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
+    (
+        "[providers.sec]\nrate = ['10/s', '5/min']",
+        "2: providers.sec.rate: 10/s never matters beside 5/min; leave it out, or correct it",
+    ),
     ("[store]\nurl = 'sqlite:///:memory:'", "2: store.url must be memory: for a store in memory"),
     (
         "[scanners.x.settings]\n" + ".".join("a" * 1000) + " = 1",
