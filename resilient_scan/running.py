@@ -10,6 +10,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
@@ -53,6 +54,7 @@ class LiveRun(Run):
         self._queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self._over = False
+        self._news: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
 
     def start(self, fleet: Fleet, names: tuple[str, ...]) -> None:
@@ -81,8 +83,8 @@ class LiveRun(Run):
 
     # on the run's thread
 
-    def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool) -> Iterator[ScanResult]:
-        """Yield the results as they come.
+    def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool, read: bool) -> Iterator[ScanResult]:
+        """Go through the run; yield the results as they come, if somebody reads them.
 
         At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
         are few and short-lived.
@@ -90,76 +92,92 @@ class LiveRun(Run):
         fleet = self.fleet
         fleet.look()
         fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
-        forget = None
-        try:
-            if self.deadline < math.inf:
-                forget = fleet.pool.at(self.deadline, self.time_is_over)
+        self._news = [] if read else None
+        with self._timer():
             for stack in stacks:
                 if not concurrent:
                     self.since = self._clock.monotonic()
-                done = self._begin(stack)
-                if done is not None:
-                    yield done
+                self._begin(stack)
                 while self._queued >= window:
-                    yield from self._take()
+                    self._take()
+                if self._news:
+                    yield from self._read()
             while self.open:
-                yield from self._take()
+                self._take()
+                if self._news:
+                    yield from self._read()
+
+    @contextmanager
+    def _timer(self) -> Iterator[None]:
+        """Have this thread told when the deadline comes, if there is one."""
+        if self.deadline == math.inf:
+            yield
+            return
+        forget = self.fleet.pool.at(self.deadline, self.time_is_over)
+        try:
+            yield
         finally:
-            if forget is not None:
-                forget()
+            forget()
 
-    def _begin(self, stack: Stack) -> ScanResult | None:
-        """Start one scan; return its result if it has one at once."""
+    def _read(self) -> Sequence[ScanResult]:
+        news, self._news = self._news or (), []
+        return news
+
+    def _begin(self, stack: Stack) -> None:
+        """Start one scan, or end it at once."""
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
-            return self._skip(stack)
+            self._skip(stack)
+            return
         started = at_the_gate(stack, self) if stack.orders and stack.name in stack.orders else begin(stack, self)
-        if not isinstance(started, Scan):
-            return self._finish(stack, *started)
-        self.open.add(started)
-        self._queued += started.queued
-        return None
+        if isinstance(started, Scan):
+            self.open.add(started)
+            self._queued += started.queued
+        else:
+            self._finish(stack, *started)
 
-    def _take(self) -> Sequence[ScanResult]:
-        """Take one message and return the results that it brings."""
+    def _take(self) -> bool:
+        """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
             scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, PATIENCE)
         except Empty:
-            return ()
+            return False
         if events and scan is not None:
             scan.stack.tell(events, self.run_id)
         if scan is None:
-            return self._cut(by_user=answer == _CLOSE)
-        return (self._end(scan, answer),) if scan in self.open else ()
+            self._cut(by_user=answer == _CLOSE)
+        elif scan in self.open:
+            self._end(scan, answer)
+        return True
 
-    def _end(self, scan: Scan, answer: ScanResult | Outcome) -> ScanResult:
+    def _end(self, scan: Scan, answer: ScanResult | Outcome) -> None:
         self.open.discard(scan)
         self._queued -= scan.queued
         result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
         # The two know each other; let go, they need no collector.
         context, scan.execution = scan.execution.context, None
-        if not scan.leads:
-            return self._finish(scan.stack, result, scan.cache)
-        return self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
+        if scan.leads:
+            self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
+        else:
+            self._finish(scan.stack, result, scan.cache)
 
-    def _cut(self, *, by_user: bool) -> Sequence[ScanResult]:
+    def _cut(self, *, by_user: bool) -> None:
         """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
         self._over = True
-        return [result for scan in tuple(self.open) if (result := self._cut_one(scan, by_user)) is not None]
+        for scan in tuple(self.open):
+            begun = scan.execution.leave(scan, to_the_end=not by_user)
+            if begun is None:
+                continue  # its end is in the outbox, or about to be
+            if begun and scan.leads and not by_user:
+                self._end(scan, cut_short(scan))
+            else:
+                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
 
-    def _cut_one(self, scan: Scan, by_user: bool) -> ScanResult | None:
-        begun = scan.execution.leave(scan, to_the_end=not by_user)
-        if begun is None:
-            return None  # its end is in the outbox, or about to be
-        if begun and scan.leads and not by_user:
-            return self._end(scan, cut_short(scan))
-        return self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
-
-    def _skip(self, stack: Stack) -> ScanResult:
+    def _skip(self, stack: Stack) -> None:
         """End a scan whose turn does not come; one that is out of service is that first of all."""
         out = stack.name in stack.orders and stack.is_out()
         status = Status.DISABLED if out else Status.SKIPPED
-        return self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
+        self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
 
     def _finish(
         self,
@@ -169,12 +187,13 @@ class LiveRun(Run):
         invalid: str = "",
         steps: tuple[Step, ...] = (),
         probe: bool = False,
-    ) -> ScanResult:
+    ) -> None:
         self.results[stack.name] = result
+        if self._news is not None:
+            self._news.append(result)
         stack.record(self.run_id, result, cache, steps, probe)
         if self._tell_scan is not None:
             self._tell_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
-        return result
 
     # its end
 
@@ -182,7 +201,7 @@ class LiveRun(Run):
         """Give every scan a result, whichever way the run ended."""
         if self.open:
             self._cut(by_user=True)
-            patience = 8  # empty looks; an end can only be missing where a Ctrl-C fell into its handling
+            patience = 8  # looks in vain; an end can only be missing where a Ctrl-C fell into its handling
             while self.open and patience:
                 patience -= not self._take()
             for scan in tuple(self.open):

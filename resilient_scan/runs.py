@@ -121,20 +121,20 @@ class Runs:
 
     def finish(self, run: LiveRun, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""
-        for _ in self._results(run, self._window, names):
+        for _ in self._results(run, self._window, names, read=False):
             pass
 
     def stream(self, run: LiveRun, names: tuple[str, ...]) -> Iterator[ScanResult]:
         """Yield the results as they come to a reader who may be slow."""
-        return self._results(run, ALL if self._concurrent else 1, names)
+        return self._results(run, ALL if self._concurrent else 1, names, read=True)
 
-    def _results(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Iterator[ScanResult]:
-        """Yield the results as they come, never waiting for a store for long."""
-        steps = self._steps(run, window, names)
+    def _results(self, run: LiveRun, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
+        """Yield the results as they come, if they are read, never waiting for a store for long."""
+        steps = self._steps(run, window, names, read)
         return steps if self.plan.store is None else _briefly(steps, run.brief())
 
-    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...]) -> Generator[ScanResult]:
-        """Yield the results as they come; the caller's thread is the run's thread."""
+    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
+        """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
         fleet = self.fleet
         run.start(fleet, names)
         with self._lock:
@@ -145,7 +145,7 @@ class Runs:
         if fresh and self.recall is not None:
             fleet.expect(self.recall.expected())
         try:
-            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent)
+            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent, read=read)
         finally:
             self.leave(run)
 

@@ -208,29 +208,26 @@ class Work:
         if self.probe:
             stack.bus.send_all(self._probed(SUCCESS, None))
         for scan in scans:
-            if scan.leads:
-                scan.run.outbox.put((scan, self._completed(scan, found, took, doubt), ()))
-            else:
+            if not scan.leads:
                 scan.end(self.outcome(SUCCESS, found, entry, None, suspicious=doubt))
-
-    def _completed(self, scan: Scan, found: list[Any], took: float, doubt: str | None) -> ScanResult:
-        stack, context, began = self.stack, self.context, self.began
-        return ScanResult(
-            stack.name,
-            stack.pipeline,
-            Status.COMPLETED,
-            found,
-            None,
-            context.attempt,
-            took,
-            began - scan.run.since,
-            None,
-            False,
-            context.dropped,
-            context.tool_logs(),
-            began + scan.run.epoch,
-            doubt,
-        )
+                continue
+            result = ScanResult(
+                stack.name,
+                stack.pipeline,
+                Status.COMPLETED,
+                found,
+                None,
+                context.attempt,
+                took,
+                self.began - scan.run.since,
+                None,
+                False,
+                context.dropped,
+                context.tool_logs(),
+                self.began + scan.run.epoch,
+                doubt,
+            )
+            scan.run.outbox.put((scan, result, ()))
 
     def _fail(self, failure: BaseException) -> None:
         context = self.context
