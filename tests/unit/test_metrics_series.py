@@ -251,7 +251,7 @@ def test_runners_that_are_gone_leave_nothing_to_read(registry: CollectorRegistry
         with ScanRunner([healthy("one")], policy=BARE, listeners=(listener,)) as runner:
             runner.run({})
         del runner
-        gc.collect()
+    gc.collect()
     assert len(listener._families.tallies["one"].live) <= 2
     assert len(listener._families._loads) <= 2
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 20
