@@ -36,7 +36,7 @@ class Crew:
         self.guard = Guard("one", options, clock, Random(number), home)
 
     def work(self, chance: Random, until: float) -> None:
-        while time.monotonic() < until:
+        while (asked := time.monotonic()) < until:
             try:
                 permit, change = self.guard.admit()
             except CircuitOpen:
@@ -50,7 +50,7 @@ class Crew:
             ended = time.monotonic()
             self.note(self.guard.vote(permit, failed))
             if trial:
-                self.seen["trials"].append((permit.generation, began, ended, failed))
+                self.seen["trials"].append((permit.generation, asked, began, ended, failed))
 
     def note(self, change: Any) -> None:
         if change is not None:

@@ -31,11 +31,15 @@ def crew(url: str, directory: Path, processes: int, trials: int, seconds: float)
 def check(seen: list[dict[str, list[Any]]], trials: int) -> int:
     """Hold what was seen against the promise; return how often the breaker was half-open."""
     assert [error for one in seen for error in one["errors"]] == []
-    by_generation: dict[int, list[tuple[float, float, bool]]] = {}
+    by_generation: dict[int, list[tuple[float, float, float, bool]]] = {}
     for generation, *trial in itertools.chain.from_iterable(one["trials"] for one in seen):
         by_generation.setdefault(generation, []).append(tuple(trial))
-    # A process that the machine did not let run for so long has lost its place to another by right.
-    in_time = [every for every in by_generation.values() if all(end - begin < OPEN_FOR / 2 for begin, end, _ in every)]
+    # A process that the machine did not let run for so long, since it asked, has lost its place to another by right.
+    in_time = [
+        [(begin, end, failed) for _, begin, end, failed in every]
+        for every in by_generation.values()
+        if all(end - asked < OPEN_FOR / 2 for asked, _, end, _ in every)
+    ]
     assert in_time
     for every in in_time:
         first_end = min(end for _, end, _ in every)
