@@ -317,5 +317,7 @@ class ResultCache(Generic[Flight]):
         entry = self._find(key)
         if entry is not None and self._monotonic() < entry.fresh_until:
             return entry
-        failure = None if self._failures is None else self._failures.get(key)
-        return failure if failure is not None and self._monotonic() < failure.fresh_until else None
+        if self._failures is None or key not in self._failures:
+            return None
+        failure = self._failures.use(key)
+        return failure if self._monotonic() < failure.fresh_until else None
