@@ -280,14 +280,12 @@ for path in ("/", "/metrics", "/scanners", "/audit"):
 
 @pytest.mark.parametrize("last", ["", "1 / 0", "import gc; del service; gc.collect()"])
 def test_a_process_that_forgets_to_stop_it_ends_all_the_same(last: str) -> None:
-    began = time.monotonic()
-    done = subprocess.run(
+    done = subprocess.run(  # one that does not end is ended here, however slow the machine is
         [sys.executable, "-X", "dev", "-W", "error", "-c", HOST.format(last=last)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
-    assert time.monotonic() - began < 20
     assert done.returncode == (1 if last == "1 / 0" else 0), done.stderr
     assert done.stdout == ""
     assert done.stderr == "" or (last == "1 / 0" and done.stderr.count("Traceback") == 1)
