@@ -31,7 +31,7 @@ from resilient_scan.words import counted
 _log = logging.getLogger("resilient_scan")
 
 
-class Fleet(msgspec.Struct, frozen=True):
+class ReadyFleet(msgspec.Struct, frozen=True):
     """Scanners that are ready to run.
 
     Attributes:
@@ -73,7 +73,7 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[Fleet]:
+def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[ReadyFleet]:
     """Make the wanted scanners ready to run, and everything that they and the listeners need.
 
     Where nothing else is configured, bundled data answer the built-in scanners, over HTTP on loopback.
@@ -113,7 +113,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
             traffic.note_run(state, [found.name for found in ready])
-        yield Fleet(
+        yield ReadyFleet(
             runner=runner,
             state=state,
             deadline=request.deadline,

@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from resilient_scan import __version__, progress
-from resilient_scan.app import Fleet, open_fleet
+from resilient_scan.app import ReadyFleet, open_fleet
 from resilient_scan.arguments import as_of_option, config_option, duration, log_format_option, run_options
 from resilient_scan.check import check as check_all
 from resilient_scan.choice import Request, survey
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else ANSWERED
 
 
-def _run_once(fleet: Fleet, *, as_json: bool, merged: bool) -> RunReport:
+def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
     try:
         report = fleet.run()
     except KeyboardInterrupt as stop:
@@ -281,7 +281,7 @@ def _run_once(fleet: Fleet, *, as_json: bool, merged: bool) -> RunReport:
     return report
 
 
-def _hold(duration: float, fleet: Fleet) -> None:
+def _hold(duration: float, fleet: ReadyFleet) -> None:
     """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
     say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(duration)}; Ctrl-C ends it"])
     with contextlib.suppress(KeyboardInterrupt):

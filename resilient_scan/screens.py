@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, TextIO
 
 from resilient_scan import progress
-from resilient_scan.app import Fleet
+from resilient_scan.app import ReadyFleet
 from resilient_scan.events import Listener, StoreFailed, StoreRecovered
 from resilient_scan.faults import PIPELINE, Watch
 from resilient_scan.logs import JsonLines, LogEvents
@@ -98,7 +98,7 @@ def listening() -> Iterator[list[Listener]]:
         yield [table, news]
 
 
-def introduce(fleet: Fleet) -> None:
+def introduce(fleet: ReadyFleet) -> None:
     """Say what is not as somebody may expect it."""
     say(f"problem: {problem}" for problem in fleet.problems)
     say(f"not configured: {name}: {what_to_set}" for name, what_to_set in fleet.not_configured.items())
@@ -107,7 +107,7 @@ def introduce(fleet: Fleet) -> None:
         say([f"metrics: {fleet.metrics_url}"])
 
 
-def print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool, merged: bool = False) -> None:
+def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, merged: bool = False) -> None:
     """Write what a run brought, `merged` by ticker if wanted; nothing where there is no report."""
     if report is None:
         return
@@ -126,7 +126,7 @@ def print_report(report: RunReport | None, fleet: Fleet, *, as_json: bool, merge
     sys.stdout.flush()
 
 
-def rehearse(fleet: Fleet, watch: Watch) -> RunReport:
+def rehearse(fleet: ReadyFleet, watch: Watch) -> RunReport:
     """Run twice and say of each scan what became of it, and by which layer; return the second report.
 
     Raises:
@@ -161,7 +161,7 @@ def print_verified(verified: Verified, latency: float | None) -> None:
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
-def _told_run(title: str, fleet: Fleet, watch: Watch) -> RunReport:
+def _told_run(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
     try:
         report = fleet.run()
     except KeyboardInterrupt as stop:
@@ -184,7 +184,7 @@ def _told(title: str, report: RunReport, watch: Watch) -> None:
     sys.stdout.flush()
 
 
-def _moral(first: RunReport, second: RunReport, fleet: Fleet) -> str:
+def _moral(first: RunReport, second: RunReport, fleet: ReadyFleet) -> str:
     """Return what is to be learned from both runs."""
     sound = [name for name, result in first.results.items() if result.pipeline != PIPELINE]
     well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.app import Fleet, open_fleet
+from resilient_scan.app import ReadyFleet, open_fleet
 from resilient_scan.choice import Request, choose, installed
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import ConfigError, StoreError
@@ -61,7 +61,7 @@ class Serving(msgspec.Struct, frozen=True):
         stop: begins no further run, waits at most so many seconds for the one under way, and says whether it has ended.
     """
 
-    fleet: Fleet
+    fleet: ReadyFleet
     url: str
     can_change: bool
     stop: Callable[[float], bool]
