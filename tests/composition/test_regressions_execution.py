@@ -56,7 +56,7 @@ def test_a_request_of_an_attempt_does_not_wait_behind_attempts_that_wait_for_its
     ).start()
     began = time.monotonic()
     assert [result.status for result in stream] == [Status.COMPLETED] * 2
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3.5
 
 
 def test_a_worker_that_waits_for_a_permit_does_not_wait_for_one_that_waits_for_a_worker(
@@ -546,7 +546,7 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
     with pytest.raises(ScanCancelled):
         stack.loops.finish(long(), context)
     timer.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 2.9
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -70,11 +70,11 @@ def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(fleet: Fleet, bare: Ba
         context.sleep(0.1)
         return []
 
-    for policy in (bare(), bare(cache=Cache(), timeout=Timeout(total=0.4))):
+    for policy in (bare(), bare(cache=Cache(), timeout=Timeout(total=3))):
         runner = fleet(first, polite("second"), policy=policy, max_workers=1, order="given")
-        result = runner.run({}, deadline=0.2).results["second"]
+        result = runner.run({}, deadline=0.8).results["second"]
         assert result.status is Status.TIMEOUT
-        assert 0.09 <= result.queue_wait <= 0.15
+        assert 0.09 <= result.queue_wait < 0.7
 
 
 def test_the_open_time_is_written_so_too(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:

@@ -177,7 +177,7 @@ def test_leaving_a_stream_early_cancels_the_run(fleet: Fleet, eventually: Eventu
         assert result.scanner == "quick"
         break
     assert cancelled.wait(5)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     eventually(lambda: runner.abandoned() == [])
 
 

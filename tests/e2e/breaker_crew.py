@@ -4,7 +4,7 @@
 
 Each thread asks again and again. Whoever finds the breaker closed fails, which opens it; whoever gets a trial takes a
 few milliseconds and fails half of the time. Each process leaves what it saw as a file of JSON: all `trials` as
-(generation, began, ended, failed), on the machine's monotonic clock, and all `changes`.
+(generation, asked, began, ended, failed), on the machine's monotonic clock, and all `changes`.
 """
 
 from __future__ import annotations
