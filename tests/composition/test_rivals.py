@@ -83,7 +83,8 @@ def test_eight_that_hang_for_ever_are_reported_on_time(fleet: Fleet, bare: Bare,
 
 def test_healthy_ones_behind_hanging_ones_complete(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
     hung = [hanging(f"hung_{n}", release) for n in range(8)]
-    well = [healthy(f"well_{n}", [Candidate("AAPL", "well", "found")]) for n in range(4)]
+    found = [Candidate("AAPL", "well", "found")]
+    well = [healthy(f"well_{n}", found, timeout=Timeout(total=5)) for n in range(4)]
     runner = fleet(*hung, *well, policy=bare(timeout=Timeout(total=0.1)), max_workers=2)
     report = runner.run({})
     assert statuses(report) == [Status.TIMEOUT] * 8 + [Status.COMPLETED] * 4
