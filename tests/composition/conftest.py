@@ -90,14 +90,14 @@ def background(release: threading.Event) -> Iterator[Background]:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Return a function that waits (5 s at most) until a condition holds."""
+    """Return a function that waits (30 s at least, then it fails) until a condition holds."""
     pause = threading.Event()
 
     def wait(condition: Callable[[], bool]) -> None:
-        for _ in range(5000):
+        for _ in range(30_000):
             if condition():
                 return
             pause.wait(0.001)
-        pytest.fail("the condition did not come about within 5 s")
+        pytest.fail("the condition did not come about within 30 s")
 
     return wait

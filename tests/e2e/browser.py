@@ -19,7 +19,7 @@ import pytest
 
 from tests.needed import binary
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Stale(AssertionError):

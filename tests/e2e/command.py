@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPT = Path(sys.executable).with_name("resilient-scan")
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 from tests.distributions import lay_out
 from tests.e2e.command import SCRIPT, environment
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 TOKEN = "token-of-these-tests"
 PIPELINE = "switched"
 MODULE = """
