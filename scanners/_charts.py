@@ -30,6 +30,7 @@ WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
 LONGEST_PAUSE: Final = timedelta(days=7)
 """No exchange was closed for longer since 1914; a ticker whose last bar is older is not traded any more."""
+TOGETHER: Final = 8  # tickers that are asked for at a time
 LONG_WEEKEND: Final = timedelta(days=5)
 """From a Thursday's close to a Tuesday: what a source has of the last session is as old as that at most."""
 TOOL: Final = "yahoo_chart"
@@ -223,19 +224,34 @@ def each_ticker(
     """
     broken: list[ScanError] = []
     unknown: list[ScanError] = []
-    for ticker in wanted:
+    for group in _groups(wanted):
         context.check()
-        try:
-            answer = ask(ticker)
-        except (NotFound, SchemaDrift, TransientError) as error:
-            (unknown if isinstance(error, NotFound) else broken).append(error)
-            context.log(tool, ticker=ticker, left_out=str(error))
+        answers = context.map(lambda one: _answer(ask, one), group, concurrency=TOGETHER)
+        for ticker, answer in zip(group, answers, strict=True):
+            if not isinstance(answer, ScanError):
+                yield ticker, answer
+                continue
+            (unknown if isinstance(answer, NotFound) else broken).append(answer)
+            context.log(tool, ticker=ticker, left_out=str(answer))
             if len(broken) > TOLERATED * len(wanted):
-                raise
-            continue
-        yield ticker, answer
+                raise answer
     if wanted and len(broken) + len(unknown) == len(wanted):
         raise (broken or unknown)[0]
+
+
+def _groups(wanted: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the tickers that are asked for at a time: the first alone, so that a source that refuses is asked once."""
+    yield wanted[:1]
+    for start in range(1, len(wanted), TOGETHER):
+        yield wanted[start : start + TOGETHER]
+
+
+def _answer(ask: Callable[[str], T], ticker: str) -> T | ScanError:
+    """Return what `ask` brings, or the error that costs the other tickers nothing."""
+    try:
+        return ask(ticker)
+    except (NotFound, SchemaDrift, TransientError) as error:
+        return error
 
 
 def is_recent(day: date, trade_date: date) -> bool:

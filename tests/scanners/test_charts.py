@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from resilient_scan import ConfigError, RetryAfter, ScanCancelled, ScanContext, ScanError
 from resilient_scan.http import TransientError
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.service.loopback import Answer, LoopbackServer
 from resilient_scan.testing import FakeClock
 from scanners import _charts
 from scanners.gap_up import gap_up
@@ -177,11 +179,12 @@ def test_one_broken_chart_of_five_is_told_and_costs_the_others_nothing(wrong: An
     assert log[0]["ticker"] == "B"
 
 
-def test_two_broken_charts_of_five_are_an_error_at_once() -> None:
-    server = FakeYahoo({"A": FALL, "B": BROKEN, "C": BROKEN, "D": FALL, "E": FALL})
+@pytest.mark.parametrize(("tickers", "asked"), [("ABCDE", "ABCDE"), ("ABCDEFGHIJKL", "ABCDEFGHI")])
+def test_more_broken_charts_than_one_in_five_are_an_error_after_those_asked_with_them(tickers: str, asked: str) -> None:
+    server = FakeYahoo(dict.fromkeys("ABCDEFGHIJKL", FALL) | dict.fromkeys("BCE", BROKEN))
     with LoopbackServer(server) as loopback, pytest.raises(TransientError, match="HTTP 500"):
-        scan(market_movers, {**STATE, "tickers": list("ABCDE")}, base_url=loopback.url)
-    assert [symbol for symbol, _ in server.asked] == ["A", "B", "C"]
+        scan(market_movers, {**STATE, "tickers": list(tickers)}, base_url=loopback.url)
+    assert sorted(symbol for symbol, _ in server.asked) == list(asked)
 
 
 def test_the_only_chart_broken_is_an_error() -> None:
@@ -189,11 +192,25 @@ def test_the_only_chart_broken_is_an_error() -> None:
         movers({"A": {"chart": {"result": [{}], "error": None}}})
 
 
-def test_a_source_that_asks_to_wait_is_heard_at_once() -> None:
-    server = FakeYahoo({"A": FALL, "B": (429, {"Retry-After": "3"}, b""), "C": FALL})
+@pytest.mark.parametrize(("busy", "most"), [("A", "A"), ("B", "ABCDEFGHI")])
+def test_a_source_that_asks_to_wait_is_heard_at_once(busy: str, most: str) -> None:
+    server = FakeYahoo({**dict.fromkeys("ABCDEFGHIJKL", FALL), busy: (429, {"Retry-After": "3"}, b"")})
     with LoopbackServer(server) as loopback, pytest.raises(RetryAfter):
-        scan(market_movers, {**STATE, "tickers": list("ABC")}, base_url=loopback.url)
-    assert [symbol for symbol, _ in server.asked] == ["A", "B"]
+        scan(market_movers, {**STATE, "tickers": list("ABCDEFGHIJKL")}, base_url=loopback.url)
+    assert {symbol for symbol, _ in server.asked} <= set(most)
+
+
+def test_after_the_first_eight_tickers_are_asked_for_at_a_time() -> None:
+    eight = threading.Barrier(8)
+
+    def together(path: str, _query: dict[str, str]) -> Answer:
+        if not path.endswith("/A"):
+            eight.wait(10)
+        return 200, {}, json.dumps(FALL).encode()
+
+    with LoopbackServer(together) as server:
+        found, _ = scan(market_movers, {**STATE, "tickers": list("ABCDEFGHI")}, base_url=server.url)
+    assert [candidate.ticker for candidate in found] == list("ABCDEFGHI")
 
 
 class AlreadyLoaded:
