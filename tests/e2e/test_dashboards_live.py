@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from grafana.source.write import HOME
 from tests.e2e.conftest import LIFETIME
 from tests.e2e.live_fleet import BY_HAND, HEALTHY, NAMES
 from tests.e2e.monitoring import Api
+from tests.e2e.served import until
 from tests.grafana.boards import BOARDS, board, queries
 
 pytestmark = pytest.mark.servers
@@ -92,23 +94,40 @@ def test_the_shipped_rules_are_loaded_and_work(live_prometheus: Api) -> None:
     assert not names & {*HEALTHY, BY_HAND}
 
 
-def test_the_table_tells_who_is_in_trouble_and_why(live_prometheus: Api) -> None:
-    """What a stranger reads first: one word for each scanner, the right one."""
+def table_of(api: Api) -> dict[str, Any]:
+    """Return what a stranger reads first of the scanners that are always the same, by column."""
     (table,) = [panel for panel in board("fleet")["panels"] if panel["type"] == "table"]
-    answer = live_prometheus.instant(chosen(table["targets"][0]["expr"]))
-    told = {each["metric"]["scanner"]: each["metric"]["now"] for each in answer}
-    assert len(answer) == len(told) == len(NAMES)
-    assert {name: told[name] for name in (*HEALTHY, BY_HAND, "insider_buying", "reddit_dd", "analyst_revisions")} == {
-        **dict.fromkeys(HEALTHY, "healthy"),
-        BY_HAND: "DISABLED by hand",
-        "insider_buying": "QUARANTINED",
-        "reddit_dd": "THREADS HANG",
-        "analyst_revisions": "FAILING",
+
+    def column(number: int, label: str) -> dict[str, str]:
+        answer = api.instant(chosen(table["targets"][number]["expr"]))
+        found = {each["metric"]["scanner"]: each["metric"][label].rpartition(".")[2] for each in answer}
+        assert len(answer) == len(found), "one word for each scanner"
+        return found
+
+    now, kind, source = column(0, "now"), column(3, "kind"), column(4, "source")
+    return {
+        "rows": len(now),
+        "now": {name: word for name, word in now.items() if name in NOW},
+        "kind": {name: kind.get(name) for name in KIND},
+        "source": source.get("insider_buying"),
     }
-    assert told["rsi_oversold"] == "suspicious answers"
-    kinds = live_prometheus.instant(chosen(table["targets"][3]["expr"]))
-    why = {each["metric"]["scanner"]: each["metric"]["kind"] for each in kinds}
-    assert why["insider_buying"].endswith("ConnectionError")
-    assert why["late"] == why["social_buzz"] == "timeout"
-    sources = live_prometheus.instant(chosen(table["targets"][4]["expr"]))
-    assert {each["metric"]["scanner"]: each["metric"]["source"] for each in sources}["insider_buying"] == "alert"
+
+
+NOW = {
+    **dict.fromkeys(HEALTHY, "healthy"),
+    BY_HAND: "DISABLED by hand",
+    "insider_buying": "QUARANTINED",
+    "reddit_dd": "THREADS HANG",
+    "analyst_revisions": "FAILING",
+    "rsi_oversold": "suspicious answers",
+}
+KIND = {"insider_buying": "ConnectionError", "late": "timeout", "social_buzz": "timeout"}
+
+
+def test_the_table_tells_who_is_in_trouble_and_why(live_prometheus: Api) -> None:
+    """On a busy machine a window of seconds may lack one of them: the trouble lasts, so another one has them all."""
+    expected = {"rows": len(NAMES), "now": NOW, "kind": KIND, "source": "alert"}
+    tables = [table_of(live_prometheus)]
+    with contextlib.suppress(AssertionError):  # the last line says more
+        until(lambda: tables[-1] == expected or tables.append(table_of(live_prometheus)), "all of them are told")
+    assert tables[-1] == expected
