@@ -61,5 +61,6 @@ def live_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             api.wait_for('resilient_scan_scanner_state{state="disabled"} == 1')
             api.wait_for("resilient_scan_late_completion_duration_seconds_count > 0")
             api.wait_for('rate(resilient_scan_scans_total{status="stale"}[5s]) > 0')
-            api.wait_for('ALERTS{alertname="ScannerOutOfService"}')
+            for name in ("insider_buying", "reddit_dd"):
+                api.wait_for(f'ALERTS{{alertname="ScannerOutOfService",scanner="{name}"}}')
             yield api

@@ -7,6 +7,7 @@ and ends when its stdin ends, or after LIFETIME seconds.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import threading
 import time
@@ -38,12 +39,19 @@ Work = Callable[[dict[str, Any], ScanContext], Any]
 
 
 class Life:
-    """When the trouble begins, and chance that is the same each time."""
+    """When the trouble begins, and chance that is the same each time.
+
+    It begins some seconds after the first scrape: what Prometheus has not seen grow has not grown for it.
+    """
 
     def __init__(self, calm: float) -> None:
-        self._until = time.monotonic() + calm
+        self._calm = calm
+        self._until = math.inf
         self.random = Random(7)
         self.over = threading.Event()
+
+    def scraped(self) -> None:
+        self._until = min(self._until, time.monotonic() + self._calm)
 
     @property
     def troubled(self) -> bool:
@@ -168,11 +176,11 @@ def alert(name: str, action: str, number: int) -> Alert:
 
 
 def operate(runner: ScanRunner, life: Life) -> None:
-    """Send heartbeats, and once the trouble is there: an alert, one for a scanner that nobody has, and an order."""
+    """Send heartbeats, and once a breaker is open: an alert, one for a scanner that nobody has, and an order."""
     acted = False
     for number in itertools.count():
         runner.alerts([alert("", "heartbeat", number)])
-        if life.troubled and not acted:
+        if runner.breaker("insider_buying") != "closed" and not acted:
             acted = True
             life.pause(4)
             runner.alerts([alert("insider_buying", "disable", -1), alert("nobody", "disable", -2)])
@@ -191,6 +199,7 @@ def main(calm: float, lifetime: float) -> None:
     life = Life(calm)
 
     def answer(path: str, _query: dict[str, str]) -> Answer:
+        life.scraped()
         content_type, text = exposition()
         return (200 if path == "/metrics" else 404), {"Content-Type": content_type}, text
 
