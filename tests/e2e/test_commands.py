@@ -189,7 +189,7 @@ def test_verify_shows_that_both_ways_find_the_same() -> None:
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(name)]
         assert line.split()[-1] == "same"
     assert "5 of 5 scanners found the same both times; sequentially " in done.stdout
-    assert "times as fast" in done.stdout
+    assert "times as fast" in done.stdout or "nothing gained" in done.stdout  # on a machine with other work
     assert "held back 50ms" in done.stdout
 
 
