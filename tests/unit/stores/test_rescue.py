@@ -63,7 +63,7 @@ def test_what_is_whole_of_a_damaged_file_is_in_the_new_one(
     assert found(path)[1:] == (documents, trail)
     (warning,) = caplog.messages
     assert warning.endswith(", and a new one is made, with the orders, breakers and records that are whole")
-    assert len(list(path.parent.glob("scan.db.corrupt-*"))) == 1
+    assert len(list(path.parent.glob("scan.db.corrupt-*Z"))) == 1
 
 
 def test_what_another_process_has_written_into_the_new_file_meanwhile_stands(path: Path) -> None:
