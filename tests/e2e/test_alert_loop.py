@@ -23,9 +23,7 @@ STEADY = ("steady_1", "steady_2", "steady_3", "steady_4", "steady_5")
 NAMES = (ILL, HUNG, SILENT, HAND, TWICE, *STEADY)
 MOST_OUT = 5  # half of them
 BLIND = "no heartbeat of the alerting for 3 periods"
-GOAL = (
-    20.0  # seconds from the first evaluation in which a rule holds to the quarantine; 5 on a machine that is not busy
-)
+GOAL = 20.0  # seconds from the first evaluation in which a rule holds to the quarantine; 5 where nothing else runs
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def test_a_scanner_that_starts_to_fail_is_quarantined_and_no_other_unless_it_is_
     assert "alertmanager" in shown["who"]
     until(lambda: loop.firing(SILENT), "the rule fires for the silenced one too")
     rounds(loop)
-    assert not any(loop.served.moves(name) for name in NAMES if name != ILL)
+    assert not any(loop.served.moves(name) for name in NAMES if name not in {ILL, HUNG})
 
 
 def test_two_alerts_on_one_scanner_both_have_to_be_over(loop: Loop) -> None:
@@ -125,13 +123,13 @@ def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbea
     loop.served.line(BLIND, told + 1)
     assert "No heartbeat from the alerts since" in loop.served.text("/")
     assert loop.served.get("/scanners")["blind_since"] is not None
-    assert loop.out() == {ILL}
+    assert loop.out() - {HUNG} == {ILL}
     loop.switches.turn(ILL, "well")
     until(lambda: loop.served.get(f"/scanners/{ILL}")["passed"] >= 3 and loop.resolved({ILL}), "its probes do well")
     asked = len(loop.switches.asked(ILL))
     until(lambda: len(loop.switches.asked(ILL)) > asked, "it is probed on")
     until(lambda: time.time() - loop.heartbeats() > 3, "the metric stands still")
-    assert loop.out() == {ILL}
+    assert loop.out() - {HUNG} == {ILL}
     loop.start_prometheus()
     loop.served.wait_for(ILL, "enabled")
     assert [each[:2] for each in loop.served.moves(ILL)][-2:] == [("probing", "probe"), ("enabled", "probe")]
@@ -140,7 +138,8 @@ def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbea
 
 
 def test_a_scanner_that_hangs_is_quarantined_once_its_time_is_over_and_comes_back(loop: Loop) -> None:
-    loop.served.wait_for(HUNG, "quarantined", 60)
+    # Where the tests before took longer than its timeout, it is on probation by now, whose probes get no thread either.
+    until(lambda: "quarantined" in [each[0] for each in loop.served.moves(HUNG)], "its time is over")
     in_time(loop, HUNG)
     assert loop.served.get(f"/scanners/{HUNG}")["abandoned_threads"] == 1
     loop.switches.turn(HUNG, "well")
