@@ -331,9 +331,12 @@ def _connect(path: Path, patience: float) -> sqlite3.Connection:
 
 def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
     """Choose WAL for an empty file where it is safe; keep a file's WAL, unless it is not."""
+    # First whether it is empty: who fills it has chosen its mode before. The other way round another thread could do
+    # both in between, and its WAL would be taken back under its hands.
+    (filled,) = raw.execute("PRAGMA schema_version").fetchone()
     (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
     safe = sqlite3.sqlite_version_info >= WAL_SINCE
-    if safe and mode != "wal" and not raw.execute("PRAGMA schema_version").fetchone()[0]:
+    if safe and mode != "wal" and not filled:
         with alone(path.parent, left(PATIENCE)):  # two that change it at once would not wait for each other
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
     elif mode != "wal" or not safe:

@@ -652,6 +652,30 @@ def test_threads_that_end_leave_no_connection_behind(path: Path, opened: Opener)
     assert open_files(path) == []
 
 
+def test_threads_that_begin_a_file_together_agree_on_its_journal(quick_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(database, "WAL_SINCE", (3, 0, 0))
+    failed: list[StoreError] = []
+    for number in range(30):
+        path = quick_path / f"{number}.db"
+        store, barrier = open_store(f"sqlite:///{path}", FakeClock()), threading.Barrier(20)
+
+        def work(store: Store = store, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                store.read("")
+            except StoreError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert raw(path, "PRAGMA journal_mode") == [("wal",)]
+        store.close()
+    assert failed == []
+
+
 def open_files(path: Path) -> list[str]:
     names = []
     for each in Path("/proc/self/fd").iterdir():
