@@ -43,6 +43,7 @@ Work = Callable[[sqlite3.Connection], T]
 
 PATIENCE = 5.0  # seconds for which a lock of others is waited for
 PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
+GRACE = 0.1  # seconds more, for another thread that waits for it
 POLL = 0.0005  # seconds between two attempts to get it
 WAL_SINCE = (3, 51, 3)  # older ones may lose pages of a WAL that is reset
 IDLE = 16  # connections
@@ -146,8 +147,9 @@ class Database:
         """
         # The threads of a process wait here for each other, where the first to come is the first to go: in SQLite
         # they would sleep and try again.
+        # A little longer than the first of them waits for other processes: so they hear of these, and not of it.
         patience = left(PATIENCE)
-        if not self._writing.acquire(timeout=patience):
+        if not self._writing.acquire(timeout=patience + GRACE):
             raise StoreError(f"the store {self._path} is locked by another thread for more than {patience:g} s")
         try:
             return self._run(work, writing=True)
