@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from resilient_scan import ConfigError, ScanContext
-from resilient_scan.http import REDACTED, Replay
+from resilient_scan.http import REDACTED, Replay, ready
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -16,7 +16,7 @@ Kind = TypeVar("Kind", bound=msgspec.Struct)
 def read_settings(kind: type[Kind], context: ScanContext) -> Kind:
     """Return the scanner's table as an object of `kind`, or raise `ConfigError` that names the key, not its value."""
     try:
-        return msgspec.convert(dict(context.settings), kind)
+        return msgspec.convert(dict(context.settings), ready(kind))
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         known = ", ".join(sorted(kind.__struct_fields__))

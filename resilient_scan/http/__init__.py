@@ -17,6 +17,7 @@ from resilient_scan.http.answers import NotFound, Response, SchemaDrift, Transie
 from resilient_scan.http.client import Client
 from resilient_scan.http.secrets import REDACTED, credential, redact
 from resilient_scan.http.traffic import Recorder, Replay
+from resilient_scan.shapes import ready
 
 __all__ = [
     "REDACTED",
@@ -28,5 +29,6 @@ __all__ = [
     "SchemaDrift",
     "TransientError",
     "credential",
+    "ready",
     "redact",
 ]

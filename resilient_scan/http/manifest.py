@@ -31,6 +31,7 @@ import msgspec
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.answers import http_date
 from resilient_scan.http.secrets import REDACTED, Hide, is_secret, redact
+from resilient_scan.shapes import ready
 
 MANIFEST: Final = "manifest.json"
 _EMPTY: Final = b"[]\n"
@@ -96,7 +97,7 @@ def read_manifest(folder: Path) -> Sequence[Row]:
     """
     path = folder / MANIFEST
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[Row])
+        rows = msgspec.json.decode(path.read_bytes(), type=ready(list[Row]))
     except OSError as error:
         raise ConfigError(f"no recordings in {folder}: {MANIFEST}: {error.strerror}") from None
     except msgspec.DecodeError as error:

@@ -20,6 +20,7 @@ from resilient_scan.http.answers import Answer, NotFound
 from resilient_scan.http.manifest import Asked, Place, Row, add_row, begin_manifest, place_of, read_manifest
 from resilient_scan.http.secrets import Hide, hider, is_secret, told_secrets
 from resilient_scan.redaction import without_secrets
+from resilient_scan.shapes import ready
 
 STATE: Final = "state.json"
 SCANNERS: Final = "scanners.json"
@@ -87,7 +88,7 @@ class Replay:
         """Return what a file beside the manifest says, or `None` if there is none."""
         path = self.folder / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind) if path.is_file() else None
+            return msgspec.json.decode(path.read_bytes(), type=ready(kind)) if path.is_file() else None
         except (msgspec.DecodeError, OSError) as error:
             raise ConfigError(f"{path} is no JSON {what}: {error}") from None
 

@@ -12,6 +12,7 @@ from resilient_scan.context import Call, ScanContext
 from resilient_scan.engines.loops import Loops
 from resilient_scan.errors import InvalidCandidate
 from resilient_scan.scanning import Candidate, ScannerSpec
+from resilient_scan.shapes import ready
 
 Maker = Callable[[Any], Any]
 _FIELDS = frozenset(Candidate.__struct_fields__)
@@ -114,7 +115,7 @@ def _converter(kind: type) -> Maker:
     if hasattr(kind, "model_validate"):  # pydantic, where the user brings it
         return kind.model_validate  # type: ignore[no-any-return]
     if issubclass(kind, msgspec.Struct) or hasattr(kind, "__dataclass_fields__"):
-        return lambda mapping: msgspec.convert(dict(mapping), kind)
+        return lambda mapping: msgspec.convert(dict(mapping), ready(kind))
     return lambda mapping: kind(**mapping)
 
 

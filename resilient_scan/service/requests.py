@@ -10,6 +10,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from resilient_scan.service.answers import Bounds
+from resilient_scan.shapes import ready
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ def decoded(body: bytes, kind: type[T]) -> T:
         Fault: it is no JSON (400), or says something else (422).
     """
     try:
-        return msgspec.convert(msgspec.json.decode(body), kind)
+        return msgspec.convert(msgspec.json.decode(body), ready(kind))
     except msgspec.ValidationError as error:
         raise Fault(422, "invalid", f"the body says something wrong: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

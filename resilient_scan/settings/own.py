@@ -13,6 +13,7 @@ from resilient_scan.settings.layering import tables_of
 from resilient_scan.settings.tables import ScannerTable, Tables
 from resilient_scan.settings.toml import Path, path_text
 from resilient_scan.settings.values import way_out
+from resilient_scan.shapes import ready
 
 _WORDS: Final = {
     "float": "a number",
@@ -50,7 +51,7 @@ def _misfits(
     yield from (f"{_place(own, key)}: {fault}" for key, fault in faults.items())
     if not faults and table.keys() >= {field.encode_name for field in fields if field.required}:
         try:
-            msgspec.convert(dict(table), kind)
+            msgspec.convert(dict(table), ready(kind))
         except msgspec.ValidationError as error:  # values that do not fit each other
             yield f"{_place(own)}: {path_text(home)}: {_reason(error)[0]}"
 

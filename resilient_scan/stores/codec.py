@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from resilient_scan.outcome import ScanResult
+from resilient_scan.shapes import ready
 from resilient_scan.stores.packing import Packer, Unstorable
 from resilient_scan.stores.types import Types, name_of, types_of
 from resilient_scan.stores.unpacking import Undecodable, Unpacker
@@ -93,7 +94,7 @@ def decode_record(kind: type[S], data: bytes) -> S | None:
     if content[:2] != [VERSION, kind.__name__]:
         return None
     try:
-        return msgspec.convert(content[2], kind)
+        return msgspec.convert(content[2], ready(kind))
     except (msgspec.ValidationError, RecursionError, ValueError) as error:
         raise Undecodable(f"a stored {kind.__name__} is damaged: {error}") from error
 

@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import msgspec
 
 from resilient_scan import ScanContext
-from resilient_scan.http import REDACTED, Response, SchemaDrift
+from resilient_scan.http import REDACTED, Response, SchemaDrift, ready
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def shaped(data: Any, kind: type[T], what: str) -> T:
         SchemaDrift: it has another shape; the message names `what` and the field.
     """
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, ready(kind))
     except (msgspec.ValidationError, OverflowError) as error:
         raise SchemaDrift(f"{what} has another shape than it used to have: {error}") from None
 
