@@ -13,6 +13,7 @@ import msgspec
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.fanout import fan_out
+from resilient_scan.options import Limit
 from resilient_scan.outcome import ErrorInfo
 from resilient_scan.state import EMPTY, TOOL_LOGS, Snapshot
 
@@ -49,7 +50,9 @@ class Shared(Protocol):
 class SourcesLike(Protocol):
     """The sources that a scanner tries in turn."""
 
-    def ask(self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, /) -> T:
+    def ask(
+        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None = None, /
+    ) -> T:
         """Return what `call` returns, behind that source's breaker."""
 
 
@@ -218,7 +221,7 @@ class ScanContext:
         shared = self._home.shared
         return load() if shared is None else shared.get(key, load, ttl, self)
 
-    def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER) -> T:
+    def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER, limit: Limit | None = None) -> T:
         """Ask one of several sources that this scanner tries in turn, behind a breaker of that source's own.
 
         The breaker has the numbers of the scanner's (none, if that has none) and lives as long as the runner. It goes
@@ -230,6 +233,7 @@ class ScanContext:
             call: asks it.
             seconds: for the call, so that the next source has time left; `resilient_scan.http` and this context's
                 waits keep to it.
+            limit: the source's rate, where no scanner's options give its provider one.
 
         Raises:
             CircuitOpen: the source has failed too often lately; try the next one.
@@ -237,7 +241,7 @@ class ScanContext:
             Exception: what `call` raised.
         """
         sources = self._home.sources
-        return call() if sources is None else sources.ask(source, call, seconds, self)
+        return call() if sources is None else sources.ask(source, call, seconds, self, limit)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
         """Call `function` with each item, several at a time, under this scan's deadline.

@@ -17,7 +17,7 @@ from resilient_scan.errors import ConfigError, StoreError, no_scanner
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Home as BreakerHome
-from resilient_scan.layers.limit import Provider, merged
+from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared import SharedValues
 from resilient_scan.layers.shelf import Shelf
 from resilient_scan.plan import Plan
@@ -57,7 +57,7 @@ class Fleet:
         self.workers = plan.max_workers
         self.pool = ThreadPool(plan.max_workers, max_abandoned=plan.max_abandoned, clock=plan.clock)
         limits = [(name, policy.limit) for name, policy in plan.policies.items() if policy.limit is not None]
-        self.providers = {name: Provider(limit, plan.clock, self.pool.at) for name, limit in merged(limits).items()}
+        self.providers = Providers(limits, plan.clock, self.pool.at)
         shared = SharedValues(plan.clock)
         self.stacks = {spec.name: self._stack(spec, plan, shared) for spec in plan.specs}
         self.bus.send(self._registered())

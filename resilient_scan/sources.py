@@ -6,7 +6,7 @@ The scanner's own breaker stands around all of them; it sees a failure only when
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
@@ -14,8 +14,8 @@ from resilient_scan.clock import Clock, short
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ScanCancelled, ScanTimeout
 from resilient_scan.layers.breaker import Guard
-from resilient_scan.layers.limit import Provider
-from resilient_scan.options import Breaker
+from resilient_scan.layers.limit import Providers
+from resilient_scan.options import Breaker, Limit
 
 T = TypeVar("T")
 
@@ -27,11 +27,11 @@ class Sources:
         scanner: whose they are.
         breaker: the breakers' numbers; `None`: there are none.
         clock, random: where time and chance come from.
-        providers: by name; a source of such a name keeps that provider's rate instead of the scanner's own.
+        providers: a source that is one of them keeps that one's rate instead of the scanner's own.
     """
 
     def __init__(
-        self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Mapping[str, Provider]
+        self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Providers
     ) -> None:
         self._scanner = scanner
         self._breaker = breaker
@@ -41,15 +41,17 @@ class Sources:
         self._lock = threading.Lock()
         self._guards: dict[str, Guard] = {}
 
-    def ask(self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, /) -> T:
+    def ask(
+        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None = None, /
+    ) -> T:
         """Return what `call` returns; see `ScanContext.guarded`."""
         guard = self._guard(source)
         if guard is None:
-            return self._in_time(source, call, seconds, context)
+            return self._in_time(source, call, seconds, context, limit)
         permit, _ = guard.admit(min(context.ends, self._clock.monotonic() + seconds))
         failed: bool | None = None
         try:
-            answer = self._in_time(source, call, seconds, context)
+            answer = self._in_time(source, call, seconds, context, limit)
             failed = False
             return answer
         except BaseException as error:
@@ -67,13 +69,16 @@ class Sources:
                 self._guards[source] = Guard(name, self._breaker, self._clock, self._random)
             return self._guards[source]
 
-    def _in_time(self, source: str, call: Callable[[], T], seconds: float, context: ScanContext) -> T:
+    def _in_time(
+        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None
+    ) -> T:
         """Call with an earlier end than the scan's, and under the source's own rate, if it has one."""
+        own = self._providers.of(source, limit)
         whole, provider, requests = context.ends, context.provider, context.requests
         end = self._clock.monotonic() + seconds
         context.ends = min(whole, end)
-        if source in self._providers:
-            context.provider, context.requests = self._providers[source], 0
+        if own is not None:
+            context.provider, context.requests = own, 0
         try:
             return call()
         except ScanCancelled:

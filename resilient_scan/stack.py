@@ -11,7 +11,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -35,7 +34,7 @@ from resilient_scan.layers.baseline import Baseline
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.breaker import Home as BreakerHome
 from resilient_scan.layers.cache import ResultCache, Shelf
-from resilient_scan.layers.limit import Provider, permitted
+from resilient_scan.layers.limit import Provider, Providers, permitted
 from resilient_scan.layers.retry import Budget, retrying
 from resilient_scan.layers.scan import attempt
 from resilient_scan.layers.shared import SharedValues
@@ -89,7 +88,7 @@ class Stack:
         clock: where time comes from.
         random: where chance comes from.
         provider: whose limit it keeps.
-        providers: by name, all that there are.
+        providers: all that there are.
         breaker_home: where the breaker's state is shared; `None`: it is in this object.
         shelf: where answers outlive this process; `None`: they do not.
         clerk: sees to it that one of several processes works on a key; `None`: nobody else would find the answer.
@@ -147,8 +146,8 @@ class Stack:
         bus: Bus,
         clock: Clock,
         random: Random,
+        providers: Providers,
         provider: Provider | None = None,
-        providers: Mapping[str, Provider] = MappingProxyType({}),
         breaker_home: BreakerHome | None = None,
         shelf: Shelf | None = None,
         clerk: Clerk | None = None,

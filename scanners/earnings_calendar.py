@@ -109,7 +109,12 @@ def _of_finnhub(day: date, context: ScanContext, settings: CalendarSettings) -> 
     last = day + timedelta(days=settings.days_ahead)
     client = finnhub.client(settings.finnhub_url)
     try:
-        rows = context.guarded(finnhub.PROVIDER, lambda: client.earnings(day, last, key, context), seconds=PATIENCE)
+        rows = context.guarded(
+            finnhub.PROVIDER,
+            lambda: client.earnings(day, last, key, context),
+            seconds=PATIENCE,
+            limit=finnhub.LIMIT,
+        )
     except ConfigError:
         raise
     except ScanError as error:

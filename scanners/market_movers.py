@@ -28,6 +28,7 @@ from scanners.providers.yahoo_market import Quote
 
 ALPHA_VANTAGE: Final = alpha_vantage.PROVIDER
 SCREENER: Final = "yahoo_screener"
+LIMITS: Final = {ALPHA_VANTAGE: alpha_vantage.LIMIT}
 CHARTS: Final = "daily_charts"
 PATIENCE: Final = 6.0  # seconds for each of the first two sources, so that the charts have time left
 SHARED_FOR: Final = 7200.0  # seconds: 12 of the 25 requests that Alpha Vantage gives away a day
@@ -101,7 +102,7 @@ def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSett
     failure: ScanError | None = None
     for source, ask in _live(state, context, settings):
         try:
-            found = context.guarded(source, ask, seconds=PATIENCE)
+            found = context.guarded(source, ask, seconds=PATIENCE, limit=LIMITS.get(source))
         except ConfigError:
             raise
         except ScanError as error:

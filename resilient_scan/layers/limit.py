@@ -265,6 +265,29 @@ class Provider:
         return f"its rate ({', '.join(self.limit.rates)}) is used up"
 
 
+class Providers(dict[str, Provider]):
+    """The providers of one runner, by name: those that its scanners' options name, and what scanners ask beside them.
+
+    Args:
+        limits: what the scanners say about their providers, `[(scanner, limit), ...]`.
+        clock, at: each provider's.
+
+    Raises:
+        ConfigError: two scanners give different numbers for one provider, or the extra `limits` is not installed.
+    """
+
+    def __init__(self, limits: list[tuple[str, Limit]], clock: Clock, at: Timer) -> None:
+        super().__init__({name: Provider(limit, clock, at) for name, limit in merged(limits).items()})
+        self._clock = clock
+        self._at = at
+
+    def of(self, source: str, limit: Limit | None) -> Provider | None:
+        """Return the provider of that name, `None` where there is none and no limit is given to make one of."""
+        if source in self or limit is None:
+            return self.get(source)
+        return self.setdefault(source, Provider(limit, self._clock, self._at))
+
+
 def permitted(provider: Provider, call: Call) -> Call:
     """Wrap `call` so that each attempt holds a permit of the provider.
 

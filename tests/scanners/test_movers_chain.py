@@ -178,6 +178,7 @@ def test_a_source_that_keeps_failing_rests_and_comes_back() -> None:
                     Status.COMPLETED,
                     ["RISE", "BRK.B"],
                 )
+                clock.advance(2)  # more than Alpha Vantage's limit wants
             assert market.asked.count("alpha_vantage") == 2
             assert "source alpha_vantage is open" in result.tool_logs[0]["left_out"]
             clock.advance(600)

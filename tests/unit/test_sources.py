@@ -24,6 +24,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.layers.limit import Providers
 from resilient_scan.sources import Sources
 from resilient_scan.testing import FakeClock
 
@@ -34,7 +35,7 @@ TWO = Breaker(failures=2, open_for=10)
 
 
 def sources(clock: FakeClock, breaker: Breaker | None = TWO) -> Sources:
-    return Sources("s", breaker, clock, Random(0), {})
+    return Sources("s", breaker, clock, Random(0), Providers([], clock, lambda _instant, _call: lambda: None))
 
 
 def fail(error: BaseException) -> Callable[[], Any]:
@@ -187,3 +188,30 @@ def test_a_source_with_a_rate_of_its_own_pays_for_its_first_request_too() -> Non
 
     with ScanRunner([owner, chain], listeners=(), concurrent=False) as runner:
         assert runner.run({}).complete
+
+
+def test_a_source_brings_its_own_rate_where_no_scanner_has_it() -> None:
+    pytest.importorskip("pyrate_limiter")
+    shop = Limit("shop", rate="2/day")
+
+    @scanner(pipeline="p", cache=None, retry=None, timeout=Timeout(total=5))
+    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        context.guarded("shop", context.before_request, limit=shop)
+        return []
+
+    other = scanner(name="other", pipeline="p", cache=None, retry=None, timeout=Timeout(total=5))(chain.scan)
+    with ScanRunner([chain, other], listeners=(), concurrent=False) as runner:
+        assert runner.run({}).complete
+        third = runner.run({}, deadline=0.2).results["chain"]
+    assert third.status is Status.TIMEOUT or (third.error is not None and third.error.kind == "LimitExceeded")
+
+
+def test_what_a_scanners_options_say_of_a_provider_counts_for_its_source(clock: FakeClock) -> None:
+    providers = Providers([("owner", Limit("shop", concurrency=2))], clock, lambda _instant, _call: lambda: None)
+    assert providers.of("another", None) is None
+    shop = providers.of("shop", Limit("shop", concurrency=7))
+    assert shop is not None
+    assert shop.limit.concurrency == 2
+    mine = providers.of("mine", Limit("mine", concurrency=3))
+    assert mine is not None
+    assert providers.of("mine", None) is mine
