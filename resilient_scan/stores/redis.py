@@ -214,7 +214,7 @@ class RedisStore(BatchingStore):
                 return self._away.gone(f"the store {self.url} is away: {text}")
             case errors.OutOfMemoryError():
                 return StoreError(f"the store {self.url} cannot be written: its memory is full")
-            case errors.MovedError() | errors.AskError():
+            case errors.ResponseError() if text.startswith(("MOVED ", "ASK ")) or isinstance(error, errors.AskError):
                 return StoreError(
                     f"the store {self.url} is a part of a cluster, which is not supported: name one server"
                 )
