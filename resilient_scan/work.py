@@ -34,6 +34,7 @@ class Work:
     # Set only where they differ: most executions are of one scan, with an answer, and over soon.
     probe = ""  # its mark, where it tests a scanner that is out of service
     _running = False
+    through = False  # whether its worker is done with it and hands over, or has
     _late_kind = ERROR
     _rung = "abandoned"  # what freed its thread, where that comes late
     _left: bool | None = None  # whether listeners were told that its thread was left behind; None: not decided yet
@@ -185,7 +186,7 @@ class Work:
                 scan.end(outcome)
 
     def _succeed(self, found: list[Any]) -> None:
-        self._late_kind = SUCCESS
+        self.through, self._late_kind = True, SUCCESS
         stack, context = self.stack, self.context
         doubt = context.doubted or stack.doubt(len(found), context.dropped)
         entry = self._keep(found, doubt is None) if self._key is not None else None
@@ -230,6 +231,7 @@ class Work:
             scan.run.outbox.put((scan, result, ()))
 
     def _fail(self, failure: BaseException) -> None:
+        self.through = True
         context = self.context
         kind = told = kind_of(failure, context)
         scans = self._settle()

@@ -22,6 +22,10 @@ class Task(Protocol):
     def name(self) -> str:
         """Whose work it is."""
 
+    @property
+    def through(self) -> bool:
+        """Whether its worker is done with it and hands over, or has: it is free in a moment."""
+
     def start(self, now: float, place: Place, /) -> float | None:
         """Note that a worker begins it, and return its deadline; `None`: nobody wants it any more, do not run it."""
 
@@ -87,6 +91,11 @@ class Plain:
     def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
         self._future = future
         self._call: Callable[[], Any] | None = call
+
+    @property
+    def through(self) -> bool:
+        """Whether its result is there."""
+        return self._future.done()
 
     def start(self, _now: float, _place: Place, /) -> float | None:
         """Begin, unless the caller cancelled its future."""

@@ -152,9 +152,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     @property
     def free(self) -> int:
-        """How many further tasks could begin now."""
+        """How many further tasks could begin now; a worker that is just handing over is as good as free."""
         with self._mutex:
-            return max(0, self._most - self._unfinished)
+            at_work = [place.task for place in self._places if place.task is not None and not place.expired]
+            return max(0, self._most - self._unfinished + sum(task.through for task in at_work))
 
     def why_stuck(self) -> str | None:
         """Say why no work is taken, where every worker hangs and none can be replaced."""

@@ -18,6 +18,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.engines.threads import ThreadPool
 from resilient_scan.stack import Flight
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 
@@ -32,8 +33,7 @@ def clock():
 
 
 def runner_of(*scanners, clock, **options):
-    # two workers: the one that has just delivered a result is not free at once
-    return ScanRunner(scanners, clock=clock, **{"listeners": (), "max_workers": 2, **options})
+    return ScanRunner(scanners, clock=clock, **{"listeners": (), **options})
 
 
 def verdict(runner, name):
@@ -66,6 +66,29 @@ def test_a_fresh_answer_makes_it_unnecessary(clock):
             "NOT NEEDED. The answer of 20s ago is fresh for another 4m 40s: a scan of the same state would end "
             "`cached` with its 2 candidates; one of another state would ask the source."
         ) in says(runner, "movers")
+
+
+def test_a_worker_that_has_just_handed_over_is_as_good_as_free(clock, monkeypatch):
+    """After a run of the only worker it said, now and then, that all of them are busy."""
+    finish, looked = ThreadPool._finish, threading.Event()
+
+    def slow_finish(pool, place, task):
+        assert looked.wait(5)
+        return finish(pool, place, task)
+
+    monkeypatch.setattr(ThreadPool, "_finish", slow_finish)
+    with runner_of(healthy("movers", cache=None), broken("feed", cache=None), clock=clock, max_workers=1) as runner:
+        runner.run(STATE, only=["movers"])
+        try:
+            assert verdict(runner, "movers") == ("yes", "", [])
+        finally:
+            looked.set()
+        looked.clear()
+        runner.run(STATE, only=["feed"])
+        try:
+            assert verdict(runner, "feed")[0] == "yes"
+        finally:
+            looked.set()
 
 
 def test_disabled_by_hand(clock):
