@@ -17,7 +17,7 @@ from typing import Any
 import click
 import msgspec
 
-from resilient_scan import __version__, progress
+from resilient_scan import __version__
 from resilient_scan.app import ReadyFleet, open_fleet
 from resilient_scan.arguments import as_of_option, config_option, duration, log_format_option, run_options
 from resilient_scan.check import check as check_all
@@ -28,6 +28,7 @@ from resilient_scan.export import export_grafana as write_files
 from resilient_scan.faults import Watch
 from resilient_scan.history import COLUMNS, past_runs, row
 from resilient_scan.operations import COMMANDS
+from resilient_scan.progress import draw, elapsed
 from resilient_scan.report import RunReport
 from resilient_scan.screens import (
     MESSAGES,
@@ -129,7 +130,7 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
         return ANSWERED
     columns = ("name", "pipeline", "configured", "enabled", "summary")
     words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
-    progress.draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
+    draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
     lacking = [f"not configured: {row['name']}: {row['to_set']}\n" for row in rows if row["to_set"]]
     sys.stdout.writelines(["\n", *lacking] if lacking else [])
     return ANSWERED
@@ -214,7 +215,7 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     if as_json:
         print_json([each.to_dict() for each in runs])
     elif runs:
-        progress.draw(COLUMNS, [row(each) for each in runs], sys.stdout, right=("took", "answered"))
+        draw(COLUMNS, [row(each) for each in runs], sys.stdout, right=("took", "answered"))
     else:
         say(["no run is remembered yet"])
     return ANSWERED
@@ -283,7 +284,7 @@ def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
 
 def _hold(duration: float, fleet: ReadyFleet) -> None:
     """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
-    say([f"metrics stay at {fleet.metrics_url} for {progress.seconds(duration)}; Ctrl-C ends it"])
+    say([f"metrics stay at {fleet.metrics_url} for {elapsed(duration)}; Ctrl-C ends it"])
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait(duration)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.outcome import Status
-from resilient_scan.progress import seconds
+from resilient_scan.progress import elapsed
 from resilient_scan.recall import Recall, RunRecord
 from resilient_scan.settings import load_settings
 from resilient_scan.stores import open_store
@@ -47,7 +47,7 @@ def row(run: RunRecord) -> tuple[str, ...]:
     answered = sum(scan.status in ANSWERED for scan in in_service)
     return (
         datetime.fromtimestamp(run.started_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
-        seconds(run.duration),
+        elapsed(run.duration),
         f"{answered} of {len(in_service)}",
         ", ".join(f"{count} {status}" for status, count in sorted(run.counts.items())),
         _missing(run),

@@ -16,7 +16,7 @@ import click
 from resilient_scan.arguments import config_option, duration, log_format_option, run_options
 from resilient_scan.choice import Request
 from resilient_scan.logs import LogEvents
-from resilient_scan.progress import seconds as spoken
+from resilient_scan.progress import elapsed
 from resilient_scan.schedule import ONCE, SKIP
 from resilient_scan.screens import MESSAGES, introduce, say
 from resilient_scan.serving import ServeRequest, Serving, open_service, order
@@ -68,7 +68,7 @@ def serve(
         introduce(serving.fleet)
         say(_greeting(serving, every))
         first(signals)
-        say([f"stopping: the run under way gets {spoken(grace)}; a second signal cuts it off"])
+        say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
         ended = _wind_up(serving, signals, grace)
     say(["stopped" if ended else "stopped; the run under way was cut off"])
     return DONE
@@ -108,7 +108,7 @@ COMMANDS: Final = (serve, disable, enable)
 
 def _greeting(serving: Serving, every: float) -> list[str]:
     orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
-    return [f"serving at {serving.url}/ ({orders}); a run every {spoken(every)}"]
+    return [f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"]
 
 
 def first(signals: SimpleQueue[int]) -> int:

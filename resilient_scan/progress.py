@@ -60,7 +60,7 @@ def show_results(results: Iterable[ScanResult], stream: TextIO) -> None:
     """Write one line per scan: how it ended, what it found, how long it took, and what went wrong."""
     columns = ("scanner", "pipeline", "status", "candidates", "duration", "note")
     rows = [
-        (r.scanner, r.pipeline, r.status.value, str(len(r.candidates)), seconds(r.duration), note(r)) for r in results
+        (r.scanner, r.pipeline, r.status.value, str(len(r.candidates)), elapsed(r.duration), note(r)) for r in results
     ]
     draw(columns, rows, stream, right=("candidates", "duration"))
 
@@ -142,7 +142,7 @@ class LiveTable:
         with self._lock:
             ended, notes = dict(self._ended), dict(self._notes)
         bar = Table.grid(padding=(0, 1))
-        took = seconds(time.monotonic() - self._began)
+        took = elapsed(time.monotonic() - self._began)
         count = Text(f"{len(ended)} of {len(self._names)} scans ended, {took}")
         bar.add_row(ProgressBar(max(1, len(self._names)), len(ended), width=30), count)
         rows = [live_row(name, ended.get(name), notes.get(name, "")) for name in shown(self._names, ended)]
@@ -167,12 +167,12 @@ def live_row(name: str, result: ScanResult | None, note_so_far: str) -> list[str
         name,
         result.status.value,
         str(len(result.candidates)),
-        seconds(result.duration),
+        elapsed(result.duration),
         clean(note(result)),
     ]
 
 
-def seconds(value: float) -> str:
+def elapsed(value: float) -> str:
     """Return a duration as people write it: `<0.1ms`, `0.4ms`, `12ms`, `1.50s`, `95s`."""
     if value < 0.0001:
         return "<0.1ms" if value > 0 else "0ms"
@@ -195,7 +195,7 @@ def note(result: ScanResult) -> str:
     if result.dropped:
         parts.append(f"{result.dropped} invalid dropped")
     if result.age:
-        parts.append(f"{seconds(result.age)} old")
+        parts.append(f"{elapsed(result.age)} old")
     if result.attempts > 1:
         parts.append(f"{result.attempts} attempts")
     return ", ".join(parts)

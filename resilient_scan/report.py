@@ -149,14 +149,14 @@ def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) 
     return {name: results[name] for name in names if name in results}
 
 
-def _text(candidate: Any, name: str) -> str:
+def _field(candidate: Any, name: str) -> str:
     """Return a field of a candidate of any type, "" where there is none, or it is no text."""
     value = candidate.get(name) if isinstance(candidate, Mapping) else getattr(candidate, name, None)
     return value if isinstance(value, str) else ""
 
 
 def _ticker(candidate: Any) -> str:
-    return _text(candidate, "ticker") or str(plain(candidate))
+    return _field(candidate, "ticker") or str(plain(candidate))
 
 
 def _rank(priority: str) -> int:
@@ -166,8 +166,8 @@ def _rank(priority: str) -> int:
 def _merge(about: Any, group: list[tuple[str, Any]]) -> Merged:
     """Unite what was found of one thing: pairs of the scanner's name and its candidate."""
     candidates = tuple(candidate for _, candidate in group)
-    sources = tuple(dict.fromkeys(_text(candidate, "source") or scanner for scanner, candidate in group))
-    contexts = tuple(dict.fromkeys(filter(None, (_text(candidate, "context") for candidate in candidates))))
+    sources = tuple(dict.fromkeys(_field(candidate, "source") or scanner for scanner, candidate in group))
+    contexts = tuple(dict.fromkeys(filter(None, (_field(candidate, "context") for candidate in candidates))))
     confluence = ("unknown", "unknown", "high", "critical")[min(len(sources), 3)]
-    priorities = [*(_text(candidate, "priority") or "unknown" for candidate in candidates), confluence]
+    priorities = [*(_field(candidate, "priority") or "unknown" for candidate in candidates), confluence]
     return Merged(about, min(priorities, key=_rank), sources, contexts, candidates)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from resilient_scan.clock import Clock, Wake
-from resilient_scan.report import RunReport
 from resilient_scan.runner import ScanRunner
 from resilient_scan.schedule import Schedule
 
@@ -28,7 +27,6 @@ class Rounds:
         schedule: when all of it runs.
         state: called before each run, for what its scanners are given.
         deadline: seconds for a run; `None`: the runner's own.
-        told: gets each report of a whole run.
         probe_every: seconds from the end of a run for probes to the next one, >= 0; less than `LOOK` is as much.
         clock: what is waited on.
     """
@@ -40,13 +38,11 @@ class Rounds:
         *,
         state: Callable[[], Mapping[str, Any]] = dict,
         deadline: float | None = None,
-        told: Callable[[RunReport], None] | None = None,
         probe_every: float = 0.0,
         clock: Clock,
     ) -> None:
         self._runner, self._schedule = runner, schedule
         self._state, self._deadline = state, deadline
-        self._told = told
         self._pause, self._probe_from = max(LOOK, probe_every), -math.inf
         self._clock = clock
         self._wake: Wake = clock.event()
@@ -84,11 +80,9 @@ class Rounds:
         now = self._clock.monotonic()
         if now >= self._schedule.due:
             try:
-                report = self._runner.run(self._state(), deadline=self._deadline)
+                self._runner.run(self._state(), deadline=self._deadline)
             finally:
                 self._schedule.ran(self._clock.monotonic())
-            if self._told is not None:
-                self._told(report)
         elif (due := self._runner.probes_due()) and now >= self._probe_from:
             try:
                 self._runner.run(self._state(), deadline=self._deadline, only=due)

@@ -11,11 +11,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TextIO
 
-from resilient_scan import progress
 from resilient_scan.app import ReadyFleet
 from resilient_scan.events import Listener, StoreFailed, StoreRecovered
 from resilient_scan.faults import PIPELINE, Watch
 from resilient_scan.logs import JsonLines, LogEvents
+from resilient_scan.progress import LiveTable, draw, elapsed, is_live, show_candidates, show_merged, show_results
 from resilient_scan.report import RunReport
 from resilient_scan.verify import Verified, summary
 from resilient_scan.words import clean, counted
@@ -89,12 +89,12 @@ def listening() -> Iterator[list[Listener]]:
     if MESSAGES.json:
         yield [LogEvents(format="json")]
         return
-    if not progress.is_live(sys.stderr):
+    if not is_live(sys.stderr):
         yield [LogEvents()]
         return
     news = LogEvents()
     news.events = (StoreFailed, StoreRecovered)  # what no row of the table is about
-    with progress.LiveTable(sys.stderr) as table:
+    with LiveTable(sys.stderr) as table:
         yield [table, news]
 
 
@@ -115,13 +115,13 @@ def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, 
         together = {"merged": [one.to_dict() for one in report.merged()]} if merged else {}
         print_json({**report.to_dict(), **together})
         return
-    progress.show_results(report.results.values(), sys.stdout)
+    show_results(report.results.values(), sys.stdout)
     if report.candidates:
         sys.stdout.write("\n")
         if merged:
-            progress.show_merged(report.merged(), sys.stdout)
+            show_merged(report.merged(), sys.stdout)
         else:
-            progress.show_candidates(report.candidates, sys.stdout)
+            show_candidates(report.candidates, sys.stdout)
     sys.stdout.write(f"\n{fleet.summary(report)}\n")
     sys.stdout.flush()
 
@@ -147,16 +147,16 @@ def print_verified(verified: Verified, latency: float | None) -> None:
         (
             pair.sequential.scanner,
             str(len(pair.sequential.candidates)),
-            progress.seconds(pair.sequential.duration),
-            progress.seconds(pair.concurrent.duration),
+            elapsed(pair.sequential.duration),
+            elapsed(pair.concurrent.duration),
             pair.verdict,
         )
         for pair in verified.pairs
     ]
-    progress.draw(columns, rows, sys.stdout, right=columns[1:4])
+    draw(columns, rows, sys.stdout, right=columns[1:4])
     lines = ["", *map(clean, verified.differences), f"{summary(verified)}; {verified.gain}."]
     if verified.data and latency:
-        held = progress.seconds(latency)
+        held = elapsed(latency)
         lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
@@ -173,13 +173,13 @@ def _told_run(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
 
 
 def _told(title: str, report: RunReport, watch: Watch) -> None:
-    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {progress.seconds(report.duration)}\n\n")
+    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {elapsed(report.duration)}\n\n")
     columns = ("scanner", "status", "found", "took", "what happened")
     rows = [
-        (r.scanner, r.status.value, str(len(r.candidates)), progress.seconds(r.duration), watch.told(r))
+        (r.scanner, r.status.value, str(len(r.candidates)), elapsed(r.duration), watch.told(r))
         for r in report.results.values()
     ]
-    progress.draw(columns, rows, sys.stdout, right=("found", "took"))
+    draw(columns, rows, sys.stdout, right=("found", "took"))
     sys.stdout.write("\n")
     sys.stdout.flush()
 
@@ -190,7 +190,7 @@ def _moral(first: RunReport, second: RunReport, fleet: ReadyFleet) -> str:
     well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)
     # one that was left behind in the second run may be just ending
     hung = ", ".join(thread.name for thread in fleet.runner.abandoned() if thread.age > second.duration + 0.1)
-    took = " and ".join(progress.seconds(report.duration) for report in (first, second))
+    took = " and ".join(elapsed(report.duration) for report in (first, second))
     lines = [
         f"{well} of the {counted(len(sound), 'sound scanner')} answered both times." if sound else "",
         f"The runs took {took}{f', and {hung} hangs to this moment' if hung else ''}.",

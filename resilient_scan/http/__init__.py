@@ -14,8 +14,8 @@ whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)
 """
 
 from resilient_scan.http.answers import NotFound, Response, SchemaDrift, TransientError
-from resilient_scan.http.client import Client
-from resilient_scan.http.secrets import REDACTED, credential, redact
+from resilient_scan.http.client import Client, credential
+from resilient_scan.http.secrets import REDACTED, redact
 from resilient_scan.http.traffic import Recorder, Replay
 from resilient_scan.shapes import ready
 

@@ -210,3 +210,25 @@ def _excerpt(answer: Answer) -> str:
         return ""
     words = " ".join(text.split())
     return f" ({words[:200]})" if words and not words.startswith("<") else ""
+
+
+def credential(context: ScanContext, setting: str, variable: str) -> str:
+    """Return a key that a source asks for: the scanner's setting, else the environment variable.
+
+    Declare it too, `@scanner(needs={setting: variable})`: then a scanner without its key is listed as not configured.
+
+    Args:
+        context: the scan's.
+        setting: a key of the scanner's settings.
+        variable: name of an environment variable.
+
+    Raises:
+        ConfigError: neither has it; the message says what to set.
+    """
+    value = context.settings.get(setting) or os.environ.get(variable, "")
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(
+            f"{context.scanner} needs {setting}: set scanners.{context.scanner}.settings.{setting} "
+            f"or the environment variable {variable}"
+        )
+    return value.strip()

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-from resilient_scan.context import ScanContext
-from resilient_scan.errors import ConfigError
 from resilient_scan.redaction import REDACTED, is_secret, redact
 
 __all__ = [
     "REDACTED",
     "Hide",
-    "credential",
     "hider",
     "is_secret",
     "redact",
@@ -66,25 +62,3 @@ def _forms(secret: str) -> Iterator[str]:
         yield from (quoted, _HEX.sub(lambda found: found[0].lower(), quoted))
     for inside in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
         yield from (inside, inside.replace("/", "\\/"))
-
-
-def credential(context: ScanContext, setting: str, variable: str) -> str:
-    """Return a key that a source asks for: the scanner's setting, else the environment variable.
-
-    Declare it too, `@scanner(needs={setting: variable})`: then a scanner without its key is listed as not configured.
-
-    Args:
-        context: the scan's.
-        setting: a key of the scanner's settings.
-        variable: name of an environment variable.
-
-    Raises:
-        ConfigError: neither has it; the message says what to set.
-    """
-    value = context.settings.get(setting) or os.environ.get(variable, "")
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(
-            f"{context.scanner} needs {setting}: set scanners.{context.scanner}.settings.{setting} "
-            f"or the environment variable {variable}"
-        )
-    return value.strip()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from resilient_scan.settings.tables import Tables
 
@@ -23,22 +23,22 @@ def home(path: str | os.PathLike[str] | None, sources: Sequence[Tables], environ
     for position, tables in reversed(list(enumerate(sources))):
         if "url" in tables.store:
             url = str(tables.store["url"].value)
-            return _beside(Path(path), url) if path is not None and position == 0 else url
-    return "memory:" if path is None else _default(Path(path), environ)
+            return _beside(pathlib.Path(path), url) if path is not None and position == 0 else url
+    return "memory:" if path is None else _default(pathlib.Path(path), environ)
 
 
-def _beside(settings: Path, url: str) -> str:
+def _beside(settings: pathlib.Path, url: str) -> str:
     """Read a relative path from the settings file's directory: a job of cron starts somewhere else."""
     if not url.startswith(_FILE) or url.startswith(f"{_FILE}/"):
         return url
     return f"{_FILE}{settings.absolute().parent / url.removeprefix(_FILE)}"
 
 
-def _default(settings: Path, environ: Mapping[str, str]) -> str:
+def _default(settings: pathlib.Path, environ: Mapping[str, str]) -> str:
     """Return a file for all of a user's settings files, with a part by itself for each of them."""
     told = environ.get("XDG_STATE_HOME", "")
     try:
-        directory = Path(told) if Path(told).is_absolute() else Path.home() / ".local" / "state"
+        directory = pathlib.Path(told) if pathlib.Path(told).is_absolute() else pathlib.Path.home() / ".local" / "state"
     except RuntimeError:  # a user without a home
         return "memory:"
     space = hashlib.sha256(os.fsencode(settings.resolve())).hexdigest()[:12]

@@ -12,7 +12,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.stores import AUDIT
 from resilient_scan.stores.values import Pending, Record, Value, check_size
 
-Values = Sequence[tuple[str, Value]]
+Writes = Sequence[tuple[str, Value]]
 Records = Sequence[Record]
 
 
@@ -125,7 +125,7 @@ class BatchingStore(ABC):
         """Forget a written value."""
 
     @abstractmethod
-    def _write(self, values: Values, records: Records) -> None:
+    def _write(self, values: Writes, records: Records) -> None:
         """Write values (those that are over: remove) and records."""
 
     @abstractmethod

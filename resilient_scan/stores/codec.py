@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from resilient_scan.outcome import ScanResult
-from resilient_scan.shapes import ready
 from resilient_scan.stores.packing import Packer, Unstorable
 from resilient_scan.stores.types import Types, name_of, types_of
 from resilient_scan.stores.unpacking import Undecodable, Unpacker
@@ -24,11 +22,7 @@ from resilient_scan.stores.values import MOST_BYTES_OF_ONE
 __all__ = [
     "Undecodable",
     "decode_candidates",
-    "decode_record",
-    "decode_result",
     "encode_candidates",
-    "encode_record",
-    "encode_result",
 ]
 
 VERSION = 1
@@ -75,42 +69,6 @@ def decode_candidates(kind: type, data: bytes) -> list[Any] | None:
     if not all(isinstance(candidate, kind) for candidate in candidates):
         raise Undecodable(f"stored candidates are damaged: not all are of type {name_of(kind)}")
     return candidates
-
-
-def encode_record(record: msgspec.Struct) -> bytes:
-    """Return a record of our own (a struct of plain fields) as bytes."""
-    return _encode([VERSION, type(record).__name__, record])
-
-
-def decode_record(kind: type[S], data: bytes) -> S | None:
-    """Return a record that was encoded; `None`: by another version, or it is of another type.
-
-    Raises:
-        Undecodable: the bytes were not written by an encoder.
-    """
-    content = _plain(data)
-    if len(content) != 3:
-        raise Undecodable(f"a stored {kind.__name__} is damaged: its head is not ours")
-    if content[:2] != [VERSION, kind.__name__]:
-        return None
-    try:
-        return msgspec.convert(content[2], ready(kind))
-    except (msgspec.ValidationError, RecursionError, ValueError) as error:
-        raise Undecodable(f"a stored {kind.__name__} is damaged: {error}") from error
-
-
-def encode_result(result: ScanResult) -> bytes:
-    """Return a result as bytes, without its candidates and its tool log."""
-    return encode_record(msgspec.structs.replace(result, candidates=[], tool_logs=[]))
-
-
-def decode_result(data: bytes) -> ScanResult | None:
-    """Return a result that was encoded; `None`: by another version.
-
-    Raises:
-        Undecodable: the bytes were not written by an encoder.
-    """
-    return decode_record(ScanResult, data)
 
 
 def _plain(data: bytes) -> list[Any]:

@@ -16,7 +16,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, without_password
 from resilient_scan.stores.away import Away
-from resilient_scan.stores.batching import BatchingStore, Records, Values, to_bytes, to_text
+from resilient_scan.stores.batching import BatchingStore, Records, Writes, to_bytes, to_text
 from resilient_scan.stores.patience import is_patient, left
 from resilient_scan.stores.values import Value, check_size
 from resilient_scan.stores.watch import Watch
@@ -152,14 +152,14 @@ class RedisStore(BatchingStore):
     def _remove(self, key: str) -> None:
         self._call(lambda client: client.delete(_key("answer", key)))
 
-    def _write(self, values: Values, records: Records) -> None:
+    def _write(self, values: Writes, records: Records) -> None:
         """Write values, which do no harm twice, and then the records in one transaction."""
         for chunk in _chunks(values):
             self._call(lambda client, chunk=chunk: self._write_values(client, chunk))  # type: ignore[misc]
         if records:
             self._call(lambda client: _write_records(client, records))
 
-    def _write_values(self, client: Any, values: Values) -> None:
+    def _write_values(self, client: Any, values: Writes) -> None:
         now = self._clock.monotonic()
         with client.pipeline(transaction=False) as pipeline:
             for key, value in values:
@@ -325,7 +325,7 @@ def _write_records(client: Any, records: Records) -> None:
         pipeline.execute()
 
 
-def _chunks(values: Values) -> Iterator[list[tuple[str, Value]]]:
+def _chunks(values: Writes) -> Iterator[list[tuple[str, Value]]]:
     chunk: list[tuple[str, Value]] = []
     size = 0
     for key, value in values:

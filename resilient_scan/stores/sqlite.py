@@ -19,7 +19,7 @@ from urllib.parse import quote
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
-from resilient_scan.stores.batching import BatchingStore, Records, Values, to_bytes, to_text
+from resilient_scan.stores.batching import BatchingStore, Records, Writes, to_bytes, to_text
 from resilient_scan.stores.database import Database
 from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version_of
 from resilient_scan.stores.values import MOST_BYTES, MOST_VALUES, check_size
@@ -119,7 +119,7 @@ class SqliteStore(BatchingStore):
         name = to_bytes(key)
         self._database.write(lambda database: database.execute("DELETE FROM answers WHERE key = ?", (name,)))
 
-    def _write(self, values: Values, records: Records) -> None:
+    def _write(self, values: Writes, records: Records) -> None:
         now, instant = self._clock.time(), self._clock.monotonic()
 
         def work(database: sqlite3.Connection) -> None:

@@ -13,7 +13,6 @@ import pytest
 from resilient_scan import Quarantine, ScanRunner
 from resilient_scan.events import ProbeEnded, RunEnded
 from resilient_scan.quarantine import Alert
-from resilient_scan.report import RunReport
 from resilient_scan.rounds import LOOK, Rounds
 from resilient_scan.schedule import Schedule
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
@@ -92,15 +91,13 @@ def pass_time(
 
 def test_runs_come_on_the_grid(fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually) -> None:
     heard = Heard(clock)
-    told: list[RunReport] = []
-    begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), told=told.append)
+    begin(fleet(healthy("a"), clock=clock, listeners=(heard,)))
     eventually(lambda: heard.at == [0.0])
     pass_time(clock, 59, heard, eventually, runs=0)
     pass_time(clock, 2, heard, eventually, runs=1)
     pass_time(clock, 60, heard, eventually, runs=1)
     assert heard.at[1] == 60.0
-    eventually(lambda: len(told) == 3)
-    assert all(report.complete for report in told)
+    assert all(event.complete for event in heard.of(RunEnded))
 
 
 @pytest.mark.parametrize(("catch_up", "runs"), [("once", 1), ("skip", 0)])
@@ -127,10 +124,9 @@ def test_each_run_is_given_a_state_of_its_own(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
 ) -> None:
     heard, days = Heard(clock), iter(["monday", "tuesday"])
-    told: list[RunReport] = []
     runner = fleet(healthy("a"), clock=clock, listeners=(heard,))
-    begin(runner, state=lambda: {"trade_date": next(days)}, told=told.append, deadline=5)
-    eventually(lambda: len(told) == 1)
+    begin(runner, state=lambda: {"trade_date": next(days)}, deadline=5)
+    eventually(lambda: len(heard.at) == 1)
     pass_time(clock, 60, heard, eventually, runs=1)
 
 
@@ -151,20 +147,6 @@ def test_a_run_that_fails_as_a_whole_costs_only_itself(
     assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
 
 
-def test_who_is_told_and_fails_costs_no_run(
-    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
-) -> None:
-    heard = Heard(clock)
-
-    def told(_report: RunReport) -> None:
-        raise OSError("no room")
-
-    begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), told=told)
-    eventually(lambda: len(heard.at) == 1)
-    pass_time(clock, 61, heard, eventually, runs=1)
-    assert "no room" in caplog.text
-
-
 # probes
 
 
@@ -183,14 +165,12 @@ def test_probes_come_between_runs_and_of_that_scanner_alone(
     runner = fleet(
         healthy("a"), healthy("b"), clock=clock, listeners=(heard,), quarantine=Quarantine(cooloff=10, successes=1)
     )
-    told: list[RunReport] = []
-    begin(runner, told=told.append, probe_every=5)
+    begin(runner, probe_every=5)
     eventually(lambda: len(heard.at) == 1)
     runner.alerts([alert("a")])
     pass_time(clock, 9, heard, eventually, runs=0)
     pass_time(clock, 3, heard, eventually, runs=1)
     assert [event.scanner for event in heard.of(ProbeEnded)] == ["a"]
-    assert len(told) == 1  # a run for probes is nobody's report
 
 
 def test_a_source_that_was_ill_is_asked_gently_however_well_its_probes_do(
@@ -243,13 +223,12 @@ def test_the_run_under_way_gets_its_time(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, release: threading.Event
 ) -> None:
     heard = Heard(clock)
-    told: list[RunReport] = []
-    rounds = begin(fleet(hanging("a", release), clock=clock, listeners=(heard,)), told=told.append)
+    rounds = begin(fleet(hanging("a", release), clock=clock, listeners=(heard,)))
     assert not rounds.stop(0.05)
     assert not rounds.alive
     release.set()
     assert rounds.stop(5)
-    assert [report.counts["completed"] for report in told] == [1]
+    assert [event.counts["completed"] for event in heard.of(RunEnded)] == [1]
 
 
 def test_a_runner_that_is_closed_ends_them(

@@ -93,7 +93,7 @@ def test_a_result_says_beside_its_status_what_a_reader_should_know() -> None:
     ],
 )
 def test_durations_are_written_as_people_do(value: float, text: str) -> None:
-    assert progress.seconds(value) == text
+    assert progress.elapsed(value) == text
 
 
 def registered(*names: str) -> ScannersRegistered:

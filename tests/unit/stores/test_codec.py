@@ -23,21 +23,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_scan import Candidate, ScanResult, Status
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan import Candidate, Status
 from resilient_scan.stores import codec
 from resilient_scan.stores.codec import (
     Undecodable,
     decode_candidates,
-    decode_record,
-    decode_result,
     encode_candidates,
-    encode_record,
-    encode_result,
 )
 from resilient_scan.stores.packing import Mark
 from resilient_scan.stores.types import types_of
-from tests.results import result as plain
 
 
 class Side(enum.Enum):
@@ -409,10 +403,8 @@ def test_a_changed_part_is_a_miss() -> None:
 
 def test_another_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_candidates(Candidate, [])
-    record = encode_result(result())
     monkeypatch.setattr(codec, "VERSION", 2)
     assert decode_candidates(Candidate, data) is None
-    assert decode_result(record) is None
 
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
@@ -597,42 +589,6 @@ def test_whatever_is_in_the_extras_comes_back(extras: list[dict[str, Any]]) -> N
 
 
 # records
-
-
-def result(**changes: Any) -> ScanResult:
-    error = ErrorInfo("httpx.ConnectTimeout", "slow")
-    full = {"candidates": [with_extra(object())], "tool_logs": [{"tool": object()}], "error": error, "dropped": 2}
-    return plain(**{"status": Status.STALE, "attempts": 3, "started_at": 1e9, **full, **changes})
-
-
-def test_a_result_comes_back_without_its_candidates() -> None:
-    assert decode_result(encode_result(result())) == result(candidates=[], tool_logs=[])
-    assert decode_result(encode_result(result(error=None, age=2.5))) == result(
-        candidates=[], tool_logs=[], error=None, age=2.5
-    )
-
-
-def test_a_record_comes_back() -> None:
-    error = ErrorInfo("ValueError", "x")
-    assert decode_record(ErrorInfo, encode_record(error)) == error
-    assert decode_record(Tick, encode_record(error)) is None
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\xc1",
-        msgspec.msgpack.encode([1, "ErrorInfo"]),
-        msgspec.msgpack.encode([1, "ErrorInfo", {"type": 5, "message": "x"}]),
-        msgspec.msgpack.encode([1, "ErrorInfo", {"type": "x"}]),
-        msgspec.msgpack.encode([1, "ErrorInfo", None]),
-        b"\x93\x01\xa9ErrorInfo" + b"\x91" * 50_000,
-    ],
-)
-def test_a_tampered_record_is_refused(data: bytes) -> None:
-    with pytest.raises(Undecodable):
-        decode_record(ErrorInfo, data)
 
 
 def test_ids_are_not_shared() -> None:
