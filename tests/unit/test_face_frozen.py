@@ -1,4 +1,4 @@
-"""The public face, written down: a name, an argument or an import path that users rely on changes here or not at all."""
+"""The public face, written down: names, arguments and import paths that users rely on change here or not at all."""
 
 from __future__ import annotations
 
