@@ -15,11 +15,10 @@ from resilient_scan.errors import (
     ScanTimeout,
 )
 from resilient_scan.events import Listener
-from resilient_scan.logs import LogEvents
-from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.observe.logs import LogEvents
+from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
-from resilient_scan.outcome import ScanResult, Status
-from resilient_scan.report import RunReport
+from resilient_scan.results import RunReport, ScanResult, Status
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import Candidate, Scanner, scanner
 from resilient_scan.service import ControlService

@@ -12,7 +12,7 @@ def main() -> int:
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - closed from outside: nobody reads
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     try:
-        from resilient_scan.cli import main as command  # noqa: PLC0415 - the library works without this extra
+        from resilient_scan.cli.main import main as command  # noqa: PLC0415 - the library works without this extra
     except ModuleNotFoundError as missing:
         if missing.name not in {"click", "rich"}:
             raise

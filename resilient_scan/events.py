@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.outcome import ErrorInfo, ScanResult, Status
+from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 _log = logging.getLogger("resilient_scan")
 

@@ -11,21 +11,19 @@ from typing import Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
-from resilient_scan.engines.tasks import Abandoned
+from resilient_scan.core.assembly import Fleet, callables, execution_table, length_of, one_of, planned
+from resilient_scan.core.pool import Abandoned
+from resilient_scan.core.run import Runs, aside
+from resilient_scan.core.stack import Flight
 from resilient_scan.events import Event, Listener
-from resilient_scan.explain import Explanation, explain, origins_in_code
-from resilient_scan.fleet import Fleet
 from resilient_scan.lint import lint_fleet, sentences
-from resilient_scan.logs import LogEvents
+from resilient_scan.observe.explain import Explanation, explain, origins_in_code
+from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
-from resilient_scan.outcome import ScanResult
-from resilient_scan.plan import callables, execution_table, length_of, one_of, planned
 from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
-from resilient_scan.recall import RunRecord
-from resilient_scan.report import RunReport
-from resilient_scan.runs import Runs, aside
-from resilient_scan.stack import Flight
+from resilient_scan.results import RunReport, ScanResult
 from resilient_scan.stores import Store
+from resilient_scan.stores.history import RunRecord
 
 _log = logging.getLogger("resilient_scan")
 

@@ -11,7 +11,7 @@ from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import Guard, Home
-from resilient_scan.layers.breaker.record import Record, read
+from resilient_scan.layers.breaker.machine import Record, read
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock

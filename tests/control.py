@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan import ControlService, ScanRunner
-from resilient_scan.metrics import CollectorRegistry, exposition
+from resilient_scan.observe.metrics import CollectorRegistry, exposition
 
 TOKEN = "open-sesame-42"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

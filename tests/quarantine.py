@@ -8,10 +8,9 @@ from typing import TypeVar
 import msgspec
 
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.alerts import Alert, heartbeat, reconcile, take
-from resilient_scan.quarantine.machine import Change, Machine, Rules, Turn
+from resilient_scan.quarantine.machine import Alert, Change, Machine, Rules, Turn, heartbeat, reconcile, take
 from resilient_scan.quarantine.records import FleetRecord, Record, decode
-from resilient_scan.quarantine.step import Look, step, wait
+from resilient_scan.quarantine.store import Look, step, wait
 
 T = TypeVar("T")
 START = 1_000_000.0

@@ -13,11 +13,11 @@ whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)
 `--replay DIR`), it keeps what came back in a folder, without secrets, or answers from there and never asks the network.
 """
 
-from resilient_scan.http.answers import NotFound, Response, SchemaDrift, TransientError
+from resilient_scan._msgspec import ready
+from resilient_scan._text import REDACTED, redact
 from resilient_scan.http.client import Client, credential
-from resilient_scan.http.secrets import REDACTED, redact
-from resilient_scan.http.traffic import Recorder, Replay
-from resilient_scan.shapes import ready
+from resilient_scan.http.errors import NotFound, Response, SchemaDrift, TransientError
+from resilient_scan.http.recording import Recorder, Replay
 
 __all__ = [
     "REDACTED",

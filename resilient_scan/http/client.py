@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from resilient_scan._text import Hide, hider, redact, secret_values
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
-from resilient_scan.http.answers import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, wait_asked
-from resilient_scan.http.manifest import Asked, told
-from resilient_scan.http.secrets import Hide, hider, redact, secret_values
-from resilient_scan.http.traffic import Recorder, Replay
+from resilient_scan.http.errors import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, wait_asked
+from resilient_scan.http.recording import Asked, Recorder, Replay, told
 from resilient_scan.http.wire import Wire, need_httpx
 
 _EXCERPT: Final = 800

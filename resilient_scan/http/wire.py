@@ -19,10 +19,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from resilient_scan._text import Hide, redact
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
-from resilient_scan.http.answers import Answer, Fault, Late, Misuse
-from resilient_scan.http.secrets import Hide, redact
+from resilient_scan.http.errors import Answer, Fault, Late, Misuse
 
 if TYPE_CHECKING:
     import httpcore

@@ -19,7 +19,7 @@ import msgspec
 
 from resilient_scan.clock import Clock
 from resilient_scan.options import Cache
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 from resilient_scan.scanning import Candidate
 
 _log = logging.getLogger("resilient_scan")

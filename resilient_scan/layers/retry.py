@@ -20,7 +20,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.context import Call, ScanContext, Step
 from resilient_scan.errors import PermanentError, Rejected, RetryAfter, ScanCancelled
 from resilient_scan.options import Retry
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 
 BUDGET_WINDOW = 60.0  # seconds
 

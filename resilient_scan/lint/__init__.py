@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.lint.case import ERROR, WARNING, Case
-from resilient_scan.lint.rates import by_provider, over_rate, with_numbers
-from resilient_scan.lint.rules import RULES
+from resilient_scan.lint.rules import RULES, by_provider, over_rate, with_numbers
 from resilient_scan.options import Policy
 
 __all__ = ["ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]

@@ -14,10 +14,9 @@ executions, so the alert about them ends whether the source is well or not.
 `gate` the live face: it asks the store, and tells the listeners.
 """
 
-from resilient_scan.quarantine.alerts import RESULTS, Alert
 from resilient_scan.quarantine.gate import DAY, Gate
-from resilient_scan.quarantine.machine import Turn
+from resilient_scan.quarantine.machine import RESULTS, Alert, Turn
 from resilient_scan.quarantine.records import MOST_TEXT
-from resilient_scan.quarantine.standing import Entry, Evidence, ScannerState
+from resilient_scan.quarantine.view import Entry, Evidence, ScannerState
 
 __all__ = ["DAY", "MOST_TEXT", "RESULTS", "Alert", "Entry", "Evidence", "Gate", "ScannerState", "Turn"]

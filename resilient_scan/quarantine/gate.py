@@ -24,15 +24,13 @@ from resilient_scan.events import (
     ScannerStateChanged,
 )
 from resilient_scan.options import Quarantine
-from resilient_scan.outcome import ErrorInfo
-from resilient_scan.quarantine.alerts import HEARTBEAT, RESULTS, Alert, reconcile, take
-from resilient_scan.quarantine.keeper import ByHandOrder, Keeper, Stepped, asking
-from resilient_scan.quarantine.machine import BLIND_AFTER, Turn, turn_of
+from resilient_scan.quarantine.machine import BLIND_AFTER, HEARTBEAT, RESULTS, Alert, Turn, reconcile, take, turn_of
 from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, ByHand, Record
-from resilient_scan.quarantine.standing import Entry, ScannerState, entries, entry, standing
-from resilient_scan.quarantine.step import wait
+from resilient_scan.quarantine.store import ByHandOrder, Keeper, Stepped, asking, wait
+from resilient_scan.quarantine.view import Entry, ScannerState, entries, entry, standing
+from resilient_scan.results import ErrorInfo
 from resilient_scan.stores import AUDIT, Store
-from resilient_scan.stores.patience import Patient
+from resilient_scan.stores.health import Patient
 
 _log = logging.getLogger("resilient_scan")
 DAY = 86_400.0

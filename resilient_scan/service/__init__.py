@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from resilient_scan.clock import Clock, SystemClock
-from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.errors import ConfigError, is_number
-from resilient_scan.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
+from resilient_scan.observe.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
 from resilient_scan.runner import ScanRunner
-from resilient_scan.service.answers import BOUNDS, Bounds
 from resilient_scan.service.auth import Doorkeeper
+from resilient_scan.service.bounds import BOUNDS, Bounds
 
 if TYPE_CHECKING:
     from resilient_scan.service.server import HttpThread

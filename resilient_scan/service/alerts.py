@@ -16,7 +16,7 @@ import msgspec
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.quarantine import Alert
-from resilient_scan.service.answers import readable
+from resilient_scan.service.bounds import readable
 
 ALERTMANAGER, GRAFANA = "alertmanager", "grafana"
 ACTION, REASON = "resilient_scan_action", "grafana_state_reason"

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 
 from resilient_scan.errors import ConfigError
-from resilient_scan.service.answers import readable
+from resilient_scan.service.bounds import readable
 
 SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
 MOST_USER = 64  # characters of a user's name

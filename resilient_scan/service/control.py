@@ -10,11 +10,11 @@ from typing import Any
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, no_scanner
 from resilient_scan.events import AlertReceived
-from resilient_scan.metrics import CollectorRegistry, exposition
+from resilient_scan.observe.metrics import CollectorRegistry, exposition
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.alerts import payload_of
-from resilient_scan.service.answers import readable
+from resilient_scan.service.bounds import readable
 
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resilient_scan.quarantine import MOST_TEXT, RESULTS
-from resilient_scan.service.answers import BOUNDS, JSON
+from resilient_scan.service.bounds import BOUNDS, JSON
 from resilient_scan.service.client import TITLE
 
 _TEXT: dict[str, Any] = {"type": "string"}

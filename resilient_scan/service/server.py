@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resilient_scan.errors import ConfigError
-from resilient_scan.service.answers import JSON, SAFE, Bounds, problem
+from resilient_scan.service.bounds import JSON, SAFE, Bounds, problem
 
 # uvicorn's own logger writes to stderr where nobody configured logging, a line for each malformed request.
 _log = logging.getLogger("resilient_scan.http")

@@ -23,18 +23,24 @@ import msgspec
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.layers.limit import differing
 from resilient_scan.options import Policy, Quarantine
-from resilient_scan.plugins import discover
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
-from resilient_scan.settings.environment import from_environment, over
-from resilient_scan.settings.file import from_file
-from resilient_scan.settings.home import home
-from resilient_scan.settings.layering import Effective, Layering, defaults, layers_of, option_of, tables_of
-from resilient_scan.settings.own import misfits
-from resilient_scan.settings.reading import read
+from resilient_scan.settings.layering import (
+    Effective,
+    Layering,
+    defaults,
+    from_environment,
+    home,
+    layers_of,
+    misfits,
+    option_of,
+    over,
+    tables_of,
+)
+from resilient_scan.settings.plugins import discover
+from resilient_scan.settings.read import from_file, own_fault, read, seconds, way_out
 from resilient_scan.settings.tables import Execution, Service, Setting, Tables
 from resilient_scan.settings.toml import path_text
-from resilient_scan.settings.values import own_fault, seconds, way_out
 
 __all__ = [
     "Effective",

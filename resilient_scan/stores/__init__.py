@@ -104,7 +104,7 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         place, _, space = store.partition("?space=")
         if not space:
             return SqliteStore(store, clock)
-        from resilient_scan.stores.space import Space  # noqa: PLC0415
+        from resilient_scan.stores.wrappers import Space  # noqa: PLC0415
 
         return Space(SqliteStore(place, clock), space)
     if store.startswith(("redis://", "rediss://", "unix://")):

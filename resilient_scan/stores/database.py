@@ -6,24 +6,24 @@ ever opens the file in another way: closing it would drop the locks of all conne
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.away import Away
-from resilient_scan.stores.files import Identity, alone, identity_of, made, move_aside
-from resilient_scan.stores.forks import OUTSIDE
-from resilient_scan.stores.patience import is_patient, left
+from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
+from resilient_scan.stores.health import Away, is_patient, left
 from resilient_scan.stores.schema import (
     Damaged,
     Row,
@@ -35,13 +35,148 @@ from resilient_scan.stores.schema import (
     rescue,
     restore,
 )
-from resilient_scan.stores.values import MOST_BYTES_OF_ONE
+
+# Keep forks out of the middle of a database library's call.
+#
+# A lock that a library's own code holds in another thread at the instant of a fork is held in the child for ever, by
+# nobody. So a fork waits until no such call is under way, and new calls wait until it is over.
+
+PATIENCE = 5.0  # seconds for which a fork waits; then it goes ahead
+
+
+class _Outside:
+    """How many calls are under way, and whether a fork waits for their end."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew, in a child."""
+        self._changed = threading.Condition()
+        self._calls = 0
+        self._forking = False
+
+    @contextmanager
+    def of_forks(self) -> Iterator[None]:
+        """Run a call; no fork happens during it."""
+        with self._changed:
+            while self._forking:
+                self._changed.wait()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    def hold(self) -> None:
+        """Wait until no call is under way, and keep new ones waiting (before a fork)."""
+        self._changed.acquire()
+        self._forking = True
+        self._changed.wait_for(lambda: not self._calls, PATIENCE)
+
+    def go_on(self) -> None:
+        """Let calls begin again (after a fork, in the parent)."""
+        self._forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+
+OUTSIDE = _Outside()
+os.register_at_fork(before=OUTSIDE.hold, after_in_parent=OUTSIDE.go_on, after_in_child=OUTSIDE.begin)
+
+
+# A store's file, whatever is in it: which one it is, made, held by one process at a time, moved aside.
+
+Identity = tuple[int, int]
+"""Device and inode: another file of the same name has another one."""
+
+
+def identity_of(path: Path) -> Identity | None:
+    """Return which file it is, or `None` if there is none.
+
+    Raises:
+        StoreError: it cannot be looked at.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - on the way of every transaction
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be used: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+def made(path: Path) -> Identity | None:
+    """Return a file's identity; where there is none, make an empty one that is for our eyes only.
+
+    Returns:
+        `None` if somebody took it away just then.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    found = identity_of(path)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_empty(path)
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be made: {error.strerror}") from error
+    return identity_of(path)
+
+
+def _make_empty(path: Path) -> None:
+    """Make an empty file without opening it: closing it would drop the locks of a connection made meanwhile."""
+    with suppress(FileExistsError):
+        try:
+            os.mknod(path, 0o600)
+        except PermissionError:  # where only root may, or nobody
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+@contextmanager
+def alone(directory: Path, patience: float) -> Iterator[None]:
+    """Hold a lock on a directory that one process at a time has, for which `patience` seconds are waited.
+
+    Raises:
+        TimeoutError: another one holds it for too long.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        for _ in range(max(1, int(patience / 0.01))):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)  # the other process' time, not the clock's
+            else:
+                break
+        else:
+            raise TimeoutError(0, "another process has been repairing it for too long")
+        yield
+    finally:
+        os.close(handle)
+
+
+def move_aside(path: Path, now: float) -> Path:
+    """Rename the file, its journals first: a journal without its file would be taken for the new one's."""
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
+    target, number = path.with_name(f"{path.name}.corrupt-{stamp}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
+    for suffix in ("-journal", "-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
+    return target
+
 
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-PATIENCE = 5.0  # seconds for which a lock of others is waited for
 PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
 GRACE = 0.1  # seconds more, for another thread that waits for it
 POLL = 0.0005  # seconds between two attempts to get it

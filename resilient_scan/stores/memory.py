@@ -11,7 +11,7 @@ from typing import TypeVar
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change
-from resilient_scan.stores.values import Values, check_size
+from resilient_scan.stores.batching import Values, check_size
 
 T = TypeVar("T")
 

@@ -15,11 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, without_password
-from resilient_scan.stores.away import Away
-from resilient_scan.stores.batching import BatchingStore, Records, Writes, to_bytes, to_text
-from resilient_scan.stores.patience import is_patient, left
-from resilient_scan.stores.values import Value, check_size
-from resilient_scan.stores.watch import Watch
+from resilient_scan.stores.batching import BatchingStore, Records, Value, Writes, check_size, to_bytes, to_text
+from resilient_scan.stores.health import Away, Watch, is_patient, left
 
 T = TypeVar("T")
 PREFIX = "resilient_scan:"

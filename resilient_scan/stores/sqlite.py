@@ -19,10 +19,18 @@ from urllib.parse import quote
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
-from resilient_scan.stores.batching import BatchingStore, Records, Writes, to_bytes, to_text
+from resilient_scan.stores.batching import (
+    MOST_BYTES,
+    MOST_VALUES,
+    BatchingStore,
+    Records,
+    Writes,
+    check_size,
+    to_bytes,
+    to_text,
+)
 from resilient_scan.stores.database import Database
 from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version_of
-from resilient_scan.stores.values import MOST_BYTES, MOST_VALUES, check_size
 
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds

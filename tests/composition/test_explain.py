@@ -18,8 +18,8 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.engines.threads import ThreadPool
-from resilient_scan.stack import Flight
+from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.stack import Flight
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 
 STATE = {"trade_date": "2026-11-24"}

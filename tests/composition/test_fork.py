@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from resilient_scan import Breaker, Cache, Limit, ScanRunner, Status, Timeout, scanner
-from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.composition.conftest import Bare, Fleet, statuses
 from tests.forked import in_child, in_children_amid

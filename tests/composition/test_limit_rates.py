@@ -20,8 +20,8 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import Client
-from resilient_scan.service.loopback import LoopbackServer
 from resilient_scan.testing import FakeClock, healthy
 from tests.composition.conftest import Background, Bare, Fleet, statuses
 

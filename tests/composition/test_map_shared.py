@@ -19,7 +19,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.layers.shared import SharedValues
+from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.testing import FakeClock
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 

@@ -52,7 +52,7 @@ def test_a_time_that_is_over_before_the_first_attempt_is_told_as_an_execution(ba
 
     one = healthy("one", breaker=Breaker(), retry=Retry(budget=0.5), timeout=Timeout(total=5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resilient_scan.stack.Budget", Slow)
+        patch.setattr("resilient_scan.core.stack.Budget", Slow)
         with ScanRunner([one], policy=bare(), clock=clock, listeners=[recorder]) as runner:
             assert statuses(runner.run({})) == [Status.TIMEOUT]
     assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["timeout"]

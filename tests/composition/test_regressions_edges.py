@@ -23,11 +23,11 @@ from resilient_scan import (
     ScanRunner,
     Status,
     Timeout,
-    plugins,
     scanner,
 )
 from resilient_scan.events import LateCompletion, ThreadAbandoned
 from resilient_scan.layers.timeout import HungThreads
+from resilient_scan.settings import plugins
 from resilient_scan.testing import Recorder, broken, healthy
 
 BARE = Policy(cache=None, retry=None, breaker=None)

@@ -26,7 +26,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.engines.loops import Loops, _Canceller
+from resilient_scan.engines.loop import Loops, _Canceller
 from resilient_scan.events import AttemptEnded, ExecutionEnded
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Ticket

@@ -13,8 +13,7 @@ import pytest
 from resilient_scan import Quarantine, ScanRunner
 from resilient_scan.events import ProbeEnded, RunEnded
 from resilient_scan.quarantine import Alert
-from resilient_scan.rounds import LOOK, Rounds
-from resilient_scan.schedule import Schedule
+from resilient_scan.service.schedule import LOOK, Rounds, Schedule
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
 from tests.composition.conftest import Eventually, Fleet
 

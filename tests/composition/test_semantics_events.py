@@ -35,8 +35,8 @@ from resilient_scan.events import (
     ScannersRegistered,
     ThreadAbandoned,
 )
-from resilient_scan.metrics import CollectorRegistry
-from resilient_scan.metrics.catalogue import RUNGS
+from resilient_scan.observe.metrics import CollectorRegistry
+from resilient_scan.observe.metrics.catalogue import RUNGS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 from tests.composition.conftest import Bare, Eventually, Fleet
 

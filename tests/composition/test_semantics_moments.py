@@ -19,7 +19,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import RunStarted
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses

@@ -15,14 +15,14 @@ import msgspec
 import pytest
 
 from resilient_scan import Breaker, Cache, LogEvents, ScanContext, Status, scanner
-from resilient_scan.claims import Clerk, Health
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
-from resilient_scan.stores.foreign import Foreign
+from resilient_scan.stores.health import BRIEF, LEAST, Brief, Patient, be_brief, is_patient, left
+from resilient_scan.stores.leases import Clerk, Health
 from resilient_scan.stores.memory import MemoryStore
-from resilient_scan.stores.patience import BRIEF, LEAST, Brief, Patient, be_brief, is_patient, left
+from resilient_scan.stores.wrappers import Foreign
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
 from tests.composition.conftest import Bare, Fleet
 

@@ -251,7 +251,7 @@ def test_eight_scanners_extend_logs_of_their_own(fleet: Fleet) -> None:
 
 
 def test_the_pool_is_an_executor_that_never_holds_the_program(fleet: Fleet, release: threading.Event) -> None:
-    from resilient_scan.engines.threads import ThreadPool
+    from resilient_scan.core.pool import ThreadPool
 
     pool = ThreadPool(2, name="resilient-scan-as-executor")
     with pool:

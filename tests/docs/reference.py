@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 from click.testing import CliRunner
 
-from resilient_scan.cli import command
-from resilient_scan.metrics import families
+from resilient_scan.cli.main import command
+from resilient_scan.observe.metrics import families
 from resilient_scan.options import LAYERS, Quarantine
 from resilient_scan.service.openapi import document
 from tests.peers.table import table as table_of_peers

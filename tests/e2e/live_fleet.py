@@ -16,10 +16,10 @@ from random import Random
 from typing import Any
 
 from resilient_scan import Breaker, Cache, PrometheusMetrics, Retry, ScanContext, ScanRunner, Timeout, scanner
-from resilient_scan.metrics import exposition
-from resilient_scan.quarantine.alerts import Alert
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
+from resilient_scan.observe.metrics import exposition
+from resilient_scan.quarantine.machine import Alert
 from resilient_scan.scanning import FunctionScanner
-from resilient_scan.service.loopback import Answer, LoopbackServer
 
 EVERY = 0.5  # seconds from run to run
 HEALTHY = ("market_movers", "earnings_calendar", "volume_accumulation", "gap_up")

@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from resilient_scan import Breaker, Policy, PrometheusMetrics, ScanRunner
-from resilient_scan.metrics import exposition, worker_ended
+from resilient_scan.observe.metrics import exposition, worker_ended
 from resilient_scan.testing import broken, healthy
 
 POLICY = Policy(cache=None, retry=None, breaker=Breaker(failures=2, open_for=3600))

@@ -9,7 +9,7 @@ import pytest
 
 from grafana.source.write import HOME
 from resilient_scan import ControlService, Quarantine, ScanError, ScanRunner
-from resilient_scan.metrics import CollectorRegistry
+from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import broken, healthy
 from tests.control import TOKEN, Served, alert, alertmanager
 from tests.e2e.browser import Browser, chromium

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from grafana.source.write import HOME
-from resilient_scan.metrics import families
+from resilient_scan.observe.metrics import families
 
 BOARDS = ("fleet", "scanner")
 PANELS = {"timeseries", "stat", "gauge", "bargauge", "table"}

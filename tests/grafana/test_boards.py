@@ -18,7 +18,7 @@ import yaml
 from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS
 from grafana.source.write import HOME, made
-from resilient_scan.metrics import families
+from resilient_scan.observe.metrics import families
 from tests.grafana.boards import BOARDS, board, expressions, findings, queries, strangers, text
 from tests.needed import testdata as folder_of
 

@@ -31,7 +31,7 @@ def test_an_installed_wheel_writes_them(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     program = (
-        "import resilient_scan, sys; from resilient_scan.cli import main; "
+        "import resilient_scan, sys; from resilient_scan.cli.main import main; "
         "sys.stderr.write(resilient_scan.__file__); sys.exit(main())"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from resilient_scan import CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import Guard, Permit
-from resilient_scan.layers.breaker.record import read
+from resilient_scan.layers.breaker.machine import read
 from tests.breakers import KEY, Chance, Fleet
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from resilient_scan import Cache, Candidate
 from resilient_scan.layers.cache import Entry, ResultCache
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 
 TTL, TTL_EMPTY, TTL_ERROR, STALE = 8.0, 2.0, 16.0, 4.0

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.testing import FakeClock
 
 PATIENCE = 5.0

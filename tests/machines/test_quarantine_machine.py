@@ -19,8 +19,7 @@ from hypothesis.stateful import (
 )
 
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.alerts import Alert
-from resilient_scan.quarantine.machine import Turn
+from resilient_scan.quarantine.machine import Alert, Turn
 from resilient_scan.quarantine.records import Record
 from tests.quarantine import Bench, Process, alert
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from resilient_scan import ScanCancelled, ScanContext
-from resilient_scan.layers.shared import SharedValues
+from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.testing import FakeClock
 
 PATIENCE = 5.0

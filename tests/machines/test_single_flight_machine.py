@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from resilient_scan import Cache, Policy, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
-from resilient_scan.state import Snapshot
+from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
 
 TTL, TOTAL = 100.0, 40.0

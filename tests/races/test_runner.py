@@ -27,7 +27,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import AttemptEnded, ExecutionEnded, RunEnded, RunStarted, ScanEnded
-from resilient_scan.metrics import PrometheusMetrics
+from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder
 
 Crew = Callable[..., list[Any]]

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, ScanContext, Timeout
-from resilient_scan.engines.threads import ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import Bus, ScannerStateChanged
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.layers.retry import Budget
-from resilient_scan.layers.shared import SharedValues
+from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.timeout import HungThreads
 from resilient_scan.quarantine import Alert, Gate, Turn
 from resilient_scan.stores.memory import MemoryStore

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from resilient_scan import Candidate, ScanContext
-from resilient_scan.service.loopback import Answer
+from resilient_scan.cli.demo_server import Answer
 from resilient_scan.testing import FakeClock
 
 KEY = "S3CRET-key-of-ours"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, PermanentError
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import SchemaDrift
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.analyst_revisions import analyst_revisions
 from tests.scanners.providers import KEY, NOW, TRENDS, Asked, as_json, ask, trend
 from tests.scanners.recorded import RecordedServer

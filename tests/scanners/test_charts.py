@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import ConfigError, RetryAfter, ScanCancelled, ScanContext, ScanError
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import TransientError
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from resilient_scan.testing import FakeClock
 from scanners import _charts
 from scanners.gap_up import gap_up

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import scanners
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.cli.demo_server import LoopbackServer
 from scanners.demo import demo, history, opening
 from scanners.providers.yahoo import Bar
 from tests.scanners.charts import scan

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ScanError
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import SchemaDrift
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.analyst_revisions import analyst_revisions
 from scanners.earnings_calendar import earnings_calendar
 from scanners.gap_up import gap_up

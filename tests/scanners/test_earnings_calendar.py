@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.service.loopback import Answer, LoopbackServer
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from scanners.earnings_calendar import earnings_calendar
 from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, NOW, Asked, as_json, ask
 from tests.scanners.recorded import RecordedServer, body

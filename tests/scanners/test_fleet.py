@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import RunReport, ScanRunner, Status, Timeout, scanner
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.testing import FakeClock
 from scanners.demo import demo
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bars_of, payload_of

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from resilient_scan import LogEvents, Policy, PrometheusMetrics, ScanRunner
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.clock import SystemClock
 from resilient_scan.http import Recorder, Replay
-from resilient_scan.metrics import exposition
-from resilient_scan.service.loopback import Answer, LoopbackServer
+from resilient_scan.observe.metrics import exposition
 from scanners.analyst_revisions import analyst_revisions
 from scanners.earnings_calendar import earnings_calendar
 from scanners.market_movers import market_movers

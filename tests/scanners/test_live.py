@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.app import open_fleet
-from resilient_scan.choice import Request
+from resilient_scan.cli.fleet import Request, open_fleet
 
 pytestmark = pytest.mark.live
 

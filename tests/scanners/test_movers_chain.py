@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import Breaker, Candidate, ConfigError, RetryAfter, ScanRunner, Status, scanner
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import TransientError
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from resilient_scan.testing import FakeClock
 from scanners._listings import LEVERAGED, is_common_share, shadows, with_point
 from scanners.market_movers import market_movers

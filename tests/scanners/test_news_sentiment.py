@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import SchemaDrift
-from resilient_scan.service.loopback import LoopbackServer
 from scanners.news_sentiment import news_sentiment
 from scanners.providers.reading import number
 from tests.scanners.providers import KEY, NEWS, NOW, Asked, article, as_json, ask

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ScanRunner, Status
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from resilient_scan.testing import FakeClock
 from scanners.options_flow import options_flow
 from tests.scanners.providers import CHAIN, NOW, Asked, as_json, ask, chained, contract

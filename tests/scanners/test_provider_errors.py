@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import NotFound, Recorder, Replay, SchemaDrift, TransientError
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from scanners.providers.alpha_vantage import AlphaVantage
 from scanners.providers.finnhub import Finnhub
 from scanners.providers.yahoo_market import YahooMarket

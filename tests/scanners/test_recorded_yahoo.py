@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ScanContext
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.cli.demo_server import LoopbackServer
 from scanners.high_52w_breakout import high_52w_breakout
 from scanners.market_movers import market_movers
 from scanners.providers.yahoo import Yahoo, new_york_date

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, cli
-from resilient_scan.app import open_fleet
-from resilient_scan.choice import Request
+from resilient_scan import ConfigError
+from resilient_scan.cli import main as cli
+from resilient_scan.cli.fleet import Request, open_fleet
 from tests.scanners.filings import COMPANIES, entry, feed, form4, line, owner, submission
 from tests.scanners.recorded import Answer, Asked, RecordedServer, folder
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ScanError
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.cli.demo_server import LoopbackServer
 from scanners.providers.yahoo import new_york_date
 from scanners.sector_rotation import sector_rotation
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bars_of, payload_of

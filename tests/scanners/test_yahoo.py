@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext, ScanError
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import NotFound, Response, TransientError
-from resilient_scan.service.loopback import LoopbackServer
 from scanners.demo import opening
 from scanners.providers import yahoo
 from scanners.providers.yahoo import Bar, PriceHistory, SchemaDrift, UnknownSymbol

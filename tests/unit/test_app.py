@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from resilient_scan import ConfigError, choice
-from resilient_scan.app import open_fleet
-from resilient_scan.check import check
-from resilient_scan.choice import Request, survey
-from resilient_scan.metrics import exposition
-from resilient_scan.needs import state_for
+from resilient_scan import ConfigError
+from resilient_scan.cli import fleet as choice
+from resilient_scan.cli.check import check
+from resilient_scan.cli.fleet import Request, open_fleet, state_for, survey
+from resilient_scan.observe.metrics import exposition
 
 PATIENCE = 10.0
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from resilient_scan.claims import Clerk, Health
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
+from resilient_scan.stores.leases import Clerk, Health
 from resilient_scan.stores.memory import MemoryStore
 
 PATIENCE = 5.0

@@ -7,8 +7,11 @@ import sys
 import click
 import pytest
 
-from resilient_scan import PluginError, __main__, arguments, choice, cli
-from resilient_scan.plugins import Plugins, Problem
+from resilient_scan import PluginError, __main__
+from resilient_scan.cli import fleet as choice
+from resilient_scan.cli import main as arguments
+from resilient_scan.cli import main as cli
+from resilient_scan.settings.plugins import Plugins, Problem
 
 CONTEXT = click.Context(cli.command)
 PARAMETER = click.Option(["--x"])
@@ -71,10 +74,10 @@ def test_only_a_missing_extra_is_explained(
 ) -> None:
     class Absent:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "resilient_scan.cli":
+            if name == "resilient_scan.cli.main":
                 raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
-    monkeypatch.delitem(sys.modules, "resilient_scan.cli")
+    monkeypatch.delitem(sys.modules, "resilient_scan.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     if not known:
         with pytest.raises(ModuleNotFoundError):

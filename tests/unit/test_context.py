@@ -12,8 +12,8 @@ import pytest
 
 from resilient_scan import ConfigError, ScanCancelled, ScanContext
 from resilient_scan.context import NEVER, Home
-from resilient_scan.layers.shared import SharedValues
-from resilient_scan.state import Snapshot
+from resilient_scan.layers.shared_values import SharedValues
+from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
 
 START = 1_359_050_400.0  # 2013-01-24, 18:00 UTC

@@ -1,7 +1,7 @@
 """The parts of an explanation: where numbers come from."""
 
 from resilient_scan import Breaker, Cache, Limit, Policy, Retry, Timeout, scanner
-from resilient_scan.explain import origins_in_code
+from resilient_scan.observe.explain import origins_in_code
 from resilient_scan.scanning import spec_of
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.cli import main
-from resilient_scan.export import export_grafana
+from resilient_scan.cli.export import export_grafana
+from resilient_scan.cli.main import main
 
 HOME = Path(__file__).parents[2] / "grafana"
 COMMON = {"dashboards/fleet.json", "dashboards/scanner.json", "alertmanager/alertmanager.yml", "compose.yaml"}

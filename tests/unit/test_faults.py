@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from resilient_scan import ScanResult, ScanRunner, Status
+from resilient_scan.cli.faults import Watch, faulty_scanners
 from resilient_scan.events import BreakerChanged, ThreadAbandoned
-from resilient_scan.faults import Watch, faulty_scanners
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 from tests.results import result as plain
 
 

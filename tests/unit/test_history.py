@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import Cache, Policy, ScanRunner
-from resilient_scan.cli import main
-from resilient_scan.history import row
-from resilient_scan.recall import RunRecord, ScanRecord
+from resilient_scan.cli.history import row
+from resilient_scan.cli.main import main
+from resilient_scan.stores.history import RunRecord, ScanRecord
 from resilient_scan.testing import FakeClock, broken, healthy
 
 

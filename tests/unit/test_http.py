@@ -17,8 +17,8 @@ from email.utils import format_datetime
 import pytest
 
 from resilient_scan import ConfigError, LimitExceeded, PermanentError, RetryAfter, ScanCancelled, ScanContext
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import Client, TransientError, redact
-from resilient_scan.service.loopback import LoopbackServer
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import RecordedServer
 

@@ -37,8 +37,8 @@ from resilient_scan.events import (
     StoreRecovered,
     ThreadAbandoned,
 )
-from resilient_scan.logs import JsonLines
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.observe.logs import JsonLines
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 from tests.results import result
 

@@ -24,9 +24,10 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import ExecutionEnded, Registered, RunEnded, RunStarted, ScannersRegistered
-from resilient_scan.metrics import collectors, tally
-from resilient_scan.metrics import families as listed_families
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.observe.metrics import collectors
+from resilient_scan.observe.metrics import counts as tally
+from resilient_scan.observe.metrics import families as listed_families
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 
 STATUSES = ("completed", "cached", "stale", "timeout", "error", "rejected", "disabled", "skipped")

@@ -40,8 +40,8 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
 )
-from resilient_scan.metrics import catalogue, collectors, families
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.observe.metrics import catalogue, collectors, families
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, hanging, healthy
 from tests.results import result
 

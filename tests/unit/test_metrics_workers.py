@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from resilient_scan import ConfigError
-from resilient_scan.metrics import worker_ended
-from resilient_scan.metrics.workers import LOCK
+from resilient_scan.observe.metrics import worker_ended
+from resilient_scan.observe.metrics.workers import LOCK
 
 Cells = dict[str, tuple[float, float]]
 

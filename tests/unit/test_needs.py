@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from resilient_scan import Candidate, ConfigError, ScanContext, cli, load_settings, plugins, scanner
-from resilient_scan.app import open_fleet
-from resilient_scan.choice import Request
+from resilient_scan import Candidate, ConfigError, ScanContext, load_settings, scanner
+from resilient_scan.cli import main as cli
+from resilient_scan.cli.fleet import Request, lacks, open_fleet
 from resilient_scan.http import credential
-from resilient_scan.needs import lacks
-from resilient_scan.plugins import Plugins, found_of
+from resilient_scan.settings import plugins
+from resilient_scan.settings.plugins import Plugins, found_of
 
 SET_BOTH = (
     "set scanners.keyed.settings.api_key or the environment variable KEYED_API_KEY, "
@@ -38,7 +38,7 @@ def free(state: dict[str, Any]) -> list[Candidate]:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEYED_API_KEY", raising=False)
     found = Plugins((found_of(keyed), found_of(free)), ())
-    for module in ("choice", "check", "settings"):
+    for module in ("cli.fleet", "cli.check", "settings"):
         monkeypatch.setattr(f"resilient_scan.{module}.discover", lambda: found)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, ControlService, ScanRunner, cli, serving
-from resilient_scan.operations import caught_signals, first
+from resilient_scan import ConfigError, ControlService, ScanRunner
+from resilient_scan.cli import main as cli
+from resilient_scan.cli import serve as serving
+from resilient_scan.cli.main import caught_signals, first
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import healthy
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ScanTimeout, Status
-from resilient_scan.outcome import MOST_MESSAGE, ErrorInfo, plain
+from resilient_scan.results import MOST_MESSAGE, ErrorInfo, plain
 from tests.results import result
 
 

@@ -22,16 +22,8 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.core.assembly import base_policy, distinct, effective, execution_table, no_scanner, one_of, whole
 from resilient_scan.events import Event, RunEnded
-from resilient_scan.plan import (
-    base_policy,
-    distinct,
-    effective,
-    execution_table,
-    no_scanner,
-    one_of,
-    whole,
-)
 from resilient_scan.testing import Recorder, healthy
 
 FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from resilient_scan import plugins
-from resilient_scan.plugins import GROUP, discover, load_demo
+from resilient_scan.settings import plugins
+from resilient_scan.settings.plugins import GROUP, discover, load_demo
 from tests.conftest import Distribute
 
 GOOD = '''

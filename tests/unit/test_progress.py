@@ -6,9 +6,10 @@ import io
 
 import pytest
 
-from resilient_scan import Candidate, Status, progress
+from resilient_scan import Candidate, Status
+from resilient_scan.cli import screens as progress
 from resilient_scan.events import AttemptEnded, Registered, RunEnded, RunStarted, ScanEnded, ScannersRegistered
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 from tests.results import result
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from resilient_scan import Candidate, RunReport, ScanResult, Status
 from resilient_scan.errors import StoreError
-from resilient_scan.explain import Attempt, Past
-from resilient_scan.outcome import ErrorInfo
-from resilient_scan.recall import LAST, RUNS, Recall, RunRecord, ScanRecord
+from resilient_scan.observe.explain import Attempt, Past
+from resilient_scan.results import ErrorInfo
+from resilient_scan.stores.history import LAST, RUNS, Recall, RunRecord, ScanRecord
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resilient_scan.redaction import hide, is_secret, redact, without_secrets
+from resilient_scan._text import hide, is_secret, redact, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,13 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.context import fan_out
 from resilient_scan.events import Bus, ExecutionEnded, ScanEnded, ScannerStateChanged
-from resilient_scan.fanout import fan_out
 from resilient_scan.layers.retry import retrying
 from resilient_scan.options import parse_rate
-from resilient_scan.outcome import ErrorInfo, plain
 from resilient_scan.quarantine import Gate
-from resilient_scan.state import Snapshot
+from resilient_scan.results import ErrorInfo, plain
+from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock, Recorder, healthy
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ConfigError, RunReport, ScanError, ScanResult, Status
-from resilient_scan.outcome import ErrorInfo
-from resilient_scan.report import results_in_order
+from resilient_scan.results import ErrorInfo, results_in_order
 from tests.results import result as plain
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_scan import ConfigError
-from resilient_scan.schedule import Schedule
+from resilient_scan.service.schedule import Schedule
 
 
 def schedule(**options: Any) -> Schedule:

@@ -34,9 +34,9 @@ from resilient_scan import (
 )
 from resilient_scan import settings as package
 from resilient_scan.options import LAYERS
-from resilient_scan.plugins import discover
 from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
-from resilient_scan.settings.reading import Source, scanner_keys
+from resilient_scan.settings.plugins import discover
+from resilient_scan.settings.read import Source, scanner_keys
 
 FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
 

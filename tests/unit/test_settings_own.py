@@ -97,7 +97,7 @@ def test_the_class_is_a_struct(kind: Any) -> None:
 
 
 def test_every_built_in_scanner_names_its_class() -> None:
-    from resilient_scan.plugins import discover
+    from resilient_scan.settings.plugins import discover
 
     for found in discover().scanners:
         assert not found.built_in or issubclass(found.scanner.settings, msgspec.Struct), found.name

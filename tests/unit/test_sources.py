@@ -24,8 +24,8 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.core.stack import Sources
 from resilient_scan.layers.limit import Providers
-from resilient_scan.sources import Sources
 from resilient_scan.testing import FakeClock
 
 Chain = Callable[..., Any]

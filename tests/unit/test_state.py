@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_scan.state import EMPTY, Snapshot
+from resilient_scan.snapshot import EMPTY, Snapshot
 
 RULES = settings(deadline=None, derandomize=True)
 

@@ -15,22 +15,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
 
-from resilient_scan import (
-    Breaker,
-    Cache,
-    ConfigError,
-    Policy,
-    PrometheusMetrics,
-    Retry,
-    ScanRunner,
-    Timeout,
-    scanner,
-    tracing,
-)
+from resilient_scan import Breaker, Cache, ConfigError, Policy, PrometheusMetrics, Retry, ScanRunner, Timeout, scanner
 from resilient_scan.events import traces
-from resilient_scan.metrics import CollectorRegistry
+from resilient_scan.observe import tracing
+from resilient_scan.observe.metrics import CollectorRegistry
+from resilient_scan.observe.tracing import TraceRuns
 from resilient_scan.testing import broken, flapping, hanging, healthy
-from resilient_scan.tracing import TraceRuns
 
 POLICY = Policy(cache=None, retry=Retry(attempts=2, base=0, cap=0), breaker=None)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import Candidate, ScanResult, Status
-from resilient_scan.outcome import ErrorInfo
-from resilient_scan.verify import Pair, Verified, summary
+from resilient_scan.cli.verify import Pair, Verified, summary
+from resilient_scan.results import ErrorInfo
 
 
 def scan(*candidates: Any, status: Status = Status.COMPLETED, error: ErrorInfo | None = None) -> ScanResult:

@@ -1,6 +1,6 @@
 """Words for people: durations, instants, foreign text, numbers of things."""
 
-from resilient_scan.words import ago, clean, counted, moment, shortened, span
+from resilient_scan._text import ago, clean, counted, moment, shortened, span
 
 
 def test_durations_have_two_units_at_most():

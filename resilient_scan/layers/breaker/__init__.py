@@ -4,8 +4,8 @@
 keeps the two together; `guard` puts it around calls.
 """
 
-from resilient_scan.layers.breaker.circuit import CLOSED, HALF_OPEN, OPEN
-from resilient_scan.layers.breaker.guard import Guard, Permit
-from resilient_scan.layers.breaker.shared import PREFIX, Home
+from resilient_scan.layers.breaker.breaker import Guard, Permit
+from resilient_scan.layers.breaker.machine import CLOSED, HALF_OPEN, OPEN
+from resilient_scan.layers.breaker.sync import PREFIX, Home
 
 __all__ = ["CLOSED", "HALF_OPEN", "OPEN", "PREFIX", "Guard", "Home", "Permit"]

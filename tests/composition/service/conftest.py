@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ControlService, Quarantine, ScanRunner
-from resilient_scan.metrics import CollectorRegistry
+from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import FakeClock, healthy
 from tests.composition.conftest import Fleet
 from tests.control import TOKEN, Served

@@ -11,7 +11,7 @@ import pytest
 
 from resilient_scan import Quarantine
 from resilient_scan.errors import StoreError
-from resilient_scan.service.answers import SAFE
+from resilient_scan.service.bounds import SAFE
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, healthy
 from tests.composition.service.conftest import NAMES, Serve

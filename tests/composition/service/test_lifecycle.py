@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, ControlService, ScanRunner
-from resilient_scan.metrics import CollectorRegistry
-from resilient_scan.service.answers import Bounds
+from resilient_scan.observe.metrics import CollectorRegistry
+from resilient_scan.service.bounds import Bounds
 from resilient_scan.testing import healthy
 from tests.composition.conftest import Background, Fleet
 from tests.composition.service.conftest import Serve

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan.service.answers import SAFE, Bounds
+from resilient_scan.service.bounds import SAFE, Bounds
 from tests.composition.conftest import Background
 from tests.composition.service.conftest import Serve
 from tests.control import BEARER, JSON, Served, head, rest, until, until_cut

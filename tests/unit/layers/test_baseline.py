@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_scan.layers.baseline import FAR_BELOW, HISTORY, Baseline
+from resilient_scan.layers.suspicion import FAR_BELOW, HISTORY, Baseline
 
 
 def after(*answers: int, empty_ok: bool | None = None) -> Baseline:

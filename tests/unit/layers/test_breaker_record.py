@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker.record import Record, read, write
+from resilient_scan.layers.breaker.machine import Record, read, write
 from tests.breakers import CLOSED, KEY, OPENED, Fleet, fail, record, refusal, succeed
 
 # the clock

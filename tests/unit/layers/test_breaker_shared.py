@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker.guard import Permit
+from resilient_scan.layers.breaker.breaker import Permit
 from tests.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal, succeed
 
 # between processes, and after a restart

@@ -10,8 +10,8 @@ import pytest
 
 from resilient_scan import Cache, Candidate, ScanCancelled, ScanContext
 from resilient_scan.layers.cache import Entry, ResultCache
-from resilient_scan.layers.shared import SharedValues
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.layers.shared_values import SharedValues
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 
 FAILURE = ErrorInfo("OSError", "down")

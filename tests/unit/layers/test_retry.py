@@ -21,7 +21,7 @@ from resilient_scan import (
     ScanTimeout,
 )
 from resilient_scan.layers.retry import BUDGET_WINDOW, Budget, retrying
-from resilient_scan.outcome import ErrorInfo
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 
 

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, ScanContext, scanner
-from resilient_scan.engines.loops import Loops
-from resilient_scan.layers.scan import attempt, maker_of
+from resilient_scan.engines.loop import Loops
+from resilient_scan.layers.call import attempt, maker_of
 from resilient_scan.scanning import spec_of
-from resilient_scan.state import Snapshot
+from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
 
 AAPL = Candidate("AAPL", "one", "rose")

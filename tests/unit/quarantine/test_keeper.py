@@ -13,8 +13,8 @@ from resilient_scan.errors import StoreError
 from resilient_scan.events import AlertReceived, Bus, HeartbeatSeen, ProbeEnded, ScannerStateChanged
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.gate import Gate
-from resilient_scan.quarantine.keeper import KEY
 from resilient_scan.quarantine.machine import Turn
+from resilient_scan.quarantine.store import KEY
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder
 from tests.quarantine import alert
@@ -157,7 +157,7 @@ def test_two_that_count_failures_count_together(side: Callable[..., Side]) -> No
 
 def failure(name: str, outcome: str = "error") -> Any:
     from resilient_scan.events import ExecutionEnded
-    from resilient_scan.outcome import ErrorInfo
+    from resilient_scan.results import ErrorInfo
 
     return ExecutionEnded(name, "test", outcome, 1.0, 1, ErrorInfo("builtins.OSError", "HTTP 500"))
 

@@ -10,7 +10,7 @@ import urllib.parse
 
 import pytest
 
-from resilient_scan.service.loopback import LoopbackServer
+from resilient_scan.cli.demo_server import LoopbackServer
 
 
 def connect(server: LoopbackServer) -> http.client.HTTPConnection:

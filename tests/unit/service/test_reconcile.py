@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.errors import StoreError
 from resilient_scan.quarantine import Alert
-from resilient_scan.service.loopback import Answer, LoopbackServer
 from resilient_scan.service.reconcile import Reconciler, Unreachable, active_alerts
 from tests.unit.service.test_client import answering, http
 

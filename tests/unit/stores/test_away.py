@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.away import Away
+from resilient_scan.stores.health import Away
 from resilient_scan.testing import FakeClock
 
 

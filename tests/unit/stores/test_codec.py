@@ -25,13 +25,7 @@ from hypothesis import strategies as st
 
 from resilient_scan import Candidate, Status
 from resilient_scan.stores import codec
-from resilient_scan.stores.codec import (
-    Undecodable,
-    decode_candidates,
-    encode_candidates,
-)
-from resilient_scan.stores.packing import Mark
-from resilient_scan.stores.types import types_of
+from resilient_scan.stores.codec import Mark, Undecodable, decode_candidates, encode_candidates, types_of
 
 
 class Side(enum.Enum):
@@ -410,7 +404,7 @@ def test_another_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     code = """
 from resilient_scan import Candidate
-from resilient_scan.stores.types import types_of
+from resilient_scan.stores.codec import types_of
 print(types_of(Candidate).fingerprint.hex())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from resilient_scan.stores import Store, forks
+from resilient_scan.stores import Store
+from resilient_scan.stores import database as forks
 from tests.forked import in_child, in_children_amid
 from tests.unit.stores.conftest import keep
 

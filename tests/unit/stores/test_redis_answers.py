@@ -12,7 +12,8 @@ import pytest
 
 from resilient_scan import ScanRunner, Status
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import open_store, watch
+from resilient_scan.stores import health as watch
+from resilient_scan.stores import open_store
 from resilient_scan.testing import FakeClock, healthy
 
 pytest.importorskip("redis")

@@ -21,7 +21,8 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import Store, database, files, open_store, schema, sqlite
+from resilient_scan.stores import Store, database, open_store, schema, sqlite
+from resilient_scan.stores import database as files
 from resilient_scan.stores.database import Database
 from resilient_scan.testing import FakeClock
 from tests.unit.stores.conftest import keep

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from resilient_scan.stores import values
-from resilient_scan.stores.values import Pending, Record, Values
+from resilient_scan.stores import batching as values
+from resilient_scan.stores.batching import Pending, Record, Values
 from resilient_scan.testing import FakeClock
 
 

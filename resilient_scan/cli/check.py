@@ -1,0 +1,99 @@
+"""Find everything that is wrong with the settings, the plugins and the options together, and run nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from resilient_scan._text import counted
+from resilient_scan.cli.fleet import bundled, lacks, state_for
+from resilient_scan.errors import ConfigError
+from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
+from resilient_scan.options import Policy
+from resilient_scan.settings import Settings, examine_settings
+from resilient_scan.settings.plugins import Plugins, discover, load_demo
+from resilient_scan.stores.sqlite import refusal
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What a check found.
+
+    Attributes:
+        errors: a sentence for everything that keeps a scanner or the whole from running.
+        warnings: a sentence for everything that runs and does not work as somebody may think.
+        looked_at: what was checked, for people.
+        not_configured: a sentence for every scanner that would not run, with what to set.
+    """
+
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    looked_at: str
+    not_configured: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """Return one line: what was found in what."""
+        if not self.errors and not self.warnings:
+            return f"no findings in {self.looked_at}"
+        found = [counted(len(self.errors), "error"), counted(len(self.warnings), "warning")]
+        return f"{' and '.join(text for text in found if not text.startswith('0'))} in {self.looked_at}"
+
+
+def check(config: Path | None, interval: float | None = None) -> Checked:
+    """Check settings, plugins and options.
+
+    Args:
+        config: the settings file; `None`: environment variables only.
+        interval: seconds from one run to the next, for the rules that need it; `None`: not known.
+    """
+    plugins = discover()
+    looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
+    settings, wrong = examine_settings(config)
+    errors = [*wrong, *(text for text in settings.check() if text not in wrong)]
+    if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
+        errors.append(refused)
+    findings = lint_fleet(
+        _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=_state(settings, plugins)
+    )
+    return Checked(
+        (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
+        (*_token(settings), *sentences(finding for finding in findings if finding.severity == WARNING)),
+        looked_at,
+        _not_configured(settings, plugins),
+    )
+
+
+def _token(settings: Settings) -> Iterator[str]:
+    """Yield a sentence if `serve` would not find its token: where settings are checked it need not be there."""
+    try:
+        settings.token()
+    except ConfigError as error:
+        yield f"{error}; `serve` will not start"
+
+
+def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
+    """Return the layers that hold for each scanner that is switched on, as far as they fit together."""
+    policies = {}
+    for found in plugins.scanners:
+        if settings.enabled(found.name):
+            try:
+                policies[found.name] = settings.effective([found.scanner])[found.name].policy
+            except ConfigError:  # `Settings.check` says it
+                continue
+    return policies
+
+
+def _not_configured(settings: Settings, plugins: Plugins) -> tuple[str, ...]:
+    wanted = [found for found in plugins.scanners if settings.enabled(found.name)]
+    demo = bundled(load_demo(), wanted, settings)
+    lacking = {found.name: lacks(found, demo, settings) for found in wanted}
+    return tuple(f"{name}: {lack}" for name, lack in lacking.items() if lack)
+
+
+def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
+    """Return what `run` would give to the scanners."""
+    demo = bundled(load_demo(), plugins.scanners, settings)
+    used = any(found.built_in and not lacks(found, demo, settings) for found in plugins.scanners)
+    return state_for(None, demo if used else None)

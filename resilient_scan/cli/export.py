@@ -1,0 +1,86 @@
+"""Dashboards, alert rules and everything around them, written where the user wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from resilient_scan.errors import ConfigError
+
+PRESETS: Final = ("service", "cron")
+RUNBOOK: Final = "README.md"  # what the rules' links to the runbook begin with
+SHIPPED: Final = (
+    "Dockerfile",
+    "alerting",
+    "alertmanager",
+    "compose.yaml",
+    "dashboards",
+    "prometheus",
+    "provisioning",
+    "resilient-scan.toml",
+    "wheels",
+)
+
+
+def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOOK, force: bool = False) -> list[Path]:
+    """Write the files for Prometheus, Alertmanager and Grafana, and return their paths, sorted.
+
+    All or none are written: what stands in the way is found first.
+
+    Args:
+        into: a directory, made where there is none.
+        preset: `service` or `cron`: for runs that follow upon each other, or for those of hours apart.
+        runbook: where README can be read; alerts link to it.
+        force: whether files that are there and differ are overwritten.
+
+    Raises:
+        ConfigError: a file is there that differs, or something else stands in the way.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset must be {' or '.join(PRESETS)}, got {preset!r}")
+    files = {into / path: text for path, text in _texts(preset, runbook).items()}
+    if not force:
+        _refuse_foreign(files)
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or into} cannot be written: {error.strerror}") from None
+    return sorted(files)
+
+
+def _texts(preset: str, runbook: str) -> dict[Path, bytes]:
+    """Return what is to be written; what the preset has for itself stands in for what is common."""
+    home = _home()
+    found = {path: text for name in SHIPPED for path, text in _below(home, home / name)}
+    found.update(_below(home / "presets" / preset, home / "presets" / preset))
+    link = f"runbook_url: {RUNBOOK}#".encode()
+    return {path: text.replace(link, f"runbook_url: {runbook}#".encode()) for path, text in found.items()}
+
+
+def _below(home: Path, top: Path) -> Iterator[tuple[Path, bytes]]:
+    paths = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+    return ((path.relative_to(home), path.read_bytes()) for path in paths)
+
+
+def _home() -> Path:
+    """Return where the files are: inside the package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "grafana"
+    return inside if inside.is_dir() else package.parent / "grafana"
+
+
+def _refuse_foreign(files: dict[Path, bytes]) -> None:
+    foreign = [str(path) for path, text in files.items() if path.exists() and not _is(path, text)]
+    if foreign:
+        more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
+        raise ConfigError(
+            f"{foreign[0]} is there already and differs from what would be written{more}; "
+            "take another directory, or overwrite with --force"
+        )
+
+
+def _is(path: Path, text: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == text

@@ -1,0 +1,504 @@
+"""The command line: arguments in, text and exit code out.
+
+stdout carries data, stderr carries messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from resilient_scan import __version__
+from resilient_scan.cli.check import check as check_all
+from resilient_scan.cli.export import PRESETS, RUNBOOK
+from resilient_scan.cli.export import export_grafana as write_files
+from resilient_scan.cli.faults import Watch
+from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, survey
+from resilient_scan.cli.history import COLUMNS, past_runs, row
+from resilient_scan.cli.screens import (
+    MESSAGES,
+    draw,
+    elapsed,
+    introduce,
+    listening,
+    messages_on_stderr,
+    print_json,
+    print_report,
+    print_verified,
+    rehearse,
+    say,
+)
+from resilient_scan.cli.serve import ServeRequest, Serving, explained, open_service, order
+from resilient_scan.cli.verify import verify as run_both
+from resilient_scan.errors import ConfigError
+from resilient_scan.observe.logs import LogEvents
+from resilient_scan.results import RunReport
+from resilient_scan.service.schedule import ONCE, SKIP
+from resilient_scan.settings import SettingsError, seconds
+
+# Arguments that several commands take. Knows click.
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of an option that may be repeated and may hold several, with commas between."""
+    found = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    if values and not found:
+        raise click.BadParameter(f"{values[0]!r} names nothing; leave the option out to run all")
+    return found
+
+
+def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds that `250ms`, `5s`, `10m`, `1h` or a plain number of seconds stands for."""
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        found = seconds(f"{text}s" if text[-1:].isdigit() else text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e9:
+        raise click.BadParameter(f"{value!r} is not a duration above zero; write it as 250ms, 5s, 10m or 1h")
+    return found
+
+
+def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date | None:
+    """Return the date that `2013-01-24` stands for."""
+    try:
+        return None if value is None else date.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a date; write it as 2013-01-24") from None
+
+
+config_option = click.option(
+    "--config",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Read settings from this TOML file; none is looked for by itself.",
+)
+as_of_option = click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
+deadline_option = click.option(
+    "--deadline", metavar="DURATION", callback=duration, help="End the run after 250ms, 5s, 10m, 1h..."
+)
+workers_option = click.option(
+    "--max-workers", metavar="N", type=click.IntRange(min=1), help="Scanners at a time; 8, unless the settings say."
+)
+only_option = click.option(
+    "--only", metavar="NAME", multiple=True, callback=names, help="Run this scanner (repeat it, or A,B)."
+)
+pipeline_option = click.option(
+    "--pipeline", metavar="NAME", multiple=True, callback=names, help="Run the scanners of this pipeline."
+)
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What stderr gets: lines for people, or one JSON object per line.",
+)
+
+RUN_OPTIONS: Final = (config_option, only_option, pipeline_option, as_of_option, deadline_option, workers_option)
+
+
+def run_options(command: Command) -> Command:
+    """Add what says which scanners run, by which settings and for how long."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+# The commands of who operates a fleet: serve it, take a scanner out of service, bring it back. Knows click.
+
+DONE, FAILED = 0, 1
+ROUND = 0.25  # seconds: how long a signal may go unnoticed that did not end the wait for it
+
+
+@click.command(short_help="Run the scanners again and again, and answer over HTTP.")
+@run_options
+@click.option(
+    "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
+)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of that by which a run may be late, by chance.",
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice([ONCE, SKIP]),
+    default=ONCE,
+    show_default=True,
+    help="Make up for missed runs by one at once, or leave them out.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    callback=duration,
+    help="Time that a run under way gets when the service is stopped.",
+)
+@log_format_option
+def serve(
+    every: float, jitter: float, catch_up: str, listen: str | None, grace: float, log_format: str, **options: Any
+) -> int:
+    """Run the scanners again and again, and answer over HTTP: page, metrics, alerts, orders.
+
+    Alerts that come in take a failing scanner out of service; a probe brings it back. SIGTERM and Ctrl-C end it: the
+    run under way gets its time, a second one cuts it off.
+    """
+    MESSAGES.json = log_format == "json"
+    request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
+    with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
+        introduce(serving.fleet)
+        say(_greeting(serving, every))
+        first(signals)
+        say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
+        ended = _wind_up(serving, signals, grace)
+    say(["stopped" if ended else "stopped; the run under way was cut off"])
+    return DONE
+
+
+@click.command(short_help="Take a scanner out of service for a while.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+@click.option(
+    "--for",
+    "seconds",
+    metavar="DURATION",
+    default="24h",
+    show_default=True,
+    callback=duration,
+    help="How long it holds; nothing is disabled for ever.",
+)
+def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+    """Take scanner NAME out of service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
+    return DONE
+
+
+@click.command(short_help="Bring a scanner back into service.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+def enable(name: str, config: Path | None, reason: str) -> int:
+    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'enable', reason, 86_400.0)}\n")
+    return DONE
+
+
+COMMANDS: Final = (serve, disable, enable)
+
+
+def _greeting(serving: Serving, every: float) -> list[str]:
+    orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
+    return [f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"]
+
+
+def first(signals: SimpleQueue[int]) -> int:
+    """Wait for a signal, in rounds: one that another thread receives does not wake this one from an untimed wait."""
+    while True:
+        with contextlib.suppress(Empty):
+            return signals.get(timeout=ROUND)
+
+
+def _wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
+    """Let the run under way end in its time, unless a second signal comes; say whether it did."""
+    step, left = 0.1, grace
+    while not serving.stop(min(step, left)):
+        left -= step
+        if left <= 0 or not signals.empty():
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[SimpleQueue[int]]:
+    """Yield a queue that SIGTERM and Ctrl-C go into, instead of what else they do.
+
+    A second signal may come while the first one's handler runs, on the same thread: a flag of `threading` would wait
+    for its own lock then, for ever. This queue is made for it.
+    """
+    signals: SimpleQueue[int] = SimpleQueue()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+ANSWERED, SOME_DID_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="resilient-scan")
+def command() -> None:
+    """Run many scanners so that one bad scanner never costs another its result.
+
+    Results go to stdout, messages to stderr. Exit codes: 0 every scanner in service answered, 1 some did not or could
+    not be loaded, 2 usage or settings, 130 Ctrl-C. Variables such as RESILIENT_SCAN__DEFAULTS__CACHE__TTL=5m win over
+    the settings file.
+    """
+
+
+@command.command(short_help="Run the scanners once and print what they found.")
+@run_options
+@click.option("--sequential", is_flag=True, help="One scanner at a time, in order; the candidates are the same.")
+@click.option(
+    "--faults",
+    is_flag=True,
+    help="Add a slow, a hanging, a flapping and a broken scanner, and run twice to see what becomes of them "
+    "(with --json once).",
+)
+@click.option("--merged", is_flag=True, help="Show what was found by ticker, what several scanners found first.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@click.option(
+    "--record",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep what the sources answer in this new folder, without secrets.",
+)
+@click.option(
+    "--replay",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Answer from such a folder, as of its dates, without any network.",
+)
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Serve Prometheus metrics on 127.0.0.1:PORT during the run; 0 takes a free port, stderr says which.",
+)
+@click.option(
+    "--hold", metavar="DURATION", callback=duration, help="Serve the metrics so much longer (Ctrl-C ends it)."
+)
+@click.option("--push", metavar="URL", help="Send the metrics to this Pushgateway after the run.")
+@click.option(
+    "--textfile",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
+)
+@log_format_option
+def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_format: str, **options: Any) -> int:
+    """Run the scanners once and print what they found.
+
+    With nothing configured the built-in scanners run against real market history that ships with this package, served
+    over HTTP on loopback, as of 2013-01-24.
+    """
+    MESSAGES.json = log_format == "json"
+    if hold is not None and options["metrics_port"] is None:
+        raise click.UsageError("--hold keeps the metrics served, so it needs --metrics-port")
+    request, watch = Request(sequential=sequential or None, **options), Watch()
+    with listening() as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
+        introduce(fleet)
+        twice = request.faults and not as_json
+        report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
+        if hold is not None:
+            _hold(hold, fleet)
+    return ANSWERED if report.complete and not fleet.problems else SOME_DID_NOT
+
+
+@command.command(name="list", short_help="List the scanners, and whether `run` has what they need.")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_scanners(config: Path | None, as_json: bool) -> int:
+    """List the scanners that are installed, and whether `run` has what they need."""
+    rows, problems = survey(config)
+    say(f"problem: {problem}" for problem in problems)
+    if as_json:
+        print_json(rows)
+        return ANSWERED
+    columns = ("name", "pipeline", "configured", "enabled", "summary")
+    words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
+    draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
+    lacking = [f"not configured: {row['name']}: {row['to_set']}\n" for row in rows if row["to_set"]]
+    sys.stdout.writelines(["\n", *lacking] if lacking else [])
+    return ANSWERED
+
+
+@command.command(short_help="Look for what is wrong with the settings; run nothing.")
+@config_option
+@click.option(
+    "--interval",
+    metavar="DURATION",
+    callback=duration,
+    help="Time from one run to the next; with it, lifetimes and rates are held against the schedule.",
+)
+def check(config: Path | None, interval: float | None) -> int:
+    """Check settings, plugins and options that do not work together; run nothing.
+
+    Everything that is wrong is printed, one a line. Exit codes: 0 nothing or warnings only, 2 errors.
+    """
+    checked = check_all(config, interval)
+    sys.stdout.writelines(f"error: {text}\n" for text in checked.errors)
+    sys.stdout.writelines(f"warning: {text}\n" for text in checked.warnings)
+    sys.stdout.writelines(f"not configured: {text}\n" for text in checked.not_configured)
+    sys.stdout.write(f"{checked.summary}\n")
+    return USAGE if checked.errors else ANSWERED
+
+
+@command.command(short_help="Run one scanner once and explain its layers and limits.")
+@click.argument("name")
+@config_option
+@as_of_option
+@click.option("--run/--no-run", "run_first", default=None, help="Run this one scanner here first, or only look at it.")
+@click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
+@click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
+def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> int:
+    """Run one scanner once and explain it: its layers, who set which number, and what happened.
+
+    The first line says whether it would run now and, if not, what would make it run. The service on this machine
+    is asked, if one runs; else the scanner is run once here. --run and --no-run decide that by hand.
+    """
+    known = None if run_first or options["faults"] else explained(options["config"], name)
+    if known is not None:
+        sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
+        return ANSWERED
+    with open_fleet(Request(only=(name,), **options)) as fleet:
+        introduce(fleet)
+        if run_first is not False:
+            fleet.run()
+        sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
+    return ANSWERED
+
+
+@command.command(short_help="Show that concurrent and sequential runs find the same.")
+@run_options
+@click.option(
+    "--latency",
+    metavar="DURATION",
+    default="50ms",
+    show_default=True,
+    callback=duration,
+    help="Hold back each answer of the bundled data by so much, as a network would.",
+)
+def verify(**options: Any) -> int:
+    """Run the fleet concurrently and sequentially, and show that the candidates are the same.
+
+    No cache is shared between the two runs. Exit codes: 0 all the same, 1 a difference, or a scanner did not answer.
+    """
+    verified = run_both(Request(**options))
+    print_verified(verified, options["latency"])
+    return ANSWERED if verified.same else SOME_DID_NOT
+
+
+@command.command(short_help="Show the last runs that the store remembers.")
+@config_option
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with each scanner's status and seconds.")
+def history(config: Path | None, limit: int, as_json: bool) -> int:
+    """Show the last runs that the store remembers, newest first, those of other processes too.
+
+    Each with its beginning (UTC), its length, how many of the scanners in service answered, and who did not.
+    """
+    runs = past_runs(config, limit)
+    if as_json:
+        print_json([each.to_dict() for each in runs])
+    elif runs:
+        draw(COLUMNS, [row(each) for each in runs], sys.stdout, right=("took", "answered"))
+    else:
+        say(["no run is remembered yet"])
+    return ANSWERED
+
+
+@command.command(name="export-grafana", short_help="Write dashboards, alert rules and a compose file.")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default=PRESETS[0],
+    show_default=True,
+    help="Rules for a service that runs every minute or so, or for runs from cron, up to an hour apart.",
+)
+@click.option(
+    "--runbook", metavar="URL", default=RUNBOOK, show_default=True, help="Where README can be read: alerts link to it."
+)
+@click.option("--force", is_flag=True, help="Overwrite files that are there and differ.")
+def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> int:
+    """Write Grafana's dashboards, alert rules, their configuration and a compose file into DIR.
+
+    Start with DIR/compose.yaml. Files that are there and differ are not overwritten.
+    """
+    for path in write_files(directory, preset, runbook=runbook, force=force):
+        sys.stdout.write(f"{path}\n")
+    return ANSWERED
+
+
+for each in COMMANDS:
+    command.add_command(each)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments` (`None`: the process's) and return its exit code."""
+    MESSAGES.json = False
+    try:
+        with messages_on_stderr():
+            code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
+            sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as missing:
+        say([missing.format_message()])
+        return USAGE
+    except click.ClickException as error:
+        say([f"error: {error.format_message()}"], logging.ERROR)
+        return USAGE
+    except ConfigError as error:
+        lines = error.problems if isinstance(error, SettingsError) else [error]
+        say((f"error: {line}" for line in lines), logging.ERROR)
+        return USAGE
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except OSError as error:
+        return _unwritten(error)
+    return code if isinstance(code, int) else ANSWERED
+
+
+def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
+    try:
+        report = fleet.run()
+    except KeyboardInterrupt as stop:
+        print_report(getattr(stop, "report", None), fleet, as_json=as_json, merged=merged)
+        raise
+    print_report(report, fleet, as_json=as_json, merged=merged)
+    return report
+
+
+def _hold(duration: float, fleet: ReadyFleet) -> None:
+    """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
+    say([f"metrics stay at {fleet.metrics_url} for {elapsed(duration)}; Ctrl-C ends it"])
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait(duration)
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that the output could not be written, unless its reader went away (`| head`)."""
+    if not isinstance(error, BrokenPipeError):
+        what = error.filename or "the output cannot be written"
+        say([f"error: {what}: {error.strerror or error}"], logging.ERROR)
+    # What is still buffered would fail once more when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return SOME_DID_NOT

@@ -1,0 +1,443 @@
+"""One run: its scans are begun in order and ended as their outcomes come.
+
+Everything here happens on the run's thread, which is the caller's. Other threads put messages into the run's outbox:
+the end of a scan, the run's deadline, a cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from operator import attrgetter
+from queue import Empty
+from typing import Any
+
+import msgspec
+
+from resilient_scan.clock import Clock
+from resilient_scan.context import Step
+from resilient_scan.core.assembly import Fleet, Plan, length_of
+from resilient_scan.core.execution import at_the_gate, begin, cut_short
+from resilient_scan.core.scan import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
+from resilient_scan.core.stack import Stack
+from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
+from resilient_scan.observe.explain import past_of
+from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
+from resilient_scan.snapshot import TOOL_LOGS, Snapshot
+from resilient_scan.stores.health import Brief
+from resilient_scan.stores.history import Recall
+
+PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
+_DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
+
+
+class LiveRun(Run):
+    """One execution of the fleet against one state.
+
+    Args:
+        state: what the scanners get copies of.
+        seconds: after which the run is over.
+        clock: where time comes from.
+
+    Raises:
+        TypeError: the state is no mapping, or cannot be copied.
+    """
+
+    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
+        self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
+        super().__init__(Snapshot(state), math.inf, 0.0)
+        self._caller_logs = state.get(TOOL_LOGS)
+        self._clock = clock
+        self._seconds = seconds
+        self.run_id = uuid.uuid4().hex
+        self.open: set[Scan] = set()
+        self._queued = 0  # how many of them hold a place in the window
+        self.results: dict[str, ScanResult] = {}
+        self._over = False
+        self._news: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
+        self._report: RunReport | None = None
+
+    def start(self, fleet: Fleet, names: tuple[str, ...]) -> None:
+        """Start the clock; `names` are the scanners that take part."""
+        self.fleet = fleet
+        self._names = names
+        self._tell_scan = fleet.bus.teller(ScanEnded)
+        self.epoch = self.started_at - self._began
+        self.since = self._began
+        self.deadline = self._began + self._seconds
+
+    def brief(self) -> Brief:
+        """Return what keeps this run's thread from waiting for a store for long, above all after the deadline."""
+        left = self._began + self._seconds - self._clock.monotonic()
+        return Brief(time.monotonic() + left)  # the other processes' time, not the clock's
+
+    # from any thread
+
+    def cancel(self) -> None:
+        """Ask the run's thread to end the run now."""
+        self.outbox.put((None, _CLOSE, ()))
+
+    def time_is_over(self) -> None:
+        """Tell the run's thread that the deadline has come."""
+        self.outbox.put((None, _DEADLINE, ()))
+
+    # on the run's thread
+
+    def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool, read: bool) -> Iterator[ScanResult]:
+        """Go through the run; yield the results as they come, if somebody reads them.
+
+        At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
+        are few and short-lived.
+        """
+        fleet = self.fleet
+        fleet.look()
+        fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
+        self._news = [] if read else None
+        with self._timer():
+            for stack in stacks:
+                if not concurrent:
+                    self.since = self._clock.monotonic()
+                self._begin(stack)
+                while self._queued >= window:
+                    self._take()
+                if self._news:
+                    yield from self._read()
+            while self.open:
+                self._take()
+                if self._news:
+                    yield from self._read()
+
+    @contextmanager
+    def _timer(self) -> Iterator[None]:
+        """Have this thread told when the deadline comes, if there is one."""
+        if self.deadline == math.inf:
+            yield
+            return
+        forget = self.fleet.pool.at(self.deadline, self.time_is_over)
+        try:
+            yield
+        finally:
+            forget()
+
+    def _read(self) -> Sequence[ScanResult]:
+        news, self._news = self._news or (), []
+        return news
+
+    def _begin(self, stack: Stack) -> None:
+        """Start one scan, or end it at once."""
+        if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
+            self._skip(stack)
+            return
+        started = at_the_gate(stack, self) if stack.orders and stack.name in stack.orders else begin(stack, self)
+        if isinstance(started, Scan):
+            self.open.add(started)
+            self._queued += started.queued
+        else:
+            self._finish(stack, *started)
+
+    def _take(self) -> bool:
+        """Wait for one message and do what it says; `False`: there was none."""
+        outbox = self.outbox
+        try:
+            scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, PATIENCE)
+        except Empty:
+            return False
+        if events and scan is not None:
+            scan.stack.tell(events, self.run_id)
+        if scan is None:
+            self._cut(by_user=answer == _CLOSE)
+        elif scan in self.open:
+            self._end(scan, answer)
+        return True
+
+    def _end(self, scan: Scan, answer: ScanResult | Outcome) -> None:
+        self.open.discard(scan)
+        self._queued -= scan.queued
+        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
+        # The two know each other; let go, they need no collector.
+        context, scan.execution = scan.execution.context, None
+        if scan.leads:
+            self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
+        else:
+            self._finish(scan.stack, result, scan.cache)
+
+    def _cut(self, *, by_user: bool) -> None:
+        """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
+        self._over = True
+        for scan in tuple(self.open):
+            begun = scan.execution.leave(scan, to_the_end=not by_user)
+            if begun is None:
+                continue  # its end is in the outbox, or about to be
+            if begun and scan.leads and not by_user:
+                self._end(scan, cut_short(scan))
+            else:
+                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+
+    def _skip(self, stack: Stack) -> None:
+        """End a scan whose turn does not come; one that is out of service is that first of all."""
+        out = stack.name in stack.orders and stack.is_out()
+        status = Status.DISABLED if out else Status.SKIPPED
+        self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
+
+    def _finish(
+        self,
+        stack: Stack,
+        result: ScanResult,
+        cache: str,
+        invalid: str = "",
+        steps: tuple[Step, ...] = (),
+        probe: bool = False,
+    ) -> None:
+        self.results[stack.name] = result
+        if self._news is not None:
+            self._news.append(result)
+        stack.record(self.run_id, result, cache, steps, probe)
+        if self._tell_scan is not None:
+            self._tell_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
+
+    # its end
+
+    def wind_up(self) -> None:
+        """Give every scan a result, whichever way the run ended."""
+        if self.open:
+            self._cut(by_user=True)
+            patience = 8  # looks in vain; an end can only be missing where a Ctrl-C fell into its handling
+            while self.open and patience:
+                patience -= not self._take()
+            for scan in tuple(self.open):
+                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+        fleet = self.fleet
+        if len(self.results) < len(self._names):  # cancelled before their turn
+            for name in self._names:
+                if name not in self.results:
+                    self._skip(fleet.stacks[name])
+
+    def end(self) -> None:
+        """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
+        fleet = self.fleet
+        fleet.settle(self.run_id)
+        duration = self._clock.monotonic() - self._began
+        report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
+        self._report = report
+        if isinstance(self._caller_logs, list):
+            self._caller_logs.extend(report.tool_logs)
+        if fleet.bus.wants(RunEnded):
+            fleet.bus.send(RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time()))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a report."""
+        return self._report is not None
+
+    def report(self) -> RunReport:
+        """Return the report of a run that has ended."""
+        if self._report is None:  # cut off before it began
+            return RunReport(self.run_id, {}, self.started_at, 0.0)
+        return self._report
+
+
+# The runs of one runner, and the live parts that they share.
+
+WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
+_CLOSED = "the runner is closed; build another one to run again"
+
+
+class Runs:
+    """The runs of one runner: several at once, from any thread, over the same live parts.
+
+    Args:
+        plan: what the live parts are made from.
+        concurrent: whether scanners are at work at the same time.
+        order: in which they start then: `"longest_first"` or `"given"`.
+        deadline: of runs that are given none, in seconds; infinite: no deadline.
+    """
+
+    closed = False
+
+    def __init__(self, plan: Plan, *, concurrent: bool, order: str, deadline: float) -> None:
+        self.plan = plan
+        self._concurrent = concurrent
+        self._order = order
+        self._deadline = deadline
+        self._window = max(WINDOW, 4 * plan.max_workers) if concurrent else 1
+        self._forked = False
+        self._lock = threading.Lock()
+        self._open()
+        _all.add(self)
+
+    def _open(self) -> None:
+        """Make the live parts."""
+        self.under_way: set[LiveRun] = set()
+        self._live_fleet = fleet = Fleet(self.plan)
+        self.recall = None if self.plan.store is None else Recall(self.plan.store, fleet.store_failed)
+        self._fresh = self.recall is not None  # nothing has been recalled yet
+        self._let_go = weakref.finalize(self, fleet.close)
+        self._let_go.atexit = False
+
+    @property
+    def fleet(self) -> Fleet:
+        """The live parts; after a fork new ones, because the parent's threads and locks do not work in the child."""
+        if self._forked:
+            with self._lock:
+                if self._forked:
+                    gate = self._live_fleet.gate
+                    if self.plan.store is not None:
+                        self.plan.store.after_fork()
+                    self._open()
+                    self._live_fleet.gate.inherit(gate)
+                    self._forked = False
+        return self._live_fleet
+
+    def after_fork(self) -> None:
+        """Leave everything to the parent, in a forked child."""
+        self._let_go.detach()
+        self._lock = threading.Lock()
+        self._forked = True
+        self._live_fleet.leave()
+        _left_to_the_parent.append(self._live_fleet)
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more listen, unless there is an equal one."""
+        with self._lock:
+            if listener in self.plan.listeners:
+                return
+            self.plan = msgspec.structs.replace(self.plan, listeners=(*self.plan.listeners, listener))
+        self.fleet.listen(listener)
+
+    def close(self) -> None:
+        """End all runs and let the threads go."""
+        self.closed = True
+        if self._forked:
+            return  # the threads are the parent's
+        with self._lock:
+            runs = tuple(self.under_way)
+        for run in runs:
+            run.cancel()
+        self._let_go()
+
+    # one run
+
+    def prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> LiveRun:
+        """Return a run that has not begun.
+
+        Raises:
+            TypeError: the state is no mapping, or cannot be copied.
+            ConfigError: the deadline is wrong.
+            RuntimeError: the runner is closed.
+        """
+        if self.closed:
+            raise RuntimeError(_CLOSED)
+        length = self._deadline if deadline is None else length_of(deadline)
+        return LiveRun({} if state is None else state, length, self.plan.clock)
+
+    def finish(self, run: LiveRun, names: tuple[str, ...]) -> None:
+        """Go through a run to its end."""
+        for _ in self._results(run, self._window, names, read=False):
+            pass
+
+    def stream(self, run: LiveRun, names: tuple[str, ...]) -> Iterator[ScanResult]:
+        """Yield the results as they come to a reader who may be slow."""
+        return self._results(run, ALL if self._concurrent else 1, names, read=True)
+
+    def _results(self, run: LiveRun, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
+        """Yield the results as they come, if they are read, never waiting for a store for long."""
+        steps = self._steps(run, window, names, read)
+        return steps if self.plan.store is None else _briefly(steps, run.brief())
+
+    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
+        """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
+        fleet = self.fleet
+        run.start(fleet, names)
+        with self._lock:
+            if self.closed:
+                raise RuntimeError(_CLOSED)
+            self.under_way.add(run)
+            fresh, self._fresh = self._fresh, False
+        if fresh and self.recall is not None:
+            fleet.expect(self.recall.expected())
+        try:
+            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent, read=read)
+        finally:
+            self.leave(run)
+
+    def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
+        """Return the stacks in the order in which they start: with few workers this decides a run's length."""
+        stacks = [fleet.stacks[name] for name in names]
+        if self._concurrent and self._order == "longest_first":
+            stacks.sort(key=attrgetter("expected"), reverse=True)
+        return stacks
+
+    def leave(self, run: LiveRun) -> None:
+        """Wind a run up, whichever way it ended."""
+        run.wind_up()
+        with self._lock:
+            self.under_way.discard(run)
+        run.end()
+        if self.recall is not None and run.fleet.clerk is not None:
+            left = run.deadline - self.plan.clock.monotonic()
+            run.fleet.clerk.flush(min(PATIENCE, max(0.0, left)), partial(_keep, self.recall, run))
+
+
+def _keep(recall: Recall, run: LiveRun) -> None:
+    """Have the store remember a run, on its clerk's thread."""
+    report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
+    past = {stack.name: scan for stack in stacks if (scan := past_of(stack, report.run_id)) is not None}
+    recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
+
+
+def _briefly(steps: Generator[ScanResult], brief: Brief) -> Iterator[ScanResult]:
+    """Go on with a run briefly; what its reader does in between is not hurried."""
+    try:
+        while True:
+            with brief:
+                result = next(steps, None)
+            if result is None:
+                return
+            yield result
+    finally:
+        with brief:
+            steps.close()
+
+
+async def aside(work: Callable[[], None]) -> None:
+    """Do work on a thread of its own, without blocking the loop; whatever it raises comes out here."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(None) if error is None else ended.set_exception(error)
+
+    def do() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # it belongs to whoever awaits
+            failure = error
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(do,), name="resilient-scan-run", daemon=True).start()
+    await ended
+
+
+_left_to_the_parent: list[Fleet] = []  # in a child: kept, because letting go would close what both share
+_all: weakref.WeakSet[Runs] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for runs in tuple(_all):
+        runs.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,126 @@
+"""Innermost: one call of the scanner, and the check of what it returned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from resilient_scan._msgspec import ready
+from resilient_scan.context import Call, ScanContext
+from resilient_scan.engines.loop import Loops
+from resilient_scan.errors import InvalidCandidate
+from resilient_scan.scanning import Candidate, ScannerSpec
+
+Maker = Callable[[Any], Any]
+_FIELDS = frozenset(Candidate.__struct_fields__)
+
+
+def attempt(spec: ScannerSpec, loops: Loops) -> Call:
+    """Return the call that asks the scanner once and keeps the valid candidates.
+
+    Args:
+        spec: the scanner.
+        loops: where it runs if it is `async def`.
+
+    Raises (when called):
+        TypeError: what the scanner returned is not an iterable of candidates.
+        ScanCancelled: the time was over while candidates were being yielded.
+        BaseException: whatever the scanner raised.
+    """
+    make = maker_of(spec.candidate, spec.name)
+    ask = spec.call
+
+    def once(context: ScanContext) -> list[Any]:
+        answer = ask(context.begin_attempt(), context)
+        if type(answer) is list:
+            if answer:
+                _keep_valid(answer, make, context)
+        else:
+            if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+                answer = loops.finish(_to_the_end(answer, make, context), context)
+            _keep_valid(_iterable(answer), make, context)
+        return context.found
+
+    return once
+
+
+def _keep_valid(items: Iterable[Any], make: Maker, context: ScanContext) -> None:
+    """Fill `context.found` as the items come, so that a timeout finds there what was yielded before it."""
+    lazy = isinstance(items, Iterator)
+    keep = context.found.append
+    for item in items:
+        if lazy and context.cancelled:  # also ends a generator that never would
+            context.check()
+        try:
+            keep(make(item))
+        except InvalidCandidate as error:
+            context.invalid = context.invalid or str(error)
+            context.dropped += 1
+
+
+def _iterable(answer: Any) -> Iterable[Any]:
+    if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
+        raise TypeError(f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
+    return answer
+
+
+async def _to_the_end(answer: Any, make: Maker, context: ScanContext) -> Any:
+    """Await a coroutine's answer, or keep what an asynchronous generator yields as it comes."""
+    if not isinstance(answer, AsyncIterator):
+        return await answer
+    async for item in answer:
+        context.check()  # also ends a generator that never would
+        _keep_valid((item,), make, context)
+    return ()
+
+
+def maker_of(kind: type, source: str) -> Maker:
+    """Return the function that checks an item and makes a candidate of type `kind` of it.
+
+    Mappings are converted, instances of `kind` pass; anything else raises `InvalidCandidate`. A mapping for the
+    default `Candidate` needs no more than a ticker: its `source` is then the scanner, unknown keys go to `extras`.
+    """
+    convert = (lambda mapping: _candidate(mapping, source)) if kind is Candidate else _converter(kind)
+
+    def make(item: Any) -> Any:
+        if isinstance(item, kind):
+            return item
+        if not isinstance(item, Mapping):
+            raise InvalidCandidate(f"a {kind.__name__} or a mapping was expected, got {_seen(item)}")
+        try:
+            return convert(item)
+        except InvalidCandidate:
+            raise
+        except Exception as error:  # the candidate's class is foreign code
+            raise InvalidCandidate(f"no {kind.__name__} can be made of a mapping: {error}") from error
+
+    return make
+
+
+def _candidate(mapping: Mapping[str, Any], source: str) -> Candidate:
+    known = {key: value for key, value in mapping.items() if key in _FIELDS and value is not None}
+    unknown = {key: value for key, value in mapping.items() if key not in _FIELDS}
+    extras = known.pop("extras", {})
+    if "ticker" not in known:
+        raise InvalidCandidate("candidate.ticker is missing")
+    if unknown:
+        extras = {**extras, **unknown}
+    return Candidate(**{"source": source, "context": "", **known}, extras=extras)
+
+
+def _converter(kind: type) -> Maker:
+    if hasattr(kind, "model_validate"):  # pydantic, where the user brings it
+        return kind.model_validate  # type: ignore[no-any-return]
+    if issubclass(kind, msgspec.Struct) or hasattr(kind, "__dataclass_fields__"):
+        return lambda mapping: msgspec.convert(dict(mapping), ready(kind))
+    return lambda mapping: kind(**mapping)
+
+
+def _seen(item: Any) -> str:
+    try:
+        return f"{item!r:.200}"
+    except Exception:  # foreign code
+        return f"a {type(item).__qualname__}"

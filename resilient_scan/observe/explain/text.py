@@ -1,0 +1,193 @@
+"""An explanation, and how a person reads it: on a terminal of 100 columns, without colours, the answer first."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from itertools import dropwhile
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+
+from resilient_scan._text import ago, brief, clean, counted, moment, shortened, span
+from resilient_scan.observe.explain.model import Attempt, Hung, Layer, Past, Verdict
+from resilient_scan.results import plain
+
+WIDTH = 100
+SHOWN = 8  # past scans without a trace
+FRAMES = 5  # of a hung thread's stack, the innermost ones
+_GLUE = "\N{NO-BREAK SPACE}"  # keeps an option and its value on one line
+_MARKS = {"yes": "YES", "waits": "YES, BUT IT WAITS", "cached": "NOT NEEDED", "no": "NO"}
+_CACHE = {
+    "hit": "had the answer (hit)",
+    "stale": "had an old answer, which stood in for the failure (stale)",
+    "miss": "had no fresh answer (miss)",
+    "shared": "another scan was fetching the answer; this one waited for it (shared)",
+    "bypass": "not used, for there is no stable key for such a state (bypass)",
+    "": "not asked",
+}
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Everything there is to know about one scanner in a runner, at one instant.
+
+    Attributes:
+        scanner, pipeline: whose it is.
+        at: epoch seconds.
+        verdict: whether it would run now, and if not, why and what would make it run.
+        layers: the effective stack, outermost first.
+        expected: seconds that a scan takes, from those seen; `None`: none was seen.
+        past: its last scans, newest first, at most 50.
+        hung: its threads that did not stop in time, oldest first.
+        findings: options that do not work together, a sentence each.
+        trace: whether the text shows the past scans layer by layer.
+    """
+
+    scanner: str
+    pipeline: str
+    at: float
+    verdict: Verdict
+    layers: tuple[Layer, ...]
+    expected: float | None
+    past: tuple[Past, ...]
+    hung: tuple[Hung, ...]
+    findings: tuple[str, ...]
+    trace: bool = False
+
+    def __str__(self) -> str:
+        """Return the explanation as text of at most 100 columns."""
+        return "\n".join(line.rstrip() for line in _lines(self))
+
+    @property
+    def cached(self) -> bool:
+        """Say whether the scanner has a cache."""
+        return any(number.option.startswith("cache.") for layer in self.layers for number in layer.numbers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data, with the same names."""
+        data: dict[str, Any] = plain(self)
+        return data
+
+
+def _lines(told: Explanation) -> list[str]:
+    lines = [*_head(told), "", *_layers(told.layers)]
+    if told.hung:
+        lines += ["", *_hung(told.hung)]
+    if told.findings:
+        lines += ["", "WHAT DOES NOT WORK TOGETHER", *_bullets(told.findings)]
+    return [*lines, "", *(_trace(told) if told.trace else _past(told))]
+
+
+def _head(told: Explanation) -> Iterator[str]:
+    name = f"{told.scanner} (pipeline {clean(told.pipeline)})"
+    yield f"{shortened(name, WIDTH - 25):<{WIDTH - 24}} {moment(told.at)}"
+    yield ""
+    yield from _labelled("runs now?", f"{_MARKS[told.verdict.answer]}. {told.verdict.says}", 11)
+    for reason in told.verdict.reasons:
+        yield from _labelled("  why", f"{reason.layer}: {reason.why}", 11)
+        yield from _labelled("  way out", reason.way_out, 11)
+
+
+def _layers(layers: Iterable[Layer]) -> Iterator[str]:
+    yield "THE WAY OF A SCAN, outermost layer first; in brackets who set the numbers"
+    for place, layer in enumerate(layers, 1):
+        yield from _labelled(f"  {place} {layer.name}", layer.does, 21)
+        for sentence in layer.now:
+            yield from _labelled("", f"now: {clean(sentence)}", 21)
+        for origin, numbers in _by_origin(layer).items():
+            items = ", ".join(number.replace(" ", _GLUE) for number in numbers)
+            yield from _labelled("", f"[{clean(origin).replace(' ', _GLUE)}] {items}", 21)
+
+
+def _by_origin(layer: Layer) -> dict[str, list[str]]:
+    origins: dict[str, list[str]] = {}
+    for number in layer.numbers:
+        field = number.option.partition(".")[2]
+        origins.setdefault(number.origin, []).append(f"{field}={number.value}" if field else number.value)
+    return origins
+
+
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<function>.*)\n(?:    (?P<code>.*))?')
+
+
+def _hung(hung: Iterable[Hung]) -> Iterator[str]:
+    yield "THREADS THAT DID NOT STOP and where they are now, the innermost call last"
+    for thread in hung:
+        yield f"  {thread.thread}, at work for {span(thread.age)}"
+        frames = list(_FRAME.finditer(thread.stack))[-FRAMES:]
+        for frame in dropwhile(_is_ours, frames):
+            place = f"    {frame['file']}:{frame['line']} in {frame['function']}"
+            yield shortened(place, WIDTH)
+            yield shortened(f"      {(frame['code'] or '').strip()}", WIDTH)
+
+
+def _is_ours(frame: re.Match[str]) -> bool:
+    """Say whether it is a call that leads to the scanner and tells nothing about it."""
+    file = PurePath(frame["file"])
+    return file.parent.name in {"layers", "engines", "resilient_scan"} and file.name not in {"testing.py", "faults.py"}
+
+
+def _bullets(sentences: Iterable[str]) -> Iterator[str]:
+    for sentence in sentences:
+        yield from _labelled("  -", sentence, 4)
+
+
+def _past(told: Explanation) -> Iterator[str]:
+    if not told.past:
+        yield "LAST SCANS: none yet"
+        return
+    shown = told.past[:SHOWN]
+    yield f"LAST SCANS, newest first ({len(shown)} of {len(told.past)} remembered; a trace shows each layer by layer)"
+    yield f"  {'when (UTC)':<24}{'status':<11}{'candidates':>10}{'took':>10}{'attempts':>10}  error"
+    for scan in shown:
+        when = f"{moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}"
+        row = f"  {when:<24}{scan.status:<11}{scan.found:>10}{span(scan.duration):>10}{len(scan.attempts):>10}  "
+        yield shortened(row + ("(probe) " if scan.probe else "") + scan.error, WIDTH)
+
+
+def _trace(told: Explanation) -> Iterator[str]:
+    if not told.past:
+        yield "FLIGHT RECORDER: no scan yet"
+        return
+    yield f"FLIGHT RECORDER, {counted(len(told.past), 'scan')}, newest first; times in UTC"
+    for scan in told.past:
+        yield f"  {moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}, run {scan.run_id[:8]}"
+        for label, text in _steps(scan, told.cached):
+            yield from _labelled(f"    {label}", text, 16)
+
+
+def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
+    """Yield what happened to a scan, layer by layer."""
+    if scan.probe:
+        yield "probe", "the scanner was out of service, and this was to tell whether it may come back"
+    else:
+        how = _CACHE[scan.cache] if cached or scan.cache != "bypass" else "left out: every scan asks the source"
+        yield "cache", how + (f", {span(scan.age)} old" if scan.age else "")
+    if scan.attempts:
+        yield "worker", f"took it up after {span(scan.queue_wait)} in the queue"
+    for attempt in scan.attempts:
+        yield (
+            f"attempt {attempt.number}",
+            f"{span(attempt.duration)}: {brief(attempt.outcome)}{_given_up(scan, attempt)}",
+        )
+        if attempt.pause is not None:
+            yield "pause", span(attempt.pause)
+    found = counted(scan.found, "candidate") + (", partial" if scan.partial else "")
+    dropped = f", {scan.dropped} invalid dropped" if scan.dropped else ""
+    error = f": {brief(scan.error)}" if scan.error and not scan.attempts else ""
+    yield "end", f"{scan.status} after {span(scan.duration)}, {found}{dropped}{error}"
+
+
+def _given_up(scan: Past, attempt: Attempt) -> str:
+    """Say that no attempt followed, where more were allowed."""
+    last = attempt.failed and attempt.pause is None and scan.status not in {"skipped", "timeout"}
+    given_up = last and attempt.number < scan.allowed
+    return f"; given up after {attempt.number} of {counted(scan.allowed, 'attempt')}" if given_up else ""
+
+
+def _labelled(label: str, text: str, indent: int) -> list[str]:
+    """Wrap text beside a label that stands once, at the left."""
+    lines = textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
+    return [f"{label if place == 0 else '':<{indent}}{line.replace(_GLUE, ' ')}" for place, line in enumerate(lines)]

@@ -1,0 +1,188 @@
+"""Would it run now, and if not: why, and what would make it run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resilient_scan._text import brief, counted, span
+from resilient_scan.core.stack import Stack
+from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.cache import Entry
+from resilient_scan.observe.explain.layers import gate_reasons, gate_verdict, is_probe
+from resilient_scan.observe.explain.model import Hung, Reason, Verdict
+from resilient_scan.options import Breaker
+from resilient_scan.quarantine import ScannerState
+from resilient_scan.results import Status
+
+HINDERS, DELAYS = "hinders", "delays"
+
+
+def verdict_of(stack: Stack, standing: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
+    """Judge what a scan that began now would come to."""
+    closed = tuple(gate_reasons(standing))
+    if closed:
+        return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
+    if is_probe(standing):
+        return _probe(standing, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
+    found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
+    hindering = tuple(reason for weight, reason in found if weight == HINDERS)
+    delaying = tuple(reason for weight, reason in found if weight == DELAYS)
+    newest = None if stack.cache is None else stack.cache.newest()
+    if newest is not None and stack.clock.monotonic() < newest.fresh_until:
+        return Verdict("cached", Status.CACHED, _fresh(stack, newest, bool(hindering)), hindering)
+    failure = None if stack.cache is None else stack.cache.newest_failure()
+    if failure is not None:
+        return _instead(stack, newest, Status.ERROR, (_failed(stack, failure), *hindering))
+    if hindering:
+        return _instead(stack, newest, Status.REJECTED, hindering)
+    if delaying:
+        says = f"A scan would ask the source as soon as there is room for it.{_stored(stack, ' fresh')}"
+        return Verdict("waits", "", says, delaying)
+    return Verdict("yes", "", _now(stack))
+
+
+def _probe(standing: ScannerState, found: list[tuple[str, Reason]]) -> Verdict:
+    """Judge a probe: it reads no cache, and the breaker lets it pass."""
+    hindering = tuple(reason for weight, reason in found if weight == HINDERS)
+    if hindering:
+        return Verdict("no", Status.REJECTED, "A scan would be a probe, but end `rejected`.", hindering)
+    return Verdict("waits" if found else "yes", "", gate_verdict(standing), tuple(reason for _, reason in found))
+
+
+def _now(stack: Stack) -> str:
+    if stack.guard is not None and stack.guard.state != "closed":
+        does = "as a trial: its success closes the breaker, its failure opens it"
+        return f"A scan would ask the source at once, {does}.{_stored(stack, ' fresh')}"
+    return f"A scan would ask the source at once.{_stored(stack, ' fresh')}"
+
+
+def _stored(stack: Stack, fresh: str = "") -> str:
+    """Say that the store may have an answer: which one depends on the state of the run."""
+    if stack.cache is None or stack.cache.shelf is None:
+        return ""
+    return f" If the store has a{fresh or 'n'} answer to its state, it gets that instead."
+
+
+def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
+    now = stack.clock.monotonic()
+    told = (
+        f"The answer of {span(max(0.0, now - newest.stored_at))} ago is fresh for another "
+        f"{span(newest.fresh_until - now)}: a scan of the same state would end `cached` with its "
+        f"{counted(len(newest.candidates), 'candidate')}"
+    )
+    return told + (", one of another state `rejected`." if hindered else "; one of another state would ask the source.")
+
+
+def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[Reason, ...]) -> Verdict:
+    """Say what a scan gets that does not ask the source: an old answer where there is one, else a failure."""
+    now = stack.clock.monotonic()
+    which = "A scan of the same state" if status is Status.ERROR else "A scan"
+    if newest is None or now >= newest.stale_until:
+        stored = _stored(stack) if status is Status.REJECTED else ""
+        return Verdict("no", status, f"{which} would end `{status}`, without asking the source.{stored}", reasons)
+    told = (
+        f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
+        f"{counted(len(newest.candidates), 'candidate')} of then; that answer stands in for another "
+        f"{span(newest.stale_until - now)}."
+    )
+    other = "" if status is Status.ERROR else f" One of another state would end `{status}`."
+    return Verdict("no", Status.STALE, told + other, reasons)
+
+
+# What stands in the way, outermost layer first
+
+
+def _failed(stack: Stack, failure: Entry) -> Reason:
+    now = stack.clock.monotonic()
+    error = "" if failure.error is None else f"{failure.error.kind}: {brief(failure.error.message)}"
+    return Reason(
+        "cache",
+        f"a failure of {span(now - failure.stored_at)} ago is remembered (cache.ttl_error) and not repeated: {error}",
+        f"wait {span(failure.fresh_until - now)}, or run with another state",
+    )
+
+
+def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    guard, breaker = stack.guard, stack.policy.breaker
+    if guard is None or breaker is None:
+        return
+    wait = guard.next_trial_in()
+    if not wait:
+        return
+    trials = "one success closes" if breaker.trials == 1 else f"{breaker.trials} successes close"
+    if guard.state == "open":
+        yield (
+            HINDERS,
+            Reason(
+                "breaker",
+                f"{_opened(guard, breaker)}{_last_error(stack)}",
+                f"wait {span(wait)}: the first scan after that is a trial, and {trials} the breaker",
+            ),
+        )
+    else:
+        yield (
+            HINDERS,
+            Reason(
+                "breaker",
+                f"half-open, and as many trials as breaker.trials={breaker.trials} allows are under way",
+                f"when a trial has ended, in {span(wait)} at the latest, the next one begins; {trials} the breaker",
+            ),
+        )
+
+
+def _opened(guard: Guard, breaker: Breaker) -> str:
+    """Say what opened it; a trial that failed is one more in a row."""
+    if guard.failures >= breaker.failures:
+        return f"open after {counted(guard.failures, 'failed attempt')} in a row"
+    return f"open, because too many of the last {breaker.window} attempts failed or were slow (breaker.window)"
+
+
+def _last_error(stack: Stack) -> str:
+    for flight in reversed(stack.flights.copy()):
+        error = flight.result.error
+        if error is not None and flight.result.attempts:
+            return f", the last one with {error.kind}: {brief(error.message)}"
+    return ""
+
+
+def _hung(stack: Stack, hung: tuple[Hung, ...]) -> Iterator[tuple[str, Reason]]:
+    count, most = stack.hung.count, stack.policy.timeout.max_abandoned
+    if count >= most:
+        since = f", the oldest at work for {span(hung[0].age)}" if hung else ""
+        yield (
+            HINDERS,
+            Reason(
+                "timeout",
+                f"{counted(count, 'thread')} of earlier scans still hang{'s' if count == 1 else ''}{since}; "
+                f"timeout.max_abandoned={most} risks no further one",
+                "Python cannot stop a thread: scans go on when it ends by itself, or after a restart; give the call "
+                "that hangs (see below) a timeout of its own, or risk more with a higher timeout.max_abandoned",
+            ),
+        )
+
+
+def _pool(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    stuck = stack.pool.why_stuck()
+    if stuck is not None:
+        yield HINDERS, Reason("workers", stuck, "raise the runner's max_abandoned, or restart the process")
+    elif not stack.pool.free:
+        yield (
+            DELAYS,
+            Reason("workers", "all of them are busy", "the scan begins when one is free; max_workers adds some"),
+        )
+
+
+def _provider(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    provider = stack.provider
+    if provider is None:
+        return
+    most, name = provider.limit.concurrency, provider.limit.provider
+    patience = f"a scan waits its turn for up to timeout.total={span(stack.total)}, then it ends `rejected`"
+    if most is not None and provider.taken >= most:
+        yield (
+            DELAYS,
+            Reason("limit", f"all attempts that {name} allows at a time ({most}) are under way", patience),
+        )
+    elif provider.waiting:
+        rates = ", ".join(provider.limit.rates) or "none"
+        yield DELAYS, Reason("limit", f"{provider.waiting} before it wait for provider {name} (rate {rates})", patience)

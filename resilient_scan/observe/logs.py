@@ -1,0 +1,242 @@
+"""Events as log lines, for people or as JSON; the library installs no handlers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from resilient_scan._text import brief, hide
+from resilient_scan.clock import Clock, SystemClock, short
+from resilient_scan.errors import ConfigError
+from resilient_scan.events import (
+    AttemptStarted,
+    BreakerChanged,
+    Event,
+    LateCompletion,
+    RunStarted,
+    ScanEnded,
+    ScannersRegistered,
+    ScannerStateChanged,
+    StoreFailed,
+    StoreRecovered,
+    SuspiciousResult,
+    ThreadAbandoned,
+)
+from resilient_scan.results import ErrorInfo, ScanResult, Status, plain
+
+logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
+
+OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
+
+
+class LogEvents:
+    """A listener that writes one line per thing that happened: answers at INFO, trouble at WARNING.
+
+    A scanner that is rejected or disabled in run after run has one line when that begins, and one that counts the
+    others when it is over; a store that fails has one when that begins, and one when it works again. Secrets that can
+    be told by their names (`token=...`, a password in an address) are taken out.
+
+    Args:
+        logger: where to; the logger `resilient_scan`, unless given.
+        format: `"text"`: for people. `"json"`: each message is a JSON object with `ts`, `level`, `event`, and what the
+            event says (`run_id`, `scanner`, `attempt`...); then attempts, executions and ends of runs have lines too,
+            those of attempts and executions that went well at DEBUG.
+        clock: where `ts` comes from.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+
+    events: tuple[type[Event], ...] = (
+        RunStarted,
+        ScanEnded,
+        SuspiciousResult,
+        BreakerChanged,
+        ScannerStateChanged,
+        ThreadAbandoned,
+        LateCompletion,
+        StoreFailed,
+        StoreRecovered,
+    )
+
+    def __init__(
+        self,
+        logger: logging.Logger | None = None,
+        *,
+        format: str = "text",  # noqa: A002 - what users of logging know it by
+        clock: Clock | None = None,
+    ) -> None:
+        if format not in {"text", "json"}:
+            raise ConfigError(f"format must be 'text' or 'json', got {format!r}")
+        self._logger = logger or logging.getLogger("resilient_scan")
+        self._clock = clock or SystemClock()
+        self._json = format == "json"
+        if self._json:
+            untold = (ScannersRegistered, AttemptStarted)
+            self.events = tuple(kind for kind in Event.__subclasses__() if kind not in untold)
+        # One count for each scanner that is out of service: asking for its next number is atomic.
+        self._out: dict[tuple[str, Status], Iterator[int]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        if isinstance(event, ScanEnded) and not self._is_news(event.result):
+            return
+        if isinstance(event, StoreFailed) and not event.first:
+            return
+        if self._json:
+            self._line(_level(event), _name(event), _fields(event))
+        else:
+            self._text(event)
+
+    def _is_news(self, result: ScanResult) -> bool:
+        """Say whether a scan's end is to be told: not another one without an attempt, for the same reason."""
+        if result.status in OUT_OF_SERVICE:
+            number = next(self._out.setdefault((result.scanner, result.status), itertools.count()))
+            return number == 0
+        if self._out:
+            for status in OUT_OF_SERVICE:
+                count = self._out.pop((result.scanner, status), None)
+                untold = 0 if count is None else next(count) - 1
+                if untold:
+                    self._tell_untold(result.scanner, status, untold)
+        return True
+
+    def _tell_untold(self, scanner: str, status: Status, scans: int) -> None:
+        if self._json:
+            self._line(logging.INFO, "scans_untold", {"scanner": scanner, "status": status.value, "scans": scans})
+        else:
+            self._logger.info("%s: %s %d more times in between", scanner, status.value, scans)
+
+    def _line(self, level: int, name: str, fields: dict[str, Any]) -> None:
+        if self._logger.isEnabledFor(level):
+            head = {"ts": _instant(self._clock.time()), "level": logging.getLevelName(level).lower(), "event": name}
+            self._logger.log(level, "%s", json.dumps({**head, **fields}), extra={"is_json": True})
+
+    def _text(self, event: Event) -> None:
+        match event:
+            case ScanEnded():
+                self._scan(event)
+            case RunStarted():
+                self._run(event)
+            case SuspiciousResult():
+                self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, brief(event.reason))
+            case BreakerChanged():
+                tail = "" if event.open_for is None else f" for {short(event.open_for)}s"
+                self._logger.log(_level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
+            case ScannerStateChanged():
+                self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, brief(hide(event.reason)))
+            case _:
+                self._rare(event)
+
+    def _rare(self, event: Event) -> None:
+        match event:
+            case ThreadAbandoned():
+                self._logger.warning("%s: thread %s did not stop in time, left behind", event.scanner, event.thread)
+            case LateCompletion():
+                took = short(event.duration)
+                self._logger.info("%s: the call left behind ended after %ss (%s)", event.scanner, took, event.outcome)
+            case StoreFailed():
+                self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
+            case StoreRecovered():
+                self._logger.info("the store works again")
+
+    def _run(self, event: RunStarted) -> None:
+        how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"
+        self._logger.info("Running %d scanners %s...", event.scanners, how)
+
+    def _scan(self, event: ScanEnded) -> None:
+        result = event.result
+        level, line = _line(result)
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, "%s", line)
+        if result.dropped:
+            self._logger.warning(
+                "⚠️ %s: %d invalid dropped, the first: %s", result.scanner, result.dropped, brief(hide(event.invalid))
+            )
+
+
+class JsonLines(logging.Formatter):
+    """Formats any record as one line of JSON; those of `LogEvents(format="json")` are it already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        if getattr(record, "is_json", False):
+            return record.getMessage()
+        fields: dict[str, Any] = {
+            "ts": _instant(record.created),
+            "level": record.levelname.lower(),
+            "event": "message",
+            "message": hide(record.getMessage()),
+        }
+        if record.exc_info:
+            fields["traceback"] = hide(self.formatException(record.exc_info))
+        return json.dumps(fields)
+
+
+def _instant(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _name(event: Event) -> str:
+    """Return `scan_ended` for a `ScanEnded`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def _fields(event: Event) -> dict[str, Any]:
+    """Return what an event says, as JSON has it; of candidates and tool logs only how many there are."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    result = fields.pop("result", None)
+    if isinstance(result, ScanResult):
+        own = {name: getattr(result, name) for name in result.__struct_fields__}
+        counts = {"candidates": len(result.candidates), "tool_logs": len(result.tool_logs)}
+        fields.update({**own, **counts})
+    if "attempts" in fields:  # of a scan or an execution: the last one
+        fields["attempt"] = fields["attempts"]
+    return {name: _value(value) for name, value in fields.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, ErrorInfo):
+        return {"type": value.type, "message": hide(value.message)}
+    return hide(value) if type(value) is str else plain(value)
+
+
+def _level(event: Event) -> int:
+    """Return how much an event matters: INFO, WARNING for trouble, DEBUG for what goes without saying."""
+    name = type(event).__name__
+    if isinstance(event, ScanEnded):
+        return _line(event.result)[0]
+    outcome, new = getattr(event, "outcome", ""), getattr(event, "new", "")
+    if name == "HeartbeatSeen" or (name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"):
+        return logging.DEBUG
+    if name in {"SuspiciousResult", "ThreadAbandoned", "StoreFailed", "RetryBudgetExhausted"}:
+        return logging.WARNING
+    bad = (name == "BreakerChanged" and new == "open") or (name == "ScannerStateChanged" and new != "enabled")
+    return logging.WARNING if bad else logging.INFO
+
+
+def _line(result: ScanResult) -> tuple[int, str]:
+    """Return level and text for the end of a scan."""
+    name, found = result.scanner, f"{len(result.candidates)} candidates"
+    why = brief(hide(result.error.message)) if result.error is not None else ""
+    partial = f" ({found} before that)" if result.partial else ""
+    match result.status:
+        case Status.COMPLETED:
+            return logging.INFO, f"✓ {name}: {found}"
+        case Status.CACHED:
+            return logging.INFO, f"✓ {name}: {found} (cached, {result.age or 0:.0f}s old)"
+        case Status.STALE:
+            return logging.WARNING, f"⚠️ {name}: {found} (stale, {result.age or 0:.0f}s old): {why}"
+        case Status.TIMEOUT:
+            return logging.WARNING, f"⏱️ {name}: {why}{partial}"
+        case Status.ERROR:
+            return logging.WARNING, f"⚠️ {name}: {why}{partial}"
+        case Status.REJECTED:
+            return logging.WARNING, f"⚠️ {name}: rejected: {why}"
+        case _:
+            return logging.INFO, f"{name}: {result.status.value}"

@@ -1,0 +1,219 @@
+"""Every metric that there is: name, type, labels, buckets, meaning. README's table, dashboards and rules follow it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+import msgspec
+
+from resilient_scan.results import Status
+
+PREFIX = "resilient_scan_"
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+OUTCOMES = ("success", "error", "timeout", "cancelled")
+ATTEMPT_OUTCOMES = ("success", "error", "timeout")
+CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
+BREAKER_STATES = ("closed", "open", "half_open")
+SCANNER_STATES = ("enabled", "quarantined", "probing", "disabled")
+STATE_CHANGES = (  # to, source
+    ("enabled", "hand"),
+    ("enabled", "expiry"),
+    ("enabled", "probe"),
+    ("disabled", "hand"),
+    ("quarantined", "alert"),
+    ("quarantined", "failures"),
+    ("quarantined", "probe"),
+    ("quarantined", "expiry"),
+    ("probing", "probe"),
+    ("probing", "expiry"),
+)
+RUNGS = ("cooperative", "cancel", "sockets", "process", "abandoned")
+WORKER_STATES = ("busy", "idle", "abandoned")
+STORE_OPERATIONS = ("update", "read", "get", "put", "delete", "lease", "release", "append", "tail", "flush")
+RUN_RESULTS = ("complete", "partial", "failed")
+ALERT_SOURCES = ("alertmanager", "grafana", "unknown")
+ALERT_RESULTS = ("accepted", "duplicate", "unauthorized", "invalid", "unknown_scanner", "refused")
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+Mode = Literal["livemax", "livesum", "max", "mostrecent"]
+
+
+class Family(msgspec.Struct, frozen=True):
+    """One metric.
+
+    Attributes:
+        name: the full one, as a query writes it; a histogram's without `_bucket`, `_sum` and `_count`.
+        type: `counter`, `gauge`, `histogram` or `info`.
+        labels: in order.
+        help: one sentence.
+        closed: the labels that follow `scanner` and `pipeline`, all combinations of values that they can have; what a
+            label such as `kind` or `version` can be is not known beforehand.
+        buckets: upper bounds in seconds, of a histogram.
+        mode: of a gauge, how prometheus_client's multiprocess mode brings several processes together.
+    """
+
+    name: str
+    type: Kind
+    labels: tuple[str, ...]
+    help: str
+    closed: tuple[tuple[str, ...], ...] = ((),)
+    buckets: tuple[float, ...] = ()
+    mode: Mode = "livemax"
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names under which its samples can be queried."""
+        if self.type == "histogram":
+            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
+        return (self.name,)
+
+
+Closed = tuple[tuple[str, ...], ...]
+
+
+def _each(*values: tuple[str, ...]) -> Closed:
+    """Return all combinations of the labels' values."""
+    return tuple(product(*values))
+
+
+def _counter(name: str, text: str, *labels: str, closed: Closed = ((),)) -> Family:
+    return Family(f"{PREFIX}{name}", "counter", labels, text, closed)
+
+
+def _gauge(name: str, text: str, *labels: str, mode: Mode = "livemax", closed: Closed = ((),)) -> Family:
+    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode)
+
+
+def _histogram(name: str, text: str, *labels: str) -> Family:
+    return Family(f"{PREFIX}{name}", "histogram", labels, text, buckets=BUCKETS)
+
+
+_ALL = (
+    _counter(
+        "scans_total",
+        "Scans by the status in which they ended.",
+        "scanner",
+        "pipeline",
+        "status",
+        closed=_each(tuple(status.value for status in Status)),
+    ),
+    _counter(
+        "executions_total",
+        "Executions (real work, not answered from the cache) by outcome.",
+        "scanner",
+        "pipeline",
+        "outcome",
+        closed=_each(OUTCOMES),
+    ),
+    _histogram(
+        "execution_duration_seconds",
+        "Duration of executions, those that timed out included.",
+        "scanner",
+        "pipeline",
+    ),
+    _counter(
+        "attempts_total",
+        "Calls of the scanner's function by outcome; those that were cancelled are not counted.",
+        "scanner",
+        "outcome",
+        closed=_each(ATTEMPT_OUTCOMES),
+    ),
+    _counter("retries_total", "Attempts after the first one of an execution.", "scanner"),
+    _counter("retry_budget_exhausted_total", "Retries that were not made because the budget was used up.", "scanner"),
+    _counter(
+        "errors_total",
+        "Failed executions by exception class; classes beyond the first 16 of a process count as other.",
+        "scanner",
+        "kind",
+    ),
+    _counter(
+        "cache_requests_total", "What the cache had for a scan.", "scanner", "result", closed=_each(CACHE_RESULTS)
+    ),
+    _gauge(
+        "breaker_state",
+        "State of the breaker: 1 for the current one, 0 for the others.",
+        "scanner",
+        "state",
+        closed=_each(BREAKER_STATES),
+    ),
+    _counter(
+        "breaker_transitions_total", "Changes of a breaker's state.", "scanner", "to", closed=_each(BREAKER_STATES)
+    ),
+    _gauge(
+        "scanner_state",
+        "Whether a scanner is in service: 1 for its current state, 0 for the others.",
+        "scanner",
+        "state",
+        closed=_each(SCANNER_STATES),
+    ),
+    _counter(
+        "scanner_transitions_total",
+        "Changes of a scanner's state, by what caused them.",
+        "scanner",
+        "to",
+        "source",
+        closed=STATE_CHANGES,
+    ),
+    _counter(
+        "probes_total",
+        "Executions that tested whether a quarantined scanner may come back, by outcome.",
+        "scanner",
+        "outcome",
+        closed=_each(OUTCOMES),
+    ),
+    _gauge("candidates", "Candidates in a scanner's last answer.", "scanner", mode="mostrecent"),
+    _counter("candidates_dropped_total", "Candidates that were dropped because they were invalid.", "scanner"),
+    _gauge(
+        "last_success_timestamp_seconds",
+        "When an execution last succeeded, in epoch seconds; 0: not yet.",
+        "scanner",
+        mode="max",
+    ),
+    _histogram("queue_wait_seconds", "Time between a scan's turn and a worker's start on it."),
+    _gauge("inflight_executions", "Executions under way, those left behind not counted.", mode="livesum"),
+    _gauge("queued_scans", "Scans that wait for a worker.", mode="livesum"),
+    _gauge("workers", "Threads of the pools by what they do.", "state", mode="livesum", closed=_each(WORKER_STATES)),
+    _gauge("abandoned_threads", "Threads that did not stop in time and still run.", "scanner", mode="livesum"),
+    _histogram(
+        "late_completion_duration_seconds",
+        "True length of work that ended after it had been left behind.",
+        "scanner",
+    ),
+    _counter(
+        "timeout_freed_total",
+        "Scans that timed out and whose thread came free, by the means that freed it.",
+        "scanner",
+        "rung",
+        closed=_each(RUNGS),
+    ),
+    _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
+    _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),
+    _counter(
+        "runs_total",
+        "Runs: complete (every scanner in service answered), partial, failed (none answered).",
+        "result",
+        closed=_each(RUN_RESULTS),
+    ),
+    _histogram("run_duration_seconds", "Duration of runs."),
+    _gauge("last_run_timestamp_seconds", "When a run last ended, in epoch seconds; 0: not yet.", mode="max"),
+    _counter(
+        "alert_webhooks_total",
+        "Alerts that were received, by what became of them.",
+        "source",
+        "result",
+        closed=_each(ALERT_SOURCES, ALERT_RESULTS),
+    ),
+    _gauge(
+        "alert_last_heartbeat_timestamp_seconds",
+        "When the alerting's heartbeat was last seen, in epoch seconds; 0: not yet.",
+        mode="max",
+    ),
+    Family(f"{PREFIX}build_info", "info", ("version",), "The version of resilient_scan that runs."),
+)
+
+
+def families() -> tuple[Family, ...]:
+    """Return every metric that `PrometheusMetrics` exports, in the order of README's table."""
+    return _ALL

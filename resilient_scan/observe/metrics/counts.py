@@ -1,0 +1,224 @@
+"""One scanner's events that wait to be counted, and how they are."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections import Counter as Count
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from resilient_scan.events import (
+    AttemptEnded,
+    BreakerChanged,
+    Event,
+    ExecutionEnded,
+    LateCompletion,
+    ProbeEnded,
+    Registered,
+    RetryBudgetExhausted,
+    ScannerStateChanged,
+    SuspiciousResult,
+)
+from resilient_scan.observe.metrics.catalogue import BUCKETS
+from resilient_scan.results import Status
+
+MAX_KINDS = 16
+_ranks: dict[str, int] = {}  # exception classes in the order in which this process met them
+_next_rank = itertools.count()
+
+T = TypeVar("T")
+Child = Any
+"""A time series of prometheus_client: a counter's, a gauge's or a histogram's child."""
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    """What is counted of a `ScanEnded`, which is not kept itself: it holds all candidates.
+
+    Most ends of a scanner are equal, which makes them cheap to count; and a tuple in its place, where thousands wait to
+    be counted, would have the garbage collector look at all of them.
+    """
+
+    pipeline: str
+    status: Status
+    cache: str
+    found: int
+    dropped: int
+
+
+class Source(Protocol):
+    """Where time series come from."""
+
+    def child(self, name: str, *labels: str) -> Child:
+        """Return one."""
+
+    def children(self, name: str, *owner: str) -> dict[tuple[str, ...], Child]:
+        """Return all of an owner."""
+
+
+class _Pipeline:
+    """The time series that bear the pipeline's name too."""
+
+    def __init__(self, source: Source, scanner: str, pipeline: str) -> None:
+        self.scans = source.children("scans_total", scanner, pipeline)
+        self.executions = source.children("executions_total", scanner, pipeline)
+        self.duration = source.child("execution_duration_seconds", scanner, pipeline)
+        self.pending: list[tuple[float, dict[str, str]]] = []  # durations, with their exemplars
+
+
+class Tally:
+    """What is pending of one scanner, and all its time series; made when it is registered.
+
+    A rate is blind to a series that is born with its first error, so every series is there from the beginning.
+    Several runners may have a scanner of this name, in several pipelines.
+    """
+
+    def __init__(self, source: Source, scanner: str) -> None:
+        # what is not counted yet; adding to a deque and taking from it are atomic
+        self.ends: deque[End] = deque()
+        self.waits: deque[float] = deque()  # for a worker, of scans with work of their own
+        self.events: deque[Event] = deque()  # all others
+        self.traces: dict[str, str] = {}  # of executions among them, by the run's id
+        self.live: list[Registered] = []  # its live faces, one for each runner
+        self.has_breaker = False
+        self._source = source
+        self._scanner = scanner
+        self._pipelines: dict[str, _Pipeline] = {}
+        self._counts: Count[Child] = Count()
+        self._series = {
+            name: source.children(name, scanner)
+            for name in (
+                "attempts_total",
+                "cache_requests_total",
+                "breaker_transitions_total",
+                "scanner_transitions_total",
+                "probes_total",
+                "timeout_freed_total",
+            )
+        }
+        self._attempts, self._cache = self._series["attempts_total"], self._series["cache_requests_total"]
+        self._retries = source.child("retries_total", scanner)
+        self._exhausted = source.child("retry_budget_exhausted_total", scanner)
+        self._suspicious = source.child("suspicious_results_total", scanner)
+        self._candidates = source.child("candidates", scanner)
+        self._dropped = source.child("candidates_dropped_total", scanner)
+        self._success = source.child("last_success_timestamp_seconds", scanner)
+        self._late = source.child("late_completion_duration_seconds", scanner)
+        self._queue_wait = source.child("queue_wait_seconds")
+        self._last_success = 0.0
+        self._ways: dict[type, Callable[[Any], None]] = {
+            ExecutionEnded: self._execution,
+            AttemptEnded: self._attempt,
+            BreakerChanged: lambda event: self._one("breaker_transitions_total", event.new),
+            ScannerStateChanged: lambda event: self._one("scanner_transitions_total", event.new, event.source),
+            ProbeEnded: lambda event: self._one("probes_total", event.outcome),
+            RetryBudgetExhausted: lambda _event: self._add(self._exhausted),
+            SuspiciousResult: lambda _event: self._add(self._suspicious),
+            LateCompletion: self._came_back,
+        }
+
+    def add_pipeline(self, pipeline: str) -> None:
+        """Make the time series for a pipeline, unless they are there."""
+        if pipeline not in self._pipelines:
+            self._pipelines[pipeline] = _Pipeline(self._source, self._scanner, pipeline)
+
+    def fold(self) -> None:
+        """Count all that is pending; one thread at a time."""
+        try:
+            self._count_ends(_drained(self.ends))
+            events = self.events
+            while events:
+                event = events.popleft()
+                self._ways[type(event)](event)
+        finally:
+            self._flush()
+
+    def forget(self) -> None:
+        """Count nothing of what is pending."""
+        for pending in (self.ends, self.waits, self.events, self.traces):
+            pending.clear()
+
+    def _count_ends(self, ends: list[End]) -> None:
+        for end, number in Count(ends).items():
+            self._counts[self._pipelines[end.pipeline].scans[end.status,]] += number
+            if end.cache:
+                self._counts[self._cache[end.cache,]] += number
+            if end.dropped:
+                self._counts[self._dropped] += end.dropped * number
+        found = next((end.found for end in reversed(ends) if end.status.answered), None)
+        if found is not None:
+            self._candidates.set(found)
+        for seconds in _drained(self.waits):
+            self._queue_wait.observe(seconds)
+
+    def _flush(self) -> None:
+        """Bring what was counted into the time series, each touched once."""
+        counts, self._counts = self._counts, Count()
+        for child, number in counts.items():
+            child.inc(number)
+        if self._last_success:
+            self._success.set(self._last_success)
+        for pipeline in self._pipelines.values():
+            if pipeline.pending:
+                durations, pipeline.pending = pipeline.pending, []
+                _observe(pipeline.duration, durations)
+
+    def _add(self, child: Child, number: int = 1) -> None:
+        self._counts[child] += number
+
+    def _one(self, name: str, *labels: str) -> None:
+        series = self._series[name]
+        child = series.get(labels)
+        if child is None:  # a value that the catalogue does not know is counted all the same
+            child = series[labels] = self._source.child(name, self._scanner, *labels)
+        self._counts[child] += 1
+
+    def _execution(self, event: ExecutionEnded) -> None:
+        pipeline = self._pipelines[event.pipeline]
+        self._counts[pipeline.executions[event.outcome,]] += 1
+        exemplar = {"run_id": event.run_id} if event.run_id else {}
+        if self.traces and (trace := self.traces.pop(event.run_id, None)):
+            exemplar["trace_id"] = trace
+        pipeline.pending.append((event.duration, exemplar))
+        if event.outcome == "success":
+            self._last_success = max(self._last_success, event.at)
+        elif event.outcome == "error" and event.error is not None:
+            self._add(self._source.child("errors_total", self._scanner, _kind(event.error.kind)))
+
+    def _came_back(self, event: LateCompletion) -> None:
+        self._late.observe(event.duration)
+        self._one("timeout_freed_total", event.rung)
+
+    def _attempt(self, event: AttemptEnded) -> None:
+        child = self._attempts.get((event.outcome,))
+        if child is not None:
+            self._counts[child] += 1
+        if event.attempt > 1:
+            self._counts[self._retries] += 1
+
+
+def _drained(pending: deque[T]) -> list[T]:
+    """Take what is there now; others go on adding."""
+    return [pending.popleft() for _ in range(len(pending))]
+
+
+def _observe(histogram: Child, durations: list[tuple[float, dict[str, str]]]) -> None:
+    """Observe several durations; the newest in each bucket becomes its exemplar."""
+    newest = {bisect_left(BUCKETS, seconds): number for number, (seconds, _) in enumerate(durations)}
+    for number, (seconds, exemplar) in enumerate(durations):
+        is_newest = newest[bisect_left(BUCKETS, seconds)] == number
+        histogram.observe(seconds, exemplar if is_newest and exemplar else None)
+
+
+def _kind(name: str) -> str:
+    """Return the label for an exception class: its name, or `other` when the process has seen too many.
+
+    Threads that count for different registries may meet here. A rank is given once, so no more than 16 names have one
+    below 16, whichever of them comes first.
+    """
+    if name not in _ranks and len(_ranks) < MAX_KINDS:
+        _ranks.setdefault(name, next(_next_rank))
+    return name if _ranks.get(name, MAX_KINDS) < MAX_KINDS else "other"

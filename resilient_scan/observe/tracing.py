@@ -1,0 +1,184 @@
+"""Events as OpenTelemetry spans: a run, in it its scans, in them their attempts.
+
+The only file that knows opentelemetry (extra `otel`).
+An attempt's span is the current one while the scanner's function is called, on whatever thread that is, so that spans
+of the libraries which it uses hang below it. A run hangs below the span that is current where it was called.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from resilient_scan._text import hide
+from resilient_scan.errors import ConfigError
+from resilient_scan.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Event,
+    ExecutionEnded,
+    RunEnded,
+    RunStarted,
+    ScanEnded,
+    traces,
+)
+from resilient_scan.results import ErrorInfo, ScanResult, Status
+from resilient_scan.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry import context, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, TracerProvider
+else:
+    try:
+        from opentelemetry import context, trace
+    except ModuleNotFoundError:  # importing this file works without the extra; using it says what is missing
+        context = trace = None
+
+NAME = "resilient_scan"
+FAILED = (Status.ERROR, Status.TIMEOUT, Status.REJECTED)
+
+
+class _Scan:
+    """A scan's span, as long as the scan or an execution that was begun for it goes on."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.going_on = {ScanEnded, ExecutionEnded}
+
+
+class TraceRuns:
+    """A listener that makes spans of runs, scans and attempts (extra `otel`).
+
+    A scan that failed, and a run in which no scanner answered, have the status ERROR. What exceptions say is freed of
+    the secrets that can be told by their names.
+
+    Args:
+        tracer_provider: where spans go; opentelemetry's global one, unless given.
+
+    Raises:
+        ConfigError: opentelemetry is not installed.
+    """
+
+    events: tuple[type[Event], ...] = (RunStarted, AttemptStarted, AttemptEnded, ExecutionEnded, ScanEnded, RunEnded)
+
+    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
+        if trace is None:
+            raise ConfigError("TraceRuns needs opentelemetry, which is in an extra: pip install 'resilient-scan[otel]'")
+        self._tracer = trace.get_tracer(NAME, __version__, tracer_provider)
+        self._lock = threading.Lock()  # a scan ends on its run's thread, its execution on a worker
+        self._runs: dict[str, tuple[Span, Context]] = {}
+        self._scans: dict[tuple[str, str], _Scan] = {}
+        self._attempts: dict[tuple[str, str, int], tuple[Span, float]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Begin or end a span."""
+        match event:
+            case ScanEnded():
+                self._end_scan(event)
+            case AttemptStarted():
+                self._start_attempt(event)
+            case AttemptEnded():
+                self._end_attempt(event)
+            case ExecutionEnded():
+                self._let_go((event.run_id, event.scanner), ExecutionEnded)
+            case RunStarted():
+                self._start_run(event)
+            case RunEnded():
+                self._end_run(event)
+
+    def _start_run(self, event: RunStarted) -> None:
+        span = self._tracer.start_span("run", start_time=_ns(event.at), attributes=_named(run_id=event.run_id))
+        self._runs[event.run_id] = span, trace.set_span_in_context(span)
+        seen = span.get_span_context()
+        if seen.trace_flags.sampled:
+            traces[event.run_id] = trace.format_trace_id(seen.trace_id)
+
+    def _end_run(self, event: RunEnded) -> None:
+        span, _ = self._runs.pop(event.run_id)
+        traces.pop(event.run_id, None)
+        counts = {f"scans.{status.value}": count for status, count in event.counts.items()}
+        span.set_attributes(_named(complete=event.complete, **counts))
+        if not event.complete and not any(status.answered for status in event.counts):
+            span.set_status(trace.StatusCode.ERROR, "no scanner answered")
+        span.end(_ns(event.at))
+
+    def _scan_span(self, run_id: str, scanner: str, at: float) -> Span:
+        _, around = self._runs.get(run_id) or (None, context.get_current())
+        attributes = _named(run_id=run_id, scanner=scanner)
+        return self._tracer.start_span(f"scan {scanner}", around, start_time=_ns(at), attributes=attributes)
+
+    def _start_attempt(self, event: AttemptStarted) -> None:
+        key = event.run_id, event.scanner
+        with self._lock:
+            scan = self._scans.get(key)
+            if scan is None:
+                scan = self._scans[key] = _Scan(self._scan_span(*key, event.at))
+        span = self._tracer.start_span(
+            f"attempt {event.scanner}",
+            trace.set_span_in_context(scan.span),
+            start_time=_ns(event.at),
+            attributes=_named(run_id=event.run_id, scanner=event.scanner, attempt=event.attempt),
+        )
+        self._attempts[*key, event.attempt] = span, event.at
+        # These context variables are the execution's own copy and end with it, so there is nobody to detach for.
+        context.attach(trace.set_span_in_context(span))
+
+    def _end_attempt(self, event: AttemptEnded) -> None:
+        found = self._attempts.pop((event.run_id, event.scanner, event.attempt), None)
+        if found is None:
+            return
+        span, began = found
+        span.set_attributes(_named(outcome=event.outcome))
+        if event.outcome in {"error", "timeout"}:
+            _mark(span, event.error)
+        span.end(_ns(began + event.duration))
+
+    def _end_scan(self, event: ScanEnded) -> None:
+        result, key = event.result, (event.run_id, event.result.scanner)
+        with self._lock:
+            scan = self._scans.get(key)
+        span = scan.span if scan is not None else self._scan_span(*key, result.started_at)
+        span.set_attributes(_told(result, event.cache))
+        if result.status in FAILED:
+            _mark(span, result.error)
+        span.end(_ns(result.started_at + result.duration))
+        self._let_go(key, ScanEnded)
+
+    def _let_go(self, key: tuple[str, str], over: type[Event]) -> None:
+        """Forget a scan's span once both are over, the scan and its execution, in whatever order they end."""
+        with self._lock:
+            scan = self._scans.get(key)
+            if scan is not None:
+                scan.going_on.discard(over)
+                if not scan.going_on:
+                    del self._scans[key]
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _named(**attributes: Any) -> dict[str, Any]:
+    return {f"{NAME}.{name}": value for name, value in attributes.items()}
+
+
+def _told(result: ScanResult, cache: str) -> dict[str, Any]:
+    return _named(
+        pipeline=result.pipeline,
+        status=result.status.value,
+        candidates=len(result.candidates),
+        attempts=result.attempts,
+        queue_wait=result.queue_wait,
+        partial=result.partial,
+        dropped=result.dropped,
+        cache=cache,
+    )
+
+
+def _mark(span: Span, error: ErrorInfo | None) -> None:
+    """Set a span's status to ERROR, with what went wrong."""
+    message = hide(error.message) if error is not None else ""
+    span.set_status(trace.StatusCode.ERROR, message)
+    if error is not None:
+        span.add_event("exception", {"exception.type": error.type, "exception.message": message})

@@ -1,0 +1,340 @@
+"""What a run brought."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from enum import Enum, StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from resilient_scan._text import hide
+from resilient_scan.errors import ConfigError, ScanError, is_number
+
+# How a scan ends, in one word, and what its error was.
+
+HUGE = 10_000  # bits of an integer
+DEEP = 100  # levels of nesting
+
+
+class Status(StrEnum):
+    """The one status in which a scan ends. The set is closed.
+
+    `completed`: the scanner answered. `cached`: answered from the cache, or by another scan's execution.
+    `stale`: the execution failed, an older answer was there. `timeout`, `error`: the execution failed.
+    `rejected`: refused without an attempt (breaker open, limit, abandoned threads).
+    `disabled`: out of service. `skipped`: the run ended before its turn.
+    """
+
+    COMPLETED = "completed"
+    CACHED = "cached"
+    STALE = "stale"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    REJECTED = "rejected"
+    DISABLED = "disabled"
+    SKIPPED = "skipped"
+
+    @property
+    def answered(self) -> bool:
+        """Say whether the caller got an answer: completed, cached or stale."""
+        return self in _ANSWERED
+
+
+_ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
+
+
+MOST_MESSAGE = 10_000
+"""How many characters of an exception's text are kept: a source may put its whole answer into it."""
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
+    """What went wrong, as text: the exception itself would keep its frames alive.
+
+    Attributes:
+        type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
+        message: its text, without the secrets that can be told by their names, as it is logged, stored and shown to
+            whoever may look, and at most `MOST_MESSAGE` characters of it; or the bare class name where it has none.
+    """
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe an exception; one whose `str` fails is described by its class."""
+        kind = type(error)
+        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        try:
+            message = hide(_short(str(error)))
+        except BaseException:  # the scanner's exception class is foreign code
+            message = ""
+        return cls(prefix + kind.__qualname__, message or kind.__name__)
+
+    @property
+    def kind(self) -> str:
+        """Return the bare class name, such as `ConnectTimeout`."""
+        return self.type.rpartition(".")[2]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_MESSAGE else f"{text[:MOST_MESSAGE]}... ({len(text)} characters)"
+
+
+class ScanResult(msgspec.Struct, frozen=True, gc=False):
+    """One scanner's part of a run, after its end.
+
+    Attributes:
+        scanner, pipeline: whose it is.
+        status: how it ended.
+        candidates: what was found, in the scanner's order; the caller's own objects.
+        error: why there is no fresh answer, or `None`. Kept beside a stale answer too.
+        attempts: calls of the scanner's function made for this scan; 0 where none was.
+        duration: seconds from the start of the work (for a scan without work of its own: of the scan) to its end.
+        queue_wait: seconds between the scan's turn and a worker's start on it.
+        age: seconds since the answer was fetched, for cached and stale ones; 0 for one that was just shared.
+        partial: whether `candidates` are only what was yielded before a timeout or an error.
+        dropped: invalid candidates left out.
+        tool_logs: what the scanner logged, in order.
+        started_at: epoch seconds.
+        suspicious: why this answer is hardly the truth (empty or small as never before, or mostly malformed), or
+            `None`. It is handed over as it came, but not kept in the cache.
+    """
+
+    scanner: str
+    pipeline: str
+    status: Status
+    candidates: list[Any]
+    error: ErrorInfo | None
+    attempts: int
+    duration: float
+    queue_wait: float
+    age: float | None
+    partial: bool
+    dropped: int
+    tool_logs: list[dict[str, Any]]
+    started_at: float
+    suspicious: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            **fields,
+            "status": self.status.value,
+            "candidates": [plain(candidate) for candidate in self.candidates],
+            "error": None if self.error is None else {"type": self.error.type, "message": self.error.message},
+            "tool_logs": [plain(entry) for entry in self.tool_logs],
+        }
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """Turn any candidate or log entry into JSON-ready data; what has no such form becomes its text.
+
+    Not-a-number and infinities have no JSON form and become `None`; what is nested too deeply becomes `...`.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value) if value.bit_length() < HUGE else hex(value)  # Python refuses to write that many digits
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if depth > DEEP:
+        return "..."
+    try:
+        return _plain_object(value, depth + 1)
+    except Exception:  # foreign code; a report must come out whatever a scanner found
+        return f"<{type(value).__qualname__}>"
+
+
+def _plain_object(value: Any, depth: int) -> Any:
+    if isinstance(value, dict):
+        return {_text(key): plain(item, depth) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, depth) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value, depth)
+    if hasattr(value, "model_dump"):  # pydantic, where the user brings it
+        return plain(value.model_dump(mode="json"), depth)
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name), depth) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name), depth) for field in dataclasses.fields(value)}
+    try:
+        return msgspec.to_builtins(value)  # dates, Decimals, UUIDs, bytes...
+    except Exception:  # not only TypeError: foreign objects
+        return str(value)
+
+
+def _text(key: object) -> str:
+    try:
+        return str(key)
+    except Exception:  # foreign code
+        return f"<{type(key).__qualname__}>"
+
+
+_RANKS: Final = {"critical": 0, "high": 1, "medium": 2, "low": 3}  # any other word comes after these
+
+
+class Merged(msgspec.Struct, frozen=True):
+    """What several scanners say about one thing.
+
+    Attributes:
+        key: what it is about: the ticker, unless `merged` was given another key.
+        priority: the best of the candidates' priorities; at least `high` from 2 sources on, `critical` from 3.
+        sources: who found it, each once, in the order of the scanners.
+        contexts: what they say, each sentence once, in the same order.
+        candidates: the candidates themselves.
+    """
+
+    key: Any
+    priority: str
+    sources: tuple[str, ...]
+    contexts: tuple[str, ...]
+    candidates: tuple[Any, ...]
+
+    @property
+    def ticker(self) -> str:
+        """The key as text."""
+        return str(self.key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data; `ticker` is the key."""
+        fields = {name: plain(getattr(self, name)) for name in self.__struct_fields__ if name != "key"}
+        return {"ticker": self.ticker, **fields}
+
+
+class RunReport(msgspec.Struct, frozen=True):
+    """The result of one run.
+
+    Attributes:
+        run_id: unique.
+        results: by scanner, in the order in which the scanners were given.
+        started_at: epoch seconds.
+        duration: seconds.
+    """
+
+    run_id: str
+    results: dict[str, ScanResult]
+    started_at: float
+    duration: float
+
+    @property
+    def candidates(self) -> list[Any]:
+        """All candidates, in the order of the scanners."""
+        return [candidate for result in self.results.values() for candidate in result.candidates]
+
+    @property
+    def tool_logs(self) -> list[dict[str, Any]]:
+        """What the scanners logged in this run, in the order of the scanners."""
+        return [entry for result in self.results.values() for entry in result.tool_logs]
+
+    @property
+    def counts(self) -> Counter[Status]:
+        """How many scans ended in each status; one that did not occur counts 0, and is not listed."""
+        return Counter(result.status for result in self.results.values())
+
+    @property
+    def by_pipeline(self) -> dict[str, list[ScanResult]]:
+        """The results by pipeline, in the order of the scanners."""
+        pipelines: dict[str, list[ScanResult]] = {}
+        for result in self.results.values():
+            pipelines.setdefault(result.pipeline, []).append(result)
+        return pipelines
+
+    @property
+    def complete(self) -> bool:
+        """Whether every scanner in service answered: completed, cached or stale."""
+        statuses = {result.status for result in self.results.values()} - {Status.DISABLED}
+        return all(status.answered for status in statuses)
+
+    def require(self, fraction: float) -> RunReport:
+        """Return this report if at least this share of the scanners in service answered.
+
+        Args:
+            fraction: from 0 to 1.
+
+        Raises:
+            ScanError: fewer answered; the message names those that did not.
+            ConfigError: `fraction` is not from 0 to 1.
+        """
+        if not is_number(fraction, 0, 1):
+            raise ConfigError(f"require: fraction must be from 0 to 1, got {fraction!r}")
+        asked = self._in_service()
+        silent = [result for result in asked if not result.status.answered]
+        if len(asked) - len(silent) < fraction * len(asked) - 1e-9:  # 0.28 * 25 is a little more than 7
+            names = ", ".join(f"{result.scanner} ({result.status.value})" for result in silent)
+            raise ScanError(
+                f"{len(asked) - len(silent)} of {len(asked)} scanners answered, {fraction:.0%} are required; "
+                f"these did not: {names}"
+            )
+        return self
+
+    def merged(self, key: Callable[[Any], Any] | None = None) -> list[Merged]:
+        """Return what was found by what it is about, the most important first.
+
+        Best priority first (`critical`, `high`, `medium`, `low`, then all other words), then most sources, then by
+        key: the same candidates come in the same order, whichever scanner ended first.
+
+        Args:
+            key: returns what a candidate is about, hashable; `None`: its `ticker` (a field, or an item of a mapping),
+                and of a candidate without one all of it, so that only equal ones are merged.
+        """
+        groups: dict[Any, list[tuple[str, Any]]] = {}
+        for result in self.results.values():
+            for candidate in result.candidates:
+                about = _ticker(candidate) if key is None else key(candidate)
+                groups.setdefault(about, []).append((result.scanner, candidate))
+        found = [_merge(about, group) for about, group in groups.items()]
+        return sorted(found, key=lambda one: (_rank(one.priority), -len(one.sources), one.ticker))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data."""
+        results = {name: result.to_dict() for name, result in self.results.items()}
+        return {
+            "run_id": self.run_id,
+            "started_at": self.started_at,
+            "duration": self.duration,
+            "complete": self.complete,
+            "counts": {status.value: count for status, count in self.counts.items()},
+            "results": results,
+            "candidates": [candidate for result in results.values() for candidate in result["candidates"]],
+            "tool_logs": [entry for result in results.values() for entry in result["tool_logs"]],
+        }
+
+    def _in_service(self) -> list[ScanResult]:
+        return [result for result in self.results.values() if result.status is not Status.DISABLED]
+
+
+def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) -> dict[str, ScanResult]:
+    """Return the results in the order of the names."""
+    return {name: results[name] for name in names if name in results}
+
+
+def _field(candidate: Any, name: str) -> str:
+    """Return a field of a candidate of any type, "" where there is none, or it is no text."""
+    value = candidate.get(name) if isinstance(candidate, Mapping) else getattr(candidate, name, None)
+    return value if isinstance(value, str) else ""
+
+
+def _ticker(candidate: Any) -> str:
+    return _field(candidate, "ticker") or str(plain(candidate))
+
+
+def _rank(priority: str) -> int:
+    return _RANKS.get(priority.lower(), len(_RANKS))
+
+
+def _merge(about: Any, group: list[tuple[str, Any]]) -> Merged:
+    """Unite what was found of one thing: pairs of the scanner's name and its candidate."""
+    candidates = tuple(candidate for _, candidate in group)
+    sources = tuple(dict.fromkeys(_field(candidate, "source") or scanner for scanner, candidate in group))
+    contexts = tuple(dict.fromkeys(filter(None, (_field(candidate, "context") for candidate in candidates))))
+    confluence = ("unknown", "unknown", "high", "critical")[min(len(sources), 3)]
+    priorities = [*(_field(candidate, "priority") or "unknown" for candidate in candidates), confluence]
+    return Merged(about, min(priorities, key=_rank), sources, contexts, candidates)

@@ -1,0 +1,151 @@
+"""What a runner remembers in its store beyond its process: durations, last scans, the history of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from resilient_scan.errors import StoreError, is_number
+from resilient_scan.observe.explain.model import Past
+from resilient_scan.results import RunReport, plain
+from resilient_scan.stores import Store
+
+SCHEMA = 1
+MONTH = 30 * 86_400.0
+LAST = 10  # scans of a scanner that are kept
+RUNS = 1_000  # runs that are kept
+T = TypeVar("T")
+
+
+class ScanRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One scan of a past run: its status, seconds, how many candidates it had, and the class of its error, or `""`."""
+
+    status: str
+    duration: float
+    found: int
+    error: str = ""
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """One run of the past.
+
+    Attributes:
+        run_id, started_at, duration, complete: as in its report.
+        scans: by scanner's name.
+    """
+
+    run_id: str
+    started_at: float
+    duration: float
+    complete: bool
+    scans: dict[str, ScanRecord]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many scans ended in each status, those that occur only."""
+        found: dict[str, int] = {}
+        for scan in self.scans.values():
+            found[scan.status] = found.get(scan.status, 0) + 1
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data, with the same names."""
+        scans = {
+            name: {field: getattr(scan, field) for field in scan.__struct_fields__} for name, scan in self.scans.items()
+        }
+        return {**plain(self), "counts": self.counts, "scans": scans}
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What is stored under one key."""
+
+    schema: int
+    expected: dict[str, float] = {}
+    past: tuple[Past, ...] = ()
+    run: RunRecord | None = None
+
+
+_encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Kept)
+
+
+class Recall:
+    """Keep what a run brought, and find it again.
+
+    Nothing here may stop a run: a store that fails is told of, and what it held counts as forgotten; so does what
+    cannot be read, because another version wrote it or it is damaged.
+
+    Args:
+        store: where it is kept.
+        on_error: is told the operation and the error when the store fails.
+    """
+
+    def __init__(self, store: Store, on_error: Callable[[str, StoreError], None]) -> None:
+        self._store = store
+        self._on_error = on_error
+
+    def expected(self) -> dict[str, float]:
+        """Return by scanner's name the seconds that a scan takes, as far as they are known."""
+        return {name: took for name, took in self._get("expected").expected.items() if is_number(took, 0)}
+
+    def past(self, name: str) -> tuple[Past, ...]:
+        """Return the last scans of a scanner, newest first, at most 10."""
+        return self._get(f"last/{name}").past
+
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+        """Return the last runs, newest first.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        found = (_decoded(record).run for record in self._store.tail("runs", limit))
+        return tuple(run for run in found if run is not None)
+
+    def keep(self, report: RunReport, expected: Mapping[str, float], past: Mapping[str, Past]) -> None:
+        """Keep what a run brought; it is written with the store's next flush.
+
+        Args:
+            report: of the run.
+            expected: by scanner's name, the seconds that a scan takes.
+            past: by scanner's name, its scan of this run.
+        """
+        try:
+            for name, scan in past.items():
+                last = (scan, *self.past(name))[:LAST]  # those of other processes too
+                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), MONTH)
+            durations = {**self.expected(), **expected}
+            self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), MONTH)
+            self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), RUNS)
+        except StoreError as error:
+            self._on_error("put", error)
+
+    def _get(self, key: str) -> _Kept:
+        try:
+            return _decoded(self._store.get(key))
+        except StoreError as error:
+            self._on_error("get", error)
+            return _Kept(SCHEMA)
+
+
+def _decoded(data: bytes | None) -> _Kept:
+    if data is None:
+        return _Kept(SCHEMA)
+    try:
+        kept = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Kept(SCHEMA)
+    return kept if kept.schema == SCHEMA else _Kept(SCHEMA)
+
+
+def _run(report: RunReport) -> RunRecord:
+    scans = {
+        name: ScanRecord(
+            result.status.value,
+            result.duration,
+            len(result.candidates),
+            "" if result.error is None else result.error.kind,
+        )
+        for name, result in report.results.items()
+    }
+    return RunRecord(report.run_id, report.started_at, report.duration, report.complete, scans)
