@@ -1,29 +1,34 @@
 """Run a fleet of scanners: concurrently, each with a timeout that works, none costing another its result."""
 
-from resilient_scan.context import ScanContext
-from resilient_scan.errors import (
-    CircuitOpen,
-    ConfigError,
-    InvalidCandidate,
-    LimitExceeded,
-    PermanentError,
-    PluginError,
-    Rejected,
-    RetryAfter,
-    ScanCancelled,
-    ScanError,
-    ScanTimeout,
-)
-from resilient_scan.events import Listener
-from resilient_scan.observe.logs import LogEvents
-from resilient_scan.observe.metrics import PrometheusMetrics
-from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
-from resilient_scan.results import RunReport, ScanResult, Status
-from resilient_scan.runner import ScanRunner
-from resilient_scan.scanning import Candidate, Scanner, scanner
-from resilient_scan.service import ControlService
-from resilient_scan.settings import Settings, load_settings
-from resilient_scan.version import __version__
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from resilient_scan.context import ScanContext
+    from resilient_scan.errors import (
+        CircuitOpen,
+        ConfigError,
+        InvalidCandidate,
+        LimitExceeded,
+        PermanentError,
+        PluginError,
+        Rejected,
+        RetryAfter,
+        ScanCancelled,
+        ScanError,
+        ScanTimeout,
+    )
+    from resilient_scan.events import Listener
+    from resilient_scan.observe.logs import LogEvents
+    from resilient_scan.observe.metrics import PrometheusMetrics
+    from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
+    from resilient_scan.results import RunReport, ScanResult, Status
+    from resilient_scan.runner import ScanRunner
+    from resilient_scan.scanning import Candidate, Scanner, scanner
+    from resilient_scan.service import ControlService
+    from resilient_scan.settings import Settings, load_settings
 
 __all__ = [
     "Breaker",
@@ -60,3 +65,43 @@ __all__ = [
     "load_settings",
     "scanner",
 ]
+
+# Each name is imported when it is first used (PEP 562). A program that only defines scanners never loads the runner;
+# one that never asks for metrics never loads Prometheus. Type checkers see the imports above.
+_NAMES_BY_MODULE = {
+    "context": ["ScanContext"],
+    "errors": [
+        "CircuitOpen",
+        "ConfigError",
+        "InvalidCandidate",
+        "LimitExceeded",
+        "PermanentError",
+        "PluginError",
+        "Rejected",
+        "RetryAfter",
+        "ScanCancelled",
+        "ScanError",
+        "ScanTimeout",
+    ],
+    "events": ["Listener"],
+    "observe.logs": ["LogEvents"],
+    "observe.metrics": ["PrometheusMetrics"],
+    "options": ["Breaker", "Cache", "Limit", "Policy", "Quarantine", "Retry", "Timeout"],
+    "results": ["RunReport", "ScanResult", "Status"],
+    "runner": ["ScanRunner"],
+    "scanning": ["Candidate", "Scanner", "scanner"],
+    "service": ["ControlService"],
+    "settings": ["Settings", "load_settings"],
+}
+_MODULE_OF = {name: f"resilient_scan.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from resilient_scan import __version__
 from resilient_scan._text import hide
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import (
@@ -23,7 +24,6 @@ from resilient_scan.events import (
     traces,
 )
 from resilient_scan.results import ErrorInfo, ScanResult, Status
-from resilient_scan.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry import context, trace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from resilient_scan import __version__
 from resilient_scan.quarantine import MOST_TEXT, RESULTS
 from resilient_scan.service.bounds import BOUNDS, JSON
 from resilient_scan.service.client import TITLE
@@ -200,8 +201,6 @@ def document(*, can_change: bool) -> dict[str, Any]:
     Args:
         can_change: whether there is a token; without one the addresses that change something do not exist.
     """
-    from resilient_scan import __version__  # noqa: PLC0415 - the face imports this package
-
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "basic": {

@@ -6,7 +6,9 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +75,7 @@ def test_nothing_else_is_public() -> None:
         for name, thing in vars(resilient_scan).items()
         if not name.startswith("_") and name not in resilient_scan.__all__ and not inspect.ismodule(thing)
     }
-    assert extra == set()
+    assert extra == {"TYPE_CHECKING"}
 
 
 def test_the_star_brings_the_face_and_nothing_else() -> None:
@@ -137,3 +139,50 @@ def test_the_face_has_a_docstring_for_each_name() -> None:
         and not is_sentence(thing.__doc__)
     ]
     assert mute == []
+
+
+def in_a_new_process(code: str) -> list[str]:
+    """Return the modules that a program has loaded when it has run this code."""
+    code += "; import sys; print(*sys.modules, sep='\\n')"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def ours(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if name.partition(".")[0] == "resilient_scan"]
+
+
+LIBRARIES = {"pybreaker", "cachetools", "tenacity", "prometheus_client", "redis", "opentelemetry", "httpx", "starlette"}
+
+
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    modules = in_a_new_process("import resilient_scan")
+    assert len(ours(modules)) <= 15
+    assert LIBRARIES.isdisjoint(modules)
+
+
+def test_a_runner_loads_only_what_it_needs() -> None:
+    modules = in_a_new_process("from resilient_scan import ScanRunner, scanner, Candidate")
+    assert len(ours(modules)) <= 60
+    assert {"httpx", "prometheus_client", "starlette"}.isdisjoint(modules)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from resilient_scan import scanner; import resilient_scan.scanning",
+        "import resilient_scan.scanning; from resilient_scan import scanner",
+        "import resilient_scan, resilient_scan.scanning; scanner = resilient_scan.scanner",
+    ],
+)
+def test_the_decorator_is_a_function_in_whatever_order_things_are_imported(code: str) -> None:
+    code += "; import resilient_scan; assert callable(scanner) and callable(resilient_scan.scanner)"
+    assert ours(in_a_new_process(code))
+
+
+def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
+    with pytest.raises(AttributeError, match="module 'resilient_scan' has no attribute 'nothing'"):
+        _ = resilient_scan.nothing
+
+
+def test_a_name_is_there_for_whoever_lists_them() -> None:
+    assert set(resilient_scan.__all__) <= set(dir(resilient_scan))

@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.values import MutexValue, ValueClass
 
+from resilient_scan import __version__
 from resilient_scan.events import Load, Registered
 from resilient_scan.observe.metrics.catalogue import (
     BREAKER_STATES,
@@ -29,7 +30,6 @@ from resilient_scan.observe.metrics.catalogue import (
 )
 from resilient_scan.observe.metrics.counts import Child, Tally
 from resilient_scan.observe.metrics.workers import AllProcesses
-from resilient_scan.version import __version__
 
 __all__ = ["MULTIPROCESS", "PENDING", "REGISTRY", "CollectorRegistry", "Families", "exposition", "families_of"]
 

@@ -1,3 +1,0 @@
-"""The version, by SemVer."""
-
-__version__ = "0.1.0"
