@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -15,13 +15,14 @@ import msgspec
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.options import Limit
-from resilient_scan.results import ErrorInfo
 from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot
 
 # Do the same thing to many items on a few threads, and let none of these threads outlive the call.
 
 T = TypeVar("T")
 R = TypeVar("R")
+Item = TypeVar("Item")
+NEVER = float("inf")
 
 
 def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, over: Callable[[], bool]) -> list[R]:
@@ -83,28 +84,6 @@ def _start(work: Callable[[], None], count: int) -> list[threading.Thread]:
     return helpers
 
 
-Item = TypeVar("Item")
-NEVER = float("inf")
-Call = Callable[["ScanContext"], list[Any]]
-"""What a layer wraps and what it becomes: asks the scanner and returns its candidates, or raises."""
-
-
-class Step(msgspec.Struct, frozen=True):
-    """An attempt that failed, for the flight recorder.
-
-    Attributes:
-        attempt: its number.
-        duration: seconds it took.
-        error: why it failed, type and message.
-        pause: seconds waited after it; `None`: no attempt followed.
-    """
-
-    attempt: int
-    duration: float
-    error: ErrorInfo
-    pause: float | None
-
-
 class Shared(Protocol):
     """Values that several scanners need, loaded once for all of them."""
 
@@ -115,9 +94,7 @@ class Shared(Protocol):
 class SourcesLike(Protocol):
     """The sources that a scanner tries in turn."""
 
-    def ask(
-        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None = None, /
-    ) -> T:
+    def ask(self, source: str, call: Callable[[], T], seconds: float, context: Any, limit: Limit | None = None, /) -> T:
         """Return what `call` returns, behind that source's breaker."""
 
 
@@ -135,7 +112,7 @@ class Raised(Protocol):
         """Take note; quick, and never waiting."""
 
 
-class Home(msgspec.Struct, frozen=True):
+class ScannerContext(msgspec.Struct, frozen=True):
     """What all executions of one scanner have in common."""
 
     scanner: str
@@ -160,18 +137,10 @@ class ScanContext:
     deadline = NEVER
     cut_at = NEVER  # the run's own deadline, where nobody else can use the answer
     ends = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
-    invalid = ""
     doubted: str | None = None  # why the scanner itself does not believe its answer
-    permit: Any = None  # the breaker's, while an attempt is under way
-    attempt_began = 0.0
-    open_attempt: float | None = None  # the same for the current attempt, until somebody reports its end
-    failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
-    failed_after = 0.0  # seconds that it took
     provider: Any = None  # whose limit the scan keeps
     prepaid = False  # whether the next attempt has its permit already
     requests = 0  # that the permit allows without asking again
-    steps: tuple[Step, ...] = ()
-    alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)  # moves the engine's deadline for this work
     abandoned = False
     _state: dict[str, Any] | None = None
 
@@ -189,40 +158,32 @@ class ScanContext:
         own = clock or SystemClock()
         if traffic is not None:
             own = traffic.clock(scanner, own)
-        self._set(Home(scanner, settings, own, shared, traffic), snapshot)
+        self._set(ScannerContext(scanner, settings, own, shared, traffic), snapshot)
         if deadline != NEVER:
             self.limit(deadline)
 
-    @classmethod
-    def at(cls, home: Home, snapshot: Snapshot) -> ScanContext:
-        """Make the context of an execution; the same as the constructor, for whoever makes many."""
-        self = cls.__new__(cls)
-        self._set(home, snapshot)
-        return self
-
-    def _set(self, home: Home, snapshot: Snapshot) -> None:
-        self._home = home
-        self._clock = home.clock
+    def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
+        self._own = own
+        self._clock = own.clock
         self._snapshot = snapshot
-        self.attempt = self.dropped = 0
-        self.found: list[Any] = []  # candidates of the current attempt, as far as it has come
+        self.attempt = 0
         self._logs: list[dict[str, Any]] = []
         self._wakes: list[Raised] = []
 
     @property
     def scanner(self) -> str:
         """The scanner's name."""
-        return self._home.scanner
+        return self._own.scanner
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """This scanner's table from the configuration, read only."""
-        return self._home.settings
+        return self._own.settings
 
     @property
     def traffic(self) -> Traffic | None:
         """What records requests, or answers them in the network's stead; for HTTP clients, not for scanners."""
-        return self._home.traffic
+        return self._own.traffic
 
     @property
     def now(self) -> datetime:
@@ -238,11 +199,6 @@ class ScanContext:
     def timed_out(self) -> bool:
         """Say whether the scanner used up its own time; a run that ended earlier does not count."""
         return self._clock.monotonic() >= self.deadline
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the run is over, for whatever reason, while the scanner still had time of its own."""
-        return self.abandoned or self.cut_at <= self._clock.monotonic() < self.deadline
 
     def remaining(self) -> float:
         """Return the seconds that are left, never below 0."""
@@ -262,6 +218,13 @@ class ScanContext:
         entry = {"tool": tool, "scanner": self.scanner, "at": self._clock.time(), **fields}
         own = (self._state or {}).get(TOOL_LOGS)
         (own if isinstance(own, list) else self._logs).append(entry)
+
+    def tool_logs(self) -> list[dict[str, Any]]:
+        """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
+        state = self._state
+        if state is None or TOOL_LOGS not in state:
+            return self._logs.copy()
+        return [*self._logs, *self._snapshot.new_tool_logs(state)]
 
     def doubt(self, reason: str) -> None:
         """Say that this answer is hardly the truth, though nothing failed: it is handed over as suspicious, uncached.
@@ -283,7 +246,7 @@ class ScanContext:
             ScanCancelled: the time was over before the value was there.
             Exception: what `load` raised, for all that waited for it.
         """
-        shared = self._home.shared
+        shared = self._own.shared
         return load() if shared is None else shared.get(key, load, ttl, self)
 
     def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER, limit: Limit | None = None) -> T:
@@ -305,7 +268,7 @@ class ScanContext:
             ScanTimeout: its seconds are over.
             Exception: what `call` raised.
         """
-        sources = self._home.sources
+        sources = self._own.sources
         return call() if sources is None else sources.ask(source, call, seconds, self, limit)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
@@ -348,47 +311,6 @@ class ScanContext:
         """Set the instants at which the execution's time and the run's are over."""
         self.deadline, self.cut_at = deadline, cut_at
         self.ends = min(deadline, cut_at) if cut_at != NEVER else deadline
-
-    def begin_attempt(self) -> dict[str, Any]:
-        """Count an attempt, forget what the one before it found, and return a state of its own for it."""
-        if self.attempt:
-            self._logs = self.tool_logs()
-            self.found = []
-            self.dropped = 0
-            self.invalid = ""
-            self.doubted = None
-        self.attempt += 1
-        self.open_attempt = self.attempt_began = self._clock.monotonic()
-        self._state = self._snapshot.copy()
-        return self._state
-
-    def next(self, failure: BaseException, took: float) -> ScanContext:
-        """Return the context of the next attempt, for another thread: the current one hangs with this one."""
-        other = ScanContext.at(self._home, self._snapshot)
-        other.run_id = self.run_id
-        other.limit(self.deadline, self.cut_at)
-        other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
-        other.failed_after, other.provider = took, self.provider
-        other.found, other.dropped, other.invalid = list(self.found), self.dropped, self.invalid
-        other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
-        return other
-
-    def spent(self, made: int) -> float:
-        """Return the seconds since the current attempt began, 0 if `made` attempts were made before and none since."""
-        return self._clock.monotonic() - self.attempt_began if self.attempt > made else 0.0
-
-    def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
-        """Return when the attempt under way began, to the first that asks: who gets it reports its end."""
-        with lock:
-            began, self.open_attempt = self.open_attempt, None
-        return began
-
-    def tool_logs(self) -> list[dict[str, Any]]:
-        """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
-        state = self._state
-        if state is None or TOOL_LOGS not in state:
-            return self._logs.copy()
-        return [*self._logs, *self._snapshot.new_tool_logs(state)]
 
     def wait(self, seconds: float, done: Callable[[], bool], *, watched: ScanContext | None = None) -> None:
         """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.

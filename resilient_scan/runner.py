@@ -7,23 +7,34 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
-from resilient_scan.core.assembly import Fleet, callables, execution_table, length_of, one_of, planned
+from resilient_scan.core.assembly import Fleet
+from resilient_scan.core.config import (
+    Config,
+    base_policy,
+    callables,
+    distinct,
+    effective,
+    execution_table,
+    settings_by_scanner,
+)
+from resilient_scan.core.flights import Flight
 from resilient_scan.core.pool import Abandoned
 from resilient_scan.core.run import Runs, aside
-from resilient_scan.core.stack import Flight
 from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
-from resilient_scan.observe.explain import Explanation, explain, origins_in_code
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
 from resilient_scan.results import RunReport, ScanResult
 from resilient_scan.stores import Store
 from resilient_scan.stores.history import RunRecord
+
+if TYPE_CHECKING:
+    from resilient_scan.observe.explain import Explanation
 
 _log = logging.getLogger("resilient_scan")
 
@@ -49,7 +60,6 @@ class ScanRunner:
             `"given"` keeps the given order. The results keep it in any case.
         settings: by scanner's name, what it finds in `context.settings`.
         policies: by scanner's name, its whole policy; wins over the scanner's own layers and over `policy`.
-        origins: by scanner's name and `layer.field`, where a number came from, for `explain`.
         deadline: of runs that are given none; seconds, >= 0; `None`: no deadline.
         traffic: a `resilient_scan.http.Recorder` or `Replay`, which stands between the scanners and the network.
         clock, random: where time and chance come from; for tests.
@@ -75,38 +85,40 @@ class ScanRunner:
         order: str = "longest_first",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         policies: Mapping[str, Policy] | None = None,
-        origins: Mapping[str, Mapping[str, str]] | None = None,
         deadline: float | None = None,
         traffic: Traffic | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        one_of("concurrent", concurrent, (True, False))
-        one_of("order", order, ("longest_first", "given"))
-        one_of("engine", engine, ("threads",))
-        length = length_of(deadline)
-        plan = planned(
-            scanners,
-            policy=policy,
-            timeout_seconds=timeout_seconds,
-            policies={} if policies is None else policies,
-            settings={} if settings is None else settings,
-            origins=origins or {},
-            listeners=(LogEvents(),) if listeners is None else listeners,
+        specs = distinct(scanners)
+        config = Config(
+            specs=specs,
+            policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
+            settings=settings_by_scanner(settings or {}, specs),
+            listeners=callables((LogEvents(),) if listeners is None else listeners),
             max_workers=max_workers,
             max_abandoned=max_abandoned,
+            concurrent=concurrent,
+            order=order,
+            engine=engine,
+            deadline=deadline,
             quarantine=Quarantine() if quarantine is None else quarantine,
             store=store,
             traffic=traffic,
             clock=clock or SystemClock(),
             random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
+        self._runs = Runs(config)
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
-        # How often somebody will call `run` is not known here, so nothing is said about the time between runs.
-        self._findings = lint_fleet(plan.policies, deadline=deadline)
+        self._origins: Mapping[str, Mapping[str, str]] = {}
+        # How often `run` will be called is not known here, so the linter says nothing about the time between runs.
+        self._findings = lint_fleet(config.policies, deadline=deadline)
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
-        self._runs = Runs(plan, concurrent=concurrent, order=order, deadline=length)
+
+    def came_from(self, origins: Mapping[str, Mapping[str, str]]) -> None:
+        """Note, by scanner's name and `layer.field`, where a number came from, for `explain`; settings know it."""
+        self._origins = origins
 
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
@@ -141,7 +153,7 @@ class ScanRunner:
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.
         """
         run = self._runs.prepare(state, deadline)
-        names = self.names if only is None else self._runs.plan.only(only)
+        names = self.names if only is None else self._runs.config.only(only)
         try:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
@@ -259,6 +271,8 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner; the message names the nearest.
         """
+        from resilient_scan.observe.explain import explain, origins_in_code  # noqa: PLC0415 - no run needs it
+
         fleet = self._fleet
         stack = fleet.stack(name)
         base, own, timed = self._given
@@ -266,7 +280,7 @@ class ScanRunner:
         return explain(
             stack,
             standing=fleet.gate.looked_at(name),
-            origins={**said, **self._runs.plan.origins.get(name, {})},
+            origins={**said, **self._origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
             before=() if self._runs.recall is None else self._runs.recall.past(name),
             trace=trace,
@@ -321,7 +335,7 @@ class ScanRunner:
     @property
     def names(self) -> tuple[str, ...]:
         """The scanners' names, in the given order."""
-        return self._runs.plan.names
+        return self._runs.config.names
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""

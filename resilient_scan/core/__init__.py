@@ -1,1 +1,26 @@
-"""The way of one scan."""
+"""The path of one scan.
+
+                     runner.run(state)
+                           |
+    run.py                Run         begins scans in order, ends them as outcomes come   the run's thread
+                           |                                                                   ^
+    scan.py              begin        gate, cache, single-flight: a result at once, or         | outbox
+                           |          an execution to wait for                                 |
+    execution.py       Execution      queued, begun once, ended once, by one of six parties ---+
+                           |
+    pool.py            ThreadPool     a worker runs it; the watchdog hands over on time   workers, one watchdog
+                           |
+    stack.py           Stack.call     retry ( breaker ( limit ( timeout.attempt ( call ))))    a worker
+                           |
+    engines/             attempt      one call of the scanner
+
+    assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
+    config.py     Config    the runner's arguments, checked; read where they are used
+    outcome.py    Outcome   what passes between an execution and the scans that wait for it
+    sources.py    Sources   the sources that one scanner tries in turn
+    flights.py    Flight    what is remembered of a scanner's last scans
+
+Threads meet in three places. A run's *outbox* takes what other threads have to say to the run's thread. An execution's
+`stack.lock` decides who ends it. The pool's mutex guards who works on what. No lock is held while scanner, listener or
+store code runs.
+"""

@@ -1,7 +1,7 @@
-"""One run: its scans are begun in order and ended as their outcomes come.
+"""A run: its scans begin in order and end as their outcomes come; and all the runs of one runner.
 
-Everything here happens on the run's thread, which is the caller's. Other threads put messages into the run's outbox:
-the end of a scan, the run's deadline, a cancel.
+Everything in `Run` happens on the run's thread, which is the caller's. Other threads only put messages into the run's
+outbox: the end of a scan, the run's deadline, a cancel. So a run needs no lock, and its events come in one order.
 """
 
 from __future__ import annotations
@@ -18,29 +18,34 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from operator import attrgetter
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import Step
-from resilient_scan.core.assembly import Fleet, Plan, length_of
-from resilient_scan.core.execution import at_the_gate, begin, cut_short
-from resilient_scan.core.scan import NOT_ASKED, Outcome, Run, Scan, result_of, without_work
+from resilient_scan.core.assembly import Fleet, opened
+from resilient_scan.core.config import Config, length_of
+from resilient_scan.core.outcome import Outcome
+from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import Listener, RunEnded, RunStarted, ScanEnded
-from resilient_scan.observe.explain import past_of
+from resilient_scan.events import Event, Listener, RunEnded, RunStarted, ScanEnded
+from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
 from resilient_scan.stores.health import Brief
 from resilient_scan.stores.history import Recall
 
-PATIENCE = 0.25  # seconds: a Ctrl-C that comes just before a wait begins does not end it, the next round sees it
-_DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, beside the ends of its scans
+# Seconds that a run's thread waits for a message at a time. On Python 3.11 a Ctrl-C that arrives just before an untimed
+# wait for a lock does not interrupt it; with a limit, the next round sees it.
+POLL_INTERVAL = 0.25
+FLUSH_TIMEOUT = 0.25  # seconds for which a run waits until what it brought is in the store
+WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, and is not waited for
+_DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
+_CLOSED = "the runner is closed; build another one to run again"
 
 
-class LiveRun(Run):
+class Run:
     """One execution of the fleet against one state.
 
     Args:
@@ -54,7 +59,10 @@ class LiveRun(Run):
 
     def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
         self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
-        super().__init__(Snapshot(state), math.inf, 0.0)
+        self.snapshot = Snapshot(state)
+        self.deadline = math.inf
+        self.epoch = self.since = 0.0
+        self.outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]] = SimpleQueue()
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
         self._seconds = seconds
@@ -63,7 +71,7 @@ class LiveRun(Run):
         self._queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self._over = False
-        self._news: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
+        self._unread: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
 
     def start(self, fleet: Fleet, names: tuple[str, ...]) -> None:
@@ -101,7 +109,7 @@ class LiveRun(Run):
         fleet = self.fleet
         fleet.look()
         fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
-        self._news = [] if read else None
+        self._unread = [] if read else None
         with self._timer():
             for stack in stacks:
                 if not concurrent:
@@ -109,11 +117,11 @@ class LiveRun(Run):
                 self._begin(stack)
                 while self._queued >= window:
                     self._take()
-                if self._news:
+                if self._unread:
                     yield from self._read()
             while self.open:
                 self._take()
-                if self._news:
+                if self._unread:
                     yield from self._read()
 
     @contextmanager
@@ -129,15 +137,15 @@ class LiveRun(Run):
             forget()
 
     def _read(self) -> Sequence[ScanResult]:
-        news, self._news = self._news or (), []
-        return news
+        unread, self._unread = self._unread or (), []
+        return unread
 
     def _begin(self, stack: Stack) -> None:
         """Start one scan, or end it at once."""
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
             self._skip(stack)
             return
-        started = at_the_gate(stack, self) if stack.orders and stack.name in stack.orders else begin(stack, self)
+        started = begin(stack, self)
         if isinstance(started, Scan):
             self.open.add(started)
             self._queued += started.queued
@@ -148,7 +156,7 @@ class LiveRun(Run):
         """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
-            scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, PATIENCE)
+            scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
         except Empty:
             return False
         if events and scan is not None:
@@ -184,7 +192,7 @@ class LiveRun(Run):
 
     def _skip(self, stack: Stack) -> None:
         """End a scan whose turn does not come; one that is out of service is that first of all."""
-        out = stack.name in stack.orders and stack.is_out()
+        out = stack.name in stack.orders and stack.gate.is_out(stack.name)
         status = Status.DISABLED if out else Status.SKIPPED
         self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
 
@@ -198,8 +206,8 @@ class LiveRun(Run):
         probe: bool = False,
     ) -> None:
         self.results[stack.name] = result
-        if self._news is not None:
-            self._news.append(result)
+        if self._unread is not None:
+            self._unread.append(result)
         stack.record(self.run_id, result, cache, steps, probe)
         if self._tell_scan is not None:
             self._tell_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
@@ -210,9 +218,9 @@ class LiveRun(Run):
         """Give every scan a result, whichever way the run ended."""
         if self.open:
             self._cut(by_user=True)
-            patience = 8  # looks in vain; an end can only be missing where a Ctrl-C fell into its handling
-            while self.open and patience:
-                patience -= not self._take()
+            looks = 8  # in vain; an end can only be missing where a Ctrl-C interrupted its handling
+            while self.open and looks:
+                looks -= not self._take()
             for scan in tuple(self.open):
                 self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
         fleet = self.fleet
@@ -245,30 +253,22 @@ class LiveRun(Run):
         return self._report
 
 
-# The runs of one runner, and the live parts that they share.
-
-WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, it is not waited for
-_CLOSED = "the runner is closed; build another one to run again"
-
-
 class Runs:
     """The runs of one runner: several at once, from any thread, over the same live parts.
 
     Args:
-        plan: what the live parts are made from.
-        concurrent: whether scanners are at work at the same time.
-        order: in which they start then: `"longest_first"` or `"given"`.
-        deadline: of runs that are given none, in seconds; infinite: no deadline.
+        config: what the live parts are made from.
+
+    Raises:
+        ConfigError: the store cannot be opened.
     """
 
     closed = False
 
-    def __init__(self, plan: Plan, *, concurrent: bool, order: str, deadline: float) -> None:
-        self.plan = plan
-        self._concurrent = concurrent
-        self._order = order
-        self._deadline = deadline
-        self._window = max(WINDOW, 4 * plan.max_workers) if concurrent else 1
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._store = opened(config.store, config.clock)
+        self._window = max(WINDOW, 4 * config.max_workers) if config.concurrent else 1
         self._forked = False
         self._lock = threading.Lock()
         self._open()
@@ -276,9 +276,9 @@ class Runs:
 
     def _open(self) -> None:
         """Make the live parts."""
-        self.under_way: set[LiveRun] = set()
-        self._live_fleet = fleet = Fleet(self.plan)
-        self.recall = None if self.plan.store is None else Recall(self.plan.store, fleet.store_failed)
+        self.under_way: set[Run] = set()
+        self._live_fleet = fleet = Fleet(self.config, self._store)
+        self.recall = None if self._store is None else Recall(self._store, fleet.store_failed)
         self._fresh = self.recall is not None  # nothing has been recalled yet
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
@@ -290,8 +290,8 @@ class Runs:
             with self._lock:
                 if self._forked:
                     gate = self._live_fleet.gate
-                    if self.plan.store is not None:
-                        self.plan.store.after_fork()
+                    if self._store is not None:
+                        self._store.after_fork()
                     self._open()
                     self._live_fleet.gate.inherit(gate)
                     self._forked = False
@@ -308,9 +308,9 @@ class Runs:
     def listen(self, listener: Listener) -> None:
         """Let one more listen, unless there is an equal one."""
         with self._lock:
-            if listener in self.plan.listeners:
+            if listener in self.config.listeners:
                 return
-            self.plan = msgspec.structs.replace(self.plan, listeners=(*self.plan.listeners, listener))
+            self.config = msgspec.structs.replace(self.config, listeners=(*self.config.listeners, listener))
         self.fleet.listen(listener)
 
     def close(self) -> None:
@@ -326,7 +326,7 @@ class Runs:
 
     # one run
 
-    def prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> LiveRun:
+    def prepare(self, state: Mapping[str, Any] | None, deadline: float | None) -> Run:
         """Return a run that has not begun.
 
         Raises:
@@ -336,24 +336,24 @@ class Runs:
         """
         if self.closed:
             raise RuntimeError(_CLOSED)
-        length = self._deadline if deadline is None else length_of(deadline)
-        return LiveRun({} if state is None else state, length, self.plan.clock)
+        length = length_of(self.config.deadline if deadline is None else deadline)
+        return Run({} if state is None else state, length, self.config.clock)
 
-    def finish(self, run: LiveRun, names: tuple[str, ...]) -> None:
+    def finish(self, run: Run, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""
         for _ in self._results(run, self._window, names, read=False):
             pass
 
-    def stream(self, run: LiveRun, names: tuple[str, ...]) -> Iterator[ScanResult]:
+    def stream(self, run: Run, names: tuple[str, ...]) -> Iterator[ScanResult]:
         """Yield the results as they come to a reader who may be slow."""
-        return self._results(run, ALL if self._concurrent else 1, names, read=True)
+        return self._results(run, ALL if self.config.concurrent else 1, names, read=True)
 
-    def _results(self, run: LiveRun, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
+    def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
         """Yield the results as they come, if they are read, never waiting for a store for long."""
         steps = self._steps(run, window, names, read)
-        return steps if self.plan.store is None else _briefly(steps, run.brief())
+        return steps if self._store is None else _briefly(steps, run.brief())
 
-    def _steps(self, run: LiveRun, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
+    def _steps(self, run: Run, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
         """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
         fleet = self.fleet
         run.start(fleet, names)
@@ -365,32 +365,32 @@ class Runs:
         if fresh and self.recall is not None:
             fleet.expect(self.recall.expected())
         try:
-            yield from run.stream(self._in_order(fleet, names), window, concurrent=self._concurrent, read=read)
+            yield from run.stream(self._in_order(fleet, names), window, concurrent=self.config.concurrent, read=read)
         finally:
             self.leave(run)
 
     def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
         stacks = [fleet.stacks[name] for name in names]
-        if self._concurrent and self._order == "longest_first":
+        if self.config.concurrent and self.config.order == "longest_first":
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
 
-    def leave(self, run: LiveRun) -> None:
+    def leave(self, run: Run) -> None:
         """Wind a run up, whichever way it ended."""
         run.wind_up()
         with self._lock:
             self.under_way.discard(run)
         run.end()
         if self.recall is not None and run.fleet.clerk is not None:
-            left = run.deadline - self.plan.clock.monotonic()
-            run.fleet.clerk.flush(min(PATIENCE, max(0.0, left)), partial(_keep, self.recall, run))
+            left = run.deadline - self.config.clock.monotonic()
+            run.fleet.clerk.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.recall, run))
 
 
-def _keep(recall: Recall, run: LiveRun) -> None:
+def _keep(recall: Recall, run: Run) -> None:
     """Have the store remember a run, on its clerk's thread."""
     report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
-    past = {stack.name: scan for stack in stacks if (scan := past_of(stack, report.run_id)) is not None}
+    past = {stack.name: scan for stack in stacks if (scan := stack.past(report.run_id)) is not None}
     recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
 
 

@@ -1,17 +1,28 @@
-"""One scanner's part of a run, and how its result is made of what the cache or an execution brought."""
+"""A scan begins: the gate or the cache ends it at once, else it waits for an execution, its own or another scan's.
+
+    gate ----- out of service ------------------------------> disabled
+      |  `---- a probe is due ----> an execution of its own; nobody else's answer is read or waited for
+    cache ---- a fresh answer, a remembered failure --------> cached, error, timeout; or stale
+      |  `---- another scan is asking for the same ---------> waits for that execution (a follower)
+    lease ---- another process is asking for the same ------> its execution waits for the answer, or for the lease
+      |
+    execution
+
+All of this runs on the run's thread. What ends a scan later, on any thread, goes through the outbox of its run.
+"""
 
 from __future__ import annotations
 
-from queue import SimpleQueue
 from typing import Any
 
-import msgspec
-
+from resilient_scan.core.execution import Execution
+from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack
+from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import Event
-from resilient_scan.layers.cache import Entry
+from resilient_scan.layers.cache import Entry, ResultCache
+from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status
-from resilient_scan.snapshot import Snapshot
 
 HIT, STALE, MISS, SHARED, BYPASS, NOT_ASKED = "hit", "stale", "miss", "shared", "bypass", ""
 _STATUS = {
@@ -22,40 +33,6 @@ _STATUS = {
 }
 
 
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """How an execution ended, for all scans that wait for it; `entry` is what the cache keeps of it."""
-
-    kind: str
-    candidates: list[Any]
-    entry: Entry | None
-    error: ErrorInfo | None
-    attempts: int
-    duration: float
-    queue_wait: float
-    dropped: int
-    tool_logs: list[dict[str, Any]]
-    started_at: float
-    suspicious: str | None = None
-
-
-class Run:
-    """What all scans of a run share.
-
-    Args:
-        snapshot: the state.
-        deadline: monotonic instant at which the run is over.
-        epoch: what added to a monotonic instant gives epoch seconds.
-    """
-
-    def __init__(self, snapshot: Snapshot, deadline: float, epoch: float) -> None:
-        self.run_id = ""
-        self.snapshot = snapshot
-        self.deadline = deadline
-        self.epoch = epoch
-        self.since = 0.0  # monotonic instant at which the scans that begin now had their turn
-        self.outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]] = SimpleQueue()
-
-
 class Scan:
     """One scanner's part of a run, while it has no result."""
 
@@ -64,16 +41,134 @@ class Scan:
     leads = False  # whether the execution was made for it
     probe = ""  # the mark of a probe, where it is one
     queued = False  # whether this execution went straight to the pool (and does not wait for a provider)
-    execution: Any  # the `Execution` that it waits for
+    execution: Any  # the `Execution` that it waits for; None once it has a result
 
-    def __init__(self, stack: Stack, run: Run, turn: float) -> None:
+    def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
         self.stack = stack
         self.run = run
         self.turn = turn  # when it began, monotonic
 
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
-        """Hand over to the run's thread, with what it has to tell the listeners."""
+        """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
         self.run.outbox.put((self, answer, events))
+
+    def end_cached(self, entry: Entry) -> None:
+        """Hand over an answer that another process brought."""
+        cache = self.stack.cache
+        self.leads, self.cache = False, SHARED
+        copies = None if cache is None else cache.copies(self.key, entry)
+        self.end(from_cache(self.stack, self.run, self.turn, entry, copies or []))
+
+    def end_skipped(self) -> None:
+        """Hand over that nothing was done, because the run is over."""
+        self.end(without_work(self.stack, self.run, self.turn, Status.SKIPPED))
+
+
+# how it begins
+
+
+def begin(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
+    """Start a scan.
+
+    Returns:
+        The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
+    """
+    if stack.orders and stack.name in stack.orders:  # the gate knows something about it
+        decision, mark = stack.gate.turn(stack.name, stack.total)
+        if decision is Turn.PROBE:
+            return _probe(Scan(stack, run, stack.clock.monotonic()), mark)
+        if decision is not Turn.RUN:
+            return without_work(stack, run, stack.clock.monotonic(), Status.DISABLED), NOT_ASKED
+    return _in_service(stack, run)
+
+
+def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
+    turn = stack.clock.monotonic()
+    cache = stack.cache
+    key = None if cache is None else run.snapshot.keys[cache.inputs]
+    if cache is None or key is None:
+        if cache is not None:
+            cache.warn_once(stack.name)
+        scan = Scan(stack, run, turn)
+        _lead(scan, Execution(stack, scan, None))
+        return scan
+    entry = cache.at_hand(key)
+    if entry is None and cache.shelf is not None:
+        entry = cache.fresh(key) or cache.recall(key)
+    if entry is None:
+        scan = Scan(stack, run, turn)
+        entry = _lead_or_follow(scan, cache, key)
+        if entry is None:
+            return scan
+    if entry.error is not None:
+        return _remembered(Scan(stack, run, turn), key, entry.error)
+    copies = cache.copies(key, entry) if entry.candidates else []
+    if copies is None:  # it cannot be copied, and was forgotten
+        return _in_service(stack, run)
+    return from_cache(stack, run, turn, entry, copies), HIT
+
+
+def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, str]:
+    """End a scan with a failure that is still remembered, or with the older answer that stands in for it."""
+    scan.key = key
+    stale = _stale_answer(scan, None, error)
+    if stale is not None:
+        return stale, STALE
+    status = Status.TIMEOUT if error.kind == ScanTimeout.__name__ else Status.ERROR
+    return without_work(scan.stack, scan.run, scan.turn, status, error), HIT
+
+
+def _probe(scan: Scan, mark: str) -> Scan:
+    """Test a scanner that is out of service: its answer fills the cache, and nobody else's is read or waited for."""
+    stack = scan.stack
+    key = None if stack.cache is None else scan.run.snapshot.keys[stack.cache.inputs]
+    execution = Execution(stack, scan, key)
+    scan.probe = execution.probe = mark
+    if stack.guard is not None:
+        stack.guard.hasten()
+    _lead(scan, execution)
+    return scan
+
+
+def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | None:
+    """Start an execution, or join the one under way; an answer that came just now is returned.
+
+    Between the look at the cache and the join, the leader may end, and then land. One that has ended takes no more
+    waiters: if it still leads in the cache, our own execution takes its place there; if it has landed meanwhile, the
+    cache is asked again, and most likely has the answer.
+    """
+    mine = Execution(scan.stack, scan, key)
+    scan.cache, scan.key = MISS, key
+    while True:
+        leader = cache.lead(key, mine)
+        if isinstance(leader, Entry):
+            return leader
+        if leader is not mine and leader.join(scan):
+            scan.cache = SHARED
+            return None
+        if leader is mine or cache.hand_on(key, leader, mine):
+            _lead(scan, mine)
+            return None
+
+
+def _lead(scan: Scan, execution: Execution) -> None:
+    """Let a scan's own execution go, or wait until no other process works on the same key."""
+    scan.execution, scan.leads = execution, True
+    scan.queued = scan.stack.provider is None
+    clerk, key = scan.stack.clerk, scan.key
+    if clerk is not None and key is not None:
+        if not clerk.claim(scan.stack.address(key), scan.stack.total, execution):
+            scan.queued = False  # another process works on it, and no place in the window is kept for that
+            return
+        if execution.answered():  # between the look and the lease
+            return
+    if scan.stack.provider is None:
+        execution.queue()
+    else:
+        execution.go()
+
+
+# how it ends
 
 
 def result_of(scan: Scan, outcome: Outcome) -> ScanResult:
@@ -82,24 +177,33 @@ def result_of(scan: Scan, outcome: Outcome) -> ScanResult:
     if outcome.kind == SUCCESS:
         shared = _shared(scan, outcome)
         return _result(scan.stack, scan.run, scan.turn, Status.CACHED, shared, age=0.0, suspicious=outcome.suspicious)
-    if outcome.kind != CANCELLED and (stale := stale_answer(scan, own, outcome.error)) is not None:
+    if outcome.kind != CANCELLED and (stale := _stale_answer(scan, own, outcome.error)) is not None:
         return stale
     candidates = own.candidates if own is not None else []
     return _result(scan.stack, scan.run, scan.turn, _STATUS[outcome.kind], candidates, outcome=own, error=outcome.error)
 
 
-def without_work(stack: Stack, run: Run, turn: float, status: Status, error: ErrorInfo | None = None) -> ScanResult:
+def cut_short(scan: Scan) -> ScanResult:
+    """Make the result of a scan whose run ended while its execution was under way."""
+    execution: Execution = scan.execution
+    error = ErrorInfo.of(execution.run_over(scan))
+    return result_of(scan, execution.outcome(TIMEOUT, execution.context.found, None, error, scan))
+
+
+def without_work(
+    stack: Stack, run: WaitingRun, turn: float, status: Status, error: ErrorInfo | None = None
+) -> ScanResult:
     """Make the result of a scan for which nothing was done."""
     return _result(stack, run, turn, status, [], error=error)
 
 
-def from_cache(stack: Stack, run: Run, turn: float, entry: Entry, candidates: list[Any]) -> ScanResult:
+def from_cache(stack: Stack, run: WaitingRun, turn: float, entry: Entry, candidates: list[Any]) -> ScanResult:
     """Make the result of a scan that a fresh answer ends."""
     age = max(0.0, stack.clock.monotonic() - entry.stored_at)
     return _result(stack, run, turn, Status.CACHED, candidates, age=age)
 
 
-def stale_answer(scan: Scan, outcome: Outcome | None, error: ErrorInfo | None) -> ScanResult | None:
+def _stale_answer(scan: Scan, outcome: Outcome | None, error: ErrorInfo | None) -> ScanResult | None:
     """Return an older answer that stands in for a failed execution, if the cache has one."""
     cache, key = scan.stack.cache, scan.key
     entry = cache.stale(key) if cache is not None and key is not None else None
@@ -120,7 +224,7 @@ def _shared(scan: Scan, outcome: Outcome) -> list[Any]:
 
 def _result(
     stack: Stack,
-    run: Run,
+    run: WaitingRun,
     turn: float,
     status: Status,
     candidates: list[Any],

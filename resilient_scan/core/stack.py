@@ -1,7 +1,7 @@
 """One scanner and its live layers, in their fixed order.
 
-Gate, cache and `timeout.total` come before a worker is taken: `execution` asks them. The rest is folded into one
-function, `Stack.call`: retry around breaker around limit around `timeout.attempt` around the scanner.
+Gate, cache and `timeout.total` come before a worker is taken: `scan` and `execution` call them. The rest is folded into
+one function, `Stack.call`: retry around breaker around limit around `timeout.attempt` around the engine's call.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from random import Random
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
-from resilient_scan.clock import Clock, short
-from resilient_scan.context import NEVER, Call, Home, ScanContext, Step, Traffic
+from resilient_scan._text import without_secrets
+from resilient_scan.context import NEVER, ScannerContext
+from resilient_scan.core.config import Config
+from resilient_scan.core.flights import MAX_FLIGHTS, Flight, flight_of, past_of
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.engines.loop import Loops
-from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
+from resilient_scan.core.sources import Sources
+from resilient_scan.engines.thread import ThreadEngine
+from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout, StoreError
 from resilient_scan.events import (
     AttemptEnded,
     AttemptStarted,
@@ -29,121 +32,52 @@ from resilient_scan.events import (
     Registered,
     RetryBudgetExhausted,
 )
+from resilient_scan.layers.attempt import AttemptContext, Call, Step
+from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.breaker import Home as BreakerHome
-from resilient_scan.layers.cache import ResultCache, Shelf
-from resilient_scan.layers.call import attempt
-from resilient_scan.layers.limit import Provider, Providers, permitted
+from resilient_scan.layers.cache import ResultCache
+from resilient_scan.layers.limit import Providers, permitted
 from resilient_scan.layers.retry import Budget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline
 from resilient_scan.layers.timeout import HungThreads, limited
-from resilient_scan.options import Breaker, Limit, Policy
+from resilient_scan.quarantine import Gate
 from resilient_scan.results import ErrorInfo, ScanResult
 from resilient_scan.scanning import ScannerSpec
+from resilient_scan.snapshot import lasting, stable_key
+from resilient_scan.stores import Store
+from resilient_scan.stores.answers import Shelf
+from resilient_scan.stores.history import Past
 from resilient_scan.stores.leases import Clerk
 
-# The sources that one scanner tries in turn: each behind a breaker of its own, in a share of the time.
-#
-# The scanner's own breaker stands around all of them; it sees a failure only when the last source has failed.
-
-T = TypeVar("T")
-
-
-class Sources:
-    """One scanner's sources; a breaker is made when its source is first asked.
-
-    Args:
-        scanner: whose they are.
-        breaker: the breakers' numbers; `None`: there are none.
-        clock, random: where time and chance come from.
-        providers: a source that is one of them keeps that one's rate instead of the scanner's own.
-    """
-
-    def __init__(
-        self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Providers
-    ) -> None:
-        self._scanner = scanner
-        self._breaker = breaker
-        self._clock = clock
-        self._random = random
-        self._providers = providers
-        self._lock = threading.Lock()
-        self._guards: dict[str, Guard] = {}
-
-    def ask(
-        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None = None, /
-    ) -> T:
-        """Return what `call` returns; see `ScanContext.guarded`."""
-        guard = self._guard(source)
-        if guard is None:
-            return self._in_time(source, call, seconds, context, limit)
-        permit, _ = guard.admit(min(context.ends, self._clock.monotonic() + seconds))
-        failed: bool | None = None
-        try:
-            answer = self._in_time(source, call, seconds, context, limit)
-            failed = False
-            return answer
-        except BaseException as error:
-            failed = guard.verdict(error, context)
-            raise
-        finally:
-            guard.vote(permit, failed)
-
-    def _guard(self, source: str) -> Guard | None:
-        if self._breaker is None:
-            return None
-        with self._lock:
-            if source not in self._guards:
-                name = f"{self._scanner}'s source {source}"
-                self._guards[source] = Guard(name, self._breaker, self._clock, self._random)
-            return self._guards[source]
-
-    def _in_time(
-        self, source: str, call: Callable[[], T], seconds: float, context: ScanContext, limit: Limit | None
-    ) -> T:
-        """Call with an earlier end than the scan's, and under the source's own rate, if it has one."""
-        own = self._providers.of(source, limit)
-        whole, provider, requests = context.ends, context.provider, context.requests
-        end = self._clock.monotonic() + seconds
-        context.ends = min(whole, end)
-        if own is not None:
-            context.provider, context.requests = own, 0
-        try:
-            return call()
-        except ScanCancelled:
-            if context.abandoned or not end <= self._clock.monotonic() < whole:
-                raise
-            raise ScanTimeout(f"{source}: no answer within {short(seconds)}s", by_clock=True) from None
-        finally:
-            context.ends, context.provider, context.requests = whole, provider, requests
-
-
 SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "rejected", "cancelled"
-REMEMBERED = 50
+
+_NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
-_NOTHING: list[Any] = []
-
-
-class Flight(msgspec.Struct, frozen=True, gc=False):
-    """What the flight recorder keeps of a scan.
+class Shared(msgspec.Struct, frozen=True):
+    """The live parts that all scanners of a runner share.
 
     Attributes:
-        run_id: of the run that it was part of.
-        result: how it ended, without candidates and tool logs.
-        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
-        steps: the attempts that failed, in order.
-        found: how many candidates it had.
-        probe: whether it tested a scanner that was out of service.
+        gate: decides who is in service.
+        pool: where work runs.
+        bus: where events go.
+        providers: whose limits are kept.
+        values: what several scanners need, loaded once.
+        store: where state is shared with other processes; `None`: nowhere.
+        leases: see to it that one of several processes works on a key; `None`: there is no store.
+        store_failed: is called with the operation that failed, and why.
     """
 
-    run_id: str
-    result: ScanResult
-    cache: str
-    steps: tuple[Step, ...]
-    found: int = 0
-    probe: bool = False
+    gate: Gate
+    pool: ThreadPool
+    bus: Bus
+    providers: Providers
+    values: SharedValues
+    store: Store | None
+    leases: Clerk | None
+    store_failed: Callable[[str, StoreError], None]
 
 
 class Stack:
@@ -151,29 +85,14 @@ class Stack:
 
     Args:
         spec: the scanner.
-        policy: the layers' options.
-        settings: what the scanner finds in `context.settings`.
-        orders: the gate's; without one for this scanner there is no need to ask it.
-        turn: the gate; decides what a scan is whose turn has come.
-        is_out: the gate; says whether a scan would end `disabled`, and changes nothing.
-        service_state: the gate; says in one word whether it is in service.
-        pool: where work runs.
-        shared: values that several scanners need.
-        bus: where events go.
-        clock: where time comes from.
-        random: where chance comes from.
-        provider: whose limit it keeps.
-        providers: all that there are.
-        breaker_home: where the breaker's state is shared; `None`: it is in this object.
-        shelf: where answers outlive this process; `None`: they do not.
-        clerk: sees to it that one of several processes works on a key; `None`: nobody else would find the answer.
-        traffic: stands between the scanner and the network.
+        config: the runner's options.
+        shared: what it has in common with the runner's other scanners.
     """
 
     # In one place in memory: a run goes through all stacks, and none of them is in the processor's cache.
     __slots__ = (
         "__weakref__",
-        "_random",
+        "_config",
         "_shelf",
         "budget",
         "bus",
@@ -183,89 +102,66 @@ class Stack:
         "clock",
         "divided",
         "doubt",
+        "engine",
         "expected",
         "flights",
+        "gate",
         "guard",
-        "home",
         "hung",
-        "is_out",
         "lock",
-        "loops",
         "name",
         "orders",
+        "own",
         "pipeline",
         "policy",
         "pool",
         "provider",
         "retired",
-        "service_state",
         "spec",
         "stored",
         "tell_execution",
         "total",
-        "turn",
     )
 
-    def __init__(
-        self,
-        spec: ScannerSpec,
-        policy: Policy,
-        *,
-        settings: Mapping[str, Any],
-        orders: Mapping[str, object],
-        turn: Callable[[], tuple[Any, str]],
-        is_out: Callable[[], bool],
-        service_state: Callable[[], str],
-        pool: ThreadPool,
-        shared: SharedValues,
-        bus: Bus,
-        clock: Clock,
-        random: Random,
-        providers: Providers,
-        provider: Provider | None = None,
-        breaker_home: BreakerHome | None = None,
-        shelf: Shelf | None = None,
-        clerk: Clerk | None = None,
-        traffic: Traffic | None = None,
-    ) -> None:
-        self.spec = spec
-        self.name = spec.name
-        self.pipeline = spec.pipeline
-        self.policy = policy
-        self.orders = orders
-        self.turn = turn
-        self.is_out = is_out
-        self.service_state = service_state
-        self.pool = pool
-        self.bus = bus
-        self.clock = clock
+    def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
+        name, clock, random = spec.name, config.clock, config.random
+        self.spec, self.name, self.pipeline = spec, name, spec.pipeline
+        self._config = config
+        self.policy = policy = config.policies[name]
+        self.gate, self.orders = shared.gate, shared.gate.orders
+        self.pool, self.bus, self.clock = shared.pool, shared.bus, clock
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
-        self.provider = provider
         self.total = float(policy.timeout.total)
         self.divided = policy.timeout.attempt is not None  # whether attempts have a time of their own
-        self.hung = HungThreads(policy.timeout, clock)
-        self.guard = Guard(spec.name, policy.breaker, clock, random, breaker_home) if policy.breaker else None
-        self.clerk = clerk
-        self.stored = breaker_home is not None  # whether anything of it is in a store
-        self._shelf = shelf
-        landed = None if clerk is None else self._landed
+        self.stored = shared.store is not None  # whether anything of it is in a store
+        self._shelf = _shelf_of(spec, config, shared)
+        self.clerk = None if self._shelf is None else shared.leases
+        self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
+        home = None if shared.store is None else BreakerHome(shared.store, BREAKERS + name, shared.store_failed)
+        self.guard = Guard(name, policy.breaker, clock, random, home) if policy.breaker else None
+        landed = None if self.clerk is None else self._landed
         self.cache: ResultCache[Any] | None = (
-            ResultCache(policy.cache, clock, random, shelf, landed, self.lock) if policy.cache else None
+            ResultCache(policy.cache, clock, random, self._shelf, landed, self.lock) if policy.cache else None
         )
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
-        own = clock if traffic is None else traffic.clock(spec.name, clock)
-        sources = Sources(spec.name, policy.breaker, clock, random, providers)
-        self.home = Home(spec.name, settings, own, shared, traffic, sources)
-        self.loops = Loops()
-        self._random = random
-        self.attune()
+        self.hung = HungThreads(policy.timeout, clock)
         self.doubt = Baseline(spec.empty_ok).doubt
+        self.engine = ThreadEngine()
+        self.own = ScannerContext(
+            name,
+            config.settings.get(name, _NO_SETTINGS),
+            clock if config.traffic is None else config.traffic.clock(name, clock),
+            shared.values,
+            config.traffic,
+            Sources(name, policy.breaker, clock, random, shared.providers),
+        )
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
-        self.flights: deque[Flight] = deque(maxlen=REMEMBERED)
+        self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
+        self.attune()
 
     def address(self, key: bytes) -> str:
-        """Return by what name all processes know the work on a key, where there is a shelf."""
+        """Return the name by which all processes know the work on a key; empty where answers are not shared."""
         return "" if self._shelf is None else f"flight/{self._shelf.address(key)}"
 
     def _landed(self, key: bytes) -> None:
@@ -273,14 +169,14 @@ class Stack:
             self.clerk.release(self.address(key))
 
     def attune(self) -> None:
-        """See who listens: what nobody wants to know is not told."""
-        self.call = self._fold(self._random)
+        """Look up who listens: an event that nobody wants is never made."""
+        self.call = self._fold()
         self.tell_execution = self.bus.teller(ExecutionEnded)
 
-    def _fold(self, random: Random) -> Call:
-        """Put the layers that run on a worker around the scanner, innermost first."""
+    def _fold(self) -> Call:
+        """Put the layers that run on a worker around the engine's call, innermost first."""
         policy = self.policy
-        call = attempt(self.spec, self.loops)
+        call = self.engine.attempt(self.spec)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
         tell_attempt = self.bus.teller(AttemptEnded)
@@ -296,14 +192,14 @@ class Stack:
             call = retrying(
                 policy.retry,
                 call,
-                random=random,
+                random=self._config.random,
                 may_retry=self.may_retry,
                 budget=self.budget,
                 on_exhausted=self._tell_exhausted,
             )
         return call
 
-    def _tell_exhausted(self, context: ScanContext) -> None:
+    def _tell_exhausted(self, context: AttemptContext) -> None:
         if self.bus.wants(RetryBudgetExhausted):
             self.bus.send(RetryBudgetExhausted(self.name, context.attempt, context.run_id))
 
@@ -312,7 +208,7 @@ class Stack:
         return self.guard is None or not self.guard.is_open()
 
     def _announcing(self, call: Call) -> Call:
-        def announced(context: ScanContext) -> list[Any]:
+        def announced(context: AttemptContext) -> list[Any]:
             self.bus.send(AttemptStarted(self.name, context.attempt + 1, context.run_id, self.clock.time()))
             return call(context)
 
@@ -321,7 +217,7 @@ class Stack:
     def _reporting(self, call: Call, tell: Callable[[Event], None]) -> Call:
         name, now = self.name, self.clock.monotonic
 
-        def reported(context: ScanContext) -> list[Any]:
+        def reported(context: AttemptContext) -> list[Any]:
             outcome, failure = SUCCESS, None
             try:
                 return call(context)
@@ -336,7 +232,7 @@ class Stack:
         return reported
 
     def tell(self, events: Sequence[Event], run_id: str) -> None:
-        """Send what a watchdog has found out, once its vote is in the store; on a thread that may wait for that."""
+        """Send what a watchdog found out, once its vote is in the store; on a thread that may wait for the store."""
         self.settle(run_id)
         self.bus.send_all(events)
 
@@ -347,15 +243,22 @@ class Stack:
             self.bus.send(change.during(run_id))
 
     def took(self, seconds: float) -> None:
-        """Remember how long an execution took, newer ones counting more."""
+        """Remember how long an execution took: half of what was expected before, half of what it was."""
         self.expected = seconds if self.expected == NEVER else 0.5 * (self.expected + seconds)
 
     def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool = False) -> None:
-        """Keep a scan in the flight recorder, without what may be large."""
-        found = len(result.candidates)
-        # without lists of its own a record is nothing that the garbage collector has to look at, 50 times a scanner
-        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
-        self.flights.append(Flight(run_id, slim, cache, steps, found, probe))
+        """Keep a scan in the flight recorder."""
+        self.flights.append(flight_of(run_id, result, cache, steps, probe))
+
+    def past(self, run_id: str) -> Past | None:
+        """Return the record of the scan that was part of a run, for the run history, if it is still there."""
+        flights = reversed(self.flights.copy())
+        return next((past_of(flight, self.attempts) for flight in flights if flight.run_id == run_id), None)
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts an execution may make."""
+        return 1 if self.policy.retry is None else self.policy.retry.attempts
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""
@@ -371,16 +274,29 @@ class Stack:
 
         def state() -> str | None:
             stack = this()
-            return None if stack is None or stack.retired else stack.service_state()
+            return None if stack is None or stack.retired else stack.gate.state_of(stack.name)
 
         breaker = None if self.guard is None else breaker_state
         return Registered(self.name, self.pipeline, breaker, abandoned_threads, state)
 
+    def close(self) -> None:
+        """Let go of what the engine keeps; the scanner is not shown any more."""
+        self.retired = True
+        self.engine.close()
 
-def kind_of(failure: BaseException, context: ScanContext) -> str:
-    """Say in one word how an execution or attempt ended that raised this."""
+
+def kind_of(failure: BaseException, context: AttemptContext) -> str:
+    """Return in one word how an execution or attempt ended that raised this."""
     if isinstance(failure, ScanCancelled):
         return TIMEOUT if context.timed_out else CANCELLED if context.cancelled else ERROR
     if isinstance(failure, ScanTimeout) and failure.by_clock:
         return TIMEOUT
     return REJECTED if isinstance(failure, Rejected) and context.attempt == 0 else ERROR
+
+
+def _shelf_of(spec: ScannerSpec, config: Config, shared: Shared) -> Shelf | None:
+    """Return where a scanner's answers are kept: by its settings too, as far as these are no secrets."""
+    settings = stable_key(without_secrets(lasting(config.settings.get(spec.name, _NO_SETTINGS))))
+    if shared.store is None or settings is None:
+        return None
+    return Shelf(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)

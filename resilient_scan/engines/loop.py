@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from resilient_scan.context import ScanContext
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.call import Maker, keep_valid
 
 
 class Loops:
@@ -68,6 +70,16 @@ class Loops:
                 self._idle.append(loop)
                 return
         _close(loop)
+
+
+async def collect(answer: Any, make: Maker, context: AttemptContext) -> Any:
+    """Await a coroutine's answer, or keep what an asynchronous generator yields as it comes."""
+    if not isinstance(answer, AsyncIterator):
+        return await answer
+    async for item in answer:
+        context.check()  # also ends a generator that never would
+        keep_valid((item,), make, context)
+    return ()
 
 
 class _Loop(asyncio.SelectorEventLoop):

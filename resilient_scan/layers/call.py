@@ -1,54 +1,30 @@
-"""Innermost: one call of the scanner, and the check of what it returned."""
+"""Innermost: make candidates of what a scanner returned, and drop the ones that are not valid."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from resilient_scan._msgspec import ready
-from resilient_scan.context import Call, ScanContext
-from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import InvalidCandidate
-from resilient_scan.scanning import Candidate, ScannerSpec
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.scanning import Candidate
 
 Maker = Callable[[Any], Any]
 _FIELDS = frozenset(Candidate.__struct_fields__)
 
 
-def attempt(spec: ScannerSpec, loops: Loops) -> Call:
-    """Return the call that asks the scanner once and keeps the valid candidates.
+def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
+    """Fill `context.found` as the items come, so that a timeout finds there what was yielded before it.
 
-    Args:
-        spec: the scanner.
-        loops: where it runs if it is `async def`.
-
-    Raises (when called):
-        TypeError: what the scanner returned is not an iterable of candidates.
-        ScanCancelled: the time was over while candidates were being yielded.
-        BaseException: whatever the scanner raised.
+    Raises:
+        TypeError: the items are not an iterable of candidates.
+        ScanCancelled: the time was up before the last item.
     """
-    make = maker_of(spec.candidate, spec.name)
-    ask = spec.call
-
-    def once(context: ScanContext) -> list[Any]:
-        answer = ask(context.begin_attempt(), context)
-        if type(answer) is list:
-            if answer:
-                _keep_valid(answer, make, context)
-        else:
-            if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                answer = loops.finish(_to_the_end(answer, make, context), context)
-            _keep_valid(_iterable(answer), make, context)
-        return context.found
-
-    return once
-
-
-def _keep_valid(items: Iterable[Any], make: Maker, context: ScanContext) -> None:
-    """Fill `context.found` as the items come, so that a timeout finds there what was yielded before it."""
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+        raise TypeError(f"scan returned {type(items).__name__}; return a list of candidates, or yield them")
     lazy = isinstance(items, Iterator)
     keep = context.found.append
     for item in items:
@@ -59,22 +35,6 @@ def _keep_valid(items: Iterable[Any], make: Maker, context: ScanContext) -> None
         except InvalidCandidate as error:
             context.invalid = context.invalid or str(error)
             context.dropped += 1
-
-
-def _iterable(answer: Any) -> Iterable[Any]:
-    if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
-        raise TypeError(f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
-    return answer
-
-
-async def _to_the_end(answer: Any, make: Maker, context: ScanContext) -> Any:
-    """Await a coroutine's answer, or keep what an asynchronous generator yields as it comes."""
-    if not isinstance(answer, AsyncIterator):
-        return await answer
-    async for item in answer:
-        context.check()  # also ends a generator that never would
-        _keep_valid((item,), make, context)
-    return ()
 
 
 def maker_of(kind: type, source: str) -> Maker:

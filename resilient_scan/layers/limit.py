@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import Call, ScanContext
 from resilient_scan.errors import ConfigError, LimitExceeded
+from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Limit, parse_rate
 
 Timer = Callable[[float, Callable[[], None]], Callable[[], None]]
@@ -68,7 +68,7 @@ class Provider:
         self._requests: deque[Ticket] = deque()  # of attempts under way
         self._on_workers: deque[Ticket] = deque()  # attempts that wait on a worker
         self._attempts: deque[Ticket] = deque()  # that want to begin
-        self._granted: dict[ScanContext, None] = {}  # whose permit waits for a worker
+        self._granted: dict[AttemptContext, None] = {}  # whose permit waits for a worker
         self._taken = 0
         self._bucket = _bucket(limit)
         self._timer_set = False
@@ -118,14 +118,14 @@ class Provider:
             self._taken -= 1
         self._pump()
 
-    def use(self, context: ScanContext) -> bool:
+    def use(self, context: AttemptContext) -> bool:
         """Take the permit that was granted to an execution beforehand, if it is still there."""
         with self._lock:
             self._granted.pop(context, None)
             there, context.prepaid = context.prepaid, False
         return there
 
-    def prepay(self, context: ScanContext) -> None:
+    def prepay(self, context: AttemptContext) -> None:
         """Note that an execution has a permit and waits for a worker."""
         with self._lock:
             context.prepaid = True
@@ -143,13 +143,13 @@ class Provider:
             robbed.prepaid = False
             return True
 
-    def prepaid_request(self, context: ScanContext) -> bool:
+    def prepaid_request(self, context: AttemptContext) -> bool:
         """Take the request that came with the attempt's permit, if it is still there."""
         with self._lock:
             there, context.requests = context.requests > 0, 0
         return there
 
-    def acquire(self, context: ScanContext, *, with_permit: bool) -> None:
+    def acquire(self, context: AttemptContext, *, with_permit: bool) -> None:
         """Wait for a turn on the worker, within the scan's time.
 
         Raises:
@@ -295,7 +295,7 @@ def permitted(provider: Provider, call: Call) -> Call:
         LimitExceeded: none came before the deadline.
     """
 
-    def attempt(context: ScanContext) -> list[Any]:
+    def attempt(context: AttemptContext) -> list[Any]:
         if not provider.use(context):  # the first one was waited for before the worker was taken
             provider.acquire(context, with_permit=True)
         context.requests = 1  # the permit came with one request

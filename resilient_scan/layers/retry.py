@@ -17,8 +17,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from tenacity.wait import wait_base
 
 from resilient_scan.clock import Clock
-from resilient_scan.context import Call, ScanContext, Step
 from resilient_scan.errors import PermanentError, Rejected, RetryAfter, ScanCancelled
+from resilient_scan.layers.attempt import AttemptContext, Call, Step
 from resilient_scan.options import Retry
 from resilient_scan.results import ErrorInfo
 
@@ -91,7 +91,7 @@ def retrying(
     random: Random,
     may_retry: Callable[[], bool],
     budget: Budget | None = None,
-    on_exhausted: Callable[[ScanContext], None] = lambda _context: None,
+    on_exhausted: Callable[[AttemptContext], None] = lambda _context: None,
 ) -> Call:
     """Wrap `call` so that it is tried up to `options.attempts` times.
 
@@ -108,7 +108,7 @@ def retrying(
     """
     judge = _Judge(options, random, may_retry, budget, on_exhausted)
 
-    def attempts(context: ScanContext) -> list[Any]:
+    def attempts(context: AttemptContext) -> list[Any]:
         failure, took = context.failure, context.failed_after  # of an attempt that hangs on another thread
         if budget is not None and failure is None:
             budget.count()
@@ -144,7 +144,7 @@ class _Judge:
         random: Random,
         may_retry: Callable[[], bool],
         budget: Budget | None,
-        on_exhausted: Callable[[ScanContext], None],
+        on_exhausted: Callable[[AttemptContext], None],
     ) -> None:
         self._cap = options.retry_after_cap
         self._may_retry = may_retry
@@ -156,7 +156,7 @@ class _Judge:
             retry=retry_if_exception_type(options.on),
         )
 
-    def pause_after(self, failure: BaseException, context: ScanContext, took: float) -> float | None:
+    def pause_after(self, failure: BaseException, context: AttemptContext, took: float) -> float | None:
         """Note a failed attempt; return the seconds to wait before the next one, `None` where there is none."""
         pause = self._pause(failure, context)
         if pause is not None and not self._allowed(context):
@@ -164,7 +164,7 @@ class _Judge:
         context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
         return pause
 
-    def _allowed(self, context: ScanContext) -> bool:
+    def _allowed(self, context: AttemptContext) -> bool:
         if not self._may_retry():
             return False
         if self._budget is None or self._budget.spend():
@@ -172,7 +172,7 @@ class _Judge:
         self._on_exhausted(context)
         return False
 
-    def _pause(self, failure: BaseException, context: ScanContext) -> float | None:
+    def _pause(self, failure: BaseException, context: AttemptContext) -> float | None:
         if context.cancelled or isinstance(failure, PermanentError | Rejected | ScanCancelled):
             return None
         rules = self._rules

@@ -11,8 +11,8 @@ import threading
 from typing import Any
 
 from resilient_scan.clock import Clock, short
-from resilient_scan.context import Call, ScanContext
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
+from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
 
 GRACE = 0.05  # seconds: a cooperative thread of the run before may be just ending
@@ -26,7 +26,7 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
             left behind by the engine.
     """
 
-    def timed(context: ScanContext) -> list[Any]:
+    def timed(context: AttemptContext) -> list[Any]:
         end = clock.monotonic() + seconds
         if end >= context.ends:  # the scan's own deadline comes first
             return call(context)
@@ -56,7 +56,7 @@ class HungThreads:
         self._returned = clock.event()
         self.count = 0  # threads that hang now
 
-    def admit(self, context: ScanContext) -> None:
+    def admit(self, context: AttemptContext) -> None:
         """Let a new execution pass.
 
         Raises:

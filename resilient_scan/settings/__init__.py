@@ -205,9 +205,10 @@ class Settings(msgspec.Struct, frozen=True):
         own = self._options(specs, options.pop("settings", None) or {})
         own["quarantine"] = self._quarantine_of(specs)
         own["policies"] = {spec.name: effective[spec.name].policy for spec in specs}
-        own["origins"] = {spec.name: effective[spec.name].origins for spec in specs}
         own["deadline"] = self.deadline
-        return ScanRunner([spec.origin for spec in specs], **{**own, **options})
+        runner = ScanRunner([spec.origin for spec in specs], **{**own, **options})
+        runner.came_from({spec.name: effective[spec.name].origins for spec in specs})
+        return runner
 
     def _options(self, specs: Iterable[ScannerSpec], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return what the runner is to be told, as far as anything is said."""

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from resilient_scan.errors import StoreError, is_number
-from resilient_scan.observe.explain.model import Past
 from resilient_scan.results import RunReport, plain
 from resilient_scan.stores import Store
 
@@ -17,6 +16,46 @@ MONTH = 30 * 86_400.0
 LAST = 10  # scans of a scanner that are kept
 RUNS = 1_000  # runs that are kept
 T = TypeVar("T")
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it before the next one."""
+
+    number: int
+    duration: float
+    outcome: str
+    failed: bool
+    pause: float | None = None
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A scan that is over.
+
+    Attributes:
+        run_id: of its run.
+        started_at: epoch seconds.
+        status, found, duration, queue_wait, age, partial, dropped: as in its result.
+        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
+        attempts: all of them, in order.
+        allowed: how many attempts a scan may have.
+        error: type and message, or `""`.
+        probe: whether it tested the scanner while that was out of service.
+    """
+
+    run_id: str
+    started_at: float
+    status: str
+    found: int
+    duration: float
+    queue_wait: float
+    age: float | None
+    partial: bool
+    dropped: int
+    cache: str
+    attempts: tuple[Attempt, ...]
+    allowed: int
+    error: str
+    probe: bool = False
 
 
 class ScanRecord(msgspec.Struct, frozen=True, array_like=True):

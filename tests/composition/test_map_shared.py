@@ -237,7 +237,7 @@ def asking(name: str, load: Callable[[], Any], after: threading.Event | None = N
 
 
 def loading(runner: ScanRunner) -> Any:
-    shared = runner._fleet.stacks[runner.names[0]].home.shared
+    shared = runner._fleet.stacks[runner.names[0]].own.shared
     return shared._loading  # type: ignore[union-attr]
 
 

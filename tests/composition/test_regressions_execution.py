@@ -528,7 +528,7 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
     (loop,) = loops._idle
     runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
     stack = runner._fleet.stacks["one"]
-    stack.loops._idle.append(loop)
+    stack.engine._loops._idle.append(loop)
     del loop
     loops._idle.clear()
     pid = os.fork()
@@ -544,7 +544,7 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
     timer.start()
     began = time.monotonic()
     with pytest.raises(ScanCancelled):
-        stack.loops.finish(long(), context)
+        stack.engine._loops.finish(long(), context)
     timer.join()
     assert time.monotonic() - began < 2.9
 

@@ -327,3 +327,19 @@ def test_a_run_of_some_scanners_is_about_them_alone() -> None:
         assert runner.run({}, only=()).results == {}
         with pytest.raises(ConfigError, match="there is no scanner 'd'"):
             runner.run({}, only=["a", "d"])
+
+
+def test_the_expected_duration_is_half_what_was_expected_and_half_what_it_was() -> None:
+    clock, durations = FakeClock(), iter([1.0, 3.0, 6.0])
+
+    @scanner(pipeline="test", cache=None)
+    def slow(_state: dict[str, object]) -> list[object]:
+        clock.advance(next(durations))
+        return []
+
+    expected = []
+    with ScanRunner([slow], clock=clock, listeners=(), concurrent=False) as runner:
+        for _ in range(3):
+            runner.run()
+            expected.append(runner.explain("slow").expected)
+    assert expected == [1.0, 2.0, 4.0]

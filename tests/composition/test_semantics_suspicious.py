@@ -136,7 +136,7 @@ def test_those_that_wait_for_a_suspicious_answer_learn_it_too_and_get_objects_of
         assert entered.wait(5)
         threads[1].start()
         (flight,) = _flights(runner).values()
-        eventually(lambda: len(flight.scans) == 2)
+        eventually(lambda: len(flight.waiters) == 2)
         go.set()
         for thread in threads:
             thread.join(5)

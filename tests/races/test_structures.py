@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, ScanContext, Timeout
+from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, Timeout
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import Bus, ScannerStateChanged
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.limit import Provider, Ticket
@@ -121,7 +122,7 @@ def test_a_shared_value_is_loaded_once(crew: Crew) -> None:
 
         def ask(_number: int, turn: int = turn, load: Callable[[], object] = load) -> Any:
             try:
-                return values.get(turn, load, 60, ScanContext("one"))
+                return values.get(turn, load, 60, AttemptContext("one"))
             except ValueError as error:
                 return error
 
@@ -170,7 +171,7 @@ def test_waiting_on_a_worker_for_a_place(crew: Crew) -> None:
 
     def work(_number: int) -> None:
         for _ in range(1500):
-            provider.acquire(ScanContext("one", clock=FakeClock()), with_permit=True)
+            provider.acquire(AttemptContext("one", clock=FakeClock()), with_permit=True)
             assert lock.acquire(blocking=False), "two have the one place"
             lock.release()
             provider.release()
@@ -190,12 +191,12 @@ def test_hung_threads_are_counted_right(crew: Crew) -> None:
 
     crew(work, times=4)
     assert hung.count == 0
-    context = ScanContext("one", deadline=0.0)
+    context = AttemptContext("one", deadline=0.0)
     hung.admit(context)
     hung.left()
     hung.left()
     with pytest.raises(Rejected):
-        HungThreads.admit(hung, ScanContext("one", clock=FakeClock(), deadline=0.0))
+        HungThreads.admit(hung, AttemptContext("one", clock=FakeClock(), deadline=0.0))
 
 
 def test_the_budget_is_never_overdrawn(crew: Crew) -> None:

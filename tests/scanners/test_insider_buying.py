@@ -430,7 +430,7 @@ def test_the_real_list_of_companies() -> None:
     with RecordedServer() as server:
         body("sec/company_tickers/company_tickers.json")
         context = ScanContext()
-        context.limit(context._home.clock.monotonic() + 20)
+        context.limit(context._own.clock.monotonic() + 20)
         companies = Sec(server.url, "test").tickers(context)
     assert (companies[320193], companies[1067983]) == (("AAPL",), ("BRK.B", "BRK.A"))
     assert len(companies) > 7000

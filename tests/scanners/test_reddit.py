@@ -230,7 +230,7 @@ def test_what_a_research_is_about(title: str, text: str, ticker: str) -> None:
 
 def ask(server: RecordedServer, clock: FakeClock | None = None, **key: str) -> list[Post]:
     context = ScanContext("reddit_dd", clock=clock, settings={**KEY, **key})
-    context.limit(context._home.clock.monotonic() + 20)
+    context.limit(context._own.clock.monotonic() + 20)
     return reddit.client(server.url, "", "test/1", context).listing("stocks", "hot", context)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, ScanCancelled, ScanContext
-from resilient_scan.context import NEVER, Home
+from resilient_scan.context import NEVER, ScannerContext
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
@@ -112,14 +113,14 @@ def test_now_is_the_runners_time_in_utc(clock: FakeClock) -> None:
 
 
 def test_a_log_entry_says_who_and_when(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock)
+    context = AttemptContext("one", clock=clock)
     clock.advance(1.5)
     context.log("fetch", symbol="AAPL", rows=7)
     assert context.tool_logs() == [{"tool": "fetch", "scanner": "one", "at": START + 1.5, "symbol": "AAPL", "rows": 7}]
 
 
 def test_logs_handed_out_are_a_list_of_their_own(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock)
+    context = AttemptContext("one", clock=clock)
     context.log("fetch")
     context.tool_logs().clear()
     assert len(context.tool_logs()) == 1
@@ -127,7 +128,7 @@ def test_logs_handed_out_are_a_list_of_their_own(clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("state", [{}, {"tool_logs": []}, {"tool_logs": [{"tool": "before"}]}, {"tool_logs": None}])
 def test_logs_of_all_attempts_are_kept_in_order(state: dict[str, Any], clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, snapshot=Snapshot(state))
+    context = AttemptContext("one", clock=clock, snapshot=Snapshot(state))
     for number in (1, 2, 3):
         own = context.begin_attempt()
         assert context.attempt == number
@@ -140,7 +141,7 @@ def test_logs_of_all_attempts_are_kept_in_order(state: dict[str, Any], clock: Fa
 
 
 def test_an_attempt_forgets_what_the_one_before_it_found(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, snapshot=Snapshot({"tickers": ["AAPL"]}))
+    context = AttemptContext("one", clock=clock, snapshot=Snapshot({"tickers": ["AAPL"]}))
     state = context.begin_attempt()
     state["tickers"].append("SPOILT")
     context.found.append("candidate")
@@ -150,7 +151,7 @@ def test_an_attempt_forgets_what_the_one_before_it_found(clock: FakeClock) -> No
 
 
 def test_who_asks_first_when_an_attempt_began_reports_its_end(clock: FakeClock) -> None:
-    context, lock = ScanContext("one", clock=clock), threading.Lock()
+    context, lock = AttemptContext("one", clock=clock), threading.Lock()
     clock.advance(2)
     context.begin_attempt()
     assert context.close_attempt(lock) == 2.0
@@ -158,7 +159,7 @@ def test_who_asks_first_when_an_attempt_began_reports_its_end(clock: FakeClock) 
 
 
 def test_the_next_context_takes_over_time_logs_and_number(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0, snapshot=Snapshot({"a": 1}))
+    context = AttemptContext("one", clock=clock, deadline=10.0, snapshot=Snapshot({"a": 1}))
     context.limit(10.0, cut_at=8.0)
     context.begin_attempt()
     context.log("first")
@@ -282,7 +283,7 @@ def test_a_shared_value_keeps_for_five_minutes_unless_told(clock: FakeClock) -> 
 
 
 def test_settings_are_those_of_its_home(clock: FakeClock) -> None:
-    context = ScanContext.at(Home("one", {"token": "x"}, clock, None), Snapshot({}))
+    context = AttemptContext.at(ScannerContext("one", {"token": "x"}, clock, None), Snapshot({}))
     assert (context.scanner, context.settings["token"]) == ("one", "x")
     assert context.remaining() == NEVER
 
@@ -334,7 +335,7 @@ class CountingProvider:
 
 @pytest.mark.parametrize(("paid", "waits"), [(True, []), (False, [False])])
 def test_a_request_waits_for_its_turn_unless_it_is_paid_for(paid: bool, waits: list[bool]) -> None:
-    context = ScanContext("one")
+    context = AttemptContext("one")
     context.before_request()  # no provider: nothing to wait for
     provider = context.provider = CountingProvider(paid=paid)
     context.before_request()

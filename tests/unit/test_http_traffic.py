@@ -25,7 +25,7 @@ TOKEN = "t0ken-fr0m-the-s0urce"
 
 def context_for(traffic: Any, name: str = "mine", clock: Any = None) -> ScanContext:
     context = ScanContext(name, traffic=traffic, clock=clock)
-    context.limit(context._home.clock.monotonic() + 10)
+    context.limit(context._own.clock.monotonic() + 10)
     return context
 
 

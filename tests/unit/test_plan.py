@@ -22,7 +22,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.core.assembly import base_policy, distinct, effective, execution_table, no_scanner, one_of, whole
+from resilient_scan.core.config import base_policy, distinct, effective, execution_table, no_scanner, one_of, whole
 from resilient_scan.events import Event, RunEnded
 from resilient_scan.testing import Recorder, healthy
 

@@ -26,7 +26,6 @@ from resilient_scan import (
     Retry,
     RetryAfter,
     RunReport,
-    ScanContext,
     ScanResult,
     ScanRunner,
     Status,
@@ -35,6 +34,7 @@ from resilient_scan import (
 )
 from resilient_scan.context import fan_out
 from resilient_scan.events import Bus, ExecutionEnded, ScanEnded, ScannerStateChanged
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.retry import retrying
 from resilient_scan.options import parse_rate
 from resilient_scan.quarantine import Gate
@@ -312,10 +312,10 @@ def test_an_order_that_is_over_is_told_as_over_before_the_next(then: str) -> Non
 def test_a_refusal_without_an_attempt_is_no_step() -> None:
     """the flight recorder shows an attempt number 0 that never was."""
 
-    def refuse(_context: ScanContext) -> list[Any]:
+    def refuse(_context: AttemptContext) -> list[Any]:
         raise CircuitOpen("open")
 
-    context = ScanContext("one")
+    context = AttemptContext("one")
     with pytest.raises(CircuitOpen):
         retrying(Retry(), refuse, random=Random(0), may_retry=lambda: True)(context)
     assert context.steps == ()

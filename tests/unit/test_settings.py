@@ -11,6 +11,7 @@ import types
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -681,6 +682,7 @@ def test_a_runner_is_told_what_is_said_and_options_win(load: Any) -> None:
 
     def fake(scanners: list[Any], **options: Any) -> Any:
         given.update(options, scanners=scanners)
+        return SimpleNamespace(came_from=lambda origins: None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "ScanRunner", fake)

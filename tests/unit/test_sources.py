@@ -17,7 +17,6 @@ from resilient_scan import (
     PermanentError,
     RetryAfter,
     ScanCancelled,
-    ScanContext,
     ScanRunner,
     ScanTimeout,
     Status,
@@ -25,6 +24,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.core.stack import Sources
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.limit import Providers
 from resilient_scan.testing import FakeClock
 
@@ -46,12 +46,12 @@ def fail(error: BaseException) -> Callable[[], Any]:
 
 
 @pytest.fixture
-def context(clock: FakeClock) -> ScanContext:
-    return ScanContext("s", clock=clock, deadline=clock.monotonic() + 100)
+def context(clock: FakeClock) -> AttemptContext:
+    return AttemptContext("s", clock=clock, deadline=clock.monotonic() + 100)
 
 
 def test_a_source_that_keeps_failing_is_not_asked_any_more_and_the_others_are(
-    clock: FakeClock, context: ScanContext
+    clock: FakeClock, context: AttemptContext
 ) -> None:
     mine = sources(clock)
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_a_source_that_keeps_failing_is_not_asked_any_more_and_the_others_are(
 
 @pytest.mark.parametrize(("error", "opens"), [(PermanentError("no"), False), (RetryAfter(1), True), (OSError(), True)])
 def test_the_rules_of_voting_are_the_scanners(
-    clock: FakeClock, context: ScanContext, error: Exception, opens: bool
+    clock: FakeClock, context: AttemptContext, error: Exception, opens: bool
 ) -> None:
     mine = sources(clock)
     for _ in range(2):
@@ -81,16 +81,16 @@ def test_the_rules_of_voting_are_the_scanners(
 
 
 def test_without_a_breaker_there_is_none_and_without_a_runner_it_is_a_plain_call(
-    clock: FakeClock, context: ScanContext
+    clock: FakeClock, context: AttemptContext
 ) -> None:
     mine = sources(clock, None)
     for _ in range(9):
         with pytest.raises(ValueError, match="down"):
             mine.ask("first", fail(ValueError("down")), 5, context)
-    assert ScanContext("s").guarded("first", lambda: 3) == 3
+    assert AttemptContext("s").guarded("first", lambda: 3) == 3
 
 
-def test_a_source_that_takes_too_long_ends_in_time_for_the_next(clock: FakeClock, context: ScanContext) -> None:
+def test_a_source_that_takes_too_long_ends_in_time_for_the_next(clock: FakeClock, context: AttemptContext) -> None:
     mine = sources(clock)
 
     def slow() -> None:
@@ -107,14 +107,14 @@ def test_a_source_that_takes_too_long_ends_in_time_for_the_next(clock: FakeClock
         mine.ask("first", slow, 5, context)
 
 
-def test_the_scans_own_end_stays_its_own_end(clock: FakeClock, context: ScanContext) -> None:
+def test_the_scans_own_end_stays_its_own_end(clock: FakeClock, context: AttemptContext) -> None:
     def slow() -> None:
         clock.advance(101)
         context.check()
 
     with pytest.raises(ScanCancelled):
         sources(clock).ask("first", slow, 1000, context)
-    early = ScanContext("s", clock=clock, deadline=clock.monotonic() + 100)
+    early = AttemptContext("s", clock=clock, deadline=clock.monotonic() + 100)
 
     def cancelled() -> None:
         early.cancel()
@@ -129,7 +129,7 @@ def test_in_a_runner_the_breakers_outlive_the_runs() -> None:
     asked: list[str] = []
 
     @scanner(pipeline="p", cache=None, retry=None, breaker=Breaker(failures=2, open_for=60))
-    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def chain(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         def first() -> list[Candidate]:
             asked.append("first")
             raise OSError("down")
@@ -152,12 +152,12 @@ def test_a_source_of_a_providers_name_keeps_that_providers_rate() -> None:
     failures: list[str] = []
 
     @scanner(pipeline="p", cache=None, limit=Limit("shop", rate="1/day"))
-    def owner(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def owner(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         context.before_request()
         return []
 
     @scanner(pipeline="p", cache=None, retry=None, timeout=Timeout(total=5))
-    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def chain(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         context.guarded("another", context.before_request)
         try:
             context.guarded("shop", context.before_request, seconds=0.2)
@@ -176,12 +176,12 @@ def test_a_source_with_a_rate_of_its_own_pays_for_its_first_request_too() -> Non
     pytest.importorskip("pyrate_limiter")
 
     @scanner(pipeline="p", cache=None, limit=Limit("shop", rate="1/day"))
-    def owner(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def owner(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         context.before_request()
         return []
 
     @scanner(pipeline="p", cache=None, retry=None, limit=Limit("own", rate="100/s"), timeout=Timeout(total=5))
-    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def chain(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         with pytest.raises(LimitExceeded):  # the request that came with the attempt is of the provider `own`
             context.guarded("shop", context.before_request, seconds=0.2)
         return []
@@ -195,7 +195,7 @@ def test_a_source_brings_its_own_rate_where_no_scanner_has_it() -> None:
     shop = Limit("shop", rate="2/day")
 
     @scanner(pipeline="p", cache=None, retry=None, timeout=Timeout(total=5))
-    def chain(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+    def chain(state: dict[str, Any], context: AttemptContext) -> list[Candidate]:
         context.guarded("shop", context.before_request, limit=shop)
         return []
 

@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 
 from resilient_scan.clock import Clock, short
-from resilient_scan.context import NEVER, Call, ScanContext
+from resilient_scan.context import NEVER
 from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
 from resilient_scan.events import BreakerChanged
+from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.breaker.machine import HALF_OPEN, OPEN, Circuit, Vote
 from resilient_scan.layers.breaker.sync import Home, Question, Shared, changed
 from resilient_scan.options import Breaker
@@ -116,7 +117,7 @@ class Guard:
         memory, clock = self._memory, self._clock
         slow_after, rates = self._options.slow_after, self._rates
 
-        def guarded(context: ScanContext) -> list[Any]:
+        def guarded(context: AttemptContext) -> list[Any]:
             # Read in this order: were the breaker to open in between, the permit is of the older generation and has
             # no vote; the other way round a vote from before the opening would count after it.
             permit = Permit(memory.generation)
@@ -236,7 +237,7 @@ class Guard:
         circuit = self._circuit
         return changed(self._name, before, self._memory.state, circuit.open_for)
 
-    def verdict(self, error: BaseException, context: ScanContext) -> bool | None:
+    def verdict(self, error: BaseException, context: AttemptContext) -> bool | None:
         """Say whether an exception is a failure; `None`: no vote."""
         if context.cut_short:  # the run's end is not the source's fault
             return None
@@ -250,7 +251,7 @@ class Guard:
 
     # where it is not closed
 
-    def _enter(self, context: ScanContext, emit: Callable[[BreakerChanged], None]) -> Permit:
+    def _enter(self, context: AttemptContext, emit: Callable[[BreakerChanged], None]) -> Permit:
         answer, change = self._knock(context.ends)
         if change is not None:
             emit(change.during(context.run_id))

@@ -251,7 +251,7 @@ def _scanner(stack: Stack) -> str:
     code = getattr(inspect.unwrap(spec.origin.scan), "__code__", None)
     line = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
     kind = "" if spec.candidate is Candidate else f"; its candidates are {spec.candidate.__name__}"
-    keys = ", ".join(sorted(map(str, stack.home.settings)))  # their values may be secret
+    keys = ", ".join(sorted(map(str, stack.own.settings)))  # their values may be secret
     return f"{clean(where + line)}{kind}" + (f"; it has settings for {clean(keys)}" if keys else "")
 
 

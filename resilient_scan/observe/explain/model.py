@@ -59,46 +59,6 @@ class Verdict(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
 
 
-class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it before the next one."""
-
-    number: int
-    duration: float
-    outcome: str
-    failed: bool
-    pause: float | None = None
-
-
-class Past(msgspec.Struct, frozen=True):
-    """A scan that is over.
-
-    Attributes:
-        run_id: of its run.
-        started_at: epoch seconds.
-        status, found, duration, queue_wait, age, partial, dropped: as in its result.
-        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
-        attempts: all of them, in order.
-        allowed: how many attempts a scan may have.
-        error: type and message, or `""`.
-        probe: whether it tested the scanner while that was out of service.
-    """
-
-    run_id: str
-    started_at: float
-    status: str
-    found: int
-    duration: float
-    queue_wait: float
-    age: float | None
-    partial: bool
-    dropped: int
-    cache: str
-    attempts: tuple[Attempt, ...]
-    allowed: int
-    error: str
-    probe: bool = False
-
-
 class Hung(msgspec.Struct, frozen=True):
     """A thread of the scanner that did not stop in time: name, seconds since it began, where it is now."""
 

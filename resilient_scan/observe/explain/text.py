@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from resilient_scan._text import ago, brief, clean, counted, moment, shortened, span
-from resilient_scan.observe.explain.model import Attempt, Hung, Layer, Past, Verdict
+from resilient_scan.observe.explain.model import Hung, Layer, Verdict
 from resilient_scan.results import plain
+from resilient_scan.stores.history import Attempt, Past
 
 WIDTH = 100
 SHOWN = 8  # past scans without a trace

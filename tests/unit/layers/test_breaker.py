@@ -17,10 +17,10 @@ from resilient_scan import (
     Rejected,
     RetryAfter,
     ScanCancelled,
-    ScanContext,
     ScanTimeout,
 )
 from resilient_scan.events import BreakerChanged
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.testing import FakeClock
 
@@ -41,7 +41,7 @@ class Bench:
         self._call = self.guard.around(self._answer, self.changes.append)
         self._step: Any = None
 
-    def _answer(self, context: ScanContext) -> list[Any]:
+    def _answer(self, context: AttemptContext) -> list[Any]:
         self.calls += 1
         context.begin_attempt()
         step = self._step(context) if callable(self._step) else self._step
@@ -49,10 +49,10 @@ class Bench:
             raise step
         return [step]
 
-    def context(self, deadline: float = 1e6) -> ScanContext:
-        return ScanContext("one", clock=self.clock, deadline=deadline)
+    def context(self, deadline: float = 1e6) -> AttemptContext:
+        return AttemptContext("one", clock=self.clock, deadline=deadline)
 
-    def ask(self, step: Any = "found", context: ScanContext | None = None) -> Any:
+    def ask(self, step: Any = "found", context: AttemptContext | None = None) -> Any:
         """Return the answer, or the exception."""
         self._step = step
         try:
@@ -118,7 +118,7 @@ def test_while_a_trial_is_under_way_nobody_else_is_admitted() -> None:
     bench.clock.advance(8)
     refusals: list[Any] = []
 
-    def meanwhile(_context: ScanContext) -> str:
+    def meanwhile(_context: AttemptContext) -> str:
         refusals.append(bench.ask("other"))
         return "found"
 
@@ -179,7 +179,7 @@ def test_a_wake_up_by_the_scans_own_deadline_is_a_failure() -> None:
     bench = Bench()
     context = bench.context(deadline=3)
 
-    def too_slow(context: ScanContext) -> Any:
+    def too_slow(context: AttemptContext) -> Any:
         bench.clock.advance(3)
         context.check()
 
@@ -191,7 +191,7 @@ def test_a_cancel_before_that_is_none() -> None:
     bench = Bench()
     context = bench.context(deadline=3)
 
-    def cancelled(context: ScanContext) -> Any:
+    def cancelled(context: AttemptContext) -> Any:
         context.cancel()
         context.check()
 
@@ -227,7 +227,7 @@ def test_the_permit_is_where_the_watchdog_finds_it() -> None:
     context = bench.context()
     seen: list[Any] = []
 
-    def expired(context: ScanContext) -> str:
+    def expired(context: AttemptContext) -> str:
         seen.append(context.permit)
         assert bench.guard.vote(context.permit, True) == OPENED  # the watchdog, at the deadline
         return "late"
@@ -282,7 +282,7 @@ def test_no_lock_is_held_while_scanner_code_runs() -> None:
     bench = Bench()
     answers: list[Any] = []
 
-    def asks_elsewhere(_context: ScanContext) -> str:
+    def asks_elsewhere(_context: AttemptContext) -> str:
         other = threading.Thread(target=lambda: answers.append(bench.ask("other")), daemon=True)
         other.start()
         other.join(5)
@@ -304,12 +304,12 @@ def test_changes_are_told_without_a_lock() -> None:
     clock = FakeClock()
     guards.append(Guard("one", Breaker(failures=1, open_for=8), clock, Random(0)))
 
-    def fails(context: ScanContext) -> list[Any]:
+    def fails(context: AttemptContext) -> list[Any]:
         raise DOWN
 
-    call: Callable[[ScanContext], list[Any]] = guards[0].around(fails, tell)
+    call: Callable[[AttemptContext], list[Any]] = guards[0].around(fails, tell)
     with pytest.raises(OSError, match="down"):
-        call(ScanContext("one", clock=clock))
+        call(AttemptContext("one", clock=clock))
     assert seen == ["open 8.0"]
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import CircuitOpen, ScanContext
+from resilient_scan import CircuitOpen
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import Guard
 from tests.breakers import CLOSED, KEY, OPENED, TRYING, Fleet, fail, record, refusal, succeed
 
@@ -227,7 +228,7 @@ def test_a_change_that_a_refused_attempt_brought_to_light_is_told() -> None:
     fleet.store.away = None
     fail(other)
     with pytest.raises(CircuitOpen, match="is open"):
-        call(ScanContext("one", clock=fleet.clock))
+        call(AttemptContext("one", clock=fleet.clock))
     assert changes == [OPENED]
 
 

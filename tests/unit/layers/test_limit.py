@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled, ScanContext
+from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.limit import Provider, Ticket, merged, permitted
 from resilient_scan.testing import FakeClock
 
@@ -157,7 +158,7 @@ def test_one_timer_looks_again_for_all_that_wait(timers: Timers) -> None:
 
 def test_the_permit_and_the_request_that_come_with_it_are_used_once(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
-    context = ScanContext("one", clock=timers.clock)
+    context = AttemptContext("one", clock=timers.clock)
     assert provider.use(context) is False
     context.prepaid = True
     assert [provider.use(context), provider.use(context)] == [True, False]
@@ -169,10 +170,10 @@ def test_the_permit_and_the_request_that_come_with_it_are_used_once(timers: Time
 @pytest.mark.parametrize("outcome", ["found", OSError("down"), SystemExit(1)])
 def test_an_attempt_holds_a_permit_and_gives_it_back(prepaid: bool, outcome: Any, timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
-    context = ScanContext("one", clock=timers.clock)
+    context = AttemptContext("one", clock=timers.clock)
     seen: list[tuple[int, bool, bool]] = []
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         seen.append((provider.taken, provider.prepaid_request(context), provider.prepaid_request(context)))
         if isinstance(outcome, BaseException):
             raise outcome
@@ -205,7 +206,7 @@ def test_no_turn_on_the_worker_in_time_is_a_refusal_before_the_deadline(timers: 
     clock.timers = timers
     provider = provider_of(timers, concurrency=1)
     ask(provider)
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     with pytest.raises(LimitExceeded, match="all 1 of its attempts are under way"):
         provider.acquire(context, with_permit=True)
     assert clock.monotonic() < 10.0
@@ -218,7 +219,7 @@ def test_a_turn_that_comes_while_the_worker_waits_is_taken(timers: Timers) -> No
     clock.timers = timers
     provider = provider_of(timers, rate="1/4s")
     ask(provider)
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     provider.acquire(context, with_permit=True)
     assert 4.0 <= clock.monotonic() < 10.0
     assert provider.taken == 2
@@ -227,7 +228,7 @@ def test_a_turn_that_comes_while_the_worker_waits_is_taken(timers: Timers) -> No
 def test_a_scan_that_is_cancelled_leaves_the_queue(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
     ask(provider)
-    context = ScanContext("one", clock=timers.clock, deadline=10.0)
+    context = AttemptContext("one", clock=timers.clock, deadline=10.0)
     context.cancel()
     with pytest.raises(ScanCancelled):
         provider.acquire(context, with_permit=True)
@@ -254,7 +255,7 @@ def test_numbers_that_differ_are_refused_with_both_names() -> None:
 
 
 def test_a_turn_that_comes_in_the_moment_of_the_cancel_is_given_back(timers: Timers) -> None:
-    class Late(ScanContext):
+    class Late(AttemptContext):
         def check(self) -> None:
             provider.release()  # whoever held the place leaves it now: it is granted to the one who leaves
             super().check()

@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import (
-    CircuitOpen,
-    PermanentError,
-    Rejected,
-    Retry,
-    RetryAfter,
-    ScanCancelled,
-    ScanContext,
-    ScanTimeout,
-)
+from resilient_scan import CircuitOpen, PermanentError, Rejected, Retry, RetryAfter, ScanCancelled, ScanTimeout
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.retry import BUDGET_WINDOW, Budget, retrying
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
@@ -52,13 +44,13 @@ class Bench:
     ) -> None:
         self.clock = FakeClock(auto=True)
         self.chance = Chance()
-        self.context = ScanContext("one", clock=self.clock, deadline=deadline)
+        self.context = AttemptContext("one", clock=self.clock, deadline=deadline)
         self.starts: list[float] = []
         self._steps = iter(steps)
         self._takes = takes
         self.call = retrying(options, self._attempt, random=self.chance, may_retry=may_retry, budget=budget)
 
-    def _attempt(self, context: ScanContext) -> list[Any]:
+    def _attempt(self, context: AttemptContext) -> list[Any]:
         self.starts.append(self.clock.monotonic())
         step = next(self._steps)
         if not isinstance(step, Rejected):
@@ -212,10 +204,10 @@ def test_a_cancel_ends_the_wait() -> None:
             context.cancel()
 
     clock = Cancelling()
-    context = ScanContext("one", clock=clock)
+    context = AttemptContext("one", clock=clock)
     calls: list[int] = []
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         calls.append(1)
         context.begin_attempt()
         raise DOWN
@@ -231,7 +223,7 @@ def test_a_failure_keeps_no_frame_alive() -> None:
 
     made: list[weakref.ref[Big]] = []
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         big = Big()
         made.append(weakref.ref(big))
         context.begin_attempt()
@@ -241,7 +233,7 @@ def test_a_failure_keeps_no_frame_alive() -> None:
     gc.disable()
     try:
         with pytest.raises(OSError, match="down"):
-            layer(ScanContext("one"))
+            layer(AttemptContext("one"))
         assert [one() for one in made] == [None, None]
     finally:
         gc.enable()

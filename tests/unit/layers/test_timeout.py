@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Rejected, ScanCancelled, ScanContext, ScanTimeout, Timeout
+from resilient_scan import Rejected, ScanCancelled, ScanTimeout, Timeout
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.testing import FakeClock
 
 
 def test_an_attempt_has_its_own_end_and_the_context_knows(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     alarms: list[float] = []
     context.alarm = alarms.append
     seen: list[float] = []
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         seen.append(context.remaining())
         return ["found"]
 
@@ -31,7 +32,7 @@ def test_an_attempt_has_its_own_end_and_the_context_knows(clock: FakeClock) -> N
 
 @pytest.mark.parametrize("seconds", [10.0, 12.0])
 def test_an_attempt_never_has_more_than_the_scan(clock: FakeClock, seconds: float) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     alarms: list[float] = []
     context.alarm = alarms.append
     seen: list[float] = []
@@ -39,10 +40,10 @@ def test_an_attempt_never_has_more_than_the_scan(clock: FakeClock, seconds: floa
     assert (seen, alarms) == ([10.0], [])
 
 
-def after(seconds: float, clock: FakeClock, context: ScanContext) -> Any:
+def after(seconds: float, clock: FakeClock, context: AttemptContext) -> Any:
     """Return a call that works for `seconds` and then looks whether anybody still waits."""
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         context.begin_attempt()
         clock.advance(seconds)
         context.check()
@@ -52,7 +53,7 @@ def after(seconds: float, clock: FakeClock, context: ScanContext) -> Any:
 
 
 def test_who_notices_that_the_attempt_is_over_has_a_timeout(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     with pytest.raises(ScanTimeout, match=r"^attempt 1: timeout after 3s$") as caught:
         after(3.0, clock, context)(context)
     assert caught.value.by_clock
@@ -61,18 +62,18 @@ def test_who_notices_that_the_attempt_is_over_has_a_timeout(clock: FakeClock) ->
 
 
 def test_who_is_in_time_has_none(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     assert after(2.75, clock, context)(context) == ["found"]
 
 
 def test_the_end_of_the_scan_is_not_the_attempts(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     with pytest.raises(ScanCancelled):
         after(10.0, clock, context)(context)
 
 
 def test_a_cancel_is_not_the_attempts_timeout(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     context.cancel()
     with pytest.raises(ScanCancelled):
         after(3.0, clock, context)(context)
@@ -80,9 +81,9 @@ def test_a_cancel_is_not_the_attempts_timeout(clock: FakeClock) -> None:
 
 def test_a_scanners_own_cancel_is_its_own(clock: FakeClock) -> None:
     """One that raises it before anything is over gets it back."""
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         raise ScanCancelled("own idea")
 
     with pytest.raises(ScanCancelled, match="own idea"):
@@ -91,10 +92,10 @@ def test_a_scanners_own_cancel_is_its_own(clock: FakeClock) -> None:
 
 
 def test_an_error_comes_through_and_the_time_is_set_back(clock: FakeClock) -> None:
-    context = ScanContext("one", clock=clock, deadline=10.0)
+    context = AttemptContext("one", clock=clock, deadline=10.0)
     failure = OSError("down")
 
-    def call(context: ScanContext) -> list[Any]:
+    def call(context: AttemptContext) -> list[Any]:
         raise failure
 
     with pytest.raises(OSError, match="down") as caught:
@@ -104,20 +105,20 @@ def test_an_error_comes_through_and_the_time_is_set_back(clock: FakeClock) -> No
 
 
 def test_nobody_hangs_nobody_is_refused(clock: FakeClock) -> None:
-    HungThreads(Timeout(), clock).admit(ScanContext("one", clock=clock))
+    HungThreads(Timeout(), clock).admit(AttemptContext("one", clock=clock))
 
 
 def test_beyond_the_limit_a_scanner_is_refused_after_the_grace() -> None:
     clock = FakeClock()
     hung = HungThreads(Timeout(max_abandoned=2), clock)
     hung.left()
-    hung.admit(ScanContext("one", clock=clock))  # one of two
+    hung.admit(AttemptContext("one", clock=clock))  # one of two
     hung.left()
     refusals: list[BaseException] = []
 
     def ask() -> None:
         try:
-            hung.admit(ScanContext("one", clock=clock))
+            hung.admit(AttemptContext("one", clock=clock))
         except Rejected as refusal:
             refusals.append(refusal)
 
@@ -137,7 +138,7 @@ def test_a_thread_that_ends_within_the_grace_makes_room(clock: FakeClock) -> Non
     admitted = threading.Event()
 
     def ask() -> None:
-        hung.admit(ScanContext("one", clock=clock))
+        hung.admit(AttemptContext("one", clock=clock))
         admitted.set()
 
     threading.Thread(target=ask, daemon=True).start()
@@ -151,13 +152,13 @@ def test_the_grace_takes_no_more_than_half_of_the_time_left(clock: FakeClock) ->
     hung = HungThreads(Timeout(), clock)
     hung.left()
     with pytest.raises(Rejected):
-        hung.admit(ScanContext("one", clock=clock, deadline=0.0))  # no time, no grace
+        hung.admit(AttemptContext("one", clock=clock, deadline=0.0))  # no time, no grace
 
 
 def test_the_failure_of_an_earlier_attempt_is_not_hidden_by_the_refusal(clock: FakeClock) -> None:
     hung = HungThreads(Timeout(), clock)
     hung.left()
-    context = ScanContext("one", clock=clock, deadline=0.0)
+    context = AttemptContext("one", clock=clock, deadline=0.0)
     context.failure = ScanTimeout("attempt 1", by_clock=True)
     with pytest.raises(ScanTimeout) as caught:
         hung.admit(context)

@@ -1,4 +1,4 @@
-"""One call of a scanner, and the check of what it returned."""
+"""One attempt on a thread: the call of a scanner, and the check of what it returned."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, ScanContext, scanner
-from resilient_scan.engines.loop import Loops
-from resilient_scan.layers.call import attempt, maker_of
+from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, scanner
+from resilient_scan.engines.thread import ThreadEngine
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.call import maker_of
 from resilient_scan.scanning import spec_of
 from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
@@ -51,21 +52,23 @@ class Plain:
 
 
 @pytest.fixture
-def loops() -> Iterator[Loops]:
-    own = Loops()
+def engine() -> Iterator[ThreadEngine]:
+    own = ThreadEngine()
     yield own
     own.close()
 
 
-def asked(answer: Any, loops: Loops, *, candidate: type = Candidate, context: ScanContext | None = None) -> ScanContext:
+def asked(
+    answer: Any, engine: ThreadEngine, *, candidate: type = Candidate, context: AttemptContext | None = None
+) -> AttemptContext:
     """Ask a scanner once that returns `answer` (or what it returns, if it is a function); return the context."""
 
     @scanner(pipeline="test", name="one", candidate=candidate)
-    def one(state: dict[str, Any], context: ScanContext) -> Any:
+    def one(state: dict[str, Any], context: AttemptContext) -> Any:
         return answer(context) if callable(answer) else answer
 
-    context = context or ScanContext("one")
-    found = attempt(spec_of(one), loops)(context)
+    context = context or AttemptContext("one")
+    found = engine.attempt(spec_of(one))(context)
     assert found is context.found
     return context
 
@@ -81,31 +84,31 @@ def asked(answer: Any, loops: Loops, *, candidate: type = Candidate, context: Sc
         (one for one in (AAPL, {"ticker": "IBM"})),
     ],
 )
-def test_any_iterable_is_an_answer(answer: Any, loops: Loops) -> None:
-    assert asked(answer, loops).found == [AAPL, Candidate("IBM", "one", "")]
+def test_any_iterable_is_an_answer(answer: Any, engine: ThreadEngine) -> None:
+    assert asked(answer, engine).found == [AAPL, Candidate("IBM", "one", "")]
 
 
 @pytest.mark.parametrize("answer", [[], (), iter(()), set()])
-def test_nothing_found_is_an_answer_too(answer: Any, loops: Loops) -> None:
-    context = asked(answer, loops)
+def test_nothing_found_is_an_answer_too(answer: Any, engine: ThreadEngine) -> None:
+    context = asked(answer, engine)
     assert (context.found, context.dropped, context.attempt) == ([], 0, 1)
 
 
 @pytest.mark.parametrize("answer", [None, 5, "AAPL", b"AAPL", {"ticker": "AAPL"}, MappingProxyType({}), AAPL, object])
-def test_anything_else_is_the_scanners_error(answer: Any, loops: Loops) -> None:
+def test_anything_else_is_the_scanners_error(answer: Any, engine: ThreadEngine) -> None:
     with pytest.raises(TypeError) as caught:
-        asked(lambda _context: answer, loops)
+        asked(lambda _context: answer, engine)
     assert str(caught.value) == (f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
 
 
-def test_invalid_ones_are_dropped_and_the_first_says_why(loops: Loops) -> None:
-    context = asked([{"ticker": ""}, AAPL, {"symbol": "X"}, None, {"ticker": "IBM"}], loops)
+def test_invalid_ones_are_dropped_and_the_first_says_why(engine: ThreadEngine) -> None:
+    context = asked([{"ticker": ""}, AAPL, {"symbol": "X"}, None, {"ticker": "IBM"}], engine)
     assert [one.ticker for one in context.found] == ["AAPL", "IBM"]
     assert context.dropped == 3
     assert context.invalid == "candidate.ticker must be a symbol without blanks, got ''"
 
 
-def test_every_attempt_gets_a_state_of_its_own(loops: Loops) -> None:
+def test_every_attempt_gets_a_state_of_its_own(engine: ThreadEngine) -> None:
     seen: list[Any] = []
 
     @scanner(pipeline="test")
@@ -114,75 +117,75 @@ def test_every_attempt_gets_a_state_of_its_own(loops: Loops) -> None:
         state["tickers"].append("SPOILT")
         return []
 
-    context = ScanContext("one", snapshot=Snapshot({"tickers": ["AAPL"]}))
-    call = attempt(spec_of(one), loops)
+    context = AttemptContext("one", snapshot=Snapshot({"tickers": ["AAPL"]}))
+    call = engine.attempt(spec_of(one))
     call(context)
     call(context)
     assert seen == [["AAPL"], ["AAPL"]]
     assert context.attempt == 2
 
 
-def test_what_was_yielded_before_an_error_stays(loops: Loops) -> None:
-    def answer(_context: ScanContext) -> Iterator[Any]:
+def test_what_was_yielded_before_an_error_stays(engine: ThreadEngine) -> None:
+    def answer(_context: AttemptContext) -> Iterator[Any]:
         yield AAPL
         yield {"no": "ticker"}
         raise OSError("down")
 
-    context = ScanContext("one")
+    context = AttemptContext("one")
     with pytest.raises(OSError, match="down"):
-        asked(answer, loops, context=context)
+        asked(answer, engine, context=context)
     assert (context.found, context.dropped) == ([AAPL], 1)
 
 
-def test_an_endless_generator_ends_with_the_scan(loops: Loops) -> None:
+def test_an_endless_generator_ends_with_the_scan(engine: ThreadEngine) -> None:
     clock = FakeClock()
-    context = ScanContext("one", clock=clock, deadline=3.0)
+    context = AttemptContext("one", clock=clock, deadline=3.0)
 
-    def answer(_context: ScanContext) -> Iterator[Any]:
+    def answer(_context: AttemptContext) -> Iterator[Any]:
         while True:
             clock.advance(1)
             yield AAPL
 
     with pytest.raises(ScanCancelled):
-        asked(answer, loops, context=context)
+        asked(answer, engine, context=context)
     assert context.found == [AAPL, AAPL]
 
 
-def test_a_coroutine_is_awaited(loops: Loops) -> None:
-    async def answer(_context: ScanContext) -> list[Any]:
+def test_a_coroutine_is_awaited(engine: ThreadEngine) -> None:
+    async def answer(_context: AttemptContext) -> list[Any]:
         return [AAPL, {}]
 
-    context = asked(answer, loops)
+    context = asked(answer, engine)
     assert (context.found, context.dropped) == ([AAPL], 1)
 
 
-def test_a_coroutine_may_return_nothing_but_an_iterable(loops: Loops) -> None:
-    async def answer(_context: ScanContext) -> None:
+def test_a_coroutine_may_return_nothing_but_an_iterable(engine: ThreadEngine) -> None:
+    async def answer(_context: AttemptContext) -> None:
         """Return nothing."""
 
     with pytest.raises(TypeError, match=r"^scan returned NoneType; "):
-        asked(answer, loops)
+        asked(answer, engine)
 
 
-def test_an_async_generator_is_read_to_the_end(loops: Loops) -> None:
-    async def answer(_context: ScanContext) -> AsyncIterator[Any]:
+def test_an_async_generator_is_read_to_the_end(engine: ThreadEngine) -> None:
+    async def answer(_context: AttemptContext) -> AsyncIterator[Any]:
         yield AAPL
         yield {"ticker": "IBM", "price": 1.5}
         yield "no candidate"
 
-    context = asked(answer, loops)
+    context = asked(answer, engine)
     assert context.found == [AAPL, Candidate("IBM", "one", "", extras={"price": 1.5})]
     assert context.dropped == 1
 
 
-def test_what_an_async_generator_yielded_before_an_error_stays(loops: Loops) -> None:
-    async def answer(_context: ScanContext) -> AsyncIterator[Any]:
+def test_what_an_async_generator_yielded_before_an_error_stays(engine: ThreadEngine) -> None:
+    async def answer(_context: AttemptContext) -> AsyncIterator[Any]:
         yield AAPL
         raise OSError("down")
 
-    context = ScanContext("one")
+    context = AttemptContext("one")
     with pytest.raises(OSError, match="down"):
-        asked(answer, loops, context=context)
+        asked(answer, engine, context=context)
     assert context.found == [AAPL]
 
 
@@ -276,7 +279,7 @@ def test_a_type_that_says_itself_what_is_wrong_is_believed() -> None:
         maker_of(Own, "src")({"ticker": "A"})
 
 
-def test_a_scanner_may_have_its_own_type(loops: Loops) -> None:
-    context = asked([{"ticker": "A", "score": 2}, Struct("B"), AAPL], loops, candidate=Struct)
+def test_a_scanner_may_have_its_own_type(engine: ThreadEngine) -> None:
+    context = asked([{"ticker": "A", "score": 2}, Struct("B"), AAPL], engine, candidate=Struct)
     assert context.found == [Struct("A", 2.0), Struct("B")]
     assert context.dropped == 1

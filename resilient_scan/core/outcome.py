@@ -1,0 +1,67 @@
+"""What passes between an execution and the scans that wait for it."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import msgspec
+
+from resilient_scan.events import Event
+from resilient_scan.layers.cache import Entry
+from resilient_scan.results import ErrorInfo, ScanResult
+from resilient_scan.snapshot import Snapshot
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How an execution ended, for all that wait for it; `entry` is what the cache keeps of it."""
+
+    kind: str
+    candidates: list[Any]
+    entry: Entry | None
+    error: ErrorInfo | None
+    attempts: int
+    duration: float
+    queue_wait: float
+    dropped: int
+    tool_logs: list[dict[str, Any]]
+    started_at: float
+    suspicious: str | None = None
+
+
+class WaitingRun(Protocol):
+    """What an execution knows of the run that a waiter belongs to.
+
+    Attributes:
+        run_id: the run's.
+        snapshot: its state.
+        deadline: the monotonic instant at which it is over.
+        since: the monotonic instant from which its queue waits are counted.
+        epoch: what added to a monotonic instant gives epoch seconds.
+        outbox: where its thread looks for what has ended.
+    """
+
+    run_id: str
+    snapshot: Snapshot
+    deadline: float
+    since: float
+    epoch: float
+    outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]]
+
+
+class Waiter(Protocol):
+    """A scan that waits for an execution; its methods may be called on any thread."""
+
+    run: WaitingRun
+    turn: float
+    leads: bool
+    execution: Any
+
+    def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
+        """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
+
+    def end_cached(self, entry: Entry) -> None:
+        """Hand over an answer that another process brought."""
+
+    def end_skipped(self) -> None:
+        """Hand over that nothing was done, because the run is over."""

@@ -1,0 +1,86 @@
+"""The sources that one scanner tries in turn: each behind a breaker of its own, in a share of the scan's time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from random import Random
+from typing import TypeVar
+
+from resilient_scan.clock import Clock, short
+from resilient_scan.errors import ScanCancelled, ScanTimeout
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.limit import Providers
+from resilient_scan.options import Breaker, Limit
+
+T = TypeVar("T")
+
+
+class Sources:
+    """One scanner's sources; a breaker is made when its source is first asked.
+
+    Args:
+        scanner: whose they are.
+        breaker: the breakers' numbers; `None`: there are none.
+        clock, random: where time and chance come from.
+        providers: a source that is one of them keeps that one's rate instead of the scanner's own.
+    """
+
+    def __init__(
+        self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Providers
+    ) -> None:
+        self._scanner = scanner
+        self._breaker = breaker
+        self._clock = clock
+        self._random = random
+        self._providers = providers
+        self._lock = threading.Lock()
+        self._guards: dict[str, Guard] = {}
+
+    def ask(
+        self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None = None, /
+    ) -> T:
+        """Return what `call` returns; see `ScanContext.guarded`."""
+        guard = self._guard(source)
+        if guard is None:
+            return self._in_time(source, call, seconds, context, limit)
+        permit, _ = guard.admit(min(context.ends, self._clock.monotonic() + seconds))
+        failed: bool | None = None
+        try:
+            answer = self._in_time(source, call, seconds, context, limit)
+            failed = False
+            return answer
+        except BaseException as error:
+            failed = guard.verdict(error, context)
+            raise
+        finally:
+            guard.vote(permit, failed)
+
+    def _guard(self, source: str) -> Guard | None:
+        if self._breaker is None:
+            return None
+        with self._lock:
+            if source not in self._guards:
+                name = f"{self._scanner}'s source {source}"
+                self._guards[source] = Guard(name, self._breaker, self._clock, self._random)
+            return self._guards[source]
+
+    def _in_time(
+        self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None
+    ) -> T:
+        """Call with an earlier end than the scan's, and under the source's own rate, if it has one."""
+        own = self._providers.of(source, limit)
+        whole, provider, requests = context.ends, context.provider, context.requests
+        end = self._clock.monotonic() + seconds
+        context.ends = min(whole, end)
+        if own is not None:
+            context.provider, context.requests = own, 0
+        try:
+            return call()
+        except ScanCancelled:
+            if context.abandoned or not end <= self._clock.monotonic() < whole:
+                raise
+            raise ScanTimeout(f"{source}: no answer within {short(seconds)}s", by_clock=True) from None
+        finally:
+            context.ends, context.provider, context.requests = whole, provider, requests

@@ -1,0 +1,46 @@
+"""Threads: an attempt runs on the worker that took the scan, an `async def` one on an event loop of that worker."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from typing import Any
+
+from resilient_scan.engines.loop import Loops, collect
+from resilient_scan.layers.attempt import AttemptContext, Call
+from resilient_scan.layers.call import keep_valid, maker_of
+from resilient_scan.scanning import ScannerSpec
+
+
+class ThreadEngine:
+    """Call the scanner's function where the caller is."""
+
+    def __init__(self) -> None:
+        self._loops = Loops()
+
+    def attempt(self, spec: ScannerSpec, /) -> Call:
+        """Return the call that asks the scanner once and keeps the valid candidates.
+
+        Raises (when called):
+            TypeError: what the scanner returned is not an iterable of candidates.
+            ScanCancelled: the time was up while candidates were being yielded.
+            BaseException: whatever the scanner raised.
+        """
+        make, scan, loops = maker_of(spec.candidate, spec.name), spec.call, self._loops
+
+        def once(context: AttemptContext) -> list[Any]:
+            answer = scan(context.begin_attempt(), context)
+            if type(answer) is list:
+                if answer:
+                    keep_valid(answer, make, context)
+            else:
+                if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+                    answer = loops.finish(collect(answer, make, context), context)
+                keep_valid(answer, make, context)
+            return context.found
+
+        return once
+
+    def close(self) -> None:
+        """Close the event loops that are idle."""
+        self._loops.close()

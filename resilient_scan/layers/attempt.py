@@ -1,0 +1,132 @@
+"""The context of an execution as its layers see it: which attempt is under way, and what the ones before it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from resilient_scan.clock import Clock
+from resilient_scan.context import NEVER, ScanContext, ScannerContext, Shared, Traffic
+from resilient_scan.results import ErrorInfo
+from resilient_scan.snapshot import EMPTY, Snapshot
+
+Call = Callable[["AttemptContext"], list[Any]]
+"""What a layer wraps, and what it returns: makes an attempt and returns the candidates, or raises."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """An attempt that failed, for the flight recorder.
+
+    Attributes:
+        attempt: its number.
+        duration: seconds it took.
+        error: why it failed, type and message.
+        pause: seconds waited after it; `None`: no attempt followed.
+    """
+
+    attempt: int
+    duration: float
+    error: ErrorInfo
+    pause: float | None
+
+
+class AttemptContext(ScanContext):
+    """A `ScanContext` with what the layers keep between the attempts of one execution.
+
+    Scanners are given it as a `ScanContext` and use nothing else of it.
+
+    Attributes:
+        found: candidates of the current attempt, as far as it has come.
+        dropped, invalid: how many items of it were not valid, and what was wrong with the first.
+        permit: the breaker's, while an attempt is under way.
+        steps: the attempts that failed.
+        alarm: moves the deadline at which the engine's watchdog hands over.
+    """
+
+    # Set only where they differ: a first attempt that succeeds pays for none of them.
+    dropped = 0
+    invalid = ""
+    permit: Any = None
+    attempt_began = 0.0
+    open_attempt: float | None = None  # when the current attempt began, until its end is reported
+    failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
+    failed_after = 0.0  # seconds that attempt took
+    steps: tuple[Step, ...] = ()
+    alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
+
+    def __init__(
+        self,
+        scanner: str = "scanner",
+        *,
+        clock: Clock | None = None,
+        deadline: float = NEVER,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        shared: Shared | None = None,
+        snapshot: Snapshot = EMPTY,
+        traffic: Traffic | None = None,
+    ) -> None:
+        super().__init__(
+            scanner,
+            clock=clock,
+            deadline=deadline,
+            settings=settings,
+            shared=shared,
+            snapshot=snapshot,
+            traffic=traffic,
+        )
+        self.found: list[Any] = []
+
+    @classmethod
+    def at(cls, own: ScannerContext, snapshot: Snapshot) -> AttemptContext:
+        """Make the context of an execution without the constructor's work: one is made for every cache miss."""
+        self = cls.__new__(cls)
+        self._set(own, snapshot)
+        self.found = []
+        return self
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the run ended, for any reason, while the scanner still had time of its own."""
+        return self.abandoned or self.cut_at <= self._clock.monotonic() < self.deadline
+
+    def begin_attempt(self) -> dict[str, Any]:
+        """Count an attempt, forget what the one before it found, and return a copy of the state for this one."""
+        if self.attempt:
+            self._logs = self.tool_logs()
+            self.found = []
+            self.dropped = 0
+            self.invalid = ""
+            self.doubted = None
+        self.attempt += 1
+        self.open_attempt = self.attempt_began = self._clock.monotonic()
+        self._state = self._snapshot.copy()
+        return self._state
+
+    def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
+        """Return when the attempt under way began, to the first caller only.
+
+        Two threads may want to report the end of one attempt: its worker, and the watchdog when the time is up. The one
+        that is given the instant sends the event; the other finds `None`, so no attempt is counted twice.
+        """
+        with lock:
+            began, self.open_attempt = self.open_attempt, None
+        return began
+
+    def next(self, failure: BaseException, took: float) -> AttemptContext:
+        """Return the context in which another thread makes the next attempt; this one's thread hangs in the current."""
+        other = AttemptContext.at(self._own, self._snapshot)
+        other.run_id = self.run_id
+        other.limit(self.deadline, self.cut_at)
+        other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
+        other.failed_after, other.provider = took, self.provider
+        other.found, other.dropped, other.invalid = list(self.found), self.dropped, self.invalid
+        other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
+        return other
+
+    def spent(self, made: int) -> float:
+        """Return the seconds since the current attempt began, 0 if `made` attempts were made before and none since."""
+        return self._clock.monotonic() - self.attempt_began if self.attempt > made else 0.0
