@@ -37,7 +37,7 @@ from typing import Any
 from resilient_scan.clock import short
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
-from resilient_scan.core.pool import SHUT_DOWN, Place
+from resilient_scan.core.pool import SHUT_DOWN, Worker
 from resilient_scan.core.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack, kind_of
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import (
@@ -181,11 +181,11 @@ class Execution:
 
     # on a worker
 
-    def start(self, now: float, place: Place, /) -> float | None:
+    def start(self, now: float, worker: Worker, /) -> float | None:
         """Begin and return the deadline, unless every run that wanted it is over."""
         stack, context = self.stack, self.context
         if stack.divided:
-            context.alarm = place.alarm
+            context.alarm = worker.alarm
         with stack.lock:
             if not self.over and self._begin(now):
                 return context.deadline

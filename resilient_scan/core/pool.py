@@ -1,9 +1,16 @@
-"""The thread pool: hands over on time, leaves hung threads behind, never makes the interpreter wait.
+"""The thread pool: hands over on time, abandons hung threads, and never makes the interpreter wait for one.
 
 Python cannot stop a thread that sits in a C call. So a task has a time limit, counted from the moment a worker begins
-it. When it is over, the task is told (`expire`) and hands over its result on time; its thread is *abandoned*: kept in
-a ledger, and its place given to a new worker at once. At most `max_abandoned` places are given away like that; beyond
-it a hung thread keeps its place until it ends, and when no place is left, what waits is refused (`refuse`).
+it. When the time is up, the watchdog tells the task (`expire`), which hands over its result on time. Its thread is
+*abandoned*: listed in a ledger with its stack, and replaced by a new worker at once. At most `max_abandoned` threads
+are replaced like that. Beyond it a hung thread keeps its slot until it ends, and when no slot is left, queued tasks are
+refused (`refuse`).
+
+    execute ---> queue ---> worker: start, run -------------------> takes the next task
+                              |                                        ^
+                              | deadline: the watchdog calls expire    | it was not replaced
+                              v                                        |
+                            hung (in the ledger) ---- it ends: late ---+---> its thread exits, if it was replaced
 """
 
 from __future__ import annotations
@@ -24,10 +31,11 @@ import msgspec
 
 from resilient_scan.clock import Clock, SystemClock, Wake
 
-# What a pool and its work know of each other: the task, the place of the worker that does it, the ledger's lines.
-
+T = TypeVar("T")
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
+POLL_INTERVAL = 0.05  # seconds between two looks at whether a worker that is waited for hangs
+THREAD_RETRY_INTERVAL = 0.1  # seconds until a machine that had no thread left is asked for one again
 
 
 class Task(Protocol):
@@ -39,22 +47,22 @@ class Task(Protocol):
 
     @property
     def through(self) -> bool:
-        """Whether its worker is done with it and hands over, or has: it is free in a moment."""
+        """Whether its worker has done the work and is handing over, or has: the worker is free in a moment."""
 
-    def start(self, now: float, place: Place, /) -> float | None:
-        """Note that a worker begins it, and return its deadline; `None`: nobody wants it any more, do not run it."""
+    def start(self, now: float, worker: Worker, /) -> float | None:
+        """Note that a worker begins it, and return its deadline; `None`: it is not wanted any more, do not run it."""
 
     def run(self) -> None:
         """Do the work; on the worker."""
 
     def expire(self, thread: str, age: float, /) -> None:
-        """Hand over without the work: the time is over. On the watchdog's thread, so it must be quick."""
+        """Hand over without the work: the time is up. On the watchdog's thread, so it must be quick."""
 
     def late(self, age: float, /) -> None:
         """Note that the work ended after `expire`, `age` seconds after it began; on the worker."""
 
     def refuse(self, reason: str, /) -> None:
-        """Hand over without a start: every thread hangs."""
+        """Hand over without a start: every thread hangs, or the pool is shut down."""
 
     def stop(self) -> None:
         """Note that nobody will ask for the work any more; it may be under way."""
@@ -67,7 +75,7 @@ class Abandoned(msgspec.Struct, frozen=True):
         name: of the task it works on.
         thread: its own name.
         age: seconds since it began the task.
-        holds_place: whether it still takes a worker's place, because `max_abandoned` was reached.
+        holds_place: whether it still takes a worker's slot, because `max_abandoned` was reached.
         stack: where it is now, outermost call first, one text.
     """
 
@@ -78,8 +86,8 @@ class Abandoned(msgspec.Struct, frozen=True):
     stack: str
 
 
-class Place:
-    """One worker and what it is doing; `deadline` is written by the worker and read by the watchdog."""
+class Worker:
+    """A thread of the pool and what it is doing; `deadline` is written by the thread and read by the watchdog."""
 
     __slots__ = ("_look_by", "deadline", "expired", "replaced", "started", "task", "thread")
 
@@ -89,16 +97,27 @@ class Place:
         self.task: Task | None = None
         self.started = 0.0
         self.deadline = NEVER
-        self.expired = False  # its task's time is over, and the thread still runs
-        self.replaced = False  # and its place has been given to a new worker
+        self.expired = False  # its task's time is up, and the thread still runs
+        self.replaced = False  # and a new worker has its slot
 
     def alarm(self, deadline: float) -> None:
-        """Set another deadline for the task under way; on its worker."""
+        """Set another deadline for the task under way; on its own thread."""
         self.deadline = deadline
         self._look_by(deadline)
 
+    def describe(self, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
+        """Return its line in the ledger; `frames` are all threads' current ones, by the threads' numbers."""
+        frame = frames.get(self.thread.ident or 0) if self.thread is not None else None
+        return Abandoned(
+            name=task.name,
+            thread=self.thread.name if self.thread is not None else "",
+            age=now - self.started,
+            holds_place=not self.replaced,
+            stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+        )
 
-class Plain:
+
+class FutureTask:
     """A call without a time limit, behind a `Future`."""
 
     name = "submit"
@@ -112,7 +131,7 @@ class Plain:
         """Whether its result is there."""
         return self._future.done()
 
-    def start(self, _now: float, _place: Place, /) -> float | None:
+    def start(self, _now: float, _worker: Worker, /) -> float | None:
         """Begin, unless the caller cancelled its future."""
         return NEVER if self._future.set_running_or_notify_cancel() else None
 
@@ -134,31 +153,14 @@ class Plain:
         """Never called: there is no limit."""
 
     def stop(self) -> None:
-        """Do nothing: a call cannot be told."""
+        """Do nothing: a plain call cannot be told."""
 
     def refuse(self, reason: str, /) -> None:
-        """Cancel the future, or tell it why."""
+        """Cancel the future, or give it the reason."""
         if reason is SHUT_DOWN:
             self._future.cancel()
         elif self._future.set_running_or_notify_cancel():
             self._future.set_exception(RuntimeError(reason))
-
-
-def described(place: Place, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
-    """Describe a hung thread; `frames` are all threads' current ones, by the threads' numbers."""
-    thread = place.thread
-    frame = frames.get(thread.ident or 0) if thread is not None else None
-    return Abandoned(
-        name=task.name,
-        thread=thread.name if thread is not None else "",
-        age=now - place.started,
-        holds_place=not place.replaced,
-        stack="".join(traceback.format_stack(frame)) if frame is not None else "",
-    )
-
-
-T = TypeVar("T")
-PATIENCE = 0.05  # seconds between two looks at whether a worker that is waited for hangs
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
@@ -169,7 +171,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     Args:
         max_workers: threads at work at a time, >= 1.
-        max_abandoned: hung threads whose place is given to a new worker, >= 0.
+        max_abandoned: hung threads that are replaced by a new worker, >= 0.
         clock: what deadlines are measured on.
         name: prefix of the threads' names.
     """
@@ -177,7 +179,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def __init__(
         self, max_workers: int, *, max_abandoned: int = 16, clock: Clock | None = None, name: str = "resilient-scan"
     ) -> None:
-        super().__init__(max_workers)  # starts nothing: threads are made by its own `submit` only
+        super().__init__(max_workers)  # starts nothing: only its own `submit` makes threads
         self._most = max_workers
         self._max_abandoned = max_abandoned
         self._clock: Clock = clock or SystemClock()
@@ -185,8 +187,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._numbers = itertools.count()
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._mutex = threading.Lock()
-        self._places: set[Place] = set()  # workers, at most `_most`
-        self._hung: set[Place] = set()  # expired and still running, with or without a place
+        self._workers: set[Worker] = set()  # those that have a slot, at most `_most`
+        self._hung: set[Worker] = set()  # expired and still running, with or without a slot
         self._unfinished = 0  # tasks submitted and not ended, apart from those of replaced workers
         self._closed = False
         self._wake: Wake = self._clock.event()
@@ -200,7 +202,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Run `fn(*args, **kwargs)` on a worker, without a time limit."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         variables = contextvars.copy_context()
-        self.execute(Plain(future, lambda: variables.run(fn, *args, **kwargs)))
+        self.execute(FutureTask(future, lambda: variables.run(fn, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -211,19 +213,19 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if not self._closed:
                 self._closed = True
-                for _ in self._places:
+                for _ in self._workers:
                     self._queue.put(None)
-            workers = [place for place in self._places if not place.expired]
+            workers = [worker for worker in self._workers if not worker.expired]
         if cancel_futures:
             self._refuse_queued(SHUT_DOWN)
         self._wake.set()
         if wait:
-            for place in workers:
-                thread = place.thread
+            for worker in workers:
+                thread = worker.thread
                 while thread is not None and thread is not threading.current_thread() and thread.is_alive():
-                    if place.expired:
+                    if worker.expired:
                         break
-                    thread.join(PATIENCE)
+                    thread.join(POLL_INTERVAL)
 
     # what the runner adds
 
@@ -231,7 +233,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Shut down, refuse what is queued, and tell what is under way to stop; wait for nothing."""
         self.shutdown(wait=False, cancel_futures=True)
         with self._mutex:
-            tasks = [place.task for place in self._places | self._hung]
+            tasks = [worker.task for worker in self._workers | self._hung]
         for task in tasks:
             if task is not None:
                 task.stop()
@@ -248,9 +250,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._unfinished += 1
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
-                if len(self._places) < min(self._most, self._unfinished):
-                    self._hire_wanted()
-                if not self._places:
+                if len(self._workers) < min(self._most, self._unfinished):
+                    self._start_workers()
+                if not self._workers:
                     self._unfinished -= 1
                     raise RuntimeError("no thread can be started on this machine just now")
                 self._queue.put(task)
@@ -262,23 +264,23 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         entry = (instant, next(self._numbers), call)
         with self._mutex:
             heapq.heappush(self._timers, entry)
-            self._watch()
+            self._start_watchdog()
         self.look_by(instant)
         return lambda: self._forget(entry)
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
         with self._mutex:
-            hung = [(place, place.task) for place in sorted(self._hung, key=lambda place: place.started)]
+            hung = [(worker, worker.task) for worker in sorted(self._hung, key=lambda worker: worker.started)]
         now, frames = self._clock.monotonic(), sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
-        return [described(place, task, now, frames) for place, task in hung if task is not None]
+        return [worker.describe(task, now, frames) for worker, task in hung if task is not None]
 
     def counts(self) -> dict[str, int]:
         """Return how many threads are `busy`, `idle` and `abandoned`."""
         with self._mutex:
-            busy = sum(place.task is not None and not place.expired for place in self._places)
-            hung_places = len(self._hung & self._places)
-            return {"busy": busy, "idle": len(self._places) - busy - hung_places, "abandoned": len(self._hung)}
+            busy = sum(worker.task is not None and not worker.expired for worker in self._workers)
+            hung_with_slot = len(self._hung & self._workers)
+            return {"busy": busy, "idle": len(self._workers) - busy - hung_with_slot, "abandoned": len(self._hung)}
 
     @property
     def queued(self) -> int:
@@ -288,9 +290,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     @property
     def free(self) -> int:
-        """How many further tasks could begin now; a worker that is just handing over is as good as free."""
+        """How many further tasks could begin now; a worker that is handing over is as good as free."""
         with self._mutex:
-            at_work = [place.task for place in self._places if place.task is not None and not place.expired]
+            at_work = [worker.task for worker in self._workers if worker.task is not None and not worker.expired]
             return max(0, self._most - self._unfinished + sum(task.through for task in at_work))
 
     def why_stuck(self) -> str | None:
@@ -301,112 +303,117 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def look_by(self, instant: float) -> None:
         """See to it that the watchdog looks at the deadlines no later than at `instant`.
 
-        The watchdog sets `_next_look` to infinity before it looks at the places. So either it sees a deadline that was
-        set before this call, or this call sees the infinity (or a later look) and wakes it.
+        The watchdog sets `_next_look` to infinity *before* it reads the workers' deadlines. A caller that sets a
+        deadline while it reads has one of two cases. Either the watchdog reads the new deadline, or it read the old one
+        first, and then this call sees the infinity (or a later look) and wakes it. Were the watchdog to read first and
+        set `_next_look` afterwards, a deadline of 1 s set in between would be compared with the previous look, found to
+        be late enough, and nobody would look until then.
         """
         if instant < self._next_look:
             self._wake.set()
 
     # workers
 
-    def _hire_wanted(self) -> None:
+    def _start_workers(self) -> None:
         """Start the workers that the queued work can use; under the mutex.
 
         A machine that has no thread left gets by with the workers there are, and is asked again a little later.
         """
         try:
-            while self._unfinished > len(self._places) and len(self._places) < self._most:
-                self._hire()
+            while self._unfinished > len(self._workers) and len(self._workers) < self._most:
+                self._start_worker()
         except RuntimeError:
-            again = self._clock.monotonic() + 0.1
-            heapq.heappush(self._timers, (again, next(self._numbers), self._fill_places))
+            again = self._clock.monotonic() + THREAD_RETRY_INTERVAL
+            heapq.heappush(self._timers, (again, next(self._numbers), self._replace_hung))
             self._wake.set()
 
-    def _hire(self) -> None:
-        place = Place(self.look_by)
+    def _start_worker(self) -> None:
+        worker = Worker(self.look_by)
         name = f"{self._name}-{next(self._numbers)}"
-        place.thread = threading.Thread(target=self._work, args=(place,), name=name, daemon=True)
-        self._watch()
-        place.thread.start()
-        self._places.add(place)
+        worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+        self._start_watchdog()
+        worker.thread.start()
+        self._workers.add(worker)
 
-    def _work(self, place: Place) -> None:
+    def _work(self, worker: Worker) -> None:
         while (task := self._queue.get()) is not None:
             started = self._clock.monotonic()
-            deadline = task.start(started, place)
+            deadline = task.start(started, worker)
             if deadline is not None:
-                place.task = task
-                place.started = started
-                place.deadline = deadline
-                if deadline < self._next_look:  # see `look_by`
+                worker.task = task
+                worker.started = started
+                worker.deadline = deadline
+                if deadline < self._next_look:  # `look_by`, without the call
                     self._wake.set()
                 task.run()
-            if not self._finish(place, task):
+            if not self._finish(worker, task):
                 return
             del task  # else an idle worker keeps its last task, and all that this holds, alive
         with self._mutex:
-            self._places.discard(place)
+            self._workers.discard(worker)
         self._wake.set()  # the watchdog of a closed pool ends with the last worker
 
-    def _finish(self, place: Place, task: Task) -> bool:
-        """Note that a worker is through with its task; `False`: its place is taken, the thread ends."""
+    def _finish(self, worker: Worker, task: Task) -> bool:
+        """Note that a worker is through with its task; `False`: it was replaced, and its thread ends."""
         with self._mutex:
-            place.deadline = NEVER
-            place.task = None
-            if not place.expired:
+            worker.deadline = NEVER
+            worker.task = None
+            if not worker.expired:
                 self._unfinished -= 1
                 return True
-            place.expired = False
-            self._hung.discard(place)
-            if not place.replaced:
+            worker.expired = False
+            self._hung.discard(worker)
+            if not worker.replaced:
                 self._unfinished -= 1
-        task.late(self._clock.monotonic() - place.started)
-        self._fill_places()
-        return not place.replaced
+        task.late(self._clock.monotonic() - worker.started)
+        self._replace_hung()
+        return not worker.replaced
 
     # the watchdog
 
-    def _watch(self) -> None:
+    def _start_watchdog(self) -> None:
         """Start the watchdog if there is none; under the mutex."""
         if self._watchdog is None:
-            watchdog = threading.Thread(target=self._keep_watch, name=f"{self._name}-watchdog", daemon=True)
+            watchdog = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
             watchdog.start()
             self._watchdog = watchdog
 
-    def _keep_watch(self) -> None:
+    def _watch(self) -> None:
         while True:
-            self._wake.clear()  # before the look around: the last worker leaves first, and wakes us then
-            if self._is_over():
+            # Cleared before the look around. The last worker of a closed pool leaves its slot first and sets this flag
+            # then: cleared afterwards, its call would be lost, and this thread would wait for ever.
+            self._wake.clear()
+            if self._is_done():
                 return
-            self._next_look = NEVER  # "looking": a deadline set from here on wakes us, see `_work`
+            self._next_look = NEVER  # before the deadlines are read, see `look_by`
             now = self._clock.monotonic()
-            self._ring(now)
-            over = self._places_over(now)
-            for place in over:
-                self._expire(place, now)
-            if over:
-                self._fill_places()
+            self._call_timers(now)
+            expired = self._past_deadline(now)
+            for worker in expired:
+                self._expire(worker, now)
+            if expired:
+                self._replace_hung()
             self._next_look = upcoming = self._upcoming()
             if upcoming > now:
                 self._clock.wait(upcoming, self._wake)
 
-    def _is_over(self) -> bool:
+    def _is_done(self) -> bool:
         with self._mutex:
-            if self._closed and not self._places:  # what timers are left are nobody's
+            if self._closed and not self._workers:  # nobody waits for the timers that are left
                 self._watchdog = None
                 return True
             return False
 
-    def _places_over(self, now: float) -> list[Place]:
+    def _past_deadline(self, now: float) -> list[Worker]:
         with self._mutex:
-            return [place for place in self._places if place.deadline <= now and not place.expired]
+            return [worker for worker in self._workers if worker.deadline <= now and not worker.expired]
 
     def _upcoming(self) -> float:
         with self._mutex:
-            deadlines = min((place.deadline for place in self._places if not place.expired), default=NEVER)
+            deadlines = min((worker.deadline for worker in self._workers if not worker.expired), default=NEVER)
             return min(deadlines, self._timers[0][0]) if self._timers else deadlines
 
-    def _ring(self, now: float) -> None:
+    def _call_timers(self, now: float) -> None:
         while True:
             with self._mutex:
                 if not self._timers or self._timers[0][0] > now:
@@ -420,26 +427,30 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._timers.remove(entry)
                 heapq.heapify(self._timers)
 
-    def _expire(self, place: Place, now: float) -> None:
-        with self._mutex:
-            task = place.task
-            if task is None or place.expired or place.deadline > now:  # it ended between our look and the lock
-                return
-            place.expired = True
-            place.deadline = NEVER
-            self._hung.add(place)
-        thread = place.thread.name if place.thread is not None else ""
-        task.expire(thread, now - place.started)
+    def _expire(self, worker: Worker, now: float) -> None:
+        """Tell a task that its time is up, unless it ended between the watchdog's look and the mutex.
 
-    def _fill_places(self) -> None:
-        """Give places of hung threads to new workers, up to `max_abandoned`; refuse what waits if none is left."""
+        Without this second look, a worker that took the next task in between would be expired for the task before.
+        """
         with self._mutex:
-            given = len(self._hung - self._places)
-            for place in [p for p in self._places if p.expired][: max(0, self._max_abandoned - given)]:
-                place.replaced = True
-                self._places.discard(place)
+            task = worker.task
+            if task is None or worker.expired or worker.deadline > now:
+                return
+            worker.expired = True
+            worker.deadline = NEVER
+            self._hung.add(worker)
+        thread = worker.thread.name if worker.thread is not None else ""
+        task.expire(thread, now - worker.started)
+
+    def _replace_hung(self) -> None:
+        """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""
+        with self._mutex:
+            replaced = len(self._hung - self._workers)
+            for worker in [w for w in self._workers if w.expired][: max(0, self._max_abandoned - replaced)]:
+                worker.replaced = True
+                self._workers.discard(worker)
                 self._unfinished -= 1
-            self._hire_wanted()
+            self._start_workers()
             stuck = self._is_stuck()
         if self._closed:
             self._wake.set()  # the watchdog may be the last to go
@@ -449,11 +460,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     # when every thread hangs
 
     def _is_stuck(self) -> bool:
-        """Say whether no place is left and none can be given away; under the mutex."""
+        """Say whether every slot is taken by a hung thread that cannot be replaced; under the mutex."""
         return (
-            len(self._places) >= self._most
-            and all(place.expired for place in self._places)
-            and len(self._hung - self._places) >= self._max_abandoned
+            len(self._workers) >= self._most
+            and all(worker.expired for worker in self._workers)
+            and len(self._hung - self._workers) >= self._max_abandoned
         )
 
     def _reason(self) -> str:
