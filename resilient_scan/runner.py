@@ -109,6 +109,7 @@ class ScanRunner:
             random=random or Random(),  # noqa: S311 - jitter, not secrets
         )
         self._runs = Runs(config)
+        self._names = config.names
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
         self._origins: Mapping[str, Mapping[str, str]] = {}
         # How often `run` will be called is not known here, so the linter says nothing about the time between runs.
@@ -335,7 +336,7 @@ class ScanRunner:
     @property
     def names(self) -> tuple[str, ...]:
         """The scanners' names, in the given order."""
-        return self._runs.config.names
+        return self._names
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""

@@ -417,21 +417,21 @@ class Execution:
         change = None
         if stack.guard is not None and permit is not None:
             change = stack.guard.vote(permit, True, wait=False)  # the thread that sends the events stores the vote
-        stack.hung.left()
-        left: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
+        stack.hung.abandon()
+        abandonment: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
         if change is not None:
-            left.append(change.during(context.run_id))
+            abandonment.append(change.during(context.run_id))
         failure = self._timeout()
-        if self._may_follow(failure) and self._pass_on(failure, left):
+        if self._may_follow(failure) and self._pass_on(failure, abandonment):
             return
         waiters = self._end()
         if waiters is None and not context.cancelled:  # it ended in this very moment
-            left = left[1:]
+            abandonment = abandonment[1:]
             self._decide(abandoned=False)
         else:
-            left += self._decide(abandoned=True)
+            abandonment += self._decide(abandoned=True)
         error = ErrorInfo.of(failure)
-        events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *left]
+        events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
         if not waiters:  # every run that wanted it is over: a thread of its own tells the listeners
             self.land()
             context.cancel()
@@ -504,7 +504,7 @@ class Execution:
         of a return before, or without, the abandonment.
         """
         stack = self.stack
-        stack.hung.came_back()
+        stack.hung.returned()
         with stack.lock:
             abandoned = self._abandoned
             if abandoned is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from resilient_scan._text import counted
@@ -12,8 +10,6 @@ from resilient_scan.results import ScanResult, Status
 from resilient_scan.stores.history import Attempt, Past
 
 MAX_FLIGHTS = 50  # scans remembered for each scanner
-
-_NOTHING: list[Any] = []
 
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
@@ -34,15 +30,6 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
     steps: tuple[Step, ...]
     found: int = 0
     probe: bool = False
-
-
-def flight_of(run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool) -> Flight:
-    """Make the record of a scan.
-
-    The garbage collector skips a record without lists of its own, and 50 of them are kept for each scanner.
-    """
-    slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
-    return Flight(run_id, slim, cache, steps, len(result.candidates), probe)
 
 
 def past_of(flight: Flight, attempts: int) -> Past:

@@ -18,7 +18,7 @@ import msgspec
 from resilient_scan._text import without_secrets
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.config import Config
-from resilient_scan.core.flights import MAX_FLIGHTS, Flight, flight_of, past_of
+from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines.thread import ThreadEngine
@@ -54,6 +54,7 @@ from resilient_scan.stores.leases import Clerk
 SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "rejected", "cancelled"
 
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+_NOTHING: list[Any] = []
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -247,8 +248,12 @@ class Stack:
         self.expected = seconds if self.expected == NEVER else 0.5 * (self.expected + seconds)
 
     def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool = False) -> None:
-        """Keep a scan in the flight recorder."""
-        self.flights.append(flight_of(run_id, result, cache, steps, probe))
+        """Keep a scan in the flight recorder, without what may be large.
+
+        The garbage collector skips a record without lists of its own, and 50 of them are kept for each scanner.
+        """
+        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
+        self.flights.append(Flight(run_id, slim, cache, steps, len(result.candidates), probe))
 
     def past(self, run_id: str) -> Past | None:
         """Return the record of the scan that was part of a run, for the run history, if it is still there."""

@@ -1,8 +1,8 @@
 """Timeout: the time of one attempt, and how many threads of one scanner may hang at a time.
 
-The time itself is kept by the engine, which counts from the start of the work and hands over on time; what is left
-behind then is a thread that still runs. A scanner whose threads hang is not asked again until one of them ends, so
-that a hanging source costs a bounded number of threads.
+The engine keeps the time itself: it counts from the start of the work and hands over on time. What is abandoned then is
+a thread that still runs. A scanner whose threads hang is not called again until one of them ends, so that a hanging
+source costs a bounded number of threads.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
 
-GRACE = 0.05  # seconds: a cooperative thread of the run before may be just ending
+GRACE_PERIOD = 0.05  # seconds: a cooperative thread of the run before may be just ending
 
 
 def limited(seconds: float, call: Call, clock: Clock) -> Call:
     """Wrap `call` so that each attempt has at most `seconds`.
 
     Raises (when called):
-        ScanTimeout: the scanner noticed that its attempt's time was over, and stopped. One that does not notice is
-            left behind by the engine.
+        ScanTimeout: the scanner noticed that its attempt's time was up, and stopped. If it does not notice, the engine
+            abandons its thread.
     """
 
     def timed(context: AttemptContext) -> list[Any]:
@@ -60,22 +60,22 @@ class HungThreads:
         """Let a new execution pass.
 
         Raises:
-            Rejected: the scanner has as many hanging threads as it may, and none ended within 50 ms.
+            Rejected: the scanner has as many hanging threads as it may, and none ended within the grace period.
         """
-        if self.count >= self._most and not self._one_returns(min(GRACE, context.remaining() / 2)):
+        if self.count >= self._most and not self._one_returns(min(GRACE_PERIOD, context.remaining() / 2)):
             raise context.failure or Rejected(
                 f"{self.count} of at most {self._most} threads of {context.scanner} hang in earlier scans; "
-                "it is asked again when one of them ends"
+                "it is called again when one of them ends"
             )
 
-    def left(self) -> None:
-        """Note that a thread was left behind."""
+    def abandon(self) -> None:
+        """Note that a thread was abandoned."""
         with self._lock:
             self.count += 1
             self._returned.clear()
 
-    def came_back(self) -> None:
-        """Note that a thread that had been left behind has ended."""
+    def returned(self) -> None:
+        """Note that an abandoned thread has ended."""
         with self._lock:
             self.count -= 1
             self._returned.set()

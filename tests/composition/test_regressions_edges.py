@@ -90,16 +90,16 @@ def test_of_two_runners_on_one_registry_the_worse_breaker_is_shown_until_its_run
     assert (state_of(registry, "open"), state_of(registry, "closed")) == (0, 0)
 
 
-def test_a_thread_that_comes_back_while_it_is_given_up_is_told_of_twice_or_not_at_all(
+def test_a_thread_that_returns_while_it_is_abandoned_is_reported_twice_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended, left = threading.Event(), HungThreads.left
+    ended, abandon = threading.Event(), HungThreads.abandon
 
-    def slow_left(self: HungThreads) -> None:
+    def slow_abandon(self: HungThreads) -> None:
         ended.wait(5)
-        left(self)
+        abandon(self)
 
-    monkeypatch.setattr(HungThreads, "left", slow_left)
+    monkeypatch.setattr(HungThreads, "abandon", slow_abandon)
 
     @scanner(pipeline="p", timeout=Timeout(total=5, attempt=0.05))
     def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:

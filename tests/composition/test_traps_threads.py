@@ -145,7 +145,7 @@ def test_work_is_taken_again_when_a_hung_thread_ends(
 def test_a_cooperative_thread_that_is_just_ending_gets_a_grace(
     fleet: Fleet, bare: Bare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeout, "GRACE", 5.0)  # however slow the machine is; half of the timeout is the limit
+    monkeypatch.setattr(timeout, "GRACE_PERIOD", 5.0)  # however slow the machine is; half of the timeout is the limit
     runner = fleet(polite("polite"), policy=bare(timeout=Timeout(total=0.5)))
     assert [statuses(runner.run({}))[0] for _ in range(3)] == [Status.TIMEOUT] * 3
 

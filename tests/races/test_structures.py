@@ -186,15 +186,15 @@ def test_hung_threads_are_counted_right(crew: Crew) -> None:
 
     def work(_number: int) -> None:
         for _ in range(8000):
-            hung.left()
-            hung.came_back()
+            hung.abandon()
+            hung.returned()
 
     crew(work, times=4)
     assert hung.count == 0
     context = AttemptContext("one", deadline=0.0)
     hung.admit(context)
-    hung.left()
-    hung.left()
+    hung.abandon()
+    hung.abandon()
     with pytest.raises(Rejected):
         HungThreads.admit(hung, AttemptContext("one", clock=FakeClock(), deadline=0.0))
 

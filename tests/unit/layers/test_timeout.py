@@ -111,9 +111,9 @@ def test_nobody_hangs_nobody_is_refused(clock: FakeClock) -> None:
 def test_beyond_the_limit_a_scanner_is_refused_after_the_grace() -> None:
     clock = FakeClock()
     hung = HungThreads(Timeout(max_abandoned=2), clock)
-    hung.left()
+    hung.abandon()
     hung.admit(AttemptContext("one", clock=clock))  # one of two
-    hung.left()
+    hung.abandon()
     refusals: list[BaseException] = []
 
     def ask() -> None:
@@ -127,14 +127,14 @@ def test_beyond_the_limit_a_scanner_is_refused_after_the_grace() -> None:
     while asker.is_alive():  # it waits for the grace on this clock
         clock.advance(0.01)
     assert [str(refusal) for refusal in refusals] == [
-        "2 of at most 2 threads of one hang in earlier scans; it is asked again when one of them ends"
+        "2 of at most 2 threads of one hang in earlier scans; it is called again when one of them ends"
     ]
     assert clock.monotonic() >= 0.05
 
 
 def test_a_thread_that_ends_within_the_grace_makes_room(clock: FakeClock) -> None:
     hung = HungThreads(Timeout(), clock)
-    hung.left()
+    hung.abandon()
     admitted = threading.Event()
 
     def ask() -> None:
@@ -142,7 +142,7 @@ def test_a_thread_that_ends_within_the_grace_makes_room(clock: FakeClock) -> Non
         admitted.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    hung.came_back()
+    hung.returned()
     assert admitted.wait(5)
     assert hung.count == 0
     assert clock.monotonic() == 0
@@ -150,14 +150,14 @@ def test_a_thread_that_ends_within_the_grace_makes_room(clock: FakeClock) -> Non
 
 def test_the_grace_takes_no_more_than_half_of_the_time_left(clock: FakeClock) -> None:
     hung = HungThreads(Timeout(), clock)
-    hung.left()
+    hung.abandon()
     with pytest.raises(Rejected):
         hung.admit(AttemptContext("one", clock=clock, deadline=0.0))  # no time, no grace
 
 
 def test_the_failure_of_an_earlier_attempt_is_not_hidden_by_the_refusal(clock: FakeClock) -> None:
     hung = HungThreads(Timeout(), clock)
-    hung.left()
+    hung.abandon()
     context = AttemptContext("one", clock=clock, deadline=0.0)
     context.failure = ScanTimeout("attempt 1", by_clock=True)
     with pytest.raises(ScanTimeout) as caught:
