@@ -159,7 +159,7 @@ class ScanRunner:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
             if not run.has_ended:  # a second one, or it fell into the winding up
-                with run.brief():
+                with run.wait_budget():
                     self._runs.leave(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
@@ -283,7 +283,7 @@ class ScanRunner:
             standing=fleet.gate.looked_at(name),
             origins={**said, **self._origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
-            before=() if self._runs.recall is None else self._runs.recall.past(name),
+            before=() if self._runs.history is None else self._runs.history.past(name),
             trace=trace,
         )
 
@@ -301,7 +301,7 @@ class ScanRunner:
         Raises:
             StoreError: the store fails.
         """
-        return () if self._runs.recall is None else self._runs.recall.runs(limit)
+        return () if self._runs.history is None else self._runs.history.runs(limit)
 
     def breaker(self, name: str) -> str | None:
         """Return the state of a scanner's breaker: `closed`, `open` or `half_open`; `None`: it has none.

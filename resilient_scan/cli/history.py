@@ -12,7 +12,7 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.results import Status
 from resilient_scan.settings import load_settings
 from resilient_scan.stores import open_store
-from resilient_scan.stores.history import Recall, RunRecord
+from resilient_scan.stores.history import RunHistory, RunRecord
 
 COLUMNS = ("started", "took", "answered", "statuses", "note")
 NAMED = 3  # scanners that did not answer, by name
@@ -34,7 +34,7 @@ def past_runs(config: Path | None, limit: int) -> Sequence[RunRecord]:
         raise ConfigError("no run is remembered, for no store is configured; name a settings file with --config")
     store = open_store(settings.store, SystemClock())
     try:
-        return Recall(store, lambda _operation, _error: None).runs(limit)
+        return RunHistory(store, lambda _operation, _error: None).runs(limit)
     except StoreError as error:
         raise ConfigError(f"history: {error}") from None
     finally:

@@ -20,8 +20,9 @@ from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.quarantine import Gate, ScannerState
 from resilient_scan.stores import Store, open_store
-from resilient_scan.stores.leases import Clerk, Health
-from resilient_scan.stores.wrappers import Foreign
+from resilient_scan.stores.health import Health
+from resilient_scan.stores.leases import LeaseKeeper
+from resilient_scan.stores.wrappers import Checked
 
 CLOSE_TIMEOUT = 1.0  # seconds for which closing waits until everything is in the store
 
@@ -35,7 +36,7 @@ def opened(store: str | Store | None, clock: Clock) -> Store | None:
     if store is None or (isinstance(store, str) and store == "memory:"):
         return None
     found = open_store(store, clock)
-    return found if isinstance(store, str) else Foreign(found)
+    return found if isinstance(store, str) else Checked(found)
 
 
 class Fleet:
@@ -57,7 +58,7 @@ class Fleet:
         self.bus = Bus(config.listeners)
         health = Health(self.bus.send, clock)
         self.store_failed = health.failed
-        self.clerk = None if store is None else Clerk(store, clock, health)
+        self.leases = None if store is None else LeaseKeeper(store, clock, health)
         self.gate = Gate(
             config.names,
             clock,
@@ -72,7 +73,7 @@ class Fleet:
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         self.providers = Providers(limits, clock, self.pool.at)
         values = SharedValues(clock)
-        shared = Shared(self.gate, self.pool, self.bus, self.providers, values, store, self.clerk, self.store_failed)
+        shared = Shared(self.gate, self.pool, self.bus, self.providers, values, store, self.leases, self.store_failed)
         self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
         self.bus.send(self._registered())
 
@@ -141,8 +142,8 @@ class Fleet:
         self.pool.stop()
         for stack in self.stacks.values():
             stack.close()
-        if self.clerk is not None:
-            self.clerk.close(CLOSE_TIMEOUT, self._close_store)
+        if self.leases is not None:
+            self.leases.close(CLOSE_TIMEOUT, self._close_store)
 
 
 def _load(fleet: weakref.ref[Fleet]) -> Load | None:

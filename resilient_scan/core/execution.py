@@ -53,7 +53,7 @@ from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.limit import Ticket
 from resilient_scan.results import ErrorInfo, ScanResult, Status
-from resilient_scan.stores.health import Brief
+from resilient_scan.stores.health import WaitBudget
 
 _log = logging.getLogger("resilient_scan")
 
@@ -220,9 +220,9 @@ class Execution:
         if not stack.stored:
             self.variables.run(self._work)
             return
-        with Brief():
-            if stack.clerk is not None and key is not None:
-                stack.clerk.prolong(stack.address(key), stack.total)
+        with WaitBudget():
+            if stack.leases is not None and key is not None:
+                stack.leases.renew(stack.address(key), stack.total)
             self.variables.run(self._work)
 
     def _work(self) -> None:

@@ -33,8 +33,8 @@ from resilient_scan.events import Event, Listener, RunEnded, RunStarted, ScanEnd
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
-from resilient_scan.stores.health import Brief
-from resilient_scan.stores.history import Recall
+from resilient_scan.stores.health import WaitBudget
+from resilient_scan.stores.history import RunHistory
 
 # Seconds that a run's thread waits for a message at a time. On Python 3.11 a Ctrl-C that arrives just before an untimed
 # wait for a lock does not interrupt it; with a limit, the next round sees it.
@@ -83,10 +83,10 @@ class Run:
         self.since = self._began
         self.deadline = self._began + self._seconds
 
-    def brief(self) -> Brief:
+    def wait_budget(self) -> WaitBudget:
         """Return what keeps this run's thread from waiting for a store for long, above all after the deadline."""
         left = self._began + self._seconds - self._clock.monotonic()
-        return Brief(time.monotonic() + left)  # the other processes' time, not the clock's
+        return WaitBudget(time.monotonic() + left)  # the other processes' time, not the clock's
 
     # from any thread
 
@@ -278,8 +278,8 @@ class Runs:
         """Make the live parts."""
         self.under_way: set[Run] = set()
         self._live_fleet = fleet = Fleet(self.config, self._store)
-        self.recall = None if self._store is None else Recall(self._store, fleet.store_failed)
-        self._fresh = self.recall is not None  # nothing has been recalled yet
+        self.history = None if self._store is None else RunHistory(self._store, fleet.store_failed)
+        self._fresh = self.history is not None  # nothing has been recalled yet
         self._let_go = weakref.finalize(self, fleet.close)
         self._let_go.atexit = False
 
@@ -351,7 +351,7 @@ class Runs:
     def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
         """Yield the results as they come, if they are read, never waiting for a store for long."""
         steps = self._steps(run, window, names, read)
-        return steps if self._store is None else _briefly(steps, run.brief())
+        return steps if self._store is None else _budgeted(steps, run.wait_budget())
 
     def _steps(self, run: Run, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
         """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
@@ -362,8 +362,8 @@ class Runs:
                 raise RuntimeError(_CLOSED)
             self.under_way.add(run)
             fresh, self._fresh = self._fresh, False
-        if fresh and self.recall is not None:
-            fleet.expect(self.recall.expected())
+        if fresh and self.history is not None:
+            fleet.expect(self.history.expected())
         try:
             yield from run.stream(self._in_order(fleet, names), window, concurrent=self.config.concurrent, read=read)
         finally:
@@ -382,29 +382,29 @@ class Runs:
         with self._lock:
             self.under_way.discard(run)
         run.end()
-        if self.recall is not None and run.fleet.clerk is not None:
+        if self.history is not None and run.fleet.leases is not None:
             left = run.deadline - self.config.clock.monotonic()
-            run.fleet.clerk.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.recall, run))
+            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.history, run))
 
 
-def _keep(recall: Recall, run: Run) -> None:
-    """Have the store remember a run, on its clerk's thread."""
+def _keep(history: RunHistory, run: Run) -> None:
+    """Have the store remember a run, on the lease keeper's thread."""
     report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
     past = {stack.name: scan for stack in stacks if (scan := stack.past(report.run_id)) is not None}
-    recall.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
+    history.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
 
 
-def _briefly(steps: Generator[ScanResult], brief: Brief) -> Iterator[ScanResult]:
+def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator[ScanResult]:
     """Go on with a run briefly; what its reader does in between is not hurried."""
     try:
         while True:
-            with brief:
+            with wait_budget:
                 result = next(steps, None)
             if result is None:
                 return
             yield result
     finally:
-        with brief:
+        with wait_budget:
             steps.close()
 
 

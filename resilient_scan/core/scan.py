@@ -93,7 +93,7 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
         _lead(scan, Execution(stack, scan, None))
         return scan
     entry = cache.at_hand(key)
-    if entry is None and cache.shelf is not None:
+    if entry is None and cache.answers is not None:
         entry = cache.fresh(key) or cache.recall(key)
     if entry is None:
         scan = Scan(stack, run, turn)
@@ -155,9 +155,9 @@ def _lead(scan: Scan, execution: Execution) -> None:
     """Let a scan's own execution go, or wait until no other process works on the same key."""
     scan.execution, scan.leads = execution, True
     scan.queued = scan.stack.provider is None
-    clerk, key = scan.stack.clerk, scan.key
-    if clerk is not None and key is not None:
-        if not clerk.claim(scan.stack.address(key), scan.stack.total, execution):
+    leases, key = scan.stack.leases, scan.key
+    if leases is not None and key is not None:
+        if not leases.acquire(scan.stack.address(key), scan.stack.total, execution):
             scan.queued = False  # another process works on it, and no place in the window is kept for that
             return
         if execution.answered():  # between the look and the lease

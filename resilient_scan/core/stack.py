@@ -47,9 +47,9 @@ from resilient_scan.results import ErrorInfo, ScanResult
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import lasting, stable_key
 from resilient_scan.stores import Store
-from resilient_scan.stores.answers import Shelf
+from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Past
-from resilient_scan.stores.leases import Clerk
+from resilient_scan.stores.leases import LeaseKeeper
 
 SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "rejected", "cancelled"
 
@@ -77,7 +77,7 @@ class Shared(msgspec.Struct, frozen=True):
     providers: Providers
     values: SharedValues
     store: Store | None
-    leases: Clerk | None
+    leases: LeaseKeeper | None
     store_failed: Callable[[str, StoreError], None]
 
 
@@ -93,13 +93,12 @@ class Stack:
     # In one place in memory: a run goes through all stacks, and none of them is in the processor's cache.
     __slots__ = (
         "__weakref__",
+        "_answers",
         "_config",
-        "_shelf",
         "budget",
         "bus",
         "cache",
         "call",
-        "clerk",
         "clock",
         "divided",
         "doubt",
@@ -109,6 +108,7 @@ class Stack:
         "gate",
         "guard",
         "hung",
+        "leases",
         "lock",
         "name",
         "orders",
@@ -135,14 +135,14 @@ class Stack:
         self.total = float(policy.timeout.total)
         self.divided = policy.timeout.attempt is not None  # whether attempts have a time of their own
         self.stored = shared.store is not None  # whether anything of it is in a store
-        self._shelf = _shelf_of(spec, config, shared)
-        self.clerk = None if self._shelf is None else shared.leases
+        self._answers = _answer_store(spec, config, shared)
+        self.leases = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
         home = None if shared.store is None else BreakerHome(shared.store, BREAKERS + name, shared.store_failed)
         self.guard = Guard(name, policy.breaker, clock, random, home) if policy.breaker else None
-        landed = None if self.clerk is None else self._landed
+        landed = None if self.leases is None else self._landed
         self.cache: ResultCache[Any] | None = (
-            ResultCache(policy.cache, clock, random, self._shelf, landed, self.lock) if policy.cache else None
+            ResultCache(policy.cache, clock, random, self._answers, landed, self.lock) if policy.cache else None
         )
         self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         self.hung = HungThreads(policy.timeout, clock)
@@ -163,11 +163,11 @@ class Stack:
 
     def address(self, key: bytes) -> str:
         """Return the name by which all processes know the work on a key; empty where answers are not shared."""
-        return "" if self._shelf is None else f"flight/{self._shelf.address(key)}"
+        return "" if self._answers is None else f"flight/{self._answers.address(key)}"
 
     def _landed(self, key: bytes) -> None:
-        if self.clerk is not None:
-            self.clerk.release(self.address(key))
+        if self.leases is not None:
+            self.leases.release(self.address(key))
 
     def attune(self) -> None:
         """Look up who listens: an event that nobody wants is never made."""
@@ -299,9 +299,9 @@ def kind_of(failure: BaseException, context: AttemptContext) -> str:
     return REJECTED if isinstance(failure, Rejected) and context.attempt == 0 else ERROR
 
 
-def _shelf_of(spec: ScannerSpec, config: Config, shared: Shared) -> Shelf | None:
+def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
     """Return where a scanner's answers are kept: by its settings too, as far as these are no secrets."""
     settings = stable_key(without_secrets(lasting(config.settings.get(spec.name, _NO_SETTINGS))))
     if shared.store is None or settings is None:
         return None
-    return Shelf(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)
+    return AnswerStore(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)

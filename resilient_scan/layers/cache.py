@@ -26,7 +26,7 @@ _log = logging.getLogger("resilient_scan")
 Flight = TypeVar("Flight")
 
 
-class Shelf(Protocol):
+class Answers(Protocol):
     """Where answers outlive the process; nothing of it raises."""
 
     def address(self, key: bytes, /) -> str:
@@ -85,7 +85,7 @@ class ResultCache(Generic[Flight]):
     Args:
         options: the numbers.
         clock, random: where time and chance come from.
-        shelf: where answers are kept beyond this process; `None`: nowhere.
+        answers: where answers are kept beyond this process; `None`: nowhere.
         landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
         lock: which one, where its owner has one in the processor's cache already; never held by the caller.
     """
@@ -106,8 +106,8 @@ class ResultCache(Generic[Flight]):
         "_ttl_empty",
         "_ttl_error",
         "_warned",
+        "answers",
         "inputs",
-        "shelf",
     )
 
     def __init__(
@@ -115,12 +115,12 @@ class ResultCache(Generic[Flight]):
         options: Cache,
         clock: Clock,
         random: Random,
-        shelf: Shelf | None = None,
+        answers: Answers | None = None,
         landed: Callable[[bytes], None] | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.inputs = options.inputs
-        self.shelf = shelf
+        self.answers = answers
         self._landed = landed
         self._monotonic = clock.monotonic
         self._random = random.random
@@ -151,8 +151,8 @@ class ResultCache(Generic[Flight]):
             return self._fresh(key)
 
     def recall(self, key: bytes) -> Entry | None:
-        """Take over what the shelf has for `key`; return it if it is fresh."""
-        found = None if self.shelf is None else self.shelf.find(key)
+        """Take over what the store has for `key`; return it if it is fresh."""
+        found = None if self.answers is None else self.answers.find(key)
         if found is None:
             return None
         candidates, age, fresh, stale = found
@@ -233,12 +233,12 @@ class ResultCache(Generic[Flight]):
                 self._keep(key, entry)
             if self._failures is not None:
                 self._failures.pop(key, None)
-            if self.shelf is None:
+            if self.answers is None:
                 self._touch_down(key, flight)
-        if self.shelf is not None:
+        if self.answers is not None:
             if keep:
-                self.shelf.keep(key, own, until - now, entry.stale_until - now)
-            with self._lock:  # after the answer is on the shelf: another process looks there next
+                self.answers.keep(key, own, until - now, entry.stale_until - now)
+            with self._lock:  # after the answer is in the store: another process looks there next
                 self._touch_down(key, flight)
         return entry
 

@@ -30,7 +30,7 @@ from resilient_scan.quarantine.store import ByHandOrder, Keeper, Stepped, asking
 from resilient_scan.quarantine.view import Entry, ScannerState, entries, entry, standing
 from resilient_scan.results import ErrorInfo
 from resilient_scan.stores import AUDIT, Store
-from resilient_scan.stores.health import Patient
+from resilient_scan.stores.health import UnlimitedWait
 
 _log = logging.getLogger("resilient_scan")
 DAY = 86_400.0
@@ -162,7 +162,7 @@ class Gate:
         if not is_number(duration, 0, 1e9) or duration == 0:
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = ByHandOrder(state, name, who, reason, self._clock.monotonic() + duration)
-        with Patient():
+        with UnlimitedWait():
             stepped = self._keeper.step(lambda machine: order.give(machine, duration), order=order)
         self._told(stepped)
         if stepped.error is not None:

@@ -104,9 +104,9 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         place, _, space = store.partition("?space=")
         if not space:
             return SqliteStore(store, clock)
-        from resilient_scan.stores.wrappers import Space  # noqa: PLC0415
+        from resilient_scan.stores.wrappers import Namespaced  # noqa: PLC0415
 
-        return Space(SqliteStore(place, clock), space)
+        return Namespaced(SqliteStore(place, clock), space)
     if store.startswith(("redis://", "rediss://", "unix://")):
         from resilient_scan.stores.redis import RedisStore  # noqa: PLC0415
 

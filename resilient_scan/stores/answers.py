@@ -38,7 +38,7 @@ class _Row(msgspec.Struct, frozen=True):
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Row)
 
 
-class Shelf:
+class AnswerStore:
     """One scanner's answers in a store.
 
     Nothing raises: a store that fails is told of, and counts as empty; an answer that cannot be stored stays in memory,

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
-from resilient_scan.stores.health import Away, is_patient, left
+from resilient_scan.stores.health import Backoff, allowed_wait, waits_are_unlimited
 from resilient_scan.stores.schema import (
     Damaged,
     Row,
@@ -248,7 +248,7 @@ class Database:
     def begin(self) -> None:
         """Begin anew, without the connections there were."""
         self._writing = threading.Lock()
-        self._away = Away(self._clock)
+        self._backoff = Backoff(self._clock)
         _close_all(self._idle)
 
     def close(self) -> None:
@@ -283,7 +283,7 @@ class Database:
         # The threads of a process wait here for each other, where the first to come is the first to go: in SQLite
         # they would sleep and try again.
         # A little longer than the first of them waits for other processes: so they hear of these, and not of it.
-        patience = left(PATIENCE)
+        patience = allowed_wait(PATIENCE)
         if not self._writing.acquire(timeout=patience + GRACE):
             raise StoreError(f"the store {self._path} is locked by another thread for more than {patience:g} s")
         try:
@@ -292,8 +292,8 @@ class Database:
             self._writing.release()
 
     def _run(self, work: Work[T], *, writing: bool) -> T:
-        if not is_patient():
-            self._away.check()
+        if not waits_are_unlimited():
+            self._backoff.check()
         for _ in range(TRIES):
             try:
                 result = self._attempt(work, writing=writing)
@@ -305,7 +305,7 @@ class Database:
                 if not self._replace("its names are no text"):
                     raise
             else:
-                self._away.back()
+                self._backoff.back()
                 return result
         raise StoreError(f"the store {self._path} cannot be used: each new file is damaged or replaced at once")
 
@@ -337,7 +337,7 @@ class Database:
 
     @property
     def _patience(self) -> float:
-        return left(PATIENCE if self._away.seen or is_patient() else PATIENCE_AWAY)
+        return allowed_wait(PATIENCE if self._backoff.seen or waits_are_unlimited() else PATIENCE_AWAY)
 
     def _take(self) -> _Open:
         while self._idle:
@@ -388,8 +388,8 @@ class Database:
         try:
             with (
                 OUTSIDE.of_forks(),
-                alone(self._path.parent, left(PATIENCE)),
-                closing(_connect(self._path, left(PATIENCE))) as raw,
+                alone(self._path.parent, allowed_wait(PATIENCE)),
+                closing(_connect(self._path, allowed_wait(PATIENCE))) as raw,
             ):
                 if not is_damaged(raw, self._path):
                     return False
@@ -412,7 +412,7 @@ class Database:
             with (
                 suppress(sqlite3.Error, StoreError, OSError, Moved, Damaged),
                 OUTSIDE.of_forks(),
-                closing(self._connect(left(PATIENCE)).raw) as raw,
+                closing(self._connect(allowed_wait(PATIENCE)).raw) as raw,
             ):
                 restore(raw, kept)
                 rescued = ", with the orders, breakers and records that are whole"
@@ -432,7 +432,7 @@ class Database:
             return Moved()
         code = code_of(error) & 0xFF
         if code in _LOCKED:
-            return self._away.gone(f"the store {self._path} is locked by another process")
+            return self._backoff.gone(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the store {self._path} cannot be written: the disk is full")
         return StoreError(f"the store {self._path} cannot be used: {self._why(code) or error}")
@@ -474,7 +474,7 @@ def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
     (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
     safe = sqlite3.sqlite_version_info >= WAL_SINCE
     if safe and mode != "wal" and not filled:
-        with alone(path.parent, left(PATIENCE)):  # two that change it at once would not wait for each other
+        with alone(path.parent, allowed_wait(PATIENCE)):  # two that change it at once would not wait for each other
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
     elif mode != "wal" or not safe:
         raw.execute("PRAGMA journal_mode = TRUNCATE").fetchone()

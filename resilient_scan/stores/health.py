@@ -11,11 +11,12 @@ from types import TracebackType
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
+from resilient_scan.events import Event, StoreFailed, StoreRecovered
 
 # How long the calling thread waits for others that have locked a store: a run must end when it said it would.
 
-BRIEF = 0.5  # seconds, at a time, on the threads of runs and scans
-LEAST = 0.05  # seconds, however late it is: what others lock in passing is waited for
+WAIT_BUDGET = 0.5  # seconds, at a time, on the threads of runs and scans
+MIN_WAIT = 0.05  # seconds, however late it is: what others lock in passing is waited for
 
 
 class _Here(threading.local):
@@ -27,22 +28,22 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def left(most: float) -> float:
+def allowed_wait(most: float) -> float:
     """Return for how many seconds the calling thread may wait now, at most so many."""
-    return min(most, max(LEAST, min(_here.seconds, _here.until - time.monotonic())))
+    return min(most, max(MIN_WAIT, min(_here.seconds, _here.until - time.monotonic())))
 
 
-def is_patient() -> bool:
+def waits_are_unlimited() -> bool:
     """Say whether the calling thread asks a store that was just seen to be away all the same."""
     return _here.patient
 
 
-def be_brief() -> None:
+def limit_waits() -> None:
     """Let the calling thread wait half a second at a time, from now on."""
-    _here.seconds = BRIEF
+    _here.seconds = WAIT_BUDGET
 
 
-class Brief:
+class WaitBudget:
     """Let a thread wait half a second at a time, and hardly at all after an instant of `time.monotonic`."""
 
     def __init__(self, until: float = math.inf) -> None:
@@ -50,7 +51,7 @@ class Brief:
 
     def __enter__(self) -> None:
         self._before = (_here.seconds, _here.until)
-        _here.seconds, _here.until = BRIEF, self._until
+        _here.seconds, _here.until = WAIT_BUDGET, self._until
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,7 +59,7 @@ class Brief:
         _here.seconds, _here.until = self._before
 
 
-class Patient:
+class UnlimitedWait:
     """Let a thread ask for as long as it takes, on behalf of a person, or of what must not be lost."""
 
     def __enter__(self) -> None:
@@ -78,7 +79,7 @@ class Patient:
 PAUSE = 1.0  # seconds
 
 
-class Away:
+class Backoff:
     """Whether a store was last seen, and when one caller may try again; the others are told at once."""
 
     def __init__(self, clock: Clock) -> None:
@@ -119,7 +120,7 @@ class Away:
 IDLE = 5.0  # seconds after which the watch without anything to watch goes home
 
 
-class Watch:
+class CallWatchdog:
     """A thread that looks after the calls of others, as long as there are any.
 
     Args:
@@ -172,3 +173,39 @@ class Watch:
                     return
             if late:
                 self._cut()
+
+
+class Health:
+    """Whether a store works, as far as one runner has seen.
+
+    It works again when what a run brought was written and nothing has failed since that of the run before: a read that
+    succeeds says nothing about a disk that is full.
+
+    Args:
+        send: brings an event to the listeners.
+        clock: tells them when.
+    """
+
+    def __init__(self, send: Callable[[Event], None], clock: Clock) -> None:
+        self._send = send
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = self._before = 0  # in all, and when the last run was over
+        self._fails = False
+
+    def failed(self, operation: str, error: StoreError) -> None:
+        """Tell that an operation failed, and whether it is the first one."""
+        with self._lock:
+            self._failures += 1
+            first, self._fails = not self._fails, True
+        self._send(StoreFailed(operation, str(error), self._clock.time(), first))
+
+    def run_ended(self) -> None:
+        """Note that what a run brought was written, or failed to be."""
+        with self._lock:
+            recovered = self._fails and self._failures == self._before
+            self._before = self._failures
+            if recovered:
+                self._fails = False
+        if recovered:
+            self._send(StoreRecovered(self._clock.time()))

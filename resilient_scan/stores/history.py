@@ -109,7 +109,7 @@ class _Kept(msgspec.Struct, frozen=True):
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Kept)
 
 
-class Recall:
+class RunHistory:
     """Keep what a run brought, and find it again.
 
     Nothing here may stop a run: a store that fails is told of, and what it held counts as forgotten; so does what

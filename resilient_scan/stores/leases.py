@@ -19,9 +19,8 @@ from typing import Protocol
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import StoreError
-from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.stores import Store
-from resilient_scan.stores.health import be_brief
+from resilient_scan.stores.health import Health, limit_waits
 
 _log = logging.getLogger("resilient_scan")
 LOOK = 0.05  # seconds between two looks for what another process does
@@ -40,43 +39,7 @@ class Waiter(Protocol):
         """Begin: nobody else works on it any more."""
 
 
-class Health:
-    """Whether a store works, as far as one runner has seen.
-
-    It works again when what a run brought was written and nothing has failed since that of the run before: a read that
-    succeeds says nothing about a disk that is full.
-
-    Args:
-        send: brings an event to the listeners.
-        clock: tells them when.
-    """
-
-    def __init__(self, send: Callable[[Event], None], clock: Clock) -> None:
-        self._send = send
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._failures = self._before = 0  # in all, and when the last run was over
-        self._fails = False
-
-    def failed(self, operation: str, error: StoreError) -> None:
-        """Tell that an operation failed, and whether it is the first one."""
-        with self._lock:
-            self._failures += 1
-            first, self._fails = not self._fails, True
-        self._send(StoreFailed(operation, str(error), self._clock.time(), first))
-
-    def run_ended(self) -> None:
-        """Note that what a run brought was written, or failed to be."""
-        with self._lock:
-            recovered = self._fails and self._failures == self._before
-            self._before = self._failures
-            if recovered:
-                self._fails = False
-        if recovered:
-            self._send(StoreRecovered(self._clock.time()))
-
-
-class Clerk:
+class LeaseKeeper:
     """One runner's dealings with a store that other processes share.
 
     Args:
@@ -104,7 +67,7 @@ class Clerk:
 
     # leases
 
-    def claim(self, key: str, seconds: float, waiter: Waiter) -> bool:
+    def acquire(self, key: str, seconds: float, waiter: Waiter) -> bool:
         """Say whether an execution may go on; else it will be told.
 
         Args:
@@ -120,7 +83,7 @@ class Clerk:
             self._waiting[key] = (waiter, seconds)
         return False
 
-    def prolong(self, key: str, seconds: float) -> None:
+    def renew(self, key: str, seconds: float) -> None:
         """Let the time of a lease begin anew where half of it went by in a queue."""
         since = self._held.get(key)
         if since is not None and self._clock.monotonic() - since > seconds / 2:
@@ -195,7 +158,7 @@ class Clerk:
         return True
 
     def _work(self) -> None:
-        be_brief()
+        limit_waits()
         while True:
             self._wake.clear()
             with self._lock:

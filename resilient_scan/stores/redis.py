@@ -16,7 +16,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, without_password
 from resilient_scan.stores.batching import BatchingStore, Records, Value, Writes, check_size, to_bytes, to_text
-from resilient_scan.stores.health import Away, Watch, is_patient, left
+from resilient_scan.stores.health import Backoff, CallWatchdog, allowed_wait, waits_are_unlimited
 
 T = TypeVar("T")
 PREFIX = "resilient_scan:"
@@ -80,7 +80,7 @@ class RedisStore(BatchingStore):
     """
 
     def __init__(self, url: str, clock: Clock) -> None:
-        self._away = Away(clock)
+        self._backoff = Backoff(clock)
         self._updating = threading.Lock()
         self._address = url
         self._connect()
@@ -89,7 +89,7 @@ class RedisStore(BatchingStore):
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
         names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "lease": _LEASE, "release": _RELEASE}
-        self._watch = Watch(self._client.connection_pool.disconnect, LONG)
+        self._watch = CallWatchdog(self._client.connection_pool.disconnect, LONG)
         self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
 
     def now(self) -> float:
@@ -102,7 +102,7 @@ class RedisStore(BatchingStore):
         self._check_open()
         # The threads of a process wait here for each other instead of undoing each other's work at the server. Where
         # that does not answer, the first of them finds out, and the others are told as soon as it lets them in.
-        if not self._updating.acquire(timeout=left(QUEUE)):
+        if not self._updating.acquire(timeout=allowed_wait(QUEUE)):
             raise StoreError(f"the store {self.url} is busy: other threads of this process wait for it")
         try:
             return self._update(to_bytes(key), change)
@@ -138,7 +138,7 @@ class RedisStore(BatchingStore):
         self._run("release", _key("lease", key), to_bytes(owner))
 
     def _connect_anew(self) -> None:
-        self._away = Away(self._clock)
+        self._backoff = Backoff(self._clock)
         self._updating = threading.Lock()
         self._connect()
 
@@ -181,8 +181,8 @@ class RedisStore(BatchingStore):
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         self._check_open()
-        if not is_patient():
-            self._away.check()
+        if not waits_are_unlimited():
+            self._backoff.check()
         late = False
         self._watch.begin()
         try:
@@ -192,23 +192,23 @@ class RedisStore(BatchingStore):
                 late = self._watch.end()
         except Exception as error:  # what is no Redis server confuses the library, and us, in any way
             raise self._told(self._errors.TimeoutError() if late else error) from error
-        self._away.back()
+        self._backoff.back()
         return answer
 
     def _told(self, error: Exception) -> StoreError:
         """Return what an error means."""
         errors, text = self._errors, self._words(error)
         if not isinstance(error, errors.RedisError | OSError):
-            return self._away.gone(f"the store {self.url} does not answer as a Redis server does")
+            return self._backoff.gone(f"the store {self.url} does not answer as a Redis server does")
         match error:
             case errors.AuthenticationError() | errors.AuthorizationError():
-                return self._away.gone(f"the store {self.url} refuses the user name or the password")
+                return self._backoff.gone(f"the store {self.url} refuses the user name or the password")
             case errors.NoPermissionError():
                 return StoreError(f"the store {self.url} does not permit its user what is needed: {text}")
             case errors.TimeoutError():
-                return self._away.gone(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
+                return self._backoff.gone(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
             case errors.ConnectionError() | OSError():
-                return self._away.gone(f"the store {self.url} is away: {text}")
+                return self._backoff.gone(f"the store {self.url} is away: {text}")
             case errors.OutOfMemoryError():
                 return StoreError(f"the store {self.url} cannot be written: its memory is full")
             case errors.ResponseError() if text.startswith(("MOVED ", "ASK ")) or isinstance(error, errors.AskError):

@@ -11,7 +11,7 @@ from resilient_scan.stores import Change, Store
 T = TypeVar("T")
 
 
-class Foreign:
+class Checked:
     """Another store, by its protocol only.
 
     Args:
@@ -87,7 +87,7 @@ class Foreign:
 # A part of a store by itself: what several pipelines keep in one home without getting into each other's way.
 
 
-class Space:
+class Namespaced:
     """Everything in another store whose keys begin with a name.
 
     Args:

@@ -157,14 +157,14 @@ def _flights(runner: ScanRunner) -> Any:
 def test_a_suspicious_answer_is_not_kept_beyond_the_process_either() -> None:
     kept: list[bytes] = []
 
-    class Shelf:
+    class Answers:
         def find(self, key: bytes, /) -> None:
             return None
 
         def keep(self, key: bytes, candidates: Any, fresh: float, stale: float, /) -> None:
             kept.append(key)
 
-    cache: ResultCache[object] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), shelf=Shelf())
+    cache: ResultCache[object] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), answers=Answers())
     cache.put(b"doubted", [], object(), keep=False)
     cache.put(b"trusted", [], object())
     assert kept == [b"trusted"]

@@ -19,10 +19,19 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
-from resilient_scan.stores.health import BRIEF, LEAST, Brief, Patient, be_brief, is_patient, left
-from resilient_scan.stores.leases import Clerk, Health
+from resilient_scan.stores.health import (
+    MIN_WAIT,
+    WAIT_BUDGET,
+    Health,
+    UnlimitedWait,
+    WaitBudget,
+    allowed_wait,
+    limit_waits,
+    waits_are_unlimited,
+)
+from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.memory import MemoryStore
-from resilient_scan.stores.wrappers import Foreign
+from resilient_scan.stores.wrappers import Checked
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
 from tests.composition.conftest import Bare, Fleet
 
@@ -34,7 +43,7 @@ def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | 
     """Else the next flight's claim, which goes by the same key, would be given back, and that flight never told."""
     free: list[bool] = []
 
-    class Shelf:
+    class Answers:
         def address(self, _key: bytes) -> str:
             return "a"
 
@@ -50,7 +59,7 @@ def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | 
         if taken:
             cache._lock.release()
 
-    cache: ResultCache[str] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), Shelf(), landed)
+    cache: ResultCache[str] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), Answers(), landed)
     cache.lead(b"k", "first")
     if kept is None:
         cache.land(b"k", "first")
@@ -185,17 +194,17 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
     assert len(told) >= 6
 
 
-def test_a_run_that_cannot_be_brought_home_ends_no_clerk(caplog: pytest.LogCaptureFixture) -> None:
-    clerk = Clerk(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()))
+def test_a_run_that_cannot_be_brought_home_stops_no_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = LeaseKeeper(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()))
 
     def bug() -> None:
         raise ValueError("a bug of ours")
 
     with caplog.at_level(logging.ERROR, "resilient_scan"):
-        assert clerk.flush(PATIENCE, bug)
-        assert clerk.flush(PATIENCE)
+        assert keeper.flush(PATIENCE, bug)
+        assert keeper.flush(PATIENCE)
     assert caplog.text.count("a run could not be brought to the store") == 1
-    clerk.close(PATIENCE)
+    keeper.close(PATIENCE)
 
 
 # somebody else's store
@@ -232,12 +241,12 @@ class Broken:
 )
 def test_whatever_a_foreign_store_raises_is_a_store_error_without_its_words(ask: Callable[[Any], Any]) -> None:
     with pytest.raises(StoreError, match=r"^the store acme: failed with OSError$"):
-        ask(Foreign(Broken()))
+        ask(Checked(Broken()))
 
 
 def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
     inner = MemoryStore(SystemClock())
-    store = Foreign(inner)
+    store = Checked(inner)
     assert (store.url, store.shared) == ("memory:", False)
     assert store.update("d", lambda old, _now: (b"new", old)) is None
     store.put("v", b"value", 60)
@@ -262,44 +271,44 @@ def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
 
 def test_a_thread_waits_as_long_as_it_may() -> None:
 
-    assert left(5.0) == 5.0
-    assert not is_patient()
-    with Brief():
-        assert left(5.0) == BRIEF
-        assert left(0.01) == 0.01
-        with Patient():
-            assert left(5.0) == 5.0
-            assert is_patient()
-        assert left(5.0) == BRIEF
-        assert not is_patient()
-    with Brief(time.monotonic() + 0.2):
-        assert LEAST < left(5.0) <= 0.2
-    with Brief(time.monotonic() - 10):
-        assert left(5.0) == LEAST
-    assert left(5.0) == 5.0
+    assert allowed_wait(5.0) == 5.0
+    assert not waits_are_unlimited()
+    with WaitBudget():
+        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert allowed_wait(0.01) == 0.01
+        with UnlimitedWait():
+            assert allowed_wait(5.0) == 5.0
+            assert waits_are_unlimited()
+        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert not waits_are_unlimited()
+    with WaitBudget(time.monotonic() + 0.2):
+        assert MIN_WAIT < allowed_wait(5.0) <= 0.2
+    with WaitBudget(time.monotonic() - 10):
+        assert allowed_wait(5.0) == MIN_WAIT
+    assert allowed_wait(5.0) == 5.0
 
 
 def test_being_brief_is_one_threads_own_matter() -> None:
     found: list[float] = []
 
     def work() -> None:
-        be_brief()
-        found.append(left(5.0))
+        limit_waits()
+        found.append(allowed_wait(5.0))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(PATIENCE)
-    assert (found, left(5.0)) == ([BRIEF], 5.0)
+    assert (found, allowed_wait(5.0)) == ([WAIT_BUDGET], 5.0)
 
 
 def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:
     runner = fleet(healthy("one"), healthy("two"), policy=bare(), store=MemoryStore(SystemClock()))
     for _ in runner.stream({}, deadline=0):
-        assert left(5.0) == 5.0
+        assert allowed_wait(5.0) == 5.0
     for _ in runner.stream({}):
-        assert left(5.0) == 5.0
+        assert allowed_wait(5.0) == 5.0
         break
-    assert left(5.0) == 5.0
+    assert allowed_wait(5.0) == 5.0
 
 
 def test_what_fails_in_every_run_is_told_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.leases import Clerk, Health
+from resilient_scan.stores.health import Health
+from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.memory import MemoryStore
 
 PATIENCE = 5.0
@@ -75,17 +76,18 @@ def store() -> Late:
 
 
 @pytest.fixture
-def clerk(store: Late) -> Iterator[Callable[[], Clerk]]:
-    clerks: list[Clerk] = []
+def keeper(store: Late) -> Iterator[Callable[[], LeaseKeeper]]:
+    keepers: list[LeaseKeeper] = []
 
-    def make(errors: list[str] | None = None) -> Clerk:
+    def make(errors: list[str] | None = None) -> LeaseKeeper:
         told = [] if errors is None else errors
-        clerks.append(Clerk(store, SystemClock(), Health(lambda event: told.append(event.operation), SystemClock())))
-        return clerks[-1]
+        health = Health(lambda event: told.append(event.operation), SystemClock())
+        keepers.append(LeaseKeeper(store, SystemClock(), health))
+        return keepers[-1]
 
     yield make
     store.fails = False
-    for each in clerks:
+    for each in keepers:
         each.close(PATIENCE)
         thread = each._thread
         if thread is not None:
@@ -93,11 +95,11 @@ def clerk(store: Late) -> Iterator[Callable[[], Clerk]]:
             assert not thread.is_alive()
 
 
-def test_the_first_works_and_the_second_finds_its_answer(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs = clerk(), clerk()
+def test_the_first_works_and_the_second_finds_its_answer(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
     work = Work(store)
-    assert ours.claim("k", 60, Work(store))
-    assert not theirs.claim("k", 60, work)
+    assert ours.acquire("k", 60, Work(store))
+    assert not theirs.acquire("k", 60, work)
     store.put("value/k", b"answer", 60)
     ours.release("k")
     assert work.ended.wait(PATIENCE)
@@ -105,36 +107,36 @@ def test_the_first_works_and_the_second_finds_its_answer(store: Late, clerk: Cal
     assert not work.went.is_set()
 
 
-def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours = clerk()
-    ours.claim("k", 60, Work(store))
+def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours = keeper()
+    ours.acquire("k", 60, Work(store))
     ours.release("k")
     assert ours.flush(PATIENCE)
     assert store.told[:2] == ["flush", "release"]
 
 
-def test_the_second_works_when_the_first_brought_nothing(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs, third = clerk(), clerk(), clerk()
+def test_the_second_works_when_the_first_brought_nothing(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs, third = keeper(), keeper(), keeper()
     work = Work(store)
-    ours.claim("k", 60, Work(store))
-    assert not theirs.claim("k", 60, work)
+    ours.acquire("k", 60, Work(store))
+    assert not theirs.acquire("k", 60, work)
     ours.release("k")
     assert work.went.wait(PATIENCE)
-    assert not third.claim("k", 60, Work(store)), "it is the second one's now"
+    assert not third.acquire("k", 60, Work(store)), "it is the second one's now"
 
 
-def test_nobody_waits_for_the_dead(store: Late, clerk: Callable[..., Clerk]) -> None:
+def test_nobody_waits_for_the_dead(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     assert store.lease("k", "a process that is gone", 0.1)
     work = Work(store)
-    assert not clerk().claim("k", 60, work)
+    assert not keeper().acquire("k", 60, work)
     assert work.went.wait(PATIENCE)
 
 
-def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs = clerk(), clerk()
+def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
     work = Work(store)
-    ours.claim("k", 60, Work(store))
-    theirs.claim("k", 60, work)
+    ours.acquire("k", 60, Work(store))
+    theirs.acquire("k", 60, work)
     work.over = True
     theirs.release("k")
     ours.release("k")
@@ -144,8 +146,8 @@ def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, clerk: Ca
     assert store.lease("k", "anybody", 1)
 
 
-def test_one_runner_may_claim_again_what_it_is_about_to_give_back(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs = clerk(), clerk()
+def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
     held = threading.Event()
     flush = store.flush
 
@@ -154,45 +156,45 @@ def test_one_runner_may_claim_again_what_it_is_about_to_give_back(store: Late, c
         flush()
 
     store.flush = slow  # type: ignore[method-assign]
-    ours.claim("k", 60, Work(store))
+    ours.acquire("k", 60, Work(store))
     ours.release("k")
-    assert ours.claim("k", 60, Work(store))
+    assert ours.acquire("k", 60, Work(store))
     held.set()
     assert ours.flush(PATIENCE)
-    assert not theirs.claim("k", 60, Work(store))
+    assert not theirs.acquire("k", 60, Work(store))
 
 
-def test_a_store_that_fails_stops_nobody_and_is_told(store: Late, clerk: Callable[..., Clerk]) -> None:
+def test_a_store_that_fails_stops_nobody_and_is_told(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     errors: list[str] = []
-    ours = clerk(errors)
+    ours = keeper(errors)
     store.fails = True
-    assert ours.claim("k", 60, Work(store))
+    assert ours.acquire("k", 60, Work(store))
     assert ours.flush(PATIENCE), "it was tried"
     assert errors == ["lease", "flush"]
 
 
-def test_a_store_that_fails_later_lets_the_waiting_go(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs = clerk(), clerk()
+def test_a_store_that_fails_later_lets_the_waiting_go(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
     work = Work(store)
-    ours.claim("k", 60, Work(store))
-    theirs.claim("k", 60, work)
+    ours.acquire("k", 60, Work(store))
+    theirs.acquire("k", 60, work)
     store.fails = True
     assert work.went.wait(PATIENCE)
 
 
 def test_one_that_fails_in_looking_goes_on_by_itself_and_costs_no_other(
-    store: Late, clerk: Callable[..., Clerk], caplog: pytest.LogCaptureFixture
+    store: Late, keeper: Callable[..., LeaseKeeper], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Work):
         def answered(self) -> bool:
             raise ValueError("cannot be read")
 
-    ours, theirs = clerk(), clerk()
+    ours, theirs = keeper(), keeper()
     broken, work = Broken(store, "a"), Work(store, "b")
     for key in "ab":
-        ours.claim(key, 60, Work(store))
-    assert not theirs.claim("a", 60, broken)
-    assert not theirs.claim("b", 60, work)
+        ours.acquire(key, 60, Work(store))
+    assert not theirs.acquire("a", 60, broken)
+    assert not theirs.acquire("b", 60, work)
     store.put("value/b", b"answer", 60)
     ours.release("b")
     assert work.ended.wait(PATIENCE)
@@ -200,38 +202,38 @@ def test_one_that_fails_in_looking_goes_on_by_itself_and_costs_no_other(
     assert "a: waiting for another process failed" in caplog.text
 
 
-def test_a_long_queue_prolongs_the_lease(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours = clerk()
-    ours.claim("k", 60, Work(store))
+def test_a_long_queue_prolongs_the_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours = keeper()
+    ours.acquire("k", 60, Work(store))
     first = store._leases["k"]
-    ours.prolong("k", 60)
+    ours.renew("k", 60)
     assert store._leases["k"] is first, "not much of it has gone by"
     ours._held["k"] -= 31
-    ours.prolong("k", 60)
+    ours.renew("k", 60)
     assert store._leases["k"][1] > first[1]
-    ours.prolong("other", 60)
+    ours.renew("other", 60)
     assert "other" not in store._leases
 
 
-def test_closing_writes_gives_back_and_ends(store: Late, clerk: Callable[..., Clerk]) -> None:
-    ours, theirs = clerk(), clerk()
-    ours.claim("k", 60, Work(store))
+def test_closing_writes_gives_back_and_ends(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
+    ours.acquire("k", 60, Work(store))
     store.put("value/k", b"late", 60)
     ours.close(PATIENCE)
     assert store.get("value/k") == b"late"
-    assert theirs.claim("k", 60, Work(store))
-    assert ours.claim("k", 60, Work(store)), "who is closed waits for nobody"
+    assert theirs.acquire("k", 60, Work(store))
+    assert ours.acquire("k", 60, Work(store)), "who is closed waits for nobody"
     ours.close(PATIENCE)
     assert not ours.flush(PATIENCE)
 
 
 def test_a_machine_without_a_thread_to_give_lets_everybody_work(
-    store: Late, clerk: Callable[..., Clerk], monkeypatch: pytest.MonkeyPatch
+    store: Late, keeper: Callable[..., LeaseKeeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = clerk(), clerk()
-    ours.claim("k", 60, Work(store))
+    ours, theirs = keeper(), keeper()
+    ours.acquire("k", 60, Work(store))
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread")))
-        assert theirs.claim("k", 60, Work(store))
+        assert theirs.acquire("k", 60, Work(store))
         assert not theirs.flush(0)
         theirs.close(0)

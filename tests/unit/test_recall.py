@@ -13,7 +13,7 @@ from resilient_scan import Candidate, RunReport, ScanResult, Status
 from resilient_scan.errors import StoreError
 from resilient_scan.observe.explain import Attempt, Past
 from resilient_scan.results import ErrorInfo
-from resilient_scan.stores.history import LAST, RUNS, Recall, RunRecord, ScanRecord
+from resilient_scan.stores.history import LAST, RUNS, RunHistory, RunRecord, ScanRecord
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 
@@ -39,8 +39,8 @@ def errors() -> list[str]:
 
 
 @pytest.fixture
-def recall(store: Failing, errors: list[str]) -> Recall:
-    return Recall(store, lambda operation, _error: errors.append(operation))
+def recall(store: Failing, errors: list[str]) -> RunHistory:
+    return RunHistory(store, lambda operation, _error: errors.append(operation))
 
 
 def result(name: str, status: Status = Status.COMPLETED, **fields: Any) -> ScanResult:
@@ -59,10 +59,10 @@ def past(number: int) -> Past:
     return Past(f"run-{number}", 1000.0, "completed", 1, 0.5, 0.0, None, False, 0, "miss", attempts, 3, "")
 
 
-def test_another_runner_finds_it_all(recall: Recall, store: Failing) -> None:
+def test_another_runner_finds_it_all(recall: RunHistory, store: Failing) -> None:
     failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
     recall.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
-    other = Recall(store, lambda *_: None)
+    other = RunHistory(store, lambda *_: None)
     assert other.expected() == {"a": 0.5, "b": 1.5}
     assert other.past("a") == (past(1),)
     assert other.past("nobody") == ()
@@ -85,10 +85,10 @@ def test_a_run_record_is_json_ready() -> None:
     }
 
 
-def test_the_newest_come_first_and_the_oldest_go(recall: Recall, store: Failing) -> None:
+def test_the_newest_come_first_and_the_oldest_go(recall: RunHistory, store: Failing) -> None:
     for number in range(LAST + 5):
         recall.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
-    found = [scan.run_id for scan in Recall(store, lambda *_: None).past("a")]
+    found = [scan.run_id for scan in RunHistory(store, lambda *_: None).past("a")]
     assert found == [f"run-{number}" for number in reversed(range(5, LAST + 5))]
     assert [run.run_id for run in recall.runs(2)] == [f"run-{LAST + 4}", f"run-{LAST + 3}"]
     for number in range(RUNS):
@@ -98,13 +98,15 @@ def test_the_newest_come_first_and_the_oldest_go(recall: Recall, store: Failing)
 
 def test_what_an_earlier_process_left_is_gone_on_with(store: Failing) -> None:
     for number in range(2):
-        recall = Recall(store, lambda *_: None)
+        recall = RunHistory(store, lambda *_: None)
         recall.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
     assert [scan.run_id for scan in recall.past("a")] == ["run-1", "run-0"]
     assert recall.expected() == {"0": 1.0, "1": 1.0}
 
 
-def test_a_store_that_is_away_is_told_of_and_stops_nothing(recall: Recall, store: Failing, errors: list[str]) -> None:
+def test_an_unreachable_store_is_reported_and_stops_nothing(
+    recall: RunHistory, store: Failing, errors: list[str]
+) -> None:
     store.away = True
     assert recall.expected() == {}
     assert recall.past("a") == ()
@@ -117,7 +119,7 @@ def test_a_store_that_is_away_is_told_of_and_stops_nothing(recall: Recall, store
 @given(data=st.binary(max_size=60))
 def test_garbage_counts_as_forgotten(data: bytes) -> None:
     store = MemoryStore(FakeClock())
-    recall = Recall(store, lambda *_: None)
+    recall = RunHistory(store, lambda *_: None)
     for key in ("expected", "last/a"):
         store.put(key, data, 60)
     store.append("runs", data, 10)
@@ -126,12 +128,12 @@ def test_garbage_counts_as_forgotten(data: bytes) -> None:
     assert len(recall.runs(10)) <= 1
 
 
-def test_a_duration_that_is_none_counts_as_unknown(recall: Recall, store: Failing) -> None:
+def test_a_duration_that_is_none_counts_as_unknown(recall: RunHistory, store: Failing) -> None:
     durations = {"a": float("nan"), "b": -1.0, "c": 2.0}
     store.put("expected", msgspec.msgpack.encode({"schema": 1, "expected": durations}), 60)
     assert recall.expected() == {"c": 2.0}
 
 
-def test_what_a_newer_version_wrote_counts_as_forgotten(recall: Recall, store: Failing) -> None:
+def test_what_a_newer_version_wrote_counts_as_forgotten(recall: RunHistory, store: Failing) -> None:
     store.put("expected", msgspec.msgpack.encode({"schema": 2, "expected": {"a": 1.0}}), 60)
     assert recall.expected() == {}

@@ -263,7 +263,7 @@ def _kept(stack: Stack) -> Iterator[str]:
         return
     (answers, failures), newest = stack.cache.kept(), stack.cache.newest()
     age = "" if newest is None else f", the newest {span(max(0.0, stack.clock.monotonic() - newest.stored_at))} old"
-    where = " in this process, beside those in the store" if stack.cache.shelf is not None else ""
+    where = " in this process, beside those in the store" if stack.cache.answers is not None else ""
     yield f"{counted(answers, 'answer')} kept{where}{age}"
     if failures:
         yield f"{counted(failures, 'failure')} remembered"

@@ -58,7 +58,7 @@ def _now(stack: Stack) -> str:
 
 def _stored(stack: Stack, fresh: str = "") -> str:
     """Say that the store may have an answer: which one depends on the state of the run."""
-    if stack.cache is None or stack.cache.shelf is None:
+    if stack.cache is None or stack.cache.answers is None:
         return ""
     return f" If the store has a{fresh or 'n'} answer to its state, it gets that instead."
 

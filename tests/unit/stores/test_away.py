@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.health import Away
+from resilient_scan.stores.health import Backoff
 from resilient_scan.testing import FakeClock
 
 
 def test_one_caller_tries_again_while_the_others_are_told() -> None:
     clock = FakeClock()
-    away = Away(clock)
+    away = Backoff(clock)
     away.check()
     assert str(away.gone("it is away")) == "it is away"
     clock.advance(1)

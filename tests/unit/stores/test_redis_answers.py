@@ -119,7 +119,7 @@ def test_an_answer_that_comes_in_drops_is_cut_off(protocol: int, server: Server,
 def test_a_watch_goes_home_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "IDLE", 0.0)
     cut = threading.Event()
-    guard = watch.Watch(cut.set, 0.01)
+    guard = watch.CallWatchdog(cut.set, 0.01)
     for _ in range(3):
         cut.clear()
         guard.begin()
