@@ -194,7 +194,7 @@ class ScannerStateChanged(Event, frozen=True, gc=False):
 
 
 class ThreadAbandoned(Event, frozen=True, gc=False):
-    """A thread did not stop at its deadline and was left behind; `age` is how long it has been at work."""
+    """A thread did not stop at its deadline and was abandoned; `age` is how long it has been at work."""
 
     scanner: str
     thread: str
@@ -206,7 +206,7 @@ class ThreadAbandoned(Event, frozen=True, gc=False):
 class LateCompletion(Event, frozen=True, gc=False):
     """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length.
 
-    `rung` says what freed its thread: `cooperative` (it noticed that its time was over), `cancel` (of an `async def`
+    `method` says what freed its thread: `cooperative` (it noticed that its time was over), `cancel` (of an `async def`
     scanner), or `abandoned` (nothing did, it ended after all); later `sockets` (shut down) and `process` (ended).
     """
 
@@ -215,7 +215,7 @@ class LateCompletion(Event, frozen=True, gc=False):
     outcome: str
     run_id: str = ""
     attempt: int = 0
-    rung: str = "abandoned"
+    method: str = "abandoned"
 
 
 class ProbeEnded(Event, frozen=True, gc=False):

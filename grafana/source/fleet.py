@@ -222,7 +222,7 @@ def _breakers() -> timeseries.Panel:
 def _hung() -> timeseries.Panel:
     panel = stacked(
         "Hung threads, by scanner",
-        "Threads that were left behind at their timeout and still run. The line is the built-in limit of one process.",
+        "Threads that were abandoned at their timeout and still run. The line is the built-in limit of one process.",
         [Query(f"sum {BY} ({series('abandoned_threads')}) > 0", "{{scanner}}")],
         "none",
         {},

@@ -79,7 +79,7 @@ def _recorded(preset: Preset, windows: list[str]) -> list[dict[str, str]]:
         share, counted = ratio(FAILED, preset, window), f"{SCANNER} (increase({ENDED}[{window}]))"
         if preset.one_shot:
             share = f"({ratio_of_runs(FAILED, window)})\nor\n({share})"
-            # What each run left behind, times the runs that the window has room for, is not known; one is enough.
+            # What each run abandons, times the runs that the window has room for, is not known; one is enough.
             counted = f"{SCANNER} (max_over_time({ENDED}[{window}]) and on (job, instance) {ONE_RUN})\nor\n{counted}"
         rules.append({"record": f"{RECORDED}{window}", "expr": share})
         rules.append({"record": f"{COUNTED}{window}", "expr": counted})

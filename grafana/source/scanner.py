@@ -283,7 +283,7 @@ def _late() -> timeseries.Panel:
     late = series("late_completion_duration_seconds_bucket")
     return graph(
         "How long hung work really took",
-        "Seconds that half of the work took that ended after it had been left behind, and one in twenty.",
+        "True duration of abandoned work that ended after all: the median, and what one in twenty exceeds.",
         [
             Query(quantile(0.5, late), "p50", least="1m"),
             Query(quantile(0.95, late), "p95", least="1m"),
@@ -295,9 +295,9 @@ def _late() -> timeseries.Panel:
 def _freed() -> timeseries.Panel:
     return graph(
         "What freed threads that had timed out",
-        "Per second, by the means: the scanner's own care, a cancel, closed sockets, an end of the process, or none "
+        "Per second, by method: the scanner's own care, a cancel, closed sockets, an end of the process, or none "
         "(abandoned).",
-        [Query(f"sum by (rung) ({rate(series('timeout_freed_total'))})", "{{rung}}")],
+        [Query(f"sum by (method) ({rate(series('timeout_freed_total'))})", "{{method}}")],
         "ops",
     )
 

@@ -78,7 +78,7 @@ class Execution:
     inheritance: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
     _running = False
     _late_kind = ERROR
-    _rung = "abandoned"  # the method that freed its thread, where that comes late
+    _method = "abandoned"  # the method that freed its thread, where that comes late
     _abandoned: bool | None = None  # whether listeners learn that its thread was abandoned; None: not decided yet
     _late_age: float | None = None  # its age when the thread came back before that was decided
     _successor: Execution | None = None
@@ -323,7 +323,7 @@ class Execution:
         waiters = self._end()
         if waiters is None:
             if isinstance(failure, ScanCancelled):  # it came back because it was told to
-                self._rung = "cancel" if isinstance(failure.__context__, CancelledError) else "cooperative"
+                self._method = "cancel" if isinstance(failure.__context__, CancelledError) else "cooperative"
             return
         if isinstance(failure, ScanCancelled) and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
@@ -584,4 +584,4 @@ class Execution:
         return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, context.run_id, at)
 
     def _late_completion(self, age: float) -> LateCompletion:
-        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt, self._rung)
+        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt, self._method)

@@ -136,10 +136,10 @@ class LogEvents:
     def _rare(self, event: Event) -> None:
         match event:
             case ThreadAbandoned():
-                self._logger.warning("%s: thread %s did not stop in time, left behind", event.scanner, event.thread)
+                self._logger.warning("%s: thread %s did not stop in time, abandoned", event.scanner, event.thread)
             case LateCompletion():
                 took = short(event.duration)
-                self._logger.info("%s: the call left behind ended after %ss (%s)", event.scanner, took, event.outcome)
+                self._logger.info("%s: the abandoned call ended after %ss (%s)", event.scanner, took, event.outcome)
             case StoreFailed():
                 self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
             case StoreRecovered():

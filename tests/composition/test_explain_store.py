@@ -36,7 +36,7 @@ def test_it_does_not_promise_that_the_source_is_asked(says: Says) -> None:
     assert (
         "YES. A scan would ask the source at once. If the store has a fresh answer to its state, it gets that instead."
     ) in told
-    assert "now: 0 answers kept in this process, beside those in the store" in told
+    assert "now: 0 answers kept in this process, besides those in the store" in told
     assert "If the store" not in says(healthy("feed", cache=None))
 
 

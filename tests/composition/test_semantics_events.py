@@ -36,7 +36,7 @@ from resilient_scan.events import (
     ThreadAbandoned,
 )
 from resilient_scan.observe.metrics import CollectorRegistry
-from resilient_scan.observe.metrics.catalogue import RUNGS
+from resilient_scan.observe.metrics.catalogue import METHODS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 from tests.composition.conftest import Bare, Eventually, Fleet
 
@@ -94,15 +94,15 @@ def test_a_late_completion_is_told_when_the_thread_ends(
     assert "watchdog" not in recorder.threads[-1]
 
 
-@pytest.mark.parametrize("rung", ["abandoned", "cooperative", "cancel"])
+@pytest.mark.parametrize("method", ["abandoned", "cooperative", "cancel"])
 def test_what_freed_a_thread_is_told_and_counted(
-    rung: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+    method: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
 ) -> None:
     """It hangs until it was left behind; then it ends by itself, sees that nobody waits, or is cancelled."""
 
     def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
         release.wait()
-        if rung == "cooperative":
+        if method == "cooperative":
             context.check()
         return []
 
@@ -112,15 +112,15 @@ def test_what_freed_a_thread_is_told_and_counted(
         return []
 
     registry, recorder = CollectorRegistry(), Recorder()
-    hung = scanner(name="hung", pipeline="test")(hangs_in_a_loop if rung == "cancel" else hangs)
+    hung = scanner(name="hung", pipeline="test")(hangs_in_a_loop if method == "cancel" else hangs)
     listeners = (PrometheusMetrics(registry), recorder)
     runner = fleet(hung, policy=bare(timeout=Timeout(total=0.05)), listeners=listeners)
     runner.run({})
     release.set()
     eventually(lambda: bool(recorder.of(LateCompletion)))
-    assert [late.rung for late in recorder.of(LateCompletion)] == [rung]
-    freed = {each: registry.get_sample_value(FREED, {"scanner": "hung", "rung": each}) for each in RUNGS}
-    assert freed == {each: float(each == rung) for each in RUNGS}
+    assert [late.method for late in recorder.of(LateCompletion)] == [method]
+    freed = {each: registry.get_sample_value(FREED, {"scanner": "hung", "method": each}) for each in METHODS}
+    assert freed == {each: float(each == method) for each in METHODS}
 
 
 def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(

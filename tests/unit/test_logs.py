@@ -98,11 +98,11 @@ def lines(event: Event, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str
             WARNING,
             "one: disabled (quota used up)",
         ),
-        (ThreadAbandoned("one", "worker-3", 30.0), WARNING, "one: thread worker-3 did not stop in time, left behind"),
+        (ThreadAbandoned("one", "worker-3", 30.0), WARNING, "one: thread worker-3 did not stop in time, abandoned"),
         (
             LateCompletion("one", 45.678, "success"),
             INFO,
-            "one: the call left behind ended after 45.7s (success)",
+            "one: the abandoned call ended after 45.7s (success)",
         ),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_runner_logs_unless_told_otherwise(concurrent: bool, caplog: pytest.Lo
     ):
         runner.run({})
     how = "concurrently (max 8 workers)" if concurrent else "sequentially"
-    texts = [record.getMessage() for record in caplog.records if "the call left behind" not in record.getMessage()]
+    texts = [record.getMessage() for record in caplog.records if "the abandoned call" not in record.getMessage()]
     assert texts[0] == f"Running 3 scanners {how}..."  # but for what the thread of another test says late
     assert {
         "✓ market_movers: 10 candidates",
@@ -168,7 +168,7 @@ def test_no_listener_no_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "resilient_scan"), ScanRunner([healthy("one")], listeners=()) as runner:
         runner.run({})
     told = [record.getMessage() for record in caplog.records]
-    assert [text for text in told if "the call left behind" not in text] == []  # another test's thread may say that
+    assert [text for text in told if "the abandoned call" not in text] == []  # another test's thread may say that
 
 
 # secrets

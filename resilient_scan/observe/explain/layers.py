@@ -241,7 +241,7 @@ def _attempt(policy: Policy) -> str:
     timeout = policy.timeout
     each = "may take all the time there is" if timeout.attempt is None else f"has {span(timeout.attempt)}"
     most = timeout.max_abandoned
-    return f"one attempt {each}; a thread that does not stop is left behind, and no more than {most} may hang"
+    return f"one attempt {each}; a thread that does not stop is abandoned, and no more than {most} may hang"
 
 
 def _scanner(stack: Stack) -> str:
@@ -263,7 +263,7 @@ def _kept(stack: Stack) -> Iterator[str]:
         return
     (answers, failures), newest = stack.cache.kept(), stack.cache.newest()
     age = "" if newest is None else f", the newest {span(max(0.0, stack.clock.monotonic() - newest.stored_at))} old"
-    where = " in this process, beside those in the store" if stack.cache.answers is not None else ""
+    where = " in this process, besides those in the store" if stack.cache.answers is not None else ""
     yield f"{counted(answers, 'answer')} kept{where}{age}"
     if failures:
         yield f"{counted(failures, 'failure')} remembered"

@@ -29,7 +29,7 @@ STATE_CHANGES = (  # to, source
     ("probing", "probe"),
     ("probing", "expiry"),
 )
-RUNGS = ("cooperative", "cancel", "sockets", "process", "abandoned")
+METHODS = ("cooperative", "cancel", "sockets", "process", "abandoned")
 WORKER_STATES = ("busy", "idle", "abandoned")
 STORE_OPERATIONS = ("update", "read", "get", "put", "delete", "lease", "release", "append", "tail", "flush")
 RUN_RESULTS = ("complete", "partial", "failed")
@@ -172,21 +172,21 @@ _ALL = (
         mode="max",
     ),
     _histogram("queue_wait_seconds", "Time between a scan's turn and a worker's start on it."),
-    _gauge("inflight_executions", "Executions under way, those left behind not counted.", mode="livesum"),
+    _gauge("inflight_executions", "Executions under way, without the abandoned ones.", mode="livesum"),
     _gauge("queued_scans", "Scans that wait for a worker.", mode="livesum"),
     _gauge("workers", "Threads of the pools by what they do.", "state", mode="livesum", closed=_each(WORKER_STATES)),
     _gauge("abandoned_threads", "Threads that did not stop in time and still run.", "scanner", mode="livesum"),
     _histogram(
         "late_completion_duration_seconds",
-        "True length of work that ended after it had been left behind.",
+        "True duration of abandoned work that ended after all.",
         "scanner",
     ),
     _counter(
         "timeout_freed_total",
-        "Scans that timed out and whose thread came free, by the means that freed it.",
+        "Timed-out scans whose thread came free, by the method that freed it.",
         "scanner",
-        "rung",
-        closed=_each(RUNGS),
+        "method",
+        closed=_each(METHODS),
     ),
     _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
     _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),

@@ -190,7 +190,7 @@ class Tally:
 
     def _came_back(self, event: LateCompletion) -> None:
         self._late.observe(event.duration)
-        self._one("timeout_freed_total", event.rung)
+        self._one("timeout_freed_total", event.method)
 
     def _attempt(self, event: AttemptEnded) -> None:
         child = self._attempts.get((event.outcome,))
