@@ -210,6 +210,27 @@ def test_every_state_of_a_scanner_has_its_series(state: str, registry: Collector
         assert value(registry, "scanner_state", scanner="one", state=name) == float(name == state)
 
 
+@pytest.mark.parametrize(("worse", "better"), [("open", "half_open"), ("open", "closed"), ("half_open", "closed")])
+def test_of_several_breakers_of_a_name_the_worst_is_shown(worse: str, better: str, registry: CollectorRegistry) -> None:
+    """A replica that tries half-open must not hide that another one is still open: the alert would clear."""
+    listener = PrometheusMetrics(registry)
+    for state in (better, worse, better):
+        listener(ScannersRegistered((Registered("one", "test", lambda state=state: state, lambda: 0),)))
+    shown = {state: value(registry, "breaker_state", scanner="one", state=state) for state in catalogue.BREAKER_STATES}
+    assert shown == {state: float(state == worse) for state in catalogue.BREAKER_STATES}
+
+
+@pytest.mark.parametrize(
+    ("worse", "better"), [("disabled", "quarantined"), ("quarantined", "probing"), ("probing", "enabled")]
+)
+def test_of_several_states_of_a_name_the_worst_is_shown(worse: str, better: str, registry: CollectorRegistry) -> None:
+    listener = PrometheusMetrics(registry)
+    for state in (better, worse, better):
+        listener(ScannersRegistered((Registered("one", "test", None, lambda: 0, lambda state=state: state),)))
+    shown = {state: value(registry, "scanner_state", scanner="one", state=state) for state in catalogue.SCANNER_STATES}
+    assert shown == {state: float(state == worse) for state in catalogue.SCANNER_STATES}
+
+
 def test_of_several_runners_the_worst_state_counts_and_threads_add_up(registry: CollectorRegistry) -> None:
     listener = PrometheusMetrics(registry)
     state = ["quarantined"]
