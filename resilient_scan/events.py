@@ -16,6 +16,8 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 _log = logging.getLogger("resilient_scan")
 
+SUCCESS, ERROR, TIMEOUT, CANCELLED = "success", "error", "timeout", "cancelled"  # outcomes of attempts and executions
+
 traces: dict[str, str] = {}
 """Of runs under way that are traced: the trace's id, in hex, by the run's. A listener that traces writes it, one that
 counts may read it; they do not know each other."""

@@ -28,7 +28,7 @@ from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
-from resilient_scan.quarantine import DAY, Alert, Entry, ScannerState
+from resilient_scan.quarantine import ORDER_DURATION, Alert, AuditEntry, ScannerState
 from resilient_scan.results import RunReport, ScanResult
 from resilient_scan.stores import Store
 from resilient_scan.stores.history import RunRecord
@@ -185,7 +185,7 @@ class ScanRunner:
         """
         return self._runs.stream(self._runs.prepare(state, deadline), self.names)
 
-    def disable(self, name: str, *, reason: str = "by hand", duration: float = DAY, who: str = "") -> None:
+    def disable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
         """Take a scanner out of service for `duration` seconds (24 hours unless given), whatever alerts say.
 
         Args:
@@ -200,7 +200,7 @@ class ScanRunner:
         """
         self._fleet.gate.disable(name, reason, duration, who)
 
-    def enable(self, name: str, *, reason: str = "by hand", duration: float = DAY, who: str = "") -> None:
+    def enable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
         """Bring a scanner back into service; nothing happens if it is there.
 
         One that alerts, failures or probes took out stays in service against them for `duration` seconds. Arguments
@@ -249,9 +249,9 @@ class ScanRunner:
 
     def blind_since(self) -> float | None:
         """Return since when the heartbeats of the alerting have been missing, epoch seconds; `None`: they have not."""
-        return self._fleet.gate.blind_since()
+        return self._fleet.gate.unreachable_since()
 
-    def audit(self, limit: int = 100) -> tuple[Entry, ...]:
+    def audit(self, limit: int = 100) -> tuple[AuditEntry, ...]:
         """Return the newest changes of who is in service, newest first, at most `limit`.
 
         Raises:
@@ -280,7 +280,7 @@ class ScanRunner:
         said = origins_in_code(stack.spec, stack.policy, base, whole=name in own, timeout_seconds=timed)
         return explain(
             stack,
-            standing=fleet.gate.looked_at(name),
+            standing=fleet.gate.view(name),
             origins={**said, **self._origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
             before=() if self._runs.history is None else self._runs.history.past(name),

@@ -8,9 +8,9 @@ from typing import TypeVar
 import msgspec
 
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.machine import Alert, Change, Machine, Rules, Turn, heartbeat, reconcile, take
+from resilient_scan.quarantine.machine import Alert, Change, Machine, Rules, Turn
 from resilient_scan.quarantine.records import FleetRecord, Record, decode
-from resilient_scan.quarantine.store import Look, step, wait
+from resilient_scan.quarantine.store import Sighting, step, wait
 
 T = TypeVar("T")
 START = 1_000_000.0
@@ -29,7 +29,7 @@ class Process:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.born = bench.elapsed
-        self.look: Look | None = None
+        self.last: Sighting | None = None
 
     def step(self, act: Callable[[Machine], T]) -> T:
         """Do one step on the bench's bytes."""
@@ -37,9 +37,9 @@ class Process:
         steady = bench.elapsed - self.born
         rules = msgspec.structs.replace(bench.rules, began=bench.now - steady)
         bench.stored, done = step(
-            bench.stored, bench.now, act, rules=rules, steady=steady, look=self.look, draw=bench.draw
+            bench.stored, bench.now, act, rules=rules, steady=steady, last=self.last, draw=bench.draw
         )
-        self.look = done.look
+        self.last = done.sighting
         bench.changes += done.changes
         bench.readable = done.readable
         return done.result
@@ -76,16 +76,16 @@ class Bench:
 
     def alerts(self, *alerts: Alert, source: str = "alertmanager") -> tuple[str, ...]:
         """Deliver alerts."""
-        return self.process.step(lambda machine: take(machine, alerts, source))
+        return self.process.step(lambda machine: machine.alerts(alerts, source))
 
     def reconcile(self, *active: Alert, since: float | None = None) -> tuple[str, ...]:
         """Deliver Alertmanager's list."""
         asked = self.now if since is None else since
-        return self.process.step(lambda machine: reconcile(machine, active, "alertmanager", asked))
+        return self.process.step(lambda machine: machine.reconcile(active, "alertmanager", asked))
 
     def heartbeat(self) -> None:
         """Deliver a heartbeat."""
-        self.process.step(heartbeat)
+        self.process.step(lambda machine: machine.heartbeat())
 
     def turn(self, name: str, owner: str = "us", seconds: float = 60.0) -> Turn:
         """Ask what a scan may do."""
@@ -107,11 +107,11 @@ class Bench:
             self.process.step(lambda machine, failed=failed: machine.executed(name, failed, "HTTP 500"))
 
     def disable(self, name: str, seconds: float = 86_400.0, reason: str = "quota") -> None:
-        """Order by hand."""
+        """Give a manual order."""
         self.process.step(lambda machine: machine.disable(name, "kim", reason, seconds))
 
     def enable(self, name: str, seconds: float = 86_400.0, reason: str = "fixed") -> None:
-        """Order by hand."""
+        """Give a manual order."""
         self.process.step(lambda machine: machine.enable(name, "kim", reason, seconds))
 
     # what is there
@@ -134,6 +134,8 @@ class Bench:
         """All changes of a scanner: old state, new state, source."""
         return [(change.old, change.new, change.source) for change in self.changes if change.scanner == name]
 
-    def blind(self) -> bool:
-        """Say whether heartbeats are missing."""
-        return self.process.step(lambda machine: machine.rules.blind_since(machine.fleet, machine.now) is not None)
+    def unreachable(self) -> bool:
+        """Return whether the alerting is unreachable."""
+        return self.process.step(
+            lambda machine: machine.rules.unreachable_since(machine.fleet, machine.now) is not None
+        )

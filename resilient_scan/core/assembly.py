@@ -97,7 +97,7 @@ class Fleet:
 
     def look(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
-        self.gate.look()
+        self.gate.refresh()
         if self._store is None:
             return
         guards = [(name, stack.guard) for name, stack in self.stacks.items() if stack.guard is not None]
@@ -129,7 +129,7 @@ class Fleet:
 
     def standings(self) -> tuple[ScannerState, ...]:
         """Return how each scanner stands, with its pipeline, and how its last scan in this process ended."""
-        return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.standings())
+        return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.views())
 
     def leave(self) -> None:
         """Leave it to the parent, in a forked child: nobody looks at it, a lock of its may be held for ever."""

@@ -129,7 +129,7 @@ class Stack:
         self.spec, self.name, self.pipeline = spec, name, spec.pipeline
         self._config = config
         self.policy = policy = config.policies[name]
-        self.gate, self.orders = shared.gate, shared.gate.orders
+        self.gate, self.orders = shared.gate, shared.gate.gated
         self.pool, self.bus, self.clock = shared.pool, shared.bus, clock
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
         self.total = float(policy.timeout.total)

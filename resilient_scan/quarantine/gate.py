@@ -1,7 +1,11 @@
 """The gate that every scan passes first: the live face of the quarantine.
 
-A scanner in service costs nothing here, one that is out no look at the store: the copy of the record says enough until
-a cool-off or an order is over. Events are sent when no lock is held, by the process that made the change.
+A scanner in service costs one look into a dict. A scanner that is out does not cost a call of the store either: this
+process's copy of the record is enough until a cool-off or a manual order ends.
+
+Events are sent by the process that made the change, after the store's lock has been released. A listener may call the
+gate: a page that lists the states whenever one changes would deadlock if the event were sent under the lock, and a slow
+listener would hold up every alert and every probe.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from typing import Any
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError, is_number, no_scanner
 from resilient_scan.events import (
+    ERROR,
+    SUCCESS,
+    TIMEOUT,
     AlertReceived,
     Bus,
     Event,
@@ -24,34 +31,33 @@ from resilient_scan.events import (
     ScannerStateChanged,
 )
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.machine import BLIND_AFTER, HEARTBEAT, RESULTS, Alert, Turn, reconcile, take, turn_of
-from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, ByHand, Record
-from resilient_scan.quarantine.store import ByHandOrder, Keeper, Stepped, asking, wait
-from resilient_scan.quarantine.view import Entry, ScannerState, entries, entry, standing
+from resilient_scan.quarantine.machine import HEARTBEAT, MISSED_HEARTBEATS, RESULTS, Alert, Turn, turn_of
+from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, OrderedState, Record
+from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update, store_errors, wait
+from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
 from resilient_scan.stores import AUDIT, Store
 from resilient_scan.stores.health import UnlimitedWait
 
 _log = logging.getLogger("resilient_scan")
-DAY = 86_400.0
-KEPT = 1_000  # entries of the audit trail
+ORDER_DURATION = 86_400.0  # seconds for which a manual order holds if no duration is given
+MAX_AUDIT_ENTRIES = 1_000
 SOURCES = ("alertmanager", "grafana")
-MARGIN = 60.0  # seconds beyond twice its time after which a probe is given up: it may have to wait for a worker
-SUCCESS, ERROR, TIMEOUT = "success", "error", "timeout"
+PROBE_MARGIN = 60.0  # seconds that a probe may wait for a worker, on top of twice its timeout
 _VERDICTS = {SUCCESS: True, ERROR: False, TIMEOUT: False}
 
 
 class Gate:
-    """Who is in service.
+    """Decides whether a scanner is in service.
 
     Args:
         names: of the scanners.
-        clock: where time comes from.
-        bus: where events go; what probes and executions came to is heard there.
+        clock: source of time.
+        bus: where events go, and where the ends of probes and executions come from.
         options: the quarantine's numbers.
-        store: where its record is; `None`: in this object.
-        random: where chance comes from.
-        on_error: is told the operation and the error when the store fails.
+        store: holds the record; None keeps it in this object.
+        random: source of chance.
+        on_error: called with the operation and the error when the store fails.
     """
 
     def __init__(
@@ -70,9 +76,9 @@ class Gate:
         self._bus = bus
         self._options = Quarantine() if options is None else options
         self._on_error = on_error
-        self._keeper = Keeper(names, clock, self._options, store, random or Random(), on_error)  # noqa: S311 - jitter
-        self._blind = False
-        self.orders = self._keeper.out
+        self._quarantine = QuarantineStore(names, clock, self._options, store, random or Random(), on_error)  # noqa: S311 - jitter
+        self._unreachable = False
+        self.gated = self._quarantine.gated
         self.events: tuple[type[Event], ...] = (ProbeEnded,)
         if self._options.after_failures is not None:
             self.events += (ExecutionEnded,)
@@ -80,7 +86,7 @@ class Gate:
     # for scans
 
     def turn(self, name: str, seconds: float) -> tuple[Turn, str]:
-        """Decide what a scan is whose turn has come.
+        """Decide what a scan whose turn has come may do.
 
         Args:
             name: the scanner's.
@@ -89,192 +95,194 @@ class Gate:
         Returns:
             The decision, and for a probe the mark that its end has to carry.
         """
-        record = self.orders.get(name)
+        record = self.gated.get(name)
         if record is None:
             return Turn.RUN, ""
-        turn = turn_of(record, self._keeper.now())
-        if turn is not Turn.PROBE and not self._is_over(record):
+        turn = turn_of(record, self._quarantine.now())
+        if turn is not Turn.PROBE and not self._order_expired(record):
             return turn, ""
+        # The copy says that a probe is due, and so do the copies of other processes at this instant. Only the store
+        # decides which of them gets it: the first to write its mark there.
         mark = uuid.uuid4().hex
-        ask = lambda machine: machine.turn(name, mark, 2 * seconds + MARGIN)  # noqa: E731
-        return self._told(self._keeper.step(ask)), mark
+        take_turn = lambda machine: machine.turn(name, mark, 2 * seconds + PROBE_MARGIN)  # noqa: E731
+        return self._publish(self._quarantine.update(take_turn)), mark
 
     def is_out(self, name: str) -> bool:
-        """Say whether a scan would end `disabled` now; nothing changes by it."""
-        record = self.orders.get(name)
-        if record is None or self._is_over(record):
+        """Return whether a scan would end `disabled` now, without changing anything."""
+        record = self.gated.get(name)
+        if record is None or self._order_expired(record):
             return False
-        return turn_of(record, self._keeper.now()) is Turn.DISABLED
+        return turn_of(record, self._quarantine.now()) is Turn.DISABLED
 
-    def look(self) -> None:
-        """See what other processes have done, and what time has, at the start of a run."""
-        stepped = self._keeper.look()
-        if stepped is not None:
-            self._told(stepped)
-        if any(self._is_over(record) for record in tuple(self.orders.values())):
-            self._told(self._keeper.step(wait))
-        self._warn_if_blind()
+    def refresh(self) -> None:
+        """Learn at the start of a run what other processes have done, and let expire what has expired."""
+        update = self._quarantine.refresh()
+        if update is not None:
+            self._publish(update)
+        if any(self._order_expired(record) for record in tuple(self.gated.values())):
+            self._publish(self._quarantine.update(wait))
+        self._warn_if_unreachable()
 
     def __call__(self, event: Any) -> None:
-        """Hear what a probe or an execution came to."""
+        """Learn how a probe or an execution ended."""
         if type(event) is ProbeEnded:
             name, mark = event.scanner, event.mark
             passed, reason = _VERDICTS.get(event.outcome), event.reason
-            self._told(self._keeper.step(lambda machine: machine.probe_ended(name, mark, passed, reason)))
+            self._publish(self._quarantine.update(lambda machine: machine.probe_ended(name, mark, passed, reason)))
         else:
             self._executed(event)
 
     def _executed(self, event: ExecutionEnded) -> None:
         name, failed = event.scanner, event.outcome in {ERROR, TIMEOUT}
-        known = self._keeper.fleet.scanners.get(name)
+        known = self._quarantine.fleet.scanners.get(name)
         counts = failed or (event.outcome == SUCCESS and known is not None and known.failures > 0)
         if counts and (known is None or known.state == ENABLED):
-            reason = told(event.error)
-            self._told(self._keeper.step(lambda machine: machine.executed(name, failed, reason)))
+            reason = _described(event.error)
+            self._publish(self._quarantine.update(lambda machine: machine.executed(name, failed, reason)))
 
-    def _is_over(self, record: Record) -> bool:
-        return record.order is not None and self._keeper.now() >= record.order.until
+    def _order_expired(self, record: Record) -> bool:
+        return record.order is not None and self._quarantine.now() >= record.order.until
 
-    # by hand
+    # manual orders
 
     def disable(self, name: str, reason: str, duration: float, who: str = "") -> None:
         """Take a scanner out of service for `duration` seconds; a second order replaces the first.
 
         Raises:
             ConfigError: there is no such scanner, or the duration is wrong.
-            StoreError: it holds in this process only, until the store can be reached again.
+            StoreError: the order holds in this process only, until the store can be reached again.
         """
         self._order(DISABLED, name, reason, duration, who)
 
-    def enable(self, name: str, reason: str, duration: float = DAY, who: str = "") -> None:
-        """Bring a scanner back; one that alerts or probes took out stays in service against them for `duration`.
+    def enable(self, name: str, reason: str, duration: float = ORDER_DURATION, who: str = "") -> None:
+        """Bring a scanner back; if alerts or probes took it out, it stays in service for `duration` seconds.
 
         Nothing happens if it is in service. Errors are those of `disable`.
         """
         self._order(ENABLED, name, reason, duration, who)
 
-    def _order(self, state: ByHand, name: str, reason: str, duration: float, who: str) -> None:
+    def _order(self, state: OrderedState, name: str, reason: str, duration: float, who: str) -> None:
         self._check(name)
         verb = "disable" if state == DISABLED else "enable"
-        said: object = reason
-        if not isinstance(said, str) or not said.strip():
-            raise ConfigError(f"{verb} {name}: reason must say why, got {said!r:.100}")
+        given: object = reason
+        if not isinstance(given, str) or not given.strip():
+            raise ConfigError(f"{verb} {name}: reason must say why, got {given!r:.100}")
         if not is_number(duration, 0, 1e9) or duration == 0:
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
-        order = ByHandOrder(state, name, who, reason, self._clock.monotonic() + duration)
+        order = ManualOrder(state, name, who, reason, self._clock.monotonic() + duration)
         with UnlimitedWait():
-            stepped = self._keeper.step(lambda machine: order.give(machine, duration), order=order)
-        self._told(stepped)
-        if stepped.error is not None:
-            raise StoreError(f"{name} is {state} in this process only, until its store is back: {stepped.error}")
+            update = self._quarantine.update(lambda machine: order.give(machine, duration), order=order)
+        self._publish(update)
+        if update.error is not None:
+            raise StoreError(f"{name} is {state} in this process only, until its store is back: {update.error}")
 
     # alerts
 
     def alerts(self, alerts: Iterable[Alert], source: str) -> dict[str, int]:
-        """Act upon alerts and count what came of them.
+        """Act on alerts and count what came of them.
 
         Raises:
-            StoreError: the store fails, and nothing was done; the sender is to try again.
+            StoreError: the store fails and nothing was done; the sender should try again.
         """
-        heard = tuple(alerts)
-        stepped = self._keeper.in_store(lambda machine: take(machine, heard, source))
-        results = self._told(stepped)
-        for alert, result in zip(heard, results, strict=True):
-            self._bus.send(AlertReceived(source if source in SOURCES else "unknown", result, stepped.at))
+        received = tuple(alerts)
+        update = self._quarantine.update_or_fail(lambda machine: machine.alerts(received, source))
+        results = self._publish(update)
+        for alert, result in zip(received, results, strict=True):
+            self._bus.send(AlertReceived(source if source in SOURCES else "unknown", result, update.at))
             if alert.action == HEARTBEAT and alert.status == FIRING:
-                self._bus.send(HeartbeatSeen(stepped.at))
+                self._bus.send(HeartbeatSeen(update.at))
         return {result: results.count(result) for result in RESULTS}
 
     def reconcile(self, fetch: Callable[[], Iterable[Alert]], source: str) -> dict[str, int]:
-        """Bring the alerts in line with what `fetch` returns, the sender's own list of the active ones.
+        """Bring the known alerts in line with what `fetch` returns: the sender's own list of active ones.
 
         Raises:
             StoreError: the store fails, and nothing was done.
             Exception: what `fetch` raised; nothing was done.
         """
-        with asking(self._keeper.store):
-            since = self._keeper.store.now()
+        with store_errors(self._quarantine.store):
+            since = self._quarantine.store.now()
         active = tuple(fetch())
-        results = self._told(self._keeper.in_store(lambda machine: reconcile(machine, active, source, since)))
+        update = self._quarantine.update_or_fail(lambda machine: machine.reconcile(active, source, since))
+        results = self._publish(update)
         return {result: results.count(result) for result in RESULTS}
 
-    # for who asks
+    # views
 
     def state_of(self, name: str) -> str:
-        """Say in one word how a scanner stands; nothing changes by it."""
-        return self._standing(name).state if name in self.orders else ENABLED
+        """Return a scanner's state in one word, as far as it is known without calling the store."""
+        return self._view(name).state if name in self.gated else ENABLED
 
-    def looked_at(self, name: str) -> ScannerState:
-        """Look at the store, and describe how a scanner stands."""
+    def view(self, name: str) -> ScannerState:
+        """Read the store and describe one scanner."""
         self._check(name)
-        self.look()
-        return self._standing(name)
+        self.refresh()
+        return self._view(name)
+
+    def views(self) -> tuple[ScannerState, ...]:
+        """Read the store and describe all scanners."""
+        self.refresh()
+        return tuple(self._view(name) for name in self._names)
 
     def probes_due(self) -> tuple[str, ...]:
-        """Look at the store, and name the scanners whose next scan would be a probe."""
-        self.look()
-        now = self._keeper.now()
-        return tuple(name for name, record in tuple(self.orders.items()) if turn_of(record, now) is Turn.PROBE)
+        """Read the store and name the scanners whose next scan would be a probe."""
+        self.refresh()
+        now = self._quarantine.now()
+        return tuple(name for name, record in tuple(self.gated.items()) if turn_of(record, now) is Turn.PROBE)
 
-    def standings(self) -> tuple[ScannerState, ...]:
-        """Look at the store, and describe all scanners."""
-        self.look()
-        return tuple(self._standing(name) for name in self._names)
+    def unreachable_since(self) -> float | None:
+        """Return since when the alerting has been unreachable, in epoch seconds, or None if it is not."""
+        now = self._quarantine.now()
+        return self._quarantine.rules(now).unreachable_since(self._quarantine.fleet, now)
 
-    def blind_since(self) -> float | None:
-        """Return since when heartbeats have been missing, epoch seconds; `None`: they have not."""
-        now = self._keeper.now()
-        return self._keeper.rules(now).blind_since(self._keeper.fleet, now)
-
-    def audit(self, limit: int) -> tuple[Entry, ...]:
+    def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         """Return the newest entries of the audit trail, newest first.
 
         Raises:
             StoreError: the store fails.
         """
-        with asking(self._keeper.store):
-            return entries(self._keeper.store.tail(AUDIT, limit))
+        with store_errors(self._quarantine.store):
+            return audit_entries(self._quarantine.store.tail(AUDIT, limit))
 
     def inherit(self, other: Gate) -> None:
         """Take over what another gate knows (the parent's, after a fork)."""
-        self._keeper.inherit(other._keeper)
+        self._quarantine.inherit(other._quarantine)
 
-    def _standing(self, name: str) -> ScannerState:
-        keeper, now = self._keeper, self._keeper.now()
-        return standing(name, keeper.fleet, keeper.rules(now), now)
+    def _view(self, name: str) -> ScannerState:
+        quarantine, now = self._quarantine, self._quarantine.now()
+        return view(name, quarantine.fleet, quarantine.rules(now), now)
 
     def _check(self, name: str) -> None:
         if name not in self._names:
             raise ConfigError(no_scanner(name, self._names))
 
-    # telling
+    # what others learn
 
-    def _told(self, stepped: Stepped[Any]) -> Any:
-        """Write the changes of a step down, tell listeners, and return its result."""
-        kept = (*stepped.late, *(() if stepped.error is not None else stepped.changes))
+    def _publish(self, update: Update[Any]) -> Any:
+        """Write the changes to the audit trail, notify listeners, and return the update's result."""
+        in_store = (*update.late, *(() if update.error is not None else update.changes))
         try:
-            with asking(self._keeper.store):
-                for change in kept:
-                    self._keeper.store.append(AUDIT, entry(change, stepped.at), KEPT)
+            with store_errors(self._quarantine.store):
+                for change in in_store:
+                    self._quarantine.store.append(AUDIT, audit_bytes(change, update.at), MAX_AUDIT_ENTRIES)
         except StoreError as error:
             self._on_error("append", error)
-        for change in stepped.changes:
+        for change in update.changes:
             old, new, source = change.old, change.new, change.source
-            at = stepped.at
+            at = update.at
             self._bus.send(ScannerStateChanged(change.scanner, old, new, source, change.reason, change.until, at))
-        return stepped.result
+        return update.result
 
-    def _warn_if_blind(self) -> None:
-        since = self.blind_since()
-        if (since is not None) is not self._blind:
-            self._blind = since is not None
-            if self._blind:
+    def _warn_if_unreachable(self) -> None:
+        unreachable = self.unreachable_since() is not None
+        if unreachable is not self._unreachable:
+            self._unreachable = unreachable
+            if unreachable:
                 _log.warning(
-                    "no heartbeat of the alerting for %d periods: until one comes, no alert is believed to be over",
-                    BLIND_AFTER,
+                    "no heartbeat of the alerting for %d periods: until one comes, no alert is believed to be resolved",
+                    MISSED_HEARTBEATS,
                 )
 
 
-def told(error: ErrorInfo | None) -> str:
-    """Write an error on one line."""
+def _described(error: ErrorInfo | None) -> str:
     return "" if error is None else f"{error.kind}: {error.message}"

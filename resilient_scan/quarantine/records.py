@@ -1,6 +1,7 @@
-"""What is kept of a fleet's quarantine: one record for all scanners of a store, as MessagePack.
+"""What is stored of a fleet's quarantine: one record for all scanners that share a store, as MessagePack.
 
-One record, because a decision looks at all of them: the fuse counts how many are out of service.
+It is one record because a decision looks at all scanners: the ejection cap counts how many are out of service. With one
+record each, two processes could eject "the last one allowed" at the same instant, each a different one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import msgspec
 
 from resilient_scan.errors import StoreError
 
-State = Literal["enabled", "quarantined", "probing"]
-ByHand = Literal["enabled", "disabled"]
-Status = Literal["firing", "resolved", "unknown"]
+MachineState = Literal["enabled", "quarantined", "probing"]
+OrderedState = Literal["enabled", "disabled"]
+AlertStatus = Literal["firing", "resolved", "unknown"]
 ENABLED: Final = "enabled"
 QUARANTINED: Final = "quarantined"
 PROBING: Final = "probing"
@@ -23,37 +24,40 @@ FIRING: Final = "firing"
 RESOLVED: Final = "resolved"
 UNKNOWN: Final = "unknown"
 SCHEMA = 1
-MOST_ALERTS = 32  # kept per scanner
-MOST_TEXT = 300  # characters kept of a text that somebody else wrote
-LARGEST = 1e11  # seconds; beyond it they are no instants, and sums of them no numbers
+MAX_ALERTS = 32  # kept per scanner
+MAX_TEXT = 300  # characters kept of a text that somebody else wrote
+MAX_SECONDS = 1e11  # a larger number is no instant, and adding to it changes nothing
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class _Finite(msgspec.Struct, omit_defaults=True):
-    """Refuses instants that are none: what is stored may have been written by anybody."""
+    """Refuses NaN, infinities and absurd instants: anybody may have written what is in the store.
+
+    The names of the fields below are also the stored keys, so renaming one forgets what is stored under it.
+    """
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
             value = getattr(self, field)
             numbers = value if isinstance(value, tuple) else (value,)
-            if not all(abs(number) <= LARGEST for number in numbers if isinstance(number, float)):
+            if not all(abs(number) <= MAX_SECONDS for number in numbers if isinstance(number, float)):
                 raise ValueError(f"{field} is {value}")
 
 
-class Seen(_Finite, omit_defaults=True):
-    """An alert that was heard of.
+class KnownAlert(_Finite, omit_defaults=True):
+    """An alert that was received.
 
     Attributes:
-        status: what was said last: `firing`, `resolved` or `unknown`.
-        starts_at: since when it fires, by its sender's clock; only compared with the same alert's.
-        said: when it was said last.
-        source: who said so.
+        status: the latest one: `firing`, `resolved` or `unknown`.
+        starts_at: since when it fires, by its sender's clock; compared only with the same alert's.
+        said: when its latest message came.
+        source: its sender.
         name: of its rule.
-        summary: why, in its rule's words.
+        summary: why it fires, in its rule's words.
     """
 
-    status: Status
+    status: AlertStatus
     starts_at: float
     said: float
     source: str = ""
@@ -67,39 +71,39 @@ class Seen(_Finite, omit_defaults=True):
 
 
 class Order(_Finite, omit_defaults=True):
-    """What somebody ordered by hand, from an instant to another: `disabled` or `enabled`."""
+    """A manual order: `disabled` or `enabled` from one instant until another."""
 
-    state: ByHand
+    state: OrderedState
     who: str
     reason: str
     since: float
     until: float
 
 
-class Lease(_Finite, omit_defaults=True):
-    """A probe under way: whose, and until when nobody else begins one."""
+class ProbeLease(_Finite, omit_defaults=True):
+    """A probe under way: whose it is, and until when no other may begin."""
 
     owner: str
     until: float
 
 
 class Record(_Finite, omit_defaults=True):
-    """One scanner's.
+    """The record of one scanner.
 
     Attributes:
         state: of the machine, whatever was ordered by hand.
         source, who, reason: of its last change.
         since: when that was.
-        until: when the cool-off is over.
+        until: when the cool-off ends.
         level: how often it has failed to come back; the cool-off grows with it.
         passed: probes that have succeeded.
-        failures: failed executions in a row, while it is in service.
-        alerts: those heard of lately, by fingerprint.
+        failures: failed executions in a row while it is in service.
+        alerts: those received lately, by fingerprint.
         probe: the one under way.
-        order: by hand.
+        order: the manual one.
     """
 
-    state: State = ENABLED
+    state: MachineState = ENABLED
     source: str = ""
     who: str = ""
     reason: str = ""
@@ -108,27 +112,27 @@ class Record(_Finite, omit_defaults=True):
     level: Count = 0
     passed: Count = 0
     failures: Count = 0
-    alerts: dict[str, Seen] = {}
-    probe: Lease | None = None
+    alerts: dict[str, KnownAlert] = {}
+    probe: ProbeLease | None = None
     order: Order | None = None
 
     @property
     def shown(self) -> str:
-        """Return the state that counts: an order by hand wins."""
+        """Return the state that counts: a manual order takes precedence."""
         return self.state if self.order is None else self.order.state
 
 
 class FleetRecord(_Finite, omit_defaults=True):
-    """All scanners' records, and what is said of the fleet.
+    """The records of all scanners, and what concerns the whole fleet.
 
     Attributes:
         schema: of this record.
-        scanners: by name; one that is not here is in service, and nothing is known of it.
+        scanners: by name; one that is missing is in service, and nothing else is known about it.
         heard: when the last heartbeat came.
         gaps: seconds between the last heartbeats.
-        born: when this was written first; it tells one record from another that took its place.
-        written: when this was written last; time does not go back behind it.
-        shifted: by how many seconds the instants in it have been moved, because the clock had jumped.
+        born: when this record was first written; tells it from another that took its place.
+        written: when it was last written; time never goes back behind that.
+        shifted: by how many seconds its instants have been moved, because the clock had jumped.
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA)] = SCHEMA
@@ -140,15 +144,15 @@ class FleetRecord(_Finite, omit_defaults=True):
     shifted: float = 0.0
 
     def shift(self, seconds: float) -> None:
-        """Move all instants, so that durations stay what they are though the clock has jumped."""
+        """Move all instants, so that durations stay the same although the clock has jumped."""
         self.shifted += seconds
         if self.heard is not None:
             self.heard += seconds
         for record in self.scanners.values():
             record.since += seconds
             record.until += seconds
-            for seen in record.alerts.values():
-                seen.said += seconds
+            for known in record.alerts.values():
+                known.said += seconds
             if record.probe is not None:
                 record.probe.until += seconds
             if record.order is not None:
@@ -165,10 +169,10 @@ def encode(fleet: FleetRecord) -> bytes:
 
 
 def decode(stored: bytes | None) -> tuple[FleetRecord, bool]:
-    """Return what is stored, and whether it could be read; else a fresh record.
+    """Return the stored record and True, or an empty record and False if the bytes make no sense.
 
     Raises:
-        StoreError: a newer version has written it, and knows things that would be lost.
+        StoreError: a newer version has written it; writing it back from here would lose what only that version knows.
     """
     if stored is None:
         return FleetRecord(), True
@@ -182,6 +186,6 @@ def decode(stored: bytes | None) -> tuple[FleetRecord, bool]:
 
 
 def texts(*parts: str) -> Iterator[str]:
-    """Yield foreign texts on one line each, and not longer than is kept."""
+    """Yield foreign texts, each on one line and cut to the length that is kept."""
     for part in parts:
-        yield " ".join(str(part).encode(errors="replace").decode().split())[:MOST_TEXT]
+        yield " ".join(str(part).encode(errors="replace").decode().split())[:MAX_TEXT]

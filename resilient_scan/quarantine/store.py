@@ -1,8 +1,14 @@
-"""The record in the store, and a copy of it here, as it was last seen.
+"""The quarantine's record in the store, and this process's copy of it.
 
-What is decided, is decided in the store, in one atomic step; the copy answers who only looks. When the store fails,
-the copy goes on by itself. Orders by hand then wait until the store is back, and are given again with the time that
-they have left; whatever else was decided meanwhile gives way to what the store has.
+Every decision is made in the store, in one atomic update; the copy only answers questions. When the store fails, the
+copy carries on alone. Manual orders that come meanwhile wait until the store is back, and are then given again with the
+time that they have left; whatever else was decided meanwhile gives way to what the store holds.
+
+Stored instants are wall time, which jumps. Within one process there is also a steady clock. So each step compares how
+far both have come since this process last looked, and moves all stored instants by the difference: a cool-off lasts as
+long as it should, whatever somebody does to the clock. By how much they have been moved in all is stored with them, so
+that of several processes that notice the same jump only the first moves them. A process that has just started cannot
+tell a jump ahead from time that has passed, but it can tell that time went back.
 """
 
 from __future__ import annotations
@@ -20,25 +26,22 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Change, Machine, Rules
-from resilient_scan.quarantine.records import DISABLED, ENABLED, ByHand, FleetRecord, Record, decode, encode
+from resilient_scan.quarantine.records import DISABLED, ENABLED, FleetRecord, OrderedState, Record, decode, encode
 from resilient_scan.stores import Store
 from resilient_scan.stores.memory import MemoryStore
 
-# One change of the stored bytes: what a store's `update` does with them. Pure: it may be made more than once.
-#
-# Stored instants are wall time, which jumps; what lives in one process has steady time beside it. So each step compares
-# how far both have come since the process last looked, and moves all stored instants by the difference: a cool-off
-# lasts
-# as long as it should, whatever somebody does to the clock. How far they have been moved in all is stored with them:
-# of several processes that notice the same jump only the first moves them. A process that has just begun cannot tell
-# a jump ahead from time that has passed; that time went back it can.
-
 T = TypeVar("T")
-TOLERANCE = 1.0  # seconds by which the two times may differ: clocks are slewed, stores are far away
+KEY = "quarantine/fleet"
+CLOCK_TOLERANCE = 1.0  # seconds by which the two clocks may differ: clocks are slewed, and stores are far away
+
+_log = logging.getLogger("resilient_scan")
 
 
-class Look(msgspec.Struct, frozen=True):
-    """What a process saw when it last looked: wall and steady time, which record, and how far it had been moved."""
+# one step on stored bytes; pure, because a store may make it more than once
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """What a process saw when it last looked: both clocks, which record, and how far that had been moved."""
 
     wall: float
     steady: float
@@ -46,25 +49,25 @@ class Look(msgspec.Struct, frozen=True):
     shifted: float
 
     def now(self, steady: float) -> float:
-        """Return the wall time that it is, at a later steady time, if the clock has not jumped."""
+        """Return the wall time at a later steady time, if the wall clock has not jumped."""
         return self.wall + steady - self.steady
 
 
-class Done(msgspec.Struct, Generic[T], frozen=True):
+class Step(msgspec.Struct, Generic[T], frozen=True):
     """What came of a step.
 
     Attributes:
         result: of the act.
         changes: of states, in order.
-        fleet: the record as it is now; not to be changed.
-        look: what was seen.
-        readable: whether the stored bytes made sense; if not, nothing was known.
+        fleet: the record as it is now; read only.
+        sighting: what was seen.
+        readable: whether the stored bytes made sense; if not, the step began with an empty record.
     """
 
     result: T
     changes: tuple[Change, ...]
     fleet: FleetRecord
-    look: Look
+    sighting: Sighting
     readable: bool
 
 
@@ -75,25 +78,25 @@ def step(
     *,
     rules: Rules,
     steady: float,
-    look: Look | None,
+    last: Sighting | None,
     draw: Callable[[], float],
-) -> tuple[bytes | None, Done[T]]:
-    """Let time do its work, then act, on what is stored.
+) -> tuple[bytes | None, Step[T]]:
+    """Expire what has expired, then act on the record.
 
     Args:
-        stored: the bytes; `None`: nothing yet.
+        stored: the record's bytes, or None if nothing is stored yet.
         now: epoch seconds, by the store's clock.
         act: what happens.
         rules: numbers and names.
-        steady: seconds on this process' steady clock.
-        look: what this process saw when it last looked; `None`: it never did.
-        draw: returns a number from 0 to 1.
+        steady: seconds on this process's steady clock.
+        last: what this process saw when it last looked, or None if it never did.
+        draw: returns a random number from 0 to 1.
 
     Returns:
-        The bytes to store, the same object where nothing has changed, and what came of it.
+        The bytes to store, the same object if nothing has changed, and what came of the step.
     """
     fleet, readable = decode(stored)
-    jumped = jump(fleet, now, steady, look)
+    jumped = jump(fleet, now, steady, last)
     if jumped:
         fleet.shift(jumped)
     machine = Machine(fleet, now, rules, draw)
@@ -104,16 +107,16 @@ def step(
     if encode(fleet) != stored and not (stored is None and _is_empty(fleet)):
         fleet.born, fleet.written = fleet.born or now, now
         new = encode(fleet)
-    return new, Done(result, tuple(machine.changes), fleet, Look(now, steady, fleet.born, fleet.shifted), readable)
+    return new, Step(result, tuple(machine.changes), fleet, Sighting(now, steady, fleet.born, fleet.shifted), readable)
 
 
-def jump(fleet: FleetRecord, now: float, steady: float, look: Look | None) -> float:
-    """Return by how much the clock has jumped beyond what the stored instants have followed already."""
+def jump(fleet: FleetRecord, now: float, steady: float, last: Sighting | None) -> float:
+    """Return by how much the wall clock has jumped beyond what the stored instants already follow."""
     if not fleet.born:  # nothing is stored yet
         return 0.0
-    if look is not None and look.born == fleet.born:
-        jumped = (now - look.wall) - (steady - look.steady) - (fleet.shifted - look.shifted)
-        if abs(jumped) >= TOLERANCE:
+    if last is not None and last.born == fleet.born:
+        jumped = (now - last.wall) - (steady - last.steady) - (fleet.shifted - last.shifted)
+        if abs(jumped) >= CLOCK_TOLERANCE:
             return jumped
     return min(0.0, now - fleet.written)
 
@@ -123,49 +126,48 @@ def _is_empty(fleet: FleetRecord) -> bool:
 
 
 def wait(_machine: Machine) -> None:
-    """Do nothing but let time do its work."""
+    """Do nothing except let expire what has expired."""
 
 
-_log = logging.getLogger("resilient_scan")
-KEY = "quarantine/fleet"
+# the store and the copy
 
 
 @contextmanager
-def asking(store: Store) -> Iterator[None]:
-    """Let whatever a store raises be a `StoreError`: it may be foreign code, and costs no scan its result."""
+def store_errors(store: Store) -> Iterator[None]:
+    """Turn whatever a store raises into a `StoreError`: it may be foreign code, and must cost no scan its result."""
     try:
         yield
     except StoreError:
         raise
-    except Exception as error:  # not quoted: nobody knows what is in it
+    except Exception as error:  # its message is not quoted, because it may contain a secret
         raise StoreError(f"the store {store.url} failed with {type(error).__name__}") from None
 
 
-class ByHandOrder(msgspec.Struct, frozen=True):
-    """An order by hand, on the steady clock of the process that it was given to."""
+class ManualOrder(msgspec.Struct, frozen=True):
+    """A manual order, on the steady clock of the process that received it."""
 
-    state: ByHand
+    state: OrderedState
     name: str
     who: str
     reason: str
     ends: float
 
     def give(self, machine: Machine, seconds: float) -> None:
-        """Give it, for so many seconds."""
+        """Give the order for `seconds`, or not at all if none are left."""
         order = machine.disable if self.state == DISABLED else machine.enable
         if seconds > 0:
             order(self.name, self.who, self.reason, seconds)
 
 
-class Stepped(msgspec.Struct, Generic[T], frozen=True):
-    """What came of a step.
+class Update(msgspec.Struct, Generic[T], frozen=True):
+    """What came of an update.
 
     Attributes:
         result: of the act.
-        changes: of states.
-        late: changes that were told when they were made here, and have reached the store only now.
-        at: when, by the store's clock.
-        error: why it is not in the store; `None`: it is.
+        changes: of states, in order.
+        late: changes by orders that waited for the store; listeners were notified when they were given.
+        at: the instant, by the store's clock.
+        error: why the update is in this process only, or None if it is in the store.
     """
 
     result: T
@@ -175,16 +177,16 @@ class Stepped(msgspec.Struct, Generic[T], frozen=True):
     error: StoreError | None = None
 
 
-class Keeper:
-    """Keeps store and copy together; safe to use from any thread.
+class QuarantineStore:
+    """Keeps the stored record and the copy together; safe to use from any thread.
 
     Args:
         names: of the scanners.
-        clock: where time comes from.
+        clock: source of time.
         options: the quarantine's numbers.
-        store: where the record is; `None`: in this object.
-        random: where chance comes from.
-        on_error: is told the operation and the error when the store fails.
+        store: holds the record; None keeps it in this object.
+        random: source of chance.
+        on_error: called with the operation and the error when the store fails.
     """
 
     def __init__(
@@ -204,43 +206,47 @@ class Keeper:
         self._draw = random.random
         self._on_error = on_error
         self._began = clock.monotonic()
-        self._lock = threading.Lock()  # held on the way to the store: what comes home is never older than what is here
-        self._waiting: dict[str, ByHandOrder] = {}
+        # Held from before the store is asked until the copy is replaced. Without it, A could read the record, B could
+        # quarantine a scanner and install that, and A could then install its older read: this process would run a
+        # quarantined scanner until somebody looked again.
+        self._lock = threading.Lock()
+        self._waiting: dict[str, ManualOrder] = {}
         self._stored: bytes | None = None
-        self._look: Look | None = None
+        self._last: Sighting | None = None
         self._warned = False
         self.fleet = FleetRecord()
-        self.out: dict[str, Record] = {}  # records of the scanners that have to ask before they run
+        self.gated: dict[str, Record] = {}
+        """The records of the scanners that cannot simply run: out of service, or under a manual order."""
 
     def now(self) -> float:
-        """Return the store's time as far as one can tell without asking it: a jump shows when somebody looks."""
-        look = self._look
-        return self._clock.time() if look is None else look.now(self._clock.monotonic())
+        """Return the store's time, as far as it is known without calling the store."""
+        last = self._last
+        return self._clock.time() if last is None else last.now(self._clock.monotonic())
 
     def rules(self, now: float) -> Rules:
-        """Return the rules as they are at an instant."""
+        """Return the rules as of an instant."""
         return Rules(self._options, self._names, now - (self._clock.monotonic() - self._began))
 
-    def step(self, act: Callable[[Machine], T], *, order: ByHandOrder | None = None) -> Stepped[T]:
-        """Let something happen, in the store; or only here, where that fails.
+    def update(self, act: Callable[[Machine], T], *, order: ManualOrder | None = None) -> Update[T]:
+        """Let something happen in the store, or only in this process if the store fails.
 
         Args:
-            act: what happens; it may be called more than once, and must not ask the store.
-            order: the same, as an order by hand that is not to be lost.
+            act: what happens; may be called more than once, and must not call the store.
+            order: the same as a manual order, which must not be lost.
         """
         with self._lock:
             try:
                 return self._in_store(act)
             except StoreError as error:
                 failure = error
-            stepped = self._alone(act, failure)
+            update = self._alone(act, failure)
             if order is not None:
                 self._waiting[order.name] = order
         self._on_error("update", failure)
-        return stepped
+        return update
 
-    def in_store(self, act: Callable[[Machine], T]) -> Stepped[T]:
-        """Do the same, or nothing at all.
+    def update_or_fail(self, act: Callable[[Machine], T]) -> Update[T]:
+        """Let something happen in the store, or not at all.
 
         Raises:
             StoreError: the store fails.
@@ -252,77 +258,76 @@ class Keeper:
             self._on_error("update", error)
             raise
 
-    def look(self) -> Stepped[None] | None:
-        """See what others have done, with one read; a step is made only where there is something to put right."""
+    def refresh(self) -> Update[None] | None:
+        """Read what other processes have done; update the store only if something in it needs to be put right."""
         if self._own is not None:
             return None
         try:
             with self._lock:
-                with asking(self.store):
+                with store_errors(self.store):
                     now, stored = self.store.now(), self.store.read(KEY).get(KEY)
-                if self._take_over(stored, now):
+                if self._adopt(stored, now):
                     return None
                 return self._in_store(wait)
         except StoreError as error:
             self._on_error("read", error)
             return None
 
-    def inherit(self, other: Keeper) -> None:
-        """Take over what another one knows (the parent's, after a fork), its store too where that is its own."""
+    def inherit(self, other: QuarantineStore) -> None:
+        """Take over what another one knows (the parent's, after a fork), and its store if that is its own."""
         if other._own is not None:
             other._own.after_fork()
             self._own, self.store = other._own, other.store
         self._waiting, self._began = dict(other._waiting), other._began
-        self._install(other.fleet, other._stored, other._look)
+        self._install(other.fleet, other._stored, other._last)
 
     # under the lock
 
-    def _in_store(self, act: Callable[[Machine], T]) -> Stepped[T]:
+    def _in_store(self, act: Callable[[Machine], T]) -> Update[T]:
         waiting, steady = tuple(self._waiting.values()), self._clock.monotonic()
 
-        def everything(machine: Machine) -> tuple[slice, T]:
+        def orders_then_act(machine: Machine) -> tuple[slice, T]:
             first = len(machine.changes)
             for order in waiting:
                 order.give(machine, order.ends - steady)
             return slice(first, len(machine.changes)), act(machine)
 
-        def change(stored: bytes | None, now: float) -> tuple[bytes | None, tuple[bytes | None, Done[tuple[slice, T]]]]:
-            new, done = self._step(stored, now, everything, steady)
+        def change(stored: bytes | None, now: float) -> tuple[bytes | None, tuple[bytes | None, Step[tuple[slice, T]]]]:
+            new, done = self._step(stored, now, orders_then_act, steady)
             return new, (new, done)
 
-        with asking(self.store):
+        with store_errors(self.store):
             new, done = self.store.update(KEY, change)
         self._waiting.clear()
-        self._install(done.fleet, new, done.look)
-        self._warn_if_garbage(readable=done.readable)
+        self._install(done.fleet, new, done.sighting)
+        self._warn_if_unreadable(readable=done.readable)
         late, result = done.result
         changes = (*done.changes[: late.start], *done.changes[late.stop :])
-        return Stepped(result, changes, done.changes[late], done.look.wall)
+        return Update(result, changes, done.changes[late], done.sighting.wall)
 
-    def _alone(self, act: Callable[[Machine], T], failure: StoreError) -> Stepped[T]:
+    def _alone(self, act: Callable[[Machine], T], failure: StoreError) -> Update[T]:
         now, steady = self.now(), self._clock.monotonic()
         known = encode(self.fleet) if self.fleet.born else None
         _, done = self._step(known, now, act, steady)
-        self._install(done.fleet, None, done.look)
-        return Stepped(done.result, done.changes, (), now, failure)
+        self._install(done.fleet, None, done.sighting)
+        return Update(done.result, done.changes, (), now, failure)
 
     def _step(
         self, stored: bytes | None, now: float, act: Callable[[Machine], T], steady: float
-    ) -> tuple[bytes | None, Done[T]]:
-        rules = self.rules(now)
-        return step(stored, now, act, rules=rules, steady=steady, look=self._look, draw=self._draw)
+    ) -> tuple[bytes | None, Step[T]]:
+        return step(stored, now, act, rules=self.rules(now), steady=steady, last=self._last, draw=self._draw)
 
-    def _take_over(self, stored: bytes | None, now: float) -> bool:
-        """Become what was read; `False`: there is something to put right in the store."""
+    def _adopt(self, stored: bytes | None, now: float) -> bool:
+        """Replace the copy by what was read; return False if the store needs to be put right first."""
         fleet, readable = (self.fleet, True) if stored == self._stored else decode(stored)
         steady = self._clock.monotonic()
-        if self._waiting or not readable or jump(fleet, now, steady, self._look):
+        if self._waiting or not readable or jump(fleet, now, steady, self._last):
             return False
-        self._install(fleet, stored, Look(now, steady, fleet.born, fleet.shifted))
+        self._install(fleet, stored, Sighting(now, steady, fleet.born, fleet.shifted))
         return True
 
-    def _install(self, fleet: FleetRecord, stored: bytes | None, look: Look | None) -> None:
-        self._stored, self._look = stored, look
+    def _install(self, fleet: FleetRecord, stored: bytes | None, sighting: Sighting | None) -> None:
+        self._stored, self._last = stored, sighting
         if fleet is self.fleet:
             return
         self.fleet = fleet
@@ -331,15 +336,17 @@ class Keeper:
             for name, record in fleet.scanners.items()
             if name in self._names and (record.state != ENABLED or record.order is not None)
         }
-        # One by one: runs look at it without a lock, and must not find it empty in between.
-        for name in [name for name in self.out if name not in found]:
-            del self.out[name]
-        self.out.update(found)
+        # Runs read `gated` without the lock. If it were cleared and filled again, a scan whose turn comes in between
+        # would find it empty and run a quarantined scanner.
+        for name in [name for name in self.gated if name not in found]:
+            del self.gated[name]
+        self.gated.update(found)
 
-    def _warn_if_garbage(self, *, readable: bool) -> None:
+    def _warn_if_unreadable(self, *, readable: bool) -> None:
         if not readable and not self._warned:
             self._warned = True
             _log.warning(
-                "what the store %s keeps of the quarantine cannot be read; it begins anew, every scanner in service",
+                "the store %s holds a quarantine record that cannot be read; it starts again with every scanner in "
+                "service",
                 self.store.url,
             )

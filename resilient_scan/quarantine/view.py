@@ -1,4 +1,4 @@
-"""How a scanner stands, for people and programs that ask; and what is kept of each change."""
+"""How a scanner's state is shown to people and programs, and what is kept of each change."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import msgspec
 
 from resilient_scan.quarantine.machine import BY_HAND, Change, Rules
-from resilient_scan.quarantine.records import ENABLED, PROBING, QUARANTINED, FleetRecord, Record, Seen
+from resilient_scan.quarantine.records import ENABLED, PROBING, QUARANTINED, FleetRecord, KnownAlert, Record
 from resilient_scan.results import plain
 
-NEVER_HEARD = Record()
+NO_RECORD = Record()
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """An alert about a scanner that was heard of lately.
+    """An alert about a scanner that was received lately.
 
     Attributes:
-        fingerprint, name, summary, source: what tells it from others, its rule, why, and who said so.
-        status: what was said last: `firing`, `resolved` or `unknown`.
+        fingerprint, name, summary, source: what tells it from others, its rule, why it fires, and its sender.
+        status: the latest one: `firing`, `resolved` or `unknown`.
         starts_at: since when it fires, by its sender's clock, epoch seconds.
-        said_at: when it was said last, epoch seconds.
+        said_at: when its latest message came, epoch seconds.
         blocks: whether it keeps the scanner out of service, however well its probes do.
     """
 
@@ -35,25 +35,25 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class ScannerState(msgspec.Struct, frozen=True):
-    """How one scanner stands at one instant; instants are epoch seconds.
+    """Whether one scanner is in service at one instant, and why; instants are epoch seconds.
 
     Attributes:
-        name, pipeline: whose it is.
-        at: which instant.
+        name, pipeline: of the scanner.
+        at: the instant.
         state: `enabled`, `quarantined`, `probing` or `disabled`.
-        source: who decided it: `hand`, `alert`, `failures`, `probe` or `expiry`; empty where nobody ever did.
+        source: what decided it: `hand`, `alert`, `failures`, `probe` or `expiry`; empty if nothing ever did.
         who, reason: more about that.
-        since: when it was decided; `None` where it never was.
-        until: when the cool-off, or the order by hand, is over.
-        next_probe: when the next probe may begin; `None`: none is needed.
+        since: when it was decided, or None if it never was.
+        until: when the cool-off or the manual order ends.
+        next_probe: when the next probe may begin, or None if none is needed.
         probing: whether a probe is under way.
-        by_hand: whether an order by hand holds.
+        by_hand: whether a manual order holds.
         beneath: what the state would be without that order.
         passed, needed: probes that have succeeded, and how many it takes.
-        level: how often it failed to come back; each time the cool-off doubles.
+        level: how often it failed to come back; each time doubles the cool-off.
         failures: failed executions in a row, where they are counted.
-        evidence: alerts heard of lately.
-        last_status: how its last scan in this process ended, or `None`.
+        evidence: alerts received lately.
+        last_status: how its last scan in this process ended, or None.
         last_at: when that scan began.
     """
 
@@ -84,23 +84,23 @@ class ScannerState(msgspec.Struct, frozen=True):
         return found
 
 
-def standing(name: str, fleet: FleetRecord, rules: Rules, now: float) -> ScannerState:
-    """Describe a scanner as its record has it; an order that is over is taken for over."""
-    record = fleet.scanners.get(name, NEVER_HEARD)
+def view(name: str, fleet: FleetRecord, rules: Rules, now: float) -> ScannerState:
+    """Describe a scanner by its record, in which a manual order or a probe may have expired since."""
+    record = fleet.scanners.get(name, NO_RECORD)
     order = record.order if record.order is not None and now < record.order.until else None
     probe = record.probe if record.probe is not None and now < record.probe.until else None
-    ended = record.until if record.state == QUARANTINED else None
-    told = record if order is None else order
+    cooloff_ends = record.until if record.state == QUARANTINED else None
+    decided = record if order is None else order
     return ScannerState(
         name=name,
         pipeline="",
         at=now,
         state=record.state if order is None else order.state,
         source=record.source if order is None else BY_HAND,
-        who=told.who,
-        reason=told.reason,
-        since=told.since or None,
-        until=ended if order is None else order.until,
+        who=decided.who,
+        reason=decided.reason,
+        since=decided.since or None,
+        until=cooloff_ends if order is None else order.until,
         next_probe=None if order is not None else _next_probe(record, now),
         probing=record.state == PROBING and probe is not None,
         by_hand=order is not None,
@@ -110,7 +110,7 @@ def standing(name: str, fleet: FleetRecord, rules: Rules, now: float) -> Scanner
         level=record.level,
         failures=record.failures,
         evidence=tuple(
-            _evidence(mark, seen, rules.blocks(seen, fleet, now)) for mark, seen in sorted(record.alerts.items())
+            _evidence(mark, alert, rules.blocks(alert, fleet, now)) for mark, alert in sorted(record.alerts.items())
         ),
     )
 
@@ -123,11 +123,11 @@ def _next_probe(record: Record, now: float) -> float | None:
     return now if record.probe is None else max(now, record.probe.until)
 
 
-def _evidence(mark: str, seen: Seen, blocks: bool) -> Evidence:
-    return Evidence(mark, seen.name, seen.summary, seen.source, seen.status, seen.starts_at, seen.said, blocks)
+def _evidence(mark: str, alert: KnownAlert, blocks: bool) -> Evidence:
+    return Evidence(mark, alert.name, alert.summary, alert.source, alert.status, alert.starts_at, alert.said, blocks)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class AuditEntry(msgspec.Struct, frozen=True):
     """One line of the audit trail: who changed what, when, why, and until when it holds."""
 
     at: float
@@ -140,24 +140,24 @@ class Entry(msgspec.Struct, frozen=True):
     until: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it with the names that it is known by: `from` and `to`."""
+        """Return it with the keys that `GET /audit` documents: `from` and `to`."""
         found: dict[str, Any] = msgspec.to_builtins(self)
         return found
 
 
-_encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(Entry)
+_encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(AuditEntry)
 
 
-def entry(change: Change, at: float) -> bytes:
-    """Write a change down."""
-    told = (change.source, change.who, change.reason, change.until)
-    return _encode(Entry(at, change.scanner, change.old, change.new, *told))
+def audit_bytes(change: Change, at: float) -> bytes:
+    """Return a change as an entry of the audit trail, encoded."""
+    why = (change.source, change.who, change.reason, change.until)
+    return _encode(AuditEntry(at, change.scanner, change.old, change.new, *why))
 
 
-def entries(written: list[bytes]) -> tuple[Entry, ...]:
-    """Read what was written down, without what makes no sense."""
+def audit_entries(stored: list[bytes]) -> tuple[AuditEntry, ...]:
+    """Decode the entries of an audit trail, without those that make no sense."""
     found = []
-    for data in written:
+    for data in stored:
         try:
             found.append(_decoder.decode(data))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

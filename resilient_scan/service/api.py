@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from resilient_scan._msgspec import ready
 from resilient_scan.errors import ConfigError, StoreError, is_number
-from resilient_scan.quarantine import MOST_TEXT
+from resilient_scan.quarantine import MAX_TEXT
 from resilient_scan.service.auth import SIGNATURE, TIMESTAMP, Doorkeeper
 from resilient_scan.service.bounds import JSON, SAFE, Bounds, problem, readable
 from resilient_scan.service.control import Control, NoScanner
@@ -254,8 +254,8 @@ class _Desk:
         return _json(await self._work(self._control.alerts, said))
 
     async def _order(self, request: Request, order: Callable[..., dict[str, Any]], reason: str) -> Response:
-        if not reason.strip() or len(reason) > MOST_TEXT:
-            raise Fault(422, "invalid", f"reason must say why, in 1 to {MOST_TEXT} characters")
+        if not reason.strip() or len(reason) > MAX_TEXT:
+            raise Fault(422, "invalid", f"reason must say why, in 1 to {MAX_TEXT} characters")
         user = "" if self._door is None else self._door.user(request.headers.get("authorization", ""))
         name, why = request.path_params["name"], readable(reason)
         return _json(await self._work(order, name, reason=why, user=user))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resilient_scan import __version__
-from resilient_scan.quarantine import MOST_TEXT, RESULTS
+from resilient_scan.quarantine import MAX_TEXT, RESULTS
 from resilient_scan.service.bounds import BOUNDS, JSON
 from resilient_scan.service.client import TITLE
 
@@ -13,7 +13,7 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
 _MAYBE_TIME: dict[str, Any] = {"type": ["number", "null"], "description": "Epoch seconds."}
 _STATE: dict[str, Any] = {"type": "string", "enum": ["enabled", "quarantined", "probing", "disabled"]}
-_REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MOST_TEXT, "pattern": r"\S"}
+_REASON: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT, "pattern": r"\S"}
 _NAME: dict[str, Any] = {
     "name": "name",
     "in": "path",

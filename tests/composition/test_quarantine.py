@@ -384,7 +384,7 @@ def test_a_probe_is_marked_in_the_flight_recorder_and_explained(fleet: Fleet) ->
     assert "failed to come back 1 time" in str(runner.explain("ill"))
 
 
-# fuse, critical scanners, orders by hand
+# ejection cap, critical scanners, manual orders
 
 
 def test_the_whole_fleet_fails_and_the_fuse_holds(fleet: Fleet) -> None:
@@ -528,7 +528,7 @@ def test_how_scanners_stand_says_whose_they_are_and_how_they_ended_last(fleet: F
     ]
 
 
-def test_blindness_shows(fleet: Fleet) -> None:
+def test_unreachable_alerting_shows(fleet: Fleet) -> None:
     clock = FakeClock()
     runner = fleet(healthy("one"), clock=clock, quarantine=Quarantine(heartbeat=10))
     assert runner.blind_since() is None

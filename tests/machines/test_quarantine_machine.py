@@ -108,13 +108,13 @@ class QuarantineMachine(RuleBasedStateMachine):
     def fires_still(self, known: Known) -> bool:
         return any(heard.status == "firing" and self.now < heard.at + LEASE for heard in known.heard.values())
 
-    def blind(self) -> bool:
+    def unreachable(self) -> bool:
         last = self.born[self.at] if self.heard is None else self.heard
         return self.heartbeats and self.now >= last + 3 * PERIOD
 
     def blocked(self, known: Known) -> bool:
         def blocks(heard: Heard) -> bool:
-            doubted = self.blind() and (self.heard is None or heard.at > self.heard)
+            doubted = self.unreachable() and (self.heard is None or heard.at > self.heard)
             return self.now < heard.at + LEASE and (heard.status == "firing" or doubted)
 
         return any(map(blocks, known.heard.values()))

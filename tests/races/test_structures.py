@@ -276,7 +276,7 @@ def test_of_many_that_find_a_probe_due_one_makes_it(crew: Crew) -> None:
         gates = [Gate(("one", "two"), clock, Bus([]), store=store) for _ in range(2)]
         gates[0].alerts([Alert("disable", "one", "firing", "mark", 1.0)], "alertmanager")
         for gate in gates:
-            gate.look()
+            gate.refresh()
         clock.advance(60)
 
         def ask(number: int, gates: list[Gate] = gates) -> list[Turn]:

@@ -1,4 +1,4 @@
-"""The gate: orders by hand, that win and expire."""
+"""The gate: manual orders, which take precedence and expire."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.events import Bus, ScannerStateChanged
-from resilient_scan.quarantine import DAY, Gate, Turn
+from resilient_scan.quarantine import ORDER_DURATION, Gate, Turn
 from resilient_scan.testing import FakeClock, Recorder
 
 START = 1_000_000.0
@@ -85,8 +85,8 @@ def test_enabling_who_is_in_service_is_nothing(gate: Gate, told: Recorder) -> No
     assert passes(gate, "one")
 
 
-def test_a_day_is_24_hours() -> None:
-    assert DAY == 24 * 3600
+def test_an_order_holds_for_24_hours_by_default() -> None:
+    assert ORDER_DURATION == 24 * 3600
 
 
 @pytest.mark.parametrize("name", ["three", "", "ONE", None])

@@ -6,7 +6,7 @@ import pytest
 
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Turn
-from resilient_scan.quarantine.records import MOST_ALERTS, MOST_TEXT
+from resilient_scan.quarantine.records import MAX_ALERTS, MAX_TEXT
 from tests.quarantine import START, Bench, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
@@ -213,15 +213,15 @@ def test_what_others_write_is_kept_on_one_line_and_short(bench: Bench) -> None:
     order = bench.record("one").order
     assert order is not None
     assert order.reason.startswith("a b?xxx")
-    assert len(order.reason) == MOST_TEXT
+    assert len(order.reason) == MAX_TEXT
 
 
 def test_so_many_alerts_are_kept_and_those_that_are_over_go_first(bench: Bench) -> None:
     bench.alerts(alert("one", mark="over"), alert("one", "resolved", mark="over"))
-    for number in range(MOST_ALERTS + 5):
+    for number in range(MAX_ALERTS + 5):
         bench.advance(1)
         bench.alerts(alert("one", mark=str(number)))
-    assert list(bench.record("one").alerts) == [str(number) for number in range(5, MOST_ALERTS + 5)]
+    assert list(bench.record("one").alerts) == [str(number) for number in range(5, MAX_ALERTS + 5)]
     bench.advance(1)
     bench.alerts(alert("one", "resolved", mark="newest"))
     assert "newest" not in bench.record("one").alerts  # however new: it keeps nobody out
@@ -265,7 +265,7 @@ def test_resolved_before_a_heartbeat_is_believed_in_the_dark() -> None:
     bench.advance(1)
     bench.heartbeat()
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.probes("one", True, True, True)
     assert bench.state("one") == "enabled"
 
@@ -275,7 +275,7 @@ def test_in_the_dark_an_alert_that_was_over_takes_nobody_out_again() -> None:
     bench.disable("one", 60)
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
     assert bench.state("one") == "enabled"
 
 
@@ -291,13 +291,13 @@ def test_of_two_orders_that_are_over_the_earlier_ends_first() -> None:
 def test_after_the_first_heartbeat_ever_the_period_is_taken_for_five_minutes(bench: Bench) -> None:
     bench.heartbeat()
     bench.advance(899)
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(1)
-    assert bench.blind()
+    assert bench.unreachable()
 
 
 def test_an_enables_words_are_kept_on_one_line_and_short_too(bench: Bench) -> None:
     bench.alerts(alert("one"))
     bench.enable("one", reason="fixed\nby " + "x" * 1000)
     assert bench.changes[-1].reason.startswith("fixed by xx")
-    assert len(bench.changes[-1].reason) == MOST_TEXT
+    assert len(bench.changes[-1].reason) == MAX_TEXT

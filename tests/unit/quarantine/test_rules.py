@@ -205,35 +205,35 @@ def test_rule_4_what_is_missing_on_the_list_is_over_from_now_on() -> None:
     bench.heartbeat()
     bench.advance(60)
     bench.reconcile()
-    assert bench.blind()
+    assert bench.unreachable()
     bench.probes("one", True, True, True)
     assert bench.state("one") == "probing"
     assert bench.record("one").alerts["f1"].said == bench.now
 
 
-def test_rule_5_without_any_heartbeat_nobody_is_blind(bench: Bench) -> None:
+def test_rule_5_without_any_heartbeat_nothing_is_unreachable(bench: Bench) -> None:
     bench.advance(1e6)
-    assert not bench.blind()
+    assert not bench.unreachable()
 
 
-def test_rule_5_blind_after_three_periods_without_a_heartbeat() -> None:
+def test_rule_5_unreachable_after_three_periods_without_a_heartbeat() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10))
     bench.heartbeat()
     bench.advance(29)
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(1)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.heartbeat()
-    assert not bench.blind()
+    assert not bench.unreachable()
 
 
-def test_rule_5_where_heartbeats_are_expected_none_at_all_is_blindness() -> None:
+def test_rule_5_where_heartbeats_are_expected_none_at_all_is_unreachable_alerting() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10))
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(30)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.restart()
-    assert not bench.blind()
+    assert not bench.unreachable()
 
 
 def test_rule_5_the_period_is_learned_from_the_heartbeats(bench: Bench) -> None:
@@ -241,23 +241,23 @@ def test_rule_5_the_period_is_learned_from_the_heartbeats(bench: Bench) -> None:
         bench.advance(seconds)
         bench.heartbeat()
     bench.advance(59)
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(1)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.advance(1e5)
     bench.heartbeat()  # an outage is no period
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
 
 
-def test_rule_5_blind_nothing_is_enabled_because_an_alert_is_over() -> None:
+def test_rule_5_while_unreachable_no_resolved_alert_enables() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10, lease=1000))
     bench.heartbeat()
     bench.alerts(alert("one"))
     bench.advance(1)
     bench.alerts(alert("one", "resolved"))
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.probes("one", True, True, True, True)
     assert bench.state("one") == "probing"
     bench.heartbeat()
@@ -265,7 +265,7 @@ def test_rule_5_blind_nothing_is_enabled_because_an_alert_is_over() -> None:
     assert bench.state("one") == "enabled"
 
 
-def test_rule_5_blindness_does_not_disable_for_ever() -> None:
+def test_rule_5_unreachable_alerting_does_not_disable_forever() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10, lease=1000))
     bench.heartbeat()
     bench.alerts(alert("one"), alert("one", "resolved"))
@@ -274,11 +274,11 @@ def test_rule_5_blindness_does_not_disable_for_ever() -> None:
     assert bench.state("one") == "enabled"
 
 
-def test_rule_5_blind_a_scanner_without_alerts_comes_back() -> None:
+def test_rule_5_while_unreachable_a_scanner_without_alerts_comes_back() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10, after_failures=1))
     bench.executed("one", True)
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.probes("one", True, True, True)
     assert bench.state("one") == "enabled"
 
@@ -445,7 +445,7 @@ def test_rule_7_every_change_says_who_why_since_and_until(bench: Bench) -> None:
     at = START + 60
     assert told == [
         ("enabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: one fails", at),
-        ("quarantined", "probing", "probe", "", "the cool-off is over", None),
+        ("quarantined", "probing", "probe", "", "the cool-off has passed", None),
         ("probing", "quarantined", "probe", "", "HTTP 500", at + 120),
         ("quarantined", "disabled", "hand", "kim", "quota", at + 500),
     ]
@@ -497,25 +497,25 @@ def test_whoever_runs_a_part_of_the_fleet_leaves_the_orders_of_the_rest_alone() 
     assert bench.moves("critical") == [("enabled", "disabled", "hand"), ("disabled", "enabled", "expiry")]
 
 
-# the heartbeat that is over
+# the heartbeat that resolves
 
 
 def over(bench: Bench) -> None:
     bench.alerts(alert("", "resolved", mark="watchdog", action="heartbeat"), alert("a", "resolved"))
 
 
-def test_a_heartbeat_that_is_said_to_be_over_makes_blind_at_once() -> None:
+def test_a_resolved_heartbeat_makes_the_alerting_unreachable_at_once() -> None:
     """A Prometheus that was stopped takes all its alerts with it, the watchdog among them."""
     bench = Bench("a", options=Quarantine(cooloff=10, heartbeat=60))
     bench.heartbeat()
     bench.alerts(alert("a"))
     bench.advance(20)
     over(bench)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.probes("a", True, True, True, True)
     assert bench.state("a") == "probing"
     bench.heartbeat()
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.probes("a", True)
     assert bench.state("a") == "enabled"
 
@@ -526,13 +526,13 @@ def test_it_does_not_lengthen_the_period_that_is_learnt() -> None:
         bench.heartbeat()
         bench.advance(60)
     over(bench)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.advance(1000)
     bench.heartbeat()
     bench.advance(179)
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(1)
-    assert bench.blind()
+    assert bench.unreachable()
 
 
 @pytest.mark.parametrize("heard", [0, 1])
@@ -541,4 +541,4 @@ def test_where_nothing_is_known_of_heartbeats_it_says_nothing(heard: int) -> Non
     for _ in range(heard):
         bench.heartbeat()
     over(bench)
-    assert not bench.blind()
+    assert not bench.unreachable()

@@ -117,9 +117,9 @@ def test_leases_and_heartbeats_keep_their_time(jump: float) -> None:
     bench = Bench("one", options=Quarantine(heartbeat=20, lease=500))
     bench.alerts(alert("one"), alert("", action="heartbeat"))
     bench.jump(jump)
-    assert not bench.blind()
+    assert not bench.unreachable()
     bench.advance(60)
-    assert bench.blind()
+    assert bench.unreachable()
     bench.turn("one", seconds=100)
     bench.jump(jump)
     assert bench.turn("one") is OUT

@@ -60,11 +60,11 @@ class Side:
         self.bus.join(self.gate)
 
     def turn(self, name: str) -> Turn:
-        self.gate.look()
+        self.gate.refresh()
         return self.gate.turn(name, 30.0)[0]
 
     def probe(self, name: str, outcome: str) -> None:
-        self.gate.look()
+        self.gate.refresh()
         turn, mark = self.gate.turn(name, 30.0)
         assert turn is PROBE
         self.bus.send(ProbeEnded(name, outcome, "OSError: HTTP 500", mark))
@@ -97,7 +97,7 @@ def test_what_one_process_is_told_another_does(side: Callable[..., Side], clock:
     assert runner.turn("one") is OUT
     clock.advance(60)
     runner.probe("one", "error")
-    service.gate.look()
+    service.gate.refresh()
     assert service.gate.state_of("one") == "quarantined"
     assert service.told() == [("enabled", "quarantined", "alert")]
     assert runner.told() == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
@@ -107,14 +107,14 @@ def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unst
     ours, theirs = side(), side()
     ours.gate.alerts([alert("one")], "alertmanager")
     clock.advance(60)
-    ours.gate.look(), theirs.gate.look()
+    ours.gate.refresh(), theirs.gate.refresh()
     assert [ours.gate.turn("one", 30.0)[0], theirs.gate.turn("one", 30.0)[0]] == [PROBE, OUT]
 
 
 def test_an_expiry_is_told_by_whoever_notices_it_and_once(side: Callable[..., Side], clock: Unsteady) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 60.0)
-    theirs.gate.look()
+    theirs.gate.refresh()
     clock.advance(60)
     assert [theirs.gate.turn("one", 30.0)[0], ours.gate.turn("one", 30.0)[0]] == [RUN, RUN]
     assert theirs.told() == [("disabled", "enabled", "expiry")]
@@ -172,9 +172,9 @@ def test_a_success_is_brought_to_the_store_only_where_failures_are_counted(
     assert ours.failed == []
     store.why = None
     ours.bus.send(failure("one"))
-    assert ours.gate.looked_at("one").failures == 1
+    assert ours.gate.view("one").failures == 1
     ours.bus.send(failure("one", "success"))
-    assert ours.gate.looked_at("one").failures == 0
+    assert ours.gate.view("one").failures == 0
 
 
 def test_without_a_number_executions_are_not_heard(side: Callable[..., Side]) -> None:
@@ -202,10 +202,10 @@ def test_the_list_is_asked_for_before_it_is_compared(side: Callable[..., Side], 
         return []
 
     assert ours.gate.reconcile(fetch, "alertmanager")["accepted"] == 0
-    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["firing"]
+    assert [each.status for each in ours.gate.view("one").evidence] == ["firing"]
     clock.advance(1)
     ours.gate.reconcile(list, "alertmanager")
-    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["resolved"]
+    assert [each.status for each in ours.gate.view("one").evidence] == ["resolved"]
 
 
 def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) -> None:
@@ -217,7 +217,7 @@ def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) ->
 
     with pytest.raises(OSError, match="refused"):
         ours.gate.reconcile(fetch, "alertmanager")
-    assert [each.status for each in ours.gate.looked_at("one").evidence] == ["firing"]
+    assert [each.status for each in ours.gate.view("one").evidence] == ["firing"]
 
 
 # a store that fails
@@ -256,7 +256,7 @@ def test_the_last_of_several_orders_counts_when_the_store_is_back(side: Callable
             order("one", "by hand", 100.0)
     assert ours.turn("one") is RUN
     store.why = None
-    ours.gate.look()
+    ours.gate.refresh()
     assert theirs.turn("one") is RUN
 
 
@@ -302,7 +302,7 @@ def test_without_a_store_a_quarantine_goes_its_way_alone(
 
 def test_an_audit_trail_that_cannot_be_written_stops_nothing(side: Callable[..., Side], store: Flaky) -> None:
     ours = side()
-    ours.gate._keeper.store.append = refuse  # type: ignore[method-assign]
+    ours.gate._quarantine.store.append = refuse  # type: ignore[method-assign]
     ours.gate.disable("one", "quota", 60.0)
     assert ours.failed == ["append"]
     assert ours.turn("one") is OUT
@@ -322,7 +322,7 @@ def test_garbage_is_told_of_once(side: Callable[..., Side], store: Flaky, caplog
         with caplog.at_level(logging.WARNING, "resilient_scan"):
             assert ours.turn("one") is RUN
     assert [record.getMessage() for record in caplog.records] == [
-        "what the store memory: keeps of the quarantine cannot be read; it begins anew, every scanner in service"
+        "the store memory: holds a quarantine record that cannot be read; it starts again with every scanner in service"
     ]
 
 
@@ -367,9 +367,9 @@ def test_a_record_that_is_gone_is_a_fresh_one(side: Callable[..., Side], store: 
 def test_a_look_at_what_is_known_costs_no_step(side: Callable[..., Side], store: Flaky) -> None:
     ours = side()
     ours.gate.disable("one", "quota", 60.0)
-    fleet = ours.gate._keeper.fleet
-    ours.gate.look()
-    assert ours.gate._keeper.fleet is fleet
+    fleet = ours.gate._quarantine.fleet
+    ours.gate.refresh()
+    assert ours.gate._quarantine.fleet is fleet
 
 
 @pytest.mark.parametrize("jump", [-1e6, 1e6])
@@ -378,34 +378,34 @@ def test_a_clock_that_jumps_is_noticed_when_somebody_looks(
 ) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 100.0)
-    theirs.gate.look()
+    theirs.gate.refresh()
     clock.advance(10)
     clock.ahead = jump
     assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
-    assert ours.gate.looked_at("one").until == pytest.approx(START + 100 + jump)
+    assert ours.gate.view("one").until == pytest.approx(START + 100 + jump)
     clock.advance(89)
     assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
     clock.advance(1)
     assert [ours.turn("one"), theirs.turn("one")] == [RUN, RUN]
 
 
-# blind
+# alerting unreachable
 
 
-def test_blindness_is_told_once_and_over_with_a_heartbeat(
+def test_unreachable_alerting_is_logged_once_and_ends_with_a_heartbeat(
     side: Callable[..., Side], clock: Unsteady, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours = side(heartbeat=10)
     with caplog.at_level(logging.WARNING, "resilient_scan"):
         for _ in range(5):
-            ours.gate.look()
+            ours.gate.refresh()
             clock.advance(10)
     assert len(caplog.records) == 1
     assert "no heartbeat of the alerting for 3 periods" in caplog.records[0].getMessage()
-    assert ours.gate.blind_since() == START + 30
+    assert ours.gate.unreachable_since() == START + 30
     ours.gate.alerts([alert("", action="heartbeat")], "alertmanager")
-    ours.gate.look()
-    assert ours.gate.blind_since() is None
+    ours.gate.refresh()
+    assert ours.gate.unreachable_since() is None
 
 
 # who asks
@@ -414,7 +414,7 @@ def test_blindness_is_told_once_and_over_with_a_heartbeat(
 def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> None:
     ours = side()
     ours.gate.alerts([alert("one")], "alertmanager")
-    state = ours.gate.looked_at("one")
+    state = ours.gate.view("one")
     assert (state.state, state.source, state.who) == ("quarantined", "alert", "alertmanager")
     assert state.reason == "ScannerErrorRatioHigh: one fails"
     assert (state.since, state.until, state.next_probe) == (START, START + 60, START + 60)
@@ -422,16 +422,16 @@ def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> Non
     assert (evidence.fingerprint, evidence.status, evidence.blocks) == ("f1", "firing", True)
     clock.advance(60)
     ours.gate.turn("one", 30.0)
-    state = ours.gate.looked_at("one")
+    state = ours.gate.view("one")
     assert (state.state, state.probing, state.passed, state.needed) == ("probing", True, 0, 3)
     assert (state.until, state.next_probe) == (None, clock.time() + 120)
     ours.gate.disable("one", "quota", 10.0, who="kim")
-    state = ours.gate.looked_at("one")
+    state = ours.gate.view("one")
     assert (state.state, state.by_hand, state.beneath, state.next_probe) == ("disabled", True, "probing", None)
     assert (state.source, state.who, state.reason, state.until) == ("hand", "kim", "quota", clock.time() + 10)
     clock.advance(10)
-    assert ours.gate.looked_at("one").state == "probing"
-    plain = ours.gate.looked_at("two")
+    assert ours.gate.view("one").state == "probing"
+    plain = ours.gate.view("two")
     assert (plain.state, plain.source, plain.since, plain.until) == ("enabled", "", None, None)
     assert plain.to_dict()["evidence"] == []
 
@@ -439,15 +439,15 @@ def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> Non
 def test_all_that_stand_are_looked_for_in_the_store(side: Callable[..., Side], clock: Unsteady) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("two", "quota", 60.0)
-    assert [state.state for state in theirs.gate.standings()] == ["enabled", "disabled", "enabled", "enabled"]
+    assert [state.state for state in theirs.gate.views()] == ["enabled", "disabled", "enabled", "enabled"]
     clock.advance(60)
-    assert {state.state for state in theirs.gate.standings()} == {"enabled"}
+    assert {state.state for state in theirs.gate.views()} == {"enabled"}
     assert theirs.told() == [("disabled", "enabled", "expiry")]
 
 
 def test_a_gate_whose_store_is_its_own_has_nobody_to_look_for(clock: Unsteady) -> None:
     gate = Gate(("one",), clock, Bus([]))
     gate.disable("one", "quota", 60.0)
-    fleet = gate._keeper.fleet
-    gate.look()
-    assert gate._keeper.fleet is fleet
+    fleet = gate._quarantine.fleet
+    gate.refresh()
+    assert gate._quarantine.fleet is fleet
