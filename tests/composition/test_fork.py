@@ -186,7 +186,7 @@ def test_a_child_of_a_parent_that_was_just_counting_can_count(fleet: Fleet) -> N
     runner = fleet(healthy("one"), listeners=[listener])
 
     def count() -> None:
-        with listener._families._lock:
+        with listener._metrics._lock:
             held.set()
             release.wait(30)
 

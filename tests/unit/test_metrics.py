@@ -24,8 +24,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import ExecutionEnded, Registered, RunEnded, RunStarted, ScannersRegistered
-from resilient_scan.observe.metrics import collectors
-from resilient_scan.observe.metrics import counts as tally
+from resilient_scan.observe.metrics import collectors, counts
 from resilient_scan.observe.metrics import families as listed_families
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
@@ -80,8 +79,8 @@ def registry() -> CollectorRegistry:
 def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Let each test begin with a process that has seen no exception class."""
     fresh: dict[str, int] = {}
-    monkeypatch.setattr(tally, "_ranks", fresh)
-    monkeypatch.setattr(tally, "_next_rank", itertools.count())
+    monkeypatch.setattr(counts, "_ranks", fresh)
+    monkeypatch.setattr(counts, "_next_rank", itertools.count())
     return fresh
 
 
@@ -200,7 +199,7 @@ def test_the_default_registry_is_the_process_wide_one() -> None:
         assert set(DOCUMENTED) <= {family.name for family in REGISTRY.collect()}
         PrometheusMetrics()  # a second time
     finally:
-        for family in mine._families._metrics.values():
+        for family in mine._metrics._metrics.values():
             REGISTRY.unregister(family)
         collectors._by_registry.pop(REGISTRY)
 

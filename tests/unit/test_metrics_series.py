@@ -273,8 +273,8 @@ def test_runners_that_are_gone_leave_nothing_to_read(registry: CollectorRegistry
             runner.run({})
         del runner
     gc.collect()
-    assert len(listener._families.tallies["one"].live) <= 2
-    assert len(listener._families._loads) <= 2
+    assert len(listener._metrics.pending["one"].live) <= 2
+    assert len(listener._metrics._loads) <= 2
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 20
 
 
@@ -282,13 +282,16 @@ def test_runners_that_are_gone_leave_nothing_to_read(registry: CollectorRegistry
 
 
 def test_what_waits_to_be_counted_is_bounded(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
-    tally = listener._families.tallies["one"]
-    for number in range(10 * collectors.PENDING):
+    pending = listener._metrics.pending["one"]
+    for number in range(10 * collectors.MAX_PENDING):
         listener(ended(candidates=[Candidate("A", "one", "")]))
         listener(AttemptEnded("one", 1, "success", 0.1, None))
-        assert max(len(tally.ends), len(tally.waits), len(tally.events)) < collectors.PENDING, number
-    assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 10 * collectors.PENDING
-    assert (len(tally.ends), len(tally.waits), len(tally.events)) == (0, 0, 0)
+        assert max(len(pending.ends), len(pending.queue_waits), len(pending.events)) < collectors.MAX_PENDING, number
+    assert (
+        value(registry, "scans_total", scanner="one", pipeline="test", status="completed")
+        == 10 * collectors.MAX_PENDING
+    )
+    assert (len(pending.ends), len(pending.queue_waits), len(pending.events)) == (0, 0, 0)
 
 
 def test_whatever_way_one_looks_the_numbers_are_exact(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
@@ -324,17 +327,17 @@ def test_who_counts_already_is_not_waited_for(listener: PrometheusMetrics, regis
     told = threading.Event()
 
     def tell() -> None:
-        for _ in range(collectors.PENDING + 1):
+        for _ in range(collectors.MAX_PENDING + 1):
             listener(ended())
         told.set()
 
-    with listener._families._lock:
+    with listener._metrics._lock:
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
         assert told.wait(5)
         tell()
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 2 * (
-        collectors.PENDING + 1
+        collectors.MAX_PENDING + 1
     )
 
 

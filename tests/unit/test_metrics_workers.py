@@ -12,7 +12,7 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from resilient_scan import ConfigError
 from resilient_scan.observe.metrics import worker_ended
-from resilient_scan.observe.metrics.workers import LOCK
+from resilient_scan.observe.metrics.delivery import LOCK_FILE
 
 Cells = dict[str, tuple[float, float]]
 
@@ -49,7 +49,7 @@ def test_what_was_counted_is_added_up(folder: Path) -> None:
     for kind in ("counter", "histogram", "summary", "gauge_sum"):
         assert read(folder, f"{kind}_0.db") == {"common": (301.0, 0.0), "own11": (1.0, 0.0), "own13": (300.0, 0.0)}
         assert read(folder, f"{kind}_12.db")["common"] == (20.0, 0.0)
-    assert sum(path.name != LOCK for path in folder.iterdir()) == 8
+    assert sum(path.name != LOCK_FILE for path in folder.iterdir()) == 8
 
 
 def test_of_states_the_right_one_stays(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every metric that there is: name, type, labels, buckets, meaning. README's table, dashboards and rules follow it."""
+"""Every metric: name, type, labels, buckets, meaning. README's table, the dashboards and the rules follow this list."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Literal
 
 import msgspec
 
+from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT
 from resilient_scan.results import Status
 
 PREFIX = "resilient_scan_"
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-OUTCOMES = ("success", "error", "timeout", "cancelled")
-ATTEMPT_OUTCOMES = ("success", "error", "timeout")
+OUTCOMES = (SUCCESS, ERROR, TIMEOUT, CANCELLED)
+ATTEMPT_OUTCOMES = (SUCCESS, ERROR, TIMEOUT)
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 BREAKER_STATES = ("closed", "open", "half_open")
 SCANNER_STATES = ("enabled", "quarantined", "probing", "disabled")
@@ -44,14 +45,14 @@ class Family(msgspec.Struct, frozen=True):
     """One metric.
 
     Attributes:
-        name: the full one, as a query writes it; a histogram's without `_bucket`, `_sum` and `_count`.
+        name: the full name, as in a query; a histogram's without `_bucket`, `_sum` and `_count`.
         type: `counter`, `gauge`, `histogram` or `info`.
         labels: in order.
         help: one sentence.
-        closed: the labels that follow `scanner` and `pipeline`, all combinations of values that they can have; what a
-            label such as `kind` or `version` can be is not known beforehand.
-        buckets: upper bounds in seconds, of a histogram.
-        mode: of a gauge, how prometheus_client's multiprocess mode brings several processes together.
+        closed: all combinations of values that the labels after `scanner` and `pipeline` can have; a label such as
+            `kind` or `version`, whose values are not known beforehand, is left out.
+        buckets: a histogram's upper bounds in seconds.
+        mode: how prometheus_client's multiprocess mode combines a gauge of several processes.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Family(msgspec.Struct, frozen=True):
 
     @property
     def series(self) -> tuple[str, ...]:
-        """The names under which its samples can be queried."""
+        """Return the names under which its samples can be queried."""
         if self.type == "histogram":
             return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
         return (self.name,)

@@ -1,20 +1,15 @@
-"""The metrics of one registry, as objects of prometheus_client that count what is pending before they are collected.
-
-The only file that knows prometheus_client.
-"""
+"""The metrics of one registry, as objects of prometheus_client that count what is pending before they are collected."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CONTENT_TYPE_LATEST as TEXT_TYPE
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.values import MutexValue, ValueClass
 
@@ -28,22 +23,22 @@ from resilient_scan.observe.metrics.catalogue import (
     Family,
     families,
 )
-from resilient_scan.observe.metrics.counts import Child, Tally
-from resilient_scan.observe.metrics.workers import AllProcesses
+from resilient_scan.observe.metrics.counts import Child, PendingCounts
 
-__all__ = ["MULTIPROCESS", "PENDING", "REGISTRY", "CollectorRegistry", "Families", "exposition", "families_of"]
+__all__ = ["MAX_PENDING", "MULTIPROCESS", "REGISTRY", "CollectorRegistry", "Metrics", "metrics_of"]
 
 MULTIPROCESS = ValueClass is not MutexValue
 """Whether prometheus_client keeps its values in files, for several processes: PROMETHEUS_MULTIPROC_DIR was set when it
 was imported."""
-PENDING = 1 if MULTIPROCESS else 128
-"""How many ends of scans, and other events, of one scanner may wait to be counted; with values in files none waits."""
+MAX_PENDING = 1 if MULTIPROCESS else 128
+"""How many ends of scans, and how many other events, of one scanner may wait to be counted. With values in files none
+may: another process answers the scrape, and does not see what waits here."""
 WORST_BREAKER = ("open", "half_open", "closed")
 WORST_STATE = ("disabled", "quarantined", "probing", "enabled")
 
 
-class _Folding(MetricWrapperBase):
-    """A metric that is brought up to date before anybody sees it."""
+class _Flushing(MetricWrapperBase):
+    """A metric that is brought up to date before it is collected."""
 
     before: Callable[[], None] = staticmethod(lambda: None)
 
@@ -52,16 +47,16 @@ class _Folding(MetricWrapperBase):
         return super().collect()
 
 
-class _Counter(_Folding, Counter):
-    """Counts."""
+class _Counter(_Flushing, Counter):
+    pass
 
 
-class _Gauge(_Folding, Gauge):
-    """Stands at a value."""
+class _Gauge(_Flushing, Gauge):
+    pass
 
 
-class _Histogram(_Folding, Histogram):
-    """Counts by size."""
+class _Histogram(_Flushing, Histogram):
+    pass
 
 
 def _made(family: Family) -> Any:
@@ -78,24 +73,26 @@ def _made(family: Family) -> Any:
             return info
 
 
-class Families:
-    """All metrics of one registry, and what is to be counted into them.
+class Metrics:
+    """All metrics of one registry, and what is still to be counted into them.
 
-    Events are not counted where they happen: to touch a dozen cold objects for every scan costs more than many scans
-    do. They wait in their scanner's `Tally`, up to 128, and are counted when somebody collects a metric, or when they
-    are too many. So whoever looks sees exact numbers, however he looks.
+    Events are not counted where they happen: touching a dozen cold objects for every scan costs more than many scans
+    do. They wait in their scanner's `PendingCounts`, at most 128 of them, and are counted when a metric is collected or
+    when they become too many. So every reader sees exact numbers, whichever way it reads.
     """
 
     def __init__(self) -> None:
         self._families = {family.name.removeprefix(PREFIX): family for family in families()}
         self._metrics = {name: _made(family) for name, family in self._families.items()}
-        self._lock = threading.RLock()  # one counts at a time; again, where the collector runs a finalizer meanwhile
+        # One thread flushes at a time. Reentrant, because a flush allocates: the garbage collector may run a finalizer
+        # in the middle of it that ends a runner and sends events, on this very thread. A plain lock would deadlock.
+        self._lock = threading.RLock()
         self._gauges: list[tuple[Child, Callable[[], float]]] = []
         self._loads: list[Callable[[], Load | None]] = []
-        self.tallies: dict[str, Tally] = {}
+        self.pending: dict[str, PendingCounts] = {}
         for metric in self._metrics.values():
-            if isinstance(metric, _Folding):
-                metric.before = self.fold
+            if isinstance(metric, _Flushing):
+                metric.before = self.flush
         for name, family in self._families.items():
             if family.labels[:1] != ("scanner",) and family.type != "info":
                 self.children(name)
@@ -108,7 +105,7 @@ class Families:
         """Add all metrics to `registry`.
 
         Raises:
-            ValueError: it has a metric of one of these names already; then none of them is added.
+            ValueError: it has a metric of one of these names already; then none is added.
         """
         added: list[MetricWrapperBase] = []
         try:
@@ -121,7 +118,7 @@ class Families:
             raise
 
     def restore(self, registry: CollectorRegistry) -> None:
-        """Add again what somebody has removed from `registry`."""
+        """Add again whatever was removed from `registry`."""
         for metric in self._metrics.values():
             try:
                 registry.register(metric)
@@ -131,7 +128,7 @@ class Families:
     # children
 
     def child(self, name: str, *labels: str) -> Child:
-        """Return one time series, which is made where it is not there yet."""
+        """Return one time series, making it if necessary."""
         metric = self._metrics[name]
         return metric.labels(*labels) if labels else metric
 
@@ -139,30 +136,30 @@ class Families:
         """Return all time series that a metric has for `owner` (a scanner, with its pipeline), by the other labels."""
         return {rest: self.child(name, *owner, *rest) for rest in self._families[name].closed}
 
-    def watch(self, scanner: Registered) -> Tally:
-        """Make all time series of a scanner, and read its states from now on; return its tally."""
+    def watch(self, scanner: Registered) -> PendingCounts:
+        """Make all time series of a scanner, read its states from now on, and return its pending counts."""
         with self._lock:
-            tally = self.tallies.get(scanner.name)
-            if tally is None:
-                tally = self.tallies[scanner.name] = Tally(self, scanner.name)
-                self._watch_states(scanner.name, tally)
-            tally.add_pipeline(scanner.pipeline)
-            # one whose runner is closed says nothing any more, unless a thread of it still hangs
-            tally.live[:] = [each for each in tally.live if each.state() is not None or each.abandoned_threads()]
-            tally.live.append(scanner)
-            if scanner.breaker_state is not None and not tally.has_breaker:
-                tally.has_breaker = True
+            pending = self.pending.get(scanner.name)
+            if pending is None:
+                pending = self.pending[scanner.name] = PendingCounts(self, scanner.name)
+                self._watch_states(scanner.name, pending)
+            pending.add_pipeline(scanner.pipeline)
+            # A scanner whose runner is closed has no state any more, and is dropped unless a thread of it still hangs.
+            pending.live[:] = [each for each in pending.live if each.state() is not None or each.abandoned_threads()]
+            pending.live.append(scanner)
+            if scanner.breaker_state is not None and not pending.has_breaker:
+                pending.has_breaker = True
                 for state in BREAKER_STATES:
-                    self._read("breaker_state", (scanner.name, state), partial(_breaker_is, tally.live, state))
-            return tally
+                    self._read("breaker_state", (scanner.name, state), partial(_breaker_is, pending.live, state))
+            return pending
 
-    def _watch_states(self, name: str, tally: Tally) -> None:
+    def _watch_states(self, name: str, pending: PendingCounts) -> None:
         for state in SCANNER_STATES:
-            self._read("scanner_state", (name, state), partial(_scanner_is, tally.live, state))
-        self._read("abandoned_threads", (name,), partial(_hanging, tally.live))
+            self._read("scanner_state", (name, state), partial(_scanner_is, pending.live, state))
+        self._read("abandoned_threads", (name,), partial(_abandoned, pending.live))
 
     def watch_load(self, load: Callable[[], Load | None]) -> None:
-        """Read how busy a runner's threads are from now on."""
+        """Read from now on how busy a runner's threads are."""
         with self._lock:
             self._loads[:] = [each for each in self._loads if each() is not None]
             self._loads.append(load)
@@ -175,7 +172,7 @@ class Families:
         return float(getattr(self._load(), state))
 
     def _read(self, name: str, labels: tuple[str, ...], read: Callable[[], float]) -> None:
-        """Have a gauge read at each scrape; values in files cannot be, they are written by `write`."""
+        """Have a gauge read at each scrape; values in files cannot be, so `write` writes them."""
         child = self.child(name, *labels)
         if MULTIPROCESS:
             self._gauges.append((child, read))
@@ -183,44 +180,46 @@ class Families:
             child.set_function(read)
 
     def write(self) -> None:
-        """Write the gauges that are read, where values are kept in files; nothing else needs it."""
+        """Write the gauges that are read at a scrape; needed only where values are kept in files."""
         with self._lock:
             for child, read in self._gauges:
                 child.set(read())
 
     # counting
 
-    def fold(self) -> None:
-        """Count everything that is pending; what was told before this call is counted when it returns."""
+    def flush(self) -> None:
+        """Count everything that was pending when this was called."""
         with self._lock:
-            for tally in tuple(self.tallies.values()):
-                if tally.ends or tally.events:
-                    tally.fold()
+            for pending in tuple(self.pending.values()):
+                if pending.ends or pending.events:
+                    pending.flush()
 
-    def fold_one(self, tally: Tally) -> None:
-        """Count what is pending of one scanner, unless somebody is counting: he who does not wait loses nothing.
+    def flush_one(self, pending: PendingCounts) -> None:
+        """Count what is pending for one scanner, or return at once if a flush is under way.
 
-        The one who counts may be this very thread, in a finalizer that the garbage collector runs.
+        Skipping is safe: the flush under way or the next one includes ours. Waiting would not be: a scan's thread would
+        stand still while somebody scrapes two hundred scanners.
         """
         if self._lock.acquire(blocking=MULTIPROCESS):
             try:
-                tally.fold()
+                pending.flush()
             finally:
                 self._lock.release()
 
     def after_fork(self) -> None:
-        """Go on in a child.
+        """Carry on in a forked child.
 
-        Somebody may have held the lock. Breakers, threads and what is out of service are the parent's: a runner makes
-        new ones here, and registers them. What is pending is counted on both sides, as what was counted before is;
-        not where the sides are summed.
+        Another thread of the parent may have held the lock at the fork; that thread does not exist here, so the lock
+        would never be released. Breakers, threads and states are the parent's: the child's runner makes new ones and
+        registers them. What is pending is counted on both sides, like everything counted before the fork, except under
+        PROMETHEUS_MULTIPROC_DIR, where the sides are added up.
         """
         self._lock = threading.RLock()
         self._loads.clear()
-        for tally in self.tallies.values():
-            tally.live.clear()
+        for pending in self.pending.values():
+            pending.live.clear()
             if MULTIPROCESS:
-                tally.forget()
+                pending.discard()
 
 
 def _breaker_is(live: list[Registered], state: str) -> float:
@@ -233,20 +232,20 @@ def _scanner_is(live: list[Registered], state: str) -> float:
     return float(next((worst for worst in WORST_STATE if worst in seen), "") == state)
 
 
-def _hanging(live: list[Registered]) -> float:
+def _abandoned(live: list[Registered]) -> float:
     return float(sum(each.abandoned_threads() for each in tuple(live)))
 
 
-_by_registry: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+_by_registry: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def families_of(registry: CollectorRegistry) -> Families:
+def metrics_of(registry: CollectorRegistry) -> Metrics:
     """Return the metrics of a registry, which are made once: prometheus_client refuses to register a name twice."""
     with _lock:
         found = _by_registry.get(registry)
         if found is None:
-            found = Families()
+            found = Metrics()
             found.register(registry)
             _by_registry[registry] = found
         else:
@@ -255,7 +254,7 @@ def families_of(registry: CollectorRegistry) -> Families:
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - a lock that somebody held in the parent would be held for ever
+    global _lock  # noqa: PLW0603 - another thread of the parent may have held it, and would never release it here
     _lock = threading.Lock()
     for found in tuple(_by_registry.values()):
         found.after_fork()
@@ -263,47 +262,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-# what is handed out
-
-
-class WithoutCreated(CollectorRegistry):
-    """What another registry has, without the instants at which its time series were made.
-
-    prometheus_client can switch these `_created` samples off for a whole process only, which would change what its
-    other endpoints show; and a series more for every series is a high price for an instant that nobody asks for.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics."""
-        for family in self._registry.collect():
-            if family.type in {"counter", "histogram", "summary"}:
-                bare = Metric(family.name, family.documentation, family.type, family.unit)
-                bare.samples = [sample for sample in family.samples if sample.name != f"{family.name}_created"]
-                yield bare
-            else:
-                yield family
-
-
-def whole(registry: CollectorRegistry) -> CollectorRegistry:
-    """Return what is to be shown of a registry: under PROMETHEUS_MULTIPROC_DIR the sums over all processes."""
-    if MULTIPROCESS:
-        registry = CollectorRegistry()
-        AllProcesses(registry)  # type: ignore[no-untyped-call]
-    return WithoutCreated(registry)
-
-
-def exposition(registry: CollectorRegistry = REGISTRY, accept: str = "") -> tuple[str, bytes]:
-    """Return what a scrape gets: the content type and the text.
-
-    Args:
-        registry: whose metrics; under PROMETHEUS_MULTIPROC_DIR those of all processes instead.
-        accept: the request's `Accept`; OpenMetrics, which has exemplars, is for those who ask for it.
-    """
-    encode, content_type = choose_encoder(accept)
-    return content_type if accept else TEXT_TYPE, encode(whole(registry))

@@ -1,17 +1,18 @@
-"""One scanner's events that wait to be counted, and how they are."""
+"""One scanner's events that wait to be counted, and how they are counted."""
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections import Counter as Count
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from resilient_scan.events import (
+    ERROR,
+    SUCCESS,
     AttemptEnded,
     BreakerChanged,
     Event,
@@ -26,20 +27,20 @@ from resilient_scan.events import (
 from resilient_scan.observe.metrics.catalogue import BUCKETS
 from resilient_scan.results import Status
 
-MAX_KINDS = 16
-_ranks: dict[str, int] = {}  # exception classes in the order in which this process met them
+MAX_KINDS = 16  # exception classes with a label of their own
+_ranks: dict[str, int] = {}  # of exception classes, in the order in which this process met them
 _next_rank = itertools.count()
 
 T = TypeVar("T")
 Child = Any
-"""A time series of prometheus_client: a counter's, a gauge's or a histogram's child."""
+"""A time series of prometheus_client: the child of a counter, a gauge or a histogram."""
 
 
 class End(msgspec.Struct, frozen=True, gc=False):
-    """What is counted of a `ScanEnded`, which is not kept itself: it holds all candidates.
+    """What is counted of a `ScanEnded`, which is not kept itself because it holds all candidates.
 
-    Most ends of a scanner are equal, which makes them cheap to count; and a tuple in its place, where thousands wait to
-    be counted, would have the garbage collector look at all of them.
+    Most ends of a scanner are equal, which makes them cheap to count. It is not a tuple, because where thousands wait
+    to be counted the garbage collector would look at all of them.
     """
 
     pipeline: str
@@ -49,45 +50,48 @@ class End(msgspec.Struct, frozen=True, gc=False):
     dropped: int
 
 
-class Source(Protocol):
+class SeriesSource(Protocol):
     """Where time series come from."""
 
     def child(self, name: str, *labels: str) -> Child:
-        """Return one."""
+        """Return one time series."""
 
     def children(self, name: str, *owner: str) -> dict[tuple[str, ...], Child]:
-        """Return all of an owner."""
+        """Return all time series of an owner."""
 
 
 class _Pipeline:
-    """The time series that bear the pipeline's name too."""
+    """The time series that carry the pipeline's name too."""
 
-    def __init__(self, source: Source, scanner: str, pipeline: str) -> None:
+    def __init__(self, source: SeriesSource, scanner: str, pipeline: str) -> None:
         self.scans = source.children("scans_total", scanner, pipeline)
         self.executions = source.children("executions_total", scanner, pipeline)
         self.duration = source.child("execution_duration_seconds", scanner, pipeline)
         self.pending: list[tuple[float, dict[str, str]]] = []  # durations, with their exemplars
 
 
-class Tally:
-    """What is pending of one scanner, and all its time series; made when it is registered.
+class PendingCounts:
+    """What is pending for one scanner, and all its time series, which are made when it is registered.
 
-    A rate is blind to a series that is born with its first error, so every series is there from the beginning.
+    A rate cannot see a series that is created by its first error, so every series exists from the beginning.
     Several runners may have a scanner of this name, in several pipelines.
+
+    Threads append to the queues below while another one, in a scrape, drains them. No lock is needed for that: `append`
+    and `popleft` of a deque are atomic, so each event is counted by exactly one flush. An event that is appended during
+    a scrape is counted by that scrape or by the next one, and never twice.
     """
 
-    def __init__(self, source: Source, scanner: str) -> None:
-        # what is not counted yet; adding to a deque and taking from it are atomic
+    def __init__(self, source: SeriesSource, scanner: str) -> None:
         self.ends: deque[End] = deque()
-        self.waits: deque[float] = deque()  # for a worker, of scans with work of their own
+        self.queue_waits: deque[float] = deque()  # of scans that waited for a worker
         self.events: deque[Event] = deque()  # all others
         self.traces: dict[str, str] = {}  # of executions among them, by the run's id
-        self.live: list[Registered] = []  # its live faces, one for each runner
+        self.live: list[Registered] = []  # the scanner in each runner that has it
         self.has_breaker = False
         self._source = source
         self._scanner = scanner
         self._pipelines: dict[str, _Pipeline] = {}
-        self._counts: Count[Child] = Count()
+        self._counts: Counter[Child] = Counter()
         self._series = {
             name: source.children(name, scanner)
             for name in (
@@ -109,40 +113,40 @@ class Tally:
         self._late = source.child("late_completion_duration_seconds", scanner)
         self._queue_wait = source.child("queue_wait_seconds")
         self._last_success = 0.0
-        self._ways: dict[type, Callable[[Any], None]] = {
+        self._handlers: dict[type, Callable[[Any], None]] = {
             ExecutionEnded: self._execution,
             AttemptEnded: self._attempt,
-            BreakerChanged: lambda event: self._one("breaker_transitions_total", event.new),
-            ScannerStateChanged: lambda event: self._one("scanner_transitions_total", event.new, event.source),
-            ProbeEnded: lambda event: self._one("probes_total", event.outcome),
+            BreakerChanged: lambda event: self._count("breaker_transitions_total", event.new),
+            ScannerStateChanged: lambda event: self._count("scanner_transitions_total", event.new, event.source),
+            ProbeEnded: lambda event: self._count("probes_total", event.outcome),
             RetryBudgetExhausted: lambda _event: self._add(self._exhausted),
             SuspiciousResult: lambda _event: self._add(self._suspicious),
-            LateCompletion: self._came_back,
+            LateCompletion: self._late_completion,
         }
 
     def add_pipeline(self, pipeline: str) -> None:
-        """Make the time series for a pipeline, unless they are there."""
+        """Make the time series for a pipeline, unless they exist."""
         if pipeline not in self._pipelines:
             self._pipelines[pipeline] = _Pipeline(self._source, self._scanner, pipeline)
 
-    def fold(self) -> None:
-        """Count all that is pending; one thread at a time."""
+    def flush(self) -> None:
+        """Count everything that is pending; only one thread at a time may do that."""
         try:
             self._count_ends(_drained(self.ends))
             events = self.events
             while events:
                 event = events.popleft()
-                self._ways[type(event)](event)
+                self._handlers[type(event)](event)
         finally:
-            self._flush()
+            self._write()
 
-    def forget(self) -> None:
-        """Count nothing of what is pending."""
-        for pending in (self.ends, self.waits, self.events, self.traces):
+    def discard(self) -> None:
+        """Forget everything that is pending."""
+        for pending in (self.ends, self.queue_waits, self.events, self.traces):
             pending.clear()
 
     def _count_ends(self, ends: list[End]) -> None:
-        for end, number in Count(ends).items():
+        for end, number in Counter(ends).items():
             self._counts[self._pipelines[end.pipeline].scans[end.status,]] += number
             if end.cache:
                 self._counts[self._cache[end.cache,]] += number
@@ -151,12 +155,12 @@ class Tally:
         found = next((end.found for end in reversed(ends) if end.status.answered), None)
         if found is not None:
             self._candidates.set(found)
-        for seconds in _drained(self.waits):
+        for seconds in _drained(self.queue_waits):
             self._queue_wait.observe(seconds)
 
-    def _flush(self) -> None:
-        """Bring what was counted into the time series, each touched once."""
-        counts, self._counts = self._counts, Count()
+    def _write(self) -> None:
+        """Bring what was counted into the time series, touching each once."""
+        counts, self._counts = self._counts, Counter()
         for child, number in counts.items():
             child.inc(number)
         if self._last_success:
@@ -169,10 +173,10 @@ class Tally:
     def _add(self, child: Child, number: int = 1) -> None:
         self._counts[child] += number
 
-    def _one(self, name: str, *labels: str) -> None:
+    def _count(self, name: str, *labels: str) -> None:
         series = self._series[name]
         child = series.get(labels)
-        if child is None:  # a value that the catalogue does not know is counted all the same
+        if child is None:  # a value that the catalogue does not know is still counted
             child = series[labels] = self._source.child(name, self._scanner, *labels)
         self._counts[child] += 1
 
@@ -183,14 +187,14 @@ class Tally:
         if self.traces and (trace := self.traces.pop(event.run_id, None)):
             exemplar["trace_id"] = trace
         pipeline.pending.append((event.duration, exemplar))
-        if event.outcome == "success":
+        if event.outcome == SUCCESS:
             self._last_success = max(self._last_success, event.at)
-        elif event.outcome == "error" and event.error is not None:
+        elif event.outcome == ERROR and event.error is not None:
             self._add(self._source.child("errors_total", self._scanner, _kind(event.error.kind)))
 
-    def _came_back(self, event: LateCompletion) -> None:
+    def _late_completion(self, event: LateCompletion) -> None:
         self._late.observe(event.duration)
-        self._one("timeout_freed_total", event.method)
+        self._count("timeout_freed_total", event.method)
 
     def _attempt(self, event: AttemptEnded) -> None:
         child = self._attempts.get((event.outcome,))
@@ -201,7 +205,10 @@ class Tally:
 
 
 def _drained(pending: deque[T]) -> list[T]:
-    """Take what is there now; others go on adding."""
+    """Take what is pending now.
+
+    The length is read once: until the deque is empty, a loop could go on as long as threads keep appending.
+    """
     return [pending.popleft() for _ in range(len(pending))]
 
 
@@ -214,10 +221,11 @@ def _observe(histogram: Child, durations: list[tuple[float, dict[str, str]]]) ->
 
 
 def _kind(name: str) -> str:
-    """Return the label for an exception class: its name, or `other` when the process has seen too many.
+    """Return the label for an exception class: its name, or `other` if the process has seen too many.
 
-    Threads that count for different registries may meet here. A rank is given once, so no more than 16 names have one
-    below 16, whichever of them comes first.
+    Threads that flush different registries may meet here. When 15 names have a rank, A and B can both find that there
+    is room, each for another name, and take the ranks 15 and 16: B's name is then `other`, for both of them. Comparing
+    the number of names instead of the rank would let both names become labels.
     """
     if name not in _ranks and len(_ranks) < MAX_KINDS:
         _ranks.setdefault(name, next(_next_rank))
