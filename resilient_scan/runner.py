@@ -280,7 +280,7 @@ class ScanRunner:
         said = origins_in_code(stack.spec, stack.policy, base, whole=name in own, timeout_seconds=timed)
         return explain(
             stack,
-            standing=fleet.gate.view(name),
+            state=fleet.gate.view(name),
             origins={**said, **self._origins.get(name, {})},
             findings=[finding.message for finding in self._findings if finding.concerns(name)],
             before=() if self._runs.history is None else self._runs.history.past(name),

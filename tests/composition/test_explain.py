@@ -49,10 +49,10 @@ def says(runner, name, **options):
 # Would it run?
 
 
-def test_a_scanner_that_was_never_asked_would_be(clock):
+def test_a_scanner_that_was_never_called_would_be(clock):
     with runner_of(healthy("movers", FOUND), clock=clock) as runner:
         assert verdict(runner, "movers") == ("yes", "", [])
-        assert "runs now? YES. A scan would ask the source at once." in says(runner, "movers")
+        assert "runs now? YES. A scan would call the source at once." in says(runner, "movers")
         assert "LAST SCANS: none yet" in says(runner, "movers")
         assert "FLIGHT RECORDER: no scan yet" in says(runner, "movers", trace=True)
 
@@ -64,7 +64,7 @@ def test_a_fresh_answer_makes_it_unnecessary(clock):
         assert verdict(runner, "movers") == ("cached", "cached", [])
         assert (
             "NOT NEEDED. The answer of 20s ago is fresh for another 4m 40s: a scan of the same state would end "
-            "`cached` with its 2 candidates; one of another state would ask the source."
+            "`cached` with its 2 candidates; one of another state would call the source."
         ) in says(runner, "movers")
 
 
@@ -120,10 +120,10 @@ def test_an_open_breaker_says_why_and_when(clock):
         answer, status, ((layer, why, way_out),) = verdict(runner, "feed")
         assert (answer, status, layer) == ("no", "rejected", "breaker")
         assert why == "open after 2 failed attempts in a row, the last one with ScanError: HTTP 500 error"
-        assert way_out == "wait 12s: the first scan after that is a trial, and one success closes the breaker"
-        assert "now: open, 2 failures in a row, next trial in 12s" in says(runner, "feed")
+        assert way_out == "wait 12s: the first scan after that is a half-open trial, and one success closes the breaker"
+        assert "now: open, 2 failures in a row, next half-open trial in 12s" in says(runner, "feed")
         clock.advance(12)
-        assert "YES. A scan would ask the source at once, as a trial" in says(runner, "feed")
+        assert "YES. A scan would call the source at once, as a half-open trial" in says(runner, "feed")
 
 
 def test_a_trial_under_way(clock):
@@ -148,7 +148,7 @@ def test_a_trial_under_way(clock):
         other.join()
     assert (answer, status, layer) == ("no", "rejected", "breaker")
     assert why == "half-open, and as many trials as breaker.trials=1 allows are under way"
-    assert way_out.startswith("when a trial has ended, in 31s at the latest, the next one begins")
+    assert way_out.startswith("the next trial begins when one ends, within 31s")
 
 
 def test_a_stale_answer_stands_in_for_an_open_breaker(clock):
@@ -166,8 +166,8 @@ def test_a_stale_answer_stands_in_for_an_open_breaker(clock):
         answer, status, (reason,) = verdict(runner, "feed")
         assert (answer, status, reason[0]) == ("no", "stale", "breaker")
         assert (
-            "NO. A scan of the same state as 1m 40s ago would end `stale`, with the 2 candidates of then; that answer "
-            "stands in for another 59m 20s. One of another state would end `rejected`."
+            "NO. A scan of the same state as 1m 40s ago would end `stale`, with the 2 candidates found then; that "
+            "answer stands in for another 59m 20s. One of another state would end `rejected`."
         ) in says(runner, "feed")
 
 
@@ -210,7 +210,7 @@ def test_a_breaker_that_a_rate_has_opened(clock):
         "the last one with OSError: down"
     )
     assert "3 failed attempts in a row or 50% failures among the last 4 open it" in text
-    assert "now: open, 1 failure in a row, next trial in 1m" in text
+    assert "now: open, 1 failure in a row, next half-open trial in 1m" in text
 
 
 def test_a_hung_thread_is_shown_where_it_hangs():
@@ -243,6 +243,28 @@ def test_a_hung_thread_is_shown_where_it_hangs():
     assert "THREADS THAT DID NOT STOP" in text
     assert "release.wait()" in text
     assert "release.wait()" in told.hung[0].stack
+
+
+def test_the_frames_of_a_hung_thread_begin_with_the_scanner():
+    """Those that lead to it, from the worker through the layers, would only push the place where it hangs aside."""
+    clock, begun, held = FakeClock(), threading.Event(), threading.Lock()
+
+    @scanner(pipeline="test", timeout=Timeout(total=30), **ONE_ATTEMPT)
+    def feed(state):
+        begun.set()
+        held.acquire()  # in C, so the scanner's frame is the innermost one
+        return []
+
+    with held, runner_of(feed, clock=clock) as runner:
+        run = threading.Thread(target=runner.run, args=(STATE,))
+        run.start()
+        assert begun.wait(5)
+        clock.advance(30)
+        run.join(5)
+        _, _, hung = str(runner.explain("feed")).partition("THREADS THAT DID NOT STOP")
+        _heading, _thread, first, code, *_ = hung.splitlines()
+    assert first.strip().startswith(__file__)
+    assert code.strip().startswith("held.acquire()")
 
 
 def test_a_provider_without_a_place():
@@ -321,9 +343,9 @@ def test_layers_left_out_are_said_to_be(clock):
     bare = healthy("bare", cache=None, retry=None, breaker=None)
     with runner_of(bare, clock=clock) as runner:
         text = says(runner, "bare")
-    assert "none: every scan asks the source [decorator] left out" in text
+    assert "none: every scan calls the source [decorator] left out" in text
     assert "none: one attempt per scan [decorator] left out" in text
-    assert "none: a source that keeps failing is asked all the same [decorator] left out" in text
+    assert "none: a source that keeps failing is still called [decorator] left out" in text
 
 
 def test_rates_and_budget_show_their_state(clock):

@@ -380,7 +380,7 @@ def test_a_probe_is_marked_in_the_flight_recorder_and_explained(fleet: Fleet) ->
     assert [flight.probe for flight in runner.flights("ill")] == [False, True]
     assert [past.probe for past in runner.explain("ill").past] == [True, False]
     assert "(probe) OSError: HTTP 500" in str(runner.explain("ill"))
-    assert "to tell whether it may come back" in str(runner.explain("ill", trace=True))
+    assert "tested whether it may come back" in str(runner.explain("ill", trace=True))
     assert "failed to come back 1 time" in str(runner.explain("ill"))
 
 
@@ -545,6 +545,6 @@ def test_what_is_beneath_an_order_is_explained_and_what_was_counted(fleet: Fleet
     runner.disable("ill", reason="quota", who="kim")
     text = " ".join(str(runner.explain("ill")).split())
     assert "disabled by hand (kim) until" in text
-    assert "without the order by hand it would be quarantined" in text
+    assert "without the manual order it would be quarantined" in text
     runner.enable("ill", reason="fixed")
     assert "the scanner is in service by hand, against alerts, until" in str(runner.explain("ill"))

@@ -1,4 +1,8 @@
-"""Explain one scanner: its stack, its state, its last scans, and what would make it run."""
+"""Explain one scanner: its layers, its state, its last scans, and what would make it run.
+
+`model` has the values that an explanation consists of, `layers` describes the stack, `verdict` judges what a scan would
+come to, and `text` shows the whole to a person.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +37,21 @@ __all__ = [
 def explain(
     stack: Stack,
     *,
-    standing: ScannerState,
+    state: ScannerState,
     origins: Mapping[str, str] | None = None,
     findings: Iterable[str] = (),
     before: Sequence[Past] = (),
     trace: bool = False,
 ) -> Explanation:
-    """Explain one scanner as it is now; nothing is changed and nothing is asked.
+    """Explain one scanner as it is now, without changing or calling anything.
 
     Args:
         stack: the scanner and its layers.
-        standing: how it stands at the gate.
-        origins: who said each number, by `layer.field`, or by `layer` for one that is left out; the others count as
+        state: whether it is in service.
+        origins: who set each number, by `layer.field`, or by `layer` for a layer that is left out; the others count as
             built-in.
         findings: options that do not work together, a sentence each.
-        before: scans that a store remembers, newest first, those that the flight recorder has too included.
+        before: scans that a store remembers, newest first; some of them may be in the flight recorder too.
         trace: whether the text shows the past scans layer by layer.
     """
     hung = _hung(stack)
@@ -55,8 +59,8 @@ def explain(
         scanner=stack.name,
         pipeline=stack.pipeline,
         at=stack.clock.time(),
-        verdict=verdict_of(stack, standing, hung),
-        layers=layers_of(stack, standing, origins or {}),
+        verdict=verdict_of(stack, state, hung),
+        layers=layers_of(stack, state, origins or {}),
         expected=stack.expected if math.isfinite(stack.expected) else None,
         past=_all(tuple(past_of(flight, stack.attempts) for flight in reversed(stack.flights.copy())), before),
         hung=hung,

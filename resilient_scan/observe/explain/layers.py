@@ -1,4 +1,4 @@
-"""The effective stack in words and numbers, and the state of each layer."""
+"""The layers of one scanner, in words and numbers: what each does, who set its options, and its state now."""
 
 from __future__ import annotations
 
@@ -9,90 +9,10 @@ from typing import Any
 
 from resilient_scan._text import clean, counted, moment, span
 from resilient_scan.core.stack import Stack
-from resilient_scan.observe.explain.model import Layer, Number, Reason
+from resilient_scan.observe.explain.model import Layer, Number
 from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
-
-# How a scanner stands at the gate, in words.
-
-_SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}
-
-
-def is_probe(state: ScannerState) -> bool:
-    """Say whether a scan that began now would be a probe."""
-    return state.next_probe is not None and state.at >= state.next_probe
-
-
-def gate_layer(state: ScannerState) -> Layer:
-    """Describe the gate: whether it lets scans pass, why, and what is known about that."""
-    return Layer("gate", _gate(state), (), tuple(_known(state)))
-
-
-def gate_reasons(state: ScannerState) -> Iterator[Reason]:
-    """Yield why the gate lets no scan pass, and what would change that."""
-    if state.state == "enabled" or is_probe(state):
-        return
-    yield Reason("gate", f"{_how(state)}, reason: {clean(state.reason)}", _way_out(state))
-
-
-def gate_verdict(state: ScannerState) -> str:
-    """Say what a probe is for."""
-    missing = max(1, state.needed - state.passed)
-    return (
-        "A scan would ask the source at once, as a probe, whatever cache and breaker say: "
-        f"{'one more success' if missing == 1 else f'{missing} successes in a row'} "
-        f"{'brings' if missing == 1 else 'bring'} the scanner back, a failure quarantines it for longer."
-    )
-
-
-def _gate(state: ScannerState) -> str:
-    if state.state == "enabled":
-        by_hand = f" by hand, against alerts, until {moment(state.until)}" if state.by_hand and state.until else ""
-        return f"the scanner is in service{by_hand}: it is asked"
-    if is_probe(state):
-        how = "its cool-off is over" if state.state == "quarantined" else _how(state)
-        return f"on probation: {how}; the next scan is a probe"
-    left = "" if state.until is None else f", in {span(max(0.0, state.until - state.at))}"
-    return f"out of service: {_how(state)}{left}; reason: {clean(state.reason)}"
-
-
-def _how(state: ScannerState) -> str:
-    who = f" ({clean(state.who)})" if state.who else ""
-    until = "" if state.until is None else f" until {moment(state.until)}"
-    if state.state == "disabled":
-        return f"disabled by hand{who}{until}"
-    if state.state == "quarantined":
-        return f"quarantined {_SOURCES.get(state.source, state.source)}{who}{until}"
-    return f"probing, {state.passed} of {counted(state.needed, 'probe')} succeeded"
-
-
-def _way_out(state: ScannerState) -> str:
-    enable = f"runner.enable({state.name!r}), `resilient-scan enable {state.name} --reason WHY`"
-    if state.state == "disabled":
-        return f"wait {span(max(0.0, (state.until or state.at) - state.at))}, or {enable}"
-    left = span(max(0.0, (state.next_probe or state.at) - state.at))
-    if state.probing:
-        return f"its probe is under way; the next one begins when that has ended, in {left} at the latest; or {enable}"
-    needed = f"{state.needed} successes in a row bring" if state.needed > 1 else "its success brings"
-    return f"wait {left}: the first scan after that is a probe, and {needed} the scanner back; or {enable}"
-
-
-def _known(state: ScannerState) -> Iterator[str]:
-    if state.since is not None and state.state != "enabled":
-        yield f"{state.state} since {moment(state.since)}, {span(max(0.0, state.at - state.since))} ago"
-    if state.by_hand and state.beneath != "enabled":
-        yield f"without the order by hand it would be {state.beneath}"
-    if state.level:
-        yield f"it has failed to come back {counted(state.level, 'time')}: the cool-off is that much longer"
-    if state.failures:
-        yield f"{counted(state.failures, 'execution')} in a row failed"
-    for seen in state.evidence:
-        blocks = ", keeps it out of service" if seen.blocks and state.state != "enabled" else ""
-        text = ": ".join(part for part in (seen.name, seen.summary) if part)
-        ago = span(max(0.0, state.at - seen.said_at))
-        yield f"alert {clean(text)}: {seen.status} ({seen.source}, said {ago} ago){blocks}"
-
 
 BUILT_IN, POLICY, POLICIES, DECORATOR, CLASS = "built-in", "policy", "policies", "decorator", "the scanner's class"
 _SECONDS = {
@@ -102,19 +22,71 @@ _SECONDS = {
     *("timeout.total", "timeout.attempt"),
 }
 _NONE = {"cache.inputs": "all of the state but tool_logs", "cache.ttl_empty": "as ttl", "cache.ttl_error": "never"}
+_SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}
+
+
+def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> tuple[Layer, ...]:
+    """Describe the layers of a stack, outermost first."""
+    policy = stack.policy
+    limit = policy.limit if stack.provider is None else stack.provider.limit
+    total, attempt = ("timeout.total",), ("timeout.attempt", "timeout.max_abandoned")
+    timeouts = _numbers(policy, "timeout", origins)
+    return (
+        Layer("gate", _gate(state), (), tuple(_known(state))),
+        Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
+        Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
+        Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
+        Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_guard(stack))),
+        Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
+        Layer(
+            "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
+        ),
+        Layer("scanner", _scanner(stack), (), tuple(_expected(stack))),
+    )
+
+
+# the numbers, and who set them
+
+
+def _numbers(policy: Policy, layer: str, origins: Mapping[str, str]) -> tuple[Number, ...]:
+    option = getattr(policy, layer)
+    if option is None:
+        return (Number(layer, "left out", origins.get(layer, BUILT_IN)),)
+    paths = [f"{layer}.{field}" for field in option.__struct_fields__]
+    return tuple(Number(path, _value(path, option), origins.get(path, BUILT_IN)) for path in paths)
+
+
+def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> tuple[Number, ...]:
+    """Return a limit's numbers, some of which another scanner of the provider may have set."""
+    own = policy.limit
+    if limit is None or own is None or own == limit:
+        return _numbers(policy, "limit", origins)
+    shared = {f"limit.{field}": f"another scanner of {limit.provider}" for field in ("rate", "concurrency")}
+    return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
+
+
+def _value(path: str, option: Any) -> str:
+    value = getattr(option, path.partition(".")[2])
+    if value is None:
+        return _NONE.get(path, "none")
+    if path in _SECONDS:
+        return f"{value:.10g}s"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(item.__name__ if isinstance(item, type) else str(item) for item in value) + ")"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def origins_in_code(
     spec: ScannerSpec, policy: Policy, base: Policy | None, *, whole: bool, timeout_seconds: bool
 ) -> dict[str, str]:
-    """Return who said each number, as far as code did, by `layer.field`, or by `layer` for one that is left out.
+    """Return who set each number that code sets, by `layer.field`, or by `layer` for a layer that is left out.
 
     Args:
         spec: the scanner.
         policy: its effective policy.
-        base: the runner's `policy`, if it was given one.
-        whole: whether the effective policy was given for this scanner.
-        timeout_seconds: whether the runner was given that.
+        base: the runner's `policy` argument, if any.
+        whole: whether the whole policy was given for this scanner, by the runner's `policies`.
+        timeout_seconds: whether the runner was given `timeout_seconds`.
     """
     origins: dict[str, str] = {}
     for layer in policy.__struct_fields__:
@@ -134,68 +106,44 @@ def _place(spec: ScannerSpec, layer: str, base: Policy | None) -> str:
     return BUILT_IN if base is None or getattr(base, layer) == getattr(Policy(), layer) else POLICY
 
 
-def layers_of(stack: Stack, standing: ScannerState, origins: Mapping[str, str]) -> tuple[Layer, ...]:
-    """Describe the layers of a stack, outermost first."""
-    policy = stack.policy
-    limit = policy.limit if stack.provider is None else stack.provider.limit
-    total, attempt = ("timeout.total",), ("timeout.attempt", "timeout.max_abandoned")
-    timeouts = _numbers(policy, "timeout", origins)
-    return (
-        gate_layer(standing),
-        Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
-        Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
-        Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
-        Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_guard(stack))),
-        Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
-        Layer(
-            "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
-        ),
-        Layer("scanner", _scanner(stack), (), tuple(_expected(stack))),
-    )
+# what each layer does
 
 
-# Numbers
+def _gate(state: ScannerState) -> str:
+    if state.state == "enabled":
+        by_hand = f" by hand, against alerts, until {moment(state.until)}" if state.by_hand and state.until else ""
+        return f"the scanner is in service{by_hand}: it is called"
+    if is_probe(state):
+        how = "its cool-off has passed" if state.state == "quarantined" else how_out(state)
+        return f"on probation: {how}; the next scan is a probe"
+    left = "" if state.until is None else f", in {span(max(0.0, state.until - state.at))}"
+    return f"out of service: {how_out(state)}{left}; reason: {clean(state.reason)}"
 
 
-def _numbers(policy: Policy, layer: str, origins: Mapping[str, str]) -> tuple[Number, ...]:
-    option = getattr(policy, layer)
-    if option is None:
-        return (Number(layer, "left out", origins.get(layer, BUILT_IN)),)
-    paths = [f"{layer}.{field}" for field in option.__struct_fields__]
-    return tuple(Number(path, _value(path, option), origins.get(path, BUILT_IN)) for path in paths)
+def how_out(state: ScannerState) -> str:
+    """Say how a scanner went out of service, by whom, and until when."""
+    who = f" ({clean(state.who)})" if state.who else ""
+    until = "" if state.until is None else f" until {moment(state.until)}"
+    if state.state == "disabled":
+        return f"disabled by hand{who}{until}"
+    if state.state == "quarantined":
+        return f"quarantined {_SOURCES.get(state.source, state.source)}{who}{until}"
+    return f"probing, {state.passed} of {counted(state.needed, 'probe')} succeeded"
 
 
-def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> tuple[Number, ...]:
-    """Return a limit's numbers; those that another scanner gave for the provider come from there."""
-    own = policy.limit
-    if limit is None or own is None or own == limit:
-        return _numbers(policy, "limit", origins)
-    shared = {f"limit.{field}": f"another scanner of {limit.provider}" for field in ("rate", "concurrency")}
-    return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
-
-
-def _value(path: str, option: Any) -> str:
-    value = getattr(option, path.partition(".")[2])
-    if value is None:
-        return _NONE.get(path, "none")
-    if path in _SECONDS:
-        return f"{value:.10g}s"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(item.__name__ if isinstance(item, type) else str(item) for item in value) + ")"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-# What each layer does
+def is_probe(state: ScannerState) -> bool:
+    """Return whether a scan that began now would be a probe."""
+    return state.next_probe is not None and state.at >= state.next_probe
 
 
 def _cache(cache: Cache | None) -> str:
     if cache is None:
-        return "none: every scan asks the source"
-    same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key, for there is but one"
+        return "none: every scan calls the source"
+    same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key, and there is only one"
     jitter = f" (at random up to {cache.jitter:.0%} less)" if cache.jitter else ""
     stale = cache.stale_if_error
-    then = f"for {span(stale)} after that it stands in where the source fails" if stale else "after that it is not used"
-    return f"an answer is fresh for {span(cache.ttl)}{jitter}: a scan of the same {same} gets it without asking; {then}"
+    then = f"for {span(stale)} after that it stands in when the source fails" if stale else "after that it is not used"
+    return f"an answer is fresh for {span(cache.ttl)}{jitter}: a scan of the same {same} gets it without a call; {then}"
 
 
 def _total(policy: Policy) -> str:
@@ -215,17 +163,16 @@ def _retry(retry: Retry | None) -> str:
 
 def _breaker(breaker: Breaker | None) -> str:
     if breaker is None:
-        return "none: a source that keeps failing is asked all the same"
+        return "none: a source that keeps failing is still called"
     failures = f"{breaker.failures} failed attempts in a row" if breaker.failures > 1 else "1 failed attempt"
     rates = [
         f"{rate:.0%} {what} among the last {breaker.window}"
         for rate, what in ((breaker.failure_rate, "failures"), (breaker.slow_rate, "slow ones"))
         if rate is not None
     ]
-    trials = "1 trial decides" if breaker.trials == 1 else f"{breaker.trials} trials decide"
-    return (
-        f"{' or '.join([failures, *rates])} open it: no scan is let through for {span(breaker.open_for)}, then {trials}"
-    )
+    trials = "1 half-open trial decides" if breaker.trials == 1 else f"{breaker.trials} half-open trials decide"
+    opens = " or ".join([failures, *rates])
+    return f"{opens} open it: no scan is admitted for {span(breaker.open_for)}, then {trials}"
 
 
 def _limit(limit: Limit | None) -> str:
@@ -255,7 +202,23 @@ def _scanner(stack: Stack) -> str:
     return f"{clean(where + line)}{kind}" + (f"; it has settings for {clean(keys)}" if keys else "")
 
 
-# The state of each layer
+# the state of each layer
+
+
+def _known(state: ScannerState) -> Iterator[str]:
+    if state.since is not None and state.state != "enabled":
+        yield f"{state.state} since {moment(state.since)}, {span(max(0.0, state.at - state.since))} ago"
+    if state.by_hand and state.beneath != "enabled":
+        yield f"without the manual order it would be {state.beneath}"
+    if state.level:
+        yield f"it has failed to come back {counted(state.level, 'time')}: the cool-off is that much longer"
+    if state.failures:
+        yield f"{counted(state.failures, 'execution')} in a row failed"
+    for alert in state.evidence:
+        blocks = ", keeps it out of service" if alert.blocks and state.state != "enabled" else ""
+        text = ": ".join(part for part in (alert.name, alert.summary) if part)
+        ago = span(max(0.0, state.at - alert.said_at))
+        yield f"alert {clean(text)}: {alert.status} ({alert.source}, said {ago} ago){blocks}"
 
 
 def _kept(stack: Stack) -> Iterator[str]:
@@ -279,7 +242,8 @@ def _guard(stack: Stack) -> Iterator[str]:
     if guard is None or breaker is None:
         return
     state, wait = guard.state.replace("_", "-"), guard.next_trial_in()
-    trial = f", next trial in {span(wait)}" if wait else "" if state == "closed" else ", the next scan is a trial"
+    next_trial = f"next half-open trial in {span(wait)}" if wait else "the next scan is a half-open trial"
+    trial = "" if state == "closed" else f", {next_trial}"
     yield f"{state}, {counted(guard.failures, 'failure')} in a row{trial}"
     troubled = guard.troubled()
     if troubled is not None:

@@ -11,7 +11,7 @@ class Number(msgspec.Struct, frozen=True):
     Attributes:
         option: its path, such as `cache.ttl`.
         value: with its unit, such as `300s`.
-        origin: who said so: `built-in`, `policy`, `decorator`, `timeout_seconds`, a file's line, a variable.
+        origin: who set it: `built-in`, `policy`, `decorator`, `timeout_seconds`, a file's line, or a variable.
     """
 
     option: str
@@ -25,8 +25,8 @@ class Layer(msgspec.Struct, frozen=True):
     Attributes:
         name: such as `cache`.
         does: what it does to a scan, with the numbers, in a sentence.
-        numbers: its options; none where it is left out.
-        now: its state, a sentence each.
+        numbers: its options.
+        now: its state, in sentences.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a scan that began now would ask the source.
+    """Whether a scan that began now would call the source.
 
     Attributes:
-        answer: `yes`; `waits`: later than at once; `cached`: no, the cache has the answer; `no`.
-        status: how such a scan would end where that is known, such as `rejected`, or `""`.
+        answer: `yes`; `waits`, which means yes, but later; `cached`, which means the cache has the answer; or `no`.
+        status: how such a scan would end, such as `rejected`, or `""` if that is not known.
         says: the same in a sentence.
         reasons: outermost layer first.
     """
@@ -60,7 +60,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Hung(msgspec.Struct, frozen=True):
-    """A thread of the scanner that did not stop in time: name, seconds since it began, where it is now."""
+    """A thread of the scanner that did not stop in time: its name, seconds since it began, and its stack now."""
 
     thread: str
     age: float

@@ -1,4 +1,4 @@
-"""An explanation, and how a person reads it: on a terminal of 100 columns, without colours, the answer first."""
+"""An explanation, and its text for a person: 100 columns wide, without colours, the answer first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from resilient_scan.results import plain
 from resilient_scan.stores.history import Attempt, Past
 
 WIDTH = 100
-SHOWN = 8  # past scans without a trace
-FRAMES = 5  # of a hung thread's stack, the innermost ones
+MAX_SCANS = 8  # past scans in a text without a trace
+MAX_FRAMES = 5  # innermost ones of a hung thread's stack
+PACKAGE = PurePath(__file__).parents[2]
+SCANNERS = {"testing.py", "faults.py"}  # files of the package that define scanners
 _GLUE = "\N{NO-BREAK SPACE}"  # keeps an option and its value on one line
 _MARKS = {"yes": "YES", "waits": "YES, BUT IT WAITS", "cached": "NOT NEEDED", "no": "NO"}
 _CACHE = {
@@ -26,8 +28,8 @@ _CACHE = {
     "stale": "had an old answer, which stood in for the failure (stale)",
     "miss": "had no fresh answer (miss)",
     "shared": "another scan was fetching the answer; this one waited for it (shared)",
-    "bypass": "not used, for there is no stable key for such a state (bypass)",
-    "": "not asked",
+    "bypass": "not used, because such a state has no stable key (bypass)",
+    "": "not consulted",
 }
 
 
@@ -35,11 +37,11 @@ class Explanation(msgspec.Struct, frozen=True):
     """Everything there is to know about one scanner in a runner, at one instant.
 
     Attributes:
-        scanner, pipeline: whose it is.
+        scanner, pipeline: which one.
         at: epoch seconds.
         verdict: whether it would run now, and if not, why and what would make it run.
         layers: the effective stack, outermost first.
-        expected: seconds that a scan takes, from those seen; `None`: none was seen.
+        expected: seconds that a scan takes, judging by earlier ones; None if there are none.
         past: its last scans, newest first, at most 50.
         hung: its threads that did not stop in time, oldest first.
         findings: options that do not work together, a sentence each.
@@ -63,7 +65,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
     @property
     def cached(self) -> bool:
-        """Say whether the scanner has a cache."""
+        """Return whether the scanner has a cache."""
         return any(number.option.startswith("cache.") for layer in self.layers for number in layer.numbers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,21 +74,21 @@ class Explanation(msgspec.Struct, frozen=True):
         return data
 
 
-def _lines(told: Explanation) -> list[str]:
-    lines = [*_head(told), "", *_layers(told.layers)]
-    if told.hung:
-        lines += ["", *_hung(told.hung)]
-    if told.findings:
-        lines += ["", "WHAT DOES NOT WORK TOGETHER", *_bullets(told.findings)]
-    return [*lines, "", *(_trace(told) if told.trace else _past(told))]
+def _lines(explained: Explanation) -> list[str]:
+    lines = [*_head(explained), "", *_layers(explained.layers)]
+    if explained.hung:
+        lines += ["", *_hung(explained.hung)]
+    if explained.findings:
+        lines += ["", "WHAT DOES NOT WORK TOGETHER", *_bullets(explained.findings)]
+    return [*lines, "", *(_trace(explained) if explained.trace else _past(explained))]
 
 
-def _head(told: Explanation) -> Iterator[str]:
-    name = f"{told.scanner} (pipeline {clean(told.pipeline)})"
-    yield f"{shortened(name, WIDTH - 25):<{WIDTH - 24}} {moment(told.at)}"
+def _head(explained: Explanation) -> Iterator[str]:
+    name = f"{explained.scanner} (pipeline {clean(explained.pipeline)})"
+    yield f"{shortened(name, WIDTH - 25):<{WIDTH - 24}} {moment(explained.at)}"
     yield ""
-    yield from _labelled("runs now?", f"{_MARKS[told.verdict.answer]}. {told.verdict.says}", 11)
-    for reason in told.verdict.reasons:
+    yield from _labelled("runs now?", f"{_MARKS[explained.verdict.answer]}. {explained.verdict.says}", 11)
+    for reason in explained.verdict.reasons:
         yield from _labelled("  why", f"{reason.layer}: {reason.why}", 11)
         yield from _labelled("  way out", reason.way_out, 11)
 
@@ -117,7 +119,7 @@ def _hung(hung: Iterable[Hung]) -> Iterator[str]:
     yield "THREADS THAT DID NOT STOP and where they are now, the innermost call last"
     for thread in hung:
         yield f"  {thread.thread}, at work for {span(thread.age)}"
-        frames = list(_FRAME.finditer(thread.stack))[-FRAMES:]
+        frames = list(_FRAME.finditer(thread.stack))[-MAX_FRAMES:]
         for frame in dropwhile(_is_ours, frames):
             place = f"    {frame['file']}:{frame['line']} in {frame['function']}"
             yield shortened(place, WIDTH)
@@ -125,9 +127,9 @@ def _hung(hung: Iterable[Hung]) -> Iterator[str]:
 
 
 def _is_ours(frame: re.Match[str]) -> bool:
-    """Say whether it is a call that leads to the scanner and tells nothing about it."""
+    """Return whether a frame only leads to the scanner, and says nothing about where that hangs."""
     file = PurePath(frame["file"])
-    return file.parent.name in {"layers", "engines", "resilient_scan"} and file.name not in {"testing.py", "faults.py"}
+    return PACKAGE in file.parents and file.name not in SCANNERS
 
 
 def _bullets(sentences: Iterable[str]) -> Iterator[str]:
@@ -135,39 +137,39 @@ def _bullets(sentences: Iterable[str]) -> Iterator[str]:
         yield from _labelled("  -", sentence, 4)
 
 
-def _past(told: Explanation) -> Iterator[str]:
-    if not told.past:
+def _past(explained: Explanation) -> Iterator[str]:
+    if not explained.past:
         yield "LAST SCANS: none yet"
         return
-    shown = told.past[:SHOWN]
-    yield f"LAST SCANS, newest first ({len(shown)} of {len(told.past)} remembered; a trace shows each layer by layer)"
+    shown, total = explained.past[:MAX_SCANS], len(explained.past)
+    yield f"LAST SCANS, newest first ({len(shown)} of {total} remembered; a trace shows each layer by layer)"
     yield f"  {'when (UTC)':<24}{'status':<11}{'candidates':>10}{'took':>10}{'attempts':>10}  error"
     for scan in shown:
-        when = f"{moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}"
+        when = f"{moment(scan.started_at, explained.at)}, {ago(explained.at - scan.started_at)}"
         row = f"  {when:<24}{scan.status:<11}{scan.found:>10}{span(scan.duration):>10}{len(scan.attempts):>10}  "
         yield shortened(row + ("(probe) " if scan.probe else "") + scan.error, WIDTH)
 
 
-def _trace(told: Explanation) -> Iterator[str]:
-    if not told.past:
+def _trace(explained: Explanation) -> Iterator[str]:
+    if not explained.past:
         yield "FLIGHT RECORDER: no scan yet"
         return
-    yield f"FLIGHT RECORDER, {counted(len(told.past), 'scan')}, newest first; times in UTC"
-    for scan in told.past:
-        yield f"  {moment(scan.started_at, told.at)}, {ago(told.at - scan.started_at)}, run {scan.run_id[:8]}"
-        for label, text in _steps(scan, told.cached):
+    yield f"FLIGHT RECORDER, {counted(len(explained.past), 'scan')}, newest first; times in UTC"
+    for scan in explained.past:
+        yield f"  {moment(scan.started_at, explained.at)}, {ago(explained.at - scan.started_at)}, run {scan.run_id[:8]}"
+        for label, text in _steps(scan, explained.cached):
             yield from _labelled(f"    {label}", text, 16)
 
 
 def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
     """Yield what happened to a scan, layer by layer."""
     if scan.probe:
-        yield "probe", "the scanner was out of service, and this was to tell whether it may come back"
+        yield "probe", "the scanner was out of service, and this scan tested whether it may come back"
     else:
-        how = _CACHE[scan.cache] if cached or scan.cache != "bypass" else "left out: every scan asks the source"
+        how = _CACHE[scan.cache] if cached or scan.cache != "bypass" else "left out: every scan calls the source"
         yield "cache", how + (f", {span(scan.age)} old" if scan.age else "")
     if scan.attempts:
-        yield "worker", f"took it up after {span(scan.queue_wait)} in the queue"
+        yield "worker", f"started after {span(scan.queue_wait)} in the queue"
     for attempt in scan.attempts:
         yield (
             f"attempt {attempt.number}",
@@ -182,13 +184,13 @@ def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
 
 
 def _given_up(scan: Past, attempt: Attempt) -> str:
-    """Say that no attempt followed, where more were allowed."""
+    """Say that no attempt followed although more were allowed."""
     last = attempt.failed and attempt.pause is None and scan.status not in {"skipped", "timeout"}
     given_up = last and attempt.number < scan.allowed
     return f"; given up after {attempt.number} of {counted(scan.allowed, 'attempt')}" if given_up else ""
 
 
 def _labelled(label: str, text: str, indent: int) -> list[str]:
-    """Wrap text beside a label that stands once, at the left."""
+    """Wrap text to the right of a label, which stands on the first line only."""
     lines = textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
     return [f"{label if place == 0 else '':<{indent}}{line.replace(_GLUE, ' ')}" for place, line in enumerate(lines)]

@@ -1,14 +1,14 @@
-"""Would it run now, and if not: why, and what would make it run."""
+"""Whether a scanner would run now, and if not: why, and what would make it run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from resilient_scan._text import brief, counted, span
+from resilient_scan._text import brief, clean, counted, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.layers.breaker import Guard
 from resilient_scan.layers.cache import Entry
-from resilient_scan.observe.explain.layers import gate_reasons, gate_verdict, is_probe
+from resilient_scan.observe.explain.layers import how_out, is_probe
 from resilient_scan.observe.explain.model import Hung, Reason, Verdict
 from resilient_scan.options import Breaker
 from resilient_scan.quarantine import ScannerState
@@ -17,13 +17,13 @@ from resilient_scan.results import Status
 HINDERS, DELAYS = "hinders", "delays"
 
 
-def verdict_of(stack: Stack, standing: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
+def verdict_of(stack: Stack, state: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
     """Judge what a scan that began now would come to."""
-    closed = tuple(gate_reasons(standing))
+    closed = tuple(_gate(state))
     if closed:
         return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
-    if is_probe(standing):
-        return _probe(standing, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
+    if is_probe(state):
+        return _probe(state, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
     found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
     hindering = tuple(reason for weight, reason in found if weight == HINDERS)
     delaying = tuple(reason for weight, reason in found if weight == DELAYS)
@@ -36,28 +36,38 @@ def verdict_of(stack: Stack, standing: ScannerState, hung: tuple[Hung, ...]) -> 
     if hindering:
         return _instead(stack, newest, Status.REJECTED, hindering)
     if delaying:
-        says = f"A scan would ask the source as soon as there is room for it.{_stored(stack, ' fresh')}"
+        says = f"A scan would call the source as soon as there is room for it.{_stored(stack, ' fresh')}"
         return Verdict("waits", "", says, delaying)
     return Verdict("yes", "", _now(stack))
 
 
-def _probe(standing: ScannerState, found: list[tuple[str, Reason]]) -> Verdict:
-    """Judge a probe: it reads no cache, and the breaker lets it pass."""
+def _probe(state: ScannerState, found: list[tuple[str, Reason]]) -> Verdict:
+    """Judge a probe, which reads no cache and takes the breaker's half-open permit."""
     hindering = tuple(reason for weight, reason in found if weight == HINDERS)
     if hindering:
         return Verdict("no", Status.REJECTED, "A scan would be a probe, but end `rejected`.", hindering)
-    return Verdict("waits" if found else "yes", "", gate_verdict(standing), tuple(reason for _, reason in found))
+    return Verdict("waits" if found else "yes", "", _probe_decides(state), tuple(reason for _, reason in found))
+
+
+def _probe_decides(state: ScannerState) -> str:
+    """Say what a probe is for."""
+    missing = max(1, state.needed - state.passed)
+    return (
+        "A scan would call the source at once, as a probe, whatever cache and breaker say: "
+        f"{'one more success' if missing == 1 else f'{missing} successes in a row'} "
+        f"{'brings' if missing == 1 else 'bring'} the scanner back, a failure quarantines it for longer."
+    )
 
 
 def _now(stack: Stack) -> str:
     if stack.guard is not None and stack.guard.state != "closed":
-        does = "as a trial: its success closes the breaker, its failure opens it"
-        return f"A scan would ask the source at once, {does}.{_stored(stack, ' fresh')}"
-    return f"A scan would ask the source at once.{_stored(stack, ' fresh')}"
+        does = "as a half-open trial: its success closes the breaker, its failure opens it"
+        return f"A scan would call the source at once, {does}.{_stored(stack, ' fresh')}"
+    return f"A scan would call the source at once.{_stored(stack, ' fresh')}"
 
 
 def _stored(stack: Stack, fresh: str = "") -> str:
-    """Say that the store may have an answer: which one depends on the state of the run."""
+    """Say that the store may have an answer; which one depends on the state of the run."""
     if stack.cache is None or stack.cache.answers is None:
         return ""
     return f" If the store has a{fresh or 'n'} answer to its state, it gets that instead."
@@ -65,31 +75,50 @@ def _stored(stack: Stack, fresh: str = "") -> str:
 
 def _fresh(stack: Stack, newest: Entry, hindered: bool) -> str:
     now = stack.clock.monotonic()
-    told = (
+    found = (
         f"The answer of {span(max(0.0, now - newest.stored_at))} ago is fresh for another "
         f"{span(newest.fresh_until - now)}: a scan of the same state would end `cached` with its "
         f"{counted(len(newest.candidates), 'candidate')}"
     )
-    return told + (", one of another state `rejected`." if hindered else "; one of another state would ask the source.")
+    other = ", one of another state `rejected`." if hindered else "; one of another state would call the source."
+    return found + other
 
 
 def _instead(stack: Stack, newest: Entry | None, status: Status, reasons: tuple[Reason, ...]) -> Verdict:
-    """Say what a scan gets that does not ask the source: an old answer where there is one, else a failure."""
+    """Say what a scan gets that does not call the source: an old answer if there is one, else a failure."""
     now = stack.clock.monotonic()
     which = "A scan of the same state" if status is Status.ERROR else "A scan"
     if newest is None or now >= newest.stale_until:
         stored = _stored(stack) if status is Status.REJECTED else ""
-        return Verdict("no", status, f"{which} would end `{status}`, without asking the source.{stored}", reasons)
-    told = (
+        return Verdict("no", status, f"{which} would end `{status}`, without calling the source.{stored}", reasons)
+    found = (
         f"A scan of the same state as {span(now - newest.stored_at)} ago would end `stale`, with the "
-        f"{counted(len(newest.candidates), 'candidate')} of then; that answer stands in for another "
+        f"{counted(len(newest.candidates), 'candidate')} found then; that answer stands in for another "
         f"{span(newest.stale_until - now)}."
     )
     other = "" if status is Status.ERROR else f" One of another state would end `{status}`."
-    return Verdict("no", Status.STALE, told + other, reasons)
+    return Verdict("no", Status.STALE, found + other, reasons)
 
 
-# What stands in the way, outermost layer first
+# what stands in the way, outermost layer first
+
+
+def _gate(state: ScannerState) -> Iterator[Reason]:
+    """Yield why the gate admits no scan, and what would change that."""
+    if state.state == "enabled" or is_probe(state):
+        return
+    yield Reason("gate", f"{how_out(state)}, reason: {clean(state.reason)}", _way_out(state))
+
+
+def _way_out(state: ScannerState) -> str:
+    enable = f"runner.enable({state.name!r}), `resilient-scan enable {state.name} --reason WHY`"
+    if state.state == "disabled":
+        return f"wait {span(max(0.0, (state.until or state.at) - state.at))}, or {enable}"
+    left = span(max(0.0, (state.next_probe or state.at) - state.at))
+    if state.probing:
+        return f"its probe is under way; the next one begins when that ends, within {left}; or {enable}"
+    needed = f"{state.needed} successes in a row bring" if state.needed > 1 else "its success brings"
+    return f"wait {left}: the first scan after that is a probe, and {needed} the scanner back; or {enable}"
 
 
 def _failed(stack: Stack, failure: Entry) -> Reason:
@@ -116,7 +145,7 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             Reason(
                 "breaker",
                 f"{_opened(guard, breaker)}{_last_error(stack)}",
-                f"wait {span(wait)}: the first scan after that is a trial, and {trials} the breaker",
+                f"wait {span(wait)}: the first scan after that is a half-open trial, and {trials} the breaker",
             ),
         )
     else:
@@ -125,13 +154,13 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             Reason(
                 "breaker",
                 f"half-open, and as many trials as breaker.trials={breaker.trials} allows are under way",
-                f"when a trial has ended, in {span(wait)} at the latest, the next one begins; {trials} the breaker",
+                f"the next trial begins when one ends, within {span(wait)}; {trials} the breaker",
             ),
         )
 
 
 def _opened(guard: Guard, breaker: Breaker) -> str:
-    """Say what opened it; a trial that failed is one more in a row."""
+    """Say what opened it; a failed half-open trial counts as one more in a row."""
     if guard.failures >= breaker.failures:
         return f"open after {counted(guard.failures, 'failed attempt')} in a row"
     return f"open, because too many of the last {breaker.window} attempts failed or were slow (breaker.window)"
@@ -177,12 +206,12 @@ def _provider(stack: Stack) -> Iterator[tuple[str, Reason]]:
     if provider is None:
         return
     most, name = provider.limit.concurrency, provider.limit.provider
-    patience = f"a scan waits its turn for up to timeout.total={span(stack.total)}, then it ends `rejected`"
+    turn = f"a scan waits its turn for up to timeout.total={span(stack.total)}, then it ends `rejected`"
     if most is not None and provider.taken >= most:
         yield (
             DELAYS,
-            Reason("limit", f"all attempts that {name} allows at a time ({most}) are under way", patience),
+            Reason("limit", f"all attempts that {name} allows at a time ({most}) are under way", turn),
         )
     elif provider.waiting:
         rates = ", ".join(provider.limit.rates) or "none"
-        yield DELAYS, Reason("limit", f"{provider.waiting} before it wait for provider {name} (rate {rates})", patience)
+        yield DELAYS, Reason("limit", f"{provider.waiting} wait ahead of it for provider {name} (rate {rates})", turn)
