@@ -30,7 +30,6 @@ __all__ = [
     "Verdict",
     "explain",
     "origins_in_code",
-    "past_of",
 ]
 
 
