@@ -38,9 +38,13 @@ from resilient_scan.clock import short
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
 from resilient_scan.core.pool import SHUT_DOWN, Worker
-from resilient_scan.core.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack, kind_of
+from resilient_scan.core.stack import REJECTED, Stack, kind_of
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import (
+    CANCELLED,
+    ERROR,
+    SUCCESS,
+    TIMEOUT,
     AttemptEnded,
     Event,
     ExecutionEnded,

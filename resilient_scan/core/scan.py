@@ -17,9 +17,9 @@ from typing import Any
 
 from resilient_scan.core.execution import Execution
 from resilient_scan.core.outcome import Outcome, WaitingRun
-from resilient_scan.core.stack import CANCELLED, ERROR, REJECTED, SUCCESS, TIMEOUT, Stack
+from resilient_scan.core.stack import REJECTED, Stack
 from resilient_scan.errors import ScanTimeout
-from resilient_scan.events import Event
+from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT, Event
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status

@@ -24,6 +24,10 @@ from resilient_scan.core.sources import Sources
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout, StoreError
 from resilient_scan.events import (
+    CANCELLED,
+    ERROR,
+    SUCCESS,
+    TIMEOUT,
     AttemptEnded,
     AttemptStarted,
     Bus,
@@ -51,7 +55,7 @@ from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Past
 from resilient_scan.stores.leases import LeaseKeeper
 
-SUCCESS, ERROR, TIMEOUT, REJECTED, CANCELLED = "success", "error", "timeout", "rejected", "cancelled"
+REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: list[Any] = []
