@@ -1,7 +1,8 @@
 """What happened, as frozen records for listeners.
 
-All of a run's events arrive before `run` returns; none is sent while a lock is held or on the watchdog's thread.
-Durations are seconds, `at` is epoch seconds.
+All events of a run arrive before `run` returns, except those of threads that it abandoned. None is sent while a lock is
+held, so a listener may call the runner, and none on the watchdog's thread, where a slow listener would delay every
+deadline. Durations are in seconds, and `at` is in epoch seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _log = logging.getLogger("resilient_scan")
 SUCCESS, ERROR, TIMEOUT, CANCELLED = "success", "error", "timeout", "cancelled"  # outcomes of attempts and executions
 
 traces: dict[str, str] = {}
-"""Of runs under way that are traced: the trace's id, in hex, by the run's. A listener that traces writes it, one that
-counts may read it; they do not know each other."""
+"""The trace ids of the traced runs under way, in hex, by run id. A listener that traces writes them and one that counts
+may read them, so that neither needs to know the other."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -28,14 +29,14 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """One scanner as a listener learns of it, with functions that read its live state.
+    """One scanner as listeners see it, with functions that read its live state.
 
     Attributes:
-        name, pipeline: whose it is.
-        breaker_state: returns `closed`, `open` or `half_open`, or `None` once its runner is closed or gone; `None`
-            instead of a function where the scanner has no breaker.
+        name, pipeline: of the scanner.
+        breaker_state: returns `closed`, `open` or `half_open`, or None once its runner is closed or gone; is itself
+            None if the scanner has no breaker.
         abandoned_threads: returns how many of its threads hang.
-        state: returns `enabled`, `quarantined`, `probing` or `disabled`, or `None` once its runner is closed or gone.
+        state: returns `enabled`, `quarantined`, `probing` or `disabled`, or None once its runner is closed or gone.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Load(msgspec.Struct, frozen=True):
 
     Attributes:
         queued: executions that wait for a worker.
-        busy, idle: workers that are at one, and that wait for one.
+        busy, idle: workers that run an execution, and workers that wait for one.
         abandoned: threads that did not stop in time and still run.
     """
 
@@ -63,7 +64,7 @@ class Load(msgspec.Struct, frozen=True):
 class ScannersRegistered(Event, frozen=True, gc=False):
     """A runner was built; sent once to each listener, before any other event.
 
-    `load` returns how busy its threads are, or `None` once the last of them is gone.
+    `load` returns how busy its threads are, or None once the last of them has ended.
     """
 
     scanners: tuple[Registered, ...]
@@ -71,7 +72,7 @@ class ScannersRegistered(Event, frozen=True, gc=False):
 
 
 class RunStarted(Event, frozen=True, gc=False):
-    """A run begins with this many scanners."""
+    """A run began, with this many scanners."""
 
     run_id: str
     scanners: int
@@ -92,7 +93,7 @@ class AttemptStarted(Event, frozen=True, gc=False):
 class AttemptEnded(Event, frozen=True, gc=False):
     """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`.
 
-    `run_id` is, here and in the events below, that of the run for which the execution was begun.
+    Here and in the events below, `run_id` is the id of the run for which the execution began.
     """
 
     scanner: str
@@ -127,10 +128,9 @@ class RetryBudgetExhausted(Event, frozen=True, gc=False):
 class ScanEnded(Event, frozen=True, gc=False):
     """A scan has its result.
 
-    `cache` tells what the cache had for it: `hit`, `stale`, `miss`, `shared` (another scan's execution answered),
-    `bypass` (no cache, or a state without a stable key), or `""` where it was not asked.
-    `invalid` is the reason why the first dropped candidate was dropped. `probe` says whether the scan tested a
-    scanner that was out of service.
+    `cache` is what the cache had for it: `hit`, `stale`, `miss`, `shared` (another scan's execution answered), `bypass`
+    (no cache, or a state without a stable key), or `""` if it was not consulted. `invalid` is the reason why the first
+    dropped candidate was dropped. `probe` is true if the scan tested a scanner that was out of service.
     """
 
     run_id: str
@@ -141,7 +141,7 @@ class ScanEnded(Event, frozen=True, gc=False):
 
 
 class RunEnded(Event, frozen=True, gc=False):
-    """A run is over; `counts` by status."""
+    """A run ended; `counts` has the number of scans by status."""
 
     run_id: str
     duration: float
@@ -151,9 +151,9 @@ class RunEnded(Event, frozen=True, gc=False):
 
 
 class SuspiciousResult(Event, frozen=True, gc=False):
-    """An execution answered, but hardly with the truth: empty or small as never before, or mostly malformed.
+    """An execution answered, but the answer must not be trusted: unusually empty or small, or mostly malformed.
 
-    `found` candidates were kept, `dropped` were invalid. It comes once for an execution, before its `ScanEnded`.
+    `found` candidates were kept and `dropped` were invalid. It is sent once per execution, before its `ScanEnded`.
     """
 
     scanner: str
@@ -182,8 +182,8 @@ class BreakerChanged(Event, frozen=True, gc=False):
 class ScannerStateChanged(Event, frozen=True, gc=False):
     """A scanner went out of service or came back; `until` is epoch seconds or `None`.
 
-    `old` and `new` are `enabled`, `quarantined`, `probing` or `disabled`. `source` says who did it: `hand`, `expiry`
-    (of an order by hand), `alert`, `failures` (counted here) or `probe`.
+    `old` and `new` are `enabled`, `quarantined`, `probing` or `disabled`. `source` is what changed it: `hand`, `expiry`
+    (of a manual order), `alert`, `failures` (counted here) or `probe`.
     """
 
     scanner: str
@@ -196,7 +196,7 @@ class ScannerStateChanged(Event, frozen=True, gc=False):
 
 
 class ThreadAbandoned(Event, frozen=True, gc=False):
-    """A thread did not stop at its deadline and was abandoned; `age` is how long it has been at work."""
+    """A thread did not stop at its deadline and was abandoned; `age` is how long it has been working."""
 
     scanner: str
     thread: str
@@ -206,10 +206,10 @@ class ThreadAbandoned(Event, frozen=True, gc=False):
 
 
 class LateCompletion(Event, frozen=True, gc=False):
-    """Work ended after its scan had been handed over: `outcome` is `success` or `error`, `duration` its true length.
+    """Abandoned work ended after all: `outcome` is `success` or `error`, and `duration` is how long it really took.
 
-    `method` says what freed its thread: `cooperative` (it noticed that its time was over), `cancel` (of an `async def`
-    scanner), or `abandoned` (nothing did, it ended after all); later `sockets` (shut down) and `process` (ended).
+    `method` is what freed its thread: `cooperative` (the scanner noticed its deadline), `cancel` (of an `async def`
+    scanner), `sockets` (shut down), `process` (killed), or `abandoned` (nothing did; it ended by itself).
     """
 
     scanner: str
@@ -221,9 +221,9 @@ class LateCompletion(Event, frozen=True, gc=False):
 
 
 class ProbeEnded(Event, frozen=True, gc=False):
-    """An execution that tested a quarantined scanner ended: `outcome` as that of the execution.
+    """An execution that tested a quarantined scanner ended, with the same `outcome` as the execution.
 
-    One that did not come to ask the source is `cancelled`. `reason` says why it failed; `mark` tells it from others.
+    If it never called the source, it is `cancelled`. `reason` is why it failed, and `mark` tells it from other probes.
     """
 
     scanner: str
@@ -235,9 +235,9 @@ class ProbeEnded(Event, frozen=True, gc=False):
 
 
 class StoreFailed(Event, frozen=True, gc=False):
-    """An operation of the store (a method of its protocol, such as `update`) failed; `message` holds no secret.
+    """An operation of the store (a method of its protocol, such as `update`) failed; `message` contains no secret.
 
-    `first`: it is the first one that failed since the store worked.
+    `first` is true for the first failure since the store last worked.
     """
 
     operation: str
@@ -247,7 +247,7 @@ class StoreFailed(Event, frozen=True, gc=False):
 
 
 class StoreRecovered(Event, frozen=True, gc=False):
-    """The store works again: a run was over in which nothing of it failed."""
+    """The store works again: a run ended in which none of its operations failed."""
 
     at: float
 
@@ -265,67 +265,67 @@ class AlertReceived(Event, frozen=True, gc=False):
 
 
 class HeartbeatSeen(Event, frozen=True, gc=False):
-    """The heartbeat of the alerting came in."""
+    """A heartbeat of the alerting came in."""
 
     at: float
 
 
 Listener = Callable[[Any], object]
-"""Anything that takes one event. It may say by an attribute `events` (a tuple of event classes) which ones it wants;
-the others are then not even built for it."""
+"""Anything that takes one event. An attribute `events` (a tuple of event classes) may say which ones it wants; others
+are then not even built for it."""
 
 
 class Bus:
-    """Brings events to listeners; one that raises is logged once and breaks nothing."""
+    """Brings events to listeners; a listener that raises is logged once and breaks nothing."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
-        tellers = [(_teller(listener), getattr(listener, "events", None)) for listener in listeners]
-        self._tellers: dict[type, list[Callable[[Event], None]]] = {
-            kind: [tell for tell, wanted in tellers if wanted is None or kind in wanted]
+        guarded = [(_guarded(listener), getattr(listener, "events", None)) for listener in listeners]
+        self._listeners: dict[type, list[Callable[[Event], None]]] = {
+            kind: [notify for notify, wanted in guarded if wanted is None or kind in wanted]
             for kind in Event.__subclasses__()
         }
 
-    def join(self, listener: Listener) -> None:
-        """Let one more listen, before all others."""
-        tell, wanted = _teller(listener), getattr(listener, "events", None)
-        for kind, tellers in self._tellers.items():
+    def subscribe(self, listener: Listener) -> None:
+        """Add a listener, which is notified before all others."""
+        notify, wanted = _guarded(listener), getattr(listener, "events", None)
+        for kind, listeners in self._listeners.items():
             if wanted is None or kind in wanted:
-                tellers.insert(0, tell)
+                listeners.insert(0, notify)
 
     def wants(self, kind: type[Event]) -> bool:
-        """Say whether anybody listens to events of this class."""
-        return bool(self._tellers[kind])
+        """Return whether any listener wants events of this class."""
+        return bool(self._listeners[kind])
 
-    def teller(self, kind: type[Event]) -> Callable[[Event], None] | None:
-        """Return what sends events of one class, with nothing to look up; `None` where nobody wants them."""
-        tellers = self._tellers[kind]
-        if len(tellers) > 1:
+    def sender(self, kind: type[Event]) -> Callable[[Event], None] | None:
+        """Return a function that sends events of one class without a look-up, or None if no listener wants them."""
+        listeners = self._listeners[kind]
+        if len(listeners) > 1:
             return self.send
-        return tellers[0] if tellers else None
+        return listeners[0] if listeners else None
 
     def send(self, event: Event) -> None:
-        """Hand an event to all that want it."""
-        for tell in self._tellers[type(event)]:
-            tell(event)
+        """Send an event to all listeners that want it."""
+        for notify in self._listeners[type(event)]:
+            notify(event)
 
     def send_all(self, events: Sequence[Event]) -> None:
-        """Hand over several events, in order."""
+        """Send several events, in order."""
         for event in events:
             self.send(event)
 
 
-def _teller(listener: Listener) -> Callable[[Event], None]:
+def _guarded(listener: Listener) -> Callable[[Event], None]:
     logged = False
 
-    def tell(event: Event) -> None:
+    def notify(event: Event) -> None:
         nonlocal logged
         try:
             listener(event)
-        except KeyboardInterrupt:  # somebody's Ctrl-C, not the listener's fault
+        except KeyboardInterrupt:  # the user's Ctrl-C, not the listener's fault
             raise
-        except BaseException:  # foreign code; `sys.exit()` in it must not cost a run its end
+        except BaseException:  # foreign code; even its `sys.exit()` must not cost a run its end
             if not logged:
                 logged = True
                 _log.exception("listener %r failed; this is logged once, its later failures are not", listener)
 
-    return tell
+    return notify

@@ -1,4 +1,4 @@
-"""For tests of scanners and of pipelines: a clock that stands still, a recorder, scanners that misbehave."""
+"""Helpers for tests of scanners and pipelines: a clock that stands still, a recorder, scanners that misbehave."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from resilient_scan.scanning import FunctionScanner, scanner
 
 
 class FakeClock:
-    """A clock that moves only when told to; thread-safe.
+    """A clock that moves only when a test moves it; thread-safe.
 
     Args:
-        start: epoch seconds at which it stands; monotonic time starts at 0.
+        start: its initial time in epoch seconds; monotonic time starts at 0.
         auto: whether a sleep moves the clock instead of waiting, so that backoff costs no time. Deadlines still pass
             only when the clock moves.
     """
@@ -29,7 +29,7 @@ class FakeClock:
         self._sleepers = 0
 
     def monotonic(self) -> float:
-        """Return seconds since this clock was made."""
+        """Return the seconds since this clock was made."""
         return self._now
 
     def time(self) -> float:
@@ -41,12 +41,12 @@ class FakeClock:
         return _FakeEvent(self._moved, self)
 
     def wait(self, until: float, wake: Any, /) -> None:
-        """Wait until the clock stands at `until`, or until `wake` is raised."""
+        """Wait until the clock reaches `until` or `wake` is set."""
         with self._moved:
             self._moved.wait_for(lambda: wake.is_set() or self._now >= until)
 
     def sleep(self, until: float, wake: Any, /) -> None:
-        """Do the same, counted as a sleeper; or move the clock there (`auto`)."""
+        """Wait in the same way, counted as a sleeper, or move the clock to `until` (`auto`)."""
         with self._moved:
             if self._auto:
                 if not wake.is_set():
@@ -62,7 +62,7 @@ class FakeClock:
                 self._sleepers -= 1
 
     def advance(self, seconds: float) -> None:
-        """Move the clock and wake all that wait for that."""
+        """Move the clock forward and wake every waiter whose time has come."""
         if seconds < 0:
             raise ValueError(f"a monotonic clock does not go back, got {seconds!r}")
         with self._moved:
@@ -70,7 +70,7 @@ class FakeClock:
             self._moved.notify_all()
 
     def wait_for_sleepers(self, count: int = 1, *, patience: float = 5.0) -> None:
-        """Block (in real time, `patience` seconds at most) until `count` threads sleep on this clock."""
+        """Block until `count` threads sleep on this clock, for at most `patience` seconds of real time."""
         with self._moved:
             if not self._moved.wait_for(lambda: self._sleepers >= count, patience):
                 raise TimeoutError(f"{self._sleepers} of {count} threads sleep on the clock after {patience:g}s")
@@ -103,7 +103,7 @@ class _FakeEvent:
 
 
 class Recorder:
-    """A listener that keeps every event, in the order of arrival."""
+    """A listener that keeps every event, in order of arrival."""
 
     def __init__(self) -> None:
         self.events_seen: list[Event] = []
@@ -130,7 +130,7 @@ def broken(
     pipeline: str = "test",
     **layers: Any,
 ) -> FunctionScanner:
-    """Make a scanner that raises `error` each time (unless given, a `ScanError` "HTTP 500 error")."""
+    """Make a scanner that always raises `error`, by default a `ScanError` that says "HTTP 500 error"."""
     failure = ScanError("HTTP 500 error") if error is None else error
 
     def scan(_state: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def broken(
 
 
 def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
-    """Make a scanner that goes through `answers`, one an attempt: a list is returned, an exception raised."""
+    """Make a scanner that uses one of `answers` per attempt: it returns a list and raises an exception."""
     steps = iter(answers)
 
     def scan(_state: dict[str, Any]) -> Any:
@@ -153,7 +153,7 @@ def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **lay
 
 
 def hanging(name: str, release: threading.Event, *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
-    """Make a scanner that hangs, deaf to every cancel, until `release` is set; then it answers with nothing."""
+    """Make a scanner that hangs and ignores cancellation until `release` is set; then it finds nothing."""
 
     def scan(_state: dict[str, Any]) -> list[Any]:
         release.wait()

@@ -68,7 +68,7 @@ class Fleet:
             random=config.random,
             on_error=self.store_failed,
         )
-        self.bus.join(self.gate)
+        self.bus.subscribe(self.gate)
         self.pool = ThreadPool(config.max_workers, max_abandoned=config.max_abandoned, clock=clock)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         self.providers = Providers(limits, clock, self.pool.at)
@@ -84,7 +84,7 @@ class Fleet:
     def listen(self, listener: Listener) -> None:
         """Let one more listen to what happens from now on."""
         Bus((listener,)).send(self._registered())
-        self.bus.join(listener)
+        self.bus.subscribe(listener)
         for stack in self.stacks.values():
             stack.attune()
 

@@ -78,7 +78,7 @@ class Run:
         """Start the clock; `names` are the scanners that take part."""
         self.fleet = fleet
         self._names = names
-        self._tell_scan = fleet.bus.teller(ScanEnded)
+        self._tell_scan = fleet.bus.sender(ScanEnded)
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds

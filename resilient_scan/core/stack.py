@@ -176,7 +176,7 @@ class Stack:
     def attune(self) -> None:
         """Look up who listens: an event that nobody wants is never made."""
         self.call = self._fold()
-        self.tell_execution = self.bus.teller(ExecutionEnded)
+        self.tell_execution = self.bus.sender(ExecutionEnded)
 
     def _fold(self) -> Call:
         """Put the layers that run on a worker around the engine's call, innermost first."""
@@ -184,7 +184,7 @@ class Stack:
         call = self.engine.attempt(self.spec)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
-        tell_attempt = self.bus.teller(AttemptEnded)
+        tell_attempt = self.bus.sender(AttemptEnded)
         if tell_attempt is not None:
             call = self._reporting(call, tell_attempt)
         if self.bus.wants(AttemptStarted):

@@ -1,4 +1,4 @@
-"""Events as log lines, for people or as JSON; the library installs no handlers."""
+"""Events as log lines, as text or as JSON; the library installs no handlers."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
 
 
 class LogEvents:
-    """A listener that writes one line per thing that happened: answers at INFO, trouble at WARNING.
+    """A listener that writes one line per event: answers at INFO, trouble at WARNING.
 
-    A scanner that is rejected or disabled in run after run has one line when that begins, and one that counts the
-    others when it is over; a store that fails has one when that begins, and one when it works again. Secrets that can
-    be told by their names (`token=...`, a password in an address) are taken out.
+    A scanner that is rejected or disabled in run after run gets one line when that begins, and one that counts the
+    skipped lines when it ends. A store that fails gets one line when that begins and one when it works again. Secrets
+    that can be recognized by their names (`token=...`, a password in a URL) are removed.
 
     Args:
-        logger: where to; the logger `resilient_scan`, unless given.
-        format: `"text"`: for people. `"json"`: each message is a JSON object with `ts`, `level`, `event`, and what the
-            event says (`run_id`, `scanner`, `attempt`...); then attempts, executions and ends of runs have lines too,
-            those of attempts and executions that went well at DEBUG.
-        clock: where `ts` comes from.
+        logger: where lines go; by default, the logger `resilient_scan`.
+        format: `"text"` for people, or `"json"`, which makes each message a JSON object with `ts`, `level`, `event` and
+            the event's fields (`run_id`, `scanner`, `attempt`...). In JSON, attempts, executions and ends of runs have
+            lines too; attempts and executions that succeed are at DEBUG.
+        clock: source of `ts`.
 
     Raises:
         ConfigError: there is no such format.
@@ -77,9 +77,10 @@ class LogEvents:
         self._clock = clock or SystemClock()
         self._json = format == "json"
         if self._json:
-            untold = (ScannersRegistered, AttemptStarted)
-            self.events = tuple(kind for kind in Event.__subclasses__() if kind not in untold)
-        # One count for each scanner that is out of service: asking for its next number is atomic.
+            not_logged = (ScannersRegistered, AttemptStarted)
+            self.events = tuple(kind for kind in Event.__subclasses__() if kind not in not_logged)
+        # One count per scanner that is out of service. Several runs may end a scan of it at the same moment: `next` of
+        # a count is atomic, so exactly one of them gets 0 and writes the line.
         self._out: dict[tuple[str, Status], Iterator[int]] = {}
 
     def __call__(self, event: Event) -> None:
@@ -94,19 +95,19 @@ class LogEvents:
             self._text(event)
 
     def _is_news(self, result: ScanResult) -> bool:
-        """Say whether a scan's end is to be told: not another one without an attempt, for the same reason."""
+        """Return whether a scan's end is logged: not if it is one more without an attempt, for the same reason."""
         if result.status in OUT_OF_SERVICE:
             number = next(self._out.setdefault((result.scanner, result.status), itertools.count()))
             return number == 0
         if self._out:
             for status in OUT_OF_SERVICE:
                 count = self._out.pop((result.scanner, status), None)
-                untold = 0 if count is None else next(count) - 1
-                if untold:
-                    self._tell_untold(result.scanner, status, untold)
+                skipped = 0 if count is None else next(count) - 1
+                if skipped:
+                    self._log_skipped(result.scanner, status, skipped)
         return True
 
-    def _tell_untold(self, scanner: str, status: Status, scans: int) -> None:
+    def _log_skipped(self, scanner: str, status: Status, scans: int) -> None:
         if self._json:
             self._line(logging.INFO, "scans_untold", {"scanner": scanner, "status": status.value, "scans": scans})
         else:
@@ -161,7 +162,7 @@ class LogEvents:
 
 
 class JsonLines(logging.Formatter):
-    """Formats any record as one line of JSON; those of `LogEvents(format="json")` are it already."""
+    """Format any record as one line of JSON; records of `LogEvents(format="json")` are left as they are."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -188,7 +189,7 @@ def _name(event: Event) -> str:
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    """Return what an event says, as JSON has it; of candidates and tool logs only how many there are."""
+    """Return an event's fields as JSON values; candidates and tool logs are only counted."""
     fields = {name: getattr(event, name) for name in event.__struct_fields__}
     result = fields.pop("result", None)
     if isinstance(result, ScanResult):
@@ -207,7 +208,7 @@ def _value(value: Any) -> Any:
 
 
 def _level(event: Event) -> int:
-    """Return how much an event matters: INFO, WARNING for trouble, DEBUG for what goes without saying."""
+    """Return an event's level: WARNING for trouble, DEBUG for what is expected all the time, INFO otherwise."""
     name = type(event).__name__
     if isinstance(event, ScanEnded):
         return _line(event.result)[0]

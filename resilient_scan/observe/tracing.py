@@ -1,8 +1,7 @@
-"""Events as OpenTelemetry spans: a run, in it its scans, in them their attempts.
+"""Events as OpenTelemetry spans (extra `otel`): a run contains its scans, and a scan its attempts.
 
-The only file that knows opentelemetry (extra `otel`).
-An attempt's span is the current one while the scanner's function is called, on whatever thread that is, so that spans
-of the libraries which it uses hang below it. A run hangs below the span that is current where it was called.
+An attempt's span is the current one while the scanner's function runs, on whatever thread that is, so spans of the
+libraries that it uses become its children. A run is a child of the span that is current where `run` is called.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 else:
     try:
         from opentelemetry import context, trace
-    except ModuleNotFoundError:  # importing this file works without the extra; using it says what is missing
+    except ModuleNotFoundError:  # this file can be imported without the extra; using it says what is missing
         context = trace = None
 
 NAME = "resilient_scan"
@@ -40,21 +39,21 @@ FAILED = (Status.ERROR, Status.TIMEOUT, Status.REJECTED)
 
 
 class _Scan:
-    """A scan's span, as long as the scan or an execution that was begun for it goes on."""
+    """A scan's span, kept until both the scan and the execution that began for it have ended."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
-        self.going_on = {ScanEnded, ExecutionEnded}
+        self.awaited: set[type[Event]] = {ScanEnded, ExecutionEnded}
 
 
 class TraceRuns:
     """A listener that makes spans of runs, scans and attempts (extra `otel`).
 
-    A scan that failed, and a run in which no scanner answered, have the status ERROR. What exceptions say is freed of
-    the secrets that can be told by their names.
+    A scan that failed, and a run in which no scanner answered, have the status ERROR. Secrets that can be recognized by
+    their names are removed from what exceptions say.
 
     Args:
-        tracer_provider: where spans go; opentelemetry's global one, unless given.
+        tracer_provider: where spans go; by default, opentelemetry's global one.
 
     Raises:
         ConfigError: opentelemetry is not installed.
@@ -66,7 +65,9 @@ class TraceRuns:
         if trace is None:
             raise ConfigError("TraceRuns needs opentelemetry, which is in an extra: pip install 'resilient-scan[otel]'")
         self._tracer = trace.get_tracer(NAME, __version__, tracer_provider)
-        self._lock = threading.Lock()  # a scan ends on its run's thread, its execution on a worker
+        # A scan ends on its run's thread and its execution on a worker, in either order. Without the lock, both could
+        # find that the other is still awaited, and the span would be kept for good.
+        self._lock = threading.Lock()
         self._runs: dict[str, tuple[Span, Context]] = {}
         self._scans: dict[tuple[str, str], _Scan] = {}
         self._attempts: dict[tuple[str, str, int], tuple[Span, float]] = {}
@@ -81,7 +82,7 @@ class TraceRuns:
             case AttemptEnded():
                 self._end_attempt(event)
             case ExecutionEnded():
-                self._let_go((event.run_id, event.scanner), ExecutionEnded)
+                self._release((event.run_id, event.scanner), ExecutionEnded)
             case RunStarted():
                 self._start_run(event)
             case RunEnded():
@@ -121,7 +122,7 @@ class TraceRuns:
             attributes=_named(run_id=event.run_id, scanner=event.scanner, attempt=event.attempt),
         )
         self._attempts[*key, event.attempt] = span, event.at
-        # These context variables are the execution's own copy and end with it, so there is nobody to detach for.
+        # These context variables are the execution's own copy and end with it, so nothing needs to be detached.
         context.attach(trace.set_span_in_context(span))
 
     def _end_attempt(self, event: AttemptEnded) -> None:
@@ -139,19 +140,19 @@ class TraceRuns:
         with self._lock:
             scan = self._scans.get(key)
         span = scan.span if scan is not None else self._scan_span(*key, result.started_at)
-        span.set_attributes(_told(result, event.cache))
+        span.set_attributes(_attributes(result, event.cache))
         if result.status in FAILED:
             _mark(span, result.error)
         span.end(_ns(result.started_at + result.duration))
-        self._let_go(key, ScanEnded)
+        self._release(key, ScanEnded)
 
-    def _let_go(self, key: tuple[str, str], over: type[Event]) -> None:
-        """Forget a scan's span once both are over, the scan and its execution, in whatever order they end."""
+    def _release(self, key: tuple[str, str], ended: type[Event]) -> None:
+        """Forget a scan's span once both the scan and its execution have ended."""
         with self._lock:
             scan = self._scans.get(key)
             if scan is not None:
-                scan.going_on.discard(over)
-                if not scan.going_on:
+                scan.awaited.discard(ended)
+                if not scan.awaited:
                     del self._scans[key]
 
 
@@ -163,7 +164,7 @@ def _named(**attributes: Any) -> dict[str, Any]:
     return {f"{NAME}.{name}": value for name, value in attributes.items()}
 
 
-def _told(result: ScanResult, cache: str) -> dict[str, Any]:
+def _attributes(result: ScanResult, cache: str) -> dict[str, Any]:
     return _named(
         pipeline=result.pipeline,
         status=result.status.value,

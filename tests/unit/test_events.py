@@ -142,21 +142,21 @@ def test_events_are_values() -> None:
 
 
 @pytest.mark.parametrize("listeners", [[], [Choosy()], [Choosy(), Recorder()]])
-def test_a_teller_is_there_where_anybody_listens(listeners: list[Recorder]) -> None:
+def test_there_is_a_sender_if_anybody_listens(listeners: list[Recorder]) -> None:
     bus = Bus(listeners)
-    tell = bus.teller(BreakerChanged)
+    tell = bus.sender(BreakerChanged)
     assert (tell is None) == (not listeners)
     if tell is not None:
         tell(CHANGED)
     assert [listener.events_seen for listener in listeners] == [[CHANGED]] * len(listeners)
-    assert (bus.teller(LateCompletion) is None) == (len(listeners) < 2)  # the choosy one does not want it
+    assert (bus.sender(LateCompletion) is None) == (len(listeners) < 2)  # the choosy one does not want it
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_a_teller_logs_once_too(others: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sender_logs_once_too(others: int, caplog: pytest.LogCaptureFixture) -> None:
     failing, recorder = Failing(ValueError("spoilt")), Recorder()
     bus = Bus([failing, *[recorder] * others])
-    tell = bus.teller(BreakerChanged)
+    tell = bus.sender(BreakerChanged)
     assert tell is not None
     tell(CHANGED)
     tell(CHANGED)

@@ -57,7 +57,7 @@ class Side:
             store=store,
             on_error=lambda operation, _error: self.failed.append(operation),
         )
-        self.bus.join(self.gate)
+        self.bus.subscribe(self.gate)
 
     def turn(self, name: str) -> Turn:
         self.gate.refresh()
