@@ -229,11 +229,11 @@ def test_a_hung_thread_is_shown_where_it_hangs():
         clock.advance(30)
         run.join(5)
         clock.advance(5)
-        told = runner.explain("feed")
-        text = " ".join(str(told).split())
+        explained = runner.explain("feed")
+        text = " ".join(str(explained).split())
         release.set()
-    assert (told.verdict.answer, told.verdict.status) == ("no", "rejected")
-    (reason,) = told.verdict.reasons
+    assert (explained.verdict.answer, explained.verdict.status) == ("no", "rejected")
+    (reason,) = explained.verdict.reasons
     assert reason.layer == "timeout"
     assert reason.why == (
         "1 thread of earlier scans still hangs, the oldest at work for 35s; "
@@ -242,7 +242,7 @@ def test_a_hung_thread_is_shown_where_it_hangs():
     assert "now: 1 thread hangs" in text
     assert "THREADS THAT DID NOT STOP" in text
     assert "release.wait()" in text
-    assert "release.wait()" in told.hung[0].stack
+    assert "release.wait()" in explained.hung[0].stack
 
 
 def test_the_frames_of_a_hung_thread_begin_with_the_scanner():
@@ -305,8 +305,8 @@ def test_each_number_says_who_set_it(clock):
     given = {"movers": {"retry.attempts": "scan.toml:12", "timeout.total": "RESILIENT_SCAN__TIMEOUT_SECONDS"}}
     with runner_of(movers, clock=clock, policy=Policy(retry=Retry(attempts=2)), timeout_seconds=20) as runner:
         runner.came_from(given)
-        told = runner.explain("movers")
-    numbers = {number.option: (number.value, number.origin) for layer in told.layers for number in layer.numbers}
+        explained = runner.explain("movers")
+    numbers = {number.option: (number.value, number.origin) for layer in explained.layers for number in layer.numbers}
     assert numbers["cache.ttl"] == ("60s", "decorator")
     assert numbers["cache.inputs"] == ("(trade_date)", "decorator")
     assert numbers["retry.attempts"] == ("2", "scan.toml:12")
@@ -315,7 +315,7 @@ def test_each_number_says_who_set_it(clock):
     assert numbers["timeout.total"] == ("20s", "RESILIENT_SCAN__TIMEOUT_SECONDS")
     assert numbers["timeout.attempt"] == ("none", "built-in")
     assert numbers["limit"] == ("left out", "built-in")
-    assert "[scan.toml:12] attempts=2" in str(told)
+    assert "[scan.toml:12] attempts=2" in str(explained)
 
 
 def test_layers_come_outermost_first(clock):
@@ -324,7 +324,7 @@ def test_layers_come_outermost_first(clock):
     assert names == ["gate", "cache", "timeout.total", "retry", "breaker", "limit", "timeout.attempt", "scanner"]
 
 
-def test_numbers_of_a_provider_come_from_who_gave_them(clock):
+def test_numbers_of_a_provider_name_the_scanner_that_set_them(clock):
     first = healthy("first", limit=Limit("finnhub", concurrency=4))
     with runner_of(first, healthy("second", limit=Limit("finnhub")), clock=clock) as runner:
         text = says(runner, "second")
@@ -359,15 +359,15 @@ def test_rates_and_budget_show_their_state(clock):
     assert "5 failed attempts in a row or 50% failures among the last 20 open it" in text
 
 
-def test_findings_are_told_at_the_start_and_in_the_explanation(clock, caplog):
+def test_findings_are_logged_at_the_start_and_explained(clock, caplog):
     caplog.set_level(logging.WARNING, logger="resilient_scan")
     policy = Policy(breaker=Breaker(failures=2))
     with runner_of(*(healthy(f"feed_{n}") for n in range(5)), clock=clock, policy=policy) as runner:
-        told = runner.explain("feed_4")
+        explained = runner.explain("feed_4")
     (line,) = caplog.messages
     assert line.startswith("feed_0, feed_1, feed_2 and 2 more: breaker.failures=2 opens the breaker in the middle")
-    assert told.findings[0].startswith("breaker.failures=2 opens the breaker in the middle")
-    assert "WHAT DOES NOT WORK TOGETHER" in str(told)
+    assert explained.findings[0].startswith("breaker.failures=2 opens the breaker in the middle")
+    assert "WHAT DOES NOT WORK TOGETHER" in str(explained)
 
 
 # Past scans
@@ -398,16 +398,16 @@ def test_a_scan_that_gave_up_says_so(clock):
     assert "KeyError: 'rows'; given up after 1 of 3 attempts end error after 0s, 0 candidates" in text
 
 
-def test_a_refusal_is_no_attempt(clock):
+def test_a_refusal_does_not_count_as_an_attempt(clock):
     feed = broken("feed", cache=None, breaker=Breaker(failures=1), retry=Retry(attempts=2))
     with runner_of(feed, clock=clock) as runner:
         runner.run(STATE)
         runner.run(STATE)
-        told = runner.explain("feed", trace=True)
-    refused, failed = told.past
+        explained = runner.explain("feed", trace=True)
+    refused, failed = explained.past
     assert refused.attempts == ()
     assert [attempt.number for attempt in failed.attempts] == [1]
-    assert "end rejected after 0s, 0 candidates: CircuitOpen: " in " ".join(str(told).split())
+    assert "end rejected after 0s, 0 candidates: CircuitOpen: " in " ".join(str(explained).split())
 
 
 def test_the_last_scans_are_a_table(clock):

@@ -32,19 +32,19 @@ def says(tmp_path: Path) -> Says:
 def test_it_does_not_promise_that_the_source_is_called(says: Says) -> None:
     feed = healthy("feed", cache=CACHE)
     says(feed, run=True)
-    told = says(feed)
+    text = says(feed)
     assert (
         "YES. A scan would call the source at once. If the store has a fresh answer to its state, it gets that instead."
-    ) in told
-    assert "now: 0 answers kept in this process, besides those in the store" in told
+    ) in text
+    assert "now: 0 answers kept in this process, besides those in the store" in text
     assert "If the store" not in says(healthy("feed", cache=None))
 
 
 def test_it_does_not_promise_a_rejection(says: Says) -> None:
-    told = says(broken("feed", cache=CACHE, retry=None, breaker=Breaker(failures=1)), run=True)
+    text = says(broken("feed", cache=CACHE, retry=None, breaker=Breaker(failures=1)), run=True)
     assert (
         "A scan would end `rejected`, without calling the source. If the store has an answer to its state, it gets that"
-    ) in told
+    ) in text
 
 
 def test_a_trace_tells_a_cache_that_is_left_out_from_a_state_without_a_key(says: Says) -> None:
@@ -52,5 +52,5 @@ def test_a_trace_tells_a_cache_that_is_left_out_from_a_state_without_a_key(says:
     odd = healthy("feed", cache=Cache(ttl=300))
     with ScanRunner([odd], clock=FakeClock(auto=True), listeners=()) as runner:
         runner.run({"odd": object()})
-        told = " ".join(str(runner.explain("feed", trace=True)).split())
-    assert "cache not used, because such a state has no stable key (bypass)" in told
+        text = " ".join(str(runner.explain("feed", trace=True)).split())
+    assert "cache not used, because such a state has no stable key (bypass)" in text

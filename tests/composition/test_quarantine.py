@@ -161,9 +161,9 @@ def test_alerts_that_come_and_go_with_the_traffic_do_not_make_it_flap(fleet: Fle
         runner.alerts([alert("ill", "firing" if ratio_high else "resolved", start=float(turn))])
         if not ratio_high:
             runner.run({})
-    told = moves(recorder)
-    assert told.count(("enabled", "quarantined", "alert")) == 1
-    assert ("probing", "enabled", "probe") not in told
+    changes = moves(recorder)
+    assert changes.count(("enabled", "quarantined", "alert")) == 1
+    assert ("probing", "enabled", "probe") not in changes
     assert source.asked < 20
 
 
@@ -387,7 +387,7 @@ def test_a_probe_is_marked_in_the_flight_recorder_and_explained(fleet: Fleet) ->
 # ejection cap, critical scanners, manual orders
 
 
-def test_the_whole_fleet_fails_and_the_fuse_holds(fleet: Fleet) -> None:
+def test_the_whole_fleet_fails_and_the_ejection_cap_holds(fleet: Fleet) -> None:
     clock = FakeClock()
     runner = fleet(*(Source(f"s{number}") for number in range(5)), clock=clock)
     said = runner.alerts([alert(f"s{number}", mark=str(number)) for number in range(5)])
@@ -406,7 +406,7 @@ def test_a_critical_scanner_stays_in_service(fleet: Fleet) -> None:
     assert statuses(runner) == ["disabled"]
 
 
-def test_an_order_by_hand_wins_over_alerts_and_probes(fleet: Fleet) -> None:
+def test_a_manual_order_takes_precedence_over_alerts_and_probes(fleet: Fleet) -> None:
     clock, recorder, source = FakeClock(), Recorder(), Source()
     runner = fleet(source, clock=clock, listeners=(recorder,))
     runner.alerts([alert("ill")])
@@ -417,14 +417,14 @@ def test_an_order_by_hand_wins_over_alerts_and_probes(fleet: Fleet) -> None:
     assert statuses(runner) == ["disabled"]
     clock.advance(60)
     assert statuses(runner) == ["disabled"]  # the alert still fires
-    told = [(entry.old, entry.new, entry.source, entry.who, entry.reason) for entry in reversed(runner.audit())]
-    assert told == [
+    changes = [(entry.old, entry.new, entry.source, entry.who, entry.reason) for entry in reversed(runner.audit())]
+    assert changes == [
         ("enabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: fails"),
         ("quarantined", "enabled", "hand", "kim", "false alarm"),
         ("enabled", "disabled", "hand", "kim", "quota"),
         ("disabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: fails"),
     ]
-    assert [(old, new) for old, new, _ in moves(recorder)] == [(old, new) for old, new, *_ in told]
+    assert [(old, new) for old, new, _ in moves(recorder)] == [(old, new) for old, new, *_ in changes]
     assert len(runner.audit(1)) == 1
 
 
@@ -465,7 +465,7 @@ def test_a_restart_keeps_quarantine_orders_and_audit(fleet: Fleet) -> None:
     assert statuses(second) == ["error", "completed"]
 
 
-def test_two_runners_on_one_store_do_as_one_is_told(fleet: Fleet) -> None:
+def test_two_runners_on_one_store_follow_an_order_to_one(fleet: Fleet) -> None:
     clock = FakeClock()
     store = MemoryStore(clock)
     service = fleet(Source(), clock=clock, store=store)
@@ -484,7 +484,7 @@ def test_two_runners_on_one_store_do_as_one_is_told(fleet: Fleet) -> None:
     assert moves(recorder)[-1] == ("probing", "enabled", "probe")
 
 
-def test_an_order_that_does_not_reach_the_store_holds_here_and_is_told(
+def test_an_order_that_does_not_reach_the_store_holds_here_and_raises(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
@@ -517,7 +517,7 @@ def test_a_quarantine_is_one_and_its_critical_scanners_exist(fleet: Fleet) -> No
         fleet(healthy("one"), quarantine=Quarantine(critical=("onee",)))
 
 
-def test_how_scanners_stand_says_whose_they_are_and_how_they_ended_last(fleet: Fleet) -> None:
+def test_views_have_pipelines_and_the_last_status(fleet: Fleet) -> None:
     clock = FakeClock()
     runner = fleet(healthy("one", pipeline="news"), flapping("two", [ILL]), clock=clock)
     assert [(state.pipeline, state.last_status) for state in runner.scanners()] == [("news", None), ("test", None)]

@@ -80,7 +80,7 @@ class QuarantineMachine(RuleBasedStateMachine):
         self.born = [0.0] * PROCESSES
         self.heard: float | None = None
         self.known = {name: Known() for name in NAMES}
-        self.told = dict.fromkeys(NAMES, "enabled")
+        self.notified = dict.fromkeys(NAMES, "enabled")
         self.bench.executed("a", True, False)  # the record is there, and every process has seen it
         for process in range(PROCESSES):
             self.use(process)
@@ -327,10 +327,10 @@ class QuarantineMachine(RuleBasedStateMachine):
     @invariant()
     def changes_make_a_chain(self) -> None:
         for change in self.bench.changes:
-            assert self.told[change.scanner] == change.old
-            self.told[change.scanner] = change.new
+            assert self.notified[change.scanner] == change.old
+            self.notified[change.scanner] = change.new
         self.bench.changes.clear()
-        assert self.told == {name: known.shown for name, known in self.known.items()}
+        assert self.notified == {name: known.shown for name, known in self.known.items()}
 
     @invariant()
     def the_fuse_holds(self) -> None:

@@ -60,11 +60,11 @@ def test_a_listener_may_say_what_it_wants() -> None:
     assert choosy.events_seen == [ABANDONED, CHANGED]
 
 
-def test_listeners_are_told_in_their_order() -> None:
-    told: list[tuple[str, Event]] = []
-    bus = Bus([lambda event: told.append(("first", event)), lambda event: told.append(("second", event))])
+def test_listeners_are_notified_in_their_order() -> None:
+    notified: list[tuple[str, Event]] = []
+    bus = Bus([lambda event: notified.append(("first", event)), lambda event: notified.append(("second", event))])
     bus.send_all([LATE, CHANGED])
-    assert told == [("first", LATE), ("second", LATE), ("first", CHANGED), ("second", CHANGED)]
+    assert notified == [("first", LATE), ("second", LATE), ("first", CHANGED), ("second", CHANGED)]
 
 
 @pytest.mark.parametrize("kind", Event.__subclasses__())
@@ -144,10 +144,10 @@ def test_events_are_values() -> None:
 @pytest.mark.parametrize("listeners", [[], [Choosy()], [Choosy(), Recorder()]])
 def test_there_is_a_sender_if_anybody_listens(listeners: list[Recorder]) -> None:
     bus = Bus(listeners)
-    tell = bus.sender(BreakerChanged)
-    assert (tell is None) == (not listeners)
-    if tell is not None:
-        tell(CHANGED)
+    send = bus.sender(BreakerChanged)
+    assert (send is None) == (not listeners)
+    if send is not None:
+        send(CHANGED)
     assert [listener.events_seen for listener in listeners] == [[CHANGED]] * len(listeners)
     assert (bus.sender(LateCompletion) is None) == (len(listeners) < 2)  # the choosy one does not want it
 
@@ -156,10 +156,10 @@ def test_there_is_a_sender_if_anybody_listens(listeners: list[Recorder]) -> None
 def test_a_sender_logs_once_too(others: int, caplog: pytest.LogCaptureFixture) -> None:
     failing, recorder = Failing(ValueError("spoilt")), Recorder()
     bus = Bus([failing, *[recorder] * others])
-    tell = bus.sender(BreakerChanged)
-    assert tell is not None
-    tell(CHANGED)
-    tell(CHANGED)
+    send = bus.sender(BreakerChanged)
+    assert send is not None
+    send(CHANGED)
+    send(CHANGED)
     bus.send(LATE)
     assert failing.calls == 3
     assert recorder.events_seen == [CHANGED, CHANGED, LATE][: 3 * others]

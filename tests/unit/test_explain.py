@@ -42,7 +42,7 @@ def test_a_class_can_carry_its_layers():
     assert origins(Plain)["retry.attempts"] == "the scanner's class"
 
 
-def test_timeout_seconds_is_the_total_of_who_has_no_timeout_of_its_own():
+def test_timeout_seconds_is_the_total_of_scanners_without_a_timeout():
     timed = scanner(pipeline="edge", name="timed", timeout=Timeout(total=5))(lambda state: [])
     assert origins(insider_buying, timeout_seconds=True)["timeout.total"] == "timeout_seconds"
     assert origins(insider_buying, timeout_seconds=True)["timeout.max_abandoned"] == "built-in"

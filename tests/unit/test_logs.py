@@ -146,7 +146,7 @@ def test_another_logger_may_be_given(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("concurrent", [True, False])
-def test_a_runner_logs_unless_told_otherwise(concurrent: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_runner_logs_by_default(concurrent: bool, caplog: pytest.LogCaptureFixture) -> None:
     policy = Policy(retry=None, timeout=Timeout(total=0.05))
     fleet = [healthy("market_movers", [Candidate("A", "m", "")] * 10), polite("slow_scanner"), broken("broken_scanner")]
     with (
@@ -167,8 +167,8 @@ def test_a_runner_logs_unless_told_otherwise(concurrent: bool, caplog: pytest.Lo
 def test_no_listener_no_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "resilient_scan"), ScanRunner([healthy("one")], listeners=()) as runner:
         runner.run({})
-    told = [record.getMessage() for record in caplog.records]
-    assert [text for text in told if "the abandoned call" not in text] == []  # another test's thread may say that
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text for text in texts if "the abandoned call" not in text] == []  # another test's thread may say that
 
 
 # secrets
@@ -190,7 +190,7 @@ def test_a_secret_in_what_was_dropped_or_why_is_not_logged(caplog: pytest.LogCap
 # no flood
 
 
-def told(listener: LogEvents, events: list[Event], caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(listener: LogEvents, events: list[Event], caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
     with caplog.at_level(INFO, "resilient_scan"):
         for event in events:
@@ -202,21 +202,21 @@ def test_a_scanner_that_is_rejected_again_and_again_has_one_line_and_a_count(cap
     listener = LogEvents()
     rejected = ended(Status.REJECTED, error="the breaker is open")
     other = ended(Status.REJECTED, error="the breaker is open", scanner="two")
-    assert told(listener, [rejected] * 1000, caplog) == ["⚠️ one: rejected: the breaker is open"]
-    assert told(listener, [other], caplog) == ["⚠️ two: rejected: the breaker is open"]
+    assert logged(listener, [rejected] * 1000, caplog) == ["⚠️ one: rejected: the breaker is open"]
+    assert logged(listener, [other], caplog) == ["⚠️ two: rejected: the breaker is open"]
     well = ended(Status.COMPLETED)
-    assert told(listener, [well, well], caplog) == [
+    assert logged(listener, [well, well], caplog) == [
         "one: rejected 999 more times in between",
         "✓ one: 0 candidates",
         "✓ one: 0 candidates",
     ]
-    assert told(listener, [rejected, well], caplog) == ["⚠️ one: rejected: the breaker is open", "✓ one: 0 candidates"]
+    assert logged(listener, [rejected, well], caplog) == ["⚠️ one: rejected: the breaker is open", "✓ one: 0 candidates"]
 
 
 def test_a_disabled_scanner_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
     listener = LogEvents()
-    assert told(listener, [ended(Status.DISABLED)] * 3, caplog) == ["one: disabled"]
-    assert told(listener, [ended(Status.REJECTED, error="x")] * 2, caplog) == ["⚠️ one: rejected: x"]
+    assert logged(listener, [ended(Status.DISABLED)] * 3, caplog) == ["one: disabled"]
+    assert logged(listener, [ended(Status.REJECTED, error="x")] * 2, caplog) == ["⚠️ one: rejected: x"]
 
 
 def test_threads_that_count_at_once_lose_none(caplog: pytest.LogCaptureFixture) -> None:
@@ -329,11 +329,11 @@ def test_what_belongs_to_a_run_says_which_run_scanner_and_attempt(caplog: pytest
         runner.run({})
         clock.advance(60)
         runner.run({})
-    told = [json.loads(record.getMessage()) for record in caplog.records]
-    mine = [line for line in told if "scanner" in line and line["event"] != "scanner_state_changed"]
+    lines = [json.loads(record.getMessage()) for record in caplog.records]
+    mine = [line for line in lines if "scanner" in line and line["event"] != "scanner_state_changed"]
     assert {line["event"] for line in mine} >= {"attempt_ended", "execution_ended", "probe_ended", "scan_ended"}
     assert "suspicious_result" in {line["event"] for line in mine}
-    runs = {line["run_id"] for line in told if line["event"] == "run_ended"}
+    runs = {line["run_id"] for line in lines if line["event"] == "run_ended"}
     assert len(runs) == 3
     for line in mine:
         assert line["run_id"] in runs, line
@@ -381,9 +381,9 @@ def test_foreign_text_is_one_short_line_that_no_terminal_obeys(caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "resilient_scan"), ScanRunner([page]) as runner:
         runner.run()
         runner.disable("page", reason="\x1b]0;owned\x07\nforged")
-        told = str(runner.explain("page", trace=True))
+        explained = str(runner.explain("page", trace=True))
     assert "⚠️ page: [2J<html> ✓ forged: 5 candidates xxx" in caplog.text
     assert "page: disabled (]0;owned forged)" in caplog.text
     assert all(len(line) < 600 for line in caplog.text.splitlines())
-    assert len(told) < 6_000
-    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(caplog.text + told)
+    assert len(explained) < 6_000
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(caplog.text + explained)

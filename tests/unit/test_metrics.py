@@ -228,12 +228,12 @@ def test_after_a_mixed_run_metrics_and_reports_say_the_same(
         runner.disable("out_of_service")
         reports = [runner.run({}) for _ in range(4)]
         reports.append(runner.run({}, deadline=0))
-    told: Counter[tuple[str, ...]] = Counter()
+    reported: Counter[tuple[str, ...]] = Counter()
     for report in reports:
-        told.update((one.pipeline, one.scanner, one.status.value) for one in report.results.values())
+        reported.update((one.pipeline, one.scanner, one.status.value) for one in report.results.values())
     counted = {labels: count for labels, count in series(registry, "scans_total").items() if count}
-    assert counted == told
-    assert {labels[2] for labels in told} == set(STATUSES)
+    assert counted == reported
+    assert {labels[2] for labels in reported} == set(STATUSES)
     assert sum(counted.values()) == 5 * 7
 
     executions: Counter[tuple[str, ...]] = Counter()
@@ -340,7 +340,7 @@ def test_the_state_of_a_breaker_is_read_at_the_scrape(registry: CollectorRegistr
     assert during == [[1, 0, 0], [0, 0, 1]]
 
 
-def test_who_has_no_breaker_has_no_state(registry: CollectorRegistry) -> None:
+def test_a_scanner_without_a_breaker_has_no_breaker_state(registry: CollectorRegistry) -> None:
     fleet = [healthy("with_one"), healthy("without", breaker=None)]
     with ScanRunner(fleet, listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})

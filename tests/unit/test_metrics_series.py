@@ -152,14 +152,16 @@ def test_what_has_no_answer_leaves_the_last_one_s_size(
     assert value(registry, "candidates", scanner="one") == 3
 
 
-def test_an_execution_that_failed_is_no_success(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+def test_a_failed_execution_does_not_count_as_a_success(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
     listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0))
     listener(ExecutionEnded("one", "test", "error", 0.1, 1, ErrorInfo("OSError", ""), "run", 10.0))
     listener(ExecutionEnded("one", "test", "timeout", 0.1, 1, None, "run", 11.0))
     assert value(registry, "last_success_timestamp_seconds", scanner="one") == 9
 
 
-def test_of_successes_told_out_of_order_the_last_one_counts(
+def test_of_successes_sent_out_of_order_the_last_one_counts(
     listener: PrometheusMetrics, registry: CollectorRegistry
 ) -> None:
     for at in (9.0, 12.0, 10.0):
@@ -174,9 +176,7 @@ def test_a_cancelled_attempt_is_not_counted(listener: PrometheusMetrics, registr
     assert value(registry, "attempts_total", scanner="one", outcome="cancelled") is None
 
 
-def test_a_value_that_nobody_foresaw_is_counted_all_the_same(
-    listener: PrometheusMetrics, registry: CollectorRegistry
-) -> None:
+def test_an_unforeseen_value_is_still_counted(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
     listener(ScannerStateChanged("one", "enabled", "disabled", "moon", "", None, 0.0))
     assert value(registry, "scanner_transitions_total", scanner="one", to="disabled", source="moon") == 1
 
@@ -303,15 +303,15 @@ def test_whatever_way_one_looks_the_numbers_are_exact(listener: PrometheusMetric
         assert f"{line} {number}.0" in text
 
 
-def test_threads_that_tell_and_threads_that_look_lose_nothing(
+def test_threads_that_send_and_threads_that_scrape_lose_nothing(
     listener: PrometheusMetrics, registry: CollectorRegistry
 ) -> None:
-    def tell() -> None:
+    def send() -> None:
         for _ in range(3000):
             listener(ended())
             listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0))
 
-    threads = [threading.Thread(target=tell) for _ in range(4)]
+    threads = [threading.Thread(target=send) for _ in range(4)]
     threads += [threading.Thread(target=lambda: [list(registry.collect()) for _ in range(30)]) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -322,20 +322,20 @@ def test_threads_that_tell_and_threads_that_look_lose_nothing(
     assert value(registry, "execution_duration_seconds_count", scanner="one", pipeline="test") == 12_000
 
 
-def test_who_counts_already_is_not_waited_for(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
-    """A finalizer that the collector runs may tell in the middle of a scrape, on the scrape's own thread."""
-    told = threading.Event()
+def test_a_flush_under_way_is_not_waited_for(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+    """A finalizer that the collector runs may send events in the middle of a scrape, on the scrape's own thread."""
+    sent = threading.Event()
 
-    def tell() -> None:
+    def send() -> None:
         for _ in range(collectors.MAX_PENDING + 1):
             listener(ended())
-        told.set()
+        sent.set()
 
     with listener._metrics._lock:
-        thread = threading.Thread(target=tell, daemon=True)
+        thread = threading.Thread(target=send, daemon=True)
         thread.start()
-        assert told.wait(5)
-        tell()
+        assert sent.wait(5)
+        send()
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 2 * (
         collectors.MAX_PENDING + 1
     )
@@ -360,7 +360,7 @@ def test_the_newest_run_of_each_bucket_is_its_exemplar(
     assert exemplars == {"0.05": ("run3", 0.04), "5.0": ("run1", 3.0), "+Inf": ("run4", 400.0)}
 
 
-def test_the_version_is_told(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
+def test_the_version_is_exported(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
     assert value(registry, "build_info", version=__version__) == 1
 
 
@@ -373,7 +373,7 @@ def test_what_somebody_removed_from_a_registry_comes_back(registry: CollectorReg
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 1
 
 
-def test_a_foreign_metric_of_the_same_name_is_told_and_nothing_is_left(registry: CollectorRegistry) -> None:
+def test_a_foreign_metric_of_the_same_name_raises_and_nothing_is_left(registry: CollectorRegistry) -> None:
     foreign = Counter("resilient_scan_runs_total", "Of somebody else.", registry=registry)
     with pytest.raises(ValueError, match="resilient_scan_runs"):
         PrometheusMetrics(registry)

@@ -65,7 +65,7 @@ def test_of_states_the_right_one_stays(folder: Path) -> None:
     assert left == ["gauge_all_11.db", "gauge_all_12.db", "gauge_all_13.db"]
 
 
-def test_the_common_file_can_be_read_by_whom_the_workers_could(folder: Path) -> None:
+def test_the_common_file_is_as_readable_as_the_workers_were(folder: Path) -> None:
     wrote(folder, "counter", 11, a=(1.0, 0.0)).chmod(0o640)
     worker_ended(11)
     assert stat.S_IMODE((folder / "counter_0.db").stat().st_mode) == 0o640

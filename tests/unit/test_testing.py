@@ -36,7 +36,7 @@ class Sleeper(threading.Thread):
 # the clock
 
 
-def test_it_stands_still_until_told() -> None:
+def test_it_stands_still_until_it_is_moved() -> None:
     clock = FakeClock(100.0)
     assert (clock.monotonic(), clock.time()) == (0.0, 100.0)
     clock.advance(2.5)
@@ -57,7 +57,7 @@ def test_it_has_what_the_real_one_has() -> None:
     assert real <= {name for name in dir(FakeClock) if not name.startswith("_")}
 
 
-def test_a_sleeper_wakes_when_its_time_is_over_and_not_before() -> None:
+def test_a_sleeper_wakes_when_its_time_has_come_and_not_before() -> None:
     clock = FakeClock()
     short, long = Sleeper(clock, 3), Sleeper(clock, 5)
     clock.wait_for_sleepers(2)
@@ -174,7 +174,7 @@ def test_a_healthy_one_answers() -> None:
     assert one({}) is not one({})
 
 
-def test_a_broken_one_raises_what_it_is_told() -> None:
+def test_a_broken_one_raises_what_it_is_given() -> None:
     with pytest.raises(ScanError, match=r"^HTTP 500 error$"):
         broken("one")({})
     failure = KeyError("own")
@@ -204,7 +204,7 @@ def test_a_hanging_one_is_deaf_until_it_is_let_go() -> None:
     assert one({}) == []
 
 
-def test_a_polite_one_takes_its_time_and_stops_when_told() -> None:
+def test_a_polite_one_takes_its_time_and_stops_when_cancelled() -> None:
     clock = FakeClock(auto=True)
     context = ScanContext("one", clock=clock)
     assert polite("one", 7)({}, context) == []

@@ -22,26 +22,26 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def told() -> Recorder:
+def recorder() -> Recorder:
     return Recorder()
 
 
 @pytest.fixture
-def gate(clock: FakeClock, told: Recorder) -> Gate:
-    return Gate(("one", "two"), clock, Bus([told]))
+def gate(clock: FakeClock, recorder: Recorder) -> Gate:
+    return Gate(("one", "two"), clock, Bus([recorder]))
 
 
 def passes(gate: Gate, name: str) -> bool:
     return gate.turn(name, 30.0)[0] is Turn.RUN
 
 
-def test_everybody_is_in_service_at_first(gate: Gate, told: Recorder) -> None:
+def test_every_scanner_is_in_service_at_first(gate: Gate, recorder: Recorder) -> None:
     assert passes(gate, "one")
     assert passes(gate, "two")
-    assert told.events_seen == []
+    assert recorder.events_seen == []
 
 
-def test_an_order_holds_until_its_time_is_over(gate: Gate, clock: FakeClock) -> None:
+def test_an_order_holds_until_it_expires(gate: Gate, clock: FakeClock) -> None:
     gate.disable("one", "quota", 60)
     assert not passes(gate, "one")
     assert passes(gate, "two")
@@ -51,16 +51,16 @@ def test_an_order_holds_until_its_time_is_over(gate: Gate, clock: FakeClock) -> 
     assert passes(gate, "one")
 
 
-def test_each_change_is_told_with_who_why_and_until(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+def test_each_change_is_sent_with_its_reason_and_its_end(gate: Gate, clock: FakeClock, recorder: Recorder) -> None:
     gate.disable("one", "quota", 60)
     clock.advance(60)
     passes(gate, "one")
-    passes(gate, "one")  # the expiry is told once
+    passes(gate, "one")  # the expiry is sent once
     gate.disable("one", "again", 10)
     clock.advance(1)
     gate.enable("one", "fixed")
     at = START + 60
-    assert told.events_seen == [
+    assert recorder.events_seen == [
         ScannerStateChanged("one", "enabled", "disabled", "hand", "quota", START + 60, START),
         ScannerStateChanged("one", "disabled", "enabled", "expiry", "quota", None, at),
         ScannerStateChanged("one", "enabled", "disabled", "hand", "again", at + 10, at),
@@ -68,20 +68,20 @@ def test_each_change_is_told_with_who_why_and_until(gate: Gate, clock: FakeClock
     ]
 
 
-def test_a_second_order_replaces_the_first(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+def test_a_second_order_replaces_the_first(gate: Gate, clock: FakeClock, recorder: Recorder) -> None:
     gate.disable("one", "first", 60)
     clock.advance(30)
     gate.disable("one", "second", 10)
     clock.advance(10)
     assert passes(gate, "one")
-    assert told.events_seen[1] == ScannerStateChanged(
+    assert recorder.events_seen[1] == ScannerStateChanged(
         "one", "disabled", "disabled", "hand", "second", START + 40, START + 30
     )
 
 
-def test_enabling_who_is_in_service_is_nothing(gate: Gate, told: Recorder) -> None:
+def test_enabling_a_scanner_in_service_changes_nothing(gate: Gate, recorder: Recorder) -> None:
     gate.enable("one", "why not")
-    assert told.events_seen == []
+    assert recorder.events_seen == []
     assert passes(gate, "one")
 
 
@@ -111,23 +111,23 @@ def test_an_order_says_why(gate: Gate, reason: Any) -> None:
     assert gate.state_of("one") == "enabled"
 
 
-def test_a_gate_for_nobody_says_so(clock: FakeClock) -> None:
+def test_a_gate_without_scanners_says_so(clock: FakeClock) -> None:
     with pytest.raises(ConfigError, match="there are none"):
         Gate((), clock, Bus([])).enable("one", "x")
 
 
 @pytest.mark.parametrize("duration", [0, 0.0, -1, math.nan, math.inf, True, None, "60"])
-def test_a_duration_is_checked_and_nothing_is_done(gate: Gate, told: Recorder, duration: Any) -> None:
+def test_a_duration_is_checked_and_nothing_is_done(gate: Gate, recorder: Recorder, duration: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         gate.disable("one", "x", duration)
     assert str(caught.value) == f"disable one: duration must be a number of seconds > 0, got {duration!r}"
     assert passes(gate, "one")
-    assert told.events_seen == []
+    assert recorder.events_seen == []
 
 
-def test_a_child_inherits_the_orders_and_their_time(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+def test_a_child_inherits_the_orders_and_their_time(gate: Gate, clock: FakeClock, recorder: Recorder) -> None:
     gate.disable("one", "quota", 60)
-    child = Gate(("one", "two"), clock, Bus([told]))
+    child = Gate(("one", "two"), clock, Bus([recorder]))
     child.inherit(gate)
     gate.enable("one", "ours alone")
     assert not passes(child, "one")
@@ -155,7 +155,7 @@ def test_a_listener_may_ask_the_gate(clock: FakeClock) -> None:
     assert answers == [False, True, False, True]
 
 
-def test_an_order_that_is_over_is_no_order(gate: Gate, clock: FakeClock, told: Recorder) -> None:
+def test_an_expired_order_does_not_hold(gate: Gate, clock: FakeClock, recorder: Recorder) -> None:
     assert not gate.is_out("one")
     gate.disable("one", "quota", 60)
     assert gate.is_out("one")
@@ -163,10 +163,10 @@ def test_an_order_that_is_over_is_no_order(gate: Gate, clock: FakeClock, told: R
     clock.advance(60)
     assert not gate.is_out("one")
     assert gate.state_of("one") == "enabled"
-    assert len(told.events_seen) == 1  # to look is not to change
+    assert len(recorder.events_seen) == 1  # to look is not to change
 
 
-def test_of_two_who_find_an_order_over_one_tells(told: Recorder) -> None:
+def test_of_two_threads_that_find_an_expired_order_one_sends(recorder: Recorder) -> None:
     """Somebody enables the scanner between the look at the order and the lock."""
 
     class Meanwhile(FakeClock):
@@ -178,9 +178,9 @@ def test_of_two_who_find_an_order_over_one_tells(told: Recorder) -> None:
 
     meanwhile: list[Any] = []
     clock = Meanwhile(START)
-    gate = Gate(("one",), clock, Bus([told]))
+    gate = Gate(("one",), clock, Bus([recorder]))
     gate.disable("one", "quota", 60)
     clock.advance(60)
     meanwhile.append(gate.enable)
     assert passes(gate, "one")
-    assert [event.new for event in told.events_seen] == ["disabled", "enabled"]
+    assert [event.new for event in recorder.events_seen] == ["disabled", "enabled"]

@@ -80,7 +80,7 @@ def test_a_probe_whose_process_died_blocks_for_its_lease_only(bench: Bench) -> N
     assert bench.state("one") == "quarantined"
 
 
-def test_a_probe_may_end_late_while_nobody_else_has_begun_one(bench: Bench) -> None:
+def test_a_probe_may_end_late_unless_another_has_begun(bench: Bench) -> None:
     bench.alerts(alert("one"))
     bench.advance(60)
     bench.turn("one", "us", seconds=30)
@@ -99,7 +99,7 @@ def test_a_probe_without_a_verdict_changes_nothing(bench: Bench) -> None:
     assert (record.state, record.passed, record.probe) == ("probing", 1, None)
 
 
-def test_a_verdict_of_nobodys_probe_is_nothing(bench: Bench) -> None:
+def test_a_verdict_of_an_unknown_probe_changes_nothing(bench: Bench) -> None:
     bench.probe("one", False)
     bench.alerts(alert("one"))
     bench.probe("one", True)
@@ -115,7 +115,7 @@ def test_a_scanner_enabled_by_hand_during_its_probe_stays_so(bench: Bench) -> No
     assert bench.turn("one") is RUN
 
 
-def test_probes_that_succeed_beneath_a_disable_show_when_it_is_over(bench: Bench) -> None:
+def test_probes_that_succeed_beneath_a_disable_show_when_it_expires(bench: Bench) -> None:
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.advance(60)
     bench.probes("one", True, True)
@@ -163,7 +163,7 @@ def test_a_second_order_replaces_the_first(bench: Bench) -> None:
     assert bench.turn("one") is RUN
 
 
-def test_enabling_who_is_in_service_is_nothing(bench: Bench) -> None:
+def test_enabling_a_scanner_in_service_changes_nothing(bench: Bench) -> None:
     bench.enable("one")
     bench.alerts(alert("one", "resolved"))
     bench.enable("one")
@@ -171,7 +171,7 @@ def test_enabling_who_is_in_service_is_nothing(bench: Bench) -> None:
     assert bench.alerts(alert("one", start=2.0)) == ("accepted",)
 
 
-def test_disabling_who_was_enabled_by_hand_is_the_new_order(bench: Bench) -> None:
+def test_disabling_a_manually_enabled_scanner_is_the_new_order(bench: Bench) -> None:
     bench.alerts(alert("one"))
     bench.enable("one")
     bench.disable("one", 10)
@@ -181,7 +181,7 @@ def test_disabling_who_was_enabled_by_hand_is_the_new_order(bench: Bench) -> Non
     assert bench.moves("one")[-1] == ("disabled", "quarantined", "alert")
 
 
-def test_the_fuse_holds_when_an_order_is_over() -> None:
+def test_the_ejection_cap_holds_when_an_order_expires() -> None:
     bench = Bench("one", "two", options=Quarantine(max_share=0.5))
     bench.disable("one", 10)
     bench.alerts(alert("one"), alert("two"))
@@ -190,7 +190,7 @@ def test_the_fuse_holds_when_an_order_is_over() -> None:
     assert bench.moves("one")[-1] == ("disabled", "enabled", "expiry")
 
 
-def test_an_enable_that_is_over_without_an_alert_is_told_of_to_nobody(bench: Bench) -> None:
+def test_an_enable_that_expires_without_an_alert_is_not_sent(bench: Bench) -> None:
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.enable("one", 10)
     bench.advance(10)
@@ -216,7 +216,7 @@ def test_what_others_write_is_kept_on_one_line_and_short(bench: Bench) -> None:
     assert len(order.reason) == MAX_TEXT
 
 
-def test_so_many_alerts_are_kept_and_those_that_are_over_go_first(bench: Bench) -> None:
+def test_a_limited_number_of_alerts_is_kept_and_resolved_ones_go_first(bench: Bench) -> None:
     bench.alerts(alert("one", mark="over"), alert("one", "resolved", mark="over"))
     for number in range(MAX_ALERTS + 5):
         bench.advance(1)
@@ -227,7 +227,7 @@ def test_so_many_alerts_are_kept_and_those_that_are_over_go_first(bench: Bench) 
     assert "newest" not in bench.record("one").alerts  # however new: it keeps nobody out
 
 
-def test_what_is_over_for_long_is_forgotten(bench: Bench) -> None:
+def test_alerts_resolved_long_ago_are_forgotten(bench: Bench) -> None:
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.advance(60)
     bench.probes("one", True, True, True)
@@ -252,14 +252,14 @@ def test_scanners_of_other_fleets_on_the_same_record_are_left_alone(bench: Bench
     assert set(other.fleet.scanners) == {"one", "five"}
 
 
-def test_a_heartbeat_that_is_resolved_is_none(bench: Bench) -> None:
+def test_a_resolved_heartbeat_does_not_count(bench: Bench) -> None:
     bench.alerts(alert("", "resolved", action="heartbeat"))
     assert bench.fleet.heard is None
     assert bench.alerts(alert("", action="heartbeat")) == ("accepted",)
     assert bench.fleet.heard == START
 
 
-def test_resolved_before_a_heartbeat_is_believed_in_the_dark() -> None:
+def test_resolved_before_a_heartbeat_is_believed_while_unreachable() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10))
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.advance(1)
@@ -270,7 +270,7 @@ def test_resolved_before_a_heartbeat_is_believed_in_the_dark() -> None:
     assert bench.state("one") == "enabled"
 
 
-def test_in_the_dark_an_alert_that_was_over_takes_nobody_out_again() -> None:
+def test_while_unreachable_a_resolved_alert_ejects_no_scanner_again() -> None:
     bench = Bench("one", options=Quarantine(heartbeat=10))
     bench.disable("one", 60)
     bench.alerts(alert("one"), alert("one", "resolved"))
@@ -279,7 +279,7 @@ def test_in_the_dark_an_alert_that_was_over_takes_nobody_out_again() -> None:
     assert bench.state("one") == "enabled"
 
 
-def test_of_two_orders_that_are_over_the_earlier_ends_first() -> None:
+def test_of_two_expired_orders_the_earlier_ends_first() -> None:
     bench = Bench("one", "two", options=Quarantine(max_share=0.5))
     bench.disable("one", 20)
     bench.disable("two", 10)

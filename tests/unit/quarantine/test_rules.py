@@ -72,7 +72,7 @@ def test_rule_2_resolved_does_not_enable_after_enough_probes_either(bench: Bench
     assert bench.state("one") == "enabled"
 
 
-def test_rule_2_probing_begins_when_the_cool_off_is_over_though_the_alert_fires(bench: Bench) -> None:
+def test_rule_2_probing_begins_after_the_cool_off_although_the_alert_fires(bench: Bench) -> None:
     bench.alerts(alert("one"))
     bench.advance(60)
     assert bench.turn("one") is PROBE
@@ -190,7 +190,7 @@ def test_rule_4_what_fired_after_the_list_was_asked_for_is_not_missing(bench: Be
     assert bench.record("two").alerts["f1"].status == "firing"  # not Alertmanager's
 
 
-def test_rule_4_the_list_revives_what_was_said_to_be_over(bench: Bench) -> None:
+def test_rule_4_the_list_revives_a_resolved_alert(bench: Bench) -> None:
     bench.alerts(alert("one"), alert("one", "resolved"))
     assert bench.alerts(alert("one")) == ("duplicate",)
     assert bench.record("one").alerts["f1"].status == "resolved"
@@ -198,7 +198,7 @@ def test_rule_4_the_list_revives_what_was_said_to_be_over(bench: Bench) -> None:
     assert bench.record("one").alerts["f1"].status == "firing"
 
 
-def test_rule_4_what_is_missing_on_the_list_is_over_from_now_on() -> None:
+def test_rule_4_what_is_missing_on_the_list_is_resolved_from_now_on() -> None:
     """Whether that is believed hangs on the heartbeats since then."""
     bench = Bench("one", options=Quarantine(heartbeat=10, lease=1000))
     bench.alerts(alert("one"))
@@ -339,7 +339,7 @@ def test_rule_6_enabling_by_hand_is_never_undone_by_an_alert_and_expires(bench: 
     ]
 
 
-def test_rule_6_enabling_who_was_disabled_by_hand_is_not_undone_by_the_alert_that_came_meanwhile(bench: Bench) -> None:
+def test_rule_6_enabling_a_disabled_scanner_is_not_undone_by_the_alert_that_came_meanwhile(bench: Bench) -> None:
     bench.disable("one", 3000)
     bench.alerts(alert("one"))
     bench.enable("one", 1000)
@@ -351,7 +351,7 @@ def test_rule_6_enabling_who_was_disabled_by_hand_is_not_undone_by_the_alert_tha
     assert bench.moves("one")[-2:] == [("disabled", "enabled", "hand"), ("enabled", "quarantined", "alert")]
 
 
-def test_rule_6_enabling_who_was_not_quarantined_forgets_no_failure_to_come_back(bench: Bench) -> None:
+def test_rule_6_enabling_an_unquarantined_scanner_forgets_no_failure_to_come_back(bench: Bench) -> None:
     bench.alerts(alert("one"))
     for _ in range(2):
         bench.advance(10_000)
@@ -366,7 +366,7 @@ def test_rule_6_enabling_who_was_not_quarantined_forgets_no_failure_to_come_back
     assert bench.record("one").level == level > 0
 
 
-def test_rule_6_enabling_who_was_disabled_by_hand_protects_from_no_later_alert(bench: Bench) -> None:
+def test_rule_6_enabling_a_disabled_scanner_does_not_protect_it_from_later_alerts(bench: Bench) -> None:
     bench.disable("one")
     bench.alerts(alert("one"), alert("one", "resolved"))
     bench.enable("one")
@@ -374,7 +374,7 @@ def test_rule_6_enabling_who_was_disabled_by_hand_protects_from_no_later_alert(b
     assert bench.turn("one") is OUT
 
 
-def test_rule_6_an_alert_has_its_say_when_a_disable_by_hand_is_over(bench: Bench) -> None:
+def test_rule_6_an_alert_quarantines_when_a_manual_disable_expires(bench: Bench) -> None:
     bench.disable("one", 100)
     bench.alerts(alert("one"))
     bench.advance(100)
@@ -382,7 +382,7 @@ def test_rule_6_an_alert_has_its_say_when_a_disable_by_hand_is_over(bench: Bench
     assert bench.moves("one")[-1] == ("disabled", "quarantined", "alert")
 
 
-def test_rule_6_a_quarantine_beneath_an_order_is_there_when_that_is_over(bench: Bench) -> None:
+def test_rule_6_a_quarantine_beneath_an_order_is_there_when_that_expires(bench: Bench) -> None:
     bench.alerts(alert("one"))
     bench.disable("one", 10)
     bench.advance(10)
@@ -441,9 +441,9 @@ def test_rule_7_every_change_says_who_why_since_and_until(bench: Bench) -> None:
     bench.advance(60)
     bench.probes("one", False)
     bench.disable("one", 500)
-    told = [(c.old, c.new, c.source, c.who, c.reason, c.until) for c in bench.changes]
+    changes = [(c.old, c.new, c.source, c.who, c.reason, c.until) for c in bench.changes]
     at = START + 60
-    assert told == [
+    assert changes == [
         ("enabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: one fails", at),
         ("quarantined", "probing", "probe", "", "the cool-off has passed", None),
         ("probing", "quarantined", "probe", "", "HTTP 500", at + 120),
@@ -467,7 +467,7 @@ def test_rule_8_a_failing_probe_never_lengthens_a_disable_by_hand(bench: Bench) 
     assert bench.state("one") == "quarantined"
 
 
-def test_rule_8_a_failing_probe_is_no_failed_execution_too() -> None:
+def test_rule_8_a_failing_probe_does_not_count_as_a_failed_execution() -> None:
     bench = Bench("one", options=Quarantine(after_failures=2, successes=1))
     bench.executed("one", True, True)
     bench.advance(60)
@@ -483,7 +483,7 @@ def test_rule_8_a_failing_probe_is_no_failed_execution_too() -> None:
 # what only whoever knows the scanner may decide
 
 
-def test_whoever_runs_a_part_of_the_fleet_leaves_the_orders_of_the_rest_alone() -> None:
+def test_a_process_with_part_of_the_fleet_leaves_the_orders_of_the_rest_alone() -> None:
     """It knows neither who is critical there nor how many may be out."""
     bench = Bench("critical", "other", options=Quarantine(max_share=1.0, critical=("critical",)))
     bench.alerts(alert("critical"))

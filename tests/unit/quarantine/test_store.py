@@ -69,7 +69,7 @@ class Side:
         assert turn is PROBE
         self.bus.send(ProbeEnded(name, outcome, "OSError: HTTP 500", mark))
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def changes(self) -> list[tuple[str, str, str]]:
         return [(event.old, event.new, event.source) for event in self.recorder.of(ScannerStateChanged)]
 
 
@@ -91,7 +91,7 @@ def side(store: Flaky, clock: Unsteady) -> Callable[..., Side]:
 # shared
 
 
-def test_what_one_process_is_told_another_does(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_an_alert_at_one_process_counts_for_another(side: Callable[..., Side], clock: Unsteady) -> None:
     service, runner = side(), side()
     assert service.gate.alerts([alert("one")], "alertmanager")["accepted"] == 1
     assert runner.turn("one") is OUT
@@ -99,8 +99,8 @@ def test_what_one_process_is_told_another_does(side: Callable[..., Side], clock:
     runner.probe("one", "error")
     service.gate.refresh()
     assert service.gate.state_of("one") == "quarantined"
-    assert service.told() == [("enabled", "quarantined", "alert")]
-    assert runner.told() == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
+    assert service.changes() == [("enabled", "quarantined", "alert")]
+    assert runner.changes() == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
 
 
 def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unsteady) -> None:
@@ -111,14 +111,14 @@ def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unst
     assert [ours.gate.turn("one", 30.0)[0], theirs.gate.turn("one", 30.0)[0]] == [PROBE, OUT]
 
 
-def test_an_expiry_is_told_by_whoever_notices_it_and_once(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_an_expiry_is_sent_once_by_the_process_that_notices_it(side: Callable[..., Side], clock: Unsteady) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 60.0)
     theirs.gate.refresh()
     clock.advance(60)
     assert [theirs.gate.turn("one", 30.0)[0], ours.gate.turn("one", 30.0)[0]] == [RUN, RUN]
-    assert theirs.told() == [("disabled", "enabled", "expiry")]
-    assert ours.told() == [("enabled", "disabled", "hand")]
+    assert theirs.changes() == [("disabled", "enabled", "expiry")]
+    assert ours.changes() == [("enabled", "disabled", "hand")]
 
 
 def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., Side], clock: Unsteady) -> None:
@@ -183,7 +183,7 @@ def test_without_a_number_executions_are_not_heard(side: Callable[..., Side]) ->
     ours.bus.send(failure("one"))
 
 
-def test_alerts_are_told_of(side: Callable[..., Side]) -> None:
+def test_alerts_are_sent_as_events(side: Callable[..., Side]) -> None:
     ours = side()
     said = ours.gate.alerts([alert("one"), alert("nine"), alert("", action="heartbeat")], "grafana")
     assert said == {"accepted": 2, "duplicate": 0, "unknown_scanner": 1, "refused": 0}
@@ -224,7 +224,7 @@ def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) ->
 
 
 @pytest.mark.parametrize("why", [StoreError("the store cannot be reached"), RuntimeError("secret")])
-def test_an_order_by_hand_survives_a_store_that_fails(
+def test_a_manual_order_survives_a_store_that_fails(
     side: Callable[..., Side], store: Flaky, clock: Unsteady, why: Exception
 ) -> None:
     ours, theirs = side(), side()
@@ -233,7 +233,7 @@ def test_an_order_by_hand_survives_a_store_that_fails(
         ours.gate.disable("one", "quota", 100.0, who="kim")
     assert "secret" not in str(caught.value)
     assert ours.turn("one") is OUT
-    assert ours.told() == [("enabled", "disabled", "hand")]
+    assert ours.changes() == [("enabled", "disabled", "hand")]
     assert "update" in ours.failed
     store.why = None
     clock.advance(40)
@@ -242,7 +242,7 @@ def test_an_order_by_hand_survives_a_store_that_fails(
     assert theirs.turn("one") is OUT
     (entry,) = theirs.gate.audit(10)
     assert (entry.who, entry.reason, entry.at) == ("kim", "quota", START + 40)
-    assert ours.told() == [("enabled", "disabled", "hand")]  # told once
+    assert ours.changes() == [("enabled", "disabled", "hand")]  # sent once
     clock.advance(60)
     assert [ours.turn("one"), theirs.turn("one")] == [RUN, RUN]
 
@@ -260,9 +260,7 @@ def test_the_last_of_several_orders_counts_when_the_store_is_back(side: Callable
     assert theirs.turn("one") is RUN
 
 
-def test_an_order_whose_time_is_over_is_not_brought_to_the_store(
-    side: Callable[..., Side], store: Flaky, clock: Unsteady
-) -> None:
+def test_an_expired_order_is_not_brought_to_the_store(side: Callable[..., Side], store: Flaky, clock: Unsteady) -> None:
     ours, theirs = side(), side()
     store.why = StoreError("away")
     with pytest.raises(StoreError):
@@ -315,7 +313,7 @@ def refuse(*_arguments: object) -> None:
 # what is in it
 
 
-def test_garbage_is_told_of_once(side: Callable[..., Side], store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+def test_garbage_is_logged_once(side: Callable[..., Side], store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
     ours = side()
     for garbage in (b"\xff", b"\xfe"):
         store.update(KEY, lambda _old, _now, garbage=garbage: (garbage, None))
@@ -326,7 +324,7 @@ def test_garbage_is_told_of_once(side: Callable[..., Side], store: Flaky, caplog
     ]
 
 
-def test_beside_a_newer_version_orders_by_hand_hold_here_and_are_told(
+def test_next_to_a_newer_version_manual_orders_hold_here_and_raise(
     side: Callable[..., Side], store: Flaky, clock: Unsteady
 ) -> None:
     newer = msgspec.msgpack.encode({"schema": 2, "born": 1.0})
@@ -345,7 +343,7 @@ def test_alerts_of_another_sender_are_counted_as_unknown(side: Callable[..., Sid
     assert ours.gate.audit(1)[0].who == "my own alerting"
 
 
-def test_a_probe_that_waits_beneath_an_order_is_due_when_that_is_over(
+def test_a_probe_that_waits_beneath_an_order_is_due_when_that_expires(
     side: Callable[..., Side], clock: Unsteady
 ) -> None:
     ours = side()
@@ -411,7 +409,7 @@ def test_unreachable_alerting_is_logged_once_and_ends_with_a_heartbeat(
 # who asks
 
 
-def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_the_view_of_a_scanner(side: Callable[..., Side], clock: Unsteady) -> None:
     ours = side()
     ours.gate.alerts([alert("one")], "alertmanager")
     state = ours.gate.view("one")
@@ -436,16 +434,16 @@ def test_how_a_scanner_stands(side: Callable[..., Side], clock: Unsteady) -> Non
     assert plain.to_dict()["evidence"] == []
 
 
-def test_all_that_stand_are_looked_for_in_the_store(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_views_read_the_store(side: Callable[..., Side], clock: Unsteady) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("two", "quota", 60.0)
     assert [state.state for state in theirs.gate.views()] == ["enabled", "disabled", "enabled", "enabled"]
     clock.advance(60)
     assert {state.state for state in theirs.gate.views()} == {"enabled"}
-    assert theirs.told() == [("disabled", "enabled", "expiry")]
+    assert theirs.changes() == [("disabled", "enabled", "expiry")]
 
 
-def test_a_gate_whose_store_is_its_own_has_nobody_to_look_for(clock: Unsteady) -> None:
+def test_a_gate_with_a_store_of_its_own_reads_nothing(clock: Unsteady) -> None:
     gate = Gate(("one",), clock, Bus([]))
     gate.disable("one", "quota", 60.0)
     fleet = gate._quarantine.fleet
