@@ -9,7 +9,7 @@ import msgspec
 
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Alert, Change, Machine, Rules, Turn
-from resilient_scan.quarantine.records import FleetRecord, Record, decode
+from resilient_scan.quarantine.records import FleetRecord, ScannerRecord, decode
 from resilient_scan.quarantine.store import Sighting, step, wait
 
 T = TypeVar("T")
@@ -121,10 +121,10 @@ class Bench:
         """The stored record."""
         return decode(self.stored)[0]
 
-    def record(self, name: str) -> Record:
+    def record(self, name: str) -> ScannerRecord:
         """A scanner's record, after time has done its work."""
         self.process.step(wait)
-        return self.fleet.scanners.get(name, Record())
+        return self.fleet.scanners.get(name, ScannerRecord())
 
     def state(self, name: str) -> str:
         """A scanner's state, as people see it."""

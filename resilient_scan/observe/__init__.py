@@ -1,1 +1,1 @@
-"""What is seen from outside: logs, metrics, traces, explanations."""
+"""What people and machines see of a runner: logs, metrics, traces, explanations."""

@@ -32,7 +32,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import HEARTBEAT, MISSED_HEARTBEATS, RESULTS, Alert, Turn, turn_of
-from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, OrderedState, Record
+from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, OrderedState, ScannerRecord
 from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update, store_errors, wait
 from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
@@ -140,7 +140,7 @@ class Gate:
             reason = _described(event.error)
             self._publish(self._quarantine.update(lambda machine: machine.executed(name, failed, reason)))
 
-    def _order_expired(self, record: Record) -> bool:
+    def _order_expired(self, record: ScannerRecord) -> bool:
         return record.order is not None and self._quarantine.now() >= record.order.until
 
     # manual orders

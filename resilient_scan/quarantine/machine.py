@@ -31,7 +31,7 @@ from resilient_scan.quarantine.records import (
     MachineState,
     Order,
     ProbeLease,
-    Record,
+    ScannerRecord,
     texts,
 )
 
@@ -133,7 +133,7 @@ class Rules(msgspec.Struct, frozen=True):
         return self.unreachable_since(fleet, now) is not None and (fleet.heard is None or alert.said > fleet.heard)
 
 
-def turn_of(record: Record, now: float) -> Turn:
+def turn_of(record: ScannerRecord, now: float) -> Turn:
     """Return what a scan of this scanner may do now, if the record is up to date."""
     if record.order is not None:
         return Turn.DISABLED if record.order.state == DISABLED else Turn.RUN
@@ -231,7 +231,7 @@ class Machine:
             record.level = max(0, record.level - 1)
             record.state, record.probe, record.passed, record.since = ENABLED, None, 0, self.now
 
-    def _order(self, name: str, record: Record, order: Order) -> None:
+    def _order(self, name: str, record: ScannerRecord, order: Order) -> None:
         old, record.order = record.shown, order
         self._note(name, old, order.state, BY_HAND, order.who, order.reason, order.until)
 
@@ -281,7 +281,7 @@ class Machine:
             return ACCEPTED if is_new else DUPLICATE
         return self._fire(alert.scanner, record, record.alerts[mark], is_new=is_new)
 
-    def _fire(self, name: str, record: Record, alert: KnownAlert, *, is_new: bool) -> str:
+    def _fire(self, name: str, record: ScannerRecord, alert: KnownAlert, *, is_new: bool) -> str:
         if record.order is not None:  # it takes precedence; when it ends, `_order_ended` looks at the alert again
             is_out = record.order.state == DISABLED
         else:
@@ -335,7 +335,7 @@ class Machine:
             if self._is_plain(record):
                 del self.fleet.scanners[name]
 
-    def _order_ended(self, name: str, record: Record, order: Order) -> None:
+    def _order_ended(self, name: str, record: ScannerRecord, order: Order) -> None:
         """Return to what the machine says; an alert that fires at this moment quarantines now."""
         record.order = None
         firing = self._firing(record)
@@ -347,26 +347,28 @@ class Machine:
             until = record.until if record.state == QUARANTINED else None
             self._note(name, order.state, record.state, EXPIRY, order.who, order.reason, until)
 
-    def _is_plain(self, record: Record) -> bool:
+    def _is_plain(self, record: ScannerRecord) -> bool:
         busy = record.state != ENABLED or record.order or record.probe or record.alerts or record.failures
         return not busy and self._level(record) == 0
 
-    def _level(self, record: Record) -> int:
+    def _level(self, record: ScannerRecord) -> int:
         """Return the level of a scanner in service, which falls by one every `cooloff_cap` seconds."""
         return max(0, record.level - int((self.now - record.since) / self.rules.options.cooloff_cap))
 
     # the parts
 
-    def _record(self, name: str) -> Record:
-        return self.fleet.scanners.setdefault(name, Record(since=self.now))
+    def _record(self, name: str) -> ScannerRecord:
+        return self.fleet.scanners.setdefault(name, ScannerRecord(since=self.now))
 
-    def _blocking(self, record: Record) -> Iterator[KnownAlert]:
+    def _blocking(self, record: ScannerRecord) -> Iterator[KnownAlert]:
         return (alert for alert in record.alerts.values() if self.rules.blocks(alert, self.fleet, self.now))
 
-    def _firing(self, record: Record) -> list[KnownAlert]:
+    def _firing(self, record: ScannerRecord) -> list[KnownAlert]:
         return [alert for alert in self._blocking(record) if alert.status == FIRING]
 
-    def _eject(self, name: str, record: Record, source: str, who: str, reason: str, *, old: str = ENABLED) -> bool:
+    def _eject(
+        self, name: str, record: ScannerRecord, source: str, who: str, reason: str, *, old: str = ENABLED
+    ) -> bool:
         """Quarantine a scanner in service, unless it is critical or the ejection cap is reached."""
         if name in self.rules.options.critical or self._out() >= self.rules.ejection_cap:
             return False
@@ -379,7 +381,7 @@ class Machine:
         return sum(record.state != ENABLED for name, record in scanners.items() if name in self.rules.names)
 
     def _quarantine(
-        self, name: str, record: Record, source: str, who: str, reason: str, old: str | None = None
+        self, name: str, record: ScannerRecord, source: str, who: str, reason: str, old: str | None = None
     ) -> None:
         record.until = self.now + self._cooloff(record.level)
         self._move(name, record, QUARANTINED, source, who=who, reason=reason, old=old)
@@ -396,7 +398,7 @@ class Machine:
     def _move(
         self,
         name: str,
-        record: Record,
+        record: ScannerRecord,
         new: MachineState,
         source: str,
         *,
@@ -425,7 +427,7 @@ def _is_outdated(known: KnownAlert, alert: Alert) -> bool:
     return known.status == RESOLVED
 
 
-def _remember(record: Record, mark: str, alert: Alert, source: str, now: float) -> None:
+def _remember(record: ScannerRecord, mark: str, alert: Alert, source: str, now: float) -> None:
     name, summary = texts(alert.name, alert.summary)
     record.alerts[mark] = KnownAlert(alert.status, alert.starts_at, now, source, name, summary)
     while len(record.alerts) > MAX_ALERTS:

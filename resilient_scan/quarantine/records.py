@@ -87,7 +87,7 @@ class ProbeLease(_Finite, omit_defaults=True):
     until: float
 
 
-class Record(_Finite, omit_defaults=True):
+class ScannerRecord(_Finite, omit_defaults=True):
     """The record of one scanner.
 
     Attributes:
@@ -136,7 +136,7 @@ class FleetRecord(_Finite, omit_defaults=True):
     """
 
     schema: Annotated[int, msgspec.Meta(ge=SCHEMA)] = SCHEMA
-    scanners: dict[str, Record] = {}
+    scanners: dict[str, ScannerRecord] = {}
     heard: float | None = None
     gaps: tuple[Seconds, ...] = ()
     born: float = 0.0

@@ -26,7 +26,15 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Change, Machine, Rules
-from resilient_scan.quarantine.records import DISABLED, ENABLED, FleetRecord, OrderedState, Record, decode, encode
+from resilient_scan.quarantine.records import (
+    DISABLED,
+    ENABLED,
+    FleetRecord,
+    OrderedState,
+    ScannerRecord,
+    decode,
+    encode,
+)
 from resilient_scan.stores import Store
 from resilient_scan.stores.memory import MemoryStore
 
@@ -53,7 +61,7 @@ class Sighting(msgspec.Struct, frozen=True):
         return self.wall + steady - self.steady
 
 
-class Step(msgspec.Struct, Generic[T], frozen=True):
+class StepResult(msgspec.Struct, Generic[T], frozen=True):
     """What came of a step.
 
     Attributes:
@@ -80,7 +88,7 @@ def step(
     steady: float,
     last: Sighting | None,
     draw: Callable[[], float],
-) -> tuple[bytes | None, Step[T]]:
+) -> tuple[bytes | None, StepResult[T]]:
     """Expire what has expired, then act on the record.
 
     Args:
@@ -107,7 +115,9 @@ def step(
     if encode(fleet) != stored and not (stored is None and _is_empty(fleet)):
         fleet.born, fleet.written = fleet.born or now, now
         new = encode(fleet)
-    return new, Step(result, tuple(machine.changes), fleet, Sighting(now, steady, fleet.born, fleet.shifted), readable)
+    return new, StepResult(
+        result, tuple(machine.changes), fleet, Sighting(now, steady, fleet.born, fleet.shifted), readable
+    )
 
 
 def jump(fleet: FleetRecord, now: float, steady: float, last: Sighting | None) -> float:
@@ -215,7 +225,7 @@ class QuarantineStore:
         self._last: Sighting | None = None
         self._warned = False
         self.fleet = FleetRecord()
-        self.gated: dict[str, Record] = {}
+        self.gated: dict[str, ScannerRecord] = {}
         """The records of the scanners that cannot simply run: out of service, or under a manual order."""
 
     def now(self) -> float:
@@ -292,7 +302,9 @@ class QuarantineStore:
                 order.give(machine, order.ends - steady)
             return slice(first, len(machine.changes)), act(machine)
 
-        def change(stored: bytes | None, now: float) -> tuple[bytes | None, tuple[bytes | None, Step[tuple[slice, T]]]]:
+        def change(
+            stored: bytes | None, now: float
+        ) -> tuple[bytes | None, tuple[bytes | None, StepResult[tuple[slice, T]]]]:
             new, done = self._step(stored, now, orders_then_act, steady)
             return new, (new, done)
 
@@ -314,7 +326,7 @@ class QuarantineStore:
 
     def _step(
         self, stored: bytes | None, now: float, act: Callable[[Machine], T], steady: float
-    ) -> tuple[bytes | None, Step[T]]:
+    ) -> tuple[bytes | None, StepResult[T]]:
         return step(stored, now, act, rules=self.rules(now), steady=steady, last=self._last, draw=self._draw)
 
     def _adopt(self, stored: bytes | None, now: float) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from resilient_scan.quarantine.machine import BY_HAND, Change, Rules
-from resilient_scan.quarantine.records import ENABLED, PROBING, QUARANTINED, FleetRecord, KnownAlert, Record
+from resilient_scan.quarantine.records import ENABLED, PROBING, QUARANTINED, FleetRecord, KnownAlert, ScannerRecord
 from resilient_scan.results import plain
 
-NO_RECORD = Record()
+NO_RECORD = ScannerRecord()
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ def view(name: str, fleet: FleetRecord, rules: Rules, now: float) -> ScannerStat
     )
 
 
-def _next_probe(record: Record, now: float) -> float | None:
+def _next_probe(record: ScannerRecord, now: float) -> float | None:
     if record.state == ENABLED:
         return None
     if record.state == QUARANTINED:

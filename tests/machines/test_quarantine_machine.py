@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Alert, Turn
-from resilient_scan.quarantine.records import Record
+from resilient_scan.quarantine.records import ScannerRecord
 from tests.quarantine import Bench, Process, alert
 
 NAMES = ("a", "b", "c", "d")
@@ -318,7 +318,7 @@ class QuarantineMachine(RuleBasedStateMachine):
         self.bench.state("a")
         scanners = self.bench.fleet.scanners
         for name, known in self.known.items():
-            record = scanners.get(name, Record())
+            record = scanners.get(name, ScannerRecord())
             assert record.shown == known.shown, name
             assert (record.state, record.passed, record.failures) == (known.state, known.passed, known.failures)
             assert (record.probe is None) == (known.probe is None)

@@ -10,7 +10,7 @@ import pytest
 from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Turn
-from resilient_scan.quarantine.records import SCHEMA, FleetRecord, Order, Record, decode, encode
+from resilient_scan.quarantine.records import SCHEMA, FleetRecord, Order, ScannerRecord, decode, encode
 from tests.quarantine import START, Bench, Process, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
@@ -60,7 +60,7 @@ def test_garbage_is_a_fresh_record(bench: Bench, garbage: bytes) -> None:
 
 
 def test_a_record_comes_back_as_it_was() -> None:
-    fleet = FleetRecord(scanners={"one": Record(order=Order("disabled", "kim", "quota", 1.0, 2.0))}, heard=5.0)
+    fleet = FleetRecord(scanners={"one": ScannerRecord(order=Order("disabled", "kim", "quota", 1.0, 2.0))}, heard=5.0)
     assert decode(encode(fleet)) == (fleet, True)
 
 
