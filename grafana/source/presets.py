@@ -29,7 +29,7 @@ class Preset:
         stale, stale_pending: seconds without a success, while asked, that are too many, and how long that must hold.
         long: what rare things are counted over: suspicious answers, flapping, refused alerts.
         quarantined: how long a quarantine may last before a person should look.
-        heartbeat: seconds without a heartbeat after which the alert loop is blind: three of its periods.
+        heartbeat: seconds without a heartbeat after which the alerting counts as unreachable: three of its periods.
         missing_run: seconds without a run that are too many; `None`: nobody promised a schedule.
         one_shot: whether each run may be a process of its own, whose counters begin at 0.
         evaluation: how often the rules are evaluated.

@@ -123,8 +123,9 @@ class Rules(msgspec.Struct, frozen=True):
         """Return whether an alert keeps its scanner out of service, however well its probes do.
 
         An alert that was not asserted again within its lease is unknown and stops blocking: a lost "resolved" must not
-        disable a scanner forever. A "resolved" is believed only if a heartbeat came after it. A Prometheus that stops
-        resolves all its alerts within seconds; without that rule, its end would look like the end of every fault.
+        disable a scanner forever. A "resolved" is not believed while the alerting is unreachable, unless a heartbeat
+        came after it. A Prometheus that stops resolves all its alerts within seconds; without that rule, its end would
+        look like the end of every fault.
         """
         if now >= alert.said + self.options.lease:
             return False
