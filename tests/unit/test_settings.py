@@ -34,8 +34,9 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan import settings as package
+from resilient_scan._text import parse_duration
 from resilient_scan.options import LAYERS
-from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
+from resilient_scan.settings import Effective, Settings, SettingsError, load_settings
 from resilient_scan.settings.plugins import discover
 from resilient_scan.settings.read import Source, scanner_keys
 
@@ -206,7 +207,7 @@ WRONG = [
     ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
     (
         "[providers.sec]\nrate = ['10/s', '5/min']",
-        "2: providers.sec.rate: 10/s never matters beside 5/min; leave it out, or correct it",
+        "2: providers.sec.rate: 10/s never matters next to 5/min; leave it out, or correct it",
     ),
     ("[store]\nurl = 'sqlite:///:memory:'", "2: store.url must be memory: for a store in memory"),
     (
@@ -266,7 +267,7 @@ WRONG_LIMITS = [
     ("[providers.sec]\nconcurrency = 0", "2: providers.sec.concurrency must be >= 1, got 0"),
     (
         "[providers.sec]\nrate = '60'",
-        """2: providers.sec.rate must be such as "60/min", "30/s" or "1000/10min", got '60'""",
+        """2: providers.sec.rate must be a rate such as "60/min", "30/s" or "1000/10min", got '60'""",
     ),
     ("[defaults]\nlimit = { concurrency = 2 }", "2: defaults.limit.provider is missing"),
 ]
@@ -756,13 +757,13 @@ UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 @given(st.decimals(0, 10_000, places=3), st.sampled_from(list(UNITS)))
 def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str) -> None:
-    assert math.isclose(seconds(f"{number}{unit}"), float(number) * UNITS[unit])
+    assert math.isclose(parse_duration(f"{number}{unit}"), float(number) * UNITS[unit])
 
 
 @pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5d", "+5s", "5.s", "0x5s", "5s5s"])
 def test_what_has_no_number_or_no_unit_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the caller knows where it stands
-        seconds(text)
+        parse_duration(text)
 
 
 NUMBERS = {

@@ -85,7 +85,7 @@ def test_what_cannot_be_pickled_is_copied_all_the_same() -> None:
 
 @pytest.mark.parametrize("value", [threading.Lock(), (x for x in ()), Spiteful(), [{"deep": Spiteful()}]])
 def test_what_cannot_be_copied_is_the_callers_to_know(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"^state cannot be copied: .*; leave out what cannot, or hand over its name$"):
+    with pytest.raises(TypeError, match=r"^state cannot be copied: .*; leave that value out, or pass its name "):
         Snapshot({"bad": value})
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from resilient_scan._text import clean, counted, moment, span
+from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.observe.explain.model import Layer, Number, Reason
-from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
+from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
 
@@ -95,12 +94,6 @@ def _known(state: ScannerState) -> Iterator[str]:
 
 
 BUILT_IN, POLICY, POLICIES, DECORATOR, CLASS = "built-in", "policy", "policies", "decorator", "the scanner's class"
-_SECONDS = {
-    *("cache.ttl", "cache.stale_if_error", "cache.ttl_empty", "cache.ttl_error"),
-    *("retry.base", "retry.cap", "retry.retry_after_cap"),
-    *("breaker.open_for", "breaker.open_cap", "breaker.slow_after"),
-    *("timeout.total", "timeout.attempt"),
-}
 _NONE = {"cache.inputs": "all of the state but tool_logs", "cache.ttl_empty": "as ttl", "cache.ttl_error": "never"}
 
 
@@ -138,18 +131,16 @@ def layers_of(stack: Stack, standing: ScannerState, origins: Mapping[str, str]) 
     """Describe the layers of a stack, outermost first."""
     policy = stack.policy
     limit = policy.limit if stack.provider is None else stack.provider.limit
-    total, attempt = ("timeout.total",), ("timeout.attempt", "timeout.max_abandoned")
     timeouts = _numbers(policy, "timeout", origins)
+    total, attempt = timeouts[:1], timeouts[1:]  # `total` is the first field
     return (
         gate_layer(standing),
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
-        Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
+        Layer("timeout.total", _total(policy), total),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
         Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_guard(stack))),
         Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
-        Layer(
-            "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
-        ),
+        Layer("timeout.attempt", _attempt(policy), attempt, (_threads(stack),)),
         Layer("scanner", _scanner(stack), (), tuple(_expected(stack))),
     )
 
@@ -174,12 +165,13 @@ def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> 
     return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
 
 
-def _value(path: str, option: Any) -> str:
-    value = getattr(option, path.partition(".")[2])
+def _value(path: str, option: Option) -> str:
+    field = path.partition(".")[2]
+    value = getattr(option, field)
     if value is None:
         return _NONE.get(path, "none")
-    if path in _SECONDS:
-        return f"{value:.10g}s"
+    if field in durations(type(option)):
+        return exact(value)
     if isinstance(value, tuple):
         return "(" + ", ".join(item.__name__ if isinstance(item, type) else str(item) for item in value) + ")"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
