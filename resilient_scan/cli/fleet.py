@@ -270,8 +270,7 @@ def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found
 
 def _switch(settings: Settings, name: str) -> str:
     """Return where it is said whether a scanner is enabled."""
-    tables = [each.scanners[name] for each in settings.sources if name in each.scanners]
-    return next(table.own["enabled"].place for table in reversed(tables) if "enabled" in table.own)
+    return settings.tables.scanners[name].own["enabled"].place
 
 
 def _unknown_scanner(name: str, names: Sequence[str]) -> str:
