@@ -17,7 +17,7 @@ from resilient_scan.options import Policy
 
 __all__ = ["ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
 
-MOST_NAMES: Final = 3  # in one sentence
+MAX_NAMES: Final = 3  # in one sentence
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -108,6 +108,6 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
 
 
 def _and(names: list[str]) -> str:
-    if len(names) <= MOST_NAMES:
+    if len(names) <= MAX_NAMES:
         return ", ".join(names)
-    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
+    return f"{', '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"

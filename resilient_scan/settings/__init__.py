@@ -47,7 +47,15 @@ from resilient_scan.settings.layering import (
     provider_of,
 )
 from resilient_scan.settings.plugins import Plugins, discover
-from resilient_scan.settings.read import OPTIONS, ScannerTable, Setting, Tables, from_environment, from_file, read
+from resilient_scan.settings.read import (
+    OPTIONS,
+    ScannerTable,
+    Setting,
+    Tables,
+    from_environment,
+    from_file,
+    read_tables,
+)
 from resilient_scan.settings.tables import Execution, Service, own_fault
 from resilient_scan.settings.toml import path_text
 
@@ -314,7 +322,7 @@ def examine_settings(
 ) -> tuple[Settings, tuple[str, ...]]:
     """Do the same without raising: return what could be read, and a sentence for everything that is wrong."""
     sources = [*([] if path is None else [from_file(os.fspath(path))]), from_environment(environ)]
-    tables = functools.reduce(merged, map(read, sources), Tables())
+    tables = functools.reduce(merged, map(read_tables, sources), Tables())
     problems = [sentence for source in sources for _, sentence in sorted(source.problems, key=itemgetter(0))]
     effective = build(_defaults(tables), problems)
     options: dict[str, Any] = {

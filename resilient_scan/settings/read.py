@@ -1,6 +1,6 @@
 """Two sources of settings, a file and the environment: each is read into tables, and every error has its place.
 
-    `from_file`, `from_environment`  ->  Source  ->  `read`  ->  Tables
+    `from_file`, `from_environment`  ->  Source  ->  `read_tables`  ->  Tables
 
 A source is plain data and a function that says where a path in it comes from: `scan.toml:7`, or a variable's name. So
 the same reader serves both. What is wrong is noted with its place and left out, and reading goes on: all problems are
@@ -19,7 +19,7 @@ import msgspec
 
 from resilient_scan._text import did_you_mean, may_be_secret
 from resilient_scan.options import LAYERS, Option, Quarantine
-from resilient_scan.results import DEEP
+from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
     Execution,
     Own,
@@ -211,13 +211,13 @@ def _put(data: dict[str, Any], path: Path, value: Variable) -> Path | None:
 # From a source to tables
 
 
-def read(source: Source) -> Tables:
+def read_tables(source: Source) -> Tables:
     """Read all tables of a source; what is wrong goes to its `problems`."""
     tables = Tables()
     for section, value in _known(source, (), source.data, _SECTIONS):
         path = (section,)
         if _is_deep(value):
-            source.fail(path, f"{section} is nested more than {DEEP} levels deep; make it flatter")
+            source.fail(path, f"{section} is nested more than {MAX_DEPTH} levels deep; make it flatter")
             continue
         table = _table(source, path, value)
         if section in OPTIONS:
@@ -247,7 +247,7 @@ def provider_keys() -> tuple[str, ...]:
 def _is_deep(value: Any) -> bool:
     """Say whether tables and lists are nested so deep that recursive functions would fail."""
     level = [value]
-    for _ in range(DEEP):
+    for _ in range(MAX_DEPTH):
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
         level = [part for parts in inner for part in parts]
     return bool(level)

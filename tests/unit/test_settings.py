@@ -1,4 +1,4 @@
-"""Settings: who wins, where each number came from, and that everything wrong is told at once, with its place."""
+"""Settings: which source wins, where each number came from, and that all errors come at once, with their places."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from resilient_scan import (
 )
 from resilient_scan import settings as package
 from resilient_scan._text import parse_duration
-from resilient_scan.options import LAYERS
-from resilient_scan.settings import Effective, Settings, SettingsError, load_settings
+from resilient_scan.options import LAYERS, Seconds
+from resilient_scan.settings import Effective, Settings, SettingsError, layering, load_settings, read
 from resilient_scan.settings.plugins import discover
 from resilient_scan.settings.read import Source, scanner_keys
 
@@ -870,6 +870,31 @@ def test_every_field_of_every_option_can_be_set_to_its_default(load: Any, layer:
         )
         if field.name not in {"slow_after", "slow_rate", "rate", "concurrency"}:
             load(f"[scanners.x.{layer}]\n{field.name} = {value}")
+
+
+def test_a_new_option_is_written_in_its_class_and_nowhere_else(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Newer(Cache, frozen=True):
+        refresh_after: Seconds | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._optional("refresh_after", above=0)
+
+    Newer.__name__ = "Cache"
+    for module in (layering, read):
+        monkeypatch.setattr(module, "LAYERS", {**LAYERS, "cache": Newer})
+    text = "[defaults]\ncache = { refresh_after = '2m' }"
+    environ = {"RESILIENT_SCAN__SCANNERS__plain__CACHE__REFRESH_AFTER": "1.5m"}
+    assert effective(load(text), plain).policy.cache == Newer(refresh_after=120)
+    with load(text, environ).runner([plain], listeners=()) as runner:
+        explained = {number.option: number for layer in runner.explain("plain").layers for number in layer.numbers}
+    number = explained["cache.refresh_after"]
+    assert (number.value, number.origin) == ("90s", next(iter(environ)))
+    for wrong in ("'soon'", "0", "true"):
+        (problem,) = problems_of(load, f"[defaults]\ncache = {{ refresh_after = {wrong} }}")
+        assert problem.startswith("scan.toml:2: defaults.cache.refresh_after must be ")
+    (problem,) = problems_of(load, "[defaults]\ncache = { refresh_aftr = 1 }")
+    assert problem.endswith("; did you mean 'refresh_after'?")
 
 
 def test_the_quarantine_is_read_and_given_to_the_runner(load: Any) -> None:
