@@ -110,9 +110,9 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_every_field_has_a_wrong_value_in_the_table() -> None:
-    told = {(kind, field) for kind, field, *_ in wrong()}
+    tested = {(kind, field) for kind, field, *_ in wrong()}
     fields = {(kind, field) for kind in (*LAYERS.values(), Quarantine) for field in kind.__struct_fields__}
-    assert told == fields
+    assert tested == fields
 
 
 @pytest.mark.parametrize(

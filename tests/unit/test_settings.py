@@ -55,19 +55,6 @@ def plain(state: dict[str, Any], context: ScanContext) -> list[Any]:
     return []
 
 
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that loads a text as the file `scan.toml` of the current directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    def loaded(text: str, environ: Mapping[str, str] | None = None) -> Settings:
-        Path("scan.toml").write_text(text, encoding="utf-8")
-        return load_settings("scan.toml", environ=environ or {})
-
-    return loaded
-
-
 def problems_of(load: Any, text: str, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     with pytest.raises(SettingsError) as caught:
         load(text, environ)
@@ -252,7 +239,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_what_is_wrong_is_told_with_file_line_and_the_way_out(load: Any, text: str, message: str) -> None:
+def test_an_error_names_file_line_and_the_fix(load: Any, text: str, message: str) -> None:
     (problem,) = problems_of(load, text)
     if message[0].isdigit():
         message = f"scan.toml:{message}"
@@ -274,7 +261,7 @@ WRONG_LIMITS = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_LIMITS, ids=[message for _, message in WRONG_LIMITS])
-def test_wrong_limits_are_told_likewise(load: Any, text: str, message: str) -> None:
+def test_wrong_limits_are_reported_likewise(load: Any, text: str, message: str) -> None:
     assert problems_of(load, text) == (f"scan.toml:{message}",)
 
 
@@ -312,7 +299,7 @@ def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
     ]
 
 
-def test_a_file_that_cannot_be_read_is_a_problem_beside_those_of_the_environment(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_problem_next_to_those_of_the_environment(tmp_path: Path) -> None:
     environ = {"RESILIENT_SCAN__X": "1"}
     missing = tmp_path / "missing.toml"
     with pytest.raises(SettingsError) as caught:
@@ -503,7 +490,7 @@ def test_a_providers_numbers_are_the_same_for_all_that_share_it(load: Any) -> No
         assert problem.startswith("scan.toml:2: provider sec has two limits: rate ")
 
 
-def test_numbers_without_a_provider_are_told_once_and_are_nobody_elses(load: Any) -> None:
+def test_numbers_without_a_provider_are_reported_once_and_belong_to_nobody_else(load: Any) -> None:
     loaded = load("[scanners.plain]\nlimit = { concurrency = 2 }")
     assert loaded.check([plain, reddit_dd]) == ("scan.toml:2: scanners.plain.limit.provider is missing",)
 
@@ -515,7 +502,7 @@ def test_a_provider_that_nobody_has_is_wrong_where_all_scanners_are_known(load: 
     assert loaded.check([plain], known=["other"]) == ()
 
 
-def test_layers_that_do_not_fit_a_decorator_are_told_when_the_scanner_is_known(load: Any) -> None:
+def test_layers_that_do_not_fit_a_decorator_are_reported_when_the_scanner_is_known(load: Any) -> None:
     loaded = load("[scanners.reddit_dd]\nretry = { base = 20 }")
     expected = "scan.toml:2: scanners.reddit_dd.retry.cap must be >= base (20), got 10.0"
     assert loaded.check([reddit_dd]) == (expected,)
@@ -589,7 +576,7 @@ WRONG_VARIABLES = [
 
 
 @pytest.mark.parametrize(("variables", "message"), WRONG_VARIABLES, ids=[message for _, message in WRONG_VARIABLES])
-def test_a_wrong_variable_is_told_by_its_name(load: Any, variables: dict[str, str], message: str) -> None:
+def test_an_error_names_the_variable(load: Any, variables: dict[str, str], message: str) -> None:
     environ = {f"RESILIENT_SCAN__{name}": value for name, value in variables.items()}
     assert problems_of(load, "", environ) == (f"RESILIENT_SCAN__{list(variables)[-1]}: {message}",)
 
@@ -691,7 +678,7 @@ def test_no_secret_is_ever_shown(load: Any) -> None:
 # runners
 
 
-def test_a_runner_is_told_what_is_said_and_options_win(load: Any) -> None:
+def test_a_runner_gets_what_the_settings_say_and_options_win(load: Any) -> None:
     text = "[scanner_execution]\nmax_workers = 3\nconcurrent = false\nengine = 'threads'\n[store]\nurl = 'memory:'"
     given: dict[str, Any] = {}
 
@@ -736,7 +723,7 @@ def test_a_table_for_a_scanner_that_is_not_there_is_wrong(load: Any) -> None:
     assert loaded.check([plain], known=["reddit_dd", "redit_dd", "other", "y"]) == ()
 
 
-def test_check_tells_what_is_no_scanner_and_a_runner_raises(load: Any) -> None:
+def test_check_reports_what_is_not_a_scanner_and_a_runner_raises(load: Any) -> None:
     (problem,) = load("").check([object()])
     assert "name must be" in problem
     with pytest.raises(PluginError):
@@ -775,7 +762,7 @@ def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str) -> None
 
 
 @pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5d", "+5s", "5.s", "0x5s", "5s5s"])
-def test_what_has_no_number_or_no_unit_is_no_duration(text: str) -> None:
+def test_a_duration_needs_a_number_and_a_unit(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the caller knows where it stands
         parse_duration(text)
 
@@ -800,7 +787,7 @@ class Sources:
 
 
 def winner(sources: Sources, layer: str, field: str) -> tuple[Any, str]:
-    """Return the value that must hold and where it must come from, told as plainly as the priority is."""
+    """Return the value that must hold and where it must come from, written as plainly as the priority is."""
     if field in sources.environment.get(layer, {}):
         return sources.environment[layer][field], "RESILIENT_SCAN__"
     if field in sources.file.get(layer, {}):
@@ -814,7 +801,7 @@ def winner(sources: Sources, layer: str, field: str) -> tuple[Any, str]:
 
 @settings(deadline=None)
 @given(st.builds(Sources, TABLES, TABLES, TABLES, TABLES))
-def test_whoever_speaks_last_wins(sources: Sources) -> None:
+def test_the_last_source_wins(sources: Sources) -> None:
     one = scanner(pipeline="x", name="one", **{k: LAYERS[k](**v) for k, v in sources.decorator.items()})(
         lambda state: []
     )
@@ -850,7 +837,7 @@ DATA = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dicti
 
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, DATA, max_size=3))
-def test_whatever_a_file_says_is_right_or_a_sentence(data: dict[str, Any]) -> None:
+def test_whatever_a_file_says_is_right_or_reported(data: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "from_file", lambda _: Source(data, lambda _: (1, "file:1"), []))
         try:

@@ -175,7 +175,7 @@ def test_any_text_is_a_document_or_malformed(text: str) -> None:
         ("a = " + "1" * 5_000, 1, "not TOML: Exceeds the limit (4300 digits) for integer string conversion"),
     ],
 )
-def test_what_is_not_toml_is_told_with_its_line(text: str, line: int, reason: str) -> None:
+def test_what_is_not_toml_is_reported_with_its_line(text: str, line: int, reason: str) -> None:
     if not reason:
         assert parse(text).data == {"a": 1}
         return
@@ -198,6 +198,6 @@ def test_a_path_is_written_as_a_dotted_key(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5s", "1\nb = 2", "1 2", "[" * 20_000])
-def test_a_text_that_is_no_value_is_none(text: str) -> None:
+def test_some_texts_are_not_values(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whatever tomllib says
         value_of(text)
