@@ -260,7 +260,7 @@ def _providers(source: Source, path: Path, tables: Mapping[str, Any]) -> dict[st
         numbers = _fields(source, here, _table(source, here, inner), LAYERS[LIMIT], provider_keys())
         first = found.setdefault(name.lower(), table := ProviderTable(name, source.where(here)[1], numbers))
         if first is not table:
-            both = f"{path_text(here)} is there twice, as {first.name!r} in {first.place} too"
+            both = f"{path_text(here)} appears twice, as {first.name!r} in {first.place} too"
             source.fail(here, f"{both}; names match in any case")
     return found
 

@@ -97,7 +97,7 @@ def _quoted(key: str) -> str:
 def _malformed(text: str, message: str) -> Malformed:
     if twice := _Locator(text).twice():
         path, line, first = twice
-        return Malformed(line, f"{path_text(path)} is there twice, first in line {first}")
+        return Malformed(line, f"{path_text(path)} appears twice, first in line {first}")
     found = _AT_LINE.search(message)
     if found is None:
         return Malformed(1, f"not TOML: {message}")

@@ -203,7 +203,7 @@ WRONG = [
     ),
     (
         "[providers.SEC]\n[providers.sec]\nconcurrency = 1",
-        "2: providers.sec is there twice, as 'SEC' in scan.toml:1 too; names match in any case",
+        "2: providers.sec appears twice, as 'SEC' in scan.toml:1 too; names match in any case",
     ),
     ("[quarantine]\ncooloff = 0", "2: quarantine.cooloff must be > 0, got 0.0"),
     ("[quarantine]\ncooloff = '2h'", "2: quarantine.cooloff_cap must be >= cooloff (7200), got 3600.0"),
@@ -233,8 +233,8 @@ WRONG = [
     ),
     # not TOML
     ("[defaults]\nretry =", "2: not TOML: Invalid value"),
-    ("[defaults]\nretry = {}\n[defaults]", "3: defaults is there twice, first in line 1"),
-    ("[scanners.x]\nenabled = true\nenabled = false", "3: scanners.x.enabled is there twice, first in line 2"),
+    ("[defaults]\nretry = {}\n[defaults]", "3: defaults appears twice, first in line 1"),
+    ("[scanners.x]\nenabled = true\nenabled = false", "3: scanners.x.enabled appears twice, first in line 2"),
 ]
 
 
