@@ -136,8 +136,8 @@ class Settings(msgspec.Struct, frozen=True):
         return said is None or said.value
 
     def settings_of(self, name: str) -> dict[str, Any]:
-        """Return what a scanner finds in `context.settings`."""
-        return self._table(name).settings
+        """Return what a scanner finds in `context.settings`; the caller may change it."""
+        return over({}, self._table(name).settings)
 
     def effective(
         self, scanners: Iterable[Any], *, policy: Policy | None = None, timeout_seconds: float | None = None

@@ -438,6 +438,8 @@ def test_a_policy_in_code_replaces_the_defaults_and_nothing_more(load: Any) -> N
     assert found.policy.breaker is None
     bare = effective(loaded, plain, policy=policy, timeout_seconds=3)
     assert (bare.policy.timeout.total, bare.origins["timeout.total"]) == (3, "timeout_seconds=")
+    with pytest.raises(ConfigError, match=r"^timeout.attempt must be <= total \(3\), got 10$"):
+        effective(loaded, plain, policy=Policy(timeout=Timeout(total=20, attempt=10)), timeout_seconds=3)
     with pytest.raises(ConfigError, match=r"^policy must be a Policy, got 5$"):
         effective(loaded, plain, policy=5)
     with pytest.raises(ConfigError, match=r"^timeout_seconds must be > 0, got 0$"):
@@ -612,7 +614,10 @@ def test_settings_are_put_together_key_by_key(load: Any) -> None:
         "since": "2026-01-01",
         "cache": {"dir": "/tmp"},
     }
-    assert load(text, environ).settings_of("plain") == expected
+    loaded = load(text, environ)
+    assert loaded.settings_of("plain") == expected
+    loaded.settings_of("plain")["nested"]["a"] = 9
+    assert loaded.settings_of("plain") == expected
     assert load(text).settings_of("reddit_dd") == {}
     runner = load("[scanners.plain]\nsettings = { a = 1, b = 2 }").runner(
         [plain, reddit_dd], settings={"plain": {"b": 3}, "reddit_dd": {"c": 4}}, listeners=()
