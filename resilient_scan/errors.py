@@ -27,7 +27,7 @@ class ConfigError(PermanentError, ValueError):
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
     """Say whether a value is a finite number (not a `bool`) from `least` to `most`.
 
-    It stands here, below all other modules, because an exception too checks its arguments.
+    It lives here, below every other module, because `RetryAfter` checks its argument too.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
