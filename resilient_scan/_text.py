@@ -1,41 +1,71 @@
-"""What must not be seen: which names tell of a secret, and how addresses and texts are freed of their values."""
+"""Texts for people: one-line texts, instants, durations, and what is taken out of a text before it is shown.
+
+This is the one home of secrets. They are recognised in two ways. By *name*: `redact` (a URL), `hide` (any text) and
+`without_secrets` (a table) remove what stands behind a name such as `api_key`. By *value*: `hider` removes values that
+we know, whatever stands before them, because we sent them ourselves or an answer handed them out.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit, urlunsplit
 
-# Small words for people: foreign text made harmless, numbers of things, instants and durations.
+# One-line texts
 
 
 def clean(text: str) -> str:
-    """Return foreign text on one line, without what a terminal would obey."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """Return foreign text on one line, without control characters that a terminal would obey."""
+    return " ".join(_printable(text).split())
 
 
 def brief(text: str) -> str:
-    """Return foreign text on one line that is no flood: at most 500 characters of it."""
+    """Return foreign text on one line of at most 500 characters, so that it cannot flood a log."""
     return shortened(clean(text), 500)
 
 
 def shortened(text: str, most: int) -> str:
     """Return foreign text on one line of at most `most` characters."""
-    text = "".join(char if char.isprintable() else " " for char in text)
+    text = _printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def counted(number: int, thing: str) -> str:
-    """Write a number of things."""
+    """Write a number of things: `1 scan`, `2 scans`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return `did you mean ...?` if a known name is similar, else `otherwise` or the list of known names."""
+    known = list(known)
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, 1)
+    if near:
+        return f"did you mean {by_lower[near[0]]!r}?"
+    return otherwise or f"there are {', '.join(known) or 'none'}"
+
+
+def no_scanner(name: object, names: Sequence[str]) -> str:
+    """Say that a scanner does not exist, and which one may be meant."""
+    return f"there is no scanner {name!r}; {did_you_mean(name, names)}"
+
+
+# Instants and durations. A duration is written in three ways: `span` is for people who read about minutes and days,
+# `in_seconds` for log lines and errors, whose readers compare it with an option, and `exact` for the option itself.
+# (Tables of the command line have a fourth, `elapsed`, which keeps to a fixed width and goes down to milliseconds.)
+
+
 def moment(instant: float, now: float | None = None) -> str:
-    """Write an instant, without the date where that is today's."""
+    """Write an instant, without the date if it is today."""
     at = datetime.fromtimestamp(instant, UTC)
     if now is None:
         return f"{at:%Y-%m-%d %H:%M:%S} UTC"
@@ -43,45 +73,83 @@ def moment(instant: float, now: float | None = None) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Write how long something is past."""
+    """Write how long ago something happened."""
     return "just now" if seconds < 1 else f"{span(int(seconds))} ago"
 
 
-_UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+_SPANS: Final = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 
 def span(seconds: float) -> str:
-    """Write a duration in at most two units."""
+    """Write a duration in at most two units: `0.25s`, `1m 30s`, `2d 3h`."""
     if seconds < 0.0005:
         return "<0.001s" if seconds > 0 else "0s"
     if seconds < 59.95:
         digits = 3 if seconds < 1 else 2 if seconds < 10 else 1
         return f"{seconds:.{digits}f}".rstrip("0").rstrip(".") + "s"
     whole = round(seconds)
-    unit, size, smaller, part = next(row for row in _UNITS if whole >= row[1])
+    unit, size, smaller, part = next(row for row in _SPANS if whole >= row[1])
     rest = whole % size // part
     return f"{whole // size}{unit}" + (f" {rest}{smaller}" if rest else "")
 
 
+def in_seconds(seconds: float) -> str:
+    """Write a duration in seconds, without the unit: three digits, and never an exponent."""
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
+
+
+def exact(seconds: float) -> str:
+    """Write a duration in seconds as it was configured."""
+    return f"{seconds:.10g}s"
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that `"250ms"`, `"5s"`, `"1.5h"`... stand for.
+
+    Raises:
+        ValueError: the text is not a number with one of these units.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _UNITS[match[2]]
+
+
+# Secrets recognised by their names
+
 REDACTED: Final = "REDACTED"
-_WORDS = "api-?key|token|secret|passw(?:or)?d|crumb|auth|signature|cookie|session|credential"
-_SECRET = re.compile(rf"{_WORDS}|(^|-)(key|pwd|pass|sig)$")
-# A source may answer with whatever it likes. So each begins where nothing that it could begin with stands before, and
-# gives nothing back (`++`): a text of n characters is looked at n times, not n * n times.
-_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://[^\s'\"<>]++)")
-_USER = re.compile(r"://[^\s/@'\"<>]*+@")  # of an address within another one's path
-_NAME = re.compile(r"""(?<![\w-])([\w-]++)["']?\s*+[=:]\s*+["']?""")
-_VALUE = re.compile(r"""(?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]++""", re.IGNORECASE)
-_SCHEME = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"api-?key|token|secret|passw(?:or)?d|crumb|auth|signature|cookie|session|credential|(^|-)(key|pwd|pass|sig)$"
+)
+_SUSPECT: Final = re.compile(r"key|token|secret|passw|pwd|credential|auth|cookie|private", re.IGNORECASE)
+# A source may send any text at all. So each pattern starts only where nothing that it could start with stands before,
+# and gives nothing back (`++`): a text of n characters costs n steps, not n * n.
+_ADDRESS: Final = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://[^\s'\"<>]++)")
+_USER: Final = re.compile(r"://[^\s/@'\"<>]*+@")  # of a URL within another URL's path
+_NAME: Final = re.compile(r"""(?<![\w-])([\w-]++)["']?\s*+[=:]\s*+["']?""")
+_VALUE: Final = re.compile(r"""(?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]++""", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Say whether what goes by this name (a header, a parameter, a setting) is not to be shown."""
+    """Say whether the value of this header, parameter or setting must not be shown."""
     return _SECRET.search(name.lower().replace("_", "-")) is not None
 
 
+def may_be_secret(name: str) -> bool:
+    """Say whether a setting of this name might be a secret, in a place where hiding too much costs nothing.
+
+    `is_secret` must not take `monkey=` out of a log line; an error about a setting `monkey` can do without its value.
+    """
+    return _SUSPECT.search(name) is not None
+
+
 def redact(url: str) -> str:
-    """Return `url` without user, password and the values of telling query parameters; "" if it is not valid."""
+    """Return `url` without user, password and the values of secret query parameters; "" if it is not valid."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -92,32 +160,32 @@ def redact(url: str) -> str:
 
 
 def hide(text: str) -> str:
-    """Return a text that somebody else wrote without the secrets that can be told by their names.
+    """Return foreign text without the secrets that their names give away.
 
-    Addresses lose user, password and telling parameters; of `apikey=...`, `"token": "..."` and
-    `Authorization: Bearer ...` the value goes. What has no telling name cannot be told from other words.
+    URLs lose user, password and secret parameters; `apikey=...`, `"token": "..."` and `Authorization: Bearer ...` lose
+    the value. A secret without such a name cannot be told from any other word.
     """
     if not any(sign in text for sign in "=:/ "):
         return text
     text = _USER.sub("://", _ADDRESS.sub(lambda found: found[1] + redact(found[2]), text))
     text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}", text)
-    return "".join(_bare_values(text))
+    return "".join(_without_values(text))
 
 
-def _bare_values(text: str) -> Iterator[str]:
-    """Yield the parts of a text, the values behind telling names replaced."""
-    told = 0
+def _without_values(text: str) -> Iterator[str]:
+    """Yield the parts of a text, with the values behind secret names replaced."""
+    done = 0
     for name in _NAME.finditer(text):
-        value = _VALUE.match(text, name.end()) if name.start() >= told and is_secret(name[1]) else None
+        value = _VALUE.match(text, name.end()) if name.start() >= done and is_secret(name[1]) else None
         if value is not None:
-            yield text[told : name.end()]
+            yield text[done : name.end()]
             yield REDACTED
-            told = value.end()
-    yield text[told:]
+            done = value.end()
+    yield text[done:]
 
 
 def without_secrets(table: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a table without what goes by a telling name, at any depth."""
+    """Return a table without the entries that have a secret name, at any depth."""
     return {name: _bare(value) for name, value in table.items() if not (isinstance(name, str) and is_secret(name))}
 
 
@@ -127,23 +195,13 @@ def _bare(value: Any) -> Any:
     return [_bare(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-# What must not be seen: which names tell of a secret, and how texts and addresses are freed of their values.
-
-__all__ = [
-    "REDACTED",
-    "Hide",
-    "hider",
-    "is_secret",
-    "redact",
-    "secret_values",
-    "told_secrets",
-]
+# Secrets recognised by their values
 
 Hide = Callable[[str], str]
 
-_SHORTEST: Final = 4  # what is shorter than this many characters is a word of many other texts
+_SHORTEST: Final = 4  # a secret of fewer characters would be found in many innocent words
 _HEX: Final = re.compile(r"%[0-9A-F]{2}")
-_TOLD = re.compile(
+_GRANTED: Final = re.compile(
     r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""
     r"""((?:[^"\\]|\\.)+)"""
     r"""|("(?:\w*[_-])?(?:token|secret|jwt)"\s*:\s*")([\w.~+/=-]{16,})\"""",  # a shorter one may be a word
@@ -152,16 +210,16 @@ _TOLD = re.compile(
 
 
 def secret_values(named: Iterable[tuple[str, str]]) -> set[str]:
-    """Return the values under telling names, whole and without their scheme (`Bearer abc`: also `abc`)."""
+    """Return the values that have a secret name, whole and without their scheme (`Bearer abc`: also `abc`)."""
     values = [value for name, value in named if is_secret(name)]
     return {form for value in values for form in (value, *value.split()[-1:])}
 
 
-def told_secrets(text: str, path: str) -> set[str]:
+def granted_secrets(text: str, path: str) -> set[str]:
     """Return the secrets that an answer hands out: the value of `access_token` in JSON, or all of `/getcrumb`."""
     word = text.strip()
     alone = is_secret(path.rpartition("/")[2]) and re.fullmatch(r"[^\s{<\[]\S{3,4000}", word)
-    return {*(one or other for _, one, _, other in _TOLD.findall(text)), *([word] if alone else [])}
+    return {*(one or other for _, one, _, other in _GRANTED.findall(text)), *([word] if alone else [])}
 
 
 def hider(secrets: Iterable[str]) -> Hide:
@@ -173,7 +231,7 @@ def hider(secrets: Iterable[str]) -> Hide:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield a secret as it may stand in an address, in JSON and in a page."""
+    """Yield a secret as it may appear in a URL, in JSON and in a page."""
     yield secret
     yield from (escape(secret), escape(secret, quote=False), repr(secret)[1:-1], repr(secret.encode())[2:-1])
     for quoted in (quote(secret), quote(secret, safe=""), quote_plus(secret)):

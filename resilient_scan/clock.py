@@ -1,4 +1,4 @@
-"""Time, as everything in this package sees it: one small object that comes in by the door."""
+"""Time: one small object that is passed to everything in this package that waits or measures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Wake(Protocol):
     """A flag that threads wait for; `wait` measures its timeout on the clock that made it."""
 
     def set(self) -> None:
-        """Raise the flag and wake all that wait for it."""
+        """Raise the flag and wake all threads that wait for it."""
 
     def clear(self) -> None:
         """Lower the flag."""
@@ -21,7 +21,7 @@ class Wake(Protocol):
         """Say whether the flag is raised."""
 
     def wait(self, timeout: float | None = None, /) -> bool:
-        """Wait at most `timeout` seconds (`None`: for ever) and say whether the flag is raised."""
+        """Wait at most `timeout` seconds (`None`: forever) and say whether the flag is raised."""
 
 
 class Clock(Protocol):
@@ -31,19 +31,19 @@ class Clock(Protocol):
     """
 
     def monotonic(self) -> float:
-        """Return seconds since some instant; never goes back."""
+        """Return seconds since some instant; they never go back."""
 
     def time(self) -> float:
-        """Return seconds since 1970-01-01 UTC (wall time, may jump)."""
+        """Return seconds since 1970-01-01 UTC (wall time, which may jump)."""
 
     def event(self) -> Wake:
         """Make a flag whose waits are measured on this clock."""
 
     def wait(self, until: float, wake: Wake, /) -> None:
-        """Wait for an instant, or until `wake` is raised."""
+        """Wait until an instant, or until `wake` is raised."""
 
     def sleep(self, until: float, wake: Wake, /) -> None:
-        """Do the same on a scanner's behalf; a clock for tests may move on instead of waiting."""
+        """Do the same on behalf of a scanner; a clock for tests may advance instead of waiting."""
 
 
 class SystemClock:
@@ -54,12 +54,7 @@ class SystemClock:
     event = staticmethod(threading.Event)
 
     def wait(self, until: float, wake: Wake, /) -> None:
-        """Wait for an instant, or until `wake` is raised."""
+        """Wait until an instant, or until `wake` is raised."""
         wake.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
 
     sleep = wait
-
-
-def short(seconds: float) -> str:
-    """Write a duration in seconds for people: three digits, and never an exponent."""
-    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"

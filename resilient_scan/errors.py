@@ -1,10 +1,8 @@
-"""Every exception that this package raises, and the ones that a scanner raises to steer it."""
+"""Every exception that this package raises, and those that a scanner raises to steer its own execution."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
 
 
 class ScanError(Exception):
@@ -14,20 +12,23 @@ class ScanError(Exception):
 class PermanentError(ScanError):
     """Raise it from a scanner when trying again cannot help (a bad key, a premium endpoint).
 
-    It is never retried and has no vote in the breaker.
+    It is never retried and casts no vote in the breaker.
     """
 
 
 class ConfigError(PermanentError, ValueError):
-    """An option, a setting or an argument is wrong; the message names it, its value and the way out.
+    """An option, a setting or an argument is wrong; the message names it, its value and the fix.
 
-    A scanner that raises it, for a key that is missing or a setting that is wrong, is not asked again for it, and its
-    breaker stays as it is: what is wrong is not the source.
+    A scanner may raise it too, for a missing key or a wrong setting. It is not retried, and the breaker does not
+    count it: nothing is wrong with the source.
     """
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Say whether a value is a finite number (a `bool` is none) from `least` to `most`."""
+    """Say whether a value is a finite number (not a `bool`) from `least` to `most`.
+
+    It lives here, below every other module, because `RetryAfter` checks its argument too.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -36,23 +37,16 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
         return False
 
 
-def no_scanner(name: object, names: Sequence[str]) -> str:
-    """Say that there is no such scanner, and which one may be meant."""
-    near = difflib.get_close_matches(str(name), names, n=1)
-    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
-    return f"there is no scanner {name!r}; {way_out}"
-
-
 class PluginError(ScanError):
     """A scanner cannot be used: its import failed, its name is taken, or it lacks what a scanner needs."""
 
 
 class StoreError(ScanError):
-    """The store cannot be reached, is full, is locked or refuses us; the message holds no secret."""
+    """The store cannot be reached, is full, is locked or refuses us; the message contains no secret."""
 
 
 class Rejected(ScanError):
-    """The scan was refused without an attempt: abandoned threads, or one of the subclasses."""
+    """The scan was refused without an attempt: too many abandoned threads, or one of the subclasses."""
 
 
 class CircuitOpen(Rejected):
@@ -68,7 +62,7 @@ class ScanTimeout(ScanError, TimeoutError):
 
     Args:
         message: what took too long.
-        by_clock: whether a deadline of ours has passed, as opposed to a scanner that raised it by itself.
+        by_clock: whether a deadline of ours has passed, as opposed to a scanner that raised it itself.
     """
 
     def __init__(self, message: str = "", *, by_clock: bool = False) -> None:
@@ -77,11 +71,11 @@ class ScanTimeout(ScanError, TimeoutError):
 
 
 class InvalidCandidate(ScanError, ValueError):
-    """A candidate lacks a field, or a field has a wrong type or value."""
+    """A candidate lacks a field, or a field has the wrong type or value."""
 
 
 class RetryAfter(ScanError):
-    """Raise it from a scanner: the source asks to be left alone for `seconds`.
+    """Raise it from a scanner when the source asks to be left alone for `seconds`.
 
     It is retried whether or not `Retry.on` names it, after exactly that wait (capped by
     `Retry.retry_after_cap`), and it counts as a failure in the breaker.
@@ -104,9 +98,9 @@ class RetryAfter(ScanError):
 
 
 class ScanCancelled(BaseException):
-    """`ScanContext.check` and `ScanContext.sleep` raise it when nobody waits for the answer any more.
+    """`ScanContext.check` and `ScanContext.sleep` raise it once nobody waits for the answer any more.
 
-    A `BaseException`, so that a scanner's own `except Exception` does not swallow it.
+    It is a `BaseException`, so that a scanner's own `except Exception` does not swallow it.
     """
 
 

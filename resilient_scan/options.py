@@ -2,23 +2,30 @@
 
 Durations are seconds. `None` instead of an option object leaves that layer out; inside an object neither zero
 nor `None` ever means "default".
+
+A class here is the only place where an option is written down. The settings file, the environment, their errors and
+`explain` read its fields: a field of the type `Seconds` takes `"5m"` in a file and is explained with its unit, and
+every other type is handled the same way.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import typing
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from resilient_scan.errors import ConfigError, is_number
 
 Exceptions = tuple[type[BaseException], ...]
+Seconds = Annotated[float, "seconds"]
 
 
-class _Option(msgspec.Struct, frozen=True):
-    """Checks shared by the option classes; the class's name is the layer's name in messages."""
+class Option(msgspec.Struct, frozen=True):
+    """Checks shared by the option classes; messages name the layer by the class's name."""
 
     def _fail(self, field: str, must: str) -> ConfigError:
         name = type(self).__name__.lower()
@@ -57,27 +64,27 @@ class _Option(msgspec.Struct, frozen=True):
             raise self._fail(field, "a tuple of exception classes")
 
 
-class Cache(_Option, frozen=True):
+class Cache(Option, frozen=True):
     """Keep answers for a while.
 
     Attributes:
         ttl: seconds for which an answer is fresh, > 0.
-        stale_if_error: seconds after its expiry in which an answer still stands in for a failed execution, >= 0.
-        inputs: names of the state's keys that the scanner reads; `None`: all of the state but `tool_logs`.
-        maxsize: answers kept per scanner, >= 1; the least recently used goes first.
-        jitter: share of `ttl`, 0 <= jitter < 1, by which a lifetime is shortened at random, so that a fleet
-            does not expire at once.
-        ttl_empty: the `ttl` of an answer without candidates; `None`: as any other.
+        stale_if_error: seconds after its expiry for which an answer still replaces a failed execution, >= 0.
+        inputs: names of the state's keys that the scanner reads; `None`: the whole state except `tool_logs`.
+        maxsize: answers kept per scanner, >= 1; the least recently used one is evicted first.
+        jitter: share of `ttl`, 0 <= jitter < 1, by which each lifetime is shortened at random, so that the answers of
+            a fleet do not all expire at once.
+        ttl_empty: the `ttl` of an answer without candidates; `None`: the same as for any other.
         ttl_error: seconds for which a failed execution is remembered and not repeated, > 0; `None`: not at all.
     """
 
-    ttl: float = 300.0
-    stale_if_error: float = 0.0
+    ttl: Seconds = 300.0
+    stale_if_error: Seconds = 0.0
     inputs: tuple[str, ...] | None = None
     maxsize: int = 1024
     jitter: float = 0.1
-    ttl_empty: float | None = None
-    ttl_error: float | None = None
+    ttl_empty: Seconds | None = None
+    ttl_error: Seconds | None = None
 
     def __post_init__(self) -> None:
         self._number("ttl", above=0)
@@ -92,28 +99,28 @@ class Cache(_Option, frozen=True):
         self._optional("ttl_error", above=0)
 
 
-class Retry(_Option, frozen=True):
+class Retry(Option, frozen=True):
     """Try again after a failure, with exponential backoff and full jitter.
 
     The wait before attempt n + 1 is drawn evenly from 0 to min(cap, base * 2**(n - 1)) seconds
     ("full jitter": Marc Brooker, *Exponential Backoff And Jitter*, AWS Architecture Blog, 2015).
 
     Attributes:
-        attempts: attempts in all, >= 1; 1 means no second one.
+        attempts: attempts in total, >= 1; 1 means that nothing is retried.
         base: upper bound of the first wait in seconds, >= 0.
         cap: upper bound of every wait in seconds, >= base.
-        on: exception classes worth another attempt.
+        on: exception classes that are worth another attempt.
         retry_after_cap: longest wait in seconds that a `RetryAfter` can ask for, >= 0.
-        budget: retries allowed per execution, as a share of the executions of the last 60 seconds, 0 < budget <= 1;
-            it keeps a fleet from doubling the load of a source that is down. `None`: no budget.
-        budget_min: retries allowed in 60 seconds whatever the share says, >= 0.
+        budget: retry budget, as a share of the executions of the last 60 seconds, 0 < budget <= 1; it keeps a fleet
+            from doubling the load on a source that is down. `None`: no budget.
+        budget_min: retries allowed in 60 seconds even if the budget is smaller, >= 0.
     """
 
     attempts: int = 3
-    base: float = 0.5
-    cap: float = 10.0
+    base: Seconds = 0.5
+    cap: Seconds = 10.0
     on: Exceptions = (Exception,)
-    retry_after_cap: float = 60.0
+    retry_after_cap: Seconds = 60.0
     budget: float | None = None
     budget_min: int = 10
 
@@ -129,30 +136,30 @@ class Retry(_Option, frozen=True):
         self._whole("budget_min", 0)
 
 
-class Breaker(_Option, frozen=True):
-    """Stop asking a source that keeps failing, and try it again later.
+class Breaker(Option, frozen=True):
+    """Stop calling a source that keeps failing, and try it again later.
 
     Attributes:
         failures: consecutive failed attempts that open the breaker, >= 1.
         open_for: seconds for which it stays open the first time, > 0; doubles, with jitter, while trials fail.
         open_cap: longest time in seconds that it stays open, >= open_for.
-        trials: attempts admitted at a time while half-open, >= 1; as many successes close it.
-        on: exception classes that count as failures; others have no vote.
-        failure_rate: share of failures among the last `window` attempts that opens it too, 0 < rate <= 1.
-        slow_after: seconds after which an attempt that succeeded counts as slow, > 0.
-        slow_rate: share of slow ones among the last `window` attempts that opens it too, 0 < rate <= 1;
-            goes with `slow_after`.
-        window: attempts that the rates look back on, >= 1.
-        minimum: attempts in the window below which no rate opens it, 1 <= minimum <= window.
+        trials: half-open trials admitted at a time, >= 1; the same number of successes closes the breaker.
+        on: exception classes that count as failures; others cast no vote.
+        failure_rate: share of failures among the last `window` attempts that also opens it, 0 < rate <= 1.
+        slow_after: seconds after which a successful attempt counts as slow, > 0.
+        slow_rate: share of slow attempts among the last `window` that also opens it, 0 < rate <= 1;
+            requires `slow_after`.
+        window: how many attempts the rates look back on, >= 1.
+        minimum: attempts in the window that a rate needs before it can open the breaker, 1 <= minimum <= window.
     """
 
     failures: int = 5
-    open_for: float = 60.0
-    open_cap: float = 3600.0
+    open_for: Seconds = 60.0
+    open_cap: Seconds = 3600.0
     trials: int = 1
     on: Exceptions = (Exception,)
     failure_rate: float | None = None
-    slow_after: float | None = None
+    slow_after: Seconds | None = None
     slow_rate: float | None = None
     window: int = 20
     minimum: int = 10
@@ -176,14 +183,15 @@ class Breaker(_Option, frozen=True):
             raise self._fail("minimum", f"<= window ({self.window})")
 
 
-class Limit(_Option, frozen=True):
+class Limit(Option, frozen=True):
     """Share a provider's quota among all scanners that name it.
 
     Attributes:
-        provider: whose quota, such as `finnhub`; scanners that name the same one share it.
-        rate: requests in a window, `"60/min"`, or several of them, `("60/min", "30/s")`; units are s, min, h, day,
-            with a number before them where it is not one (`"1000/10min"`). Needs the extra `limits`. `None`: no rate.
-        concurrency: attempts under way at a time, >= 1; `None`: any number.
+        provider: the provider, such as `finnhub`; scanners that name the same provider share its quota.
+        rate: requests per window, `"60/min"`, or several rates, `("60/min", "30/s")`; units are s, min, h and day,
+            with a number before the unit for a longer window (`"1000/10min"`). Needs the extra `limits`. `None`: no
+            rate.
+        concurrency: attempts in flight at a time, >= 1; `None`: any number.
     """
 
     provider: str
@@ -195,21 +203,21 @@ class Limit(_Option, frozen=True):
         if not isinstance(provider, str) or not provider.strip():
             raise self._fail("provider", "a name that is not empty")
         if not all(isinstance(rate, str) for rate in self.rates):
-            raise self._fail("rate", 'such as "60/min", or a tuple of such')
+            raise self._fail("rate", 'a rate such as "60/min", or a tuple of rates')
         _check_rates(self.rates)
         if self.concurrency is not None:
             self._whole("concurrency", 1)
 
     @property
     def rates(self) -> tuple[str, ...]:
-        """The rates, however they were given."""
+        """The rates, whether one or several were given."""
         if self.rate is None:
             return ()
         return self.rate if isinstance(self.rate, tuple) else (self.rate,)
 
     @property
     def is_bare(self) -> bool:
-        """Whether it only names a provider."""
+        """Whether the limit only names a provider."""
         return not self.rates and self.concurrency is None
 
 
@@ -221,38 +229,38 @@ def parse_rate(text: str) -> tuple[int, float]:
     """Return `(requests, seconds)` of a rate such as `"60/min"` or `"1000/10min"`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not a rate.
     """
     match = _RATE.fullmatch(text.strip())
     if match is None or int(match[1]) < 1 or (match[2] and int(match[2]) < 1):
-        raise ConfigError(f'limit.rate must be such as "60/min", "30/s" or "1000/10min", got {text!r}')
+        raise ConfigError(f'limit.rate must be a rate such as "60/min", "30/s" or "1000/10min", got {text!r}')
     return int(match[1]), int(match[2] or 1) * _UNITS[match[3][0]]
 
 
 def _check_rates(rates: tuple[str, ...]) -> None:
-    """Raise `ConfigError` if one is no rate, or never matters beside another one: it was meant otherwise."""
+    """Raise `ConfigError` if a text is not a rate, or if another rate makes it pointless: that is a mistake."""
     by_window = sorted((parse_rate(rate)[::-1], rate) for rate in rates)
     for ((seconds, count), short), ((longer, more), long) in pairwise(by_window):
         if seconds == longer:
             raise ConfigError(f"limit.rate has two numbers for one window, {short} and {long}; keep one of them")
         if more <= count:
-            raise ConfigError(f"limit.rate: {short} never matters beside {long}; leave it out, or correct it")
+            raise ConfigError(f"limit.rate: {short} never matters next to {long}; leave it out, or correct it")
         if more * seconds > count * longer:
-            raise ConfigError(f"limit.rate: {long} never matters beside {short}; leave it out, or correct it")
+            raise ConfigError(f"limit.rate: {long} never matters next to {short}; leave it out, or correct it")
 
 
-class Timeout(_Option, frozen=True):
-    """Bound the time of a scan; counted from the moment a worker begins it.
+class Timeout(Option, frozen=True):
+    """Bound the time of a scan, counted from the moment when a worker begins it.
 
     Attributes:
         total: seconds for all attempts and the waits between them, > 0.
-        attempt: seconds for one attempt, 0 < attempt <= total; one that hangs goes on in its abandoned thread while
-            the next begins in another. `None`: an attempt may take all the time there is.
-        max_abandoned: threads of this scanner that may hang at a time, >= 1; beyond it the scanner is rejected.
+        attempt: seconds for one attempt, 0 < attempt <= total; an attempt that hangs continues in its abandoned thread
+            while the next one begins in another. `None`: an attempt may take all the time that is left.
+        max_abandoned: abandoned threads that this scanner may have at a time, >= 1; beyond that it is rejected.
     """
 
-    total: float = 30.0
-    attempt: float | None = None
+    total: Seconds = 30.0
+    attempt: Seconds | None = None
     max_abandoned: int = 1
 
     def __post_init__(self) -> None:
@@ -263,8 +271,8 @@ class Timeout(_Option, frozen=True):
         self._whole("max_abandoned", 1)
 
 
-class Quarantine(_Option, frozen=True):
-    """Take a scanner out of service when an alert says so, and bring it back when probes prove it well.
+class Quarantine(Option, frozen=True):
+    """Take a scanner out of service when an alert fires, and bring it back when probes prove that it is healthy.
 
     The cool-off after n failed probes is min(cooloff_cap, cooloff * 2**n) seconds: exact the first time, up to a
     quarter shorter at random after that.
@@ -272,23 +280,23 @@ class Quarantine(_Option, frozen=True):
     Attributes:
         cooloff: seconds from quarantine to the first probe, > 0; doubles with each failed probe.
         cooloff_cap: longest cool-off in seconds, >= cooloff.
-        successes: probes in a row that have to succeed before the scanner is in service again, >= 1.
-        max_share: share of the scanners, 0 to 1, that may be out of service by themselves at a time; one always may.
+        successes: probes that must succeed in a row before the scanner returns to service, >= 1.
+        max_share: share of the scanners, 0 to 1, that may be quarantined at a time; one scanner always may.
         critical: names of scanners that no alert takes out of service.
-        lease: seconds after which an alert that is not asserted again counts as unknown, > 0; let what sends the
-            alerts repeat them more often.
-        heartbeat: seconds between two heartbeats of whatever watches the fleet, > 0; none for three times as long, and
-            nobody believes it that an alert is over. `None`: as often as those that have been seen, if any.
-        after_failures: failed executions in a row that quarantine without any alert, >= 1; `None`: no number does.
+        lease: seconds after which an alert that is not repeated counts as unknown, > 0; let the sender repeat its
+            alerts more often than that.
+        heartbeat: seconds between two heartbeats of the alerting, > 0; after three intervals without one, a resolved
+            alert is not believed. `None`: the interval is learned from the heartbeats that arrive, if any.
+        after_failures: failed executions in a row that quarantine a scanner without any alert, >= 1; `None`: never.
     """
 
-    cooloff: float = 60.0
-    cooloff_cap: float = 3600.0
+    cooloff: Seconds = 60.0
+    cooloff_cap: Seconds = 3600.0
     successes: int = 3
     max_share: float = 0.5
     critical: tuple[str, ...] = ()
-    lease: float = 3600.0
-    heartbeat: float | None = None
+    lease: Seconds = 3600.0
+    heartbeat: Seconds | None = None
     after_failures: int | None = None
 
     def __post_init__(self) -> None:
@@ -323,11 +331,11 @@ class Policy(msgspec.Struct, frozen=True):
             check_layer(layer, getattr(self, layer), kind, where="policy")
 
     def replace(self, layers: dict[str, Any]) -> Policy:
-        """Return this policy with some layers replaced whole, `{name: option object or None}`."""
+        """Return this policy with whole layers replaced, `{name: option object or None}`."""
         return msgspec.structs.replace(self, **layers) if layers else self
 
 
-LAYERS: dict[str, type[_Option]] = {
+LAYERS: dict[str, type[Option]] = {
     "cache": Cache,
     "retry": Retry,
     "breaker": Breaker,
@@ -336,9 +344,16 @@ LAYERS: dict[str, type[_Option]] = {
 }
 
 
-def check_layer(layer: str, value: object, kind: type[_Option], where: str) -> None:
+def check_layer(layer: str, value: object, kind: type[Option], where: str) -> None:
     """Raise `ConfigError` unless `value` is an option object of its layer, or `None` where that is allowed."""
     if isinstance(value, kind) or (value is None and layer != "timeout"):
         return
     allowed = f"a {kind.__name__}" + ("" if layer == "timeout" else " or None")
     raise ConfigError(f"{where}: {layer} must be {allowed}, got {value!r}")
+
+
+@functools.cache
+def durations(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the fields of an option class that are durations, which no other number is (a rate, a share)."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if Seconds in (hint, *typing.get_args(hint)))

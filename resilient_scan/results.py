@@ -1,4 +1,4 @@
-"""What a run brought."""
+"""What a run brings back: a report, with one result for each scanner and one status for each result."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import msgspec
 from resilient_scan._text import hide
 from resilient_scan.errors import ConfigError, ScanError, is_number
 
-# How a scan ends, in one word, and what its error was.
-
-HUGE = 10_000  # bits of an integer
-DEEP = 100  # levels of nesting
+MAX_MESSAGE: Final = 10_000  # characters of an exception's text: a source may put its whole answer into it
+MAX_BITS: Final = 10_000  # bits of an integer
+MAX_DEPTH: Final = 100  # levels of nesting
 
 
 class Status(StrEnum):
     """The one status in which a scan ends. The set is closed.
 
     `completed`: the scanner answered. `cached`: answered from the cache, or by another scan's execution.
-    `stale`: the execution failed, an older answer was there. `timeout`, `error`: the execution failed.
-    `rejected`: refused without an attempt (breaker open, limit, abandoned threads).
-    `disabled`: out of service. `skipped`: the run ended before its turn.
+    `stale`: the execution failed, and an older answer replaces it. `timeout`, `error`: the execution failed.
+    `rejected`: refused without an attempt (open breaker, limit, abandoned threads).
+    `disabled`: out of service. `skipped`: the run ended before the scanner's turn.
     """
 
     COMPLETED = "completed"
@@ -47,17 +46,13 @@ class Status(StrEnum):
 _ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
 
 
-MOST_MESSAGE = 10_000
-"""How many characters of an exception's text are kept: a source may put its whole answer into it."""
-
-
 class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
     """What went wrong, as text: the exception itself would keep its frames alive.
 
     Attributes:
         type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
-        message: its text, without the secrets that can be told by their names, as it is logged, stored and shown to
-            whoever may look, and at most `MOST_MESSAGE` characters of it; or the bare class name where it has none.
+        message: at most `MAX_MESSAGE` characters of its text, without the secrets that their names give away, because
+            it is logged, stored and shown to everybody; the bare class name if it has no text.
     """
 
     type: str
@@ -81,27 +76,27 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MOST_MESSAGE else f"{text[:MOST_MESSAGE]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
 
 
 class ScanResult(msgspec.Struct, frozen=True, gc=False):
     """One scanner's part of a run, after its end.
 
     Attributes:
-        scanner, pipeline: whose it is.
-        status: how it ended.
+        scanner, pipeline: which scanner it was.
+        status: how the scan ended.
         candidates: what was found, in the scanner's order; the caller's own objects.
-        error: why there is no fresh answer, or `None`. Kept beside a stale answer too.
-        attempts: calls of the scanner's function made for this scan; 0 where none was.
-        duration: seconds from the start of the work (for a scan without work of its own: of the scan) to its end.
+        error: why there is no fresh answer, or `None`. A stale answer has one too.
+        attempts: calls of the scanner's function made for this scan; 0 if none was made.
+        duration: seconds from the start of the execution (or of the scan, if it needed none) to its end.
         queue_wait: seconds between the scan's turn and a worker's start on it.
-        age: seconds since the answer was fetched, for cached and stale ones; 0 for one that was just shared.
-        partial: whether `candidates` are only what was yielded before a timeout or an error.
-        dropped: invalid candidates left out.
+        age: seconds since a cached or stale answer was fetched; 0 if it was shared as it arrived.
+        partial: whether `candidates` are only those that were yielded before a timeout or an error.
+        dropped: invalid candidates that were left out.
         tool_logs: what the scanner logged, in order.
         started_at: epoch seconds.
-        suspicious: why this answer is hardly the truth (empty or small as never before, or mostly malformed), or
-            `None`. It is handed over as it came, but not kept in the cache.
+        suspicious: why this answer is probably wrong (empty or small as never before, or mostly malformed), or `None`.
+            A suspicious answer is returned as it came, but not kept in the cache.
     """
 
     scanner: str
@@ -131,20 +126,184 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-def plain(value: object, depth: int = 0) -> Any:
-    """Turn any candidate or log entry into JSON-ready data; what has no such form becomes its text.
+class RunReport(msgspec.Struct, frozen=True):
+    """The result of one run.
 
-    Not-a-number and infinities have no JSON form and become `None`; what is nested too deeply becomes `...`.
+    Attributes:
+        run_id: unique.
+        results: by scanner, in the order in which the scanners were given.
+        started_at: epoch seconds.
+        duration: seconds.
+    """
+
+    run_id: str
+    results: dict[str, ScanResult]
+    started_at: float
+    duration: float
+
+    @property
+    def candidates(self) -> list[Any]:
+        """All candidates, in the order of the scanners."""
+        return [candidate for result in self.results.values() for candidate in result.candidates]
+
+    @property
+    def tool_logs(self) -> list[dict[str, Any]]:
+        """What the scanners logged in this run, in the order of the scanners."""
+        return [entry for result in self.results.values() for entry in result.tool_logs]
+
+    @property
+    def counts(self) -> Counter[Status]:
+        """How many scans ended in each status; a status that did not occur counts 0, and is not listed."""
+        return Counter(result.status for result in self.results.values())
+
+    @property
+    def by_pipeline(self) -> dict[str, list[ScanResult]]:
+        """The results by pipeline, in the order of the scanners."""
+        pipelines: dict[str, list[ScanResult]] = {}
+        for result in self.results.values():
+            pipelines.setdefault(result.pipeline, []).append(result)
+        return pipelines
+
+    @property
+    def complete(self) -> bool:
+        """Whether every scanner in service answered: completed, cached or stale."""
+        statuses = {result.status for result in self.results.values()} - {Status.DISABLED}
+        return all(status.answered for status in statuses)
+
+    def require(self, fraction: float) -> RunReport:
+        """Return this report if at least this share of the scanners in service answered.
+
+        Args:
+            fraction: from 0 to 1.
+
+        Raises:
+            ScanError: fewer answered; the message names those that did not.
+            ConfigError: `fraction` is not from 0 to 1.
+        """
+        if not is_number(fraction, 0, 1):
+            raise ConfigError(f"require: fraction must be from 0 to 1, got {fraction!r}")
+        called = [result for result in self.results.values() if result.status is not Status.DISABLED]
+        silent = [result for result in called if not result.status.answered]
+        if len(called) - len(silent) < fraction * len(called) - 1e-9:  # 0.28 * 25 is a little more than 7
+            names = ", ".join(f"{result.scanner} ({result.status.value})" for result in silent)
+            raise ScanError(
+                f"{len(called) - len(silent)} of {len(called)} scanners answered, {fraction:.0%} are required; "
+                f"these did not: {names}"
+            )
+        return self
+
+    def merged(self, key: Callable[[Any], Any] | None = None) -> list[Merged]:
+        """Return the candidates merged by what they are about, the most important first.
+
+        The best priority comes first (`critical`, `high`, `medium`, `low`, then all other words), then the most
+        sources, then the key: the same candidates come in the same order, whichever scanner ended first.
+
+        Args:
+            key: returns what a candidate is about, hashable; `None`: its `ticker` (a field, or an item of a mapping),
+                or the whole candidate if it has none, so that only equal ones are merged.
+        """
+        groups: dict[Any, list[tuple[str, Any]]] = {}
+        for result in self.results.values():
+            for candidate in result.candidates:
+                about = _ticker(candidate) if key is None else key(candidate)
+                groups.setdefault(about, []).append((result.scanner, candidate))
+        found = [_merge(about, group) for about, group in groups.items()]
+        return sorted(found, key=lambda one: (_rank(one.priority), -len(one.sources), one.ticker))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data."""
+        results = {name: result.to_dict() for name, result in self.results.items()}
+        return {
+            "run_id": self.run_id,
+            "started_at": self.started_at,
+            "duration": self.duration,
+            "complete": self.complete,
+            "counts": {status.value: count for status, count in self.counts.items()},
+            "results": results,
+            "candidates": [candidate for result in results.values() for candidate in result["candidates"]],
+            "tool_logs": [entry for result in results.values() for entry in result["tool_logs"]],
+        }
+
+
+def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) -> dict[str, ScanResult]:
+    """Return the results in the order of the names."""
+    return {name: results[name] for name in names if name in results}
+
+
+# Candidates that are about the same thing
+
+_RANKS: Final = {"critical": 0, "high": 1, "medium": 2, "low": 3}  # any other word comes after these
+
+
+class Merged(msgspec.Struct, frozen=True):
+    """What several scanners say about one thing.
+
+    Attributes:
+        key: what it is about: the ticker, unless `merged` was given another key.
+        priority: the best of the candidates' priorities; at least `high` from 2 sources on, `critical` from 3.
+        sources: where it was found, each source once, in the order of the scanners.
+        contexts: what they say, each sentence once, in the same order.
+        candidates: the candidates themselves.
+    """
+
+    key: Any
+    priority: str
+    sources: tuple[str, ...]
+    contexts: tuple[str, ...]
+    candidates: tuple[Any, ...]
+
+    @property
+    def ticker(self) -> str:
+        """The key as text."""
+        return str(self.key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data; `ticker` is the key."""
+        fields = {name: plain(getattr(self, name)) for name in self.__struct_fields__ if name != "key"}
+        return {"ticker": self.ticker, **fields}
+
+
+def _field(candidate: Any, name: str) -> str:
+    """Return a field of a candidate of any type, or "" if it has no such field, or one that is not a text."""
+    value = candidate.get(name) if isinstance(candidate, Mapping) else getattr(candidate, name, None)
+    return value if isinstance(value, str) else ""
+
+
+def _ticker(candidate: Any) -> str:
+    return _field(candidate, "ticker") or str(plain(candidate))
+
+
+def _rank(priority: str) -> int:
+    return _RANKS.get(priority.lower(), len(_RANKS))
+
+
+def _merge(about: Any, group: list[tuple[str, Any]]) -> Merged:
+    """Merge what was found about one thing: pairs of a scanner's name and its candidate."""
+    candidates = tuple(candidate for _, candidate in group)
+    sources = tuple(dict.fromkeys(_field(candidate, "source") or scanner for scanner, candidate in group))
+    contexts = tuple(dict.fromkeys(filter(None, (_field(candidate, "context") for candidate in candidates))))
+    confluence = ("unknown", "unknown", "high", "critical")[min(len(sources), 3)]
+    priorities = [*(_field(candidate, "priority") or "unknown" for candidate in candidates), confluence]
+    return Merged(about, min(priorities, key=_rank), sources, contexts, candidates)
+
+
+# JSON-ready data
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """Turn any candidate or log entry into JSON-ready data; a value without a JSON form becomes its text.
+
+    Not-a-number and infinities become `None`, and values that are nested too deeply become `...`.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return str(value)
     if isinstance(value, int):
-        return int(value) if value.bit_length() < HUGE else hex(value)  # Python refuses to write that many digits
+        return int(value) if value.bit_length() < MAX_BITS else hex(value)  # Python refuses to write that many digits
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if depth > DEEP:
+    if depth > MAX_DEPTH:
         return "..."
     try:
         return _plain_object(value, depth + 1)
@@ -176,165 +335,3 @@ def _text(key: object) -> str:
         return str(key)
     except Exception:  # foreign code
         return f"<{type(key).__qualname__}>"
-
-
-_RANKS: Final = {"critical": 0, "high": 1, "medium": 2, "low": 3}  # any other word comes after these
-
-
-class Merged(msgspec.Struct, frozen=True):
-    """What several scanners say about one thing.
-
-    Attributes:
-        key: what it is about: the ticker, unless `merged` was given another key.
-        priority: the best of the candidates' priorities; at least `high` from 2 sources on, `critical` from 3.
-        sources: who found it, each once, in the order of the scanners.
-        contexts: what they say, each sentence once, in the same order.
-        candidates: the candidates themselves.
-    """
-
-    key: Any
-    priority: str
-    sources: tuple[str, ...]
-    contexts: tuple[str, ...]
-    candidates: tuple[Any, ...]
-
-    @property
-    def ticker(self) -> str:
-        """The key as text."""
-        return str(self.key)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready data; `ticker` is the key."""
-        fields = {name: plain(getattr(self, name)) for name in self.__struct_fields__ if name != "key"}
-        return {"ticker": self.ticker, **fields}
-
-
-class RunReport(msgspec.Struct, frozen=True):
-    """The result of one run.
-
-    Attributes:
-        run_id: unique.
-        results: by scanner, in the order in which the scanners were given.
-        started_at: epoch seconds.
-        duration: seconds.
-    """
-
-    run_id: str
-    results: dict[str, ScanResult]
-    started_at: float
-    duration: float
-
-    @property
-    def candidates(self) -> list[Any]:
-        """All candidates, in the order of the scanners."""
-        return [candidate for result in self.results.values() for candidate in result.candidates]
-
-    @property
-    def tool_logs(self) -> list[dict[str, Any]]:
-        """What the scanners logged in this run, in the order of the scanners."""
-        return [entry for result in self.results.values() for entry in result.tool_logs]
-
-    @property
-    def counts(self) -> Counter[Status]:
-        """How many scans ended in each status; one that did not occur counts 0, and is not listed."""
-        return Counter(result.status for result in self.results.values())
-
-    @property
-    def by_pipeline(self) -> dict[str, list[ScanResult]]:
-        """The results by pipeline, in the order of the scanners."""
-        pipelines: dict[str, list[ScanResult]] = {}
-        for result in self.results.values():
-            pipelines.setdefault(result.pipeline, []).append(result)
-        return pipelines
-
-    @property
-    def complete(self) -> bool:
-        """Whether every scanner in service answered: completed, cached or stale."""
-        statuses = {result.status for result in self.results.values()} - {Status.DISABLED}
-        return all(status.answered for status in statuses)
-
-    def require(self, fraction: float) -> RunReport:
-        """Return this report if at least this share of the scanners in service answered.
-
-        Args:
-            fraction: from 0 to 1.
-
-        Raises:
-            ScanError: fewer answered; the message names those that did not.
-            ConfigError: `fraction` is not from 0 to 1.
-        """
-        if not is_number(fraction, 0, 1):
-            raise ConfigError(f"require: fraction must be from 0 to 1, got {fraction!r}")
-        asked = self._in_service()
-        silent = [result for result in asked if not result.status.answered]
-        if len(asked) - len(silent) < fraction * len(asked) - 1e-9:  # 0.28 * 25 is a little more than 7
-            names = ", ".join(f"{result.scanner} ({result.status.value})" for result in silent)
-            raise ScanError(
-                f"{len(asked) - len(silent)} of {len(asked)} scanners answered, {fraction:.0%} are required; "
-                f"these did not: {names}"
-            )
-        return self
-
-    def merged(self, key: Callable[[Any], Any] | None = None) -> list[Merged]:
-        """Return what was found by what it is about, the most important first.
-
-        Best priority first (`critical`, `high`, `medium`, `low`, then all other words), then most sources, then by
-        key: the same candidates come in the same order, whichever scanner ended first.
-
-        Args:
-            key: returns what a candidate is about, hashable; `None`: its `ticker` (a field, or an item of a mapping),
-                and of a candidate without one all of it, so that only equal ones are merged.
-        """
-        groups: dict[Any, list[tuple[str, Any]]] = {}
-        for result in self.results.values():
-            for candidate in result.candidates:
-                about = _ticker(candidate) if key is None else key(candidate)
-                groups.setdefault(about, []).append((result.scanner, candidate))
-        found = [_merge(about, group) for about, group in groups.items()]
-        return sorted(found, key=lambda one: (_rank(one.priority), -len(one.sources), one.ticker))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready data."""
-        results = {name: result.to_dict() for name, result in self.results.items()}
-        return {
-            "run_id": self.run_id,
-            "started_at": self.started_at,
-            "duration": self.duration,
-            "complete": self.complete,
-            "counts": {status.value: count for status, count in self.counts.items()},
-            "results": results,
-            "candidates": [candidate for result in results.values() for candidate in result["candidates"]],
-            "tool_logs": [entry for result in results.values() for entry in result["tool_logs"]],
-        }
-
-    def _in_service(self) -> list[ScanResult]:
-        return [result for result in self.results.values() if result.status is not Status.DISABLED]
-
-
-def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) -> dict[str, ScanResult]:
-    """Return the results in the order of the names."""
-    return {name: results[name] for name in names if name in results}
-
-
-def _field(candidate: Any, name: str) -> str:
-    """Return a field of a candidate of any type, "" where there is none, or it is no text."""
-    value = candidate.get(name) if isinstance(candidate, Mapping) else getattr(candidate, name, None)
-    return value if isinstance(value, str) else ""
-
-
-def _ticker(candidate: Any) -> str:
-    return _field(candidate, "ticker") or str(plain(candidate))
-
-
-def _rank(priority: str) -> int:
-    return _RANKS.get(priority.lower(), len(_RANKS))
-
-
-def _merge(about: Any, group: list[tuple[str, Any]]) -> Merged:
-    """Unite what was found of one thing: pairs of the scanner's name and its candidate."""
-    candidates = tuple(candidate for _, candidate in group)
-    sources = tuple(dict.fromkeys(_field(candidate, "source") or scanner for scanner, candidate in group))
-    contexts = tuple(dict.fromkeys(filter(None, (_field(candidate, "context") for candidate in candidates))))
-    confluence = ("unknown", "unknown", "high", "critical")[min(len(sources), 3)]
-    priorities = [*(_field(candidate, "priority") or "unknown" for candidate in candidates), confluence]
-    return Merged(about, min(priorities, key=_rank), sources, contexts, candidates)

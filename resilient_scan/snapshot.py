@@ -1,4 +1,4 @@
-"""A run's state, taken once: copies for the scans, keys for the cache."""
+"""A run's state, taken once: copies of it for the scans, keys of it for the cache."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class Snapshot:
-    """The state as it was when the run began, safe from the caller and from every scanner.
+    """The state as it was when the run began, safe from changes by the caller and by any scanner.
 
     Raises:
-        TypeError: the state is no mapping, or cannot be copied.
+        TypeError: the state is not a mapping, or cannot be copied.
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
@@ -38,13 +38,14 @@ class Snapshot:
         known = self._known_logs
         if logs[: len(known)] == known:
             return logs[len(known) :]
-        return [entry for entry in logs if entry not in known]  # rearranged, or a list of its own
+        return [entry for entry in logs if entry not in known]  # rearranged, or a new list
 
 
 class Keys(dict[tuple[str, ...] | None, bytes | None]):
-    """By the names of inputs (`None`: all but `tool_logs`), bytes that stand for their values; made when asked for.
+    """Bytes that stand for the values of some inputs, by the inputs' names; made when they are first needed.
 
-    `None` where a value has no stable form (an object that is neither plain data nor a dataclass or struct).
+    The name `None` stands for all inputs except `tool_logs`. The bytes are `None` if a value has no stable form (an
+    object that is neither plain data nor a dataclass or struct).
     """
 
     def __init__(self, copy: Callable[[], dict[str, Any]]) -> None:
@@ -53,29 +54,29 @@ class Keys(dict[tuple[str, ...] | None, bytes | None]):
 
     def __missing__(self, inputs: tuple[str, ...] | None) -> bytes | None:
         """Make the key, once."""
-        state = self._copy()  # not the caller's own, which may have changed since
+        state = self._copy()  # not the caller's own state, which may have changed since the run began
         names = (name for name in state if name != TOOL_LOGS) if inputs is None else inputs
         key = self[inputs] = stable_key({name: state[name] for name in names if name in state})
         return key
 
 
-class Passing(str):
-    """A setting that is another one in every process, such as an address with a port of its own."""
+class Ephemeral(str):
+    """A setting that differs from process to process, such as the URL of a server with a random port."""
 
     __slots__ = ()
 
 
-def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they are in every process."""
-    return {name: "passing" if type(value) is Passing else value for name, value in settings.items()}
+def stable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with one word for every ephemeral value, so that all processes make the same cache key."""
+    return {name: "ephemeral" if type(value) is Ephemeral else value for name, value in settings.items()}
 
 
 def _copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Return a function that makes copies of the state, which is nobody else's, as it is now.
+    """Return a function that makes copies of the state as it is now; the caller must not keep it.
 
-    Where no value can be changed, a plain copy will do. Else decoding a pickle is several times faster than `deepcopy`
-    and means the same for plain data; these bytes never leave the process. What cannot be pickled (a lambda, say) is
-    copied with `deepcopy`, which takes more.
+    If no value can be mutated, a shallow copy is enough. Otherwise decoding a pickle is several times faster than
+    `deepcopy` and gives the same plain data; these bytes never leave the process. A state that cannot be pickled (it
+    contains a lambda, say) is copied with `deepcopy`, which accepts more types.
     """
     if all(type(key) in _PLAIN and type(value) in _PLAIN for key, value in state.items()):
         return state.copy
@@ -83,7 +84,7 @@ def _copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
         pickle.loads(data)  # noqa: S301 - made one line above
         return lambda: pickle.loads(data)  # noqa: S301
-    except Exception:  # foreign objects raise whatever they like
+    except Exception:  # foreign objects may raise anything
         return _deep_copier(state)
 
 
@@ -91,12 +92,12 @@ def _deep_copier(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     try:
         master = copy.deepcopy(state)
     except Exception as error:
-        raise TypeError(f"state cannot be copied: {error}; leave out what cannot, or hand over its name") from error
+        raise TypeError(f"state cannot be copied: {error}; leave that value out, or pass its name instead") from error
     return lambda: copy.deepcopy(master)
 
 
 def stable_key(values: dict[str, Any]) -> bytes | None:
-    """Return bytes that stand for the values, the same in every process; `None`: one of them has no stable form."""
+    """Return bytes that stand for the values in every process, or `None` if one of them has no stable form."""
     try:
         return _encode(_tagged(values))
     except Exception:  # not only TypeError: foreign objects, keys that cannot be ordered
@@ -104,7 +105,7 @@ def stable_key(values: dict[str, Any]) -> bytes | None:
 
 
 def _tagged(value: Any) -> Any:
-    """Mark values of other than plain types with their type, so that a date and its text have different keys."""
+    """Mark each value that is not plain with its type, so that a date and its text have different keys."""
     kind = type(value)
     if kind in _PLAIN:
         return value if kind is not int or -(2**63) <= value < 2**64 else msgspec.msgpack.Ext(2, hex(value).encode())
@@ -118,10 +119,10 @@ def _tagged(value: Any) -> Any:
 
 
 def _content(value: Any) -> Any:
-    """Return what makes a value of another type what it is: for an object all of its attributes.
+    """Return what identifies a value that is not plain: for an object all of its attributes.
 
     Raises:
-        TypeError: it has no stable form.
+        TypeError: the value has no stable form.
     """
     if isinstance(value, enum.Enum):
         return value.name
@@ -135,7 +136,7 @@ def _content(value: Any) -> Any:
         return {name: _tagged(getattr(value, name)) for name in names}
     if getattr(value, "__dict__", None):
         raise TypeError(f"{type(value).__name__} has attributes of its own")
-    return value  # a date, a Decimal, a UUID...: the encoder knows them, or refuses
+    return value  # a date, a Decimal, a UUID...: the encoder accepts or refuses them
 
 
 EMPTY = Snapshot({})

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
-from resilient_scan.clock import short
+from resilient_scan._text import in_seconds
 from resilient_scan.context import ScanContext
 from resilient_scan.events import BreakerChanged, Event, ThreadAbandoned
 from resilient_scan.options import Breaker, Cache, Retry, Timeout
@@ -36,7 +36,7 @@ def _slow() -> FunctionScanner:
         """Find five things, one after another, in more time than there is."""
         for number in range(1, 6):
             context.sleep(PAUSE)
-            yield _found("slow", f"SLOW{number}", f"found after {short(number * PAUSE)}s")
+            yield _found("slow", f"SLOW{number}", f"found after {in_seconds(number * PAUSE)}s")
 
     return slow
 

@@ -28,7 +28,7 @@ from resilient_scan.results import RunReport, Status
 from resilient_scan.runner import ScanRunner
 from resilient_scan.settings import Settings, load_installed
 from resilient_scan.settings.plugins import Found, Plugins, Problem, discover, found_of, load_demo
-from resilient_scan.snapshot import Passing
+from resilient_scan.snapshot import Ephemeral
 
 # What a scanner must have before it can run, and what stands in for it: bundled data, or recordings.
 
@@ -270,8 +270,7 @@ def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found
 
 def _switch(settings: Settings, name: str) -> str:
     """Return where it is said whether a scanner is enabled."""
-    tables = [each.scanners[name] for each in settings.sources if name in each.scanners]
-    return next(table.own["enabled"].place for table in reversed(tables) if "enabled" in table.own)
+    return settings.tables.scanners[name].own["enabled"].place
 
 
 def _unknown_scanner(name: str, names: Sequence[str]) -> str:
@@ -430,7 +429,7 @@ def _serve(
         server = together or stack.enter_context(LoopbackServer(_held_back(demo.respond, latency or 0)))
         table = {**demo.settings(server.url), **settings.settings_of(name)}
         if server.url in table.values():
-            asking[name] = {key: Passing(value) if value == server.url else value for key, value in table.items()}
+            asking[name] = {key: Ephemeral(value) if value == server.url else value for key, value in table.items()}
     return asking
 
 

@@ -22,6 +22,7 @@ import click
 import msgspec
 
 from resilient_scan import __version__
+from resilient_scan._text import parse_duration
 from resilient_scan.cli.check import check as check_all
 from resilient_scan.cli.export import PRESETS, RUNBOOK
 from resilient_scan.cli.export import export_grafana as write_files
@@ -47,7 +48,7 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
-from resilient_scan.settings import SettingsError, seconds
+from resilient_scan.settings import SettingsError
 
 # Arguments that several commands take. Knows click.
 
@@ -68,7 +69,7 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         return None
     text = value.strip()
     try:
-        found = seconds(f"{text}s" if text[-1:].isdigit() else text)
+        found = parse_duration(f"{text}s" if text[-1:].isdigit() else text)
     except ValueError:
         found = 0.0
     if not 0 < found < 1e9:

@@ -8,12 +8,13 @@ from functools import partial
 
 import msgspec
 
+from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
 from resilient_scan.core.config import Config
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack
-from resilient_scan.errors import ConfigError, StoreError, no_scanner
+from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import PREFIX as BREAKERS
 from resilient_scan.layers.limit import Providers

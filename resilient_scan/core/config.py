@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
 from resilient_scan.context import Traffic
-from resilient_scan.errors import ConfigError, is_number, no_scanner
+from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.scanning import ScannerSpec, spec_of

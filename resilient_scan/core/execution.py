@@ -34,7 +34,7 @@ import threading
 from asyncio import CancelledError
 from typing import Any
 
-from resilient_scan.clock import short
+from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
 from resilient_scan.core.pool import SHUT_DOWN, Worker
@@ -556,13 +556,15 @@ class Execution:
     def run_over(self, waiter: Waiter) -> ScanTimeout:
         """Return the error of a scan that its run's deadline cuts off."""
         waited = self.stack.clock.monotonic() - waiter.turn
-        return ScanTimeout(f"the run's deadline came after {short(waited)}s", by_clock=True)
+        return ScanTimeout(f"the run's deadline came after {in_seconds(waited)}s", by_clock=True)
 
     def _timeout(self) -> ScanTimeout:
         policy = self.stack.policy.timeout
         if self.context.timed_out or policy.attempt is None:
-            return ScanTimeout(f"timeout after {short(policy.total)}s", by_clock=True)
-        return ScanTimeout(f"attempt {self.context.attempt}: timeout after {short(policy.attempt)}s", by_clock=True)
+            return ScanTimeout(f"timeout after {in_seconds(policy.total)}s", by_clock=True)
+        return ScanTimeout(
+            f"attempt {self.context.attempt}: timeout after {in_seconds(policy.attempt)}s", by_clock=True
+        )
 
     def _endings(self, kind: str, error: ErrorInfo | None) -> list[Event]:
         """Return the events of an end that comes while an attempt may be under way."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
-from resilient_scan.clock import Clock, short
+from resilient_scan._text import in_seconds
+from resilient_scan.clock import Clock
 from resilient_scan.errors import ScanCancelled, ScanTimeout
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import Guard
@@ -81,6 +82,6 @@ class Sources:
         except ScanCancelled:
             if context.abandoned or not end <= self._clock.monotonic() < whole:
                 raise
-            raise ScanTimeout(f"{source}: no answer within {short(seconds)}s", by_clock=True) from None
+            raise ScanTimeout(f"{source}: no answer within {in_seconds(seconds)}s", by_clock=True) from None
         finally:
             context.ends, context.provider, context.requests = whole, provider, requests

@@ -49,7 +49,7 @@ from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.quarantine import Gate
 from resilient_scan.results import ErrorInfo, ScanResult
 from resilient_scan.scanning import ScannerSpec
-from resilient_scan.snapshot import lasting, stable_key
+from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Past
@@ -305,7 +305,7 @@ def kind_of(failure: BaseException, context: AttemptContext) -> str:
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
     """Return where a scanner's answers are kept: by its settings too, as far as these are no secrets."""
-    settings = stable_key(without_secrets(lasting(config.settings.get(spec.name, _NO_SETTINGS))))
+    settings = stable_key(without_secrets(stable_settings(config.settings.get(spec.name, _NO_SETTINGS))))
     if shared.store is None or settings is None:
         return None
     return AnswerStore(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from resilient_scan._msgspec import ready
-from resilient_scan._text import REDACTED, Hide, hider, is_secret, redact, told_secrets, without_secrets
+from resilient_scan._text import REDACTED, Hide, granted_secrets, hider, is_secret, redact, without_secrets
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
@@ -315,7 +315,7 @@ class Recorder:
         """
         text = body.decode(errors="surrogateescape")
         with self._lock:
-            self._secrets |= told_secrets(text, urlsplit(asked.url).path)
+            self._secrets |= granted_secrets(text, urlsplit(asked.url).path)
             too = hider(self._secrets)
             clean = too(hide(text)).encode(errors="surrogateescape")
             self._answers += 1

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from resilient_scan.clock import Clock, short
+from resilient_scan._text import in_seconds
+from resilient_scan.clock import Clock
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
@@ -37,7 +38,9 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
         except ScanCancelled:
             if context.abandoned or clock.monotonic() < end or clock.monotonic() >= before:
                 raise
-            raise ScanTimeout(f"attempt {context.attempt}: timeout after {short(seconds)}s", by_clock=True) from None
+            raise ScanTimeout(
+                f"attempt {context.attempt}: timeout after {in_seconds(seconds)}s", by_clock=True
+            ) from None
         finally:
             context.ends = before
             context.alarm(context.deadline)

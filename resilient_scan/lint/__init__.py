@@ -1,34 +1,34 @@
-"""Lint: options that are each valid and do not work together, told with the arithmetic and the way out.
+"""Lint: find options that are each valid and do not work together; say why with the arithmetic, and name the fix.
 
-A rule speaks only where something that was configured can never happen, or where one option breaks what another one
-promises. It looks at frozen options alone: nothing runs, nothing is asked.
+It looks at frozen options only: nothing runs, and nothing is called. `rules` looks at one scanner, `rates` at all the
+scanners of a provider.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from resilient_scan.lint.case import ERROR, WARNING, Case
-from resilient_scan.lint.rules import RULES, by_provider, over_rate, with_numbers
+from resilient_scan.lint.rates import ERROR, WARNING, by_provider, over_rate, with_numbers
+from resilient_scan.lint.rules import RULES, Case
 from resilient_scan.options import Policy
 
 __all__ = ["ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
 
-NAMED = 3  # scanners of which one sentence names
+MAX_NAMES: Final = 3  # in one sentence
 
 
 class Finding(msgspec.Struct, frozen=True):
     """What does not work together.
 
     Attributes:
-        scanner: whose options they are; `""` where it is about several scanners together.
+        scanner: whose options they are; `""` if it is about several scanners together.
         code: the rule, such as `attempts-do-not-fit`.
-        severity: `warning`: something configured has no effect or a bad one; `error`: scans will fail of it.
-        message: one sentence with the arithmetic, the options' paths and the way out.
-        scanners: those concerned, where it is about several together.
+        severity: `warning`: something configured has no effect or a bad one; `error`: scans will fail because of it.
+        message: one sentence with the arithmetic, the options' paths and the fix.
+        scanners: those concerned, if it is about several together.
     """
 
     scanner: str
@@ -38,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True):
     scanners: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the sentence, after the scanner's name where it is about one."""
+        """Return the sentence, after the scanner's name if it is about one."""
         return f"{self.scanner}: {self.message}" if self.scanner else self.message
 
     def concerns(self, scanner: str) -> bool:
@@ -59,12 +59,12 @@ def lint(
     Args:
         name: the scanner's.
         policy: its layers.
-        interval: seconds from one run to the next, > 0; `None`: not known, and nothing is said about it.
+        interval: seconds from one run to the next, > 0; `None`: not known, and the rules about it are silent.
         deadline: seconds that a run has; `None`: no limit, or not known.
         state: what a run is given, as a sample.
 
     Raises:
-        TypeError: the state is no mapping, or cannot be copied.
+        TypeError: the state is not a mapping, or cannot be copied.
     """
     return lint_fleet({name: policy}, interval=interval, deadline=deadline, state=state)
 
@@ -86,22 +86,21 @@ def lint_fleet(
     for name, policy in policies.items():
         if policy not in known:
             known[policy] = _alone(Case(policy, interval, deadline, state))
-        findings += [Finding(name, *told) for told in known[policy]]
+        findings += [Finding(name, *found) for found in known[policy]]
     for names, group in by_provider(policies):
         alone = len(names) == 1
-        for told in over_rate(group, interval):
-            findings.append(Finding(names[0] if alone else "", *told, () if alone else names))
+        for found in over_rate(group, interval):
+            findings.append(Finding(names[0] if alone else "", *found, () if alone else names))
     return tuple(findings)
 
 
 def _alone(case: Case) -> list[tuple[str, str, str]]:
     """Apply the rules for one policy; `[(code, severity, message), ...]`."""
-    told = ((code, WARNING, rule(case)) for code, rule in RULES.items())
-    return [(code, severity, message) for code, severity, message in told if message is not None]
+    return [(code, WARNING, message) for code, rule in RULES.items() if (message := rule(case)) is not None]
 
 
 def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """Return one line for each message, after the names of the scanners that it is about, or of the first few."""
+    """Return one line for each message, after the names of the scanners that it is about, or the first few of them."""
     by_message: dict[str, list[str]] = {}
     for finding in findings:
         by_message.setdefault(finding.message, []).append(finding.scanner)
@@ -109,6 +108,6 @@ def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
 
 
 def _and(names: list[str]) -> str:
-    if len(names) <= NAMED:
+    if len(names) <= MAX_NAMES:
         return ", ".join(names)
-    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    return f"{', '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"

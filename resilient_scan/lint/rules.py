@@ -1,24 +1,75 @@
-"""The rules for one scanner's policy; each returns its sentence, or `None` where all is well."""
+"""The rules for one scanner's policy; each returns a sentence with its arithmetic and the fix, or `None`.
+
+A rule is a function of a `Case`; its name is the code under which it is reported. It speaks only of options that can
+never take effect, or that break what another option promises.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+import msgspec
+
+from resilient_scan._text import exact as s
 from resilient_scan.errors import RetryAfter, ScanTimeout
-from resilient_scan.lint.case import ERROR, WARNING, Case, period_of, rounded_up, s, turns_within
-from resilient_scan.options import Exceptions, Limit, Policy, Retry, parse_rate
+from resilient_scan.options import Exceptions, Policy, Retry, parse_rate
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
 
-DAY = 86_400.0
-AT_ONCE = 1.0  # seconds: a shorter ttl is over before another scan could use the answer
+DAY: Final = 86_400.0
+AT_ONCE: Final = 1.0  # seconds: a shorter ttl expires before another scan could use the answer
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One policy, and what is known of its runs; `None`: not known.
+
+    Attributes:
+        policy: the layers.
+        interval: seconds from one run to the next.
+        deadline: seconds that a run has.
+        state: a sample of what a run is given.
+    """
+
+    policy: Policy
+    interval: float | None = None
+    deadline: float | None = None
+    state: Mapping[str, Any] | None = None
+
+    @property
+    def retry(self) -> Retry | None:
+        """The retry layer, if it makes more than one attempt."""
+        retry = self.policy.retry
+        return retry if retry is not None and retry.attempts > 1 else None
+
+    @property
+    def longest(self) -> float:
+        """Seconds that an attempt may take."""
+        return self.policy.timeout.attempt or self.policy.timeout.total
+
+    @property
+    def longest_path(self) -> str:
+        """The option that sets `longest`, with its value."""
+        return f"timeout.{'total' if self.policy.timeout.attempt is None else 'attempt'}={s(self.longest)}"
+
+
+Rule = Callable[[Case], str | None]
+RULES: Final[dict[str, Rule]] = {}
+"""The rules for one policy, by code."""
+
+
+def _rule(rule: Rule) -> Rule:
+    """Put a function into `RULES`: its name is its code."""
+    RULES[rule.__name__.replace("_", "-")] = rule
+    return rule
 
 
 # Attempts and time
 
 
+@_rule
 def attempts_do_not_fit(case: Case) -> str | None:
-    """Tell that attempts of full length and the longest waits take more than the scan has."""
+    """Attempts of full length and the longest waits take more time than the scan has."""
     retry, total, each = case.retry, case.policy.timeout.total, case.policy.timeout.attempt
     if retry is None or each is None:
         return None
@@ -34,8 +85,9 @@ def attempts_do_not_fit(case: Case) -> str | None:
     )
 
 
+@_rule
 def waits_do_not_fit(case: Case) -> str | None:
-    """Tell that the waits alone use up the time of the scan."""
+    """The waits alone use up the time of the scan."""
     retry, total = case.retry, case.policy.timeout.total
     if retry is None or attempts_do_not_fit(case) is not None:
         return None
@@ -56,32 +108,23 @@ def waits_do_not_fit(case: Case) -> str | None:
     return None
 
 
-def longest_waits(retry: Retry) -> float:
-    """Return the seconds that all waits of a scan take at most: min(cap, base * 2**k) added up."""
-    if retry.base == 0:
-        return 0.0
-    seconds, step = 0.0, retry.base
-    for left in range(retry.attempts - 1, 0, -1):
-        if step >= retry.cap:
-            return seconds + left * retry.cap
-        seconds, step = seconds + step, step * 2
-    return seconds
-
-
+@_rule
 def attempts_over_abandoned(case: Case) -> str | None:
-    """Tell that attempts which hang use up the threads that may hang."""
+    """Attempts that hang use up the abandoned threads that the scanner may have."""
     retry, timeout = case.retry, case.policy.timeout
     if retry is None or timeout.attempt is None or timeout.max_abandoned >= retry.attempts:
         return None
     return (
-        f"each attempt that hangs for timeout.attempt={s(timeout.attempt)} leaves a thread behind, and "
-        f"timeout.max_abandoned={timeout.max_abandoned} of them may hang at a time: of retry.attempts={retry.attempts} "
-        f"such attempts only {timeout.max_abandoned} would be made; raise timeout.max_abandoned to {retry.attempts}"
+        f"each attempt that hangs for timeout.attempt={s(timeout.attempt)} leaves an abandoned thread, and "
+        f"timeout.max_abandoned={timeout.max_abandoned} of them may exist at a time: of "
+        f"retry.attempts={retry.attempts} such attempts only {timeout.max_abandoned} would be made; "
+        f"raise timeout.max_abandoned to {retry.attempts}"
     )
 
 
+@_rule
 def rate_below_attempts(case: Case) -> str | None:
-    """Tell that a provider's rate has no turn for all attempts of one scan."""
+    """A provider's rate has no turn for some attempts of one scan."""
     retry, limit, total = case.retry, case.policy.limit, case.policy.timeout.total
     for rate in limit.rates if limit is not None and retry is not None else ():
         turns = turns_within(rate, total)
@@ -94,8 +137,9 @@ def rate_below_attempts(case: Case) -> str | None:
     return None
 
 
+@_rule
 def budget_without_retry(case: Case) -> str | None:
-    """Tell that there is no retry for the budget to limit."""
+    """The budget has no retries to limit."""
     retry = case.policy.retry
     if retry is None or retry.attempts > 1 or retry.budget is None:
         return None
@@ -105,14 +149,15 @@ def budget_without_retry(case: Case) -> str | None:
     )
 
 
+@_rule
 def retry_after_over_total(case: Case) -> str | None:
-    """Tell that the cap on a source's own wait is never reached; the default one is nobody's choice."""
+    """The cap on a wait that a source asks for is never reached; the default cap is nobody's choice."""
     retry, total = case.retry, case.policy.timeout.total
     if retry is None or retry.retry_after_cap <= total or retry.retry_after_cap == Retry().retry_after_cap:
         return None
     return (
         f"retry.retry_after_cap={s(retry.retry_after_cap)} never shortens a wait, because one that does not fit into "
-        f"timeout.total={s(total)} is not begun at all; lower retry.retry_after_cap below {total:g}, "
+        f"timeout.total={s(total)} is never started; lower retry.retry_after_cap below {total:g}, "
         "or raise timeout.total"
     )
 
@@ -120,8 +165,9 @@ def retry_after_over_total(case: Case) -> str | None:
 # Breaker and its neighbours
 
 
+@_rule
 def retried_not_counted(case: Case) -> str | None:
-    """Tell that some failures are repeated and never open the breaker."""
+    """Some failures are retried and never open the breaker."""
     retry, breaker = case.retry, case.policy.breaker
     if retry is None or breaker is None:
         return None
@@ -129,13 +175,14 @@ def retried_not_counted(case: Case) -> str | None:
         return None
     return (
         f"retry.on repeats {_names(retry.on)} and breaker.on counts {_names(breaker.on)} only: a source that fails "
-        f"otherwise is asked retry.attempts={retry.attempts} times in every scan for ever, and its breaker never "
+        f"otherwise is called retry.attempts={retry.attempts} times in every scan forever, and its breaker never "
         f"opens; widen breaker.on to ({_names(retry.on)}) or narrow retry.on to ({_names(breaker.on)})"
     )
 
 
+@_rule
 def attempts_over_failures(case: Case) -> str | None:
-    """Tell that the breaker opens in the middle of a scan."""
+    """The breaker opens in the middle of a scan."""
     retry, breaker = case.retry, case.policy.breaker
     if retry is None or breaker is None or breaker.failures >= retry.attempts:
         return None
@@ -146,8 +193,9 @@ def attempts_over_failures(case: Case) -> str | None:
     )
 
 
+@_rule
 def one_scan_opens(case: Case) -> str | None:
-    """Tell that one bad scan costs the next ones their turn."""
+    """One bad scan costs the next ones their turn."""
     retry, breaker, interval = case.retry, case.policy.breaker, case.interval
     if retry is None or breaker is None or interval is None:
         return None
@@ -161,8 +209,9 @@ def one_scan_opens(case: Case) -> str | None:
     )
 
 
+@_rule
 def trial_outlives_permit(case: Case) -> str | None:
-    """Tell that a trial's permit expires under a trial that still runs."""
+    """A trial's permit expires while the trial still runs."""
     breaker, longest = case.policy.breaker, case.longest
     if breaker is None or breaker.open_for >= longest:
         return None
@@ -174,8 +223,9 @@ def trial_outlives_permit(case: Case) -> str | None:
     )
 
 
+@_rule
 def slow_after_timeout(case: Case) -> str | None:
-    """Tell that no success can be slow."""
+    """No successful attempt can be slow."""
     breaker, longest = case.policy.breaker, case.longest
     if breaker is None or breaker.slow_after is None or breaker.slow_after < longest:
         return None
@@ -185,8 +235,9 @@ def slow_after_timeout(case: Case) -> str | None:
     )
 
 
+@_rule
 def deadline_hides_timeout(case: Case) -> str | None:
-    """Tell that runs end before a source that hangs is found out; an execution for a cache outlives its run."""
+    """Runs end before a hanging source is noticed; with a cache, the execution outlives its run and notices it."""
     deadline, policy = case.deadline, case.policy
     if deadline is None or deadline > case.longest or policy.cache is not None or policy.breaker is None:
         return None
@@ -196,8 +247,9 @@ def deadline_hides_timeout(case: Case) -> str | None:
     )
 
 
+@_rule
 def window_never_full(case: Case) -> str | None:
-    """Tell that it takes days until the rates have something to look at."""
+    """It takes days until the rates have enough attempts to look at."""
     breaker, interval = case.policy.breaker, case.interval
     if breaker is None or interval is None or breaker.failure_rate is breaker.slow_rate is None:
         return None
@@ -214,20 +266,22 @@ def window_never_full(case: Case) -> str | None:
 # Cache and its neighbours
 
 
+@_rule
 def ttl_below_interval(case: Case) -> str | None:
-    """Tell that every answer is gone when the next run asks; one kept for failures only is well."""
+    """Every answer has expired when the next run comes, and is not even kept for failures until then."""
     cache, interval = case.policy.cache, case.interval
     if cache is None or interval is None or cache.ttl + cache.stale_if_error >= interval:
         return None
     kept = f" + cache.stale_if_error={s(cache.stale_if_error)}" if cache.stale_if_error else ""
     return (
-        f"cache.ttl={s(cache.ttl)}{kept} is over when the next run comes after {s(interval)}: no run ever finds an "
+        f"cache.ttl={s(cache.ttl)}{kept} has expired when the next run comes after {s(interval)}: no run finds an "
         f"answer in the cache; raise cache.ttl above {_outlasting(interval, cache.jitter)}, or leave the cache out"
     )
 
 
+@_rule
 def jitter_below_interval(case: Case) -> str | None:
-    """Tell that jitter makes a ttl shorter than the time between runs."""
+    """Jitter makes the ttl shorter than the time between runs."""
     cache, interval = case.policy.cache, case.interval
     if cache is None or interval is None:
         return None
@@ -236,25 +290,27 @@ def jitter_below_interval(case: Case) -> str | None:
         return None
     return (
         f"cache.ttl={s(cache.ttl)} less a cache.jitter of up to {cache.jitter:.0%} is {s(shortest)}, shorter than the "
-        f"{s(interval)} between runs: some answers are gone when the next run asks; "
+        f"{s(interval)} between runs: some answers have expired when the next run comes; "
         f"raise cache.ttl above {_outlasting(interval, cache.jitter)}"
     )
 
 
+@_rule
 def stale_without_ttl(case: Case) -> str | None:
-    """Tell that answers are kept and never used, unless something fails."""
+    """Answers are kept and never used, unless something fails."""
     cache = case.policy.cache
     if cache is None or not cache.stale_if_error or cache.ttl >= AT_ONCE:
         return None
     return (
-        f"cache.ttl={s(cache.ttl)} is over at once, so every scan asks the source and the answers that are kept for "
+        f"cache.ttl={s(cache.ttl)} expires at once, so every scan calls the source, and the answers that are kept for "
         f"cache.stale_if_error={s(cache.stale_if_error)} only stand in for failures; "
         "raise cache.ttl to the seconds for which an answer is good"
     )
 
 
+@_rule
 def stale_ends_before_trial(case: Case) -> str | None:
-    """Tell that stale answers end while the breaker is open."""
+    """Stale answers expire while the breaker is still open."""
     cache, breaker = case.policy.cache, case.policy.breaker
     if cache is None or breaker is None or not 0 < cache.stale_if_error < breaker.open_for:
         return None
@@ -265,20 +321,22 @@ def stale_ends_before_trial(case: Case) -> str | None:
     )
 
 
+@_rule
 def error_outlives_open(case: Case) -> str | None:
-    """Tell that a remembered failure hides that the source is back."""
+    """A remembered failure hides that the source has recovered."""
     cache, breaker = case.policy.cache, case.policy.breaker
     if cache is None or breaker is None or cache.ttl_error is None or cache.ttl_error <= breaker.open_for:
         return None
     return (
         f"cache.ttl_error={s(cache.ttl_error)} repeats a failure for {s(cache.ttl_error - breaker.open_for)} longer "
-        f"than breaker.open_for={s(breaker.open_for)}, after which a trial could find the source well; "
+        f"than breaker.open_for={s(breaker.open_for)}, after which a trial could find the source healthy; "
         f"lower cache.ttl_error to {breaker.open_for:g} or less"
     )
 
 
+@_rule
 def state_without_key(case: Case) -> str | None:
-    """Tell that a state like the sample has no key, so that the cache keeps nothing."""
+    """A state like the sample has no key, so that the cache keeps nothing."""
     cache, state = case.policy.cache, case.state
     if cache is None or state is None or Snapshot(state).keys[cache.inputs] is not None:
         return None
@@ -293,35 +351,38 @@ def state_without_key(case: Case) -> str | None:
     )
 
 
-RULES: dict[str, Callable[[Case], str | None]] = {
-    rule.__name__.replace("_", "-"): rule
-    for rule in (
-        attempts_do_not_fit,
-        waits_do_not_fit,
-        attempts_over_abandoned,
-        rate_below_attempts,
-        budget_without_retry,
-        retry_after_over_total,
-        retried_not_counted,
-        attempts_over_failures,
-        one_scan_opens,
-        trial_outlives_permit,
-        slow_after_timeout,
-        deadline_hides_timeout,
-        window_never_full,
-        ttl_below_interval,
-        jitter_below_interval,
-        stale_without_ttl,
-        stale_ends_before_trial,
-        error_outlives_open,
-        state_without_key,
-    )
-}
-"""The rules for one policy, by code."""
+# Arithmetic
 
 
-def _names(kinds: Exceptions) -> str:
-    return ", ".join(kind.__name__ for kind in kinds) or "nothing"
+def longest_waits(retry: Retry) -> float:
+    """Return the longest total of a scan's waits in seconds: the sum of min(cap, base * 2**k)."""
+    if retry.base == 0:
+        return 0.0
+    seconds, step = 0.0, retry.base
+    for left in range(retry.attempts - 1, 0, -1):
+        if step >= retry.cap:
+            return seconds + left * retry.cap
+        seconds, step = seconds + step, step * 2
+    return seconds
+
+
+def turns_within(rate: str, seconds: float) -> int:
+    """Return how many simultaneous requests get a turn within `seconds`: `count` at the start of each window."""
+    count, window = parse_rate(rate)
+    return count * math.ceil(seconds / window)
+
+
+def period_of(policy: Policy, interval: float) -> float:
+    """Return the seconds between two executions for one state: the first run without a fresh answer executes."""
+    cache = policy.cache
+    if cache is None:
+        return interval
+    return interval * max(1, math.ceil(cache.ttl * (1 - cache.jitter) / interval))
+
+
+def rounded_up(seconds: float) -> str:
+    """Write seconds without a unit, rounded up to two digits after the point at most."""
+    return f"{math.ceil(seconds):g}" if seconds >= 1 else f"{math.ceil(seconds * 100) / 100:g}"
 
 
 def _rounded_down(seconds: float) -> str:
@@ -329,79 +390,9 @@ def _rounded_down(seconds: float) -> str:
 
 
 def _outlasting(interval: float, jitter: float) -> str:
-    """Return the ttl that outlasts the interval even when jitter shortens it most."""
+    """Return the ttl that outlasts the interval even if jitter shortens it as far as it can."""
     return rounded_up(interval / (1 - jitter))
 
 
-# The rules for a provider's rate and all scanners that share it.
-
-Told = tuple[str, str, str]
-"""Code, severity, message."""
-
-
-def with_numbers(policies: Mapping[str, Policy]) -> dict[str, Policy]:
-    """Give each limit that only names its provider the numbers that another scanner gives."""
-    numbers: dict[str, Limit] = {}
-    for policy in policies.values():
-        if policy.limit is not None and not policy.limit.is_bare:
-            numbers.setdefault(policy.limit.provider, policy.limit)
-    return {name: _with_numbers(policy, numbers) for name, policy in policies.items()}
-
-
-def _with_numbers(policy: Policy, numbers: Mapping[str, Limit]) -> Policy:
-    limit = policy.limit
-    return policy if limit is None else policy.replace({"limit": numbers.get(limit.provider, limit)})
-
-
-def by_provider(policies: Mapping[str, Policy]) -> Iterator[tuple[tuple[str, ...], list[Policy]]]:
-    """Yield names and policies of the scanners that share a rate, provider by provider."""
-    groups: dict[str, list[str]] = {}
-    for name, policy in policies.items():
-        if policy.limit is not None and policy.limit.rates:
-            groups.setdefault(policy.limit.provider, []).append(name)
-    for names in groups.values():
-        yield tuple(names), [policies[name] for name in names]
-
-
-def over_rate(policies: list[Policy], interval: float | None) -> Iterator[Told]:
-    """Yield what there is to say about the rates of the one provider that these have in common."""
-    limit = policies[0].limit
-    if limit is None:
-        return
-    for rate in limit.rates:
-        yield from _in_one_run(limit.provider, rate, policies)
-        if interval is not None:
-            yield from _run_after_run(limit.provider, rate, policies, interval)
-
-
-def _in_one_run(provider: str, rate: str, policies: list[Policy]) -> Iterator[Told]:
-    total = min(policy.timeout.total for policy in policies)
-    turns, count = turns_within(rate, total), len(policies)
-    if count <= turns:
-        return
-    cached = all(policy.cache is not None for policy in policies)
-    message = (
-        f"{count} scanners of {provider} begin together, and its rate of {rate} has a turn for {turns} of them within "
-        f"timeout.total={s(total)}: {count - turns} are rejected in a run that finds nothing in the cache; "
-        "raise timeout.total, or spread them over several runs"
-    )
-    yield "rate-below-run", WARNING if cached else ERROR, message
-
-
-def _run_after_run(provider: str, rate: str, policies: list[Policy], interval: float) -> Iterator[Told]:
-    count, window = parse_rate(rate)
-    periods = [period_of(policy, interval) for policy in policies]
-    attempts = [1 if policy.retry is None else policy.retry.attempts for policy in policies]
-    least = sum(window / period for period in periods)
-    most = sum(tries * window / period for tries, period in zip(attempts, periods, strict=True))
-    if most <= count:
-        return
-    who = f"{len(policies)} scanners of {provider} ask" if len(policies) > 1 else f"it asks {provider}"
-    alike = len(set(periods)) == 1
-    how = f"up to {sum(attempts)} times every {s(periods[0])}," if alike else "up to"
-    message = (
-        f"{who} {how} {most:.4g}/{rate.partition('/')[2].strip()}; its rate is {rate}: "
-        f"{'even first attempts' if least > count else 'retries'} wait for turns that do not come; run every "
-        f"{rounded_up(interval * most / count)}s or slower, raise cache.ttl, or lower retry.attempts"
-    )
-    yield "rate-below-schedule", ERROR if least > count else WARNING, message
+def _names(kinds: Exceptions) -> str:
+    return ", ".join(kind.__name__ for kind in kinds) or "nothing"

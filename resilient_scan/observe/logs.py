@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from resilient_scan._text import brief, hide
-from resilient_scan.clock import Clock, SystemClock, short
+from resilient_scan._text import brief, hide, in_seconds
+from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import (
     AttemptStarted,
@@ -127,7 +127,7 @@ class LogEvents:
             case SuspiciousResult():
                 self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, brief(event.reason))
             case BreakerChanged():
-                tail = "" if event.open_for is None else f" for {short(event.open_for)}s"
+                tail = "" if event.open_for is None else f" for {in_seconds(event.open_for)}s"
                 self._logger.log(_level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
                 self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, brief(hide(event.reason)))
@@ -139,7 +139,7 @@ class LogEvents:
             case ThreadAbandoned():
                 self._logger.warning("%s: thread %s did not stop in time, abandoned", event.scanner, event.thread)
             case LateCompletion():
-                took = short(event.duration)
+                took = in_seconds(event.duration)
                 self._logger.info("%s: the abandoned call ended after %ss (%s)", event.scanner, took, event.outcome)
             case StoreFailed():
                 self._logger.warning("%s; runs go on without it", brief(hide(event.message)))

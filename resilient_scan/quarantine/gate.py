@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
+from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError, StoreError, is_number, no_scanner
+from resilient_scan.errors import ConfigError, StoreError, is_number
 from resilient_scan.events import (
     ERROR,
     SUCCESS,

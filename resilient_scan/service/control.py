@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError, no_scanner
+from resilient_scan.errors import ConfigError
 from resilient_scan.events import AlertReceived
 from resilient_scan.observe.metrics import CollectorRegistry, exposition
 from resilient_scan.quarantine import ScannerState

@@ -1,66 +1,75 @@
-"""Settings: a TOML file and environment variables to a runner.
+"""Settings: from a TOML file and environment variables to a runner.
 
     runner = load_settings("resilient-scan.toml").runner()
 
-Every number has one source, by this priority: built-in < `[defaults]`, `policy=` and `timeout_seconds` < decorator
-< `[scanners.x]` < environment < what `runner` is given. A variable stands for the key of the same name in the file, an
-argument of `runner` for the key of the same name in `[scanner_execution]`: so a default stays a default, whoever sets
-it, and what a scanner's own table says wins over it. An option object replaces its whole layer, a table only the
-fields that it names.
+Every number has one source. From the lowest priority to the highest: built-in; `[defaults]`, `policy=` and
+`timeout_seconds`; the decorator; `[scanners.x]`; the environment; the arguments of `runner`. A variable stands for the
+key of the same name in the file, an argument of `runner` for the key of the same name in `[scanner_execution]`: so a
+default stays a default wherever it is set, and a scanner's own table overrides it. An option object replaces its whole
+layer, a table only the fields that it names.
+
+The path of a setting through the files here: `toml` (text to data) -> `read` (data to tables, with `tables`: what a key
+can be) -> `layering` (file, environment and code, one over the other). `plugins` finds the installed scanners.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from resilient_scan._text import did_you_mean
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.layers.limit import differing
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.settings.layering import (
+    BUILT_IN,
     Effective,
-    Layering,
-    defaults,
-    from_environment,
-    home,
+    Layers,
+    build,
     layers_of,
+    layers_of_policy,
+    limit_places,
+    merged,
     misfits,
     option_of,
     over,
-    tables_of,
+    patched,
+    provider_of,
 )
-from resilient_scan.settings.plugins import discover
-from resilient_scan.settings.read import from_file, own_fault, read, seconds, way_out
-from resilient_scan.settings.tables import Execution, Service, Setting, Tables
+from resilient_scan.settings.plugins import Plugins, discover
+from resilient_scan.settings.read import (
+    OPTIONS,
+    ScannerTable,
+    Setting,
+    Tables,
+    from_environment,
+    from_file,
+    read_tables,
+)
+from resilient_scan.settings.tables import Execution, Service, own_fault
 from resilient_scan.settings.toml import path_text
 
-__all__ = [
-    "Effective",
-    "Execution",
-    "Settings",
-    "SettingsError",
-    "examine_settings",
-    "load_installed",
-    "load_settings",
-    "seconds",
-]
+__all__ = ["Effective", "Execution", "Settings", "SettingsError", "examine_settings", "load_installed", "load_settings"]
 
 _log = logging.getLogger("resilient_scan")
+_SQLITE: Final = "sqlite:///"
 
 
 class SettingsError(ConfigError):
     """Settings are wrong; the message has a line for each problem.
 
     Attributes:
-        problems: a sentence for each, with file and line or the variable's name, and the way out.
+        problems: a sentence for each, with file and line or the variable's name, and the fix.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -73,13 +82,13 @@ class Settings(msgspec.Struct, frozen=True):
 
     Attributes:
         path: the file, or `None`.
-        execution: `[scanner_execution]`, with `None` for what is not said.
-        policy: the layers around a scanner of which nobody says anything.
+        execution: `[scanner_execution]`, with `None` for what it does not say.
+        policy: the layers of a scanner for which nothing else is said.
         origins: where each number of `policy` came from, by `layer.field`.
         store: the URL of where state lives.
         service: `[service]`.
-        quarantine: when scanners go out of service by themselves.
-        sources: the tables as they were read, the file's first.
+        quarantine: when scanners are taken out of service.
+        tables: the tables of the file and of the environment, as one.
     """
 
     path: Path | None
@@ -89,10 +98,10 @@ class Settings(msgspec.Struct, frozen=True):
     store: str
     service: Service
     quarantine: Quarantine
-    sources: tuple[Tables, ...]
+    tables: Tables
 
     def __repr__(self) -> str:
-        """Name the file only: settings may hold secrets."""
+        """Name the file only: settings may contain secrets."""
         return f"<Settings of {self.path or 'the environment'}>"
 
     @property
@@ -101,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True):
         return self.execution.deadline
 
     def token(self) -> str | None:
-        """Return the service's token, read from its file; `None`: there is none.
+        """Return the service's token, read from its file, or `None` if no file is named.
 
         Raises:
             ConfigError: the file cannot be read, or is empty.
@@ -113,7 +122,7 @@ class Settings(msgspec.Struct, frozen=True):
         try:
             token = path.read_text("utf-8").strip()
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
+            why = getattr(error, "strerror", None) or "it is not a text"
             raise ConfigError(f"service.token_file: {path} cannot be read: {why}") from None
         if not token:
             raise ConfigError(
@@ -122,17 +131,13 @@ class Settings(msgspec.Struct, frozen=True):
         return token
 
     def enabled(self, name: str) -> bool:
-        """Say whether a scanner is part of runs."""
-        said = [table.own["enabled"].value for table in tables_of(name, self.sources) if "enabled" in table.own]
-        return said[-1] if said else True
+        """Say whether a scanner takes part in runs."""
+        said = self._table(name).own.get("enabled")
+        return said is None or said.value
 
     def settings_of(self, name: str) -> dict[str, Any]:
-        """Return what a scanner finds in `context.settings`."""
-        found: dict[str, Any] = {}
-        for table in tables_of(name, self.sources):
-            if "settings" in table.own:
-                found = over(found, table.own["settings"].value)
-        return found
+        """Return what a scanner finds in `context.settings`; the caller may change it."""
+        return over({}, self._table(name).settings)
 
     def effective(
         self, scanners: Iterable[Any], *, policy: Policy | None = None, timeout_seconds: float | None = None
@@ -146,7 +151,7 @@ class Settings(msgspec.Struct, frozen=True):
 
         Raises:
             ConfigError: layers do not fit together, or an argument is wrong.
-            PluginError: one is no scanner.
+            PluginError: one of them is not a scanner.
         """
         problems: list[str] = []
         found = self._build([spec_of(thing) for thing in scanners], self._base(policy, timeout_seconds), problems)
@@ -161,18 +166,8 @@ class Settings(msgspec.Struct, frozen=True):
             scanners: as in `ScanRunner`; `None`: all that are installed.
             known: names of other scanners, which may have tables too.
         """
-        problems: list[str] = []
-        if scanners is None:
-            plugins = discover()
-            scanners, known = [found.scanner for found in plugins.scanners], [*known, *plugins.names]
-            problems = [str(problem.error) for problem in plugins.problems]
-        specs: list[ScannerSpec] = []
-        for thing in scanners:
-            try:
-                specs.append(spec_of(thing))
-            except PluginError as error:
-                problems.append(str(error))
-        problems += self._strangers(specs, known) + self._misfits(specs)
+        specs, names, unusable = _specs(scanners, known)
+        problems = [*map(str, unusable), *self._faults(specs, names)]
         self._build(specs, self._base(None, None), problems)
         return tuple(problems)
 
@@ -182,99 +177,111 @@ class Settings(msgspec.Struct, frozen=True):
         Args:
             scanners: as in `ScanRunner`; `None`: all that are installed; one that cannot be used is logged.
             known: names of other scanners, which may have tables too.
-            options: of `ScanRunner`; they win over `[scanner_execution]`. `policy` stands for all of `[defaults]`.
-                `settings` wins, key by key, over the scanners' own.
+            options: of `ScanRunner`; they override `[scanner_execution]`. `policy` replaces `[defaults]`. `settings`
+                overrides the scanners' own, key by key.
 
         Raises:
-            ConfigError: a table speaks of a scanner that is not there, layers do not fit together, or an option is
-                wrong.
-            PluginError: one of `scanners` is none.
+            ConfigError: a table names an unknown scanner, layers do not fit together, or an option is wrong.
+            PluginError: one of `scanners` is not a scanner.
         """
-        if scanners is None:
-            plugins = discover()
-            scanners, known = [found.scanner for found in plugins.scanners], plugins.names
-            for problem in plugins.problems:
-                _log.warning("%s", problem.error)
-        specs = [spec_of(thing) for thing in scanners]
+        specs, names, unusable = _specs(scanners, known)
+        for error in unusable:
+            if scanners is not None:
+                raise error
+            _log.warning("%s", error)
         base = self._base(options.get("policy"), options.get("timeout_seconds"))
-        faults = self._strangers(specs, known) + self._misfits(specs)
-        effective = self._build(specs, base, faults)
-        if faults:
-            raise SettingsError(faults)
+        problems = self._faults(specs, names)
+        effective = self._build(specs, base, problems)
+        if problems:
+            raise SettingsError(problems)
         specs = [spec for spec in specs if self.enabled(spec.name)]
-        own = self._options(specs, options.pop("settings", None) or {})
-        own["quarantine"] = self._quarantine_of(specs)
-        own["policies"] = {spec.name: effective[spec.name].policy for spec in specs}
-        own["deadline"] = self.deadline
+        own = self._options([spec.name for spec in specs], effective, options.pop("settings", None) or {})
         runner = ScanRunner([spec.origin for spec in specs], **{**own, **options})
         runner.came_from({spec.name: effective[spec.name].origins for spec in specs})
         return runner
 
-    def _options(self, specs: Iterable[ScannerSpec], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what the runner is to be told, as far as anything is said."""
+    def _options(
+        self, names: Sequence[str], effective: Mapping[str, Effective], settings: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the runner's arguments for these scanners."""
         execution = msgspec.structs.asdict(self.execution)
-        said = {key: execution[key] for key in ("concurrent", "max_workers", "engine") if execution[key] is not None}
-        names = dict.fromkeys([*(spec.name for spec in specs), *settings])
-        merged = {name: over(self.settings_of(name), settings.get(name, {})) for name in names}
-        return {"store": self.store, "settings": {name: table for name, table in merged.items() if table}, **said}
-
-    def _quarantine_of(self, specs: Iterable[ScannerSpec]) -> Quarantine:
-        """Return the quarantine for some of the scanners: of the critical ones only those that are among them."""
-        names = {spec.name for spec in specs}
+        del execution["timeout_seconds"]  # it is in the policies
         critical = tuple(name for name in self.quarantine.critical if name in names)
-        return msgspec.structs.replace(self.quarantine, critical=critical)
+        tables = {n: over(self.settings_of(n), settings.get(n, {})) for n in dict.fromkeys([*names, *settings])}
+        return {
+            **{key: value for key, value in execution.items() if value is not None},
+            "store": self.store,
+            "settings": {name: table for name, table in tables.items() if table},
+            "quarantine": msgspec.structs.replace(self.quarantine, critical=critical),
+            "policies": {name: effective[name].policy for name in names},
+        }
 
-    def _base(self, policy: Policy | None, timeout_seconds: float | None) -> Layering:
-        """Return what holds for all scanners, where code has its say too."""
+    def _table(self, name: str) -> ScannerTable:
+        return self.tables.scanners.get(name) or ScannerTable()
+
+    def _base(self, policy: Policy | None, timeout_seconds: float | None) -> Layers:
+        """Return the layers that hold for all scanners, with what is given in code."""
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigError(f"policy must be a Policy, got {policy!r}")
-        base = defaults(self.sources) if policy is None else Layering.of(policy, "policy=")
-        if timeout_seconds is not None:
-            if fault := own_fault(Execution, "timeout_seconds", timeout_seconds):
-                raise ConfigError(fault.removeprefix("execution."))
-            base.patch("timeout", {"total": Setting(timeout_seconds, "timeout_seconds=")})
-        return base
+        base = _defaults(self.tables) if policy is None else layers_of_policy(policy, "policy=")
+        if timeout_seconds is None:
+            return base
+        if fault := own_fault(Execution, "timeout_seconds", timeout_seconds):
+            raise ConfigError(fault.removeprefix("execution."))
+        return patched(base, {"timeout": {"total": Setting(timeout_seconds, "timeout_seconds=")}})
 
-    def _build(self, specs: Iterable[ScannerSpec], base: Layering, problems: list[str]) -> dict[str, Effective]:
-        layerings = layers_of(specs, base, self.sources)
-        found = {name: layering.build(problems) for name, layering in layerings.items()}
+    def _build(self, specs: Iterable[ScannerSpec], base: Layers, problems: list[str]) -> dict[str, Effective]:
+        layers = layers_of(specs, base, self.tables)
+        found = {name: build(each, problems) for name, each in layers.items()}
         limits = [(name, each.policy.limit) for name, each in found.items() if each.policy.limit is not None]
         for first, second, sentence in differing(limits):
-            said = [*layerings[second].numbers.values(), *layerings[first].numbers.values()]
-            place = next((f"{setting.place}: " for setting in said if setting.path), "")
-            problems.append(f"{place}{sentence}")
+            places = [*limit_places(layers[second]), *limit_places(layers[first])]
+            problems.append(": ".join([*places[:1], sentence]))
         return found
 
-    def _strangers(self, specs: Sequence[ScannerSpec], known: Iterable[str]) -> list[str]:
-        """Return a sentence for each table of a scanner, or of a provider, that is not there."""
-        own = [spec.name for spec in specs]
-        names = list(dict.fromkeys([*own, *known]))
-        problems = [
-            f"{table.place}: unknown scanner {path_text((name,))}; {way_out(name, names)}"
-            for tables in self.sources
-            for name, table in tables.scanners.items()
-            if name not in names
-        ]
-        problems += [
-            f"{setting.place}: quarantine.critical: unknown scanner {path_text((name,))}; {way_out(name, names)}"
-            for tables in self.sources
-            for key, setting in tables.quarantine.items()
-            for name in (setting.value if key == "critical" else ())
-            if name not in names
-        ]
-        # A provider may be that of a scanner which is known and not among these.
-        return [*problems, *(self._unused_providers(specs) if names == own else ())]
+    def _faults(self, specs: Sequence[ScannerSpec], names: Sequence[str]) -> list[str]:
+        """Return a sentence for each table without a scanner, and for each setting that does not fit its scanner.
 
-    def _misfits(self, specs: Sequence[ScannerSpec]) -> list[str]:
-        return list(misfits(specs, self.sources, {spec.name: self.settings_of(spec.name) for spec in specs}))
+        Args:
+            specs: the scanners at hand.
+            names: theirs, and those of other known scanners, which may have providers that we do not see.
+        """
+        faults = [*self._unknown_scanners(names), *(self._unused_providers(specs) if len(names) == len(specs) else ())]
+        for spec in specs:
+            if spec.settings is not None:
+                faults += misfits(spec.name, spec.settings, self._table(spec.name))
+        return faults
+
+    def _unknown_scanners(self, names: Sequence[str]) -> Iterator[str]:
+        critical = self.tables.options.get("quarantine", {}).get("critical")
+        places = [(table.place, name) for name, table in self.tables.scanners.items()]
+        if critical is not None:
+            places += [(f"{critical.place}: quarantine.critical", name) for name in critical.value]
+        for place, name in places:
+            if name not in names:
+                yield f"{place}: unknown scanner {path_text((name,))}; {did_you_mean(name, names)}"
 
     def _unused_providers(self, specs: Iterable[ScannerSpec]) -> Iterator[str]:
-        layerings = layers_of(specs, self._base(None, None), self.sources).values()
-        used = {layering.provider.lower(): layering.provider for layering in layerings if layering.provider}
-        for tables in self.sources:
-            for name, table in tables.providers.items():
-                if name not in used:
-                    yield f"{table.place}: no scanner has the provider {table.name!r}; {way_out(name, used.values())}"
+        layers = layers_of(specs, self._base(None, None), self.tables).values()
+        used = {provider.lower(): provider for each in layers if (provider := provider_of(each))}
+        for name, table in self.tables.providers.items():
+            if name not in used:
+                meant = did_you_mean(name, used.values())
+                yield f"{table.place}: no scanner has the provider {table.name!r}; {meant}"
+
+
+def _specs(
+    scanners: Iterable[Any] | None, known: Iterable[str]
+) -> tuple[list[ScannerSpec], list[str], list[PluginError]]:
+    """Return the scanners (`None`: all that are installed), the names of all that are known, and what is unusable."""
+    plugins = discover() if scanners is None else Plugins((), ())
+    specs, unusable = [], [problem.error for problem in plugins.problems]
+    for thing in [found.scanner for found in plugins.scanners] if scanners is None else scanners:
+        try:
+            specs.append(spec_of(thing))
+        except PluginError as error:
+            unusable.append(error)
+    return specs, list(dict.fromkeys([*(spec.name for spec in specs), *known, *plugins.names])), unusable
 
 
 def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -295,14 +302,14 @@ def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mappin
 
 
 def load_installed(path: str | os.PathLike[str] | None = None, *, known: Iterable[str] = ()) -> Settings:
-    """Read settings for the scanners that are installed: what is wrong with regard to these is told with the rest.
+    """Read settings for the installed scanners; problems with regard to these are reported with the rest.
 
     Args:
         path: as in `load_settings`.
         known: names of other scanners, which may have tables too.
 
     Raises:
-        ConfigError: as `load_settings` does.
+        ConfigError: as in `load_settings`.
     """
     settings, problems = examine_settings(path)
     if problems:
@@ -315,20 +322,47 @@ def examine_settings(
 ) -> tuple[Settings, tuple[str, ...]]:
     """Do the same without raising: return what could be read, and a sentence for everything that is wrong."""
     sources = [*([] if path is None else [from_file(os.fspath(path))]), from_environment(environ)]
-    tables = tuple(read(source) for source in sources)
+    tables = functools.reduce(merged, map(read_tables, sources), Tables())
     problems = [sentence for source in sources for _, sentence in sorted(source.problems, key=itemgetter(0))]
-    effective = defaults(tables).build(problems)
-    execution = {key: setting.value for each in tables for key, setting in each.execution.items()}
-    service = {key: setting.value for each in tables for key, setting in each.service.items()}
-    quarantine = {key: setting for each in tables for key, setting in each.quarantine.items()}
+    effective = build(_defaults(tables), problems)
+    options: dict[str, Any] = {
+        name: option_of(kind, tables.options.get(name, {}), problems) or kind() for name, kind in OPTIONS.items()
+    }
     settings = Settings(
         path=None if path is None else Path(path),
-        execution=Execution(**execution),
+        execution=options["scanner_execution"],
         policy=effective.policy,
         origins=effective.origins,
-        store=home(path, tables, environ),
-        service=Service(**service),
-        quarantine=option_of(Quarantine, quarantine, problems) or Quarantine(),
-        sources=tables,
+        store=_store(tables, path, environ),
+        service=options["service"],
+        quarantine=options["quarantine"],
+        tables=tables,
     )
     return settings, tuple(dict.fromkeys(problems))
+
+
+def _defaults(tables: Tables) -> Layers:
+    """Return what holds for a scanner for which nothing is said."""
+    return patched(layers_of_policy(Policy(), BUILT_IN), tables.defaults)
+
+
+def _store(tables: Tables, path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str:
+    """Return the store's URL: what the settings say, else a file in the user's state directory."""
+    url = tables.options.get("store", {}).get("url")
+    if url is None:
+        return "memory:" if path is None else _in_state_directory(Path(path), environ)
+    relative = url.value.removeprefix(_SQLITE)
+    if path is None or not url.is_of_file or relative == url.value or relative.startswith("/"):
+        return str(url.value)
+    return f"{_SQLITE}{Path(path).absolute().parent / relative}"  # a cron job starts in another directory
+
+
+def _in_state_directory(settings: Path, environ: Mapping[str, str]) -> str:
+    """Return a file that all settings files of a user share, with a space in it for each of them."""
+    directory = Path(environ.get("XDG_STATE_HOME", ""))
+    try:
+        directory = directory if directory.is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError:  # a user without a home
+        return "memory:"
+    space = hashlib.sha256(os.fsencode(settings.resolve())).hexdigest()[:12]
+    return f"{_SQLITE}{directory / 'resilient-scan.db'}?space={space}"

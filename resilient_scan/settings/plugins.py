@@ -1,11 +1,11 @@
-"""Find scanners by entry points; the built-in ones come by the same door as anybody's.
+"""Find scanners by their entry points; the built-in ones are found in the same way as any others.
 
 A package offers a scanner with
 
     [project.entry-points."resilient_scan.scanners"]
     my_scanner = "my_package.module:my_scanner"
 
-One that cannot be used is a problem with a name and a reason, never the end of the others.
+A scanner that cannot be used is a problem with a name and a reason; it never costs us the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan.errors import PluginError
-from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.scanning import spec_of
 
 GROUP: Final = "resilient_scan.scanners"
 DEMO_GROUP: Final = "resilient_scan.demo"
@@ -32,11 +32,11 @@ class Found(msgspec.Struct, frozen=True):
 
     Attributes:
         name, pipeline: the scanner's own.
-        summary: first line of its docstring, may be empty.
+        summary: first line of its docstring; may be empty.
         built_in: whether it ships with this package.
         scanner: the object itself, for `ScanRunner`.
-        needs: by the name of a setting, the environment variable that stands in for it; empty text: none does.
-        sources: hosts that it asks, as far as it says so.
+        needs: by the name of a setting, the environment variable that can replace it; empty text: none can.
+        sources: hosts that it calls, as far as it names them.
     """
 
     name: str
@@ -56,21 +56,22 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Plugins(msgspec.Struct, frozen=True):
-    """What was found: built-in scanners first, then by distribution and name; and what was refused."""
+    """What was found (built-in scanners first, then by distribution and name), and what was refused."""
 
     scanners: tuple[Found, ...]
     problems: tuple[Problem, ...]
 
     @property
     def names(self) -> list[str]:
-        """The names of all that may have tables in the settings, usable or not."""
+        """The names that may have tables in the settings, of usable scanners and of others."""
         return [found.name for found in self.scanners] + [problem.name for problem in self.problems]
 
 
 def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
-    """Find all scanners that are installed.
+    """Find all installed scanners.
 
-    Of two scanners with one name the first keeps it (the built-in one, else by distribution), the other is a problem.
+    If two scanners have the same name, the first keeps it (the built-in one, else by distribution) and the second is a
+    problem.
 
     Args:
         points: entry points to look at; those of the group `resilient_scan.scanners`, unless given.
@@ -94,37 +95,30 @@ def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
 
 
 def found_of(thing: Any, *, built_in: bool = False) -> Found:
-    """Bring one scanner into its normal form.
+    """Describe one scanner; an attribute that has the name of one of ours and another meaning does not count.
 
     Raises:
-        PluginError: it is none.
+        PluginError: it is not a scanner.
     """
     spec = spec_of(thing)
-    text = getattr(spec.origin, "__doc__", None)
+    text, needs, sources = (getattr(spec.origin, name, None) for name in ("__doc__", "needs", "sources"))
     summary = text.strip().partition("\n")[0] if isinstance(text, str) else ""
-    return Found(spec.name, spec.pipeline, summary, built_in, thing, _needs(spec), _sources(spec))
+    needs = dict(needs) if isinstance(needs, Mapping) and _are_texts([*needs, *needs.values()]) else {}
+    sources = [host.lower() for host in sources] if isinstance(sources, list | tuple) and _are_texts(sources) else []
+    return Found(spec.name, spec.pipeline, summary, built_in, thing, needs, tuple(sources))
 
 
-def _needs(spec: ScannerSpec) -> dict[str, str]:
-    """Return what a scanner says it needs; an attribute of that name that means something else does not count."""
-    needs = getattr(spec.origin, "needs", None)
-    texts = isinstance(needs, Mapping) and all(isinstance(text, str) for pair in needs.items() for text in pair)
-    return dict(needs) if texts and needs else {}
-
-
-def _sources(spec: ScannerSpec) -> tuple[str, ...]:
-    sources = getattr(spec.origin, "sources", None)
-    texts = isinstance(sources, list | tuple) and all(isinstance(host, str) for host in sources)
-    return tuple(host.lower() for host in sources) if texts and sources else ()
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def load_demo() -> Any:
-    """Return the bundled demo, or `None` where it is not installed, shadowed, or lacks what it needs itself."""
+    """Return the bundled demo, or `None` if it is not installed, is shadowed, or lacks what it needs itself."""
     for point in entry_points(group=DEMO_GROUP):
         if _is_ours(point) and not _shadow():
             try:
                 return point.load()
-            except ImportError:  # the scanners, which need the same, say what is missing
+            except ImportError:  # the scanners need the same packages, and their errors name what is missing
                 return None
     return None
 
@@ -146,7 +140,7 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _load(point: EntryPoint) -> Found:
-    """Import one scanner and bring it into its normal form; whatever foreign code does wrong is a `PluginError`."""
+    """Import one scanner and describe it; whatever foreign code does wrong is a `PluginError`."""
     doing = "its import failed"
     try:
         thing = point.load()
@@ -154,12 +148,12 @@ def _load(point: EntryPoint) -> Found:
         return found_of(thing, built_in=_is_ours(point))
     except (PluginError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # `sys.exit()`, and panics of foreign extensions, which are no `Exception`
+    except BaseException as error:  # not only `Exception`: `sys.exit()`, and panics of foreign extensions
         raise PluginError(f"{doing}: {type(error).__name__}: {error}") from error
 
 
 def _shadow() -> PluginError | None:
-    """Say why the package `scanners` that Python would import is not ours, or `None` if it is."""
+    """Return why the package `scanners` that Python would import is not ours, or `None` if it is."""
     spec = importlib.util.find_spec(BUILT_IN)
     if spec is None:
         return PluginError("the built-in scanners are missing: no package 'scanners'; install resilient-scan again")

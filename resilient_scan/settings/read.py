@@ -1,287 +1,119 @@
-"""One value from a file or a variable to what an option takes; derived from the option classes' own annotations."""
+"""Two sources of settings, a file and the environment: each is read into tables, and every error has its place.
+
+    `from_file`, `from_environment`  ->  Source  ->  `read_tables`  ->  Tables
+
+A source is plain data and a function that says where a path in it comes from: `scan.toml:7`, or a variable's name. So
+the same reader serves both. What is wrong is noted with its place and left out, and reading goes on: all problems are
+reported at once.
+"""
 
 from __future__ import annotations
 
-import difflib
-import functools
 import json
-import pkgutil
-import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import date, datetime, time
-from functools import partial
 from pathlib import Path as File
 from typing import Any, Final
 
 import msgspec
 
-from resilient_scan.errors import ConfigError
-from resilient_scan.options import LAYERS, Exceptions, Quarantine
-from resilient_scan.results import DEEP
+from resilient_scan._text import did_you_mean, may_be_secret
+from resilient_scan.options import LAYERS, Option, Quarantine
+from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
     Execution,
     Own,
-    Patch,
-    ProviderTable,
-    ScannerTable,
     Service,
-    Setting,
     Store,
-    Tables,
+    Variable,
+    Wrong,
+    as_table,
+    fields_of,
+    own_fault,
 )
-from resilient_scan.settings.toml import Document, Malformed, Path, parse, path_text, value_of
-
-UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)", re.ASCII)
-_SECRET: Final = re.compile(r"key|token|secret|passw|pwd|credential|auth|cookie|private|^settings$", re.IGNORECASE)
-_WORDS: Final[dict[Any, str]] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple[str, ...]: "a list of texts",
-    dict[str, Any]: "a table",
-}
-_SWITCH: Final = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
-
-
-class Variable(str):
-    """A value as an environment variable holds it: text, whatever it is meant to be."""
-
-    __slots__ = ()
-
-
-class Wrong(Exception):
-    """A value is not of the kind that its place wants; the message says what it must be, or what is wrong."""
-
-
-class Field(msgspec.Struct, frozen=True):
-    """A key of a table.
-
-    Attributes:
-        name: the option's field.
-        must: what a value must be, to go after "must be".
-        default: the option's own; `msgspec.NODEFAULT` where there is none.
-        read: brings a value from a file into the option's form, or raises `Wrong`, `TypeError` or `ValueError`.
-        hint: the annotations that it allows, without `None`.
-    """
-
-    name: str
-    must: str
-    default: Any
-    read: Callable[[Any], Any]
-    hint: tuple[Any, ...]
-
-    @property
-    def required(self) -> bool:
-        """Say whether the option cannot be built without it."""
-        return self.default is msgspec.NODEFAULT
-
-    def convert(self, value: Any) -> Any:
-        """Return the value in the option's form.
-
-        Raises:
-            Wrong: it is of another kind.
-        """
-        if isinstance(value, Variable):
-            value = _from_variable(value, self.hint)
-        try:
-            return self.read(value)
-        except (TypeError, ValueError, OverflowError):
-            raise Wrong(f"must be {self.must}") from None
-
-
-def seconds(value: Any) -> float:
-    """Return the seconds that `300`, `"250ms"`, `"5s"`, `"1.5h"`... stand for.
-
-    Raises:
-        ValueError, TypeError: it is no duration.
-    """
-    if not isinstance(value, str):
-        return number(value)
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError(value)
-    return float(match[1]) * UNITS[match[2]]
-
-
-def number(value: Any) -> float:
-    """Return a number as a float; a `bool` is none."""
-    if type(value) not in {int, float}:
-        raise TypeError(value)
-    return float(_sized(value))
-
-
-@functools.cache
-def fields_of(kind: type[msgspec.Struct]) -> dict[str, Field]:
-    """Return the keys that a table of an option class may have."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: _field(kind, field, hints[field.name]) for field in msgspec.structs.fields(kind)}
-
-
-def own_fault(kind: type[msgspec.Struct], field: str, value: Any) -> str:
-    """Return the option's sentence about a value that is wrong whatever the other fields are, else an empty text."""
-    required = {each.name: "-" for each in msgspec.structs.fields(kind) if each.required}
-    try:
-        kind(**{**required, field: value})
-    except ConfigError as error:
-        return "" if named_in(kind, str(error)) - {field} else str(error)
-    return ""
-
-
-def named_in(kind: type[msgspec.Struct], sentence: str) -> set[str]:
-    """Return the fields of an option class that a sentence names."""
-    return set(re.findall(r"\w+", sentence)) & set(kind.__struct_fields__)
-
-
-def _field(kind: type[msgspec.Struct], info: msgspec.structs.FieldInfo, hint: Any) -> Field:
-    members = typing.get_args(hint) if typing.get_origin(hint) in {typing.Union, types.UnionType} else (hint,)
-    union = tuple(each for each in members if each is not type(None))
-    default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
-    make = functools.partial(Field, info.name, default=default, hint=union)
-    if Exceptions in union:
-        return make(must='a list of exceptions such as ["ValueError", "httpx.TransportError"]', read=exceptions)
-    if float in union and not own_fault(kind, info.name, 2.0):  # what cannot be two is a share of one, no duration
-        return make(must='a duration such as 300 or "5m"', read=seconds)
-    words = " or ".join(_WORDS.get(each, str(each)) for each in union)
-    return make(must=words, read=number if float in union else functools.partial(_strictly, union))
-
-
-def _sized(value: Any) -> Any:
-    """Return a value that is no whole number beyond the 64 bits that TOML speaks of."""
-    if isinstance(value, int) and value.bit_length() > 63:
-        raise OverflowError(value)
-    return value
-
-
-def _strictly(union: tuple[Any, ...], value: Any) -> Any:
-    """Return a value that is of one of these types already, a list as a tuple."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if type(value) not in {typing.get_origin(each) or each for each in union}:
-        raise TypeError(value)
-    return _sized(value)
-
-
-def exceptions(value: Any) -> Exceptions:
-    """Import the exception classes of a list of names: of Python's own, or dotted.
-
-    Raises:
-        Wrong: one cannot be found, or is no exception.
-        TypeError: it is no list of texts.
-    """
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError(value)
-    return tuple(_exception(name) for name in value)
-
-
-def _exception(name: str) -> type[BaseException]:
-    try:
-        found = pkgutil.resolve_name(name if "." in name else f"builtins.{name}")
-    except AttributeError as error:
-        raise Wrong(_not_there(name, error)) from None
-    except ValueError:
-        raise Wrong(f"{name!r} is no name of an exception") from None
-    except (Exception, SystemExit) as error:  # foreign code runs when a module is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Wrong(f"{name!r} cannot be imported: {reason}") from None
-    if not isinstance(found, type) or not issubclass(found, BaseException):
-        raise Wrong(f"{name!r} is no exception class")
-    return found
-
-
-def _not_there(name: str, error: AttributeError) -> str:
-    missing, holder = str(error.name), error.obj
-    if "." not in name:
-        hint = "one of another module needs the module too, as in httpx.TransportError"
-        return f"Python has no exception {name!r}; {way_out(missing, _exceptions_in(holder), hint)}"
-    home = name[: name.rindex(f".{missing}")]
-    return f"{home} has no {missing!r}; {way_out(missing, _exceptions_in(holder), 'look the name up')}"
-
-
-def _exceptions_in(holder: Any) -> list[str]:
-    return [
-        name for name, value in vars(holder).items() if isinstance(value, type) and issubclass(value, BaseException)
-    ]
-
-
-def way_out(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return "did you mean ...?" where a known name is near, else `otherwise`, or the list of the known ones."""
-    known = list(known)
-    lowered = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), lowered, 1)
-    if near:
-        return f"did you mean {lowered[near[0]]!r}?"
-    return otherwise or f"there are {', '.join(known) or 'none'}"
-
-
-def looks_secret(name: str) -> bool:
-    """Say whether the value under a key may be a secret."""
-    return _SECRET.search(name) is not None
-
-
-def show(value: Any, path: Path) -> str:
-    """Write a value as TOML does, for a message: `'***'` for what may be a secret, the kind of what is long."""
-    if path and looks_secret(str(path[-1])):
-        return "'***'"
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return json.dumps(value if len(value) <= 40 else f"{value[:40]}...", ensure_ascii=False)
-        case dict():
-            return "a table"
-        case list():
-            return "a list"
-        case date() | datetime() | time():
-            return value.isoformat()
-        case int() if value.bit_length() > 63:
-            return "a number of more than 64 bits"
-    return str(value)
-
-
-def guess(text: str) -> Any:
-    """Return what a variable's text stands for where nothing says what it must be: TOML's value, else the text."""
-    try:
-        value = value_of(text)
-    except ValueError:
-        return str(text)
-    return str(text) if isinstance(value, date | time) else value
-
-
-def as_table(value: Any) -> Any:
-    """Return what a variable says where a table is wanted, or `False`; other values as they are."""
-    if not isinstance(value, Variable):
-        return value
-    return False if _SWITCH.get(value.strip().lower()) is False else guess(value)
-
-
-def _from_variable(text: str, union: tuple[Any, ...]) -> Any:
-    """Bring a variable's text into the form that a file would have given it."""
-    if union == (bool,):
-        return _SWITCH.get(text.strip().lower(), str(text))
-    value = guess(text)
-    if isinstance(value, list | dict):
-        return value
-    if any(typing.get_origin(each) is tuple for each in union) and (str not in union or "," in text):
-        return [part.strip() for part in text.split(",")]
-    return str(text) if str in union else value
-
-
-# One source of settings, file or environment, read into tables; what is wrong in it is said with its place.
+from resilient_scan.settings.toml import Document, Malformed, Path, parse, path_text
 
 LIMIT: Final = "limit"
+OPTIONS: Final[Mapping[str, type[Option]]] = {
+    "scanner_execution": Execution,
+    "store": Store,
+    "service": Service,
+    "quarantine": Quarantine,
+}
+"""The tables that are one option object each."""
+_SECTIONS: Final = ("scanner_execution", "defaults", "providers", "scanners", "store", "service", "quarantine")
+_PREFIX: Final = "RESILIENT_SCAN__"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A value, and where it came from.
+
+    Attributes:
+        value: in the option's form.
+        place: `scan.toml:7`, a variable's name, `built-in`, `decorator`...
+        path: the keys that lead to it in its source; empty if it has no source.
+    """
+
+    value: Any
+    place: str
+    path: Path = ()
+
+    @property
+    def is_of_file(self) -> bool:
+        """Say whether it stands in a file, at a line."""
+        return ":" in self.place
+
+    @property
+    def origin(self) -> str:
+        """Where it came from, for people: the place, and the table if it is for more than one scanner."""
+        shared = self.path and self.path[0] != "scanners" and self.is_of_file
+        return f"{self.path[0]} {self.place}" if shared else self.place
+
+
+Patch = dict[str, Setting] | Setting
+"""What a table says about a layer: the fields that it names, or (a single setting) that the layer is left out."""
+
+
+class ProviderTable(msgspec.Struct):
+    """A table `[providers.x]`."""
+
+    name: str
+    place: str
+    numbers: dict[str, Setting] = {}
+
+
+class ScannerTable(msgspec.Struct):
+    """A table `[scanners.x]`.
+
+    Attributes:
+        place: where it begins.
+        own: its keys besides the layers and the settings.
+        layers: what it says about the layers; `provider` belongs to the limit.
+        settings: what the scanner finds in `context.settings`.
+        places: where each of these settings stands, by its key in lower case.
+    """
+
+    place: str = ""
+    own: dict[str, Setting] = {}
+    layers: dict[str, Patch] = {}
+    settings: dict[str, Any] = {}
+    places: dict[str, str] = {}
+
+
+class Tables(msgspec.Struct):
+    """What is said, as far as it is right.
+
+    Attributes:
+        options: the tables that are one option object each, by name.
+        defaults: `[defaults]`, by layer, with `timeout_seconds` as `timeout.total`.
+        providers: `[providers.x]`, by the provider's name in lower case.
+        scanners: `[scanners.x]`, by name.
+    """
+
+    options: dict[str, dict[str, Setting]] = {}
+    defaults: dict[str, Patch] = {}
+    providers: dict[str, ProviderTable] = {}
+    scanners: dict[str, ScannerTable] = {}
 
 
 class Source(msgspec.Struct):
@@ -289,11 +121,11 @@ class Source(msgspec.Struct):
 
     Attributes:
         data: tables by name.
-        where: for a path, its number in the source, to sort by, and the words for its place.
+        where: returns for a path its number in the source, to sort by, and the words for its place.
         problems: sentences about what is wrong, each with such a number.
     """
 
-    data: Mapping[str, Any]
+    data: dict[str, Any]
     where: Callable[[Path], tuple[int, str]]
     problems: list[tuple[int, str]]
 
@@ -307,162 +139,7 @@ class Source(msgspec.Struct):
         return Setting(value, self.where(path)[1], path)
 
 
-def read(source: Source) -> Tables:
-    """Read all tables of a source; what is wrong goes to its `problems`."""
-    tables = Tables()
-    for section, value in _known(source, (), source.data, tuple(_SECTIONS)):
-        if _is_deep(value):
-            source.fail((section,), f"{section} is nested more than {DEEP} levels deep; make it flatter")
-            continue
-        setattr(tables, _SECTIONS[section][0], _SECTIONS[section][1](source, (section,), value))
-    return tables
-
-
-def scanner_keys() -> tuple[str, ...]:
-    """Return the keys that a table `[scanners.x]` may have."""
-    return (*fields_of(Own), *LAYERS)
-
-
-def provider_keys() -> tuple[str, ...]:
-    """Return the keys that a table `[providers.x]` may have."""
-    return tuple(field for field in fields_of(LAYERS[LIMIT]) if field != "provider")
-
-
-def _is_deep(value: Any) -> bool:
-    """Say whether tables and lists lie in each other more than 100 levels deep."""
-    level = [value]
-    for _ in range(DEEP):
-        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
-        level = [part for parts in inner for part in parts]
-    return bool(level)
-
-
-def _options(kind: type[msgspec.Struct], source: Source, path: Path, value: Any) -> dict[str, Setting]:
-    return _fields(source, path, _table(source, path, value), kind)
-
-
-def _layers(source: Source, path: Path, value: Any) -> dict[str, Patch]:
-    table = _table(source, path, value)
-    return {
-        layer: patch
-        for layer, inner in _known(source, path, table, LAYERS)
-        for patch in _layer(source, (*path, layer), inner)
-    }
-
-
-def _providers(source: Source, path: Path, value: Any) -> dict[str, ProviderTable]:
-    found: dict[str, ProviderTable] = {}
-    for name, inner in _table(source, path, value).items():
-        there = found.setdefault(name.lower(), _provider(source, here := (*path, name), inner))
-        if there.name != name:
-            said = f"{path_text(here)} is there twice, as {there.name!r} in {there.place} too; names match in any case"
-            source.fail(here, said)
-    return found
-
-
-def _provider(source: Source, path: Path, value: Any) -> ProviderTable:
-    numbers = _fields(source, path, _table(source, path, value), LAYERS[LIMIT], provider_keys())
-    return ProviderTable(source.where(path)[1], str(path[-1]), numbers)
-
-
-def _scanners(source: Source, path: Path, value: Any) -> dict[str, ScannerTable]:
-    return {name: _scanner(source, (*path, name), inner) for name, inner in _table(source, path, value).items()}
-
-
-def _scanner(source: Source, path: Path, value: Any) -> ScannerTable:
-    table = dict(_known(source, path, _table(source, path, value), scanner_keys()))
-    layers = {key: table.pop(key) for key in LAYERS if key in table}
-    fields = _fields(source, path, table, Own)
-    settings = fields["settings"].value if "settings" in fields else {}
-    places = {key: source.where((*path, "settings", key))[1] for key in settings}
-    return ScannerTable(source.where(path)[1], fields, _layers(source, path, layers), places)
-
-
-_SECTIONS: Final[dict[str, tuple[str, Callable[[Source, Path, Any], Any]]]] = {
-    "scanner_execution": ("execution", partial(_options, Execution)),
-    "defaults": ("defaults", _layers),
-    "providers": ("providers", _providers),
-    "scanners": ("scanners", _scanners),
-    "store": ("store", partial(_options, Store)),
-    "service": ("service", partial(_options, Service)),
-    "quarantine": ("quarantine", partial(_options, Quarantine)),
-}
-
-
-def _layer(source: Source, path: Path, value: Any) -> Iterator[Patch]:
-    """Yield what a layer's table says, or nothing if it says nothing, or something wrong."""
-    kind = LAYERS[str(path[-1])]
-    value = as_table(value)
-    before = len(source.problems)
-    if value is False and path[-1] != "timeout":
-        yield source.setting(path, None)
-    elif isinstance(value, dict):
-        if (patch := _fields(source, path, value, kind)) and len(source.problems) == before:
-            yield patch
-    elif value is False:
-        source.fail(path, f"{path_text(path)} cannot be left out; give it a table such as {_example(kind)}")
-    else:
-        leave = "" if path[-1] == "timeout" else ", or false to leave the layer out"
-        source.fail(path, f"{path_text(path)} must be a table such as {_example(kind)}{leave}, got {show(value, path)}")
-
-
-def _example(kind: type[msgspec.Struct]) -> str:
-    field = next(iter(fields_of(kind).values()))
-    return f"{{ {field.name} = {'...' if field.required else f'{field.default:g}'} }}"
-
-
-def _fields(
-    source: Source, path: Path, table: Mapping[str, Any], kind: type[msgspec.Struct], keys: tuple[str, ...] = ()
-) -> dict[str, Setting]:
-    """Return the fields of `kind` that a table names and that are right in themselves."""
-    fields, settings = fields_of(kind), {}
-    for key, value in _known(source, path, table, keys or tuple(fields)):
-        here = (*path, key)
-        try:
-            converted = fields[key].convert(value)
-        except Wrong as wrong:
-            said = str(wrong)
-            got = f", got {show(value, here)}" if said.startswith("must be ") else ""
-            source.fail(here, f"{path_text(here)}{'' if got else ':'} {said}{got}")
-            continue
-        if fault := own_fault(kind, key, converted):
-            source.fail(here, in_place(fault, kind, path))
-        else:
-            settings[key] = source.setting(here, converted)
-    return settings
-
-
-def in_place(sentence: str, kind: type[msgspec.Struct], table: Path) -> str:
-    """Let an option's sentence speak of its place in the settings: `retry.cap must...` of `defaults.retry.cap`."""
-    return f"{path_text(table)}.{sentence.replace(f'{kind.__name__.lower()}.', '')}"
-
-
-def _table(source: Source, path: Path, value: Any) -> dict[str, Any]:
-    value = as_table(value)
-    if isinstance(value, dict):
-        return value
-    source.fail(path, f"{path_text(path)} must be a table, got {show(value, path)}")
-    return {}
-
-
-def _known(source: Source, path: Path, table: Mapping[str, Any], keys: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a table that may be there, with their values; report the others."""
-    for key, value in table.items():
-        if key in keys:
-            yield key, value
-        else:
-            here = (*path, key)
-            source.fail(here, f"unknown key {path_text(here)}; {_way_out(key, path, tuple(keys))}")
-
-
-def _way_out(key: str, path: Path, keys: tuple[str, ...]) -> str:
-    homes = [path_text((*path, layer, key)) for layer in keys if layer in LAYERS and key in fields_of(LAYERS[layer])]
-    if homes:
-        return f"did you mean {' or '.join(homes)}?"
-    return way_out(key, keys, f"the keys are {', '.join(keys)}")
-
-
-# Settings from a file.
+# The two sources
 
 
 def from_file(name: str) -> Source:
@@ -486,3 +163,212 @@ def from_file(name: str) -> Source:
         return line, f"{name}:{line}"
 
     return Source(document.data, where, problems)
+
+
+def from_environment(environ: Mapping[str, str]) -> Source:
+    """Return what the variables with our prefix say: `RESILIENT_SCAN__SCANNERS__reddit_dd__TIMEOUT__TOTAL=5s`.
+
+    Sections, keys and scanners' names match in any case. Parts are separated by two underscores.
+    """
+    variables: dict[Path, str] = {}
+
+    def where(path: Path) -> tuple[int, str]:
+        """Return the variable for a path: its own, else of something in it, else of what it is in."""
+        while not (names := [name for each, name in variables.items() if each[: len(path)] == path]):
+            path = path[:-1]
+        return list(variables.values()).index(names[0]), names[0]
+
+    source = Source({}, where, [])
+    for path, name in sorted((_path(name), name) for name in environ if name.upper().startswith(_PREFIX)):
+        if (first := variables.setdefault(path, name)) != name:
+            source.problems.append((where(path)[0], f"{name}: {first} sets the same; use one of the two"))
+        elif whole := _put(source.data, path, Variable(environ[name])):
+            source.fail(path, f"{variables[whole]} sets the whole of it; use one of the two")
+    return source
+
+
+def _path(name: str) -> Path:
+    section, *parts = (part.lower() for part in name[len(_PREFIX) :].split("__"))
+    keys = {"scanners": scanner_keys, "providers": provider_keys}.get(section)
+    if keys is None or len(parts) < 2:
+        return (section, *parts)
+    # Two underscores may be part of a scanner's name; it ends where a key of its table begins.
+    end = next((index for index, part in enumerate(parts) if index and part in keys()), 1)
+    return (section, "__".join(parts[:end]), *parts[end:])
+
+
+def _put(data: dict[str, Any], path: Path, value: Variable) -> Path | None:
+    """Put a value in its place; return the path of the value that is in the way, if there is one."""
+    for depth, key in enumerate(path[:-1], 1):
+        inner = data.setdefault(str(key), {})
+        if isinstance(inner, Variable):
+            return path[:depth]
+        data = inner
+    data[str(path[-1])] = value
+    return None
+
+
+# From a source to tables
+
+
+def read_tables(source: Source) -> Tables:
+    """Read all tables of a source; what is wrong goes to its `problems`."""
+    tables = Tables()
+    for section, value in _known(source, (), source.data, _SECTIONS):
+        path = (section,)
+        if _is_deep(value):
+            source.fail(path, f"{section} is nested more than {MAX_DEPTH} levels deep; make it flatter")
+            continue
+        table = _table(source, path, value)
+        if section in OPTIONS:
+            tables.options[section] = _fields(source, path, table, OPTIONS[section])
+        elif section == "defaults":
+            tables.defaults = _layers(source, path, table)
+        elif section == "providers":
+            tables.providers = _providers(source, path, table)
+        else:
+            tables.scanners = {name: _scanner(source, (*path, name), inner) for name, inner in table.items()}
+    timeout = tables.defaults.get("timeout", {})
+    if (total := tables.options.get("scanner_execution", {}).get("timeout_seconds")) and isinstance(timeout, dict):
+        tables.defaults["timeout"] = {**timeout, "total": total}
+    return tables
+
+
+def scanner_keys() -> tuple[str, ...]:
+    """Return the keys that a table `[scanners.x]` can have."""
+    return (*fields_of(Own), *LAYERS)
+
+
+def provider_keys() -> tuple[str, ...]:
+    """Return the keys that a table `[providers.x]` can have."""
+    return tuple(field for field in fields_of(LAYERS[LIMIT]) if field != "provider")
+
+
+def _is_deep(value: Any) -> bool:
+    """Say whether tables and lists are nested so deep that recursive functions would fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [part for parts in inner for part in parts]
+    return bool(level)
+
+
+def _providers(source: Source, path: Path, tables: Mapping[str, Any]) -> dict[str, ProviderTable]:
+    found: dict[str, ProviderTable] = {}
+    for name, inner in tables.items():
+        here = (*path, name)
+        numbers = _fields(source, here, _table(source, here, inner), LAYERS[LIMIT], provider_keys())
+        first = found.setdefault(name.lower(), table := ProviderTable(name, source.where(here)[1], numbers))
+        if first is not table:
+            both = f"{path_text(here)} appears twice, as {first.name!r} in {first.place} too"
+            source.fail(here, f"{both}; names match in any case")
+    return found
+
+
+def _scanner(source: Source, path: Path, value: Any) -> ScannerTable:
+    table = dict(_known(source, path, _table(source, path, value), scanner_keys()))
+    layers = _layers(source, path, {key: table.pop(key) for key in LAYERS if key in table})
+    own = _fields(source, path, table, Own)
+    limit = layers.get(LIMIT, {})
+    if (provider := own.pop("provider", None)) and isinstance(limit, dict):
+        layers[LIMIT] = {"provider": provider, **limit}
+    settings = own.pop("settings").value if "settings" in own else {}
+    places = {key.lower(): source.where((*path, "settings", key))[1] for key in settings}
+    return ScannerTable(source.where(path)[1], own, layers, settings, places)
+
+
+def _layers(source: Source, path: Path, table: Mapping[str, Any]) -> dict[str, Patch]:
+    patches = {layer: _layer(source, (*path, layer), inner) for layer, inner in _known(source, path, table, LAYERS)}
+    return {layer: patch for layer, patch in patches.items() if patch}
+
+
+def _layer(source: Source, path: Path, value: Any) -> Patch | None:
+    """Return what a layer's table says, or `None` if it says nothing, or something wrong."""
+    layer, value, before = str(path[-1]), as_table(value), len(source.problems)
+    if isinstance(value, dict):
+        patch = _fields(source, path, value, LAYERS[layer])
+        return patch if len(source.problems) == before else None
+    if value is False and layer != "timeout":
+        return source.setting(path, None)
+    example = _example(LAYERS[layer])
+    if value is False:
+        source.fail(path, f"{path_text(path)} cannot be left out; give it a table such as {example}")
+    else:
+        leave = "" if layer == "timeout" else ", or false to leave the layer out"
+        source.fail(path, f"{path_text(path)} must be a table such as {example}{leave}, got {_shown(value, path)}")
+    return None
+
+
+def _example(kind: type[msgspec.Struct]) -> str:
+    name, field = next(iter(fields_of(kind).items()))
+    return f"{{ {name} = {'...' if field.required else f'{field.default:g}'} }}"
+
+
+def _fields(
+    source: Source, path: Path, table: Mapping[str, Any], kind: type[msgspec.Struct], keys: Collection[str] = ()
+) -> dict[str, Setting]:
+    """Return the fields of `kind` that a table names and that are right in themselves."""
+    fields, settings = fields_of(kind), {}
+    for key, value in _known(source, path, table, keys or fields):
+        here = (*path, key)
+        try:
+            converted = fields[key].convert(value)
+        except Wrong as wrong:
+            got = f", got {_shown(value, here)}" if str(wrong).startswith("must be ") else ""
+            source.fail(here, f"{path_text(here)}{'' if got else ':'} {wrong}{got}")
+            continue
+        if fault := own_fault(kind, key, converted):
+            source.fail(here, in_place(fault, kind, path))
+        else:
+            settings[key] = source.setting(here, converted)
+    return settings
+
+
+def in_place(sentence: str, kind: type[msgspec.Struct], table: Path) -> str:
+    """Let an option's sentence name its place in the settings: `defaults.retry.cap must...`, not `retry.cap`."""
+    return f"{path_text(table)}.{sentence.replace(f'{kind.__name__.lower()}.', '')}"
+
+
+def _table(source: Source, path: Path, value: Any) -> dict[str, Any]:
+    value = as_table(value)
+    if isinstance(value, dict):
+        return value
+    source.fail(path, f"{path_text(path)} must be a table, got {_shown(value, path)}")
+    return {}
+
+
+def _known(source: Source, path: Path, table: Mapping[str, Any], keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a table that it can have, with their values; report the others."""
+    for key, value in table.items():
+        if key in keys:
+            yield key, value
+        else:
+            here = (*path, key)
+            source.fail(here, f"unknown key {path_text(here)}; {_meant(key, path, keys)}")
+
+
+def _meant(key: str, path: Path, keys: Collection[str]) -> str:
+    homes = [path_text((*path, layer, key)) for layer in keys if layer in LAYERS and key in fields_of(LAYERS[layer])]
+    if homes:
+        return f"did you mean {' or '.join(homes)}?"
+    return did_you_mean(key, keys, f"the keys are {', '.join(keys)}")
+
+
+def _shown(value: Any, path: Path) -> str:
+    """Write a value as TOML does, for a message: `'***'` if it may hold a secret, only its kind if it is long."""
+    if path[-1] == "settings" or may_be_secret(str(path[-1])):
+        return "'***'"
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return json.dumps(value if len(value) <= 40 else f"{value[:40]}...", ensure_ascii=False)
+        case dict():
+            return "a table"
+        case list():
+            return "a list"
+        case date() | datetime() | time():
+            return value.isoformat()
+        case int() if value.bit_length() > 63:
+            return "a number of more than 64 bits"
+    return str(value)

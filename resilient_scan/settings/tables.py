@@ -1,48 +1,60 @@
-"""The tables that settings are made of, each checked in itself, and what one source of them says."""
+"""What settings can say: the tables, their keys, and how a value from a file or a variable becomes an option's.
+
+A key is a field of an option class and nothing more: its name, type, range and default are read from the class. So an
+option that is added to a class can be set in the file and in the environment at once, and its errors are complete.
+"""
 
 from __future__ import annotations
 
+import functools
+import pkgutil
 import re
-from typing import Any
+import types
+import typing
+from collections.abc import Callable
+from datetime import date, time
+from typing import Any, Final
 
 import msgspec
 
-from resilient_scan.errors import ConfigError, is_number
-from resilient_scan.settings.toml import Path
+from resilient_scan._text import did_you_mean, parse_duration
+from resilient_scan.errors import ConfigError
+from resilient_scan.options import Exceptions, Option, Seconds, durations
+from resilient_scan.settings.toml import value_of
 from resilient_scan.stores import check_form
 
 
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """The table `[scanner_execution]`: how runs are executed; `None` means that nothing is said.
+class Execution(Option, frozen=True, kw_only=True):
+    """The table `[scanner_execution]`: how runs are executed; `None` means that the settings do not say.
 
     Attributes:
         concurrent: `False`: one scanner at a time, in the given order.
-        max_workers: scanners at work at a time, >= 1.
-        timeout_seconds: `timeout.total` of every scanner that does not say otherwise, in seconds, > 0.
+        max_workers: scanners that run at a time, >= 1.
+        timeout_seconds: `timeout.total` of every scanner without one of its own, in seconds, > 0.
         deadline: seconds for a whole run, > 0.
         engine: where work runs: `"threads"`.
     """
 
     concurrent: bool | None = None
     max_workers: int | None = None
-    timeout_seconds: float | None = None
-    deadline: float | None = None
+    timeout_seconds: Seconds | None = None
+    deadline: Seconds | None = None
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_workers is not None and self.max_workers < 1:
-            raise ConfigError(f"execution.max_workers must be >= 1, got {self.max_workers}")
-        for field in ("timeout_seconds", "deadline"):
-            _above_zero("execution", field, getattr(self, field))
-        _only("execution", "engine", self.engine, "threads", later=("processes", "dask"))
+        if self.max_workers is not None:
+            self._whole("max_workers", 1)
+        self._optional("timeout_seconds", above=0)
+        self._optional("deadline", above=0)
+        _only(self, "engine", "threads", later=("processes", "dask"))
 
 
-class Store(msgspec.Struct, frozen=True):
+class Store(Option, frozen=True):
     """The table `[store]`: where state lives.
 
     Attributes:
-        url: `"sqlite:///path.db"`, from the file's own directory where the path is relative; `"redis://host:port/db"`;
-            `"memory:"`: in the runner itself. None: a file in the user's state directory.
+        url: `"sqlite:///path.db"` (a relative path starts in the directory of the settings file),
+            `"redis://host:port/db"`, or `"memory:"`: in the runner itself. None: a file in the user's state directory.
     """
 
     url: str | None = None
@@ -52,50 +64,49 @@ class Store(msgspec.Struct, frozen=True):
             check_form(self.url)
 
 
-class Service(msgspec.Struct, frozen=True):
-    """The table `[service]`: how `resilient-scan serve` can be reached, and what it asks.
+class Service(Option, frozen=True):
+    """The table `[service]`: how `resilient-scan serve` can be reached, and what it asks for.
 
     Attributes:
         listen: address and port, such as `"127.0.0.1:9108"`; port 0 takes a free one.
-        token_file: a file whose text is the token that changes something; none: nothing can be changed over HTTP.
-        alertmanager: Alertmanager's URL, to be asked for its active alerts; none: it is not asked.
-        receiver: name of the receiver there whose alerts are ours; none: those of all receivers. Where several services
-            share an Alertmanager, each needs one of its own.
-        reconcile: how often it is asked, in seconds, > 0.
+        token_file: a file whose text is the token for every request that changes something; none: nothing can be
+            changed over HTTP.
+        alertmanager: the URL of an Alertmanager that is asked for its active alerts; none: it is not asked.
+        receiver: the receiver there whose alerts are ours; none: those of all receivers. If several services share an
+            Alertmanager, each needs its own.
+        reconcile: seconds between two such questions, > 0.
     """
 
     listen: str = "127.0.0.1:9108"
     token_file: str | None = None
     alertmanager: str | None = None
     receiver: str | None = None
-    reconcile: float = 60.0
+    reconcile: Seconds = 60.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", self.listen, re.ASCII) or self.port > 65535:
-            raise ConfigError(
-                f'service.listen must be an address and a port such as "127.0.0.1:9108", got {self.listen!r}'
-            )
+            raise self._fail("listen", 'an address and a port such as "127.0.0.1:9108"')
         if self.alertmanager is not None and not re.match(r"https?://[^/?#@]+(/|$)", self.alertmanager):
             raise ConfigError('service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password')
-        _above_zero("service", "reconcile", self.reconcile)
+        self._number("reconcile", above=0)
 
     @property
     def host(self) -> str:
-        """Return the address to listen at."""
+        """The address to listen at."""
         return self.listen.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """Return the port to listen at."""
+        """The port to listen at."""
         return int(self.listen.rpartition(":")[2])
 
 
 class Own(msgspec.Struct, frozen=True):
-    """What a table `[scanners.x]` may say beside the layers.
+    """What a table `[scanners.x]` can say besides the layers.
 
     Attributes:
-        enabled: `False`: the scanner is not part of any run.
-        provider: whose limit it shares.
+        enabled: `False`: the scanner takes part in no run.
+        provider: the provider whose limit it shares; short for `limit = { provider = "..." }`.
         isolation: what a scan runs in: `"thread"`.
         settings: what the scanner finds in `context.settings`.
     """
@@ -108,71 +119,206 @@ class Own(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.provider is not None and not self.provider.strip():
             raise ConfigError("own.provider must not be empty")
-        _only("own", "isolation", self.isolation, "thread", later=("process",))
+        _only(self, "isolation", "thread", later=("process",))
 
 
-def _above_zero(table: str, field: str, value: float | None) -> None:
-    if value is not None and not is_number(value, most=1e9):
-        raise ConfigError(f"{table}.{field} must be a finite number <= 1e9, got {value!r}")
-    if value is not None and value <= 0:
-        raise ConfigError(f"{table}.{field} must be > 0, got {value!r}")
-
-
-def _only(table: str, field: str, value: str | None, known: str, later: tuple[str, ...]) -> None:
+def _only(option: msgspec.Struct, field: str, known: str, later: tuple[str, ...]) -> None:
+    value, path = getattr(option, field), f"{type(option).__name__.lower()}.{field}"
     if value in later:
-        raise ConfigError(f'{table}.{field}: "{value}" is not supported by this version; use "{known}"')
+        raise ConfigError(f'{path}: "{value}" is not supported by this version; use "{known}"')
     if value not in {None, known}:
-        raise ConfigError(f'{table}.{field} must be "{known}", got "{value}"')
+        raise ConfigError(f'{path} must be "{known}", got "{value}"')
 
 
-class Setting(msgspec.Struct, frozen=True):
-    """A value, and where it came from.
+# Keys
+
+WORDS: Final = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list",
+    "object": "a table",
+}
+"""The kinds of values, by msgspec's names."""
+
+
+class Wrong(Exception):
+    """A value is not what its key takes; the message says what it must be, or what is wrong."""
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A key of a table.
 
     Attributes:
-        value: in the option's form.
-        place: `scan.toml:7`, a variable's name, `built-in`, `decorator`...
-        path: keys that lead to it in its source; empty where it has none.
+        default: the option's own; `msgspec.NODEFAULT` if the option cannot be built without the key.
+        union: the types that it allows.
+        must: what a value must be, to go after "must be".
+        read: brings a value from a file into the option's form, or raises `Wrong`, `TypeError` or `ValueError`.
     """
 
-    value: Any
-    place: str
-    path: Path = ()
+    default: Any
+    union: tuple[Any, ...]
+    must: str
+    read: Callable[[Any], Any]
 
     @property
-    def origin(self) -> str:
-        """Return where it came from, for people: the place, and the table if it speaks for more than one scanner."""
-        shared = self.path and self.path[0] != "scanners" and ":" in self.place
-        return f"{self.path[0]} {self.place}" if shared else self.place
+    def required(self) -> bool:
+        """Say whether the option cannot be built without it."""
+        return self.default is msgspec.NODEFAULT
+
+    def convert(self, value: Any) -> Any:
+        """Return the value in the option's form.
+
+        Raises:
+            Wrong: it is of another kind.
+        """
+        try:
+            return self.read(_from_variable(value, self.union) if isinstance(value, Variable) else value)
+        except (TypeError, ValueError, OverflowError):
+            raise Wrong(f"must be {self.must}") from None
 
 
-Patch = dict[str, Setting] | Setting
-"""What a table says about a layer: the fields that it names, or (a single setting) that it is left out."""
+@functools.cache
+def fields_of(kind: type[msgspec.Struct]) -> dict[str, Field]:
+    """Return the keys that a table of an option class can have."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: _field(kind, field, hints[field.name]) for field in msgspec.structs.fields(kind)}
 
 
-class ProviderTable(msgspec.Struct):
-    """A table `[providers.x]`."""
-
-    place: str
-    name: str
-    numbers: dict[str, Setting]
-
-
-class ScannerTable(msgspec.Struct):
-    """A table `[scanners.x]`; `places`: where each of the scanner's own settings is."""
-
-    place: str
-    own: dict[str, Setting]
-    layers: dict[str, Patch]
-    places: dict[str, str] = {}
+def _field(kind: type[msgspec.Struct], info: msgspec.structs.FieldInfo, hint: Any) -> Field:
+    members = typing.get_args(hint) if typing.get_origin(hint) in {typing.Union, types.UnionType} else (hint,)
+    union = tuple(each for each in members if each is not type(None))
+    default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
+    if Exceptions in union:
+        return Field(default, union, 'a list of exceptions such as ["ValueError", "httpx.TransportError"]', _exceptions)
+    if info.name in durations(kind):
+        return Field(default, union, 'a duration such as 300 or "5m"', _duration)
+    read = _number if float in union else functools.partial(_strictly, union)
+    return Field(default, union, " or ".join(map(_words, union)), read)
 
 
-class Tables(msgspec.Struct):
-    """What one source says, as far as it is right; providers by their name in lower case."""
+def _words(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    return "a list of texts" if origin is tuple else WORDS["object" if origin is dict else hint.__name__]
 
-    execution: dict[str, Setting] = {}
-    store: dict[str, Setting] = {}
-    service: dict[str, Setting] = {}
-    quarantine: dict[str, Setting] = {}
-    defaults: dict[str, Patch] = {}
-    providers: dict[str, ProviderTable] = {}
-    scanners: dict[str, ScannerTable] = {}
+
+def own_fault(kind: type[msgspec.Struct], field: str, value: Any) -> str:
+    """Return the option's sentence about a value that is wrong whatever the other fields are, else an empty text."""
+    required = {name: "-" for name, each in fields_of(kind).items() if each.required}
+    try:
+        kind(**{**required, field: value})
+    except ConfigError as error:
+        return "" if named_in(kind, str(error)) - {field} else str(error)
+    return ""
+
+
+def named_in(kind: type[msgspec.Struct], sentence: str) -> set[str]:
+    """Return the fields of an option class that a sentence names."""
+    return set(re.findall(r"\w+", sentence)) & set(kind.__struct_fields__)
+
+
+# Values from a file
+
+
+def _duration(value: Any) -> float:
+    return parse_duration(value) if isinstance(value, str) else _number(value)
+
+
+def _number(value: Any) -> float:
+    return float(_strictly((int, float), value))
+
+
+def _strictly(union: tuple[Any, ...], value: Any) -> Any:
+    """Return a value that already has one of these types (a `bool` is not an `int`), a list as a tuple."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    if type(value) not in {typing.get_origin(each) or each for each in union}:
+        raise TypeError(value)
+    if isinstance(value, int) and value.bit_length() > 63:  # TOML has 64 bits
+        raise OverflowError(value)
+    return value
+
+
+def _exceptions(value: Any) -> Exceptions:
+    """Import the exception classes of a list of names: Python's own, or dotted ones.
+
+    Raises:
+        Wrong: a name cannot be found, or is not an exception.
+        TypeError: the value is not a list of texts.
+    """
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(value)
+    return tuple(_exception(name) for name in value)
+
+
+def _exception(name: str) -> type[BaseException]:
+    try:
+        found = pkgutil.resolve_name(name if "." in name else f"builtins.{name}")
+    except AttributeError as error:
+        raise Wrong(_not_there(name, error)) from None
+    except ValueError:
+        raise Wrong(f"{name!r} is not the name of an exception") from None
+    except (Exception, SystemExit) as error:  # foreign code runs when a module is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Wrong(f"{name!r} cannot be imported: {reason}") from None
+    if not _is_exception(found):
+        raise Wrong(f"{name!r} is not an exception class")
+    return typing.cast("type[BaseException]", found)
+
+
+def _not_there(name: str, error: AttributeError) -> str:
+    missing = str(error.name)
+    known = [each for each, value in vars(error.obj).items() if _is_exception(value)]
+    if "." not in name:
+        hint = "one of another module needs the module too, as in httpx.TransportError"
+        return f"Python has no exception {name!r}; {did_you_mean(missing, known, hint)}"
+    return (
+        f"{name[: name.rindex(f'.{missing}')]} has no {missing!r}; {did_you_mean(missing, known, 'look the name up')}"
+    )
+
+
+def _is_exception(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseException)
+
+
+# Values from a variable, brought into the form that a file would have given them
+
+
+class Variable(str):
+    """The value of an environment variable: text, whatever it is meant to be."""
+
+    __slots__ = ()
+
+
+_SWITCHES: Final = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+def guess(text: str) -> Any:
+    """Return what a variable's text means where no type is known: TOML's value, else the text."""
+    try:
+        value = value_of(text)
+    except ValueError:
+        return str(text)
+    return str(text) if isinstance(value, date | time) else value
+
+
+def as_table(value: Any) -> Any:
+    """Return what a variable says where a table is expected, or `False`; other values as they are."""
+    if not isinstance(value, Variable):
+        return value
+    return False if _SWITCHES.get(value.strip().lower()) is False else guess(value)
+
+
+def _from_variable(text: str, union: tuple[Any, ...]) -> Any:
+    if union == (bool,):
+        return _SWITCHES.get(text.strip().lower(), str(text))
+    value = guess(text)
+    if isinstance(value, list | dict):
+        return value
+    if any(typing.get_origin(each) is tuple for each in union) and (str not in union or "," in text):
+        return [part.strip() for part in text.split(",")]
+    return str(text) if str in union else value

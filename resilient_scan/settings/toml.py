@@ -1,7 +1,7 @@
-"""TOML text to data, and to the line of every key in it; the only file that knows TOML.
+"""From TOML text to data, and to the line of every key in it; the only file that knows TOML.
 
-`tomllib` gives the data and refuses what is not TOML. It keeps no positions, so a small tokenizer goes through the
-same text once more; it may be lenient, because what it sees is known to be valid.
+`tomllib` returns the data and refuses what is not TOML. It keeps no positions, so a small tokenizer reads the same text
+once more. It can be lenient, because the text is known to be valid by then.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Document(msgspec.Struct, frozen=True):
     """What a TOML text says, and where.
 
     Attributes:
-        data: as `tomllib` gives it.
+        data: as `tomllib` returns it.
         lines: the line, counted from 1, of every key, table and item of an array.
     """
 
@@ -49,7 +49,7 @@ class Document(msgspec.Struct, frozen=True):
     lines: dict[Path, int]
 
     def line(self, path: Path) -> int:
-        """Return the line of `path`, or of the nearest table around it that has one."""
+        """Return the line of `path`, or of the innermost table around it that has one."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -59,33 +59,33 @@ def parse(text: str) -> Document:
     """Return what a TOML text says, and where.
 
     Raises:
-        Malformed: it is not TOML.
+        Malformed: the text is not TOML.
     """
     try:
         return Document(tomllib.loads(text), _Locator(text).locate())
     except RecursionError:
         raise Malformed(1, "tables or arrays are nested too deeply") from None
-    except ValueError as error:  # not only TOMLDecodeError: a number of 5,000 digits is a plain one
+    except ValueError as error:  # not only TOMLDecodeError: a number of 5,000 digits raises a plain one
         raise _malformed(text, str(error)) from None
 
 
 def value_of(text: str) -> Any:
-    """Return the value that a text stands for in TOML.
+    """Return the value that a text means in TOML.
 
     Raises:
-        ValueError: it is no TOML value.
+        ValueError: it is not a TOML value.
     """
     try:
         data = tomllib.loads(f"value = {text}")
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if len(data) > 1:
-        raise ValueError("more than a value")
+        raise ValueError("more than one value")
     return data["value"]
 
 
 def path_text(path: Path) -> str:
-    """Write a path as TOML writes a dotted key, an index as `[0]`."""
+    """Write a path as a dotted key of TOML, and an index as `[0]`."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{_quoted(key)}" for key in path]
     return "".join(parts).removeprefix(".")
 
@@ -97,7 +97,7 @@ def _quoted(key: str) -> str:
 def _malformed(text: str, message: str) -> Malformed:
     if twice := _Locator(text).twice():
         path, line, first = twice
-        return Malformed(line, f"{path_text(path)} is there twice, first in line {first}")
+        return Malformed(line, f"{path_text(path)} appears twice, first in line {first}")
     found = _AT_LINE.search(message)
     if found is None:
         return Malformed(1, f"not TOML: {message}")
@@ -106,19 +106,19 @@ def _malformed(text: str, message: str) -> Malformed:
 
 
 class _Lost(Exception):
-    """The tokenizer met what is not TOML."""
+    """The tokenizer met something that is not TOML."""
 
 
 class _Locator:
-    """Go through a TOML text and note the line of every key."""
+    """Read through a TOML text and note the line of every key."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
         self._ends = [match.start() for match in re.finditer("\n", text)]
         self._lines: dict[Path, int] = {}
-        self._last: dict[Path, int] = {}  # of an array of tables: the index of its last one
-        self._given: dict[Path, int] = {}  # keys with a value, and tables with a header
+        self._last: dict[Path, int] = {}  # by array of tables, the index of its last table
+        self._given: dict[Path, int] = {}  # lines of keys with a value, and of tables with a header
         self._twice: tuple[Path, int, int] | None = None
 
     def locate(self) -> dict[Path, int]:
@@ -134,7 +134,7 @@ class _Locator:
         return self._lines
 
     def twice(self) -> tuple[Path, int, int] | None:
-        """Return the first key that is given twice, with its line and the line of its first time."""
+        """Return the first key that is given twice, with its line and the line where it was given first."""
         with contextlib.suppress(_Lost, ValueError, RecursionError):
             self.locate()
         return self._twice
@@ -153,7 +153,7 @@ class _Locator:
         return self._note(self._inside(path), line)
 
     def _inside(self, path: Path) -> Path:
-        """Return `path`, or the last table of the array of tables that it is."""
+        """Return `path`, or the last table in it if it is an array of tables."""
         return (*path, self._last[path]) if path in self._last else path
 
     def _pair(self, table: Path) -> None:

@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from resilient_scan.results import DEEP
+from resilient_scan.results import MAX_DEPTH
 from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
 
 # Which classes candidates of a type are made of, and a fingerprint that changes when they do.
@@ -165,8 +165,8 @@ class Packer:
             return value if value.isascii() else _text(value)
         if kind is int:
             return value if -(2**63) <= value < 2**64 else [Mark.INT, f"{value:x}"]
-        if depth > DEEP:
-            raise Unstorable(f"is nested more than {DEEP} levels deep")
+        if depth > MAX_DEPTH:
+            raise Unstorable(f"is nested more than {MAX_DEPTH} levels deep")
         if kind in _COLLECTIONS:
             return [_COLLECTIONS[kind], *self._items(value, depth + 1)]
         if kind is dict:
@@ -338,7 +338,7 @@ class Unpacker:
         kind = type(packed)
         if kind in SCALARS or kind is str or kind is int:
             return packed
-        if kind is not list or not packed or depth > DEEP + 2:
+        if kind is not list or not packed or depth > MAX_DEPTH + 2:
             raise Undecodable("stored candidates are damaged: there is what no encoder writes")
         mark, *rest = packed
         simple = _MAKERS.get(mark)

@@ -1,4 +1,4 @@
-"""What the linter says: each rule at its limit, with the arithmetic; and silence about sensible settings."""
+"""What the linter says: each rule at its limit, with the arithmetic; and nothing about sensible settings."""
 
 import pytest
 
@@ -46,8 +46,9 @@ CASES = {
     "attempts-over-abandoned": case(
         Policy(retry=Retry(attempts=3), timeout=Timeout(total=30, attempt=5)),
         {},
-        "each attempt that hangs for timeout.attempt=5s leaves a thread behind, and timeout.max_abandoned=1 of them "
-        "may hang at a time: of retry.attempts=3 such attempts only 1 would be made; raise timeout.max_abandoned to 3",
+        "each attempt that hangs for timeout.attempt=5s leaves an abandoned thread, and timeout.max_abandoned=1 of "
+        "them may exist at a time: of retry.attempts=3 such attempts only 1 would be made; "
+        "raise timeout.max_abandoned to 3",
     ),
     "rate-below-attempts": case(
         Policy(limit=Limit("sec", rate="1/min")),
@@ -64,14 +65,14 @@ CASES = {
     "retry-after-over-total": case(
         Policy(retry=Retry(retry_after_cap=120)),
         {},
-        "retry.retry_after_cap=120s never shortens a wait, because one that does not fit into timeout.total=30s is not "
-        "begun at all; lower retry.retry_after_cap below 30, or raise timeout.total",
+        "retry.retry_after_cap=120s never shortens a wait, because one that does not fit into timeout.total=30s is "
+        "never started; lower retry.retry_after_cap below 30, or raise timeout.total",
     ),
     "retried-not-counted": case(
         Policy(breaker=Breaker(on=(OSError,))),
         {},
-        "retry.on repeats Exception and breaker.on counts OSError only: a source that fails otherwise is asked "
-        "retry.attempts=3 times in every scan for ever, and its breaker never opens; "
+        "retry.on repeats Exception and breaker.on counts OSError only: a source that fails otherwise is called "
+        "retry.attempts=3 times in every scan forever, and its breaker never opens; "
         "widen breaker.on to (Exception) or narrow retry.on to (OSError)",
     ),
     "attempts-over-failures": case(
@@ -113,19 +114,19 @@ CASES = {
     "ttl-below-interval": case(
         Policy(cache=Cache(ttl=60)),
         {"interval": 300},
-        "cache.ttl=60s is over when the next run comes after 300s: no run ever finds an answer in the cache; "
+        "cache.ttl=60s has expired when the next run comes after 300s: no run finds an answer in the cache; "
         "raise cache.ttl above 334, or leave the cache out",
     ),
     "jitter-below-interval": case(
         Policy(cache=Cache(ttl=300)),
         {"interval": 300},
-        "cache.ttl=300s less a cache.jitter of up to 10% is 270s, shorter than the 300s between runs: some answers are "
-        "gone when the next run asks; raise cache.ttl above 334",
+        "cache.ttl=300s less a cache.jitter of up to 10% is 270s, shorter than the 300s between runs: some answers "
+        "have expired when the next run comes; raise cache.ttl above 334",
     ),
     "stale-without-ttl": case(
         Policy(cache=Cache(ttl=0.001, stale_if_error=3600)),
         {},
-        "cache.ttl=0.001s is over at once, so every scan asks the source and the answers that are kept for "
+        "cache.ttl=0.001s expires at once, so every scan calls the source, and the answers that are kept for "
         "cache.stale_if_error=3600s only stand in for failures; "
         "raise cache.ttl to the seconds for which an answer is good",
     ),
@@ -139,7 +140,7 @@ CASES = {
         Policy(cache=Cache(ttl_error=90)),
         {},
         "cache.ttl_error=90s repeats a failure for 30s longer than breaker.open_for=60s, after which a trial could "
-        "find the source well; lower cache.ttl_error to 60 or less",
+        "find the source healthy; lower cache.ttl_error to 60 or less",
     ),
     "state-without-key": case(
         Policy(),
@@ -155,7 +156,7 @@ def test_every_rule_has_a_case():
 
 
 @pytest.mark.parametrize("code", CASES)
-def test_a_rule_tells_the_arithmetic_and_the_way_out(code):
+def test_a_rule_gives_the_arithmetic_and_the_fix(code):
     policy, known, message = CASES[code]
     assert lint("movers", policy, **known) == (Finding("movers", code, WARNING, message),)
 
@@ -203,10 +204,10 @@ def test_failures_that_always_count_may_be_retried():
     assert codes(Policy(retry=Retry(on=(ScanTimeout, OSError)), breaker=Breaker(on=(OSError,)))) == []
 
 
-def test_a_cache_that_only_stands_in_for_failures_is_well():
+def test_a_cache_that_only_replaces_failures_is_fine():
     assert codes(Policy(cache=Cache(ttl=60, stale_if_error=3600)), interval=300) == []
     (finding,) = lint("movers", Policy(cache=Cache(ttl=60, stale_if_error=120)), interval=300)
-    assert finding.message.startswith("cache.ttl=60s + cache.stale_if_error=120s is over")
+    assert finding.message.startswith("cache.ttl=60s + cache.stale_if_error=120s has expired")
 
 
 def test_named_inputs_need_a_key_too():
@@ -248,12 +249,12 @@ def test_a_rate_that_serves_not_even_first_attempts_is_an_error():
     )
 
 
-def test_a_rate_that_serves_the_schedule_is_well():
+def test_a_rate_that_serves_the_schedule_is_fine():
     assert lint_fleet(finnhub(4), interval=12) == ()
     assert lint_fleet(finnhub(4)) == ()
 
 
-def test_what_the_cache_answers_is_not_asked():
+def test_what_the_cache_answers_is_not_counted():
     assert lint_fleet(finnhub(6, cache=Cache(ttl=60, jitter=0)), interval=5) == ()
 
 
@@ -277,7 +278,7 @@ def test_more_scanners_than_turns_in_one_run():
     (finding,) = lint_fleet(fleet)
     assert (finding.code, finding.severity) == ("rate-below-run", WARNING)
     assert finding.message.startswith(
-        "3 scanners of sec begin together, and its rate of 2/min has a turn for 2 of them within timeout.total=30s: "
+        "3 scanners of sec start together, and its rate of 2/min has a turn for 2 of them within timeout.total=30s: "
         "1 are rejected"
     )
     (finding,) = lint_fleet({name: each.replace({"cache": None}) for name, each in fleet.items()})

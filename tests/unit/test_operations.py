@@ -203,7 +203,7 @@ def test_serve_refuses_what_makes_no_sense(arguments: list[str], sentence: str, 
     assert sentence in say("serve", "--config", config, *arguments, code=2)
 
 
-def test_a_token_file_that_is_missing_empty_or_no_text(config: Path, say: Say) -> None:
+def test_a_token_file_that_is_missing_empty_or_not_a_text(config: Path, say: Say) -> None:
     file = config.parent / "token"
     config.write_text(config.read_text() + 'token_file = "token"\n')
     assert say("serve", "--config", config, code=2) == (
@@ -215,7 +215,8 @@ def test_a_token_file_that_is_missing_empty_or_no_text(config: Path, say: Say) -
     )
     file.write_bytes(b"\xff\xfe")
     assert (
-        say("serve", "--config", config, code=2) == f"error: service.token_file: {file} cannot be read: it is no text\n"
+        say("serve", "--config", config, code=2)
+        == f"error: service.token_file: {file} cannot be read: it is not a text\n"
     )
     file.write_text("two words")
     said = say("serve", "--config", config, code=2)

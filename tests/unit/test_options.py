@@ -93,7 +93,7 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
     table += [
         (Limit, "provider", value, "a name that is not empty", {}) for value in ("", "  ", None, 5, True, b"sec", ())
     ]
-    rates = 'such as "60/min", or a tuple of such'
+    rates = 'a rate such as "60/min", or a tuple of rates'
     table += [(Limit, "rate", value, rates, {"provider": "sec"}) for value in [{"a": 1}, (5,), (None,)]]
     table += [(Limit, "concurrency", value, WHOLE, {"provider": "sec"}) for value in NO_WHOLES if value is not None]
     table += [(Limit, "concurrency", value, ">= 1", {"provider": "sec"}) for value in (0, -1)]
@@ -110,9 +110,9 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_every_field_has_a_wrong_value_in_the_table() -> None:
-    told = {(kind, field) for kind, field, *_ in wrong()}
+    tested = {(kind, field) for kind, field, *_ in wrong()}
     fields = {(kind, field) for kind in (*LAYERS.values(), Quarantine) for field in kind.__struct_fields__}
-    assert told == fields
+    assert tested == fields
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_rate_is_requests_in_a_window(text: str, rate: tuple[int, float]) -> N
     ],
 )
 def test_anything_else_is_no_rate(text: str) -> None:
-    sentence = f'limit.rate must be such as "60/min", "30/s" or "1000/10min", got {text!r}'
+    sentence = f'limit.rate must be a rate such as "60/min", "30/s" or "1000/10min", got {text!r}'
     for build in (lambda: parse_rate(text), lambda: Limit("sec", rate=text), lambda: Limit("sec", rate=("1/s", text))):
         with pytest.raises(ConfigError) as caught:
             build()
@@ -326,9 +326,9 @@ def test_a_limit_may_have_several_rates_or_none() -> None:
 @pytest.mark.parametrize(
     ("rates", "sentence"),
     [
-        (("10/s", "5/min"), "limit.rate: 10/s never matters beside 5/min; leave it out, or correct it"),
-        (("10/h", "10/min"), "limit.rate: 10/min never matters beside 10/h; leave it out, or correct it"),
-        (("100/min", "1/s"), "limit.rate: 100/min never matters beside 1/s; leave it out, or correct it"),
+        (("10/s", "5/min"), "limit.rate: 10/s never matters next to 5/min; leave it out, or correct it"),
+        (("10/h", "10/min"), "limit.rate: 10/min never matters next to 10/h; leave it out, or correct it"),
+        (("100/min", "1/s"), "limit.rate: 100/min never matters next to 1/s; leave it out, or correct it"),
         (("60/min", "59/60s"), "limit.rate has two numbers for one window, 59/60s and 60/min; keep one of them"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_missing_package_of_ours_is_reported(monkeypatch: pytest.MonkeyPatch) 
     assert "install resilient-scan again" in str(problem.error)
 
 
-def test_a_demo_that_lacks_what_it_needs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_that_lacks_what_it_needs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_demo() is not None
     monkeypatch.setitem(sys.modules, "scanners.demo", None)
     assert load_demo() is None

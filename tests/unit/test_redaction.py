@@ -1,10 +1,10 @@
-"""Secrets in texts that others wrote."""
+"""Secrets in foreign texts."""
 
 from __future__ import annotations
 
 import pytest
 
-from resilient_scan._text import hide, is_secret, redact, without_secrets
+from resilient_scan._text import hide, is_secret, may_be_secret, redact, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from resilient_scan._text import hide, is_secret, redact, without_secrets
         ("sent Bearer abcdefgh12345", "sent Bearer REDACTED"),
     ],
 )
-def test_what_has_a_telling_name_goes(text: str, shown: str) -> None:
+def test_a_value_with_a_secret_name_is_removed(text: str, shown: str) -> None:
     assert hide(text) == shown
 
 
@@ -46,7 +46,7 @@ def test_other_words_stay(text: str) -> None:
 
 
 @pytest.mark.parametrize("before", ["_", "9", "é", "x", "1-", "+", "://", "a://b/"])
-def test_an_address_is_one_whatever_stands_before_it(before: str) -> None:
+def test_an_address_is_found_whatever_precedes_it(before: str) -> None:
     assert "hunter2" not in hide(f"{before}http://user:hunter2@host/")
 
 
@@ -59,20 +59,22 @@ def test_a_long_text_takes_no_longer_than_it_is_long(piece: str) -> None:
     assert isinstance(hide(piece * 200_000), str)
 
 
-def test_an_address_that_is_none_shows_nothing_of_itself() -> None:
+def test_an_invalid_address_is_not_shown_at_all() -> None:
     assert "hunter2" not in hide("at http://user:hunter2@[::1")
 
 
-def test_names_that_tell() -> None:
+def test_secret_names() -> None:
     assert all(map(is_secret, ("apikey", "API_KEY", "X-Auth-Token", "client_secret", "key", "sessionid", "passwd")))
     assert not any(map(is_secret, ("symbol", "keyboard", "monkey", "limit", "passage")))
+    assert all(map(may_be_secret, ("API_KEY", "accessKey", "private_id", "monkey")))
+    assert not any(map(may_be_secret, ("symbol", "limit", "passage")))
 
 
 def test_parameters_keep_their_order() -> None:
     assert redact("https://a/b?x=1&token=t&y=2") == "https://a/b?x=1&token=REDACTED&y=2"
 
 
-def test_a_table_is_bared_at_any_depth_and_left_alone() -> None:
+def test_secrets_leave_a_table_at_any_depth_and_the_original_stays() -> None:
     table = {"a": 1, "api_key": "x", "deep": {"token": "y", "b": [{"password": "z", "c": 2}, 3]}, 4: ("d",)}
     assert without_secrets(table) == {"a": 1, "deep": {"b": [{"c": 2}, 3]}, 4: ["d"]}
     assert table["api_key"] == "x"

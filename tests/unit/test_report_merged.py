@@ -78,7 +78,7 @@ class Filing:
     company: str
 
 
-def test_candidates_of_other_types_are_told_apart_by_what_they_are_or_by_a_given_key() -> None:
+def test_candidates_of_other_types_are_distinguished_by_what_they_are_or_by_a_given_key() -> None:
     whole = report(
         result("one", candidates=[Filing(1, "X"), Filing(2, "X"), {"ticker": "A", "context": "c"}]),
         result("two", candidates=[Filing(1, "X"), {"no": "ticker"}, Candidate("A", "q", "c")]),

@@ -1,4 +1,4 @@
-"""Settings: who wins, where each number came from, and that everything wrong is told at once, with its place."""
+"""Settings: which source wins, where each number came from, and that all errors come at once, with their places."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan import settings as package
-from resilient_scan.options import LAYERS
-from resilient_scan.settings import Effective, Settings, SettingsError, load_settings, seconds
+from resilient_scan._text import parse_duration
+from resilient_scan.options import LAYERS, Seconds
+from resilient_scan.settings import Effective, Settings, SettingsError, layering, load_settings, read
 from resilient_scan.settings.plugins import discover
 from resilient_scan.settings.read import Source, scanner_keys
 
@@ -52,19 +53,6 @@ def reddit_dd(state: dict[str, Any], context: ScanContext) -> list[Any]:
 def plain(state: dict[str, Any], context: ScanContext) -> list[Any]:
     context.log("seen", settings=dict(context.settings))
     return []
-
-
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that loads a text as the file `scan.toml` of the current directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    def loaded(text: str, environ: Mapping[str, str] | None = None) -> Settings:
-        Path("scan.toml").write_text(text, encoding="utf-8")
-        return load_settings("scan.toml", environ=environ or {})
-
-    return loaded
 
 
 def problems_of(load: Any, text: str, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -160,7 +148,7 @@ WRONG = [
     ("[scanners.x]\nprovider = ' '", "2: scanners.x.provider must not be empty"),
     ("[scanner_execution]\nmax_workers = 0", "2: scanner_execution.max_workers must be >= 1, got 0"),
     ("[scanner_execution]\ntimeout_seconds = 0", "2: scanner_execution.timeout_seconds must be > 0, got 0.0"),
-    ("[scanner_execution]\ndeadline = inf", "2: scanner_execution.deadline must be a finite number <= 1e9, got inf"),
+    ("[scanner_execution]\ndeadline = inf", "2: scanner_execution.deadline must be a finite number, got inf"),
     ("[scanner_execution]\nengine = 'thread'", '2: scanner_execution.engine must be "threads", got "thread"'),
     ("[scanners.x]\nisolation = 'none'", '2: scanners.x.isolation must be "thread", got "none"'),
     # exceptions
@@ -188,8 +176,8 @@ WRONG = [
             "ModuleNotFoundError: No module named 'no_such_module_at_all'"
         ),
     ),
-    ("[defaults]\nretry.on = ['os.path.join']", "2: defaults.retry.on: 'os.path.join' is no exception class"),
-    ("[defaults]\nretry.on = ['a..b']", "2: defaults.retry.on: 'a..b' is no name of an exception"),
+    ("[defaults]\nretry.on = ['os.path.join']", "2: defaults.retry.on: 'os.path.join' is not an exception class"),
+    ("[defaults]\nretry.on = ['a..b']", "2: defaults.retry.on: 'a..b' is not the name of an exception"),
     # what is not there yet
     (
         "[scanners.x]\nisolation = 'process'",
@@ -206,7 +194,7 @@ WRONG = [
     ("[store]\nurl = 'x'", f"2: store.url must be one of {FORMS}, not something else"),
     (
         "[providers.sec]\nrate = ['10/s', '5/min']",
-        "2: providers.sec.rate: 10/s never matters beside 5/min; leave it out, or correct it",
+        "2: providers.sec.rate: 10/s never matters next to 5/min; leave it out, or correct it",
     ),
     ("[store]\nurl = 'sqlite:///:memory:'", "2: store.url must be memory: for a store in memory"),
     (
@@ -215,7 +203,7 @@ WRONG = [
     ),
     (
         "[providers.SEC]\n[providers.sec]\nconcurrency = 1",
-        "2: providers.sec is there twice, as 'SEC' in scan.toml:1 too; names match in any case",
+        "2: providers.sec appears twice, as 'SEC' in scan.toml:1 too; names match in any case",
     ),
     ("[quarantine]\ncooloff = 0", "2: quarantine.cooloff must be > 0, got 0.0"),
     ("[quarantine]\ncooloff = '2h'", "2: quarantine.cooloff_cap must be >= cooloff (7200), got 3600.0"),
@@ -245,13 +233,13 @@ WRONG = [
     ),
     # not TOML
     ("[defaults]\nretry =", "2: not TOML: Invalid value"),
-    ("[defaults]\nretry = {}\n[defaults]", "3: defaults is there twice, first in line 1"),
-    ("[scanners.x]\nenabled = true\nenabled = false", "3: scanners.x.enabled is there twice, first in line 2"),
+    ("[defaults]\nretry = {}\n[defaults]", "3: defaults appears twice, first in line 1"),
+    ("[scanners.x]\nenabled = true\nenabled = false", "3: scanners.x.enabled appears twice, first in line 2"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_what_is_wrong_is_told_with_file_line_and_the_way_out(load: Any, text: str, message: str) -> None:
+def test_an_error_names_file_line_and_the_fix(load: Any, text: str, message: str) -> None:
     (problem,) = problems_of(load, text)
     if message[0].isdigit():
         message = f"scan.toml:{message}"
@@ -266,14 +254,14 @@ WRONG_LIMITS = [
     ("[providers.sec]\nconcurrency = 0", "2: providers.sec.concurrency must be >= 1, got 0"),
     (
         "[providers.sec]\nrate = '60'",
-        """2: providers.sec.rate must be such as "60/min", "30/s" or "1000/10min", got '60'""",
+        """2: providers.sec.rate must be a rate such as "60/min", "30/s" or "1000/10min", got '60'""",
     ),
     ("[defaults]\nlimit = { concurrency = 2 }", "2: defaults.limit.provider is missing"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_LIMITS, ids=[message for _, message in WRONG_LIMITS])
-def test_wrong_limits_are_told_likewise(load: Any, text: str, message: str) -> None:
+def test_wrong_limits_are_reported_likewise(load: Any, text: str, message: str) -> None:
     assert problems_of(load, text) == (f"scan.toml:{message}",)
 
 
@@ -311,7 +299,7 @@ def test_all_problems_come_at_once_by_line_then_by_variable(load: Any) -> None:
     ]
 
 
-def test_a_file_that_cannot_be_read_is_a_problem_beside_those_of_the_environment(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_problem_next_to_those_of_the_environment(tmp_path: Path) -> None:
     environ = {"RESILIENT_SCAN__X": "1"}
     missing = tmp_path / "missing.toml"
     with pytest.raises(SettingsError) as caught:
@@ -418,6 +406,16 @@ def test_the_environment_goes_over_the_scanners_table(load: Any) -> None:
     assert found.origins["retry"] == f"{X}RETRY"
 
 
+def test_the_environment_may_bring_back_what_the_file_leaves_out(load: Any) -> None:
+    text = "[scanners.plain]\nlimit = false\nretry = false\n[providers.sec]\nconcurrency = 2"
+    assert effective(load(text), plain).policy.limit is None
+    found = effective(load(text, {"RESILIENT_SCAN__SCANNERS__PLAIN__RETRY__ATTEMPTS": "2"}), plain)
+    assert found.policy.retry == Retry(attempts=2)
+    assert found.origins["retry.cap"] == "built-in"
+    found = effective(load(text, {"RESILIENT_SCAN__SCANNERS__PLAIN__PROVIDER": "sec"}), plain)
+    assert found.policy.limit == Limit("sec", concurrency=2)
+
+
 def test_a_variable_stands_for_the_key_of_its_name_so_a_default_stays_one(load: Any) -> None:
     environ = {"RESILIENT_SCAN__DEFAULTS__TIMEOUT__TOTAL": "1s", "RESILIENT_SCAN__DEFAULTS__RETRY__ATTEMPTS": "8"}
     loaded = load(FILE, environ)
@@ -440,6 +438,8 @@ def test_a_policy_in_code_replaces_the_defaults_and_nothing_more(load: Any) -> N
     assert found.policy.breaker is None
     bare = effective(loaded, plain, policy=policy, timeout_seconds=3)
     assert (bare.policy.timeout.total, bare.origins["timeout.total"]) == (3, "timeout_seconds=")
+    with pytest.raises(ConfigError, match=r"^timeout.attempt must be <= total \(3\), got 10$"):
+        effective(loaded, plain, policy=Policy(timeout=Timeout(total=20, attempt=10)), timeout_seconds=3)
     with pytest.raises(ConfigError, match=r"^policy must be a Policy, got 5$"):
         effective(loaded, plain, policy=5)
     with pytest.raises(ConfigError, match=r"^timeout_seconds must be > 0, got 0$"):
@@ -492,7 +492,7 @@ def test_a_providers_numbers_are_the_same_for_all_that_share_it(load: Any) -> No
         assert problem.startswith("scan.toml:2: provider sec has two limits: rate ")
 
 
-def test_numbers_without_a_provider_are_told_once_and_are_nobody_elses(load: Any) -> None:
+def test_numbers_without_a_provider_are_reported_once_and_belong_to_nobody_else(load: Any) -> None:
     loaded = load("[scanners.plain]\nlimit = { concurrency = 2 }")
     assert loaded.check([plain, reddit_dd]) == ("scan.toml:2: scanners.plain.limit.provider is missing",)
 
@@ -504,7 +504,7 @@ def test_a_provider_that_nobody_has_is_wrong_where_all_scanners_are_known(load: 
     assert loaded.check([plain], known=["other"]) == ()
 
 
-def test_layers_that_do_not_fit_a_decorator_are_told_when_the_scanner_is_known(load: Any) -> None:
+def test_layers_that_do_not_fit_a_decorator_are_reported_when_the_scanner_is_known(load: Any) -> None:
     loaded = load("[scanners.reddit_dd]\nretry = { base = 20 }")
     expected = "scan.toml:2: scanners.reddit_dd.retry.cap must be >= base (20), got 10.0"
     assert loaded.check([reddit_dd]) == (expected,)
@@ -540,7 +540,7 @@ def test_two_underscores_and_dots_may_be_part_of_a_scanners_name() -> None:
         "RESILIENT_SCAN__SCANNERS__cache__CACHE__TTL": "5s",
     }
     loaded = load_settings(environ=environ)
-    assert set(loaded.sources[0].scanners) == {"my__scanner", "brk.b-2", "cache"}
+    assert set(loaded.tables.scanners) == {"my__scanner", "brk.b-2", "cache"}
     assert not loaded.enabled("brk.b-2")
 
 
@@ -567,6 +567,10 @@ WRONG_VARIABLES = [
         "RESILIENT_SCAN__DEFAULTS__CACHE sets the whole of it; use one of the two",
     ),
     (
+        {"DEFAULTS__cache": "false", "DEFAULTS__CACHE__TTL": "5"},
+        "RESILIENT_SCAN__DEFAULTS__cache sets the whole of it; use one of the two",
+    ),
+    (
         {"DEFAULTS__CACHE__TTL": "5", "DEFAULTS__CACHE__ttl": "5"},
         "RESILIENT_SCAN__DEFAULTS__CACHE__TTL sets the same; use one of the two",
     ),
@@ -574,7 +578,7 @@ WRONG_VARIABLES = [
 
 
 @pytest.mark.parametrize(("variables", "message"), WRONG_VARIABLES, ids=[message for _, message in WRONG_VARIABLES])
-def test_a_wrong_variable_is_told_by_its_name(load: Any, variables: dict[str, str], message: str) -> None:
+def test_an_error_names_the_variable(load: Any, variables: dict[str, str], message: str) -> None:
     environ = {f"RESILIENT_SCAN__{name}": value for name, value in variables.items()}
     assert problems_of(load, "", environ) == (f"RESILIENT_SCAN__{list(variables)[-1]}: {message}",)
 
@@ -610,7 +614,10 @@ def test_settings_are_put_together_key_by_key(load: Any) -> None:
         "since": "2026-01-01",
         "cache": {"dir": "/tmp"},
     }
-    assert load(text, environ).settings_of("plain") == expected
+    loaded = load(text, environ)
+    assert loaded.settings_of("plain") == expected
+    loaded.settings_of("plain")["nested"]["a"] = 9
+    assert loaded.settings_of("plain") == expected
     assert load(text).settings_of("reddit_dd") == {}
     runner = load("[scanners.plain]\nsettings = { a = 1, b = 2 }").runner(
         [plain, reddit_dd], settings={"plain": {"b": 3}, "reddit_dd": {"c": 4}}, listeners=()
@@ -676,7 +683,7 @@ def test_no_secret_is_ever_shown(load: Any) -> None:
 # runners
 
 
-def test_a_runner_is_told_what_is_said_and_options_win(load: Any) -> None:
+def test_a_runner_gets_what_the_settings_say_and_options_win(load: Any) -> None:
     text = "[scanner_execution]\nmax_workers = 3\nconcurrent = false\nengine = 'threads'\n[store]\nurl = 'memory:'"
     given: dict[str, Any] = {}
 
@@ -721,7 +728,7 @@ def test_a_table_for_a_scanner_that_is_not_there_is_wrong(load: Any) -> None:
     assert loaded.check([plain], known=["reddit_dd", "redit_dd", "other", "y"]) == ()
 
 
-def test_check_tells_what_is_no_scanner_and_a_runner_raises(load: Any) -> None:
+def test_check_reports_what_is_not_a_scanner_and_a_runner_raises(load: Any) -> None:
     (problem,) = load("").check([object()])
     assert "name must be" in problem
     with pytest.raises(PluginError):
@@ -756,13 +763,13 @@ UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 @given(st.decimals(0, 10_000, places=3), st.sampled_from(list(UNITS)))
 def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str) -> None:
-    assert math.isclose(seconds(f"{number}{unit}"), float(number) * UNITS[unit])
+    assert math.isclose(parse_duration(f"{number}{unit}"), float(number) * UNITS[unit])
 
 
 @pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5d", "+5s", "5.s", "0x5s", "5s5s"])
-def test_what_has_no_number_or_no_unit_is_no_duration(text: str) -> None:
+def test_a_duration_needs_a_number_and_a_unit(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the caller knows where it stands
-        seconds(text)
+        parse_duration(text)
 
 
 NUMBERS = {
@@ -785,7 +792,7 @@ class Sources:
 
 
 def winner(sources: Sources, layer: str, field: str) -> tuple[Any, str]:
-    """Return the value that must hold and where it must come from, told as plainly as the priority is."""
+    """Return the value that must hold and where it must come from, written as plainly as the priority is."""
     if field in sources.environment.get(layer, {}):
         return sources.environment[layer][field], "RESILIENT_SCAN__"
     if field in sources.file.get(layer, {}):
@@ -799,7 +806,7 @@ def winner(sources: Sources, layer: str, field: str) -> tuple[Any, str]:
 
 @settings(deadline=None)
 @given(st.builds(Sources, TABLES, TABLES, TABLES, TABLES))
-def test_whoever_speaks_last_wins(sources: Sources) -> None:
+def test_the_last_source_wins(sources: Sources) -> None:
     one = scanner(pipeline="x", name="one", **{k: LAYERS[k](**v) for k, v in sources.decorator.items()})(
         lambda state: []
     )
@@ -835,7 +842,7 @@ DATA = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dicti
 
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, DATA, max_size=3))
-def test_whatever_a_file_says_is_right_or_a_sentence(data: dict[str, Any]) -> None:
+def test_whatever_a_file_says_is_right_or_reported(data: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "from_file", lambda _: Source(data, lambda _: (1, "file:1"), []))
         try:
@@ -855,6 +862,31 @@ def test_every_field_of_every_option_can_be_set_to_its_default(load: Any, layer:
         )
         if field.name not in {"slow_after", "slow_rate", "rate", "concurrency"}:
             load(f"[scanners.x.{layer}]\n{field.name} = {value}")
+
+
+def test_a_new_option_is_written_in_its_class_and_nowhere_else(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Newer(Cache, frozen=True):
+        refresh_after: Seconds | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._optional("refresh_after", above=0)
+
+    Newer.__name__ = "Cache"
+    for module in (layering, read):
+        monkeypatch.setattr(module, "LAYERS", {**LAYERS, "cache": Newer})
+    text = "[defaults]\ncache = { refresh_after = '2m' }"
+    environ = {"RESILIENT_SCAN__SCANNERS__plain__CACHE__REFRESH_AFTER": "1.5m"}
+    assert effective(load(text), plain).policy.cache == Newer(refresh_after=120)
+    with load(text, environ).runner([plain], listeners=()) as runner:
+        explained = {number.option: number for layer in runner.explain("plain").layers for number in layer.numbers}
+    number = explained["cache.refresh_after"]
+    assert (number.value, number.origin) == ("90s", next(iter(environ)))
+    for wrong in ("'soon'", "0", "true"):
+        (problem,) = problems_of(load, f"[defaults]\ncache = {{ refresh_after = {wrong} }}")
+        assert problem.startswith("scan.toml:2: defaults.cache.refresh_after must be ")
+    (problem,) = problems_of(load, "[defaults]\ncache = { refresh_aftr = 1 }")
+    assert problem.endswith("; did you mean 'refresh_after'?")
 
 
 def test_the_quarantine_is_read_and_given_to_the_runner(load: Any) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 from msgspec import Meta
 
-from resilient_scan import ConfigError, Settings, load_settings, scanner
+from resilient_scan import ConfigError, Settings, scanner
 
 Load = Callable[..., Settings]
 
@@ -40,19 +39,7 @@ def free(state: dict[str, Any]) -> list[Any]:
     return []
 
 
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    monkeypatch.chdir(tmp_path)
-
-    def of(text: str, **variables: str) -> Settings:
-        (tmp_path / "scan.toml").write_text(text)
-        environ = {f"RESILIENT_SCAN__SCANNERS__mine__SETTINGS__{name}": value for name, value in variables.items()}
-        return load_settings("scan.toml", environ=environ)
-
-    return of
-
-
-def test_everything_that_does_not_fit_is_told_with_its_line(load: Load) -> None:
+def test_everything_that_does_not_fit_is_reported_with_its_line(load: Load) -> None:
     loaded = load(
         "[scanners.mine.settings]\ndayz = 3\ndays = 0\nshare = 'hunter2'\nnames = ['a', 5]\nfoo = 1\n"
         "[scanners.free.settings]\nanything = 1\n"
@@ -76,14 +63,14 @@ def test_what_is_missing_may_come_from_elsewhere_and_a_table_that_fits_says_noth
     assert load("[scanners.mine]\nsettings = { days = 3, api_key = 'k', share = 1 }").check([mine]) == ()
 
 
-def test_values_that_do_not_fit_each_other_are_told(load: Load) -> None:
+def test_values_that_do_not_fit_each_other_are_reported(load: Load) -> None:
     loaded = load("[scanners.mine]\nsettings = { api_key = 'k', low = 2 }")
     assert loaded.check([mine]) == ("scan.toml:2: scanners.mine.settings: high must be >= low",)
 
 
-def test_a_variable_is_told_by_its_name(load: Load) -> None:
-    loaded = load("[scanners.mine.settings]\ndays = 3", DAYS="many", DAYZ="5")
+def test_a_variable_is_reported_by_its_name(load: Load) -> None:
     prefix, path = "RESILIENT_SCAN__SCANNERS__mine__SETTINGS__", "scanners.mine.settings"
+    loaded = load("[scanners.mine.settings]\ndays = 3", {f"{prefix}DAYS": "many", f"{prefix}DAYZ": "5"})
     assert loaded.check([mine]) == (
         f"{prefix}DAYS: {path}.days must be a whole number, got a text",
         f"{prefix}DAYZ: unknown key {path}.dayz; did you mean 'days'?",

@@ -162,20 +162,20 @@ def test_any_text_is_a_document_or_malformed(text: str) -> None:
         ("a = 1\nb = \n", 2, "not TOML: Invalid value"),
         ("a = 1\n[b\n", 2, "not TOML: Expected ']' at the end of a table declaration"),
         ("a = 1\n\n", 3, ""),
-        ("a = 1\nb = 2\na = 3\n", 3, "a is there twice, first in line 1"),
-        ("[a]\nx = 1\n[b]\n[a]\n", 4, "a is there twice, first in line 1"),
-        ('[a]\nx = 1\n"x" = """\n\n"""\n', 3, "a.x is there twice, first in line 2"),
-        ("a = { x = 1, x = 2 }\n", 1, "a.x is there twice, first in line 1"),
-        ("a = [{ x = 1, x = 2 }]\n", 1, "a[0].x is there twice, first in line 1"),
-        ("[[a]]\nx = 1\n[[a]]\nx = 1\nx = 2\n", 5, "a[1].x is there twice, first in line 4"),
-        ("a = 1\n[a]\n", 2, "a is there twice, first in line 1"),
+        ("a = 1\nb = 2\na = 3\n", 3, "a appears twice, first in line 1"),
+        ("[a]\nx = 1\n[b]\n[a]\n", 4, "a appears twice, first in line 1"),
+        ('[a]\nx = 1\n"x" = """\n\n"""\n', 3, "a.x appears twice, first in line 2"),
+        ("a = { x = 1, x = 2 }\n", 1, "a.x appears twice, first in line 1"),
+        ("a = [{ x = 1, x = 2 }]\n", 1, "a[0].x appears twice, first in line 1"),
+        ("[[a]]\nx = 1\n[[a]]\nx = 1\nx = 2\n", 5, "a[1].x appears twice, first in line 4"),
+        ("a = 1\n[a]\n", 2, "a appears twice, first in line 1"),
         ("a.b = 1\n[a]\n", 2, "not TOML: Cannot declare ('a',) twice"),
         ("a = 'x\n", 1, "not TOML: "),
         ("x = 1\na = " + "[" * 20_000, 1, "tables or arrays are nested too deeply"),
         ("a = " + "1" * 5_000, 1, "not TOML: Exceeds the limit (4300 digits) for integer string conversion"),
     ],
 )
-def test_what_is_not_toml_is_told_with_its_line(text: str, line: int, reason: str) -> None:
+def test_what_is_not_toml_is_reported_with_its_line(text: str, line: int, reason: str) -> None:
     if not reason:
         assert parse(text).data == {"a": 1}
         return
@@ -198,6 +198,6 @@ def test_a_path_is_written_as_a_dotted_key(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5s", "1\nb = 2", "1 2", "[" * 20_000])
-def test_a_text_that_is_no_value_is_none(text: str) -> None:
+def test_some_texts_are_not_values(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whatever tomllib says
         value_of(text)

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.clock import Clock, short
+from resilient_scan._text import in_seconds
+from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
 from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
 from resilient_scan.events import BreakerChanged
@@ -309,5 +310,5 @@ class Guard:
     def _refusal(self, now: float) -> CircuitOpen:
         if self._memory.state == OPEN:
             left = max(0.0, self._circuit.open_until - now)
-            return CircuitOpen(f"the breaker of {self._name} is open, next trial in {short(left)}s")
+            return CircuitOpen(f"the breaker of {self._name} is open, next trial in {in_seconds(left)}s")
         return CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")

@@ -5,22 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from resilient_scan._text import clean, counted, moment, span
+from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.observe.explain.model import Layer, Number
-from resilient_scan.options import Breaker, Cache, Limit, Policy, Retry
+from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
 
 BUILT_IN, POLICY, POLICIES, DECORATOR, CLASS = "built-in", "policy", "policies", "decorator", "the scanner's class"
-_SECONDS = {
-    *("cache.ttl", "cache.stale_if_error", "cache.ttl_empty", "cache.ttl_error"),
-    *("retry.base", "retry.cap", "retry.retry_after_cap"),
-    *("breaker.open_for", "breaker.open_cap", "breaker.slow_after"),
-    *("timeout.total", "timeout.attempt"),
-}
 _NONE = {"cache.inputs": "all of the state but tool_logs", "cache.ttl_empty": "as ttl", "cache.ttl_error": "never"}
 _SOURCES = {"alert": "by an alert", "failures": "by its own failures", "probe": "by a failed probe"}
 
@@ -65,12 +58,13 @@ def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> 
     return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
 
 
-def _value(path: str, option: Any) -> str:
-    value = getattr(option, path.partition(".")[2])
+def _value(path: str, option: Option) -> str:
+    field = path.partition(".")[2]
+    value = getattr(option, field)
     if value is None:
         return _NONE.get(path, "none")
-    if path in _SECONDS:
-        return f"{value:.10g}s"
+    if field in durations(type(option)):
+        return exact(value)
     if isinstance(value, tuple):
         return "(" + ", ".join(item.__name__ if isinstance(item, type) else str(item) for item in value) + ")"
     return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -91,7 +91,7 @@ def test_an_order_holds_for_24_hours_by_default() -> None:
 
 @pytest.mark.parametrize("name", ["three", "", "ONE", None])
 def test_an_unknown_scanner_is_refused(gate: Gate, name: Any) -> None:
-    way_out = "did you mean 'one'?" if name is None else "there are one, two"
+    way_out = "did you mean 'one'?" if name in ("ONE", None) else "there are one, two"
     sentence = f"there is no scanner {name!r}; {way_out}"
     for order in (lambda: gate.disable(name, "x", 60), lambda: gate.enable(name, "x")):
         with pytest.raises(ConfigError) as caught:

@@ -1,6 +1,8 @@
-"""Words for people: durations, instants, foreign text, numbers of things."""
+"""Texts for people: durations, instants, foreign text, numbers of things."""
 
-from resilient_scan._text import ago, clean, counted, moment, shortened, span
+import pytest
+
+from resilient_scan._text import ago, clean, counted, did_you_mean, in_seconds, moment, shortened, span
 
 
 def test_durations_have_two_units_at_most():
@@ -10,6 +12,14 @@ def test_durations_have_two_units_at_most():
         *("1d 1h", "11574d 1h"),
     ]
     assert [ago(seconds) for seconds in (-0.5, 0.2, 3.9, 7300)] == ["just now", "just now", "3s ago", "2h 1m ago"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (0.05, "0.05"), (1 / 3, "0.333"), (30, "30"), (99.96, "100"), (107.256, "107"), (86400, "86400")],
+)
+def test_seconds_have_three_digits_and_never_an_exponent(seconds: float, text: str) -> None:
+    assert in_seconds(seconds) == text
 
 
 def test_an_instant_of_today_has_no_date():
@@ -23,3 +33,10 @@ def test_foreign_text_cannot_steer_the_terminal():
     assert clean("red\x1b[31m\n  two   lines\u202e") == "red [31m two lines"
     assert shortened("a\x1b[2Jb" + "x" * 50, 10) == "a [2Jbxxx…"
     assert [counted(number, "scan") for number in (0, 1, 2)] == ["0 scans", "1 scan", "2 scans"]
+
+
+def test_a_name_that_is_nearly_right_is_suggested_in_any_case():
+    assert did_you_mean("Gap_Upp", ["gap_up", "Movers"]) == "did you mean 'gap_up'?"
+    assert did_you_mean("x", ["a", "A"]) == "there are a, A"
+    assert did_you_mean("x", []) == "there are none"
+    assert did_you_mean("x", ["a"], "look it up") == "look it up"

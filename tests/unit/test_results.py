@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ScanTimeout, Status
-from resilient_scan.results import MOST_MESSAGE, ErrorInfo, plain
+from resilient_scan.results import MAX_MESSAGE, ErrorInfo, plain
 from tests.results import result
 
 
@@ -108,9 +108,9 @@ def test_a_chained_exception_is_the_last_one() -> None:
 
 
 def test_of_a_text_without_end_the_beginning_is_kept() -> None:
-    assert ErrorInfo.of(ValueError("x" * MOST_MESSAGE)).message == "x" * MOST_MESSAGE
-    long = ErrorInfo.of(ValueError("x" * MOST_MESSAGE + "y" * 990_000)).message
-    assert long == "x" * MOST_MESSAGE + "... (1000000 characters)"
+    assert ErrorInfo.of(ValueError("x" * MAX_MESSAGE)).message == "x" * MAX_MESSAGE
+    long = ErrorInfo.of(ValueError("x" * MAX_MESSAGE + "y" * 990_000)).message
+    assert long == "x" * MAX_MESSAGE + "... (1000000 characters)"
 
 
 def test_an_exception_of_the_main_program_has_no_prefix() -> None:

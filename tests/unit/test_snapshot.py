@@ -39,7 +39,7 @@ class Spiteful:
 
 
 class View(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __getitem__(self, key: str) -> Any:
         return {"a": [1]}[key]
@@ -85,7 +85,7 @@ def test_what_cannot_be_pickled_is_copied_all_the_same() -> None:
 
 @pytest.mark.parametrize("value", [threading.Lock(), (x for x in ()), Spiteful(), [{"deep": Spiteful()}]])
 def test_what_cannot_be_copied_is_the_callers_to_know(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"^state cannot be copied: .*; leave out what cannot, or hand over its name$"):
+    with pytest.raises(TypeError, match=r"^state cannot be copied: .*; leave that value out, or pass its name "):
         Snapshot({"bad": value})
 
 
@@ -295,7 +295,7 @@ def test_keys_that_are_no_text_and_huge_numbers_have_stable_forms(one: Any, same
     assert key({"value": one}) != key({"value": other})
 
 
-def test_tool_logs_that_a_scanner_rearranged_are_told_apart_from_old_ones() -> None:
+def test_rearranged_tool_logs_are_distinguished_from_old_ones() -> None:
     old = [{"old": 1}, {"old": 2}]
     snapshot = Snapshot({"tool_logs": old})
     assert snapshot.new_tool_logs({"tool_logs": [*old, {"new": 1}]}) == [{"new": 1}]
