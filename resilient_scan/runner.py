@@ -309,8 +309,8 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner; the message names the nearest.
         """
-        guard = self._fleet.stack(name).guard
-        return None if guard is None else guard.state
+        breaker = self._fleet.stack(name).breaker
+        return None if breaker is None else breaker.state
 
     def listen(self, listener: Listener) -> None:
         """Let one more listen; it is told of the scanners at once, and of what happens in runs that begin from now on.

@@ -1,4 +1,4 @@
-"""Several processes' guards on one store, as far as one process can play them."""
+"""Several processes' breakers on one store, as far as one process can play them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker import Guard, Home
+from resilient_scan.layers.breaker import BreakerStore, CircuitBreaker
 from resilient_scan.layers.breaker.machine import Record, read
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
@@ -34,7 +34,7 @@ class Wall(FakeClock):
         return super().time() + self.jumped
 
 
-class Shelf(MemoryStore):
+class CountingStore(MemoryStore):
     """A store that counts what it is asked, and can be taken away."""
 
     shared = True
@@ -71,42 +71,42 @@ class Fleet:
 
     def __init__(self, **options: Any) -> None:
         self.clock = Wall()
-        self.store = Shelf(self.clock)
+        self.store = CountingStore(self.clock)
         self.options: dict[str, Any] = {"failures": 1, "open_for": 8, **options}
         self.errors: list[tuple[str, StoreError]] = []
 
     def on_error(self, operation: str, error: StoreError) -> None:
         self.errors.append((operation, error))
 
-    def guard(self, *, look: bool = True, random: Random | None = None, **options: Any) -> Guard:
+    def breaker(self, *, look: bool = True, random: Random | None = None, **options: Any) -> CircuitBreaker:
         """Start a process, and its first run unless told otherwise."""
-        home = Home(self.store, KEY, self.on_error)
-        guard = Guard("one", Breaker(**{**self.options, **options}), self.clock, random or Random(0), home)
+        store = BreakerStore(self.store, KEY, self.on_error)
+        breaker = CircuitBreaker("one", Breaker(**{**self.options, **options}), self.clock, random or Random(0), store)
         if look:
-            self.look(guard)
-        return guard
+            self.look(breaker)
+        return breaker
 
-    def look(self, *guards: Guard) -> None:
+    def look(self, *breakers: CircuitBreaker) -> None:
         """Begin a run."""
-        for guard in guards:
-            assert guard.sync(self.store.read(KEY).get(KEY), self.store.now()) is None
+        for breaker in breakers:
+            assert breaker.sync(self.store.read(KEY).get(KEY), self.store.now()) is None
 
     def put(self, data: bytes | None) -> None:
         """Let somebody else write the record."""
         MemoryStore.update(self.store, KEY, lambda _old, _now: (data, None))
 
 
-def fail(guard: Guard) -> BreakerChanged | None:
-    return guard.vote(guard.admit()[0], True)
+def fail(breaker: CircuitBreaker) -> BreakerChanged | None:
+    return breaker.vote(breaker.admit()[0], True)
 
 
-def succeed(guard: Guard) -> BreakerChanged | None:
-    return guard.vote(guard.admit()[0], False)
+def succeed(breaker: CircuitBreaker) -> BreakerChanged | None:
+    return breaker.vote(breaker.admit()[0], False)
 
 
-def refusal(guard: Guard) -> str:
+def refusal(breaker: CircuitBreaker) -> str:
     with pytest.raises(CircuitOpen) as caught:
-        guard.admit()
+        breaker.admit()
     return str(caught.value)
 
 

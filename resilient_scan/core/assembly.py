@@ -16,7 +16,7 @@ from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
-from resilient_scan.layers.breaker import PREFIX as BREAKERS
+from resilient_scan.layers.breaker import BREAKER_PREFIX
 from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.quarantine import Gate, ScannerState
@@ -101,15 +101,15 @@ class Fleet:
         self.gate.refresh()
         if self._store is None:
             return
-        guards = [(name, stack.guard) for name, stack in self.stacks.items() if stack.guard is not None]
+        breakers = [(name, stack.breaker) for name, stack in self.stacks.items() if stack.breaker is not None]
         try:
-            now, records = self._store.now(), self._store.read(BREAKERS)
+            now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
-            for _, guard in guards:
-                guard.alone()
+            for _, breaker in breakers:
+                breaker.trust_local()
             return
-        changes = [guard.sync(records.get(BREAKERS + name), now) for name, guard in guards]
+        changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
         self.bus.send_all([change for change in changes if change is not None])
 
     def settle(self, run_id: str) -> None:

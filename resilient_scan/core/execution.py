@@ -146,7 +146,7 @@ class Execution:
     def answered(self) -> bool:
         """Look whether another process has brought the answer, and end with it; `False`: there is none."""
         cache, key = self.stack.cache, self._key
-        entry = None if cache is None or key is None else cache.recall(key)
+        entry = None if cache is None or key is None else cache.load(key)
         if entry is None or entry.error is not None:
             return False
         for waiter in self._end() or ():
@@ -158,7 +158,7 @@ class Execution:
         """Queue it, once its provider, if it has one, has a permit for it."""
         stack, context = self.stack, self.context
         provider = context.provider = stack.provider
-        if provider is None or (stack.guard is not None and stack.guard.is_open()):
+        if provider is None or (stack.breaker is not None and stack.breaker.is_open()):
             self.queue()
             return
         ticket = self._ticket = Ticket(self._permitted, self._turn_down)
@@ -180,7 +180,9 @@ class Execution:
     def _give_back(self) -> None:
         """Give the provider's permit back, or the place in its queue, where they were not used."""
         ticket, provider = self._ticket, self.stack.provider
-        if ticket is not None and provider is not None and not provider.withdraw(ticket) and provider.use(self.context):
+        if ticket is None or provider is None or provider.withdraw(ticket):
+            return
+        if provider.take_prepaid(self.context):
             provider.release()
 
     # on a worker
@@ -404,8 +406,8 @@ class Execution:
         self._give_back()
         self.land()
         permit = context.permit
-        if stack.guard is not None and permit is not None:
-            stack.guard.vote(permit, None)
+        if stack.breaker is not None and permit is not None:
+            stack.breaker.vote(permit, None)
         context.cancel()
         if begun:
             stack.bus.send_all([*self._inherited(), *self._endings(CANCELLED, None)])
@@ -419,8 +421,8 @@ class Execution:
         stack, context = self.stack, self.context
         permit = context.permit
         change = None
-        if stack.guard is not None and permit is not None:
-            change = stack.guard.vote(permit, True, wait=False)  # the thread that sends the events stores the vote
+        if stack.breaker is not None and permit is not None:
+            change = stack.breaker.vote(permit, True, wait=False)  # the thread that sends the events stores the vote
         stack.hung.abandon()
         abandonment: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
         if change is not None:

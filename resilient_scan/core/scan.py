@@ -92,9 +92,9 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
         scan = Scan(stack, run, turn)
         _lead(scan, Execution(stack, scan, None))
         return scan
-    entry = cache.at_hand(key)
+    entry = cache.peek(key)
     if entry is None and cache.answers is not None:
-        entry = cache.fresh(key) or cache.recall(key)
+        entry = cache.fresh(key) or cache.load(key)
     if entry is None:
         scan = Scan(stack, run, turn)
         entry = _lead_or_follow(scan, cache, key)
@@ -124,8 +124,8 @@ def _probe(scan: Scan, mark: str) -> Scan:
     key = None if stack.cache is None else scan.run.snapshot.keys[stack.cache.inputs]
     execution = Execution(stack, scan, key)
     scan.probe = execution.probe = mark
-    if stack.guard is not None:
-        stack.guard.hasten()
+    if stack.breaker is not None:
+        stack.breaker.allow_trial()
     _lead(scan, execution)
     return scan
 

@@ -11,7 +11,7 @@ from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ScanCancelled, ScanTimeout
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.limit import Providers
 from resilient_scan.options import Breaker, Limit
 
@@ -32,40 +32,40 @@ class Sources:
         self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Providers
     ) -> None:
         self._scanner = scanner
-        self._breaker = breaker
+        self._options = breaker
         self._clock = clock
         self._random = random
         self._providers = providers
         self._lock = threading.Lock()
-        self._guards: dict[str, Guard] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
 
     def ask(
         self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None = None, /
     ) -> T:
         """Return what `call` returns; see `ScanContext.guarded`."""
-        guard = self._guard(source)
-        if guard is None:
+        breaker = self._breaker_of(source)
+        if breaker is None:
             return self._in_time(source, call, seconds, context, limit)
-        permit, _ = guard.admit(min(context.ends, self._clock.monotonic() + seconds))
+        permit, _ = breaker.admit(min(context.ends, self._clock.monotonic() + seconds))
         failed: bool | None = None
         try:
             answer = self._in_time(source, call, seconds, context, limit)
             failed = False
             return answer
         except BaseException as error:
-            failed = guard.verdict(error, context)
+            failed = breaker.verdict(error, context)
             raise
         finally:
-            guard.vote(permit, failed)
+            breaker.vote(permit, failed)
 
-    def _guard(self, source: str) -> Guard | None:
-        if self._breaker is None:
+    def _breaker_of(self, source: str) -> CircuitBreaker | None:
+        if self._options is None:
             return None
         with self._lock:
-            if source not in self._guards:
+            if source not in self._breakers:
                 name = f"{self._scanner}'s source {source}"
-                self._guards[source] = Guard(name, self._breaker, self._clock, self._random)
-            return self._guards[source]
+                self._breakers[source] = CircuitBreaker(name, self._options, self._clock, self._random)
+            return self._breakers[source]
 
     def _in_time(
         self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None

@@ -37,12 +37,10 @@ from resilient_scan.events import (
     RetryBudgetExhausted,
 )
 from resilient_scan.layers.attempt import AttemptContext, Call, Step
-from resilient_scan.layers.breaker import PREFIX as BREAKERS
-from resilient_scan.layers.breaker import Guard
-from resilient_scan.layers.breaker import Home as BreakerHome
+from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Providers, permitted
-from resilient_scan.layers.retry import Budget, retrying
+from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline
 from resilient_scan.layers.timeout import HungThreads, limited
@@ -99,6 +97,7 @@ class Stack:
         "__weakref__",
         "_answers",
         "_config",
+        "breaker",
         "budget",
         "bus",
         "cache",
@@ -110,7 +109,6 @@ class Stack:
         "expected",
         "flights",
         "gate",
-        "guard",
         "hung",
         "leases",
         "lock",
@@ -142,13 +140,13 @@ class Stack:
         self._answers = _answer_store(spec, config, shared)
         self.leases = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
-        home = None if shared.store is None else BreakerHome(shared.store, BREAKERS + name, shared.store_failed)
-        self.guard = Guard(name, policy.breaker, clock, random, home) if policy.breaker else None
-        landed = None if self.leases is None else self._landed
+        store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
+        self.breaker = CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
+        on_landed = None if self.leases is None else self._landed
         self.cache: ResultCache[Any] | None = (
-            ResultCache(policy.cache, clock, random, self._answers, landed, self.lock) if policy.cache else None
+            ResultCache(policy.cache, clock, random, self._answers, on_landed, self.lock) if policy.cache else None
         )
-        self.budget = Budget(policy.retry, clock) if policy.retry and policy.retry.budget else None
+        self.budget = RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         self.hung = HungThreads(policy.timeout, clock)
         self.doubt = Baseline(spec.empty_ok).doubt
         self.engine = ThreadEngine()
@@ -191,8 +189,8 @@ class Stack:
             call = self._announcing(call)
         if self.provider is not None:
             call = permitted(self.provider, call)
-        if self.guard is not None:
-            call = self.guard.around(call, self.bus.send)
+        if self.breaker is not None:
+            call = self.breaker.around(call, self.bus.send)
         if policy.retry is not None:
             call = retrying(
                 policy.retry,
@@ -210,7 +208,7 @@ class Stack:
 
     def may_retry(self) -> bool:
         """Say whether the breaker lets another attempt through, as far as one can tell beforehand."""
-        return self.guard is None or not self.guard.is_open()
+        return self.breaker is None or not self.breaker.is_open()
 
     def _announcing(self, call: Call) -> Call:
         def announced(context: AttemptContext) -> list[Any]:
@@ -243,7 +241,7 @@ class Stack:
 
     def settle(self, run_id: str) -> None:
         """Bring the breaker's votes that still wait to the store, if it has one."""
-        change = None if self.guard is None else self.guard.settle()
+        change = None if self.breaker is None else self.breaker.flush()
         if change is not None:
             self.bus.send(change.during(run_id))
 
@@ -275,7 +273,9 @@ class Stack:
 
         def breaker_state() -> str | None:
             stack = this()
-            return stack.guard.state if stack is not None and stack.guard is not None and not stack.retired else None
+            if stack is None or stack.breaker is None or stack.retired:
+                return None
+            return stack.breaker.state
 
         def abandoned_threads() -> int:
             stack = this()
@@ -285,7 +285,7 @@ class Stack:
             stack = this()
             return None if stack is None or stack.retired else stack.gate.state_of(stack.name)
 
-        breaker = None if self.guard is None else breaker_state
+        breaker = None if self.breaker is None else breaker_state
         return Registered(self.name, self.pipeline, breaker, abandoned_threads, state)
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ class ResultCache(Generic[Flight]):
         options: the numbers.
         clock, random: where time and chance come from.
         answers: where answers are kept beyond this process; `None`: nowhere.
-        landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
+        on_landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
         lock: which one, where its owner has one in the processor's cache already; never held by the caller.
     """
 
@@ -96,10 +96,10 @@ class ResultCache(Generic[Flight]):
         "_failures",
         "_flights",
         "_jitter",
-        "_landed",
         "_latest",
         "_lock",
         "_monotonic",
+        "_on_landed",
         "_random",
         "_stale",
         "_ttl",
@@ -116,12 +116,12 @@ class ResultCache(Generic[Flight]):
         clock: Clock,
         random: Random,
         answers: Answers | None = None,
-        landed: Callable[[bytes], None] | None = None,
+        on_landed: Callable[[bytes], None] | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.inputs = options.inputs
         self.answers = answers
-        self._landed = landed
+        self._on_landed = on_landed
         self._monotonic = clock.monotonic
         self._random = random.random
         self._ttl, self._ttl_error, self._jitter = options.ttl, options.ttl_error, options.jitter
@@ -134,7 +134,7 @@ class ResultCache(Generic[Flight]):
         self._flights: dict[Hashable, Flight] | None = None  # none: most caches wait for no answer most of the time
         self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, as long as it is among the entries
 
-    def at_hand(self, key: Hashable) -> Entry | None:
+    def peek(self, key: Hashable) -> Entry | None:
         """Return the answer for `key` if it is fresh and was the last one used.
 
         One that is asked for again and again is found so, without the lock: there is nothing to note. Whoever replaces
@@ -150,8 +150,8 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             return self._fresh(key)
 
-    def recall(self, key: bytes) -> Entry | None:
-        """Take over what the store has for `key`; return it if it is fresh."""
+    def load(self, key: bytes) -> Entry | None:
+        """Take over what the shelf has for `key`; return it if it is fresh."""
         found = None if self.answers is None else self.answers.find(key)
         if found is None:
             return None
@@ -238,7 +238,7 @@ class ResultCache(Generic[Flight]):
         if self.answers is not None:
             if keep:
                 self.answers.keep(key, own, until - now, entry.stale_until - now)
-            with self._lock:  # after the answer is in the store: another process looks there next
+            with self._lock:  # after the answer is on the answers: another process looks there next
                 self._touch_down(key, flight)
         return entry
 
@@ -252,7 +252,7 @@ class ResultCache(Generic[Flight]):
             self._failures.pop(key, None)
             self._failures[key] = Entry((), now, until, until, error)
 
-    def kept(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int]:
         """Return how many answers and how many failures are kept, old ones included."""
         with self._lock:
             return len(self._entries), 0 if self._failures is None else len(self._failures)
@@ -294,8 +294,8 @@ class ResultCache(Generic[Flight]):
                 self._flights = None
             else:
                 del flights[key]
-            if self._landed is not None:
-                self._landed(key)
+            if self._on_landed is not None:
+                self._on_landed(key)
 
     def _keep(self, key: Hashable, entry: Entry) -> None:
         """Put an answer among the entries, at the end. Under the lock."""

@@ -118,7 +118,7 @@ class Provider:
             self._taken -= 1
         self._pump()
 
-    def use(self, context: AttemptContext) -> bool:
+    def take_prepaid(self, context: AttemptContext) -> bool:
         """Take the permit that was granted to an execution beforehand, if it is still there."""
         with self._lock:
             self._granted.pop(context, None)
@@ -296,7 +296,7 @@ def permitted(provider: Provider, call: Call) -> Call:
     """
 
     def attempt(context: AttemptContext) -> list[Any]:
-        if not provider.use(context):  # the first one was waited for before the worker was taken
+        if not provider.take_prepaid(context):  # the first one was waited for before the worker was taken
             provider.acquire(context, with_permit=True)
         context.requests = 1  # the permit came with one request
         try:

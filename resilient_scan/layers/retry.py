@@ -39,7 +39,7 @@ class FullJitter(wait_base):
         return self._random.uniform(0.0, min(self._cap, doubled))
 
 
-class Budget:
+class RetryBudget:
     """Retries allowed: a share of the executions of the last minute, and a few in any case.
 
     A source that is down is asked `attempts` times per execution by everybody; the budget keeps that multiplication
@@ -90,7 +90,7 @@ def retrying(
     *,
     random: Random,
     may_retry: Callable[[], bool],
-    budget: Budget | None = None,
+    budget: RetryBudget | None = None,
     on_exhausted: Callable[[AttemptContext], None] = lambda _context: None,
 ) -> Call:
     """Wrap `call` so that it is tried up to `options.attempts` times.
@@ -143,7 +143,7 @@ class _Judge:
         options: Retry,
         random: Random,
         may_retry: Callable[[], bool],
-        budget: Budget | None,
+        budget: RetryBudget | None,
         on_exhausted: Callable[[AttemptContext], None],
     ) -> None:
         self._cap = options.retry_after_cap

@@ -254,14 +254,14 @@ def test_a_success_after_a_hang_resets_the_count(
 ) -> None:
     policy = bare(breaker=Breaker(failures=2), retry=AT_ONCE, timeout=QUICK)
     runner = fleet(Stubborn(release), policy=policy)
-    guard = runner._fleet.stacks["stubborn"].guard
-    assert guard is not None
+    breaker = runner._fleet.stacks["stubborn"].breaker
+    assert breaker is not None
     for _ in range(3):
         assert statuses(runner.run({})) == [Status.COMPLETED]
-    assert guard.state == "closed"
+    assert breaker.state == "closed"
     release.set()
     eventually(lambda: runner.abandoned() == [])
-    assert guard.state == "closed"
+    assert breaker.state == "closed"
 
 
 def test_a_hung_attempt_and_its_successor_hold_a_permit_each(

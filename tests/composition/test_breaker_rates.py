@@ -46,9 +46,9 @@ class Source:
 
     @property
     def state(self) -> str:
-        guard = self.runner._fleet.stacks["one"].guard
-        assert guard is not None
-        return guard.state
+        breaker = self.runner._fleet.stacks["one"].breaker
+        assert breaker is not None
+        return breaker.state
 
     @property
     def openings(self) -> list[float | None]:

@@ -17,7 +17,7 @@ from resilient_scan.layers.breaker.machine import Record, read
 from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
-from tests.breakers import Shelf
+from tests.breakers import CountingStore
 from tests.composition.conftest import Bare, Fleet
 
 Open = Callable[[Clock], Store]
@@ -118,7 +118,7 @@ def test_a_timeout_that_opens_it_only_together_with_others_is_told(
 
 def test_what_goes_well_is_one_read_for_all(fleet: Fleet, bare: Bare) -> None:
     clock = FakeClock()
-    store = Shelf(clock)
+    store = CountingStore(clock)
     runner = fleet(
         *(healthy(f"s{number}") for number in range(20)), policy=bare(breaker=Breaker()), clock=clock, store=store
     )
@@ -151,7 +151,7 @@ def test_a_store_object_for_one_process_is_a_store_all_the_same(fleet: Fleet, ba
 
 def test_a_store_that_fails_costs_no_scan_anything(fleet: Fleet, bare: Bare) -> None:
     clock, recorder = FakeClock(), Recorder()
-    store = Shelf(clock)
+    store = CountingStore(clock)
     policy = bare(breaker=Breaker(failures=1, open_for=60))
     runner = fleet(broken("bad"), healthy("good"), policy=policy, clock=clock, store=store, listeners=[recorder])
     store.away = StoreError("the store is away")

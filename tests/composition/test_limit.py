@@ -180,9 +180,9 @@ def test_out_of_time_is_rejected_and_nobodys_fault(fleet: Fleet, bare: Bare, rel
     assert result.error is not None
     assert result.error.type == "resilient_scan.LimitExceeded"
     assert result.error.message == "no turn at provider acme in time: all 1 of its attempts are under way"
-    guard = runner._fleet.stacks["late"].guard
-    assert guard is not None
-    assert guard.state == "closed"
+    breaker = runner._fleet.stacks["late"].breaker
+    assert breaker is not None
+    assert breaker.state == "closed"
     assert not [event for event in recorder.events_seen if getattr(event, "scanner", "") == "late"]
 
 

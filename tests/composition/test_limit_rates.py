@@ -149,9 +149,9 @@ def test_a_request_that_gets_no_turn_in_time_is_an_error_of_the_scan(
     assert (result.status, result.attempts) == (Status.ERROR, 1)
     assert result.error is not None
     assert result.error.type == "resilient_scan.LimitExceeded"
-    guard = runner._fleet.stacks["pages"].guard
-    assert guard is not None
-    assert guard.state == "closed"
+    breaker = runner._fleet.stacks["pages"].breaker
+    assert breaker is not None
+    assert breaker.state == "closed"
 
 
 def test_a_breaker_that_opens_while_its_scan_waits_gives_the_permit_back(

@@ -18,7 +18,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import ExecutionEnded, RunEnded
-from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.testing import FakeClock, Recorder, healthy
 from tests.composition.conftest import Bare, statuses
 
@@ -44,7 +44,7 @@ def test_close_tells_what_goes_on_for_the_caches_sake_alone(bare: Bare) -> None:
 def test_a_time_that_is_over_before_the_first_attempt_is_told_as_an_execution(bare: Bare) -> None:
     clock, recorder = FakeClock(), Recorder()
 
-    class Slow(Budget):
+    class Slow(RetryBudget):
         """Takes all the time there is before the first attempt."""
 
         def count(self) -> None:
@@ -52,7 +52,7 @@ def test_a_time_that_is_over_before_the_first_attempt_is_told_as_an_execution(ba
 
     one = healthy("one", breaker=Breaker(), retry=Retry(budget=0.5), timeout=Timeout(total=5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resilient_scan.core.stack.Budget", Slow)
+        patch.setattr("resilient_scan.core.stack.RetryBudget", Slow)
         with ScanRunner([one], policy=bare(), clock=clock, listeners=[recorder]) as runner:
             assert statuses(runner.run({})) == [Status.TIMEOUT]
     assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["timeout"]

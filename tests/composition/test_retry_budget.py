@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Cache, Retry, RetryAfter, RunReport, Status, Timeout
-from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.testing import FakeClock, broken, flapping, hanging, healthy
 from tests.composition.conftest import Bare, Fleet
 
@@ -106,7 +106,7 @@ def test_a_hung_attempt_and_its_successor_are_one_execution_and_one_retry(
 
 @pytest.mark.parametrize(("share", "executions", "allowed"), [(0.1, 10, 1), (0.1, 11, 2), (0.5, 7, 4), (1.0, 3, 3)])
 def test_the_share_is_rounded_up(share: float, executions: int, allowed: int) -> None:
-    purse = Budget(Retry(budget=share, budget_min=0), FakeClock())
+    purse = RetryBudget(Retry(budget=share, budget_min=0), FakeClock())
     for _ in range(executions):
         purse.count()
     assert [purse.spend() for _ in range(allowed + 2)] == [True] * allowed + [False] * 2

@@ -20,7 +20,7 @@ from typing import Any
 
 from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.clock import SystemClock
-from resilient_scan.layers.breaker import Guard, Home
+from resilient_scan.layers.breaker import BreakerStore, CircuitBreaker
 from resilient_scan.stores import open_store
 
 
@@ -31,14 +31,15 @@ class Crew:
         clock = SystemClock()
         self.seen: dict[str, list[Any]] = {"trials": [], "changes": [], "errors": []}
         self.number = number
-        home = Home(open_store(url, clock), "breaker/one", lambda *error: self.seen["errors"].append(str(error)))
+        errors = self.seen["errors"]
+        store = BreakerStore(open_store(url, clock), "breaker/one", lambda *error: errors.append(str(error)))
         options = Breaker(failures=1, open_for=open_for, open_cap=open_for, trials=trials)
-        self.guard = Guard("one", options, clock, Random(number), home)
+        self.breaker = CircuitBreaker("one", options, clock, Random(number), store)
 
     def work(self, chance: Random, until: float) -> None:
         while (asked := time.monotonic()) < until:
             try:
-                permit, change = self.guard.admit()
+                permit, change = self.breaker.admit()
             except CircuitOpen:
                 time.sleep(0.002 * chance.random())
                 continue
@@ -48,7 +49,7 @@ class Crew:
             if trial:
                 time.sleep(0.004 * chance.random())
             ended = time.monotonic()
-            self.note(self.guard.vote(permit, failed))
+            self.note(self.breaker.vote(permit, failed))
             if trial:
                 self.seen["trials"].append((permit.generation, asked, began, ended, failed))
 

@@ -1,4 +1,4 @@
-"""The breaker's guard against a model of a breaker."""
+"""The breaker's breaker against a model of a breaker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker import Guard, Permit
+from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.testing import FakeClock
 from tests.breakers import Chance
 
@@ -39,7 +39,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.failures, self.trials = failures, trials
         self.clock = FakeClock()
         options = Breaker(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
-        self.guard = Guard("one", options, self.clock, Chance(seed))
+        self.breaker = CircuitBreaker("one", options, self.clock, Chance(seed))
         self.state = "closed"
         self.generation = 0
         self.failed_in_a_row = 0
@@ -85,9 +85,9 @@ class BreakerMachine(RuleBasedStateMachine):
         )
         if refused:
             with pytest.raises(CircuitOpen):
-                self.guard.admit()
+                self.breaker.admit()
             return
-        permit, change = self.guard.admit()
+        permit, change = self.breaker.admit()
         if self.state == "open":
             self.turn("half_open")
             assert change == BreakerChanged("one", "open", "half_open", None)
@@ -113,7 +113,7 @@ class BreakerMachine(RuleBasedStateMachine):
                 self.vote_for(self.granted[-1], failed)
 
     def vote_for(self, one: Granted, failed: bool | None) -> None:
-        change = self.guard.vote(one.permit, failed)
+        change = self.breaker.vote(one.permit, failed)
         counts = not one.voted and one.generation == self.generation and failed is not None
         one.voted = True
         if not counts:
@@ -154,8 +154,8 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert self.guard.state == self.state
-        assert self.guard.is_open() == (self.state == "open" and self.clock.monotonic() < self.open_until)
+        assert self.breaker.state == self.state
+        assert self.breaker.is_open() == (self.state == "open" and self.clock.monotonic() < self.open_until)
 
 
 def test_the_guard_is_the_breaker_of_the_model(machine_settings: settings) -> None:

@@ -1,4 +1,4 @@
-"""Two processes' guards on one store against a model: what is in the store, and what each of them knows of it."""
+"""Two processes' breakers on one store against a model: what is in the store, and what each of them knows of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from resilient_scan import CircuitOpen
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker import Guard, Permit
+from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.layers.breaker.machine import read
 from tests.breakers import KEY, Chance, Fleet
 
@@ -73,7 +73,7 @@ class Known:
 
 
 class Granted:
-    def __init__(self, owner: Guard, permit: Permit, generation: int, trial: bool) -> None:
+    def __init__(self, owner: CircuitBreaker, permit: Permit, generation: int, trial: bool) -> None:
         self.owner = owner
         self.permit = permit
         self.generation = generation
@@ -87,12 +87,12 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         self.failures, self.trials, self.chance = failures, trials, Chance(seed)
         self.fleet = Fleet(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
         self.truth = Truth()
-        self.guards = [self.start() for _ in range(2)]
+        self.breakers = [self.start() for _ in range(2)]
         self.known = [Known() for _ in range(2)]
         self.granted: list[Granted] = []
 
-    def start(self) -> Guard:
-        return self.fleet.guard(look=False, random=self.chance)
+    def start(self) -> CircuitBreaker:
+        return self.fleet.breaker(look=False, random=self.chance)
 
     @property
     def wall(self) -> float:
@@ -116,7 +116,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
     @rule(one=GUARDS)
     def look(self, one: int) -> None:
         """A run begins."""
-        self.fleet.look(self.guards[one])
+        self.fleet.look(self.breakers[one])
         put_right = self.truth.settle_clock(self.wall)
         if put_right or self.known[one].truth is None or self.known[one].revision != self.revision:
             self.learn(one)  # what is known already is not learnt again: its time is measured on the own clock
@@ -124,7 +124,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
     @rule(one=GUARDS, look=st.booleans())
     def restart(self, one: int, look: bool) -> None:
         """The process dies, with whatever it had under way; its late answers never come."""
-        dead, self.guards[one], self.known[one] = self.guards[one], self.start(), Known()
+        dead, self.breakers[one], self.known[one] = self.breakers[one], self.start(), Known()
         self.granted = [permit for permit in self.granted if permit.owner is not dead]
         if look:
             self.look(one)
@@ -156,13 +156,13 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         expected, refused = self.expect_answer(one)
         if refused:
             with pytest.raises(CircuitOpen):
-                self.guards[one].admit()
+                self.breakers[one].admit()
         else:
-            permit, change = self.guards[one].admit()
+            permit, change = self.breakers[one].admit()
             assert change == expected
             trial = self.known[one].truth.state == "half_open"
             assert (permit.expires is not None) == trial
-            self.granted.append(Granted(self.guards[one], permit, self.known[one].truth.generation, trial))
+            self.granted.append(Granted(self.breakers[one], permit, self.known[one].truth.generation, trial))
             if trial:
                 self.truth.trials[permit] = self.truth.trials.pop(None)
                 self.learn(one)
@@ -214,7 +214,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         self.vote_for(self.granted[data.draw(st.integers(0, len(self.granted) - 1), label="permit")], failed)
 
     def vote_for(self, permit: Granted, failed: bool | None) -> None:
-        one = self.guards.index(permit.owner)
+        one = self.breakers.index(permit.owner)
         updates = self.fleet.store.updates
         change = permit.owner.vote(permit.permit, failed)
         if not self.matters(one, permit, failed):
@@ -274,11 +274,11 @@ class SharedBreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_knows_what_it_has_seen(self) -> None:
-        for one, guard in enumerate(self.guards):
+        for one, breaker in enumerate(self.breakers):
             known = self.known[one].truth
-            assert guard.state == ("closed" if known is None else known.state)
-            assert guard.failures == (0 if known is None else known.failures)
-            assert guard.is_open() == self.is_open(one)
+            assert breaker.state == ("closed" if known is None else known.state)
+            assert breaker.failures == (0 if known is None else known.failures)
+            assert breaker.is_open() == self.is_open(one)
 
     @invariant()
     def the_store_has_the_truth(self) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from resilient_scan import Retry
-from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.testing import FakeClock
 
 WINDOW = 60.0
@@ -18,7 +18,7 @@ class BudgetMachine(RuleBasedStateMachine):
     def build(self, share: float, least: int) -> None:
         self.share, self.least = share, least
         self.clock = FakeClock()
-        self.budget = Budget(Retry(budget=share, budget_min=least), self.clock)
+        self.budget = RetryBudget(Retry(budget=share, budget_min=least), self.clock)
         self.executions: list[float] = []
         self.retries: list[float] = []
 

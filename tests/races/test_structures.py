@@ -15,10 +15,10 @@ from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, 
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import Bus, ScannerStateChanged
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.limit import Provider, Ticket
-from resilient_scan.layers.retry import Budget
+from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.timeout import HungThreads
 from resilient_scan.quarantine import Alert, Gate, Turn
@@ -32,12 +32,12 @@ Eventually = Callable[[Callable[[], bool]], None]
 @pytest.mark.parametrize("trials", [1, 2])
 def test_never_more_trials_than_allowed(trials: int, crew: Crew) -> None:
     clock = FakeClock()
-    guard = Guard("one", Breaker(failures=1, open_for=1, open_cap=1, trials=trials), clock, Random(1))
-    guard.vote(guard.admit()[0], True)
+    breaker = CircuitBreaker("one", Breaker(failures=1, open_for=1, open_cap=1, trials=trials), clock, Random(1))
+    breaker.vote(breaker.admit()[0], True)
 
     def ask(_number: int) -> Any:
         try:
-            return guard.admit()
+            return breaker.admit()
         except CircuitOpen:
             return None
 
@@ -47,15 +47,15 @@ def test_never_more_trials_than_allowed(trials: int, crew: Crew) -> None:
         assert len(admitted) == trials
         assert sum(change is not None for _, change in admitted) == 1, "one of them opened it half"
         well = turn % 2 == 0
-        changes = crew(*(lambda permit=permit, failed=not well: guard.vote(permit, failed) for permit, _ in admitted))
+        changes = crew(*(lambda permit=permit, failed=not well: breaker.vote(permit, failed) for permit, _ in admitted))
         assert [change.new for change in changes if change] == ["closed" if well else "open"]
         if well:
-            guard.vote(guard.admit()[0], True)
+            breaker.vote(breaker.admit()[0], True)
 
 
 def test_each_change_of_the_breaker_is_told_once(crew: Crew) -> None:
     clock = FakeClock()
-    guard = Guard("one", Breaker(failures=3, open_for=0.5, open_cap=0.5), clock, Random(1))
+    breaker = CircuitBreaker("one", Breaker(failures=3, open_for=0.5, open_cap=0.5), clock, Random(1))
     changes: list[Any] = []
 
     def work(number: int) -> None:
@@ -63,14 +63,14 @@ def test_each_change_of_the_breaker_is_told_once(crew: Crew) -> None:
         for _ in range(5000):
             clock.advance(0.01)
             try:
-                permit, change = guard.admit()
+                permit, change = breaker.admit()
             except CircuitOpen:
                 continue
-            told = [change, guard.vote(permit, chance.random() < 0.6), guard.vote(permit, True)]
+            told = [change, breaker.vote(permit, chance.random() < 0.6), breaker.vote(permit, True)]
             changes.extend(one for one in told if one is not None)
 
     crew(work, times=4)
-    assert len(changes) == guard._memory.generation
+    assert len(changes) == breaker._memory.generation
     counts = {(one.old, one.new): 0 for one in changes}
     for one in changes:
         counts[one.old, one.new] += 1
@@ -201,7 +201,7 @@ def test_hung_threads_are_counted_right(crew: Crew) -> None:
 
 def test_the_budget_is_never_overdrawn(crew: Crew) -> None:
     for _ in range(200):
-        budget = Budget(Retry(budget=0.001, budget_min=37), FakeClock())
+        budget = RetryBudget(Retry(budget=0.001, budget_min=37), FakeClock())
         spent = crew(lambda _number, budget=budget: sum(budget.spend() for _ in range(30)), times=4)
         assert sum(spent) == 37
 

@@ -233,7 +233,7 @@ def _fail() -> None:
     raise _Failure
 
 
-class Circuit:
+class BreakerMachine:
     """A breaker's whole state and its changes.
 
     Attributes:
@@ -254,7 +254,7 @@ class Circuit:
 
     def _connect(self) -> None:
         """Make a new machine around the numbers: one that finds another state than its last would reset them."""
-        self._machine = pybreaker.CircuitBreaker(
+        self._pybreaker = pybreaker.CircuitBreaker(
             fail_max=self._options.failures,
             success_threshold=self._options.trials,
             state_storage=self.memory,
@@ -267,7 +267,7 @@ class Circuit:
         if memory.state == OPEN:
             if now < self.open_until:
                 return False
-            self._machine.half_open()
+            self._pybreaker.half_open()
         if memory.state == HALF_OPEN:
             self.trials = {trial: expires for trial, expires in self.trials.items() if expires > now}
             if len(self.trials) >= self._options.trials:
@@ -285,7 +285,7 @@ class Circuit:
             return False
         self._replay(vote.failed)
         if before == memory.state == CLOSED and self.window and self.window.full_of_trouble(vote.failed, vote.slow):
-            self._machine.open()
+            self._pybreaker.open()
         if memory.generation == generation:
             return False
         self.trials.clear()
@@ -297,7 +297,7 @@ class Circuit:
 
     def _replay(self, failed: bool) -> None:
         try:
-            self._machine.call(_fail if failed else int)
+            self._pybreaker.call(_fail if failed else int)
         except _Failure as replayed:  # raised while the scanner's own exception is handled: do not keep that alive
             replayed.__context__ = replayed.__traceback__ = None
 

@@ -29,7 +29,7 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
         Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
-        Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_guard(stack))),
+        Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_breaker_now(stack))),
         Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
         Layer(
             "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
@@ -218,7 +218,7 @@ def _known(state: ScannerState) -> Iterator[str]:
 def _kept(stack: Stack) -> Iterator[str]:
     if stack.cache is None:
         return
-    (answers, failures), newest = stack.cache.kept(), stack.cache.newest()
+    (answers, failures), newest = stack.cache.sizes(), stack.cache.newest()
     age = "" if newest is None else f", the newest {span(max(0.0, stack.clock.monotonic() - newest.stored_at))} old"
     where = " in this process, besides those in the store" if stack.cache.answers is not None else ""
     yield f"{counted(answers, 'answer')} kept{where}{age}"
@@ -231,18 +231,18 @@ def _budget(stack: Stack) -> Iterator[str]:
         yield f"{stack.budget.left()} more retries fit into the budget of this minute"
 
 
-def _guard(stack: Stack) -> Iterator[str]:
-    guard, breaker = stack.guard, stack.policy.breaker
-    if guard is None or breaker is None:
+def _breaker_now(stack: Stack) -> Iterator[str]:
+    breaker, options = stack.breaker, stack.policy.breaker
+    if breaker is None or options is None:
         return
-    state, wait = guard.state.replace("_", "-"), guard.next_trial_in()
+    state, wait = breaker.state.replace("_", "-"), breaker.next_trial_in()
     next_trial = f"next half-open trial in {span(wait)}" if wait else "the next scan is a half-open trial"
     trial = "" if state == "closed" else f", {next_trial}"
-    yield f"{state}, {counted(guard.failures, 'failure')} in a row{trial}"
-    troubled = guard.troubled()
+    yield f"{state}, {counted(breaker.failures, 'failure')} in a row{trial}"
+    troubled = breaker.window_counts()
     if troubled is not None:
         seen, failed, slow = troubled
-        yield f"of the last {seen} attempts (rates count from {breaker.minimum}) {failed} failed, {slow} were slow"
+        yield f"of the last {seen} attempts (rates count from {options.minimum}) {failed} failed, {slow} were slow"
 
 
 def _provider(stack: Stack) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from resilient_scan._text import brief, clean, counted, span
 from resilient_scan.core.stack import Stack
-from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.cache import Entry
 from resilient_scan.observe.explain.layers import how_out, is_probe
 from resilient_scan.observe.explain.model import Hung, Reason, Verdict
@@ -60,7 +60,7 @@ def _probe_decides(state: ScannerState) -> str:
 
 
 def _now(stack: Stack) -> str:
-    if stack.guard is not None and stack.guard.state != "closed":
+    if stack.breaker is not None and stack.breaker.state != "closed":
         does = "as a half-open trial: its success closes the breaker, its failure opens it"
         return f"A scan would call the source at once, {does}.{_stored(stack, ' fresh')}"
     return f"A scan would call the source at once.{_stored(stack, ' fresh')}"
@@ -132,19 +132,19 @@ def _failed(stack: Stack, failure: Entry) -> Reason:
 
 
 def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
-    guard, breaker = stack.guard, stack.policy.breaker
-    if guard is None or breaker is None:
+    breaker, options = stack.breaker, stack.policy.breaker
+    if breaker is None or options is None:
         return
-    wait = guard.next_trial_in()
+    wait = breaker.next_trial_in()
     if not wait:
         return
-    trials = "one success closes" if breaker.trials == 1 else f"{breaker.trials} successes close"
-    if guard.state == "open":
+    trials = "one success closes" if options.trials == 1 else f"{options.trials} successes close"
+    if breaker.state == "open":
         yield (
             HINDERS,
             Reason(
                 "breaker",
-                f"{_opened(guard, breaker)}{_last_error(stack)}",
+                f"{_opened(breaker, options)}{_last_error(stack)}",
                 f"wait {span(wait)}: the first scan after that is a half-open trial, and {trials} the breaker",
             ),
         )
@@ -153,17 +153,17 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "breaker",
-                f"half-open, and as many trials as breaker.trials={breaker.trials} allows are under way",
+                f"half-open, and as many trials as breaker.trials={options.trials} allows are under way",
                 f"the next trial begins when one ends, within {span(wait)}; {trials} the breaker",
             ),
         )
 
 
-def _opened(guard: Guard, breaker: Breaker) -> str:
+def _opened(breaker: CircuitBreaker, options: Breaker) -> str:
     """Say what opened it; a failed half-open trial counts as one more in a row."""
-    if guard.failures >= breaker.failures:
-        return f"open after {counted(guard.failures, 'failed attempt')} in a row"
-    return f"open, because too many of the last {breaker.window} attempts failed or were slow (breaker.window)"
+    if breaker.failures >= options.failures:
+        return f"open after {counted(breaker.failures, 'failed attempt')} in a row"
+    return f"open, because too many of the last {options.window} attempts failed or were slow (breaker.window)"
 
 
 def _last_error(stack: Stack) -> str:

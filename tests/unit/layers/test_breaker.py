@@ -21,7 +21,7 @@ from resilient_scan import (
 )
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.breaker import Guard
+from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.testing import FakeClock
 
 OPENED = BreakerChanged("one", "closed", "open", 8.0)
@@ -31,14 +31,16 @@ DOWN = OSError("down")
 
 
 class Bench:
-    """A guard around a call that does as it is told."""
+    """A breaker around a call that does as it is told."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = FakeClock()
-        self.guard = Guard("one", Breaker(**{"failures": 1, "open_for": 8, **options}), self.clock, Random(0))
+        self.breaker = CircuitBreaker(
+            "one", Breaker(**{"failures": 1, "open_for": 8, **options}), self.clock, Random(0)
+        )
         self.changes: list[BreakerChanged] = []
         self.calls = 0
-        self._call = self.guard.around(self._answer, self.changes.append)
+        self._call = self.breaker.around(self._answer, self.changes.append)
         self._step: Any = None
 
     def _answer(self, context: AttemptContext) -> list[Any]:
@@ -62,7 +64,7 @@ class Bench:
 
     def opened(self) -> Bench:
         assert self.ask(DOWN) is DOWN
-        assert self.guard.state == "open"
+        assert self.breaker.state == "open"
         self.changes.clear()
         self.calls = 0
         return self
@@ -71,15 +73,15 @@ class Bench:
 def test_an_answer_comes_through() -> None:
     bench = Bench()
     assert bench.ask("found") == ["found"]
-    assert (bench.guard.state, bench.changes) == ("closed", [])
+    assert (bench.breaker.state, bench.changes) == ("closed", [])
 
 
 def test_a_failure_comes_through_and_opens_it() -> None:
     bench = Bench(failures=2)
     assert bench.ask(DOWN) is DOWN
-    assert (bench.guard.state, bench.guard.failures) == ("closed", 1)
+    assert (bench.breaker.state, bench.breaker.failures) == ("closed", 1)
     assert bench.ask(DOWN) is DOWN
-    assert bench.guard.state == "open"
+    assert bench.breaker.state == "open"
     assert bench.changes == [OPENED]
 
 
@@ -89,17 +91,17 @@ def test_an_open_one_refuses_and_says_for_how_long() -> None:
     refusal = bench.ask()
     assert isinstance(refusal, CircuitOpen)
     assert str(refusal) == "the breaker of one is open, next trial in 2.5s"
-    assert bench.guard.is_open()
+    assert bench.breaker.is_open()
     assert bench.calls == 0
 
 
 def test_a_trial_that_succeeds_closes_it() -> None:
     bench = Bench().opened()
     bench.clock.advance(8)
-    assert not bench.guard.is_open()
+    assert not bench.breaker.is_open()
     assert bench.ask() == ["found"]
     assert bench.changes == [TRYING, CLOSED]
-    assert bench.guard.failures == 0
+    assert bench.breaker.failures == 0
 
 
 def test_a_trial_that_fails_opens_it_for_longer() -> None:
@@ -110,7 +112,7 @@ def test_a_trial_that_fails_opens_it_for_longer() -> None:
     assert trying == TRYING
     assert (opened.old, opened.new) == ("half_open", "open")
     assert 12 <= opened.open_for <= 16
-    assert bench.guard.next_trial_in() == opened.open_for
+    assert bench.breaker.next_trial_in() == opened.open_for
 
 
 def test_while_a_trial_is_under_way_nobody_else_is_admitted() -> None:
@@ -125,7 +127,7 @@ def test_while_a_trial_is_under_way_nobody_else_is_admitted() -> None:
     assert bench.ask(meanwhile) == ["found"]
     assert isinstance(refusals[0], CircuitOpen)
     assert str(refusals[0]) == "the breaker of one is half-open and its trial is still under way"
-    assert bench.guard.state == "closed"
+    assert bench.breaker.state == "closed"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +150,8 @@ def test_while_a_trial_is_under_way_nobody_else_is_admitted() -> None:
 def test_what_is_a_failure_by_default(error: BaseException, votes: bool) -> None:
     bench = Bench()
     assert bench.ask(error) is error
-    assert (bench.guard.state == "open") is votes
-    assert bench.guard.failures == 0 or votes
+    assert (bench.breaker.state == "open") is votes
+    assert bench.breaker.failures == 0 or votes
 
 
 @pytest.mark.parametrize(
@@ -165,14 +167,14 @@ def test_what_is_a_failure_by_default(error: BaseException, votes: bool) -> None
 def test_errors_outside_on_have_no_vote(error: BaseException, votes: bool) -> None:
     bench = Bench(on=(OSError,))
     assert bench.ask(error) is error
-    assert (bench.guard.state == "open") is votes
+    assert (bench.breaker.state == "open") is votes
 
 
 @pytest.mark.parametrize("error", [ScanTimeout("attempt 1", by_clock=True), RetryAfter(5)])
 def test_our_own_verdicts_vote_even_where_no_class_does(error: Exception) -> None:
     bench = Bench(on=())
     bench.ask(error)
-    assert bench.guard.state == "open"
+    assert bench.breaker.state == "open"
 
 
 def test_a_wake_up_by_the_scans_own_deadline_is_a_failure() -> None:
@@ -184,7 +186,7 @@ def test_a_wake_up_by_the_scans_own_deadline_is_a_failure() -> None:
         context.check()
 
     assert isinstance(bench.ask(too_slow, context), ScanCancelled)
-    assert bench.guard.state == "open"
+    assert bench.breaker.state == "open"
 
 
 def test_a_cancel_before_that_is_none() -> None:
@@ -196,7 +198,7 @@ def test_a_cancel_before_that_is_none() -> None:
         context.check()
 
     assert isinstance(bench.ask(cancelled, context), ScanCancelled)
-    assert bench.guard.state == "closed"
+    assert bench.breaker.state == "closed"
 
 
 def test_neither_vote_resets_a_count() -> None:
@@ -204,9 +206,9 @@ def test_neither_vote_resets_a_count() -> None:
     bench = Bench(failures=2)
     bench.ask(DOWN)
     bench.ask(PermanentError("bad key"))
-    assert bench.guard.failures == 1
+    assert bench.breaker.failures == 1
     bench.ask("found")
-    assert bench.guard.failures == 0
+    assert bench.breaker.failures == 0
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late"])
@@ -219,7 +221,7 @@ def test_who_is_too_late_is_not_begun_and_does_not_vote(how: str) -> None:
         context.limit(10.0, cut_at=3.0)  # the run's deadline: nobody's fault
         bench.clock.advance(3)
     assert isinstance(bench.ask("found", context), ScanCancelled)
-    assert (bench.calls, bench.guard.state) == (0, "closed")
+    assert (bench.calls, bench.breaker.state) == (0, "closed")
 
 
 def test_the_permit_is_where_the_watchdog_finds_it() -> None:
@@ -229,13 +231,13 @@ def test_the_permit_is_where_the_watchdog_finds_it() -> None:
 
     def expired(context: AttemptContext) -> str:
         seen.append(context.permit)
-        assert bench.guard.vote(context.permit, True) == OPENED  # the watchdog, at the deadline
+        assert bench.breaker.vote(context.permit, True) == OPENED  # the watchdog, at the deadline
         return "late"
 
     assert bench.ask(expired, context) == ["late"]
     assert seen[0] is not None
     assert context.permit is None
-    assert bench.guard.state == "open"  # the late answer has no vote
+    assert bench.breaker.state == "open"  # the late answer has no vote
     assert bench.changes == []  # who votes tells
 
 
@@ -243,39 +245,39 @@ def test_a_trial_that_gives_its_permit_back_makes_room() -> None:
     bench = Bench().opened()
     bench.clock.advance(8)
     assert isinstance(bench.ask(PermanentError("bad key")), PermanentError)
-    assert bench.guard.state == "half_open"
-    assert bench.guard.next_trial_in() == 0
+    assert bench.breaker.state == "half_open"
+    assert bench.breaker.next_trial_in() == 0
     assert bench.ask() == ["found"]
-    assert bench.guard.state == "closed"
+    assert bench.breaker.state == "closed"
 
 
 def test_the_next_trial_is_foreseen() -> None:
     bench = Bench()
-    assert bench.guard.next_trial_in() == 0
+    assert bench.breaker.next_trial_in() == 0
     bench.opened()
-    assert bench.guard.next_trial_in() == 8
+    assert bench.breaker.next_trial_in() == 8
     bench.clock.advance(5)
-    assert bench.guard.next_trial_in() == 3
+    assert bench.breaker.next_trial_in() == 3
     bench.clock.advance(5)
-    assert bench.guard.next_trial_in() == 0
-    permit, change = bench.guard.admit()
+    assert bench.breaker.next_trial_in() == 0
+    permit, change = bench.breaker.admit()
     assert change == TRYING
-    assert bench.guard.next_trial_in() == 8  # when the permit under way expires
+    assert bench.breaker.next_trial_in() == 8  # when the permit under way expires
     bench.clock.advance(8)
-    assert bench.guard.next_trial_in() == 0
-    assert bench.guard.vote(permit, False) == CLOSED
+    assert bench.breaker.next_trial_in() == 0
+    assert bench.breaker.vote(permit, False) == CLOSED
 
 
 def test_the_window_is_told_where_there_is_one() -> None:
-    assert Bench().guard.troubled() is None
+    assert Bench().breaker.window_counts() is None
     bench = Bench(failures=9, slow_after=2, slow_rate=1, window=4, minimum=4)
     bench.ask(DOWN)
     bench.ask("fast")
     bench.ask(lambda _context: bench.clock.advance(2))
-    assert bench.guard.troubled() == (3, 1, 1)
+    assert bench.breaker.window_counts() == (3, 1, 1)
     bench.ask(lambda _context: bench.clock.advance(2))
     bench.ask(lambda _context: bench.clock.advance(2))
-    assert bench.guard.troubled() == (4, 0, 3)  # the oldest went
+    assert bench.breaker.window_counts() == (4, 0, 3)  # the oldest went
 
 
 def test_no_lock_is_held_while_scanner_code_runs() -> None:
@@ -293,21 +295,21 @@ def test_no_lock_is_held_while_scanner_code_runs() -> None:
 
 
 def test_changes_are_told_without_a_lock() -> None:
-    guards: list[Guard] = []
+    breakers: list[CircuitBreaker] = []
     seen: list[str] = []
 
     def tell(_change: BreakerChanged) -> None:
-        other = threading.Thread(target=lambda: seen.append(f"{guards[0].state} {guards[0].next_trial_in()}"))
+        other = threading.Thread(target=lambda: seen.append(f"{breakers[0].state} {breakers[0].next_trial_in()}"))
         other.start()
         other.join(5)
 
     clock = FakeClock()
-    guards.append(Guard("one", Breaker(failures=1, open_for=8), clock, Random(0)))
+    breakers.append(CircuitBreaker("one", Breaker(failures=1, open_for=8), clock, Random(0)))
 
     def fails(context: AttemptContext) -> list[Any]:
         raise DOWN
 
-    call: Callable[[AttemptContext], list[Any]] = guards[0].around(fails, tell)
+    call: Callable[[AttemptContext], list[Any]] = breakers[0].around(fails, tell)
     with pytest.raises(OSError, match="down"):
         call(AttemptContext("one", clock=clock))
     assert seen == ["open 8.0"]
@@ -318,8 +320,8 @@ def test_who_finds_it_closed_after_all_needs_no_trial() -> None:
 
     class Meanwhile:
         def __enter__(self) -> None:
-            bench.guard._lock = lock  # type: ignore[assignment]
-            assert bench.guard.vote(trial, False) == CLOSED
+            bench.breaker._lock = lock  # type: ignore[assignment]
+            assert bench.breaker.vote(trial, False) == CLOSED
             lock.acquire()
 
         def __exit__(self, *_error: object) -> None:
@@ -327,23 +329,23 @@ def test_who_finds_it_closed_after_all_needs_no_trial() -> None:
 
     bench = Bench().opened()
     bench.clock.advance(8)
-    trial, _change = bench.guard.admit()
-    lock = bench.guard._lock
-    bench.guard._lock = Meanwhile()  # type: ignore[assignment]
-    permit, change = bench.guard.admit()
+    trial, _change = bench.breaker.admit()
+    lock = bench.breaker._lock
+    bench.breaker._lock = Meanwhile()  # type: ignore[assignment]
+    permit, change = bench.breaker.admit()
     assert (permit.expires, change) == (None, None)
-    assert bench.guard.vote(permit, True) == OPENED  # it is of the new generation
+    assert bench.breaker.vote(permit, True) == OPENED  # it is of the new generation
 
 
 def test_a_probe_makes_the_next_attempt_a_trial_at_once() -> None:
     bench = Bench()
     bench.ask(DOWN)
-    bench.guard.hasten()
-    assert not bench.guard.is_open()
+    bench.breaker.allow_trial()
+    assert not bench.breaker.is_open()
     assert bench.ask(DOWN) is DOWN
-    assert bench.guard.is_open()
-    bench.guard.hasten()
+    assert bench.breaker.is_open()
+    bench.breaker.allow_trial()
     assert bench.ask("found") == ["found"]
     assert bench.changes[-1] == CLOSED
-    bench.guard.hasten()
+    bench.breaker.allow_trial()
     assert bench.ask("found") == ["found"]

@@ -17,68 +17,68 @@ from tests.breakers import CLOSED, KEY, OPENED, Fleet, fail, record, refusal, su
 
 def test_a_jump_back_costs_one_open_time_at_most() -> None:
     fleet = Fleet()
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.advance(4)
     fleet.clock.jumped -= 86_400
-    assert refusal(fleet.guard()) == "the breaker of one is open, next trial in 8s"
+    assert refusal(fleet.breaker()) == "the breaker of one is open, next trial in 8s"
     fleet.clock.advance(7.5)
-    assert refusal(fleet.guard()) == "the breaker of one is open, next trial in 0.5s", "counted from the jump, not anew"
+    assert refusal(fleet.breaker()) == "the breaker of one is open, next trial in 0.5s", "counted from the jump"
     fleet.clock.advance(0.5)
-    assert succeed(fleet.guard()) == CLOSED
+    assert succeed(fleet.breaker()) == CLOSED
 
 
 def test_a_jump_back_does_not_concern_who_has_counted_the_time_itself() -> None:
     fleet = Fleet()
-    guard = fleet.guard()
-    fail(guard)
+    breaker = fleet.breaker()
+    fail(breaker)
     fleet.clock.advance(4)
     fleet.clock.jumped -= 6
-    fleet.look(guard)
-    assert guard.next_trial_in() == 4
+    fleet.look(breaker)
+    assert breaker.next_trial_in() == 4
     fleet.clock.advance(4)
-    assert succeed(guard) == CLOSED
+    assert succeed(breaker) == CLOSED
 
 
 def test_a_jump_ahead_brings_the_trial_earlier() -> None:
     fleet = Fleet()
-    guard = fleet.guard()
-    fail(guard)
+    breaker = fleet.breaker()
+    fail(breaker)
     fleet.clock.jumped += 86_400
-    assert succeed(fleet.guard()) == CLOSED
-    fleet.look(guard)
-    assert guard.state == "closed"
+    assert succeed(fleet.breaker()) == CLOSED
+    fleet.look(breaker)
+    assert breaker.state == "closed"
 
 
 def test_an_opening_in_a_future_that_was_taken_back() -> None:
     fleet = Fleet()
     fleet.clock.jumped += 86_400
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.jumped -= 86_400
-    fleet.guard()
+    fleet.breaker()
     fleet.clock.advance(8)
-    assert succeed(fleet.guard()) == CLOSED
+    assert succeed(fleet.breaker()) == CLOSED
 
 
 def test_a_trial_of_the_dead_does_not_last_longer_after_a_jump_back() -> None:
     fleet = Fleet()
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.advance(8)
-    fleet.guard().admit()
+    fleet.breaker().admit()
     fleet.clock.jumped -= 86_400
-    refusal(fleet.guard())
+    refusal(fleet.breaker())
     fleet.clock.advance(7.5)
-    refusal(fleet.guard())
+    refusal(fleet.breaker())
     fleet.clock.advance(0.5)
-    assert succeed(fleet.guard()) == CLOSED
+    assert succeed(fleet.breaker()) == CLOSED
 
 
 def test_the_growth_survives_a_jump() -> None:
     fleet = Fleet()
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.advance(8)
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.jumped -= 86_400
-    assert fleet.guard().next_trial_in() > 8
+    assert fleet.breaker().next_trial_in() > 8
 
 
 # other options than before
@@ -90,44 +90,44 @@ def test_the_growth_survives_a_jump() -> None:
 def test_other_options_take_a_closed_one_on(changed: dict[str, Any]) -> None:
     fleet = Fleet(failures=6)
     for _ in range(4):
-        fail(fleet.guard())
-    guard = fleet.guard(**changed)
-    assert (guard.state, guard.failures) == ("closed", 4)
+        fail(fleet.breaker())
+    breaker = fleet.breaker(**changed)
+    assert (breaker.state, breaker.failures) == ("closed", 4)
     opens = "trials" not in changed and changed.get("failures") != 50
-    assert (fail(guard) == OPENED) is opens
+    assert (fail(breaker) == OPENED) is opens
     assert record(fleet).failures == 5
 
 
 def test_a_shorter_cap_shortens_what_was_opened_for_longer() -> None:
     fleet = Fleet(open_for=1000)
-    fail(fleet.guard())
-    assert fleet.guard(open_for=8, open_cap=8).next_trial_in() == 8
+    fail(fleet.breaker())
+    assert fleet.breaker(open_for=8, open_cap=8).next_trial_in() == 8
     fleet.clock.advance(8)
-    assert succeed(fleet.guard(open_for=8, open_cap=8)) == CLOSED
+    assert succeed(fleet.breaker(open_for=8, open_cap=8)) == CLOSED
 
 
 def test_fewer_trials_than_are_under_way() -> None:
     fleet = Fleet(trials=3)
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.advance(8)
-    guards = [fleet.guard() for _ in range(3)]
-    permits = [guard.admit()[0] for guard in guards]
-    guards[0].vote(permits[0], False)
-    strict = fleet.guard(trials=1)
+    breakers = [fleet.breaker() for _ in range(3)]
+    permits = [breaker.admit()[0] for breaker in breakers]
+    breakers[0].vote(permits[0], False)
+    strict = fleet.breaker(trials=1)
     refusal(strict)
     assert strict.next_trial_in() == 8
-    guards[1].vote(permits[1], None)
-    guards[2].vote(permits[2], None)
+    breakers[1].vote(permits[1], None)
+    breakers[2].vote(permits[2], None)
     assert succeed(strict) == CLOSED
 
 
 def test_a_window_that_is_shorter_or_gone() -> None:
     fleet = Fleet(failures=100, failure_rate=1.0, window=8, minimum=8)
     for _ in range(7):
-        fail(fleet.guard())
-    assert fleet.guard(window=2, minimum=2).troubled() == (2, 2, 0)
-    assert fail(fleet.guard(failure_rate=None)) is None
-    assert fleet.guard().troubled() == (0, 0, 0)
+        fail(fleet.breaker())
+    assert fleet.breaker(window=2, minimum=2).window_counts() == (2, 2, 0)
+    assert fail(fleet.breaker(failure_rate=None)) is None
+    assert fleet.breaker().window_counts() == (0, 0, 0)
 
 
 # what is no record
@@ -170,9 +170,9 @@ def test_garbage_is_a_new_breaker_with_one_warning(data: bytes, look: bool, capl
     fleet = Fleet(failures=2)
     fleet.put(data)
     with caplog.at_level(logging.WARNING, "resilient_scan"):
-        guard = fleet.guard(look=look)
-        assert guard.state == "closed"
-        assert [fail(guard), fail(guard)] == [None, OPENED]
+        breaker = fleet.breaker(look=look)
+        assert breaker.state == "closed"
+        assert [fail(breaker), fail(breaker)] == [None, OPENED]
     assert [entry.getMessage() for entry in caplog.records] == [
         "one: what the store keeps of its breaker cannot be read; it begins anew, breaker/one"
     ]
@@ -182,12 +182,12 @@ def test_garbage_is_a_new_breaker_with_one_warning(data: bytes, look: bool, capl
 
 def test_garbage_that_comes_again_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet(failures=2)
-    guard = fleet.guard()
+    breaker = fleet.breaker()
     for _ in range(3):
         fleet.put(b"garbage")
-        succeed(guard)
-        fail(guard)
-        succeed(guard)
+        succeed(breaker)
+        fail(breaker)
+        succeed(breaker)
     assert len(caplog.records) == 1
 
 
@@ -204,18 +204,18 @@ def test_absurd_numbers_end() -> None:
         window=b"\xff" * 99,
     )
     fleet.put(write(absurd))
-    assert fleet.guard().next_trial_in() == 20
+    assert fleet.breaker().next_trial_in() == 20
     fleet.clock.advance(20)
-    assert fail(fleet.guard()) == BreakerChanged("one", "half_open", "open", 20)
+    assert fail(fleet.breaker()) == BreakerChanged("one", "half_open", "open", 20)
 
 
 def test_a_newer_versions_record_is_left_alone() -> None:
     fleet = Fleet()
     data = packed(version=2, novelty=True)
     fleet.put(data)
-    guard = fleet.guard()
-    assert fail(guard) == OPENED
-    assert guard.state == "open"
+    breaker = fleet.breaker()
+    assert fail(breaker) == OPENED
+    assert breaker.state == "open"
     assert fleet.store.read(KEY)[KEY] == data
     assert {operation for operation, _ in fleet.errors} == {"update"}
     assert str(fleet.errors[0][1]) == (

@@ -17,7 +17,7 @@ from tests.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal,
 
 def test_failures_of_several_processes_add_up() -> None:
     fleet = Fleet(failures=3)
-    first, second = fleet.guard(), fleet.guard()
+    first, second = fleet.breaker(), fleet.breaker()
     assert [fail(first), fail(second)] == [None, None]
     assert fail(first) == OPENED
     assert (second.state, first.state) == ("closed", "open"), "the other one has not looked yet"
@@ -29,51 +29,51 @@ def test_failures_of_several_processes_add_up() -> None:
 def test_a_process_for_each_attempt() -> None:
     """Cron: every run is a new process."""
     fleet = Fleet(failures=5)
-    assert [fail(fleet.guard()) for _ in range(5)] == [None] * 4 + [OPENED]
+    assert [fail(fleet.breaker()) for _ in range(5)] == [None] * 4 + [OPENED]
     fleet.clock.advance(7.5)
-    assert refusal(fleet.guard()) == "the breaker of one is open, next trial in 0.5s"
+    assert refusal(fleet.breaker()) == "the breaker of one is open, next trial in 0.5s"
     fleet.clock.advance(0.5)
-    permit, change = fleet.guard().admit()
+    permit, change = fleet.breaker().admit()
     assert change == TRYING
-    assert refusal(fleet.guard()) == "the breaker of one is half-open and its trial is still under way"
+    assert refusal(fleet.breaker()) == "the breaker of one is half-open and its trial is still under way"
     assert permit.expires == 16
 
 
 def test_a_success_resets_the_count_for_all() -> None:
     fleet = Fleet(failures=2)
-    fail(fleet.guard())
-    succeed(fleet.guard())
-    assert fail(fleet.guard()) is None
+    fail(fleet.breaker())
+    succeed(fleet.breaker())
+    assert fail(fleet.breaker()) is None
     assert record(fleet).failures == 1
 
 
 def test_the_open_time_grows_over_restarts_and_shrinks_after_health() -> None:
     fleet = Fleet(open_cap=20)
-    opened: list[Any] = [fail(fleet.guard())]
+    opened: list[Any] = [fail(fleet.breaker())]
     for _ in range(3):
         fleet.clock.advance((opened[-1].open_for or 0) + 1e-6)  # the wall clock's seconds have few decimals
-        opened.append(fail(fleet.guard(random=Random(1))))
+        opened.append(fail(fleet.breaker(random=Random(1))))
     first, second, third, fourth = (change.open_for for change in opened)
     assert first == 8
     assert 12 <= second <= 16
     assert (third, fourth) == (20, 20)
     fleet.clock.advance(20 + 1e-6)
-    assert succeed(fleet.guard()) == CLOSED
-    assert fail(fleet.guard()) == OPENED
+    assert succeed(fleet.breaker()) == CLOSED
+    assert fail(fleet.breaker()) == OPENED
 
 
 def test_who_has_not_looked_does_so_with_its_first_attempt() -> None:
     fleet = Fleet(failures=2)
-    fail(fleet.guard())
-    late = fleet.guard(look=False)
+    fail(fleet.breaker())
+    late = fleet.breaker(look=False)
     assert fail(late) == OPENED
 
 
 def test_trials_are_counted_over_all() -> None:
     fleet = Fleet(trials=2)
-    fail(fleet.guard())
+    fail(fleet.breaker())
     fleet.clock.advance(8)
-    first, second, third = (fleet.guard() for _ in range(3))
+    first, second, third = (fleet.breaker() for _ in range(3))
     one, change = first.admit()
     two, silent = second.admit()
     assert (change, silent) == (TRYING, None), "each change is told once"
@@ -85,7 +85,7 @@ def test_trials_are_counted_over_all() -> None:
 
 def test_a_trial_that_gives_its_permit_back_makes_room_for_others() -> None:
     fleet = Fleet()
-    first, second = fleet.guard(), fleet.guard()
+    first, second = fleet.breaker(), fleet.breaker()
     fail(first)
     fleet.look(second)
     fleet.clock.advance(8)
@@ -100,7 +100,7 @@ def test_the_place_of_a_dead_process_is_free_a_second_after_its_timeout_at_lates
     ends: float, expires: float
 ) -> None:
     fleet = Fleet()
-    dead, other = fleet.guard(), fleet.guard()
+    dead, other = fleet.breaker(), fleet.breaker()
     fail(dead)
     fleet.look(other)
     fleet.clock.advance(8)
@@ -115,7 +115,7 @@ def test_the_place_of_a_dead_process_is_free_a_second_after_its_timeout_at_lates
 
 def test_a_late_outcome_of_an_older_generation_has_no_vote_in_any_process() -> None:
     fleet = Fleet()
-    slow, other = fleet.guard(), fleet.guard()
+    slow, other = fleet.breaker(), fleet.breaker()
     permit, _ = slow.admit()
     fail(other)
     fleet.clock.advance(8)
@@ -123,24 +123,24 @@ def test_a_late_outcome_of_an_older_generation_has_no_vote_in_any_process() -> N
     assert slow.vote(permit, True) is None
     assert record(fleet).state == "closed"
     assert record(fleet).failures == 0
-    assert fail(slow) == OPENED, "it has come home with the new generation"
+    assert fail(slow) == OPENED, "it has come store with the new generation"
 
 
 def test_a_change_is_told_though_the_state_is_the_one_that_was_known_before_another() -> None:
     fleet = Fleet(open_cap=8)
-    first = fleet.guard()
+    first = fleet.breaker()
     fail(first)
     fleet.clock.advance(8)
     assert first.admit()[1] == TRYING  # and it hangs
     fleet.clock.advance(8)
-    assert fail(fleet.guard()) == BreakerChanged("one", "half_open", "open", 8)
+    assert fail(fleet.breaker()) == BreakerChanged("one", "half_open", "open", 8)
     fleet.clock.advance(8)
     assert first.admit()[1] == TRYING
 
 
 def test_a_success_that_does_not_know_of_failures_costs_nothing_and_resets_nothing() -> None:
     fleet = Fleet(failures=2)
-    first, second = fleet.guard(), fleet.guard()
+    first, second = fleet.breaker(), fleet.breaker()
     fail(first)
     succeed(second)
     assert record(fleet).failures == 1
@@ -151,40 +151,40 @@ def test_a_success_that_does_not_know_of_failures_costs_nothing_and_resets_nothi
 
 def test_what_goes_well_asks_the_store_nothing() -> None:
     fleet = Fleet()
-    guard = fleet.guard()
+    breaker = fleet.breaker()
     for _ in range(10):
-        succeed(guard)
-        assert guard.vote(guard.admit()[0], None) is None
+        succeed(breaker)
+        assert breaker.vote(breaker.admit()[0], None) is None
     assert (fleet.store.updates, fleet.store.read("")) == (0, {})
-    guard.settle()
+    breaker.flush()
     assert fleet.store.updates == 0
 
 
 def test_a_failure_is_one_update_and_a_refusal_none() -> None:
     fleet = Fleet(failures=2)
-    guard = fleet.guard()
-    fail(guard)
+    breaker = fleet.breaker()
+    fail(breaker)
     assert (fleet.store.updates, fleet.store.writes) == (1, 1)
-    fail(guard)
+    fail(breaker)
     assert fleet.store.updates == 2
     for _ in range(5):
-        refusal(guard)
-        assert guard.is_open()
-        assert guard.state == "open"
-        assert guard.next_trial_in() == 8
-        assert guard.failures == 2
+        refusal(breaker)
+        assert breaker.is_open()
+        assert breaker.state == "open"
+        assert breaker.next_trial_in() == 8
+        assert breaker.failures == 2
     assert fleet.store.updates == 2
 
 
 def test_who_has_not_looked_and_finds_nothing_writes_nothing() -> None:
     fleet = Fleet()
-    succeed(fleet.guard(look=False))
+    succeed(fleet.breaker(look=False))
     assert (fleet.store.updates, fleet.store.read("")) == (1, {})
 
 
 def test_a_refusal_by_another_process_trial_is_not_written() -> None:
     fleet = Fleet()
-    first, second = fleet.guard(), fleet.guard()
+    first, second = fleet.breaker(), fleet.breaker()
     fail(first)
     fleet.look(second)
     fleet.clock.advance(8)
@@ -196,38 +196,38 @@ def test_a_refusal_by_another_process_trial_is_not_written() -> None:
 
 def test_no_store_is_asked_on_a_thread_that_must_not_wait() -> None:
     fleet = Fleet()
-    guard = fleet.guard()
-    assert guard.vote(guard.admit()[0], True, wait=False) == OPENED
-    assert (fleet.store.updates, guard.state) == (0, "open")
-    assert guard.settle() is None, "it has been told"
+    breaker = fleet.breaker()
+    assert breaker.vote(breaker.admit()[0], True, wait=False) == OPENED
+    assert (fleet.store.updates, breaker.state) == (0, "open")
+    assert breaker.flush() is None, "it has been told"
     assert record(fleet).state == "open"
-    assert guard.settle() is None
+    assert breaker.flush() is None
     assert fleet.store.updates == 1
 
 
 def test_what_a_watchdog_has_found_goes_along_with_the_next_vote() -> None:
     fleet = Fleet(failures=2)
-    guard = fleet.guard()
-    one, two = guard.admit()[0], guard.admit()[0]
-    assert guard.vote(one, True, wait=False) is None
-    assert guard.vote(two, True) == OPENED
+    breaker = fleet.breaker()
+    one, two = breaker.admit()[0], breaker.admit()[0]
+    assert breaker.vote(one, True, wait=False) is None
+    assert breaker.vote(two, True) == OPENED
     assert (fleet.store.updates, record(fleet).failures) == (1, 2)
 
 
 def test_what_a_watchdog_vote_comes_to_in_the_store_is_told_by_who_brings_it() -> None:
     fleet = Fleet(failures=2)
-    guard, other = fleet.guard(), fleet.guard()
-    permit = guard.admit()[0]
+    breaker, other = fleet.breaker(), fleet.breaker()
+    permit = breaker.admit()[0]
     fail(other)
-    assert guard.vote(permit, True, wait=False) is None, "the first failure, as far as it knows"
-    assert guard.settle() == OPENED
-    assert guard.state == "open"
+    assert breaker.vote(permit, True, wait=False) is None, "the first failure, as far as it knows"
+    assert breaker.flush() == OPENED
+    assert breaker.state == "open"
 
 
 def test_a_watchdog_is_not_kept_waiting_by_somebody_at_the_store() -> None:
     fleet = Fleet(failures=3)
-    guard = fleet.guard()
-    permit, slow = guard.admit()[0], guard.admit()[0]
+    breaker = fleet.breaker()
+    permit, slow = breaker.admit()[0], breaker.admit()[0]
     arrived, released = threading.Event(), threading.Event()
     update = fleet.store.update
 
@@ -237,28 +237,28 @@ def test_a_watchdog_is_not_kept_waiting_by_somebody_at_the_store() -> None:
         return update(key, change)
 
     fleet.store.update = dawdling  # type: ignore[method-assign]
-    other = threading.Thread(target=guard.vote, args=(slow, True), daemon=True)
+    other = threading.Thread(target=breaker.vote, args=(slow, True), daemon=True)
     other.start()
     assert arrived.wait(5)
-    assert guard.vote(permit, True, wait=False) is None
-    assert (guard.failures, guard.next_trial_in()) == (2, 0)
+    assert breaker.vote(permit, True, wait=False) is None
+    assert (breaker.failures, breaker.next_trial_in()) == (2, 0)
     released.set()
     other.join(5)
-    assert guard.failures == 2, "what came meanwhile is not forgotten"
-    guard.settle()
+    assert breaker.failures == 2, "what came meanwhile is not forgotten"
+    breaker.flush()
     assert record(fleet).failures == 2
 
 
 def test_two_at_once_tell_a_change_once() -> None:
     fleet = Fleet(failures=2)
-    guard = fleet.guard()
-    permits = [guard.admit()[0] for _ in range(2)]
+    breaker = fleet.breaker()
+    permits = [breaker.admit()[0] for _ in range(2)]
     together = threading.Barrier(2)
     told: list[BreakerChanged | None] = []
 
     def vote(permit: Permit) -> None:
         together.wait(5)
-        told.append(guard.vote(permit, True))
+        told.append(breaker.vote(permit, True))
 
     threads = [threading.Thread(target=vote, args=(permit,), daemon=True) for permit in permits]
     for thread in threads:
@@ -275,57 +275,57 @@ RATE = {"failures": 100, "failure_rate": 0.5, "window": 4, "minimum": 4}
 
 def test_successes_wait_for_the_next_failure() -> None:
     fleet = Fleet(**RATE)
-    guard = fleet.guard()
+    breaker = fleet.breaker()
     for _ in range(6):
-        succeed(guard)
+        succeed(breaker)
     assert fleet.store.updates == 0
-    assert guard.troubled() == (4, 0, 0)
-    fail(guard)
+    assert breaker.window_counts() == (4, 0, 0)
+    fail(breaker)
     assert (fleet.store.updates, record(fleet).window) == (1, bytes([0, 0, 0, 1]))
-    restarted = fleet.guard()
-    assert restarted.troubled() == (4, 1, 0)
+    restarted = fleet.breaker()
+    assert restarted.window_counts() == (4, 1, 0)
     assert fail(restarted) == OPENED
 
 
 def test_or_for_the_end_of_the_run() -> None:
     fleet = Fleet(**RATE)
-    guard = fleet.guard()
-    succeed(guard)
-    assert guard.settle() is None
+    breaker = fleet.breaker()
+    succeed(breaker)
+    assert breaker.flush() is None
     assert record(fleet).window == bytes([0])
 
 
 def test_or_for_the_next_run() -> None:
     fleet = Fleet(**RATE)
-    guard = fleet.guard()
-    succeed(guard)
-    fleet.look(guard)
+    breaker = fleet.breaker()
+    succeed(breaker)
+    fleet.look(breaker)
     assert record(fleet).window == bytes([0])
 
 
 def test_a_success_that_opens_it_is_written_at_once() -> None:
     fleet = Fleet(**RATE)
-    guard = fleet.guard()
-    assert [fail(guard), fail(guard), succeed(guard)] == [None] * 3
-    assert (guard.failures, succeed(guard)) == (0, OPENED)
+    breaker = fleet.breaker()
+    assert [fail(breaker), fail(breaker), succeed(breaker)] == [None] * 3
+    assert (breaker.failures, succeed(breaker)) == (0, OPENED)
     assert record(fleet).state == "open"
 
 
 def test_so_is_a_trial_of_several_after_it() -> None:
     fleet = Fleet(**RATE, trials=2)
-    guard, other = fleet.guard(), fleet.guard()
+    breaker, other = fleet.breaker(), fleet.breaker()
     for vote in (fail, fail, succeed, succeed):
-        vote(guard)
+        vote(breaker)
     fleet.look(other)
     fleet.clock.advance(8)
-    assert guard.failures == 0
-    assert succeed(guard) is None
+    assert breaker.failures == 0
+    assert succeed(breaker) is None
     assert succeed(other) == CLOSED
 
 
 def test_slow_ones_are_written_at_once_and_count_together() -> None:
     fleet = Fleet(failures=9, slow_after=1, slow_rate=1.0, window=2, minimum=2)
-    first, second = fleet.guard(), fleet.guard()
+    first, second = fleet.breaker(), fleet.breaker()
     assert first.vote(first.admit()[0], False, slow=True) is None
     assert fleet.store.updates == 1
     assert second.vote(second.admit()[0], False, slow=True) == OPENED

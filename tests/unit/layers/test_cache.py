@@ -79,7 +79,7 @@ def test_a_failure_is_not_remembered_unless_that_is_wanted(clock: FakeClock) -> 
     cache = cache_of(clock)
     cache.put_error("key", FAILURE)
     assert cache.fresh("key") is None
-    assert cache.kept() == (0, 0)
+    assert cache.sizes() == (0, 0)
 
 
 def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeClock) -> None:
@@ -88,7 +88,7 @@ def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeCl
     entry = cache.fresh("key")
     assert entry is not None
     assert (entry.error, entry.copies()) == (FAILURE, [])
-    assert cache.kept() == (0, 1)
+    assert cache.sizes() == (0, 1)
     clock.advance(2)
     assert cache.fresh("key") is None
     cache.put_error("key", FAILURE)
@@ -96,7 +96,7 @@ def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeCl
     entry = cache.fresh("key")
     assert entry is not None
     assert entry.error is None
-    assert cache.kept() == (1, 0)
+    assert cache.sizes() == (1, 0)
 
 
 def test_the_newest_answer_is_known_and_not_used_by_looking(clock: FakeClock) -> None:
@@ -115,11 +115,11 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
     cache = cache_of(clock, maxsize=2, stale_if_error=5)
     cache.put("a", [], "flight")
     cache.put("b", [], "flight")
-    assert cache.at_hand("b") is not None
+    assert cache.peek("b") is not None
     assert cache.stale("a") is not None  # the least recently used one is now b
-    assert cache.at_hand("b") is None
+    assert cache.peek("b") is None
     assert cache.fresh("b") is not None  # and now it is a
-    assert cache.at_hand("b") is not None
+    assert cache.peek("b") is not None
     cache.put("c", [], "flight")
     assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
 
@@ -127,26 +127,26 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
 def test_the_answer_used_last_is_told_from_others_and_from_old_ones(clock: FakeClock) -> None:
     cache = cache_of(clock)
     first = cache.put("key", [], "flight")
-    assert cache.at_hand("other") is None
-    assert cache.at_hand("key") is first
+    assert cache.peek("other") is None
+    assert cache.peek("key") is first
     second = cache.put("key", [], "flight")
-    assert cache.at_hand("key") is second
+    assert cache.peek("key") is second
     clock.advance(10)
-    assert cache.at_hand("key") is None
+    assert cache.peek("key") is None
 
 
 def test_the_answer_used_last_is_forgotten_with_it(clock: FakeClock) -> None:
     cache = cache_of(clock)
     entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10)
     cache._keep("key", entry)
-    assert cache.at_hand("key") is entry
+    assert cache.peek("key") is entry
     assert cache.copies("key", entry) is None
-    assert cache.at_hand("key") is None
+    assert cache.peek("key") is None
 
 
 def test_an_answer_that_came_meanwhile_is_no_reason_to_lead(clock: FakeClock) -> None:
     cache = cache_of(clock)
-    assert cache.at_hand("key") is None
+    assert cache.peek("key") is None
     assert cache.lead("key", "flight") == "flight"
     entry = cache.put("key", [], "flight")
     assert cache.lead("key", "other") is entry

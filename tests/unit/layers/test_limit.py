@@ -159,9 +159,9 @@ def test_one_timer_looks_again_for_all_that_wait(timers: Timers) -> None:
 def test_the_permit_and_the_request_that_come_with_it_are_used_once(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
     context = AttemptContext("one", clock=timers.clock)
-    assert provider.use(context) is False
+    assert provider.take_prepaid(context) is False
     context.prepaid = True
-    assert [provider.use(context), provider.use(context)] == [True, False]
+    assert [provider.take_prepaid(context), provider.take_prepaid(context)] == [True, False]
     context.requests = 1
     assert [provider.prepaid_request(context), provider.prepaid_request(context)] == [True, False]
 

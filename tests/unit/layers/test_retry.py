@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import CircuitOpen, PermanentError, Rejected, Retry, RetryAfter, ScanCancelled, ScanTimeout
+from resilient_scan import (
+    CircuitOpen,
+    PermanentError,
+    Rejected,
+    Retry,
+    RetryAfter,
+    ScanCancelled,
+    ScanTimeout,
+)
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.retry import BUDGET_WINDOW, Budget, retrying
+from resilient_scan.layers.retry import BUDGET_WINDOW, RetryBudget, retrying
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 
@@ -39,7 +47,7 @@ class Bench:
         *steps: Any,
         deadline: float = 1e6,
         may_retry: Callable[[], bool] = lambda: True,
-        budget: Budget | None = None,
+        budget: RetryBudget | None = None,
         takes: float = 0.0,
     ) -> None:
         self.clock = FakeClock(auto=True)
@@ -241,14 +249,14 @@ def test_a_failure_keeps_no_frame_alive() -> None:
 
 def test_the_floor_of_a_budget_is_there_whatever_the_share() -> None:
     clock = FakeClock()
-    budget = Budget(Retry(budget=0.1, budget_min=2), clock)
+    budget = RetryBudget(Retry(budget=0.1, budget_min=2), clock)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
     assert budget.left() == 0
 
 
 def test_a_budget_grows_with_executions_and_forgets_them_after_a_minute() -> None:
     clock = FakeClock()
-    budget = Budget(Retry(budget=0.5, budget_min=0), clock)
+    budget = RetryBudget(Retry(budget=0.5, budget_min=0), clock)
     assert not budget.spend()
     for _ in range(4):
         budget.count()
@@ -264,7 +272,7 @@ def test_a_budget_grows_with_executions_and_forgets_them_after_a_minute() -> Non
 
 def test_a_retry_is_forgotten_after_a_minute_and_not_before() -> None:
     clock = FakeClock()
-    budget = Budget(Retry(budget=0.1, budget_min=1), clock)
+    budget = RetryBudget(Retry(budget=0.1, budget_min=1), clock)
     assert budget.spend()
     clock.advance(BUDGET_WINDOW - 0.25)
     assert not budget.spend()
@@ -274,7 +282,7 @@ def test_a_retry_is_forgotten_after_a_minute_and_not_before() -> None:
 
 
 def test_a_budget_that_is_used_up_ends_a_scan_with_its_own_error() -> None:
-    budget = Budget(Retry(budget=1, budget_min=0), FakeClock())
+    budget = RetryBudget(Retry(budget=1, budget_min=0), FakeClock())
     first = Bench(STEADY, DOWN, DOWN, DOWN, budget=budget)
     assert first.raised() is DOWN
     assert len(first.starts) == 2  # one execution, share 1: one retry
