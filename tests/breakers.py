@@ -11,7 +11,7 @@ from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import BreakerStore, CircuitBreaker
-from resilient_scan.layers.breaker.machine import Record, read
+from resilient_scan.layers.breaker.record import BreakerRecord, decode
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
@@ -110,7 +110,7 @@ def refusal(breaker: CircuitBreaker) -> str:
     return str(caught.value)
 
 
-def record(fleet: Fleet) -> Record:
-    kept = read(fleet.store.read(KEY)[KEY])
+def record(fleet: Fleet) -> BreakerRecord:
+    kept = decode(fleet.store.read(KEY)[KEY])
     assert kept is not None
     return kept

@@ -13,7 +13,7 @@ from resilient_scan import Breaker, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, StoreFailed
-from resilient_scan.layers.breaker.machine import Record, read
+from resilient_scan.layers.breaker.record import BreakerRecord, decode
 from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
@@ -37,8 +37,8 @@ def reopen(tmp_path: Path) -> Iterator[Open]:
         store.close()
 
 
-def kept(store: Store, name: str = "one") -> Record:
-    record = read(store.read("breaker/")[f"breaker/{name}"])
+def kept(store: Store, name: str = "one") -> BreakerRecord:
+    record = decode(store.read("breaker/")[f"breaker/{name}"])
     assert record is not None
     return record
 

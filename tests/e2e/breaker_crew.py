@@ -9,6 +9,7 @@ few milliseconds and fails half of the time. Each process leaves what it saw as 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -67,6 +68,7 @@ class Crew:
 
 
 def main(url: str, directory: str, processes: int, threads: int, trials: int, seconds: float, open_for: float) -> None:
+    importlib.import_module("resilient_scan.layers.breaker.machine")  # once, not in each child: it takes half a second
     begin = time.monotonic() + 0.2
     children = []
     for number in range(processes):

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from resilient_scan import CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import CircuitBreaker, Permit
-from resilient_scan.layers.breaker.machine import read
+from resilient_scan.layers.breaker.record import decode
 from tests.breakers import KEY, Chance, Fleet
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
@@ -108,7 +108,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
     @property
     def revision(self) -> int:
         data = self.fleet.store.read(KEY).get(KEY)
-        record = None if data is None else read(data)
+        record = None if data is None else decode(data)
         return 0 if record is None else record.revision
 
     # what may happen
@@ -283,7 +283,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
     @invariant()
     def the_store_has_the_truth(self) -> None:
         data = self.fleet.store.read(KEY).get(KEY)
-        record = None if data is None else read(data)
+        record = None if data is None else decode(data)
         if record is None:
             assert (data, self.truth.generation, self.truth.failures) == (None, 0, 0)
             return

@@ -1,11 +1,11 @@
-"""Breaker: stop asking a source that keeps failing; pybreaker is the state machine.
+"""The circuit breaker: stop calling a source that keeps failing, and test now and then whether it is back.
 
-`circuit` is that machine with its window, its trials and its open time; `record` is what a store keeps of it; `shared`
-keeps the two together; `breaker` puts it around calls.
+`record` has its states and what a store keeps of it; `machine` changes the state, with pybreaker; `sync` keeps the
+machine and the record in a store together; `breaker` puts all of this around calls.
 """
 
 from resilient_scan.layers.breaker.breaker import CircuitBreaker, Permit
-from resilient_scan.layers.breaker.machine import CLOSED, HALF_OPEN, OPEN
+from resilient_scan.layers.breaker.record import CLOSED, HALF_OPEN, OPEN
 from resilient_scan.layers.breaker.sync import BREAKER_PREFIX, BreakerStore
 
 __all__ = ["BREAKER_PREFIX", "CLOSED", "HALF_OPEN", "OPEN", "BreakerStore", "CircuitBreaker", "Permit"]

@@ -1,142 +1,51 @@
-"""The state of a breaker on any clock: the time of each step is an argument. Not for several threads at once.
+"""The breaker's state machine; its caller passes in the time of each step and holds the lock.
 
-    failures in a row            open time is over, a trial is admitted
-CLOSED ----------------> OPEN ------------------------------------------> HALF-OPEN
-   ^                      ^                                                 |   |
-   |                      +------------- a trial fails ---------------------+   |
-   +-------------------------------- enough trials succeed ---------------------+
+pybreaker is driven as a state machine whose outcomes are replayed: an attempt runs on its own, then `_replay` makes
+pybreaker call a function that fails or succeeds likewise, on a storage of ours (`_Memory`). Around the attempt itself,
+pybreaker would hold its lock: eight calls of 0.3 s would take 2.4 s, and `open()` would wait behind one that hangs.
 
-pybreaker is the state machine, on a storage of ours; beside its numbers there are the window of the rates, the trials
-under way and the open time. All of it can be written down as a `Record` and taken over from one.
+           `failures` in a row,
+           or a rate of the window                 open time has passed, a trial is admitted
+    CLOSED ----------------------> OPEN ---------------------------------------------------> HALF-OPEN
+      ^                             ^                                                          |   |
+      |                             +---------------------- a trial fails ---------------------+   |
+      +----------------------------- `trials` trials succeed --------------------------------------+
+
+Next to pybreaker's counters, the machine keeps what pybreaker does not have: the window of the rates, the trials under
+way, and an open time on any clock, which grows while trials fail. All of it can be written to a `BreakerRecord` and
+loaded from one.
+
+Importing this module imports pybreaker, and pybreaker imports redis where that is installed, which takes half a
+second. So the module is imported by the first breaker that is built, and by nothing else.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from datetime import datetime
-from typing import Annotated, Literal, cast
+from typing import cast
 
-import msgspec
 import pybreaker
 
+from resilient_scan.layers.breaker.record import CLOSED, HALF_OPEN, OPEN, BreakerRecord, State, Vote
 from resilient_scan.options import Breaker
 
-# What a store keeps of a breaker: MessagePack with a schema version, checked field by field when it is read.
-
-VERSION = 1
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-State = Literal["closed", "open", "half-open"]
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A breaker's state; its instants are on whatever clock its owner goes by, in a store on the store's wall clock.
-
-    Attributes:
-        version: of this schema.
-        born: a number drawn when the record was made, so that another one of the same name is told from it.
-        revision: counts the writes.
-        state: `closed`, `open` or `half-open`.
-        generation: changes with the state; votes carry it.
-        failures: attempts that failed in a row.
-        successes: trials that succeeded.
-        reopened: trials that failed since it was closed last; the open time grows with them.
-        opened_at, open_for, open_until: of the newest opening, and for how many seconds it was.
-        trials: by trial (`pid-process.number`), when its place is given to another.
-        window: the last attempts, a byte each: 1 failed, 2 was slow.
-    """
-
-    version: Count = VERSION
-    born: Count = 0
-    revision: Count = 0
-    state: State = "closed"
-    generation: Count = 0
-    failures: Count = 0
-    successes: Count = 0
-    reopened: Count = 0
-    opened_at: float = 0.0
-    open_for: float = 0.0
-    open_until: float = 0.0
-    trials: dict[str, float] = {}
-    window: bytes = b""
-
-    @property
-    def clean(self) -> bool:
-        """Whether there is nothing that a new one would not say, too."""
-        return self.state == "closed" and not self.failures and not self.window
-
-    def shifted(self, by: float) -> Record:
-        """Return it with its instants on another clock, which is ahead by so many seconds."""
-        return msgspec.structs.replace(
-            self,
-            opened_at=self.opened_at + by,
-            open_until=self.open_until + by,
-            trials={trial: expires + by for trial, expires in self.trials.items()},
-        )
-
-    def plausible(self, options: Breaker, now: float) -> Record:
-        """Return it as it can be at `now` under these options.
-
-        The wall clock may have jumped, and the options may be others than those it was written with. From now on it
-        stays open for at most the time that it was opened for, or the cap where that is shorter; a trial keeps its
-        place for at most `open_for`. So a jump back costs one open time more, a jump ahead brings a trial earlier.
-        """
-        seconds = min(max(0.0, self.open_for), options.open_cap)
-        late = self.state == "open" and self.open_until - now > seconds
-        return msgspec.structs.replace(
-            self,
-            opened_at=now if late else self.opened_at,
-            open_until=now + seconds if late else self.open_until,
-            trials={trial: min(expires, now + options.open_for) for trial, expires in self.trials.items()},
-        )
-
-
-class Newer(Exception):
-    """The record is of a later version of this package."""
-
-
-class _Versioned(msgspec.Struct):
-    version: int
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_record = msgspec.msgpack.Decoder(Record).decode
-_versioned = msgspec.msgpack.Decoder(_Versioned).decode
-
-
-def write(record: Record) -> bytes:
-    """Return a record as a store keeps it."""
-    return _encode(record)
-
-
-def read(data: bytes) -> Record | None:
-    """Return what a store kept; `None`: it is none of ours.
-
-    Raises:
-        Newer: a later version of this package wrote it.
-    """
-    try:
-        if _versioned(data).version > VERSION:
-            raise Newer
-        record = _record(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    instants = (record.opened_at, record.open_for, record.open_until, *record.trials.values())
-    return record if all(map(math.isfinite, instants)) else None
-
-
-CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
+FAILED, SLOW = 1, 2  # bits of a window's entry
+MOST_DOUBLINGS = 62  # of the open time: any cap is reached by then, and `2.0 ** n` of a large n would overflow
 
 
 class _Memory(pybreaker.CircuitBreakerStorage):
-    """pybreaker's numbers. Time is not among them: the circuit keeps it."""
+    """pybreaker's state and counters. Time is not among them: the machine keeps it.
+
+    `closed` and `generation` are read without the lock, by every attempt.
+    """
 
     opened_at: datetime | None = None
 
     def __init__(self) -> None:
         super().__init__("memory")
         self.generation = 0
-        self.closed = True  # whether whoever asks needs no leave
+        self.closed = True  # True while attempts need no permission
         self.failures = 0  # in a row
         self.successes = 0  # of trials
         self._state = CLOSED
@@ -147,11 +56,18 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     @state.setter
     def state(self, state: str) -> None:
-        # pybreaker tells its listeners before it writes the state, so the number is raised here, after the write
-        self.become(state, self.generation + 1)
+        # pybreaker calls its listeners before it writes the state. A listener that raised the generation would leave
+        # a moment in which an attempt gets the new generation in the old state, so it is raised here, by the write.
+        self.enter(state, self.generation + 1)
 
-    def become(self, state: str, generation: int) -> None:
-        """Change the state; the generation last, because it is read first, and without a lock."""
+    def enter(self, state: str, generation: int) -> None:
+        """Change the state, and the generation last.
+
+        An attempt reads the generation and then `closed`, without the lock. If it reads while the state changes, it
+        has the old generation: it may still pass, but its vote no longer counts. Were the generation written first,
+        an attempt could pass as if closed with the generation of a half-open state that is just being loaded, and
+        its vote would count there, as that of a trial which nobody admitted.
+        """
         self._state = state
         self.closed = state == CLOSED
         self.generation = generation
@@ -178,15 +94,15 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
 
 class Window:
-    """The last attempts, for the rates; one byte each: 1 failed, 2 was slow."""
+    """The last `window` attempts, for the failure rate and the slow-call rate."""
 
     def __init__(self, options: Breaker) -> None:
         self._options = options
         self.last: deque[int] = deque(maxlen=options.window)
 
-    def full_of_trouble(self, failed: bool, slow: bool) -> bool:
-        """Note an attempt, and say whether there are too many failures or slow ones among the last."""
-        self.last.append(failed + 2 * slow)
+    def add(self, failed: bool, slow: bool) -> bool:
+        """Add an attempt; return whether one of the rates has been reached."""
+        self.last.append(FAILED * failed + SLOW * slow)
         options = self._options
         seen, failures, slows = self.counts()
         if seen < options.minimum:
@@ -196,33 +112,12 @@ class Window:
     def counts(self) -> tuple[int, int, int]:
         """Return how many attempts there are, how many failed and how many were slow."""
         count = self.last.count
-        both = count(3)
-        return len(self.last), count(1) + both, count(2) + both
+        both = count(FAILED + SLOW)
+        return len(self.last), count(FAILED) + both, count(SLOW) + both
 
 
 def _reaches(rate: float, limit: float | None) -> bool:
     return limit is not None and rate >= limit
-
-
-class Vote(msgspec.Struct, frozen=True):
-    """The outcome of a permit.
-
-    Attributes:
-        generation: of the state that the permit was given in.
-        place: of the trial; `""`: it was none.
-        failed: `None`: no vote, the trial's place is given back.
-        slow: whether it took too long, though it succeeded.
-        at: when, on the monotonic clock of its process.
-        share: of the doubled open time, from 0.75 to 1, for which the breaker opens again if a trial failed: drawn
-            beforehand, so that counting the same vote twice comes to the same.
-    """
-
-    generation: int
-    place: str
-    failed: bool | None
-    slow: bool
-    at: float
-    share: float
 
 
 class _Failure(Exception):
@@ -234,13 +129,13 @@ def _fail() -> None:
 
 
 class BreakerMachine:
-    """A breaker's whole state and its changes.
+    """A breaker's whole state and its changes. It has no lock of its own.
 
     Attributes:
-        memory: pybreaker's numbers; the same object for life.
-        window: the last attempts; `None` where there is no rate.
-        trials: when the place of each trial under way is given to another.
-        opened_at, open_for, open_until: of the newest opening.
+        memory: pybreaker's state and counters; the same object for life.
+        window: the last attempts; `None` if no rate is set.
+        trials: the trials under way, by id, with the instant at which each one expires.
+        opened_at, open_for, open_until: the last opening.
     """
 
     def __init__(self, options: Breaker) -> None:
@@ -253,7 +148,11 @@ class BreakerMachine:
         self._connect()
 
     def _connect(self) -> None:
-        """Make a new machine around the numbers: one that finds another state than its last would reset them."""
+        """Build a new pybreaker on the same memory.
+
+        A pybreaker that finds its storage in another state than the one it last saw believes that the state has just
+        changed, and resets the counters. So it is replaced when a record is loaded.
+        """
         self._pybreaker = pybreaker.CircuitBreaker(
             fail_max=self._options.failures,
             success_threshold=self._options.trials,
@@ -261,30 +160,36 @@ class BreakerMachine:
             throw_new_error_on_trip=False,
         )
 
-    def admit(self, place: str, now: float, until: float) -> bool:
-        """Let an attempt pass; where it is a trial, `place` is its own until then."""
+    def admit(self, trial: str, now: float, until: float) -> bool:
+        """Return whether an attempt may run; if that makes it a trial, it takes a slot under this id.
+
+        Args:
+            trial: an id that no other trial has.
+            now: the current time.
+            until: when the trial's slot is given to another, if it has not voted by then.
+        """
         memory = self.memory
         if memory.state == OPEN:
             if now < self.open_until:
                 return False
             self._pybreaker.half_open()
         if memory.state == HALF_OPEN:
-            self.trials = {trial: expires for trial, expires in self.trials.items() if expires > now}
+            self.trials = {known: expires for known, expires in self.trials.items() if expires > now}
             if len(self.trials) >= self._options.trials:
                 return False
-            self.trials[place] = until
+            self.trials[trial] = until
         return True
 
     def vote(self, vote: Vote, at: float) -> bool:
-        """Count an outcome; say whether it changed the state. One of another generation has no vote."""
+        """Count an outcome; return whether it changed the state. A vote of another generation does not count."""
         memory, before, generation = self.memory, self.memory.state, self.memory.generation
         if vote.generation != generation or before == OPEN:
             return False
-        self.trials.pop(vote.place, None)
+        self.trials.pop(vote.trial, None)
         if vote.failed is None:
             return False
         self._replay(vote.failed)
-        if before == memory.state == CLOSED and self.window and self.window.full_of_trouble(vote.failed, vote.slow):
+        if before == memory.state == CLOSED and self.window and self.window.add(vote.failed, vote.slow):
             self._pybreaker.open()
         if memory.generation == generation:
             return False
@@ -292,30 +197,31 @@ class BreakerMachine:
         if self.window:
             self.window.last.clear()
         if memory.state == OPEN:
-            self._open(before == HALF_OPEN, vote.share, at)
+            self._open(before == HALF_OPEN, vote.jitter, at)
         return True
 
     def _replay(self, failed: bool) -> None:
+        """Have pybreaker call something that ends as the attempt did."""
         try:
             self._pybreaker.call(_fail if failed else int)
-        except _Failure as replayed:  # raised while the scanner's own exception is handled: do not keep that alive
+        except _Failure as replayed:
+            # This runs while the scanner's own exception is being handled, which Python made the context of this one.
             replayed.__context__ = replayed.__traceback__ = None
 
-    def _open(self, reopened: bool, share: float, at: float) -> None:
-        """Start the open time: exact the first time, then doubled with jitter while trials fail."""
+    def _open(self, reopened: bool, jitter: float, at: float) -> None:
+        """Start the open time: exactly `open_for` the first time, then doubled with jitter while trials fail."""
         options = self._options
         self._reopened = self._reopened + 1 if reopened else 0
         seconds = options.open_for
         if reopened:
-            seconds = min(options.open_cap, share * (options.open_for * 2.0 ** min(self._reopened, 62)))
+            doubled = options.open_for * 2.0 ** min(self._reopened, MOST_DOUBLINGS)
+            seconds = min(options.open_cap, jitter * doubled)
         self.opened_at, self.open_for, self.open_until = at, seconds, at + seconds
 
-    # written down
-
-    def record(self) -> Record:
-        """Write the state down."""
+    def to_record(self) -> BreakerRecord:
+        """Return the state as a record."""
         memory = self.memory
-        return Record(
+        return BreakerRecord(
             state=cast("State", memory.state),
             generation=memory.generation,
             failures=memory.failures,
@@ -328,13 +234,13 @@ class BreakerMachine:
             window=bytes(self.window.last) if self.window else b"",
         )
 
-    def take(self, record: Record) -> None:
-        """Take another's state over; what it knows of a window is used where there is one here."""
+    def load(self, record: BreakerRecord) -> None:
+        """Replace the state by a record's; its window is used only if these options have a rate."""
         memory = self.memory
         memory.failures, memory.successes = record.failures, record.successes
         self._reopened, self.trials = record.reopened, dict(record.trials)
         self.opened_at, self.open_for, self.open_until = record.opened_at, record.open_for, record.open_until
         if self.window:
             self.window.last = deque(record.window, self._options.window)
-        memory.become(record.state, record.generation)
+        memory.enter(record.state, record.generation)
         self._connect()

@@ -1,14 +1,25 @@
-"""What a breaker shares with other processes, and with the same one after a restart: a record in a store.
+"""Keep a breaker's machine and its record in a store together: for other processes, and for this one after a restart.
 
-A vote is counted here at once, in the local circuit, and waits in `pending` until it is in the record too. `exchange`
-brings the waiting votes there, all in one atomic `update`, and comes back with the record, which the circuit becomes.
-Which votes are brought at once is the breaker's decision; the others go along with the next one.
+    this process                                            the store
+      votes, counted in the machine at once
+      and kept as pending  ------------------+
+      a request for a trial  ----------------+-- update(key, merge), one atomic step:
+                                             |     the old record + pending votes + request = the new record
+      the machine becomes the record  <------+-- SyncResult
 
-When the store fails, the local circuit goes on by itself, and the votes wait. The next `update` that succeeds brings
-them, with the instants at which they were cast, and they count as if they had been there in time, unless the record
-has changed its state meanwhile: then it is the newer truth. If a trial was admitted here meanwhile (the circuit has
-*diverged*) and the record is still in the state in which it was left, the circuit's own history becomes the record.
-A record that is gone, or is none any more, becomes what the circuit is.
+A vote is counted in the local machine at once, and stays pending until it is in the record too. The breaker decides
+which votes are worth an exchange with the store; the others go along with the next one.
+
+The record's states are the breaker's: closed, open, half-open. Next to them, the machine may be
+
+* *unread*: nobody has looked at the record yet, so `memory.closed` stays False and the first attempt asks the store;
+* *diverged*: it has gone half-open without the store, which could not be reached.
+
+When the store fails, the machine goes on by itself and the votes stay pending. The next `update` that succeeds takes
+them there, with the instants at which they were cast, and they count as if they had arrived in time, unless the
+record has changed its state since: then the record is right. If the machine has diverged and the record is still in
+the state in which it was last seen, then the machine's history becomes the record. So does the machine's state if the
+record is gone, or no longer readable.
 """
 
 from __future__ import annotations
@@ -20,15 +31,19 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker.machine import CLOSED, OPEN, BreakerMachine, Newer, Record, Vote, read, write
+from resilient_scan.layers.breaker.record import CLOSED, OPEN, BreakerRecord, NewerRecord, Vote, decode, encode
 from resilient_scan.options import Breaker
 from resilient_scan.stores import Change, Store
+
+if TYPE_CHECKING:
+    from resilient_scan.layers.breaker.machine import BreakerMachine
 
 BREAKER_PREFIX = "breaker/"
 
@@ -36,12 +51,12 @@ _log = logging.getLogger("resilient_scan")
 
 
 class BreakerStore(msgspec.Struct, frozen=True):
-    """Where a breaker's state lives.
+    """Where a breaker's record is.
 
     Attributes:
-        store: shared with other processes, or kept beyond this one.
+        store: shared with other processes, or outliving this one.
         key: of the record.
-        on_error: is told of an operation of the store that failed; the breaker goes on without it.
+        on_error: called, without a lock, when an operation of the store failed; the breaker goes on without the store.
     """
 
     store: Store
@@ -50,54 +65,54 @@ class BreakerStore(msgspec.Struct, frozen=True):
 
 
 class TrialRequest(msgspec.Struct, frozen=True):
-    """Whether an attempt may pass.
+    """An attempt that asks the record whether it may run.
 
     Attributes:
-        place: its own, if it becomes a trial; no other trial anywhere has the same.
-        seconds: for which it keeps its place at most.
-        over: the generation whose open time is over by the monotonic clock, whatever the wall clock says.
+        trial: the id that it takes if it becomes a trial; no other trial has the same, in any process.
+        seconds: how long it may keep the trial's slot.
+        expired: the generation whose open time has passed on the monotonic clock, whatever the wall clock says.
     """
 
-    place: str
+    trial: str
     seconds: float
-    over: int | None
+    expired: int | None
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """What a circuit takes along to the store; nothing in it changes on the way.
+    """What the machine takes to the store, frozen: the machine may change meanwhile.
 
     Attributes:
-        votes: those that wait.
-        own: the local circuit, with these votes counted, on the monotonic clock.
-        base: the record's generation when it was seen last.
-        diverged: whether the circuit has gone its own way since.
-        shown: the state that listeners know.
-        nonce: what tells a new record from others.
+        votes: the pending votes.
+        local: the machine's state, with these votes counted, on the monotonic clock.
+        base: the record's generation when it was last seen.
+        diverged: whether the machine has diverged since then.
+        announced: the state that listeners know.
+        nonce: distinguishes a record that is written for the first time from others of its name.
     """
 
     options: Breaker
     clock: Clock
     votes: tuple[Vote, ...]
-    own: Record
+    local: BreakerRecord
     base: int
     diverged: bool
-    shown: str
+    announced: str
     nonce: int
 
 
 class SyncResult(msgspec.Struct, frozen=True):
-    """What it brings back.
+    """What an exchange with the store brings back.
 
     Attributes:
         record: as it is in the store now, on the store's clock.
         ahead: seconds by which the store's clock is ahead of the monotonic one.
         before: the state before.
         changed: whether this very update changed the state.
-        granted: whether the attempt may pass.
-        flaw: why the bytes in the store were of no use; `""`: they were.
+        granted: whether the attempt may run.
+        flaw: why the bytes in the store could not be used: `NEWER`, `GARBAGE` or `""`.
     """
 
-    record: Record
+    record: BreakerRecord
     ahead: float
     before: str
     changed: bool
@@ -108,56 +123,71 @@ class SyncResult(msgspec.Struct, frozen=True):
 NEWER, GARBAGE = "newer", "garbage"
 
 
-def change(
+def merge(
     pending: Pending, request: TrialRequest | None, old: bytes | None, now: float
 ) -> tuple[bytes | None, SyncResult]:
-    """Bring a record up to date, on the store's clock; pure but for a look at the clock, may be called again."""
+    """Bring a record up to date, on the store's clock.
+
+    A store may call this more than once for one update (Redis does, if somebody else wrote in between). So it changes
+    nothing but what it returns, and it reads nothing but its arguments and the monotonic clock.
+    """
+    from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - see there: it is slow to import
+
     ahead = now - pending.clock.monotonic()
-    own = pending.own.shifted(ahead)
+    local = pending.local.shifted(ahead)
     try:
-        stored = None if old is None else read(old)
-    except Newer:
-        return old, SyncResult(own, ahead, pending.shown, changed=False, granted=False, flaw=NEWER)
-    circuit = BreakerMachine(pending.options)
+        stored = None if old is None else decode(old)
+    except NewerRecord:
+        return old, SyncResult(local, ahead, pending.announced, changed=False, granted=False, flaw=NEWER)
+    machine = BreakerMachine(pending.options)
     if stored is None or (pending.diverged and stored.generation == pending.base):
-        circuit.take(own)
+        machine.load(local)
     else:
-        circuit.take(stored.plausible(pending.options, now))
+        machine.load(stored.clamped(pending.options, now))
         for vote in pending.votes:
-            circuit.vote(vote, vote.at + ahead)
-    granted = request is not None and _ask(circuit, request, now)
-    before = pending.shown if stored is None else stored.state
-    data, record = _written(circuit, stored, old, pending.nonce)
+            machine.vote(vote, vote.at + ahead)
+    granted = request is not None and _admit(machine, request, now)
+    before = pending.announced if stored is None else stored.state
+    data, record = _encoded(machine, stored, old, pending.nonce)
     flaw = GARBAGE if stored is None and old is not None else ""
     return data, SyncResult(record, ahead, before, changed=record.state != before, granted=granted, flaw=flaw)
 
 
-def _ask(circuit: BreakerMachine, request: TrialRequest, now: float) -> bool:
-    if circuit.memory.generation == request.over:
-        circuit.open_until = min(circuit.open_until, now)
-    return circuit.admit(request.place, now, now + request.seconds)
+def _admit(machine: BreakerMachine, request: TrialRequest, now: float) -> bool:
+    if machine.memory.generation == request.expired:
+        machine.open_until = min(machine.open_until, now)
+    return machine.admit(request.trial, now, now + request.seconds)
 
 
-def _written(
-    circuit: BreakerMachine, stored: Record | None, old: bytes | None, nonce: int
-) -> tuple[bytes | None, Record]:
-    """Return the bytes and the record; the old bytes if nothing is new, none if there is nothing to keep."""
-    known = Record(born=nonce) if stored is None else stored
-    record = msgspec.structs.replace(circuit.record(), born=known.born, revision=known.revision)
-    if stored is None and record.clean:
+def _encoded(
+    machine: BreakerMachine, stored: BreakerRecord | None, old: bytes | None, nonce: int
+) -> tuple[bytes | None, BreakerRecord]:
+    """Return the bytes to store, and the record in them: the old bytes if nothing changed, `None` if it is blank."""
+    known = BreakerRecord(born=nonce) if stored is None else stored
+    record = msgspec.structs.replace(machine.to_record(), born=known.born, revision=known.revision)
+    if stored is None and record.is_blank:
         return None, msgspec.structs.replace(record, born=0)
-    if write(record) == old:
+    if encode(record) == old:
         return old, record
     record = msgspec.structs.replace(record, revision=known.revision + 1)
-    return write(record), record
+    return encode(record), record
 
 
 class StoreSync:
-    """Keeps a circuit and a record in a store together.
+    """Keeps a machine and its record together.
 
-    Two locks. The breaker's own is short: no store is asked under it, so that a watchdog can vote without waiting for
-    a disk; what is marked "under the lock" needs it. `_way` is held by whoever is on the way to the store: one at a
-    time, so that what is brought back is never older than what is there. `_way` is taken first.
+    There are two locks. The breaker's own (`lock`) guards the machine and is held for moments only: no store is called
+    under it, so a watchdog can vote while another thread waits for a disk. `_exchanging` is held during an exchange
+    with the store, so there is one at a time. Without it, thread A could write revision 7, thread B could write
+    and load revision 8, and then A would load revision 7 over it: a trial that B was granted would be forgotten here.
+    `_exchanging` is always taken first.
+
+    Args:
+        name: the scanner's.
+        options, clock: the breaker's.
+        machine: shared with the breaker.
+        lock: guards the machine; `add_vote`, `diverge` and `announce` are called under it.
+        store: where the record is.
     """
 
     def __init__(
@@ -165,183 +195,197 @@ class StoreSync:
         name: str,
         options: Breaker,
         clock: Clock,
-        circuit: BreakerMachine,
+        machine: BreakerMachine,
         lock: threading.Lock,
         store: BreakerStore,
     ) -> None:
         self._name = name
         self._options = options
         self._clock = clock
-        self._machine = circuit
+        self._machine = machine
         self._lock = lock
-        self._home = store
-        self._way = threading.Lock()
-        # More cannot matter: older votes have left the window, so many failures have opened it, so many trials ended.
+        self._store = store
+        self._exchanging = threading.Lock()
+        # Older votes cannot matter any more: they have left the window, or that many failures have opened the breaker,
+        # or that many trials have ended. So a store that is away for a day costs no memory.
         self._pending: deque[Vote] = deque(maxlen=max(options.window, options.failures, options.trials))
-        self._shown, self._told = CLOSED, 0  # the state that listeners know, and its generation
-        self._base = 0
+        self._announced_state, self._announced_generation = CLOSED, 0  # what listeners know
+        self._base = 0  # the record's generation when it was last seen
         self._diverged = False
         self._born = self._revision = 0
         self._warned = False
-        circuit.memory.closed = False  # nobody has looked at the record yet: the first attempt does
+        machine.memory.closed = False  # nobody has looked at the record yet: the first attempt does
 
-    # under the lock
+    # Called under the breaker's lock.
 
-    def note(self, vote: Vote) -> None:
-        """Keep a vote that was counted here, until it is in the record."""
+    def add_vote(self, vote: Vote) -> None:
+        """Keep a vote that has been counted here, until it is in the record."""
         self._pending.append(vote)
 
     def diverge(self) -> None:
-        """Note that the circuit went half-open without the store; no record has the generation that it gets."""
+        """Note that the machine went half-open without the store.
+
+        It gets a random generation that no record has. Otherwise the votes of this trial would be of the generation
+        that the record gets when another process makes it half-open, and would count there, in that one's trial.
+        """
         memory = self._machine.memory
-        memory.become(memory.state, memory.generation + (uuid.uuid4().int >> 90))
+        memory.enter(memory.state, memory.generation + (uuid.uuid4().int >> 90))
         self._diverged = True
 
-    def tell(self) -> BreakerChanged | None:
-        """Return what listeners do not know yet of the local circuit's state."""
-        circuit, memory = self._machine, self._machine.memory
-        if memory.generation == self._told:
+    def announce(self) -> BreakerChanged | None:
+        """Return the change of the local state that listeners do not know yet, if there is one."""
+        machine, memory = self._machine, self._machine.memory
+        if memory.generation == self._announced_generation:
             return None
-        before, self._shown, self._told = self._shown, memory.state, memory.generation
-        return changed(self._name, before, memory.state, circuit.open_for)
+        before = self._announced_state
+        self._announced_state, self._announced_generation = memory.state, memory.generation
+        return change_event(self._name, before, memory.state, machine.open_for)
 
-    # on any thread that may wait for a store
+    # Called without a lock, on threads that may wait for a store.
 
     def flush(self) -> BreakerChanged | None:
-        """Bring the votes that wait to the store, and return the change of state to tell, if any."""
+        """Take the pending votes to the store; return the change of state that they made, for listeners."""
         return self._exchange(None)[0] if self._pending else None
 
-    def ask(self, request: TrialRequest) -> tuple[BreakerChanged | None, SyncResult | None]:
-        """Ask the record whether an attempt may pass; return a change to tell, and the result, if any."""
+    def request_trial(self, request: TrialRequest) -> tuple[BreakerChanged | None, SyncResult | None]:
+        """Ask the record whether an attempt may run; return a change for listeners, and the answer if there is one."""
         return self._exchange(request)
 
     def sync(self, data: bytes | None, now: float) -> BreakerChanged | None:
-        """Take over what was read from the store at its time `now`, and bring it what waits."""
+        """Take over what was read from the store at its time `now`; flush the pending votes if there are any."""
         if self._pending or self._diverged:
-            return self._exchange(None, anyway=True)[0]
-        if not self._way.acquire(blocking=False):
-            return None  # somebody who is on the way comes back with newer news than these, which were read before
+            return self._exchange(None, always=True)[0]
+        if not self._exchanging.acquire(blocking=False):
+            return None  # the exchange under way brings back what is there; a run does not wait for a store to begin
         try:
-            needs_update = not self._take_over(data, now)
+            needs_update = not self._adopt_read(data, now)
         finally:
-            self._way.release()
-        return self._exchange(None, anyway=True)[0] if needs_update else None
+            self._exchanging.release()
+        return self._exchange(None, always=True)[0] if needs_update else None
 
     def trust_local(self) -> None:
         """Go on without the store until the next vote that matters."""
         with self._lock:
-            self._part()
+            self._trust_local()
 
-    def _take_over(self, data: bytes | None, now: float) -> bool:
-        """Become what was read; `False`: there is something to put right in the store."""
+    def _adopt_read(self, data: bytes | None, now: float) -> bool:
+        """Become what was read; return False if something in the store has to be corrected by an update."""
         try:
-            stored = None if data is None else read(data)
-        except Newer:
+            stored = None if data is None else decode(data)
+        except NewerRecord:
             return False
         if stored is None and data is not None:
             return False
-        record = Record() if stored is None else stored
-        if record.state != CLOSED and record.plausible(self._options, now) != record:
+        record = BreakerRecord() if stored is None else stored
+        if record.state != CLOSED and record.clamped(self._options, now) != record:
             return False
         with self._lock:
-            # What was read before it was written from here is older than what is known, and what is known is known.
-            if not (
-                (stored is None and self._born) or (self._born == record.born and self._revision >= record.revision)
-            ):
-                self._become(record, now - self._clock.monotonic())
-            self._part()
+            # This read may predate our own last write; never replace newer local state with it. Case: a run reads
+            # revision 3, an attempt of another run writes revision 4 and opens the breaker, then the first run gets
+            # here: with revision 3, the breaker would be closed again in this process.
+            missing = stored is None and self._born != 0
+            older = self._born == record.born and self._revision >= record.revision
+            if not missing and not older:
+                self._adopt(record, now - self._clock.monotonic())
+            self._trust_local()
         return True
 
     def _exchange(
-        self, request: TrialRequest | None, *, anyway: bool = False
+        self, request: TrialRequest | None, *, always: bool = False
     ) -> tuple[BreakerChanged | None, SyncResult | None]:
-        """Go to the store and come back; without anything to bring or to ask only where told to go anyway."""
-        told: BreakerChanged | None = None
-        with self._way:
-            if request is None and not self._pending and not anyway:
-                return None, None  # somebody has taken them along
+        """Update the record and adopt the result; if there is nothing to bring or to ask, only with `always`."""
+        change: BreakerChanged | None = None
+        with self._exchanging:
+            if request is None and not self._pending and not always:
+                return None, None  # the exchange that we waited for has taken our votes along
             with self._lock:
                 pending = self._pack()
-            result, error = self._update(partial(change, pending, request))
+            result, error = self._update(partial(merge, pending, request))
             with self._lock:
                 if result is not None:
-                    told = self._apply(result, pending)
+                    change = self._apply(result, pending)
                 else:
-                    self._part()
-                    told = self.tell() if request is None else None
+                    self._trust_local()
+                    # A refused or admitted attempt announces for itself, after it has decided locally.
+                    change = self.announce() if request is None else None
         if error is not None:
-            self._home.on_error("update", error)
+            self._store.on_error("update", error)
         if result is not None and result.flaw:
             self._warn_once()
-        return told, result
+        return change, result
 
     def _update(self, change: Change[SyncResult]) -> tuple[SyncResult | None, StoreError | None]:
         try:
-            result = self._home.store.update(self._home.key, change)
+            result = self._store.store.update(self._store.key, change)
         except StoreError as error:
             return None, error
-        except Exception as error:  # a store is foreign code; it costs no scan its result, and what it says is not told
-            return None, StoreError(f"the store {self._home.store.url} failed with {type(error).__name__}")
+        except (
+            Exception
+        ) as error:  # a store is foreign code: it costs no scan its result, and its text may hold secrets
+            return None, StoreError(f"the store {self._store.store.url} failed with {type(error).__name__}")
         if result.flaw == NEWER:
             return None, StoreError(
-                f"a newer version of this package keeps {self._home.key} in the store; upgrade this one"
+                f"a newer version of this package keeps {self._store.key} in the store; upgrade this one"
             )
         return result, None
 
-    # under the lock
+    # Called under the breaker's lock.
 
     def _pack(self) -> Pending:
         return Pending(
             self._options,
             self._clock,
             tuple(self._pending),
-            self._machine.record(),
+            self._machine.to_record(),
             self._base,
             self._diverged,
-            self._shown,
+            self._announced_state,
             uuid.uuid4().int >> 80,
         )
 
-    def _part(self) -> None:
-        """Go on with what is known."""
+    def _trust_local(self) -> None:
         memory = self._machine.memory
         memory.closed = memory.state == CLOSED
 
     def _apply(self, result: SyncResult, pending: Pending) -> BreakerChanged | None:
-        brought = set(map(id, pending.votes))
-        waiting = [vote for vote in self._pending if id(vote) not in brought]
+        """Become the record, and return the change that this update made, unless it has been announced already."""
+        stored = set(map(id, pending.votes))
+        waiting = [vote for vote in self._pending if id(vote) not in stored]  # cast during the exchange
         self._pending.clear()
         self._pending.extend(waiting)
-        record, told = result.record, self._told
-        self._become(record, result.ahead)
-        # A watchdog, or whoever could not reach the store, has told already what the same votes came to here.
-        if not result.changed or record.generation == told:
+        record, announced = result.record, self._announced_generation
+        self._adopt(record, result.ahead)
+        # The same votes may have been counted and announced here before: by a watchdog, which must not wait for the
+        # store, or while the store could not be reached. Listeners must not hear of one opening twice.
+        if not result.changed or record.generation == announced:
             return None
-        return changed(self._name, result.before, record.state, record.open_for)
+        return change_event(self._name, result.before, record.state, record.open_for)
 
-    def _become(self, record: Record, ahead: float) -> None:
-        """Take a record over, with the votes that came meanwhile."""
-        circuit, memory = self._machine, self._machine.memory
-        # The time of an opening that was seen here is measured here, whatever the wall clock does meanwhile.
+    def _adopt(self, record: BreakerRecord, ahead: float) -> None:
+        """Become a record, and count the votes that are still pending on top of it."""
+        machine, memory = self._machine, self._machine.memory
+        # An opening that was seen here is timed by the monotonic clock, whatever the wall clock does meanwhile.
         seen = memory.state == OPEN and memory.generation == record.generation
-        measured = circuit.open_until if seen else math.inf
-        circuit.take(record.shifted(-ahead))
-        circuit.open_until = min(circuit.open_until, measured)
+        open_until = machine.open_until if seen else math.inf
+        machine.load(record.shifted(-ahead))
+        machine.open_until = min(machine.open_until, open_until)
         for vote in self._pending:
-            circuit.vote(vote, vote.at)
+            machine.vote(vote, vote.at)
         self._base, self._born, self._revision = record.generation, record.born, record.revision
-        self._shown, self._told = record.state, record.generation
+        self._announced_state, self._announced_generation = record.state, record.generation
         self._diverged = False
 
     def _warn_once(self) -> None:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s: what the store keeps of its breaker cannot be read; it begins anew, %s", self._name, self._home.key
+                "%s: what the store keeps of its breaker cannot be read; it begins anew, %s",
+                self._name,
+                self._store.key,
             )
 
 
-def changed(name: str, before: str, state: str, seconds: float) -> BreakerChanged:
-    """Describe a change of state to listeners; `seconds` counts where it opened."""
-    open_for = seconds if state == OPEN else None
-    return BreakerChanged(name, before.replace("-", "_"), state.replace("-", "_"), open_for)
+def change_event(name: str, before: str, after: str, open_for: float) -> BreakerChanged:
+    """Return a change of state as listeners see it; `open_for` counts only if the breaker opened."""
+    seconds = open_for if after == OPEN else None
+    return BreakerChanged(name, before.replace("-", "_"), after.replace("-", "_"), seconds)

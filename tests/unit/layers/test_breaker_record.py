@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker.machine import Record, read, write
+from resilient_scan.layers.breaker.record import BreakerRecord, decode, encode
 from tests.breakers import CLOSED, KEY, OPENED, Fleet, fail, record, refusal, succeed
 
 # the clock
@@ -134,7 +134,7 @@ def test_a_window_that_is_shorter_or_gone() -> None:
 
 
 def packed(**fields: Any) -> bytes:
-    return msgspec.msgpack.encode({**msgspec.structs.asdict(Record(state="open")), **fields})
+    return msgspec.msgpack.encode({**msgspec.structs.asdict(BreakerRecord(state="open")), **fields})
 
 
 GARBAGE = [
@@ -156,12 +156,12 @@ GARBAGE = [
     packed(trials=[1]),
     packed(window="text"),
     packed(version="1"),
-    write(Record(state="open"))[:-1],
+    encode(BreakerRecord(state="open"))[:-1],
 ]
 
 
 def test_what_the_garbage_is_made_of_is_none() -> None:
-    assert read(packed()) == Record(state="open")
+    assert decode(packed()) == BreakerRecord(state="open")
 
 
 @pytest.mark.parametrize("look", [True, False])
@@ -194,7 +194,7 @@ def test_garbage_that_comes_again_is_warned_of_once(caplog: pytest.LogCaptureFix
 def test_absurd_numbers_end() -> None:
     fleet = Fleet(open_cap=20)
     now = fleet.clock.time()
-    absurd = Record(
+    absurd = BreakerRecord(
         state="open",
         reopened=2**60,
         failures=2**60,
@@ -203,7 +203,7 @@ def test_absurd_numbers_end() -> None:
         open_until=1e308,
         window=b"\xff" * 99,
     )
-    fleet.put(write(absurd))
+    fleet.put(encode(absurd))
     assert fleet.breaker().next_trial_in() == 20
     fleet.clock.advance(20)
     assert fail(fleet.breaker()) == BreakerChanged("one", "half_open", "open", 20)
