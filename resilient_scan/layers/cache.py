@@ -1,7 +1,18 @@
-"""Cache: answers kept for a while, one execution per key at a time.
+"""Cache one scanner's answers, and let only one execution at a time fetch the answer to a key (single-flight).
 
-cachetools' `Cache` holds the entries; their age is kept beside them, because an expired answer may still stand in
-for a failed execution.
+    stored        fresh_until = + ttl, less jitter      stale_until = + stale_if_error
+      |-------- fresh: `cached` --------|---- stale: only if an execution fails ----|
+
+A *flight* is whatever stands for an execution that fetches an answer. Per key, one flight leads and the others follow:
+
+    lead(key, a) -> a             a leads, and fetches
+    lead(key, b) -> a             b follows: it waits for a
+    put(key, answer, a)           a lands with an answer; the next `lead` returns that
+    land(key, a)                  or it lands without one; the next flight to ask leads
+    hand_on(key, a, successor)    or another flight takes its place, because a hangs
+
+cachetools' `Cache` holds the entries. Their times are in the entries themselves, because cachetools' `TTLCache` would
+drop an expired answer, which may still stand in for a failed execution.
 """
 
 from __future__ import annotations
@@ -27,20 +38,20 @@ Flight = TypeVar("Flight")
 
 
 class Answers(Protocol):
-    """Where answers outlive the process; nothing of it raises."""
+    """Where answers outlive the process. None of its methods raises."""
 
     def address(self, key: bytes, /) -> str:
-        """Return by what name all processes know `key`."""
+        """Return the name by which all processes know `key`."""
 
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
+        """Return the stored answer: candidates, its age, and the seconds left as fresh and as stale."""
 
     def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
-        """Keep an answer: fresh for so many seconds from now, of use for so many."""
+        """Store an answer that is fresh for `fresh` seconds from now, and may stand in for a failure for `stale`."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An answer in the cache, or a failure that is remembered (`error`); the candidates belong to the cache alone."""
+    """An answer in the cache, or a remembered failure (`error`); nobody else has a reference to the candidates."""
 
     candidates: tuple[Any, ...]
     stored_at: float
@@ -54,7 +65,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 def _copy(candidate: Any) -> Any:
-    """Return a copy that shares nothing that can be changed; the usual candidate's only such part is its extras."""
+    """Return a copy that shares nothing mutable with the original; a `Candidate` is frozen except for its extras."""
     if type(candidate) is not Candidate:
         return copy.deepcopy(candidate)
     extras = copy.deepcopy(candidate.extras) if candidate.extras else {}
@@ -62,35 +73,37 @@ def _copy(candidate: Any) -> Any:
 
 
 class _Entries(cachetools.Cache[Hashable, Entry]):
-    """Entries, the least recently used first: whoever uses one moves it to the end.
+    """Entries, the least recently used first.
 
-    A dict keeps its order. `LRUCache` has a second one for that, which a scan that finds nothing would pay for.
+    A dict keeps its order, so an entry that is used is moved to the end. cachetools' `LRUCache` keeps a second dict
+    for that, and every miss would pay for it.
     """
 
-    def use(self, key: Hashable) -> Entry:
+    def touch(self, key: Hashable) -> Entry:
         """Return an entry and move it to the end."""
         entry: Entry = self.pop(key)
         self[key] = entry
         return entry
 
     def popitem(self) -> tuple[Hashable, Entry]:
-        """Give up the least recently used."""
+        """Remove the least recently used entry."""
         key = next(iter(self))
         return key, self.pop(key)
 
 
 class ResultCache(Generic[Flight]):
-    """One scanner's answers, and who is fetching one just now. `Flight` is whatever stands for an execution.
+    """One scanner's answers, and the flights that are fetching one now. Safe to use from any thread.
 
     Args:
         options: the numbers.
         clock, random: where time and chance come from.
-        answers: where answers are kept beyond this process; `None`: nowhere.
-        on_landed: is called with the key when a flight is over and its answer, if it has one, is kept; under the lock.
-        lock: which one, where its owner has one in the processor's cache already; never held by the caller.
+        answers: where answers are stored for other processes; `None` keeps them in this one.
+        on_landed: called with the key, under the lock, when a flight has landed and its answer, if any, is stored.
+        lock: one that its owner has in the processor's cache anyway; the caller of a method never holds it.
     """
 
-    # A run goes through all scanners' caches, and none of them is in the processor's: each in one place in memory.
+    # A run goes through the caches of all scanners, which the processor's cache has forgotten since the last run.
+    # With slots, each is in one place in memory.
     __slots__ = (
         "_entries",
         "_failures",
@@ -131,14 +144,15 @@ class ResultCache(Generic[Flight]):
         self._lock = lock or threading.Lock()
         self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
         self._entries = _Entries(options.maxsize)
-        self._flights: dict[Hashable, Flight] | None = None  # none: most caches wait for no answer most of the time
-        self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, as long as it is among the entries
+        self._flights: dict[Hashable, Flight] | None = None  # None: most of the time, most caches wait for no answer
+        self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, while it is among the entries
 
     def peek(self, key: Hashable) -> Entry | None:
-        """Return the answer for `key` if it is fresh and was the last one used.
+        """Return the answer for `key` if it is fresh and was the last one used. Takes no lock.
 
-        One that is asked for again and again is found so, without the lock: there is nothing to note. Whoever replaces
-        or forgets it meanwhile does so after this look.
+        This is the way of the usual warm scan, which asks for the same key again and again: the entry is at the end
+        already, so there is nothing to change. The pair is read once, as one reference; a thread that replaces it or
+        drops it from the cache meanwhile did so after this look.
         """
         latest = self._latest
         if latest is not None and latest[0] == key and self._monotonic() < latest[1].fresh_until:
@@ -151,29 +165,34 @@ class ResultCache(Generic[Flight]):
             return self._fresh(key)
 
     def load(self, key: bytes) -> Entry | None:
-        """Take over what the shelf has for `key`; return it if it is fresh."""
+        """Take the stored answer for `key` into this cache; return it if it is fresh."""
         found = None if self.answers is None else self.answers.find(key)
         if found is None:
             return None
         candidates, age, fresh, stale = found
-        ttl = self._ttl if candidates else self._ttl_empty  # may be shorter now than when the answer was stored
+        ttl = self._ttl if candidates else self._ttl_empty  # another process may have stored it under a longer ttl
         fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._stale - age)
         now = self._monotonic()
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
         with self._lock:
+            # While we read the store, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
             if known is None or known.stored_at < entry.stored_at:
                 self._keep(key, entry)
             return self._fresh(key)
 
     def stale(self, key: Hashable) -> Entry | None:
-        """Return an answer for `key` that may stand in for a failed execution."""
+        """Return the answer that may stand in for a failed execution, if there is one."""
         with self._lock:
             entry = self._find(key)
         return entry if entry is not None and self._monotonic() < entry.stale_until else None
 
     def lead(self, key: Hashable, flight: Flight) -> Entry | Flight:
-        """Return a fresh answer; else the flight that fetches one: this one, if there was none."""
+        """Return a fresh answer, or else the flight that leads: an earlier one, which is to be followed, or this one.
+
+        Both looks are under one lock. Between two, the leader could put its answer and land: this flight would have
+        missed the answer and find nobody to follow, and would call the source a second time.
+        """
         with self._lock:
             if key in self._entries or self._failures is not None:
                 entry = self._fresh(key)
@@ -185,12 +204,17 @@ class ResultCache(Generic[Flight]):
             return self._flights.setdefault(key, flight)
 
     def land(self, key: bytes, flight: Flight) -> None:
-        """Note that a flight is over without an answer; the next one to ask leads."""
+        """End a flight without an answer; the next one to ask leads."""
         with self._lock:
-            self._touch_down(key, flight)
+            self._end_flight(key, flight)
 
     def hand_on(self, key: Hashable, flight: Flight, heir: Flight) -> bool:
-        """Let another flight lead in place of this one; `False`: it does not lead any more."""
+        """Let `heir` lead instead of `flight`; return False if `flight` does not lead any more.
+
+        Two cases need it. An attempt hangs and its execution has a successor: the followers stay with the key. Or a
+        scan wants to follow a leader that has ended but has not landed yet: it takes over in one step, where landing
+        and leading in two would let a third scan lead in between, next to this one.
+        """
         with self._lock:
             if self._flights is None or self._flights.get(key) is not flight:
                 return False
@@ -198,28 +222,29 @@ class ResultCache(Generic[Flight]):
             return True
 
     def copies(self, key: Hashable, entry: Entry) -> list[Any] | None:
-        """Return the candidates as objects that the caller may change; `None`, and forget them, where that fails."""
+        """Return the candidates as objects that the caller may change; if that fails, drop them and return `None`."""
         try:
             return entry.copies()
         except Exception as error:  # copying a candidate runs foreign code
             _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", error)
         with self._lock:
-            if self._find(key) is entry:
+            if self._find(key) is entry:  # not a newer one, which may well be copyable
                 self._latest = None
                 del self._entries[key]
         return None
 
     def put(self, key: bytes, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
-        """Keep an answer and land the flight that fetched it, in one step: nobody fetches it again in between.
+        """Keep an answer and land its flight, so that no other flight fetches it in between.
 
         Args:
             key: what was asked for.
-            candidates: the answer; the cache makes copies of its own.
-            flight: who fetched it.
-            keep: `False`: only for those that wait for this flight; an older answer stays, to stand in for a failure.
+            candidates: the answer; the cache makes its own copies.
+            flight: the one that fetched it.
+            keep: `False` for an answer that only this flight's followers get; an older answer may still stand in for
+                a failure.
 
         Raises:
-            Exception: a candidate cannot be copied; nothing is kept.
+            Exception: a candidate cannot be copied; nothing is kept, and the flight has not landed.
         """
         now = self._monotonic()
         if candidates:
@@ -234,16 +259,18 @@ class ResultCache(Generic[Flight]):
             if self._failures is not None:
                 self._failures.pop(key, None)
             if self.answers is None:
-                self._touch_down(key, flight)
+                self._end_flight(key, flight)
         if self.answers is not None:
+            # The answer is stored before the flight ends, which gives the lease back. The other way round, another
+            # process could acquire the lease, find no answer in the store, and call the source again.
             if keep:
                 self.answers.keep(key, own, until - now, entry.stale_until - now)
-            with self._lock:  # after the answer is on the answers: another process looks there next
-                self._touch_down(key, flight)
+            with self._lock:
+                self._end_flight(key, flight)
         return entry
 
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:
-        """Remember a failure for `ttl_error` seconds, if that is wanted; an older answer is kept."""
+        """Remember a failure for `ttl_error` seconds, if that is set; an older answer is kept."""
         if self._ttl_error is None or self._failures is None:
             return
         now = self._monotonic()
@@ -253,18 +280,18 @@ class ResultCache(Generic[Flight]):
             self._failures[key] = Entry((), now, until, until, error)
 
     def sizes(self) -> tuple[int, int]:
-        """Return how many answers and how many failures are kept, old ones included."""
+        """Return the numbers of answers and of failures in the cache, expired ones included."""
         with self._lock:
             return len(self._entries), 0 if self._failures is None else len(self._failures)
 
     def newest(self) -> Entry | None:
-        """Return the answer that was kept last, if it is still there; it does not count as used."""
+        """Return the newest answer without marking it as used."""
         with self._lock:
             entries = list(self._entries.values())
         return max(entries, key=lambda entry: entry.stored_at, default=None)
 
     def newest_failure(self) -> Entry | None:
-        """Return the failure that was remembered last, if it is not over; it does not count as used."""
+        """Return the newest failure without marking it as used, if it has not expired."""
         if self._failures is None:
             return None
         with self._lock:
@@ -273,7 +300,7 @@ class ResultCache(Generic[Flight]):
         return newest if newest is not None and self._monotonic() < newest.fresh_until else None
 
     def warn_once(self, scanner: str) -> None:
-        """Log, the first time, that a state has no stable key."""
+        """Log, the first time only, that a state has no stable key."""
         if not self._warned:
             self._warned = True
             _log.warning(
@@ -282,11 +309,13 @@ class ResultCache(Generic[Flight]):
                 scanner,
             )
 
-    def _touch_down(self, key: Any, flight: Flight) -> None:
+    def _end_flight(self, key: Any, flight: Flight) -> None:
         """Let the next flight lead. Under the lock.
 
-        `landed` gives a claim back that goes by the key: called after the lock was free, it would take the claim away
-        that the next flight has made in between, and nobody would ever tell that one to go.
+        `on_landed` gives back the lease that this flight held, and a lease goes by its key, not by its flight. So it
+        is called under the cache's lock. Case: A lands, and the lock is free before A gives its lease back; B leads
+        and asks for the lease of the same key; then A gives "its" lease back. If B has it, it is lost while B works;
+        if B waits for it, because another process was faster, B is dropped from the waiting list and never started.
         """
         flights = self._flights
         if flights is not None and flights.get(key) is flight:
@@ -298,7 +327,7 @@ class ResultCache(Generic[Flight]):
                 self._on_landed(key)
 
     def _keep(self, key: Hashable, entry: Entry) -> None:
-        """Put an answer among the entries, at the end. Under the lock."""
+        """Put an answer at the end of the entries. Under the lock."""
         entries = self._entries
         if key in entries:
             del entries[key]
@@ -306,18 +335,19 @@ class ResultCache(Generic[Flight]):
         self._latest = (key, entry)
 
     def _find(self, key: Hashable) -> Entry | None:
-        """Return the answer for `key`, fresh or not; it counts as used. Under the lock."""
+        """Return the answer for `key`, fresh or not, and mark it as used. Under the lock."""
         if key not in self._entries:
             return None
-        entry = self._entries.use(key)
+        entry = self._entries.touch(key)
         self._latest = (key, entry)
         return entry
 
     def _fresh(self, key: Hashable) -> Entry | None:
+        """Return a fresh answer, or else a failure that is still remembered. Under the lock."""
         entry = self._find(key)
         if entry is not None and self._monotonic() < entry.fresh_until:
             return entry
         if self._failures is None or key not in self._failures:
             return None
-        failure = self._failures.use(key)
+        failure = self._failures.touch(key)
         return failure if self._monotonic() < failure.fresh_until else None

@@ -1,14 +1,19 @@
-"""Limit: what all scanners of one provider may ask of it together.
+"""Limit what all scanners of one provider ask of it together.
 
-Two measures: *concurrency*, attempts under way at a time, and *rate*, requests in a window of time. Whoever wants to
-begin an attempt stands in one queue, first come first served; the further requests of attempts under way go before
-them, for an attempt that waits behind others for which it must make room would wait for ever.
+There are two limits: *concurrency*, the attempts under way at a time, and *rate*, the requests in a window of time.
 
-The first permit of a scan is waited for before it takes a worker, so that eight scanners of one saturated provider do
-not hold all eight workers. An attempt that hangs keeps its permit until its thread has really ended: the provider
-still sees its connection.
+    further requests of attempts under way ----+
+    attempts that hold a worker ---------------+--> granted when there is room: a permit (one attempt, one request)
+    attempts that do not have a worker yet ----+
 
-Rates are counted in sliding windows by pyrate-limiter (extra `limits`): never more than N requests in any window.
+Each of the three is a queue, first come, first served, and they are served in this order. Attempts under way go first:
+were their further requests to wait behind attempts that wait for a permit, and thus for them, all would wait forever.
+
+A scan waits for its first permit before it takes a worker; otherwise eight scanners of one saturated provider would
+hold all eight workers. An attempt that hangs keeps its permit until its thread has really ended, because the provider
+still has its connection.
+
+pyrate-limiter (extra `limits`) counts rates in sliding windows: there are never more than N requests in any window.
 """
 
 from __future__ import annotations
@@ -24,13 +29,20 @@ from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Limit, parse_rate
 
 Timer = Callable[[float, Callable[[], None]], Callable[[], None]]
-MARGIN = 0.05  # seconds before the deadline at which a wait on a worker gives up, so that no timeout is blamed
+DEADLINE_MARGIN = 0.05  # seconds before the deadline at which a wait gives up: `rejected`, before it is a `timeout`
 
 
 class Ticket:
-    """A place in a provider's queue."""
+    """A place in one of a provider's queues.
 
-    __slots__ = ("done", "granted", "on_worker", "refused", "take_back", "with_permit")
+    Args:
+        granted: called once, without a lock, on any thread.
+        refused: likewise, if the time for waiting has passed instead.
+        with_permit: whether it is for an attempt, which takes a permit, or for a further request of one.
+        on_worker: whether it holds a worker while it waits, and so goes first.
+    """
+
+    __slots__ = ("cancel_timer", "done", "granted", "on_worker", "refused", "with_permit")
 
     def __init__(
         self,
@@ -40,12 +52,12 @@ class Ticket:
         with_permit: bool = True,
         on_worker: bool = False,
     ) -> None:
-        self.granted = granted  # called once, without a lock, on any thread
-        self.refused = refused  # likewise, when the time for waiting is over
-        self.on_worker = on_worker  # whether it holds a worker meanwhile, and so goes first
-        self.with_permit = with_permit  # whether it takes a place among the attempts, or only a request
-        self.done = False
-        self.take_back: Callable[[], None] = lambda: None
+        self.granted = granted
+        self.refused = refused
+        self.on_worker = on_worker
+        self.with_permit = with_permit
+        self.done = False  # granted, refused or withdrawn; changes once, under the provider's lock
+        self.cancel_timer: Callable[[], None] = lambda: None
 
 
 class Provider:
@@ -53,11 +65,11 @@ class Provider:
 
     Args:
         limit: the numbers.
-        clock: what windows are measured on.
-        at: calls something at an instant; the engine's timer.
+        clock: measures the windows.
+        at: the engine's timer; calls a function at an instant, and returns a function that cancels that.
 
     Raises:
-        ConfigError: a rate is given and the extra `limits` is not installed.
+        ConfigError: a rate is given, and the extra `limits` is not installed.
     """
 
     def __init__(self, limit: Limit, clock: Clock, at: Timer) -> None:
@@ -65,50 +77,52 @@ class Provider:
         self._clock = clock
         self._at = at
         self._lock = threading.Lock()
-        self._requests: deque[Ticket] = deque()  # of attempts under way
-        self._on_workers: deque[Ticket] = deque()  # attempts that wait on a worker
-        self._attempts: deque[Ticket] = deque()  # that want to begin
-        self._granted: dict[AttemptContext, None] = {}  # whose permit waits for a worker
-        self._taken = 0
+        self._requests: deque[Ticket] = deque()  # further ones, of attempts under way
+        self._on_workers: deque[Ticket] = deque()  # attempts that hold a worker
+        self._attempts: deque[Ticket] = deque()  # attempts that do not have a worker yet
+        self._prepaid: dict[AttemptContext, None] = {}  # executions that have a permit and wait for a worker
+        self._taken = 0  # permits
         self._bucket = _bucket(limit)
         self._timer_set = False
         self._pumping = False
 
     @property
     def taken(self) -> int:
-        """How many attempts are under way, hanging ones included."""
+        """The number of attempts under way, hanging ones included."""
         return self._taken
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of attempts and requests that wait."""
         return len(self._requests) + len(self._on_workers) + len(self._attempts)
 
     def request(self, ticket: Ticket, until: float) -> None:
-        """Stand in the queue; `granted` or `refused` is called, at `until` (monotonic) at the latest."""
+        """Join the queue; `granted` or `refused` is called by `until` (monotonic)."""
         with self._lock:
-            self._line(ticket).append(ticket)
+            self._queue_of(ticket).append(ticket)
         self._pump()
         if not ticket.done:
-            self._bound(ticket, until)
+            self._set_timer(ticket, until)
 
-    def _bound(self, ticket: Ticket, until: float) -> None:
-        take_back = self._at(until, lambda: self._give_up(ticket))
+    def _set_timer(self, ticket: Ticket, until: float) -> None:
+        cancel_timer = self._at(until, lambda: self._give_up(ticket))
+        # Another thread may grant the ticket while the timer is being set. It has called the ticket's `cancel_timer`,
+        # which did nothing yet, so this thread has to cancel.
         with self._lock:
-            settled = ticket.done  # while the timer was set
-            if not settled:
-                ticket.take_back = take_back
-        if settled:
-            take_back()
+            done = ticket.done
+            if not done:
+                ticket.cancel_timer = cancel_timer
+        if done:
+            cancel_timer()
 
     def withdraw(self, ticket: Ticket) -> bool:
-        """Leave the queue; `False`: it was granted or refused before."""
+        """Leave the queue; return False if the ticket has been granted or refused already."""
         with self._lock:
             if ticket.done:
                 return False
             ticket.done = True
-            self._line(ticket).remove(ticket)
-        ticket.take_back()
+            self._queue_of(ticket).remove(ticket)
+        ticket.cancel_timer()
         self._pump()
         return True
 
@@ -119,64 +133,68 @@ class Provider:
         self._pump()
 
     def take_prepaid(self, context: AttemptContext) -> bool:
-        """Take the permit that was granted to an execution beforehand, if it is still there."""
+        """Take the permit that an execution got before its worker, if it still has it; return whether it does."""
         with self._lock:
-            self._granted.pop(context, None)
+            self._prepaid.pop(context, None)
             there, context.prepaid = context.prepaid, False
         return there
 
     def prepay(self, context: AttemptContext) -> None:
-        """Note that an execution has a permit and waits for a worker."""
+        """Note that an execution has a permit, and waits for a worker."""
         with self._lock:
             context.prepaid = True
-            self._granted[context] = None
+            self._prepaid[context] = None
 
-    def _take_over(self) -> bool:
-        """Take the permit of an execution that has no worker yet; it will wait for another on its own.
+    def _steal_prepaid(self) -> bool:
+        """Take the permit of an execution that has no worker yet; return whether there was one.
 
-        Else a worker could wait for a permit that waits for a worker.
+        Without this, workers and permits could wait for each other. Case: one worker, one permit. Execution A has the
+        permit and is queued for the worker. The worker retries an attempt of B, which waits for a permit: A's permit,
+        which comes back only when a worker has run A. The execution that loses its permit gets another on its worker.
         """
         with self._lock:
-            if not self._granted:
+            if not self._prepaid:
                 return False
-            robbed, _ = self._granted.popitem()
-            robbed.prepaid = False
+            loser, _ = self._prepaid.popitem()
+            loser.prepaid = False
             return True
 
     def prepaid_request(self, context: AttemptContext) -> bool:
-        """Take the request that came with the attempt's permit, if it is still there."""
+        """Take the request that came with the attempt's permit; return False if it has been used."""
         with self._lock:
             there, context.requests = context.requests > 0, 0
         return there
 
     def acquire(self, context: AttemptContext, *, with_permit: bool) -> None:
-        """Wait for a turn on the worker, within the scan's time.
+        """Wait on the worker for a permit, or for one more request, within the scan's time.
 
         Raises:
-            LimitExceeded: it did not come before the deadline.
+            LimitExceeded: the turn did not come before the deadline.
             ScanCancelled: nobody waits for the answer any more.
         """
-        if with_permit and self._take_over():
+        if with_permit and self._steal_prepaid():
             return
         answer: list[LimitExceeded | None] = []
-        gone: list[bool] = []
+        left: list[bool] = []
 
         def settle(refusal: LimitExceeded | None) -> None:
             with self._lock:
                 answer.append(refusal)
-                unwanted = bool(gone)
+                unwanted = bool(left)
             if unwanted and refusal is None and with_permit:
                 self.release()
             context.poke()
 
         ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit, on_worker=True)
-        self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - MARGIN))
+        self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - DEADLINE_MARGIN))
         try:
             context.wait(context.remaining(), lambda: bool(answer))
         except BaseException:
-            if not self.withdraw(ticket):  # settled, but perhaps not told yet: whoever is second gives the permit back
+            # The ticket may have been granted on another thread that has not called `settle` yet. Then the permit is
+            # given back by the second of the two: here if `settle` has been called before, or else by `settle`.
+            if not self.withdraw(ticket):
                 with self._lock:
-                    gone.append(True)
+                    left.append(True)
                     granted = answer == [None]
                 if granted and with_permit:
                     self.release()
@@ -185,7 +203,12 @@ class Provider:
             raise answer[0]
 
     def _pump(self) -> None:
-        """Serve the queue as far as it goes; one thread at a time does, and it sees what the others have changed."""
+        """Serve the queues as far as possible.
+
+        One thread at a time does this, because `granted` runs without the lock and may take a while. Another thread
+        that comes with a change (a permit given back, a new ticket) leaves it to the one at work. That one sees the
+        change, because it stops only in the same step under the lock in which it finds nothing to do.
+        """
         with self._lock:
             if self._pumping:
                 return
@@ -197,41 +220,41 @@ class Provider:
                     if ticket is None:
                         self._pumping = False
                         return
-                ticket.take_back()
+                ticket.cancel_timer()
                 ticket.granted()
-        except BaseException:  # a Ctrl-C, or no thread for a timer: the next one to come serves
+        except BaseException:  # a Ctrl-C, or no thread for a timer: the next thread that comes goes on
             with self._lock:
                 self._pumping = False
             raise
 
     def _next(self) -> Ticket | None:
-        """Take the first of the queue if it may begin; under the lock."""
+        """Take the first ticket that may go out of its queue. Under the lock."""
         most = self.limit.concurrency
         if self._requests:
             ticket = self._requests[0]
         elif most is not None and self._taken >= most:
             return None
         else:
-            line = self._on_workers or self._attempts
-            if not line:
+            queue = self._on_workers or self._attempts
+            if not queue:
                 return None
-            ticket = line[0]
+            ticket = queue[0]
         wait = self._take_request()
         if wait > 0:
-            self._look_again(wait)
+            self._pump_in(wait)
             return None
-        self._line(ticket).popleft()
+        self._queue_of(ticket).popleft()
         ticket.done = True
         self._taken += ticket.with_permit
         return ticket
 
-    def _line(self, ticket: Ticket) -> deque[Ticket]:
+    def _queue_of(self, ticket: Ticket) -> deque[Ticket]:
         if not ticket.with_permit:
             return self._requests
         return self._on_workers if ticket.on_worker else self._attempts
 
     def _take_request(self) -> float:
-        """Count one request; return the seconds to wait where the window is full."""
+        """Count one request and return 0, or return the seconds to wait if the window is full."""
         if self._bucket is None:
             return 0.0
         now = int(self._clock.monotonic() * 1000)
@@ -244,21 +267,21 @@ class Provider:
 
         return RateItem(self.limit.provider, now)
 
-    def _look_again(self, wait: float) -> None:
+    def _pump_in(self, wait: float) -> None:
         if not self._timer_set:
             self._timer_set = True
-            self._at(self._clock.monotonic() + wait, self._ring)
+            self._at(self._clock.monotonic() + wait, self._pump_now)
 
-    def _ring(self) -> None:
+    def _pump_now(self) -> None:
         with self._lock:
             self._timer_set = False
         self._pump()
 
     def _give_up(self, ticket: Ticket) -> None:
         if self.withdraw(ticket):
-            ticket.refused(LimitExceeded(f"no turn at provider {self.limit.provider} in time: {self._why()}"))
+            ticket.refused(LimitExceeded(f"no turn at provider {self.limit.provider} in time: {self._reason()}"))
 
-    def _why(self) -> str:
+    def _reason(self) -> str:
         most = self.limit.concurrency
         if most is not None and self._taken >= most:
             return f"all {most} of its attempts are under way"
@@ -266,10 +289,10 @@ class Provider:
 
 
 class Providers(dict[str, Provider]):
-    """The providers of one runner, by name: those that its scanners' options name, and what scanners ask beside them.
+    """The providers of one runner, by name: those in its scanners' options, and those that scanners name in a call.
 
     Args:
-        limits: what the scanners say about their providers, `[(scanner, limit), ...]`.
+        limits: what the scanners' options say, `[(scanner, limit), ...]`.
         clock, at: each provider's.
 
     Raises:
@@ -282,9 +305,10 @@ class Providers(dict[str, Provider]):
         self._at = at
 
     def of(self, source: str, limit: Limit | None) -> Provider | None:
-        """Return the provider of that name, `None` where there is none and no limit is given to make one of."""
+        """Return the provider of that name, made with `limit` if it is new; `None` if there is neither."""
         if source in self or limit is None:
             return self.get(source)
+        # Two threads may both get here; `setdefault` is atomic, so both get the provider of the first.
         return self.setdefault(source, Provider(limit, self._clock, self._at))
 
 
@@ -292,25 +316,26 @@ def permitted(provider: Provider, call: Call) -> Call:
     """Wrap `call` so that each attempt holds a permit of the provider.
 
     Raises (when called):
-        LimitExceeded: none came before the deadline.
+        LimitExceeded: there was none before the deadline.
     """
 
     def attempt(context: AttemptContext) -> list[Any]:
-        if not provider.take_prepaid(context):  # the first one was waited for before the worker was taken
+        if not provider.take_prepaid(context):  # the first attempt waited for it before it had a worker
             provider.acquire(context, with_permit=True)
         context.requests = 1  # the permit came with one request
         try:
             return call(context)
         finally:
+            # On the attempt's own thread: an attempt that hangs keeps its permit, long after its scan was handed over.
             provider.release()
 
     return attempt
 
 
 def merged(limits: list[tuple[str, Limit]]) -> dict[str, Limit]:
-    """Bring together what several scanners say about their providers, `[(scanner, limit), ...]`.
+    """Return each provider's limit from what several scanners say, `[(scanner, limit), ...]`.
 
-    A `Limit` without numbers joins the one that has them.
+    A `Limit` without numbers only names the provider; the numbers come from another scanner.
 
     Raises:
         ConfigError: two scanners give different numbers for one provider.
@@ -321,7 +346,7 @@ def merged(limits: list[tuple[str, Limit]]) -> dict[str, Limit]:
 
 
 def differing(limits: list[tuple[str, Limit]]) -> Iterator[tuple[str, str, str]]:
-    """Yield two scanners and a sentence wherever the second gives other numbers for a provider than the first."""
+    """Yield two scanners and a sentence for each provider that they give different numbers."""
     known = _first(limits)
     for scanner, limit in limits:
         first, there = known[limit.provider]
@@ -332,7 +357,7 @@ def differing(limits: list[tuple[str, Limit]]) -> Iterator[tuple[str, str, str]]
 
 
 def _first(limits: list[tuple[str, Limit]]) -> dict[str, tuple[str, Limit]]:
-    """Return by provider the first who gives numbers, else the first who names it."""
+    """Return, by provider, the first scanner that gives numbers, or else the first that names it, and its limit."""
     known: dict[str, tuple[str, Limit]] = {}
     for scanner, limit in limits:
         there = known.get(limit.provider)

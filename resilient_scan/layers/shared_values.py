@@ -1,4 +1,11 @@
-"""Shared values: what several scanners need, loaded once for all of them."""
+"""Load a value that several scanners need once for all of them (single-flight, within each one's own time).
+
+scanner A: no value, nobody loads       -> A loads
+scanner B: no value, A loads            -> B waits for A, within B's own time
+A's time is up, and `load` still hangs  -> a waiter that has at least half as much time left as A has spent
+replaces A; the others wait for that one
+A fails                                 -> all that wait for A get A's error
+"""
 
 from __future__ import annotations
 
@@ -13,38 +20,37 @@ from resilient_scan.context import ScanContext
 from resilient_scan.errors import ScanCancelled
 
 T = TypeVar("T")
+REPLACEMENT_SHARE = 0.5  # of the time that the loader has spent, which a waiter must have left to replace it
 
 
 class _Loading:
-    """A value on its way; over when its loader is through, or when the loader's time is."""
+    """A value that is being loaded."""
 
     def __init__(self, loader: ScanContext, began: float) -> None:
         self.loader = loader
         self.began = began
         self.waiters: list[ScanContext] = []
-        self.through = False
-        self.replaced = False  # another loads in its stead
+        self.finished = False  # `load` has returned or raised
+        self.replaced = False  # another scanner loads the value instead
         self.error: BaseException | None = None
         self.value: Any = None
 
-    def over(self) -> bool:
-        return self.through or self.loader.cancelled
+    def ended(self) -> bool:
+        """Return whether the loader has finished, or its time is up."""
+        return self.finished or self.loader.cancelled
 
     def settled(self) -> bool:
-        return self.through or self.replaced
+        """Return whether there is anything new for those that wait."""
+        return self.finished or self.replaced
 
     def wake(self) -> None:
-        """Have all that wait look again."""
+        """Have all waiters look again."""
         for waiter in self.waiters:
             waiter.poke()
 
 
 class SharedValues:
-    """Values that several scanners need, loaded once for all of them: the first asker loads, the others wait for it.
-
-    They wait within their own time. A loader that hangs does not hold them for longer than its own time either: then
-    one of them loads in its stead, if it has at least half of the time left that was not enough for that one.
-    """
+    """The values that the scanners of one runner share. Safe to use from any thread; `load` runs without a lock."""
 
     def __init__(self, clock: Clock, maxsize: int = 4096) -> None:
         self._clock = clock
@@ -53,31 +59,38 @@ class SharedValues:
         self._loading: dict[Hashable, _Loading] = {}
 
     def get(self, key: Hashable, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
-        """Return the value for `key`, calling `load` where there is none younger than `ttl` seconds."""
+        """Return the value for `key`, calling `load` if there is none younger than `ttl` seconds."""
         while True:
+            # Both looks are under one lock: between two, a loader could finish, and this scanner would find neither
+            # the value nor anybody to wait for.
             with self._lock:
                 until, value = self._values.get(key, (0.0, None))
                 if self._clock.monotonic() < until:
                     return value  # type: ignore[no-any-return] # what `load` of the same key returned
                 loading = self._loading.get(key)
-                mine = self._lead(key, loading, context)
+                mine = self._lead_or_follow(key, loading, context)
             if mine is not None:
                 if loading is not None:
-                    loading.wake()
+                    loading.wake()  # the waiters of the loader that we replace, so that they wait for us
                 return self._load(key, load, ttl, mine)
             assert loading is not None  # noqa: S101 - else this one leads
             self._wait(loading, context)
             if loading.error is not None and not isinstance(loading.error, ScanCancelled):
                 raise loading.error
-            if loading.through and loading.error is None:
+            if loading.finished and loading.error is None:
                 return loading.value  # type: ignore[no-any-return]
+            # The loader was cancelled or replaced: look again.
 
-    def _lead(self, key: Hashable, loading: _Loading | None, context: ScanContext) -> _Loading | None:
-        """Take the lead if nobody has it, or one whose time is over; else wait for that one. Under the lock."""
+    def _lead_or_follow(self, key: Hashable, loading: _Loading | None, context: ScanContext) -> _Loading | None:
+        """Lead if nobody loads, or instead of a loader whose time is up; or follow. Under the lock.
+
+        A waiter with less than half of the time that was not enough for that loader would only fail likewise, and
+        send one more request to a source that hangs.
+        """
         now = self._clock.monotonic()
         if loading is not None:
             spent = min(now, loading.loader.ends) - loading.began
-            if not loading.over() or context.remaining() <= 0.5 * spent:
+            if not loading.ended() or context.remaining() <= REPLACEMENT_SHARE * spent:
                 loading.waiters.append(context)
                 return None
             loading.replaced = True
@@ -85,24 +98,25 @@ class SharedValues:
         return mine
 
     def _wait(self, loading: _Loading, context: ScanContext) -> None:
-        """Wait for a value, or for the end of its loader; who has less time left than that one took waits on."""
-        if loading.over():
+        """Wait until the loader has ended; if its time is up already, until it finishes or is replaced."""
+        if loading.ended():
             context.wait(context.remaining(), loading.settled)
         else:
-            # a cancel of the loader is a reason to look again
-            context.wait(loading.loader.remaining() + 0.001, loading.over, watched=loading.loader)
+            # A cancel of the loader wakes this scanner too: it may be the one to replace it. The millisecond makes sure
+            # that the loader's time is up when this wait ends by itself.
+            context.wait(loading.loader.remaining() + 0.001, loading.ended, watched=loading.loader)
         context.check()
 
     def _load(self, key: Hashable, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
         try:
             value = load()
         except BaseException as error:
-            self._through(key, loading, error=error)
+            self._finish(key, loading, error=error)
             raise
-        self._through(key, loading, value=value, until=self._clock.monotonic() + ttl)
+        self._finish(key, loading, value=value, until=self._clock.monotonic() + ttl)
         return value
 
-    def _through(
+    def _finish(
         self,
         key: Hashable,
         loading: _Loading,
@@ -111,9 +125,10 @@ class SharedValues:
         value: Any = None,
         until: float = 0,
     ) -> None:
+        """Publish the outcome. A loader that was replaced does so too: its value is as good, and perhaps earlier."""
         with self._lock:
             loading.error, loading.value = error, value
-            loading.through = True
+            loading.finished = True
             if error is None:
                 self._values[key] = (until, value)
             if self._loading.get(key) is loading:
