@@ -24,7 +24,7 @@ CLOSED = BreakerChanged("one", "half_open", "closed", None)
 
 
 class Wall(FakeClock):
-    """A clock whose wall time jumps when told to."""
+    """A clock whose wall time jumps when a test says so."""
 
     def __init__(self, start: float = 1_359_050_400.0) -> None:
         super().__init__(start)
@@ -79,7 +79,7 @@ class Fleet:
         self.errors.append((operation, error))
 
     def breaker(self, *, look: bool = True, random: Random | None = None, **options: Any) -> CircuitBreaker:
-        """Start a process, and its first run unless told otherwise."""
+        """Start a process, and by default its first run."""
         store = BreakerStore(self.store, KEY, self.on_error)
         breaker = CircuitBreaker("one", Breaker(**{**self.options, **options}), self.clock, random or Random(0), store)
         if look:

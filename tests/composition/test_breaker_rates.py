@@ -14,7 +14,7 @@ from tests.composition.conftest import Bare, Fleet, statuses
 
 
 class Source:
-    """A scanner that fails and takes its time as told, and a runner to ask it with."""
+    """A scanner that fails and takes its time as the test says, and a runner for it."""
 
     def __init__(self, fleet: Fleet, bare: Bare, breaker: Breaker, **layers: Any) -> None:
         self.clock = FakeClock(auto=True)
@@ -129,7 +129,7 @@ def test_each_attempt_votes(fleet: Fleet, bare: Bare) -> None:
     assert source.state == "open"
 
 
-def test_the_window_begins_anew_when_it_closes(fleet: Fleet, bare: Bare) -> None:
+def test_the_window_is_empty_after_it_closes(fleet: Fleet, bare: Bare) -> None:
     breaker = Breaker(failures=100, failure_rate=0.5, window=4, minimum=2, open_for=10)
     source = Source(fleet, bare, breaker)
     source.run("xx")

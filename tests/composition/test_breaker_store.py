@@ -92,7 +92,7 @@ def test_a_hung_scanners_timeout_is_in_the_store_before_its_result_is_handed_ove
     assert only(again) is Status.REJECTED
 
 
-def test_a_timeout_that_opens_it_only_together_with_others_is_told(
+def test_a_timeout_that_opens_it_only_together_with_others_is_announced(
     reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event
 ) -> None:
     store, recorder = reopen(SystemClock()), Recorder()

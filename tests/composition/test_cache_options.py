@@ -25,7 +25,7 @@ FOUND = [{"ticker": "AAPL"}]
 
 
 class Source:
-    """A scanner that answers as told, a clock that stands still, and a runner to ask with."""
+    """A scanner that answers as the test says, a clock that stands still, and a runner."""
 
     def __init__(self, fleet: Fleet, bare: Bare, cache: Cache, random: Random | None = None, **layers: Any) -> None:
         self.clock = FakeClock(auto=True)

@@ -302,7 +302,7 @@ def test_a_load_that_hangs_holds_the_others_no_longer_than_its_own_scan(
     assert loading(runner) == {}
 
 
-def test_who_waits_keeps_to_its_own_time(fleet: Fleet) -> None:
+def test_a_waiter_keeps_to_its_own_time(fleet: Fleet) -> None:
     load = Load()
     hasty = asking("hasty", load, load.began, timeout=Timeout(total=0.1))
     stream = fleet(asking("slow", load), hasty).stream({})

@@ -2,7 +2,7 @@
 
 `python -m tests.e2e.breaker_crew URL DIRECTORY PROCESSES THREADS TRIALS SECONDS OPEN_FOR`
 
-Each thread asks again and again. Whoever finds the breaker closed fails, which opens it; whoever gets a trial takes a
+Each thread asks again and again. One that finds the breaker closed fails, which opens it; one that gets a trial takes a
 few milliseconds and fails half of the time. Each process leaves what it saw as a file of JSON: all `trials` as
 (generation, asked, began, ended, failed), on the machine's monotonic clock, and all `changes`.
 """

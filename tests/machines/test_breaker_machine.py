@@ -158,5 +158,5 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.is_open() == (self.state == "open" and self.clock.monotonic() < self.open_until)
 
 
-def test_the_guard_is_the_breaker_of_the_model(machine_settings: settings) -> None:
+def test_the_breaker_behaves_like_the_model(machine_settings: settings) -> None:
     run_state_machine_as_test(BreakerMachine, settings=settings(machine_settings, max_examples=250))

@@ -43,7 +43,7 @@ class Truth:
     def turn(self, state: str) -> None:
         self.state = state
         self.generation += 1
-        self.failures = 0 if state == "closed" else self.failures  # remembered for whoever asks why
+        self.failures = 0 if state == "closed" else self.failures  # remembered, to explain it
         self.successes = 0
         self.trials = {}
 
@@ -298,5 +298,5 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         assert len(record.trials) <= self.trials
 
 
-def test_guards_on_one_store_are_the_breaker_of_the_model(machine_settings: settings) -> None:
+def test_breakers_on_one_store_behave_like_the_model(machine_settings: settings) -> None:
     run_state_machine_as_test(SharedBreakerMachine, settings=settings(machine_settings, max_examples=150))

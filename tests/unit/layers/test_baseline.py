@@ -30,7 +30,7 @@ def test_nine_answers_are_no_history() -> None:
     assert baseline.doubt(0, 0) is None  # it has been empty before
 
 
-def test_who_was_ever_empty_may_be_empty_again() -> None:
+def test_a_scanner_that_was_ever_empty_may_be_empty_again() -> None:
     baseline = after(0, *[50] * 20)
     assert baseline.doubt(0, 0) is None
     assert baseline.doubt(1, 0) is None
@@ -51,13 +51,13 @@ def test_suspicious_answers_teach_nothing() -> None:
     assert after_those == [None, None]  # one trusted answer is no history
 
 
-def test_who_always_finds_something_is_doubted_from_the_first_empty_answer() -> None:
+def test_a_scanner_that_always_finds_something_is_doubted_from_the_first_empty_answer() -> None:
     baseline = Baseline(empty_ok=False)
     assert baseline.doubt(0, 0) == "empty: the scanner says that it always finds something (empty_ok=False)"
     assert baseline.doubt(1, 0) is None
 
 
-def test_who_may_be_empty_is_never_doubted_for_that() -> None:
+def test_a_scanner_that_may_be_empty_is_never_doubted_for_that() -> None:
     baseline = after(*[100] * MIN_HISTORY, empty_ok=True)
     assert [baseline.doubt(1, 0), baseline.doubt(0, 0)] == [None, None]
     assert baseline.doubt(0, 1) == "malformed: 1 of 1 candidates are invalid"

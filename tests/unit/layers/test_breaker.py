@@ -31,7 +31,7 @@ DOWN = OSError("down")
 
 
 class Bench:
-    """A breaker around a call that does as it is told."""
+    """A breaker around a call that does what the test says."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = FakeClock()
@@ -212,7 +212,7 @@ def test_neither_vote_resets_a_count() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late"])
-def test_who_is_too_late_is_not_begun_and_does_not_vote(how: str) -> None:
+def test_an_attempt_that_is_too_late_does_not_begin_and_does_not_vote(how: str) -> None:
     bench = Bench()
     context = bench.context(deadline=3)
     if how == "cancelled":
@@ -238,7 +238,7 @@ def test_the_permit_is_where_the_watchdog_finds_it() -> None:
     assert seen[0] is not None
     assert context.permit is None
     assert bench.breaker.state == "open"  # the late answer has no vote
-    assert bench.changes == []  # who votes tells
+    assert bench.changes == []  # the one that voted announces it
 
 
 def test_a_trial_that_gives_its_permit_back_makes_room() -> None:
@@ -268,7 +268,7 @@ def test_the_next_trial_is_foreseen() -> None:
     assert bench.breaker.vote(permit, False) == CLOSED
 
 
-def test_the_window_is_told_where_there_is_one() -> None:
+def test_the_window_is_counted_if_there_is_one() -> None:
     assert Bench().breaker.window_counts() is None
     bench = Bench(failures=9, slow_after=2, slow_rate=1, window=4, minimum=4)
     bench.ask(DOWN)
@@ -294,11 +294,11 @@ def test_no_lock_is_held_while_scanner_code_runs() -> None:
     assert answers == [["other"]]
 
 
-def test_changes_are_told_without_a_lock() -> None:
+def test_changes_are_announced_without_a_lock() -> None:
     breakers: list[CircuitBreaker] = []
     seen: list[str] = []
 
-    def tell(_change: BreakerChanged) -> None:
+    def notify(_change: BreakerChanged) -> None:
         other = threading.Thread(target=lambda: seen.append(f"{breakers[0].state} {breakers[0].next_trial_in()}"))
         other.start()
         other.join(5)
@@ -309,13 +309,13 @@ def test_changes_are_told_without_a_lock() -> None:
     def fails(context: AttemptContext) -> list[Any]:
         raise DOWN
 
-    call: Callable[[AttemptContext], list[Any]] = breakers[0].around(fails, tell)
+    call: Callable[[AttemptContext], list[Any]] = breakers[0].around(fails, notify)
     with pytest.raises(OSError, match="down"):
         call(AttemptContext("one", clock=clock))
     assert seen == ["open 8.0"]
 
 
-def test_who_finds_it_closed_after_all_needs_no_trial() -> None:
+def test_an_attempt_that_finds_it_closed_after_all_is_not_a_trial() -> None:
     """Another thread's trial closes it between the look at the state and the lock."""
 
     class Meanwhile:

@@ -171,7 +171,7 @@ def test_what_was_read_before_it_was_written_is_not_taken_over() -> None:
     assert breaker.failures == 2
 
 
-def test_a_run_that_begins_does_not_wait_for_who_is_at_the_store() -> None:
+def test_a_run_that_begins_does_not_wait_for_an_exchange_under_way() -> None:
     fleet = Fleet(failures=3)
     breaker = fleet.breaker()
     fail(breaker)
@@ -215,7 +215,7 @@ def test_votes_that_cannot_matter_any_more_are_not_hoarded() -> None:
 # around a call
 
 
-def test_a_change_that_a_refused_attempt_brought_to_light_is_told() -> None:
+def test_a_change_that_a_refused_attempt_found_is_announced() -> None:
     fleet = Fleet(failures=2)
     breaker, other = fleet.breaker(look=False), fleet.breaker()
     changes: list[BreakerChanged] = []
@@ -232,25 +232,25 @@ def test_a_change_that_a_refused_attempt_brought_to_light_is_told() -> None:
     assert changes == [OPENED]
 
 
-def test_errors_of_the_store_are_told_without_a_lock() -> None:
+def test_errors_of_the_store_are_reported_without_a_lock() -> None:
     fleet = Fleet()
     breakers: list[CircuitBreaker] = []
     seen: list[str] = []
 
-    def tell(_operation: str, _error: StoreError) -> None:
+    def notify(_operation: str, _error: StoreError) -> None:
         if not seen:
-            seen.append("told")
+            seen.append("notified")
             other = threading.Thread(
                 target=lambda: seen.append(f"{breakers[0].next_trial_in()} {breakers[0].flush()}"), daemon=True
             )
             other.start()
             other.join(5)
 
-    fleet.on_error = tell  # type: ignore[method-assign]
+    fleet.on_error = notify  # type: ignore[method-assign]
     breakers.append(fleet.breaker())
     fleet.store.away = AWAY
     assert fail(breakers[0]) == OPENED
-    assert seen == ["told", "8.0 None"]
+    assert seen == ["notified", "8.0 None"]
 
 
 def test_a_probe_is_a_trial_for_all_processes() -> None:

@@ -27,7 +27,7 @@ def test_a_jump_back_costs_one_open_time_at_most() -> None:
     assert succeed(fleet.breaker()) == CLOSED
 
 
-def test_a_jump_back_does_not_concern_who_has_counted_the_time_itself() -> None:
+def test_a_jump_back_does_not_matter_to_the_process_that_saw_the_opening() -> None:
     fleet = Fleet()
     breaker = fleet.breaker()
     fail(breaker)
@@ -160,7 +160,7 @@ GARBAGE = [
 ]
 
 
-def test_what_the_garbage_is_made_of_is_none() -> None:
+def test_what_the_garbage_is_made_of_can_be_read() -> None:
     assert decode(packed()) == BreakerRecord(state="open")
 
 

@@ -62,7 +62,7 @@ def test_the_open_time_grows_over_restarts_and_shrinks_after_health() -> None:
     assert fail(fleet.breaker()) == OPENED
 
 
-def test_who_has_not_looked_does_so_with_its_first_attempt() -> None:
+def test_a_breaker_that_has_not_read_the_record_does_so_with_its_first_attempt() -> None:
     fleet = Fleet(failures=2)
     fail(fleet.breaker())
     late = fleet.breaker(look=False)
@@ -76,7 +76,7 @@ def test_trials_are_counted_over_all() -> None:
     first, second, third = (fleet.breaker() for _ in range(3))
     one, change = first.admit()
     two, silent = second.admit()
-    assert (change, silent) == (TRYING, None), "each change is told once"
+    assert (change, silent) == (TRYING, None), "each change is announced once"
     assert "its trial is still under way" in refusal(third)
     assert first.vote(one, False) is None
     assert third.admit()[0].expires is not None, "one has ended"
@@ -126,7 +126,7 @@ def test_a_late_outcome_of_an_older_generation_has_no_vote_in_any_process() -> N
     assert fail(slow) == OPENED, "it has come store with the new generation"
 
 
-def test_a_change_is_told_though_the_state_is_the_one_that_was_known_before_another() -> None:
+def test_a_change_is_announced_though_the_state_was_known_before_another() -> None:
     fleet = Fleet(open_cap=8)
     first = fleet.breaker()
     fail(first)
@@ -176,7 +176,7 @@ def test_a_failure_is_one_update_and_a_refusal_none() -> None:
     assert fleet.store.updates == 2
 
 
-def test_who_has_not_looked_and_finds_nothing_writes_nothing() -> None:
+def test_a_breaker_that_finds_no_record_writes_none() -> None:
     fleet = Fleet()
     succeed(fleet.breaker(look=False))
     assert (fleet.store.updates, fleet.store.read("")) == (1, {})
@@ -199,7 +199,7 @@ def test_no_store_is_asked_on_a_thread_that_must_not_wait() -> None:
     breaker = fleet.breaker()
     assert breaker.vote(breaker.admit()[0], True, wait=False) == OPENED
     assert (fleet.store.updates, breaker.state) == (0, "open")
-    assert breaker.flush() is None, "it has been told"
+    assert breaker.flush() is None, "it has been announced"
     assert record(fleet).state == "open"
     assert breaker.flush() is None
     assert fleet.store.updates == 1
@@ -214,7 +214,7 @@ def test_what_a_watchdog_has_found_goes_along_with_the_next_vote() -> None:
     assert (fleet.store.updates, record(fleet).failures) == (1, 2)
 
 
-def test_what_a_watchdog_vote_comes_to_in_the_store_is_told_by_who_brings_it() -> None:
+def test_a_change_that_a_watchdogs_vote_makes_in_the_store_is_announced_by_the_flush() -> None:
     fleet = Fleet(failures=2)
     breaker, other = fleet.breaker(), fleet.breaker()
     permit = breaker.admit()[0]
@@ -254,18 +254,18 @@ def test_two_at_once_tell_a_change_once() -> None:
     breaker = fleet.breaker()
     permits = [breaker.admit()[0] for _ in range(2)]
     together = threading.Barrier(2)
-    told: list[BreakerChanged | None] = []
+    changes: list[BreakerChanged | None] = []
 
     def vote(permit: Permit) -> None:
         together.wait(5)
-        told.append(breaker.vote(permit, True))
+        changes.append(breaker.vote(permit, True))
 
     threads = [threading.Thread(target=vote, args=(permit,), daemon=True) for permit in permits]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(5)
-    assert sorted(told, key=str, reverse=True) == [None, OPENED]
+    assert sorted(changes, key=str, reverse=True) == [None, OPENED]
 
 
 # a window of rates

@@ -1,4 +1,4 @@
-"""The cache, where its model has no say: what cannot be copied, what is told, who leads."""
+"""The cache, where its model has no say: what cannot be copied, what is logged, who leads."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
     assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
 
 
-def test_the_answer_used_last_is_told_from_others_and_from_old_ones(clock: FakeClock) -> None:
+def test_peek_finds_the_answer_used_last_while_it_is_fresh(clock: FakeClock) -> None:
     cache = cache_of(clock)
     first = cache.put("key", [], "flight")
     assert cache.peek("other") is None
@@ -152,7 +152,7 @@ def test_an_answer_that_came_meanwhile_is_no_reason_to_lead(clock: FakeClock) ->
     assert cache.lead("key", "other") is entry
 
 
-def test_a_state_without_a_key_is_told_once(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_without_a_key_is_logged_once(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     cache = cache_of(clock)
     cache.warn_once("one")
     cache.warn_once("one")
@@ -222,7 +222,7 @@ def test_the_newest_failure_is_known_while_it_lasts(clock: FakeClock) -> None:
     assert cache.newest_failure() is None
 
 
-def test_an_answer_that_can_be_copied_once_only_is_dropped_and_told(
+def test_an_answer_that_can_be_copied_only_once_is_dropped_and_logged(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Once:

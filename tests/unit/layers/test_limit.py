@@ -40,11 +40,11 @@ class Timers:
 
 
 class Asker:
-    """Someone in the queue, who notes what it is told."""
+    """Someone in the queue, who notes the answers it gets."""
 
     def __init__(self, *, with_permit: bool = True) -> None:
-        self.told: list[Any] = []
-        self.ticket = Ticket(lambda: self.told.append("granted"), self.told.append, with_permit=with_permit)
+        self.answers: list[Any] = []
+        self.ticket = Ticket(lambda: self.answers.append("granted"), self.answers.append, with_permit=with_permit)
 
 
 @pytest.fixture
@@ -64,31 +64,31 @@ def ask(provider: Provider, until: float = 100.0, *, with_permit: bool = True) -
 
 def test_a_bare_provider_grants_at_once(timers: Timers) -> None:
     provider = provider_of(timers)
-    assert [ask(provider).told for _ in range(50)] == [["granted"]] * 50
+    assert [ask(provider).answers for _ in range(50)] == [["granted"]] * 50
     assert (provider.taken, provider.waiting, timers.instants) == (50, 0, [])
 
 
 def test_places_are_given_in_the_order_of_the_queue(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=2)
     askers = [ask(provider) for _ in range(5)]
-    assert [asker.told for asker in askers] == [["granted"], ["granted"], [], [], []]
+    assert [asker.answers for asker in askers] == [["granted"], ["granted"], [], [], []]
     assert (provider.taken, provider.waiting) == (2, 3)
     provider.release()
-    assert [bool(asker.told) for asker in askers] == [True, True, True, False, False]
+    assert [bool(asker.answers) for asker in askers] == [True, True, True, False, False]
     provider.release()
     provider.release()
     assert (provider.taken, provider.waiting) == (2, 0)
     assert timers.instants == []  # nobody is to be refused any more
 
 
-def test_who_waits_too_long_is_refused_and_told_why(timers: Timers) -> None:
+def test_an_attempt_that_waits_too_long_is_refused_with_a_reason(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
     ask(provider)
     late = ask(provider, until=5.0)
     timers.advance(4.75)
-    assert late.told == []
+    assert late.answers == []
     timers.advance(0.25)
-    (refusal,) = late.told
+    (refusal,) = late.answers
     assert isinstance(refusal, LimitExceeded)
     assert str(refusal) == "no turn at provider acme in time: all 1 of its attempts are under way"
     assert (provider.taken, provider.waiting) == (1, 0)
@@ -96,27 +96,27 @@ def test_who_waits_too_long_is_refused_and_told_why(timers: Timers) -> None:
     assert provider.taken == 0
 
 
-def test_who_leaves_the_queue_is_not_served(timers: Timers) -> None:
+def test_an_attempt_that_leaves_the_queue_is_not_served(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
     first, second, third = (ask(provider) for _ in range(3))
     assert provider.withdraw(second.ticket) is True
     assert provider.withdraw(second.ticket) is False
     assert provider.withdraw(first.ticket) is False  # granted long ago
     provider.release()
-    assert [asker.told for asker in (first, second, third)] == [["granted"], [], ["granted"]]
+    assert [asker.answers for asker in (first, second, third)] == [["granted"], [], ["granted"]]
     assert timers.instants == []
 
 
 def test_a_rate_lets_so_many_through_in_a_window(timers: Timers) -> None:
     provider = provider_of(timers, rate="3/10s")
     askers = [ask(provider, until=1000.0) for _ in range(7)]
-    assert [bool(asker.told) for asker in askers] == [True] * 3 + [False] * 4
+    assert [bool(asker.answers) for asker in askers] == [True] * 3 + [False] * 4
     timers.advance(9.75)
-    assert sum(bool(asker.told) for asker in askers) == 3
+    assert sum(bool(asker.answers) for asker in askers) == 3
     timers.advance(0.5)
-    assert sum(bool(asker.told) for asker in askers) == 6
+    assert sum(bool(asker.answers) for asker in askers) == 6
     timers.advance(10.5)
-    assert [asker.told for asker in askers] == [["granted"]] * 7
+    assert [asker.answers for asker in askers] == [["granted"]] * 7
 
 
 def test_a_rate_that_is_used_up_is_the_reason(timers: Timers) -> None:
@@ -125,7 +125,7 @@ def test_a_rate_that_is_used_up_is_the_reason(timers: Timers) -> None:
     ask(provider)
     late = ask(provider, until=5.0)
     timers.advance(5)
-    assert [str(refusal) for refusal in late.told] == [
+    assert [str(refusal) for refusal in late.answers] == [
         "no turn at provider acme in time: its rate (2/min, 100/h) is used up"
     ]
 
@@ -133,19 +133,19 @@ def test_a_rate_that_is_used_up_is_the_reason(timers: Timers) -> None:
 def test_several_rates_all_hold(timers: Timers) -> None:
     provider = provider_of(timers, rate=("4/min", "2/s"))  # in any order
     askers = [ask(provider, until=1000.0) for _ in range(5)]
-    assert sum(bool(asker.told) for asker in askers) == 2
+    assert sum(bool(asker.answers) for asker in askers) == 2
     timers.advance(1.5)
-    assert sum(bool(asker.told) for asker in askers) == 4
+    assert sum(bool(asker.answers) for asker in askers) == 4
     timers.advance(50)
-    assert sum(bool(asker.told) for asker in askers) == 4
+    assert sum(bool(asker.answers) for asker in askers) == 4
     timers.advance(10)
-    assert sum(bool(asker.told) for asker in askers) == 5
+    assert sum(bool(asker.answers) for asker in askers) == 5
 
 
 def test_a_request_takes_no_place(timers: Timers) -> None:
     provider = provider_of(timers, concurrency=1)
     ask(provider)
-    assert ask(provider, with_permit=False).told == ["granted"]
+    assert ask(provider, with_permit=False).answers == ["granted"]
     assert provider.taken == 1
 
 
@@ -257,7 +257,7 @@ def test_numbers_that_differ_are_refused_with_both_names() -> None:
 def test_a_turn_that_comes_in_the_moment_of_the_cancel_is_given_back(timers: Timers) -> None:
     class Late(AttemptContext):
         def check(self) -> None:
-            provider.release()  # whoever held the place leaves it now: it is granted to the one who leaves
+            provider.release()  # the permit comes back now, and is granted to the attempt that has just left
             super().check()
 
     provider = provider_of(timers, concurrency=1)

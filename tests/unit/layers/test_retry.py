@@ -168,7 +168,7 @@ def test_after_the_deadline_there_is_no_attempt() -> None:
     assert len(bench.starts) == 1
 
 
-def test_who_may_not_retry_is_not_made_to_wait() -> None:
+def test_a_scan_that_may_not_retry_does_not_wait() -> None:
     bench = Bench(STEADY, DOWN, DOWN, may_retry=lambda: False)
     assert bench.raised() is DOWN
     assert bench.clock.monotonic() == 0
