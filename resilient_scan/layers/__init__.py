@@ -1,1 +1,1 @@
-"""The layers around a scanner, one machine a file; none knows another, `stack` puts them in order."""
+"""The layers around a scanner, one machine per file (the breaker has a room); `core.stack` puts them in order."""
