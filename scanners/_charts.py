@@ -13,18 +13,17 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout
+from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Scanner, Timeout, scanner
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
-from scanners._listings import with_point
-from scanners._settings import read_settings
-from scanners.providers import yahoo
-from scanners.providers.reading import TOLERATED
-from scanners.providers.yahoo import NEW_YORK, Bar, PriceHistory
 
-CACHE: Final = Cache(ttl=300, inputs=("trade_date", "tickers"))
-RETRY: Final = Retry(attempts=3, on=(TransientError,))
-TIMEOUT: Final = Timeout(total=20)
-NEEDS: Final = {"universe": ""}
+from ._listings import with_point
+from ._settings import read_settings
+from .providers import yahoo
+from .providers.reading import TOLERATED
+from .providers.yahoo import NEW_YORK, Bar, PriceHistory
+
+NEEDS: Final[Mapping[str, str]] = {"universe": ""}
+"""A chart scanner whose settings name no tickers cannot run on a state without any."""
 
 WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
@@ -101,6 +100,32 @@ class Chart:
                 **{name: round(number, 4) for name, number in extras.items()},
             },
         )
+
+
+def chart_scanner(
+    *,
+    pipeline: str,
+    settings: type[ChartSettings],
+    needs: Mapping[str, str] = NEEDS,
+    sources: Sequence[str] = (yahoo.HOST,),
+) -> Callable[[Callable[..., Any]], Scanner]:
+    """Make a scanner as `@scanner` does, with the cache, the retries and the timeout of all chart scanners.
+
+    Args:
+        pipeline: which pipeline it belongs to.
+        settings: the class of its settings.
+        needs: what it cannot do without; pass `{}` if the settings have a universe of their own.
+        sources: the hosts that it asks.
+    """
+    return scanner(
+        pipeline=pipeline,
+        settings=settings,
+        cache=Cache(ttl=300, inputs=("trade_date", "tickers")),
+        retry=Retry(attempts=3, on=(TransientError,)),
+        timeout=Timeout(total=20),
+        needs=needs,
+        sources=sources,
+    )
 
 
 def percent(value: float, base: float) -> float:

@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Retry, ScanContext, Timeout
 from resilient_scan.http import NotFound, TransientError
-from scanners.providers import reddit, sec
-from scanners.providers.reddit import Post
+
+from .providers import reddit, sec
+from .providers.reddit import Post
 
 NEEDS: Final = {**reddit.NEEDS, "sec_user_agent": sec.USER_AGENT}
 SOURCES: Final = (reddit.HOST,)

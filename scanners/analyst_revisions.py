@@ -11,11 +11,12 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError, credential
-from scanners._charts import each_ticker, tickers, trade_date
-from scanners._listings import LARGEST
-from scanners._settings import read_settings
-from scanners.providers import finnhub
-from scanners.providers.finnhub import Trend
+
+from ._charts import each_ticker, tickers, trade_date
+from ._listings import LARGEST
+from ._settings import read_settings
+from .providers import finnhub
+from .providers.finnhub import Trend
 
 TOOL: Final = "finnhub_recommendation"
 NEWEST: Final = timedelta(days=62)

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import unquote
 
-from scanners.providers.yahoo import NEW_YORK, Bar
+from .providers.yahoo import NEW_YORK, Bar
 
 CHART: Final = "/v8/finance/chart/"
 OPENING: Final = time(9, 30)
@@ -77,7 +77,7 @@ demo: Final = Demo()
 def history() -> Mapping[str, list[Bar]]:
     """Return the bundled bars by ticker, oldest first."""
     bars: dict[str, list[Bar]] = defaultdict(list)
-    text = (resources.files("scanners") / "data" / "daily.csv").read_text(encoding="utf-8")
+    text = (resources.files(__package__) / "data" / "daily.csv").read_text(encoding="utf-8")
     for ticker, day, first, high, low, last, volume in list(csv.reader(text.splitlines()))[1:]:
         bar = Bar(date.fromisoformat(day), float(first), float(high), float(low), float(last), int(volume))
         bars[ticker].append(bar)

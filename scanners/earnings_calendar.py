@@ -11,10 +11,11 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout, scanner
 from resilient_scan.http import TransientError, credential
-from scanners._charts import only, trade_date
-from scanners._listings import is_common_share, with_point
-from scanners._settings import key_if_any, read_settings
-from scanners.providers import alpha_vantage, finnhub
+
+from ._charts import only, trade_date
+from ._listings import is_common_share, with_point
+from ._settings import key_if_any, read_settings
+from .providers import alpha_vantage, finnhub
 
 PATIENCE: Final = 10.0  # seconds for Finnhub, which only adds to what is there
 TOOL: Final = "earnings_calendar"

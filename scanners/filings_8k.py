@@ -10,9 +10,10 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError
-from scanners._settings import read_settings
-from scanners.providers import sec
-from scanners.providers.sec_forms import Filing, Party
+
+from ._settings import read_settings
+from .providers import sec
+from .providers.sec_forms import Filing, Party
 
 GRAVE: Final = ("1.03", "2.04", "2.06", "3.01", "4.02")
 """Bankruptcy, a debt called early, an impairment, a delisting notice, accounts that cannot be relied on."""

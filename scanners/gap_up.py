@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, percent, scan_charts
-from scanners.providers import yahoo
+from resilient_scan import Candidate, ScanContext
+
+from ._charts import Chart, ChartSettings, chart_scanner, percent, scan_charts
 
 
 class GapSettings(ChartSettings, frozen=True, kw_only=True):
@@ -26,15 +26,7 @@ class GapSettings(ChartSettings, frozen=True, kw_only=True):
     min_price: Annotated[float, Meta(ge=0)] = 5.0
 
 
-@scanner(
-    pipeline="momentum",
-    settings=GapSettings,
-    cache=CACHE,
-    retry=RETRY,
-    timeout=TIMEOUT,
-    needs=NEEDS,
-    sources=(yahoo.HOST,),
-)
+@chart_scanner(pipeline="momentum", settings=GapSettings)
 def gap_up(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Opening gaps that held until the close.
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, percent, scan_charts
-from scanners.providers import yahoo
+from resilient_scan import Candidate, ScanContext
+
+from ._charts import Chart, ChartSettings, chart_scanner, percent, scan_charts
 
 
 class BreakoutSettings(ChartSettings, frozen=True, kw_only=True):
@@ -22,15 +22,7 @@ class BreakoutSettings(ChartSettings, frozen=True, kw_only=True):
     lookback_days: Annotated[int, Meta(ge=1, le=260)] = 252
 
 
-@scanner(
-    pipeline="momentum",
-    settings=BreakoutSettings,
-    cache=CACHE,
-    retry=RETRY,
-    timeout=TIMEOUT,
-    needs=NEEDS,
-    sources=(yahoo.HOST,),
-)
+@chart_scanner(pipeline="momentum", settings=BreakoutSettings)
 def high_52w_breakout(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Closes above the highest high of the previous 52 weeks.
 

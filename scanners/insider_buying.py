@@ -12,9 +12,10 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
-from scanners._settings import read_settings
-from scanners.providers import sec
-from scanners.providers.sec_forms import Filing, Owner, Ownership, Trade
+
+from ._settings import read_settings
+from .providers import sec
+from .providers.sec_forms import Filing, Owner, Ownership, Trade
 
 TOLERATED = 0.2
 """Share of the documents that may be unreadable before the scan is: 1 of 5 is told in the tool log, 2 are an error.

@@ -8,23 +8,22 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ConfigError, ScanContext, ScanError, scanner
+from resilient_scan import Candidate, ConfigError, ScanContext, ScanError
 from resilient_scan.http import NotFound, TransientError
-from scanners._charts import (
-    CACHE,
+
+from ._charts import (
     LONG_WEEKEND,
-    RETRY,
-    TIMEOUT,
     Chart,
     ChartSettings,
+    chart_scanner,
     is_recent,
     scan_charts,
     trade_date,
 )
-from scanners._listings import is_common_share, shadows, with_point
-from scanners._settings import key_if_any, read_settings
-from scanners.providers import alpha_vantage, yahoo, yahoo_market
-from scanners.providers.yahoo_market import Quote
+from ._listings import is_common_share, shadows, with_point
+from ._settings import key_if_any, read_settings
+from .providers import alpha_vantage, yahoo, yahoo_market
+from .providers.yahoo_market import Quote
 
 ALPHA_VANTAGE: Final = alpha_vantage.PROVIDER
 SCREENER: Final = "yahoo_screener"
@@ -59,14 +58,7 @@ class MoversSettings(ChartSettings, frozen=True, kw_only=True):
     leave_out: tuple[str, ...] = ()
 
 
-@scanner(
-    pipeline="momentum",
-    settings=MoversSettings,
-    cache=CACHE,
-    retry=RETRY,
-    timeout=TIMEOUT,
-    sources=(alpha_vantage.HOST, yahoo.HOST),
-)
+@chart_scanner(pipeline="momentum", settings=MoversSettings, needs={}, sources=(alpha_vantage.HOST, yahoo.HOST))
 def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Top gainers and losers of the day.
 

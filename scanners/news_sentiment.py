@@ -12,12 +12,13 @@ from msgspec import Meta
 
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError, credential
-from scanners._charts import only, trade_date
-from scanners._listings import with_point
-from scanners._settings import read_settings
-from scanners.providers import alpha_vantage
-from scanners.providers.alpha_vantage import Article, Mention
-from scanners.providers.yahoo import NEW_YORK
+
+from ._charts import only, trade_date
+from ._listings import with_point
+from ._settings import read_settings
+from .providers import alpha_vantage
+from .providers.alpha_vantage import Article, Mention
+from .providers.yahoo import NEW_YORK
 
 _STOCK: Final = re.compile(r"[A-Z]{1,5}([.-][A-Z])?")  # not CRYPTO:BTC, not FOREX:USD
 

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, RETRY, TIMEOUT, ChartSettings, each_ticker, is_recent, tickers, trade_date
-from scanners._listings import LARGEST
-from scanners._settings import read_settings
-from scanners.providers import yahoo, yahoo_market
-from scanners.providers.yahoo_market import Chain, Contract
+from resilient_scan import Candidate, ScanContext
+
+from ._charts import ChartSettings, chart_scanner, each_ticker, is_recent, tickers, trade_date
+from ._listings import LARGEST
+from ._settings import read_settings
+from .providers import yahoo, yahoo_market
+from .providers.yahoo_market import Chain, Contract
 
 SHARES: Final = 100  # a contract
 SIGHTED: Final = 0.5
@@ -37,7 +38,7 @@ class FlowSettings(ChartSettings, frozen=True, kw_only=True):
     high_premium: Annotated[float, Meta(ge=0)] = 1_000_000.0
 
 
-@scanner(pipeline="edge", settings=FlowSettings, cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,))
+@chart_scanner(pipeline="edge", settings=FlowSettings, needs={})
 def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual option volume with money behind it.
 

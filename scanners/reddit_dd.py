@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
-from scanners._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
-from scanners._settings import read_settings
-from scanners._tickers import mentions
-from scanners.providers.reddit import Post
+
+from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
+from ._settings import read_settings
+from ._tickers import mentions
+from .providers.reddit import Post
 
 _RESEARCH: Final = re.compile(r"(?<![A-Za-z])DD(?![A-Za-z])|\bdue diligence\b", re.IGNORECASE)
 _IN_TITLE: Final = 3  # times as much as in the text

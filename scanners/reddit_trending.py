@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
-from scanners._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
-from scanners._settings import read_settings
-from scanners._tickers import mentions
-from scanners.providers.reddit import Post
+
+from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
+from ._settings import read_settings
+from ._tickers import mentions
+from .providers.reddit import Post
 
 
 class TrendingSettings(RedditSettings, frozen=True, kw_only=True):

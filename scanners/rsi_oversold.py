@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, scan_charts
-from scanners.providers import yahoo
+from resilient_scan import Candidate, ScanContext
+
+from ._charts import Chart, ChartSettings, chart_scanner, scan_charts
 
 
 class OversoldSettings(ChartSettings, frozen=True, kw_only=True):
@@ -30,15 +30,7 @@ class OversoldSettings(ChartSettings, frozen=True, kw_only=True):
     mean_days: Annotated[int, Meta(ge=1, le=260)] = 200
 
 
-@scanner(
-    pipeline="mean_reversion",
-    settings=OversoldSettings,
-    cache=CACHE,
-    retry=RETRY,
-    timeout=TIMEOUT,
-    needs=NEEDS,
-    sources=(yahoo.HOST,),
-)
+@chart_scanner(pipeline="mean_reversion", settings=OversoldSettings)
 def rsi_oversold(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Short-term oversold stocks in a long-term rise.
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, ScanError, scanner
-from scanners._charts import CACHE, RETRY, TIMEOUT, Chart, ChartSettings, charts, percent, trade_date
-from scanners._settings import read_settings
-from scanners.providers import yahoo
+from resilient_scan import Candidate, ScanContext, ScanError
+
+from ._charts import Chart, ChartSettings, chart_scanner, charts, percent, trade_date
+from ._settings import read_settings
 
 
 class RotationSettings(ChartSettings, frozen=True, kw_only=True):
@@ -33,9 +33,7 @@ class RotationSettings(ChartSettings, frozen=True, kw_only=True):
     high_lead: Annotated[float, Meta(gt=0)] = 6.0
 
 
-@scanner(
-    pipeline="momentum", settings=RotationSettings, cache=CACHE, retry=RETRY, timeout=TIMEOUT, sources=(yahoo.HOST,)
-)
+@chart_scanner(pipeline="momentum", settings=RotationSettings, needs={})
 def sector_rotation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Sectors that gain on the market, and have not stopped.
 

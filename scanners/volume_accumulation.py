@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext, scanner
-from scanners._charts import CACHE, NEEDS, RETRY, TIMEOUT, Chart, ChartSettings, scan_charts
-from scanners.providers import yahoo
+from resilient_scan import Candidate, ScanContext
+
+from ._charts import Chart, ChartSettings, chart_scanner, scan_charts
 
 
 class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
@@ -31,15 +31,7 @@ class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
     distribution: Annotated[float, Meta(ge=0)] = 0.2
 
 
-@scanner(
-    pipeline="edge",
-    settings=VolumeSettings,
-    cache=CACHE,
-    retry=RETRY,
-    timeout=TIMEOUT,
-    needs=NEEDS,
-    sources=(yahoo.HOST,),
-)
+@chart_scanner(pipeline="edge", settings=VolumeSettings)
 def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual volume without a price move: somebody buys what others sell.
 

@@ -24,7 +24,8 @@ import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import REDACTED, Client, NotFound, Response, SchemaDrift, TransientError
-from scanners.providers.reading import each, number, shaped, without
+
+from .reading import each, number, shaped, without
 
 LIVE: Final = "https://www.alphavantage.co"
 HOST: Final = "www.alphavantage.co"

@@ -21,7 +21,8 @@ import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, Response, TransientError
-from scanners.providers.reading import each, shaped, without
+
+from .reading import each, shaped, without
 
 LIVE: Final = "https://finnhub.io"
 HOST: Final = "finnhub.io"

@@ -27,7 +27,8 @@ import msgspec
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
-from scanners.providers.reading import each, shaped
+
+from .reading import each, shaped
 
 LIVE: Final = "https://oauth.reddit.com"
 LIVE_TOKEN: Final = "https://www.reddit.com"  # noqa: S105 - where tokens come from

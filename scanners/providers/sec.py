@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
-from scanners.providers.sec_forms import Feed, Filing, Ownership, read_feed, read_ownership, symbol, together
+
+from .sec_forms import Feed, Filing, Ownership, read_feed, read_ownership, symbol, together
 
 LIVE: Final = "https://www.sec.gov"
 HOST: Final = "www.sec.gov"

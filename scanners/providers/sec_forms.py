@@ -16,7 +16,8 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from resilient_scan import ScanContext
 from resilient_scan.http import SchemaDrift, TransientError
-from scanners.providers.reading import each
+
+from .reading import each
 
 _ATOM: Final = "{http://www.w3.org/2005/Atom}"
 _TITLE = re.compile(r".*? - (?P<name>.+) \((?P<cik>\d{10})\) \((?P<role>[^()]+)\)", re.DOTALL)

@@ -22,7 +22,8 @@ import msgspec
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
-from scanners.providers.reading import Epoch, shaped
+
+from .reading import Epoch, shaped
 
 HOST: Final = "query2.finance.yahoo.com"
 LIVE: Final = f"https://{HOST}"

@@ -23,8 +23,9 @@ import msgspec
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
-from scanners.providers.reading import Count, Epoch, Price, Symbol, Volume, each, shaped
-from scanners.providers.yahoo import LIVE, pause, yahoo_symbol
+
+from .reading import Count, Epoch, Price, Symbol, Volume, each, shaped
+from .yahoo import LIVE, pause, yahoo_symbol
 
 COOKIES: Final = "https://fc.yahoo.com"
 PROVIDER: Final = "yahoo"
