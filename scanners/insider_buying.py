@@ -1,11 +1,11 @@
-"""Stocks whose own insiders buy them in the market, by the SEC's newest filings."""
+"""Find stocks whose own insiders buy them in the market, according to the SEC's newest filings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -17,10 +17,11 @@ from ._settings import read_settings
 from .providers import sec
 from .providers.sec_forms import Filing, Owner, Ownership, Trade
 
-TOLERATED = 0.2
-"""Share of the documents that may be unreadable before the scan is: 1 of 5 is told in the tool log, 2 are an error.
+TOOL: Final = "sec_form4"
+TOLERATED: Final = 0.2
+"""Share of the documents that may be unreadable: 1 of 5 is only logged, 2 of 5 fail the scan.
 
-So many may be missing before the answer is suspicious; where none is there, that is an error.
+The same share may be missing before the result is suspicious; if all are missing, the scan fails.
 """
 
 
@@ -29,13 +30,13 @@ class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         base_url: where EDGAR is.
-        user_agent: who asks, a name and an e-mail address, as EDGAR demands it.
+        user_agent: a name and an e-mail address, which EDGAR demands.
         lookback_days: how old a filing may be, in days before the feed's date.
-        min_value: what all insiders of a company together must have paid, in dollars.
-        high_value: from this weighted sum on the priority is `high`, below it `medium`.
-        officer_weight: by which what an officer paid counts in the weighted sum.
-        cluster: from so many different insiders on the priority is `critical`.
-        max_pages: pages of the feed, 100 entries each, that are read.
+        min_value: least that all insiders of a company together must have paid, in dollars.
+        high_value: from this weighted sum on, the priority is `high`; below it, `medium`.
+        officer_weight: how many times an officer's payments count in the weighted sum.
+        cluster: with this many different insiders or more, the priority is `critical`.
+        max_pages: how many pages of the feed are read, 100 entries each.
     """
 
     base_url: str = sec.LIVE
@@ -50,19 +51,65 @@ class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """A purchase of one insider: what a Form 4 says of it."""
+    """One purchase by one insider, as a Form 4 reports it."""
 
     symbol: str
     issuer: str
     owner: Owner
-    people: frozenset[int]  # the numbers of all who filed it together
+    people: frozenset[int]  # the company numbers (CIK) of all who filed it together
     accession: str
     trade: Trade
 
     @property
     def value(self) -> float:
-        """Return dollars."""
+        """Return what was paid, in dollars."""
         return self.trade.shares * (self.trade.price or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Buying:
+    """What the insiders of one company bought, at least one purchase.
+
+    Attributes:
+        purchases: those that count.
+        owners: the insiders, one for all who filed together.
+        contradictory: every line calls itself a purchase and marks its shares as disposed of.
+    """
+
+    purchases: tuple[Purchase, ...]
+    owners: tuple[Owner, ...]
+    contradictory: bool
+
+    @classmethod
+    def of(cls, bought: Sequence[Purchase]) -> Buying:
+        """Count only the lines that do not contradict themselves, or all if there are no others."""
+        consistent = tuple(each for each in bought if each.trade.acquired)
+        counted = consistent or tuple(bought)
+        return cls(counted, tuple(insiders(counted)), contradictory=not consistent)
+
+    @property
+    def value(self) -> float:
+        """Return what was paid, in dollars."""
+        return sum(each.value for each in self.purchases)
+
+    def weighted(self, officer_weight: float) -> float:
+        """Return what was paid, in dollars, if what an officer paid counts `officer_weight` times."""
+        return sum(each.value * (officer_weight if each.owner.officer else 1.0) for each in self.purchases)
+
+    @property
+    def shares(self) -> float:
+        """Return how many shares were bought."""
+        return sum(each.trade.shares for each in self.purchases)
+
+    @property
+    def days(self) -> list[date]:
+        """Return the day of each purchase."""
+        return [each.trade.day for each in self.purchases]
+
+    @property
+    def filings(self) -> list[str]:
+        """Return the accession numbers of the forms, each once."""
+        return list(dict.fromkeys(each.accession for each in self.purchases))
 
 
 @scanner(
@@ -80,11 +127,11 @@ def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[
 
     The rule: the newest Forms 4 (no amendments, no other form whose name begins with 4), each once however many parties
     it is listed under, filed at most `lookback_days` before the feed's date; their lines of table I with code `P` and a
-    price above 0; a company whose insiders paid `min_value` or more together. Those who file together, in any of the
-    forms, are one insider, and what an insider reports twice counts once. `cluster` different insiders make it
-    critical; else the sum decides, in which officers count `officer_weight` times.
+    price above 0; a company whose insiders paid `min_value` or more together. People who file together, in any of the
+    forms, are one insider, and a purchase that is reported twice counts once. `cluster` different insiders make the
+    candidate critical; otherwise the sum decides, in which officers count `officer_weight` times.
 
-    A line that calls itself a purchase and marks its shares as disposed of contradicts itself; where a company has only
+    A line that calls itself a purchase but marks its shares as disposed of contradicts itself. If a company has only
     such lines, the priority is `low` and the candidate says so.
     """
     settings = read_settings(InsiderSettings, context)
@@ -92,15 +139,25 @@ def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[
     filings = client.newest("4", settings.lookback_days, settings.max_pages, context)
     forms = context.map(lambda filing: (filing, _document(client, filing, context)), filings, concurrency=4)
     bought = purchases([(filing, form) for filing, form in forms if isinstance(form, Ownership)], context)
-    context.log("sec_form4", filings=len(filings), unreadable=_failed(forms, context), purchases=len(bought))
+    context.log(TOOL, filings=len(filings), unreadable=_failed(forms, context), purchases=len(bought))
     for symbol in dict.fromkeys(each.symbol for each in bought):
         found = find_buying([each for each in bought if each.symbol == symbol], settings)
         if found is not None:
             yield found
 
 
+def _document(client: sec.Sec, filing: Filing, context: ScanContext) -> Ownership | NotFound | SchemaDrift:
+    """Return a filing's document, or the error if it is missing or malformed, so that the other filings still count."""
+    try:
+        key = (TOOL, client.base_url, filing.accession)  # a filing never changes
+        return context.shared(key, lambda: client.ownership(filing, context), ttl=86400)
+    except (NotFound, SchemaDrift) as error:
+        context.log(TOOL, accession=filing.accession, left_out=str(error))
+        return error
+
+
 def _failed(forms: list[tuple[Filing, Ownership | NotFound | SchemaDrift]], context: ScanContext) -> int:
-    """Return how many documents could not be read; raise if those are too many, doubt if too many are missing."""
+    """Return how many documents could not be read; raise if too many are malformed, doubt if too many are missing."""
     failed = [form for _, form in forms if not isinstance(form, Ownership)]
     broken = [error for error in failed if isinstance(error, SchemaDrift)]
     if len(broken) > TOLERATED * len(forms):
@@ -113,22 +170,51 @@ def _failed(forms: list[tuple[Filing, Ownership | NotFound | SchemaDrift]], cont
 
 
 def purchases(forms: list[tuple[Filing, Ownership]], context: ScanContext) -> list[Purchase]:
-    """Return all lines with code P and a price, of companies that have a symbol."""
-    found = []
+    """Return the purchases that count; what a form loses by `LEFT_OUT` is described in the tool log."""
+    found: list[Purchase] = []
     for filing, form in forms:
-        lines = [trade for trade in form.trades if trade.code == "P"]
-        priced = [trade for trade in lines if trade.price]
-        if form.form != "4" or len(priced) < len(lines) or (priced and not form.symbol):
-            reason = f"is a Form {form.form}" if form.form != "4" else "has purchases without a price or a symbol"
-            context.log("sec_form4", accession=filing.accession, left_out=reason)
-        if form.form == "4" and form.symbol:
-            leader, people = _leader(form.owners), frozenset(owner.cik for owner in form.owners)
-            found += [Purchase(form.symbol, form.issuer, leader, people, filing.accession, trade) for trade in priced]
+        reason = next((reason for applies, reason in LEFT_OUT if applies(form)), None)
+        if reason is not None:
+            context.log(TOOL, accession=filing.accession, left_out=reason.format(form=form.form))
+        found += _bought(filing, form)
     return _once(found)
 
 
+def _bought(filing: Filing, form: Ownership) -> list[Purchase]:
+    """Return the lines of a Form 4 with code P and a price, if the company has a symbol."""
+    if form.form != "4" or not form.symbol:
+        return []
+    leader, people = min(form.owners, key=_rank), frozenset(owner.cik for owner in form.owners)
+    return [
+        Purchase(form.symbol, form.issuer, leader, people, filing.accession, trade)
+        for trade in _with_code_p(form)
+        if trade.price
+    ]
+
+
+ROLES: Final = ("officer", "director", "large owner")
+"""Roles by rank: of the people who file together, the one with the highest rank represents them all."""
+
+
+def _rank(owner: Owner) -> int:
+    """Return the index of an owner's role in `ROLES`."""
+    return (owner.officer, owner.director, True).index(True)
+
+
+def _with_code_p(form: Ownership) -> list[Trade]:
+    return [trade for trade in form.trades if trade.code == "P"]
+
+
+LEFT_OUT: Final[tuple[tuple[Callable[[Ownership], bool], str], ...]] = (
+    (lambda form: form.form != "4", "is a Form {form}"),
+    (lambda form: any(not trade.price for trade in _with_code_p(form)), "has purchases without a price or a symbol"),
+    (lambda form: bool(_with_code_p(form)) and not form.symbol, "has purchases without a price or a symbol"),
+)
+"""Why a form, or some of its purchases, do not count; the first reason that applies is logged."""
+
+
 def _once(found: list[Purchase]) -> list[Purchase]:
-    """Leave out what somebody reported a second time: the same line in another form."""
+    """Leave out the lines that an insider already reported in another form."""
     first: dict[tuple[str, int, Trade], str] = {}
     kept = []
     for each in found:
@@ -138,80 +224,67 @@ def _once(found: list[Purchase]) -> list[Purchase]:
     return kept
 
 
-def insiders(bought: list[Purchase]) -> list[Owner]:
-    """Return one owner for all who filed together in any of the forms, in the forms' order."""
+def insiders(bought: Sequence[Purchase]) -> list[Owner]:
+    """Return one owner for each group of people who filed together in any of the forms, in the forms' order."""
     groups: list[tuple[frozenset[int], Owner]] = []
     for each in bought:
         same = [group for group in groups if group[0] & each.people]
         people = each.people.union(*(ids for ids, _ in same))
         place = groups.index(same[0]) if same else len(groups)
         groups = [group for group in groups if group not in same]
-        groups.insert(place, (people, _leader((*(owner for _, owner in same), each.owner))))
+        groups.insert(place, (people, min((*(owner for _, owner in same), each.owner), key=_rank)))
     return [owner for _, owner in groups]
+
+
+PRIORITIES: Final[tuple[tuple[str, Callable[[Buying, InsiderSettings], bool]], ...]] = (
+    ("low", lambda buying, _: buying.contradictory),
+    ("critical", lambda buying, settings: len(buying.owners) >= settings.cluster),
+    ("high", lambda buying, settings: buying.weighted(settings.officer_weight) >= settings.high_value),
+    ("medium", lambda _buying, _settings: True),
+)
+"""What decides the priority of a company's candidate: the first condition that holds."""
 
 
 def find_buying(bought: list[Purchase], settings: InsiderSettings) -> Candidate | None:
     """Apply the rule of `insider_buying` to the purchases of one company's shares."""
-    plain = [each for each in bought if each.trade.acquired]
-    counted = plain or bought
-    value = sum(each.value for each in counted)
-    if value < settings.min_value:
+    buying = Buying.of(bought)
+    if buying.value < settings.min_value:
         return None
-    owners = insiders(counted)
-    officers = [owner for owner in owners if owner.officer]
-    weighted = sum(each.value * (settings.officer_weight if each.owner.officer else 1.0) for each in counted)
-    shares = sum(each.trade.shares for each in counted)
-    doubt = "" if plain else "; but the form marks the shares as disposed of"
     return Candidate(
-        ticker=counted[0].symbol,
+        ticker=bought[0].symbol,
         source="insider_buying",
-        context=f"{_who(owners)} of {counted[0].issuer} bought {shares:,.0f} shares "
-        f"for {value:,.0f} USD in the market, {_days([each.trade.day for each in counted])}{doubt}",
-        priority=_priority(len(owners), weighted, settings) if plain else "low",
+        context=_sentence(buying),
+        priority=next(priority for priority, holds in PRIORITIES if holds(buying, settings)),
         strategy="insider_buying",
         extras={
-            "value": round(value, 2),
-            "weighted_value": round(weighted, 2),
-            "shares": round(shares, 4),
-            "price": round(value / shares, 4),
-            "insiders": len(owners),
-            "officers": len(officers),
-            "names": [owner.name for owner in owners],
-            "filings": list(dict.fromkeys(each.accession for each in counted)),
-            "last_day": max(each.trade.day for each in counted).isoformat(),
+            "value": round(buying.value, 2),
+            "weighted_value": round(buying.weighted(settings.officer_weight), 2),
+            "shares": round(buying.shares, 4),
+            "price": round(buying.value / buying.shares, 4),
+            "insiders": len(buying.owners),
+            "officers": sum(owner.officer for owner in buying.owners),
+            "names": [owner.name for owner in buying.owners],
+            "filings": buying.filings,
+            "last_day": max(buying.days).isoformat(),
         },
     )
 
 
-def _document(client: sec.Sec, filing: Filing, context: ScanContext) -> Ownership | NotFound | SchemaDrift:
-    """Return a filing's document; one that is not there yet, or not as it should be, costs the others nothing."""
-    try:
-        key = ("sec_form4", client.base_url, filing.accession)  # a filing never changes
-        return context.shared(key, lambda: client.ownership(filing, context), ttl=86400)
-    except (NotFound, SchemaDrift) as error:
-        context.log("sec_form4", accession=filing.accession, left_out=str(error))
-        return error
+def _sentence(buying: Buying) -> str:
+    doubt = "; but the form marks the shares as disposed of" if buying.contradictory else ""
+    return (
+        f"{_who(buying.owners)} of {buying.purchases[0].issuer} bought {buying.shares:,.0f} shares "
+        f"for {buying.value:,.0f} USD in the market, {_period(buying.days)}{doubt}"
+    )
 
 
-def _leader(owners: tuple[Owner, ...]) -> Owner:
-    """Return who stands for all that filed together: an officer if there is one, else a director, else the first."""
-    return next((each for each in owners if each.officer), next((each for each in owners if each.director), owners[0]))
-
-
-def _priority(insiders: int, weighted: float, settings: InsiderSettings) -> str:
-    if insiders >= settings.cluster:
-        return "critical"
-    return "high" if weighted >= settings.high_value else "medium"
-
-
-def _who(owners: list[Owner]) -> str:
+def _who(owners: Sequence[Owner]) -> str:
     if len(owners) > 1:
         return f"{len(owners)} insiders"
     (owner,) = owners
-    role = owner.title or ("officer" if owner.officer else "director" if owner.director else "large owner")
-    return f"{owner.name} ({role})"
+    return f"{owner.name} ({owner.title or ROLES[_rank(owner)]})"
 
 
-def _days(days: list[date]) -> str:
+def _period(days: Sequence[date]) -> str:
     first, last = min(days), max(days)
     return f"on {first}" if first == last else f"from {first} to {last}"
