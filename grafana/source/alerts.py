@@ -1,8 +1,8 @@
-"""The alerts, said once; `rules` writes them for Prometheus and for Grafana.
+"""Define every alert once; `rules` writes them for Prometheus and for Grafana.
 
-An alert fires where all comparisons of any one of its cases hold. Comparisons are kept apart because the two forms join
-them differently: Prometheus drops what does not hold, and Grafana must be given 0 instead, for a series that vanishes
-counts there as "unknown", not as "resolved".
+An alert fires if all comparisons of one of its cases hold. Comparisons are kept apart because the two formats join them
+differently: Prometheus drops the series for which a comparison does not hold. Grafana must get 0 for them instead,
+because it takes a series that vanishes for "unknown", not for "resolved".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COUNTED = "job_scanner:resilient_scan_executions:increase"
 
 @dataclass(frozen=True)
 class Comparison:
-    """`left operator right`; what is left must be unable to be negative, so that 0 can stand for "no"."""
+    """`left operator right`; `left` is never negative, so that 0 can mean "no"."""
 
     left: str
     operator: str
@@ -39,15 +39,15 @@ def one(left: str, operator: str, right: float) -> Case:
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert, in words and in numbers.
+    """One alert: when it fires, and what it says.
 
     Attributes:
-        name: also the heading in README's runbook.
-        cases: any one of them is enough.
-        summary, description: for people; may name the labels `job` and `scanner`.
-        severity: `critical` (somebody should look now), `warning` (today) or `none` (it is no trouble).
+        name: also its heading in README's runbook.
+        cases: it fires if any of them holds.
+        summary, description: for people; they may contain the labels `job` and `scanner`.
+        severity: `critical` (somebody should look now), `warning` (today) or `none` (nothing is wrong).
         action: what the controller does with it: `disable`, `heartbeat` or nothing.
-        pending, keep: how long it must hold, and how long it goes on firing.
+        pending, keep: how long a case must hold before it fires, and how long it keeps firing afterwards.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Alert:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What is sent along, beside the labels of the series."""
+        """Labels that are sent in addition to those of the series."""
         return {"severity": self.severity} | ({"resilient_scan_action": self.action} if self.action else {})
 
     @property
     def by_scanner(self) -> bool:
-        """Whether there is one for each scanner."""
+        """Whether it fires for each scanner separately."""
         return self.name.startswith("Scanner")
 
 
@@ -90,15 +90,15 @@ def alerts(preset: Preset) -> tuple[Alert, ...]:
 
 
 def ratio(bad: str, preset: Preset, window: str) -> str:
-    """Return the share of executions that match `bad`, by scanner; NaN where there were none."""
+    """Return the share of executions that match `bad`, by scanner; NaN if there were no executions."""
     return f"{SCANNER} (rate({bad}[{window}]))\n  / {SCANNER} (rate({ENDED}[{window}]))" + _of_one_process(preset)
 
 
 def ratio_of_runs(bad: str, window: str) -> str:
-    """Return the same where each run is a process of its own.
+    """Return the same share if each run is a separate process.
 
-    Its counters begin at 0 and are never seen to grow: what is pushed is the count of one run, and stands until the
-    next one. The mean over time is then the mean over runs.
+    Its counters begin at 0 and never seem to grow: each run pushes its own counts, which stay until the next run. The
+    mean over time is then the mean over runs.
     """
     bad, ended = (
         f"{SCANNER} (avg_over_time({what}[{window}]) and on (job, instance) {ONE_RUN})" for what in (bad, ENDED)
@@ -107,12 +107,12 @@ def ratio_of_runs(bad: str, window: str) -> str:
 
 
 def _of_one_process(preset: Preset) -> str:
-    """Leave out, where each run may be a process of its own, those that are."""
+    """Leave out the jobs whose runs are separate processes, if the preset allows for them."""
     return f"\n  unless on (job) {ONE_RUN}" if preset.one_shot else ""
 
 
 def _counted(preset: Preset) -> Comparison:
-    """Return that there were executions enough to believe a ratio."""
+    """Return the condition that there were enough executions to trust a ratio."""
     return Comparison(f"{SCANNER} (increase({ENDED}[{preset.window}]))", ">=", preset.min_executions)
 
 
@@ -235,7 +235,7 @@ def _suspicious(preset: Preset) -> Alert:
 
 
 def _of_runs(counter: str) -> str:
-    """Return a counter where each run is a process of its own."""
+    """Return a counter of the jobs whose runs are separate processes."""
     return f"{SCANNER} ({counter}\n  and on (job, instance) {ONE_RUN})"
 
 

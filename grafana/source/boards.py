@@ -1,4 +1,4 @@
-"""What the two dashboards have in common: choices at the top, links, marks of alerts, places of panels."""
+"""Assemble a dashboard: variables at the top, links, annotations of alerts, and the grid of panels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
-from grafana.source.panels import SOURCE, rate, series
+from grafana.source import theme
+from grafana.source.panels import SOURCE
+from grafana.source.promql import rate, series
 
-FLEET, SCANNER = "resilient-scan-fleet", "resilient-scan-scanner"
+FLEET_UID, SCANNER_UID = "resilient-scan-fleet", "resilient-scan-scanner"
 WIDTH = 24
 
 Row = tuple[int, Sequence[tuple[int, Any]]]
 
 
 def row(height: int, *panels: Any) -> Row:
-    """Return panels of one width, side by side."""
+    """Return a row of panels of equal width."""
     return height, [(WIDTH // len(panels), panel) for panel in panels]
 
 
@@ -29,10 +31,10 @@ def board(title: str, uid: str, description: str, rows: Sequence[Row], *, one_sc
 
     Args:
         title: of the dashboard.
-        uid: how links name it.
-        description: what it answers.
-        rows: of each its height, and its panels with their widths, which sum up to 24.
-        one_scanner: whether one scanner is chosen at the top, or any number.
+        uid: what links call it.
+        description: which questions it answers.
+        rows: each a height, and panels with their widths, which add up to 24.
+        one_scanner: whether exactly one scanner is chosen at the top, or any number.
     """
     made = (
         dashboard.Dashboard(title)
@@ -102,19 +104,19 @@ def _annotations() -> list[Builder[models.AnnotationQuery]]:
         _marks(
             "Alerts",
             'ALERTS{alertstate="firing", job=~"$job", scanner=~"$scanner", resilient_scan_action="disable"}',
-            "red",
+            theme.RED,
             "{{alertname}}: {{scanner}}",
         ),
         _marks(
             "Taken out of service",
             f"sum by (scanner, to, source) ({out}) > 0",
-            "orange",
+            theme.ORANGE,
             "{{scanner}} {{to}} by {{source}}",
         ),
         _marks(
             "Back in service",
             f"sum by (scanner, source) ({back}) > 0",
-            "green",
+            theme.GREEN,
             "{{scanner}} enabled by {{source}}",
         ),
     ]
@@ -137,7 +139,7 @@ def _marks(name: str, expr: str, colour: str, title: str) -> dashboard.Annotatio
 
 
 def _links(*, one_scanner: bool) -> list[Builder[models.DashboardLink]]:
-    title, uid = ("Fleet", FLEET) if one_scanner else ("Scanner", SCANNER)
+    title, uid = ("Fleet", FLEET_UID) if one_scanner else ("Scanner", SCANNER_UID)
     return [
         dashboard.DashboardLink(title)
         .type(models.DashboardLinkType.LINK)

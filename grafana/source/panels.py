@@ -1,9 +1,8 @@
-"""What the panels of both dashboards have in common."""
+"""Build the kinds of panels that both dashboards use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
@@ -11,92 +10,17 @@ from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as queries
 
+from grafana.source import theme
+from grafana.source.promql import Query, rate
+from grafana.source.theme import Steps, Words
+
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "text"
-ANY = ("job", "instance", "scanner")
-
-Steps = Sequence[tuple[float | None, str]]
-Words = Mapping[float, tuple[str, str]]
-ALL_GREEN: Steps = ((None, GREEN),)
-ANY_IS_BAD: Steps = ((None, GREEN), (1, RED))
-SHARE_OF_FAILURES: Steps = ((None, GREEN), (0.1, YELLOW), (0.5, RED))
-SHARE_OF_ANSWERS: Steps = ((None, RED), (0.9, YELLOW), (0.99, GREEN))
-SECONDS_OF_EXECUTIONS: Steps = ((None, GREEN), (10, YELLOW), (20, RED))  # the built-in timeout is 30
-SILENCE: Steps = ((None, GREEN), (900, YELLOW), (10_800, RED))  # seconds
-
-BREAKER: Words = {0: ("closed", GREEN), 1: ("half-open", YELLOW), 2: ("OPEN", RED)}
-STATE: Words = {0: ("enabled", GREEN), 1: ("probing", YELLOW), 2: ("QUARANTINED", RED), 3: ("DISABLED by hand", PURPLE)}
-STATUS_COLOURS = {
-    "completed": GREEN,
-    "cached": BLUE,
-    "stale": YELLOW,
-    "timeout": ORANGE,
-    "error": RED,
-    "rejected": "dark-red",
-    "disabled": PURPLE,
-    "skipped": GREY,
-}
-OUTCOME_COLOURS = {"success": GREEN, "error": RED, "timeout": ORANGE, "cancelled": GREY}
-CACHE_COLOURS = {"hit": GREEN, "shared": BLUE, "stale": YELLOW, "miss": ORANGE, "bypass": GREY}
-WORKER_COLOURS = {"busy": BLUE, "idle": GREEN, "abandoned": RED}
 
 Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, table.Panel, timeseries.Panel)
 
 
-@dataclass(frozen=True)
-class Query:
-    """One question to Prometheus, and how its answer is called."""
-
-    expr: str
-    legend: str = ""
-    instant: bool = False
-    least: str = ""  # what a rate looks back on at least, such as 5m: for what happens rarely
-
-
-def series(name: str, *matchers: str, by: Sequence[str] = ANY) -> str:
-    """Return a selector of one of our metrics, narrowed to what is chosen at the top of the dashboard."""
-    chosen = [f'{label}=~"${label}"' for label in by]
-    return f"resilient_scan_{name}{{{', '.join([*chosen, *matchers])}}}"
-
-
-def process(name: str, *matchers: str) -> str:
-    """Return a selector of a metric that belongs to no scanner."""
-    return series(name, *matchers, by=("job", "instance"))
-
-
-def rate(selector: str) -> str:
-    """Return how much a counter grows per second."""
-    return f"rate({selector}[$__rate_interval])"
-
-
-def in_range(selector: str) -> str:
-    """Return by how much a counter grew in the time that the dashboard shows."""
-    return f"increase({selector}[$__range])"
-
-
-def quantile(share: float, buckets: str, by: str = "") -> str:
-    """Return a quantile of a histogram, by `by` where that is given."""
-    return f"histogram_quantile({share}, sum by ({by + ', ' if by else ''}le) ({rate(buckets)}))"
-
-
-def breaker_number(by: str) -> str:
-    """Return the breakers' states as numbers, the worst one of each `by`: see `BREAKER`."""
-    return _worst("breaker_state", {"open": 2, "half_open": 1}, by)
-
-
-def state_number(by: str) -> str:
-    """Return the scanners' states as numbers, the worst one of each `by`: see `STATE`."""
-    return _worst("scanner_state", {"disabled": 3, "quarantined": 2, "probing": 1}, by)
-
-
-def _worst(name: str, numbers: Mapping[str, int], by: str) -> str:
-    chosen = {number: series(name, f'state="{state}"') for state, number in numbers.items()}
-    terms = [f"{number} * (max {by} ({selector}) > 0)" for number, selector in chosen.items()]
-    return "\n  or ".join([*terms, f"max {by} (0 * {series(name)})"])
-
-
 def stat_panel(title: str, description: str, query: Query, unit: str, steps: Steps) -> stat.Panel:
-    """Return a single number whose background says whether it is a good one."""
+    """Return a single number whose background shows whether it is good."""
     return (
         _common(stat.Panel(), title, description, [query], unit, steps)
         .reduce_options(_last())
@@ -111,13 +35,13 @@ def stat_panel(title: str, description: str, query: Query, unit: str, steps: Ste
 def state_panel(title: str, description: str, query: Query, words: Words) -> stat.Panel:
     """Return a state in words."""
     steps: Steps = [(None if number == 0 else number, colour) for number, (_, colour) in words.items()]
-    return stat_panel(title, description, query, "none", steps).mappings([mapping(words)])
+    return stat_panel(title, description, query, theme.COUNT, steps).mappings([mapping(words)])
 
 
 def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge.Panel:
-    """Return one bar for each series, a share, in the order of the answer."""
+    """Return one bar for each series, whose values are shares, in the order of the query's result."""
     return (
-        _common(bargauge.Panel(), title, description, [query], "percentunit", steps)
+        _common(bargauge.Panel(), title, description, [query], theme.SHARE, steps)
         .reduce_options(_last())
         .orientation(shapes.VizOrientation.HORIZONTAL)
         .display_mode(shapes.BarGaugeDisplayMode.BASIC)
@@ -130,7 +54,7 @@ def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge
 def graph(title: str, description: str, asked: Sequence[Query], unit: str) -> timeseries.Panel:
     """Return lines over time."""
     return (
-        _common(timeseries.Panel(), title, description, asked, unit, ALL_GREEN)
+        _common(timeseries.Panel(), title, description, asked, unit, theme.ALL_GREEN)
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
         .legend(
             common.VizLegendOptions()
@@ -143,14 +67,16 @@ def graph(title: str, description: str, asked: Sequence[Query], unit: str) -> ti
         .fill_opacity(8)
         .show_points(shapes.VisibilityMode.NEVER)
         .min(0)
-        .axis_soft_max({"ops": 0.1, "s": 0.1}.get(unit, 1))  # a line at 0 would be drawn on a scale up to 100
+        .axis_soft_max(
+            {theme.PER_SECOND: 0.1, theme.SECONDS: 0.1}.get(unit, 1)
+        )  # a line at 0 would be drawn on a scale up to 100
     )
 
 
 def stacked(
     title: str, description: str, asked: Sequence[Query], unit: str, colours: Mapping[str, str]
 ) -> timeseries.Panel:
-    """Return areas upon each other, each value of a label in its own colour."""
+    """Return stacked areas, one colour for each value of a label."""
     panel = (
         graph(title, description, asked, unit)
         .stacking(common.StackingConfig().mode(shapes.StackingMode.NORMAL).group("A"))
@@ -161,9 +87,13 @@ def stacked(
 
 
 def per_second(title: str, description: str, label: str, counter: str, colours: Mapping[str, str]) -> timeseries.Panel:
-    """Return how much a counter grows per second, an area for each value of a label."""
+    """Return the growth of a counter per second, one area for each value of a label."""
     return stacked(
-        title, description, [Query(f"sum by ({label}) ({rate(counter)})", f"{{{{{label}}}}}")], "ops", colours
+        title,
+        description,
+        [Query(f"sum by ({label}) ({rate(counter)})", f"{{{{{label}}}}}")],
+        theme.PER_SECOND,
+        colours,
     )
 
 
@@ -187,19 +117,19 @@ def coloured(panel: timeseries.Panel, colours: Mapping[str, str]) -> timeseries.
 
 
 def named(*names: str) -> models.MatcherConfig:
-    """Return what finds fields by name; the plain form with one name is not valid in the published schema."""
+    """Return a matcher of fields by name; Grafana's published schema rejects the plain form with one name."""
     return models.MatcherConfig(id_val="byNames", options={"mode": "include", "names": list(names)})
 
 
 def limited(panel: timeseries.Panel, limit: float, colour: str) -> timeseries.Panel:
-    """Draw a limit as a line, and what lies beyond it."""
+    """Draw a limit as a line, and shade what lies beyond it."""
     style = common.GraphThresholdsStyleConfig().mode(shapes.GraphThresholdsStyleMode.LINE_AND_AREA)
     return panel.thresholds(thresholds(((None, "transparent"), (limit, colour)))).thresholds_style(style)
 
 
 def rows(title: str, description: str, asked: Sequence[Query], unit: str) -> table.Panel:
-    """Return a table, one query after another."""
-    return _common(table.Panel(), title, description, asked, unit, ALL_GREEN, table_format=True).show_header(True)
+    """Return a table of the results of several queries."""
+    return _common(table.Panel(), title, description, asked, unit, theme.ALL_GREEN, table_format=True).show_header(True)
 
 
 def fixed(colour: str) -> models.DynamicConfigValue:
@@ -208,13 +138,13 @@ def fixed(colour: str) -> models.DynamicConfigValue:
 
 
 def setting(name: str, value: Mapping[str, Any] | dashboard.ThresholdsConfig) -> models.DynamicConfigValue:
-    """Return one property of a column: objects only, the published schema knows no others."""
+    """Return one property of a column; its value must be an object, as Grafana's published schema demands."""
     built = value.build() if isinstance(value, dashboard.ThresholdsConfig) else value
     return models.DynamicConfigValue(id_val=name, value=built)
 
 
 def mapping(words: Words) -> models.ValueMap:
-    """Return what numbers are called."""
+    """Return the words for numbers, as Grafana maps them."""
     return models.ValueMap(
         options={
             f"{number:g}": models.ValueMappingResult(text=text, color=colour, index=index)
@@ -224,7 +154,7 @@ def mapping(words: Words) -> models.ValueMap:
 
 
 def thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
-    """Return from which value on a number has which colour."""
+    """Return the steps of a number's colour, as Grafana has them."""
     return (
         dashboard.ThresholdsConfig()
         .mode(models.ThresholdsMode.ABSOLUTE)
@@ -233,7 +163,7 @@ def thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
 
 
 def transformed(name: str, **options: Any) -> models.DataTransformerConfig:
-    """Return one step from answers to rows."""
+    """Return one transformation of query results."""
     return models.DataTransformerConfig(id_val=name, options=options)
 
 

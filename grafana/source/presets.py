@@ -1,4 +1,4 @@
-"""The numbers in which the two sets of alert rules differ."""
+"""Define the numbers in which the two sets of alert rules differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Burn:
-    """One pair of windows of the error budget: it burns `factor` times as fast as it may, in both of them."""
+    """One pair of windows in which the error budget burns `factor` times as fast as it may."""
 
     factor: float
     short: str
@@ -18,20 +18,21 @@ class Burn:
 
 @dataclass(frozen=True)
 class Preset:
-    """What is said about time and number in the rules; durations as Prometheus writes them.
+    """The times and numbers of the rules; durations are written as in Prometheus.
 
     Attributes:
-        window: what ratios look back on; at least five times the interval between two runs.
-        pending, keep: how long a condition must hold before it fires, and how long it goes on firing after that.
-        min_executions: executions in `window` below which no ratio is believed.
+        window: over which ratios are computed; at least five times the interval between two runs.
+        pending, keep: how long a condition must hold before it fires, and how long it keeps firing afterwards.
+        min_executions: with fewer executions in `window`, a ratio is ignored.
         objective: share of the executions that have to succeed.
         latency: seconds that the 95th percentile of an execution may take.
-        stale, stale_pending: seconds without a success, while asked, that are too many, and how long that must hold.
-        long: what rare things are counted over: suspicious answers, flapping, refused alerts.
+        stale, stale_pending: seconds without a success, although scans were made, that are too many, and how long that
+            must hold.
+        long: the window in which rare things are counted: suspicious results, flapping, refused alerts.
         quarantined: how long a quarantine may last before a person should look.
         heartbeat: seconds without a heartbeat after which the alerting counts as unreachable: three of its periods.
-        missing_run: seconds without a run that are too many; `None`: nobody promised a schedule.
-        one_shot: whether each run may be a process of its own, whose counters begin at 0.
+        missing_run: seconds without a run that are too many; `None` if there is no schedule.
+        one_shot: whether each run may be a separate process, whose counters begin at 0.
         evaluation: how often the rules are evaluated.
     """
 

@@ -1,4 +1,4 @@
-"""Alerts and recording rules as Prometheus and Grafana read them."""
+"""Write alerts and recording rules in the formats of Prometheus and Grafana."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from grafana.source.alerts import (
     ratio,
     ratio_of_runs,
 )
+from grafana.source.boards import FLEET_UID, SCANNER_UID
 from grafana.source.presets import Preset
 
-RUNBOOK = "README.md"  # where it can be read is the user's choice: `export-grafana --runbook URL`
+RUNBOOK = "README.md"  # users choose where it can be read: `export-grafana --runbook URL`
 FOLDER = "resilient-scan"
 DATASOURCE = "resilient-scan-prometheus"
-HEADER = "# Made by `python -m grafana.source.write`; change grafana/source instead.\n"
+HEADER = "# Made by `python -m grafana.source`; change grafana/source instead.\n"
 
 
 def recording(preset: Preset) -> str:
-    """Return the recording rules: what the error budget's alerts look at."""
+    """Return the recording rules, which the alerts about the error budget use."""
     windows = list(dict.fromkeys(window for burn in preset.burns for window in (burn.short, burn.long)))
     short, long = (
         [window for window in windows if window[-1] in "mh"],
@@ -62,7 +63,7 @@ def prometheus(preset: Preset) -> str:
 
 
 def grafana(preset: Preset) -> str:
-    """Return the same alerts as Grafana provisions them."""
+    """Return the same alerts as a provisioning file of Grafana."""
     group = {
         "orgId": 1,
         "name": "resilient-scan",
@@ -87,7 +88,7 @@ def _recorded(preset: Preset, windows: list[str]) -> list[dict[str, str]]:
 
 
 def _filtering(alert: Alert) -> str:
-    """Return an expression that has the series that fire, and no other."""
+    """Return an expression with exactly the series that fire."""
     cases = [
         "\nand\n".join(f"{_wrapped(each.left)} {each.operator} {each.right:g}" for each in case) for case in alert.cases
     ]
@@ -99,11 +100,12 @@ def _alternatives(cases: list[str]) -> str:
 
 
 def _keeping(alert: Alert) -> str:
-    """Return an expression that has every series, with 1 for those that fire and 0 for the others."""
+    """Return an expression with every series: 1 for those that fire and 0 for the others."""
     cases = [_product(case) for case in alert.cases]
     if len(cases) == 1:
         return cases[0]
-    # A scanner without a breaker has no series in that case: `+` would lose it, and what follows `or` finds it again.
+    # A scanner without a breaker has no series in the case about breakers. `+` alone would lose its other cases, so
+    # each case follows once more behind `or`.
     parts = [f"(\n{case}\n)" for case in cases]
     return "\nor\n".join([f"({' + '.join(parts)}) > bool 0", *parts])
 
@@ -149,9 +151,7 @@ def _managed(alert: Alert) -> dict[str, Any]:
 
 
 def _annotations(alert: Alert) -> dict[str, str]:
-    board = (
-        "/d/resilient-scan-scanner?var-scanner={{ $labels.scanner }}" if alert.by_scanner else "/d/resilient-scan-fleet"
-    )
+    board = f"/d/{SCANNER_UID}?var-scanner={{{{ $labels.scanner }}}}" if alert.by_scanner else f"/d/{FLEET_UID}"
     return {
         "summary": alert.summary,
         "description": alert.description,
@@ -161,7 +161,7 @@ def _annotations(alert: Alert) -> dict[str, str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what has several lines as a block."""
+    """A dumper that writes texts of several lines as blocks."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from tests.e2e.monitoring import Api, prometheus
 
 FLEET = Path(__file__).with_name("live_fleet.py")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from grafana.source.__main__ import HOME
 from grafana.source.presets import SERVICE, Preset
 from grafana.source.rules import prometheus as rules_of
-from grafana.source.write import HOME
 from tests.e2e.monitoring import Api, alertmanager, prometheus
 from tests.e2e.served import Served, Switches, configured, serving, until
 

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from tests.e2e.monitoring import PATIENCE, alertmanager
 
 pytestmark = pytest.mark.servers

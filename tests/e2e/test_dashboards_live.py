@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from grafana.source.__main__ import HOME
 from grafana.source.presets import PRESETS
-from grafana.source.write import HOME
 from tests.e2e.conftest import LIFETIME
 from tests.e2e.live_fleet import BY_HAND, HEALTHY, NAMES
 from tests.e2e.monitoring import Api

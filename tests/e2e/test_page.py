@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from resilient_scan import ControlService, Quarantine, ScanError, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import broken, healthy

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from resilient_scan.observe.metrics import families
 
 BOARDS = ("fleet", "scanner")

@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 import yaml
 
+from grafana.source.__main__ import HOME, made
 from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS
-from grafana.source.write import HOME, made
 from resilient_scan.observe.metrics import families
 from tests.grafana.boards import BOARDS, board, expressions, findings, queries, strangers, text
 from tests.needed import testdata as folder_of
@@ -30,12 +30,12 @@ PARTS = {"stat": "stat", "gauge": "gauge", "bargauge": "bargauge", "table": "tab
 
 @pytest.mark.parametrize("path", FILES)
 def test_what_is_committed_is_what_the_source_makes(path: str) -> None:
-    assert (HOME / path).read_text() == FILES[path], "run: uv run python -m grafana.source.write"
+    assert (HOME / path).read_text() == FILES[path], "run: uv run python -m grafana.source"
 
 
 def test_another_process_makes_the_same() -> None:
     """Nothing hangs on the order of a set, the time or chance."""
-    program = "import hashlib, grafana.source.write as w; print(hashlib.sha256(repr(w.made()).encode()).hexdigest())"
+    program = "import hashlib, grafana.source.__main__ as w; print(hashlib.sha256(repr(w.made()).encode()).hexdigest())"
     runs = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from grafana.source.__main__ import HOME, made
 from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS
 from grafana.source.rules import DATASOURCE
-from grafana.source.write import HOME, made
 from resilient_scan import load_settings
 from tests.grafana.boards import REFERENCE
 from tests.needed import binary

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from grafana.source.__main__ import HOME
 from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS, Preset
-from grafana.source.write import HOME
 from tests.grafana.scenarios import Scenario, scenarios
 from tests.needed import binary
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from tests.unit.test_export import written
 
 
@@ -53,5 +53,5 @@ def test_the_page_that_draws_pictures_stays_here(built: Path) -> None:
         inside, names = shipped.namelist(), source.getnames()
     assert not [name for name in [*inside, *names] if "tests/pictures" in name or "node_modules" in name]
     assert not [name for name in inside if "grafana/source" in name or name.endswith(".png")]
-    assert [name for name in names if name.endswith("grafana/source/fleet.py")]
+    assert [name for name in names if name.endswith("grafana/source/fleet_dashboard.py")]
     assert [name for name in inside if name.endswith("resilient_scan/grafana/dashboards/fleet.json")]

@@ -20,7 +20,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlencode
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from tests.e2e.conftest import live_fleet, often
 from tests.e2e.monitoring import Api, prometheus
 from tests.needed import binary

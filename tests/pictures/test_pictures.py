@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grafana.source.write import HOME
+from grafana.source.__main__ import HOME
 from tests.chances import with_chances
 from tests.docs.test_readme import without_times
 from tests.grafana.boards import BOARDS, board

@@ -1,4 +1,4 @@
-"""The table of the dashboard Fleet: one line for each scanner, the worst first."""
+"""Build the table of the dashboard Fleet: one line for each scanner, the worst first."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ from grafana_foundation_sdk.builders import dashboard, table
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as models
 
-from grafana.source import boards
-from grafana.source.panels import (
-    ANY_IS_BAD,
-    GREEN,
-    RED,
-    SECONDS_OF_EXECUTIONS,
-    YELLOW,
+from grafana.source import boards, theme
+from grafana.source.panels import named, rows, setting, thresholds, transformed
+from grafana.source.promql import (
+    BY,
+    DURATION,
+    FAILED,
+    RECENT,
     Query,
+    failed,
     in_range,
-    named,
     quantile,
-    rows,
     series,
-    setting,
-    thresholds,
-    transformed,
+    verdict_in_words,
 )
-from grafana.source.questions import BY, DURATION, FAILED, RECENT, VERDICT, failed, verdict_in_words
 
-PERCENT_OF_FAILURES = ((None, GREEN), (10, YELLOW), (50, RED))
+PERCENT_OF_FAILURES = ((None, theme.GREEN), (10, theme.YELLOW), (50, theme.RED))
 ERRORS = series("executions_total", 'outcome="error"')
 TIMEOUTS = series("executions_total", 'outcome="timeout"')
 MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
 
 
 def build() -> table.Panel:
-    """One line for each scanner: each query brings a column, those that are asked for a word bring a label."""
+    """Return the table: one line for each scanner, one column for each query; some queries bring a word as a label."""
     asked = [Query(query, instant=True, least=RECENT) for _, query in _columns()]
     names = {f"Value #{letter}": name for letter, (name, _) in zip("ABCDEFGHI", _columns(), strict=True)}
     words = {"scanner": "Scanner", "now": "Now", "kind": "Fails most with", "source": "Taken out by"}
@@ -45,7 +41,7 @@ def build() -> table.Panel:
             "One line for each scanner, the worst first: what is wrong now, when it last succeeded, what it "
             "fails most with, and what took it out of service. Click a line to see that scanner's life.",
             asked,
-            "none",
+            theme.COUNT,
         )
         .with_transformation(transformed("filterFieldsByName", include=columns))
         .with_transformation(transformed("joinByField", byField="scanner", mode="outer"))
@@ -65,8 +61,8 @@ def build() -> table.Panel:
 
 
 def _columns() -> tuple[tuple[str, str], ...]:
-    # A kind's series begins with its first error, so its growth may be 0: whether there were errors at all is asked
-    # of executions, whose series are there from the beginning.
+    # The series of a kind of error begins with the first error, so its growth may be 0. Whether there were errors at
+    # all is therefore read from the executions, whose series exist from the beginning.
     kinds = (
         f"sum by (scanner, kind) ({in_range(series('errors_total'))})\n"
         f"  and on (scanner) sum {BY} ({in_range(ERRORS)}) > 0\n"
@@ -92,17 +88,21 @@ def _formatted(panel: table.Panel) -> table.Panel:
         dashboard.DashboardLink("Open this scanner")
         .type(models.DashboardLinkType.LINK)
         .url(
-            f"/d/{boards.SCANNER}?var-scanner=${{__data.fields.Scanner}}&${{job:queryparam}}&${{instance:queryparam}}"
+            f"/d/{boards.SCANNER_UID}?var-scanner=${{__data.fields.Scanner}}&${{job:queryparam}}&${{instance:queryparam}}"
             "&${datasource:queryparam}&${__url_time_range}"
         )
     )
     words = models.ValueMap(
         options={
             word: models.ValueMappingResult(text=word, color=colour, index=index)
-            for index, (word, colour) in enumerate(VERDICT.values())
+            for index, (word, colour) in enumerate(theme.VERDICT.values())
         }
     )
-    coloured = {"Failed, %": PERCENT_OF_FAILURES, "p95, s": SECONDS_OF_EXECUTIONS, "Hung threads": ANY_IS_BAD}
+    coloured = {
+        "Failed, %": PERCENT_OF_FAILURES,
+        "p95, s": theme.SECONDS_OF_EXECUTIONS,
+        "Hung threads": theme.ANY_IS_BAD,
+    }
     panel = (
         panel.data_links([link])
         .mappings([words])

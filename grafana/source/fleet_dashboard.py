@@ -1,81 +1,50 @@
-"""The dashboard Fleet: is it healthy; who is failing, slow, out of service, since when and why."""
+"""Build the dashboard Fleet: is it healthy; which scanners fail, are slow or out of service, since when, and why?"""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import bargauge, stat, timeseries
 
-from grafana.source import boards, roster
-from grafana.source.panels import (
-    ANY_IS_BAD,
-    BREAKER,
-    CACHE_COLOURS,
-    GREEN,
-    GREY,
-    ORANGE,
-    OUTCOME_COLOURS,
-    RED,
-    SHARE_OF_ANSWERS,
-    SHARE_OF_FAILURES,
-    SILENCE,
-    STATE,
-    STATUS_COLOURS,
-    WORKER_COLOURS,
-    YELLOW,
-    Query,
-    breaker_number,
-    graph,
-    in_range,
-    limited,
-    per_second,
-    process,
-    quantile,
-    rate,
-    series,
-    shares,
-    stacked,
-    stat_panel,
-    state_number,
-    stepped,
-)
-from grafana.source.questions import (
+from grafana.source import boards, scanner_table, theme
+from grafana.source.panels import graph, limited, per_second, shares, stacked, stat_panel, stepped
+from grafana.source.promql import (
     BY,
     DURATION,
     NOT_CLOSED,
     OUT,
     RECENT,
+    Query,
     answered,
+    breaker_number,
     failing,
+    in_range,
+    process,
+    quantile,
+    rate,
+    series,
+    state_number,
     verdict,
 )
 
 COMPLETE = process("runs_total", 'result="complete"')
 LOOKED = series("cache_requests_total", 'result!="bypass"')
 HITS = series("cache_requests_total", 'result=~"hit|shared"')
-WEBHOOK_COLOURS = {
-    "accepted": GREEN,
-    "duplicate": GREY,
-    "unauthorized": RED,
-    "invalid": ORANGE,
-    "unknown_scanner": YELLOW,
-    "refused": "dark-red",
-}
 
 
 def build() -> str:
     """Return the dashboard as JSON."""
     return boards.board(
         "Fleet",
-        boards.FLEET,
+        boards.FLEET_UID,
         "Is the fleet of scanners healthy? Who is failing, slow or out of service, since when, and why?",
         [
-            boards.row(4, *_scanners(), *_runs()),
-            boards.row(15, roster.build()),
-            boards.row(8, _failing(), _scans()),
-            boards.row(8, _out_of_service(), _breakers(), _hung()),
-            boards.row(8, _slow(), _retries()),
-            boards.row(8, _cache(), _hits(), _attempts()),
-            boards.row(8, _workers(), _queue(), _waits()),
-            (8, [(8, _results()), (8, _webhooks()), (4, _heartbeat()), (4, _store())]),
+            boards.row(theme.FIGURES, *_scanners(), *_runs()),
+            boards.row(theme.TABLE, scanner_table.build()),
+            boards.row(theme.GRAPHS, _failing(), _scans()),
+            boards.row(theme.GRAPHS, _out_of_service(), _breakers(), _hung()),
+            boards.row(theme.GRAPHS, _slow(), _retries()),
+            boards.row(theme.GRAPHS, _cache(), _hits(), _attempts()),
+            boards.row(theme.GRAPHS, _workers(), _queue(), _waits()),
+            (theme.GRAPHS, [(8, _results()), (8, _webhooks()), (4, _heartbeat()), (4, _store())]),
         ],
         one_scanner=False,
     )
@@ -90,46 +59,46 @@ def _scanners() -> list[stat.Panel]:
             "Scanners in trouble",
             "Scanners that fail, hang, have an open breaker or are out of service now. The table below names them.",
             Query(f"count((\n{verdict()}\n) >= 4) or vector(0)", least=RECENT),
-            "none",
-            ANY_IS_BAD,
+            theme.COUNT,
+            theme.ANY_IS_BAD,
         ),
         stat_panel(
             "Scans answered",
             "Share of the scans of the time shown that were answered (completed, cached or stale); disabled ones "
             "are not counted. Red below 90 %.",
             Query(answered(), instant=True),
-            "percentunit",
-            SHARE_OF_ANSWERS,
+            theme.SHARE,
+            theme.SHARE_OF_ANSWERS,
         ),
         stat_panel(
             "Executions that fail",
             "Share of the executions of the last minutes that ended in an error or a timeout. What comes from a "
             "cache is not counted. Red from one half on.",
             Query(failing(""), least=RECENT),
-            "percentunit",
-            SHARE_OF_FAILURES,
+            theme.SHARE,
+            theme.SHARE_OF_FAILURES,
         ),
         stat_panel(
             "Out of service",
             "Scanners that are quarantined, being probed or disabled by hand.",
             Query(f"sum(max {BY} ({series('scanner_state', OUT)}))"),
-            "none",
-            ((None, GREEN), (1, ORANGE)),
+            theme.COUNT,
+            theme.ANY_IS_ODD,
         ),
         stat_panel(
             "Breakers not closed",
             "Scanners whose breaker is open or half-open: their sources are not asked, or on trial.",
             Query(f"sum(max {BY} ({NOT_CLOSED}))"),
-            "none",
-            ((None, GREEN), (1, ORANGE)),
+            theme.COUNT,
+            theme.ANY_IS_ODD,
         ),
         stat_panel(
             "Hung threads",
             "Threads that did not stop at their timeout and still run. At 16 of one process, the built-in limit, "
             "their places in the pool are lost.",
             Query(f"sum({series('abandoned_threads')})"),
-            "none",
-            ((None, GREEN), (1, ORANGE), (12, RED)),
+            theme.COUNT,
+            ((None, theme.GREEN), (1, theme.ORANGE), (12, theme.RED)),
         ),
     ]
 
@@ -140,16 +109,16 @@ def _runs() -> list[stat.Panel]:
             "Complete runs",
             "Share of the runs of the time shown in which every scanner in service answered.",
             Query(f"sum({in_range(COMPLETE)})\n  / sum({in_range(process('runs_total'))})", instant=True),
-            "percentunit",
-            SHARE_OF_ANSWERS,
+            theme.SHARE,
+            theme.SHARE_OF_ANSWERS,
         ),
         stat_panel(
             "Last run ended",
             "Time since a run last ended. Yellow after 15 minutes, red after three hours, when even an hourly "
             "pipeline is late.",
             Query(f"time() - max({process('last_run_timestamp_seconds')})"),
-            "s",
-            SILENCE,
+            theme.SECONDS,
+            theme.SECONDS_OF_SILENCE,
         ),
     ]
 
@@ -159,8 +128,8 @@ def _heartbeat() -> stat.Panel:
         "Alerting's heartbeat",
         "Time since the watchdog was last seen; three minutes without one and alerts are not trusted.",
         Query(f"time() - max({process('alert_last_heartbeat_timestamp_seconds')} > 0)"),
-        "s",
-        ((None, GREEN), (90, YELLOW), (180, RED)),
+        theme.SECONDS,
+        ((None, theme.GREEN), (90, theme.YELLOW), (180, theme.RED)),
     ).no_value("none yet")
 
 
@@ -169,8 +138,8 @@ def _store() -> stat.Panel:
         "Store errors",
         "Operations of the store that failed in the time shown; meanwhile nothing is shared.",
         Query(f"sum({in_range(process('store_errors_total'))})", instant=True),
-        "none",
-        ANY_IS_BAD,
+        theme.COUNT,
+        theme.ANY_IS_BAD,
     )
 
 
@@ -183,9 +152,9 @@ def _failing() -> timeseries.Panel:
         "Share of each scanner's executions that ended in an error or a timeout; those without one are not drawn. "
         "Above the line the controller takes the scanner out of service.",
         [Query(f"(\n{failing()}\n) > 0", "{{scanner}}", least="1m")],
-        "percentunit",
+        theme.SHARE,
     )
-    return limited(panel.max(1), 0.5, RED)
+    return limited(panel.max(1), 0.5, theme.RED)
 
 
 def _scans() -> timeseries.Panel:
@@ -195,7 +164,7 @@ def _scans() -> timeseries.Panel:
         "failed.",
         "status",
         series("scans_total"),
-        STATUS_COLOURS,
+        theme.STATUS_COLOURS,
     )
 
 
@@ -204,8 +173,8 @@ def _out_of_service() -> timeseries.Panel:
         "Out of service, since when",
         "Scanners that are not enabled. A quarantine comes from an alert and ends by probes; disabled is by hand.",
         [Query(f"(\n{state_number(BY)}\n) > 0", "{{scanner}}")],
-        "none",
-        STATE,
+        theme.COUNT,
+        theme.STATE,
     )
 
 
@@ -214,8 +183,8 @@ def _breakers() -> timeseries.Panel:
         "Breakers that are not closed",
         "While a breaker is open its source is not asked; half-open lets one trial through.",
         [Query(f"(\n{breaker_number(BY)}\n) > 0", "{{scanner}}")],
-        "none",
-        BREAKER,
+        theme.COUNT,
+        theme.BREAKER,
     )
 
 
@@ -224,10 +193,10 @@ def _hung() -> timeseries.Panel:
         "Hung threads, by scanner",
         "Threads that were abandoned at their timeout and still run. The line is the built-in limit of one process.",
         [Query(f"sum {BY} ({series('abandoned_threads')}) > 0", "{{scanner}}")],
-        "none",
+        theme.COUNT,
         {},
     )
-    return limited(panel.decimals(0), 16, RED)
+    return limited(panel.decimals(0), 16, theme.RED)
 
 
 # What the work is
@@ -239,9 +208,9 @@ def _slow() -> timeseries.Panel:
         "Seconds that one execution in twenty exceeds, timeouts included; the ten slowest. Above 20 s it comes near "
         "the built-in timeout of 30 s.",
         [Query(f"topk(10, {quantile(0.95, DURATION, 'scanner')})", "{{scanner}}", least="1m")],
-        "s",
+        theme.SECONDS,
     )
-    return limited(panel, 20, ORANGE)
+    return limited(panel, theme.NEAR_TIMEOUT, theme.ORANGE)
 
 
 def _retries() -> timeseries.Panel:
@@ -249,7 +218,7 @@ def _retries() -> timeseries.Panel:
         "Retries, by scanner",
         "Attempts per second after the first one of an execution: load that only failures cause.",
         [Query(f"sum {BY} ({rate(series('retries_total'))}) > 0", "{{scanner}}")],
-        "ops",
+        theme.PER_SECOND,
         {},
     )
 
@@ -261,7 +230,7 @@ def _cache() -> timeseries.Panel:
         "bypass has no cache.",
         "result",
         series("cache_requests_total"),
-        CACHE_COLOURS,
+        theme.CACHE_COLOURS,
     )
 
 
@@ -272,7 +241,7 @@ def _hits() -> bargauge.Panel:
         "Share of the scans of the time shown that the cache answered, where there is a cache. At 0 the lifetime is "
         "shorter than the time between runs.",
         Query(f"sort_desc({hits})", "{{scanner}}", instant=True),
-        ((None, ORANGE), (0.01, GREEN)),
+        ((None, theme.ORANGE), (0.01, theme.GREEN)),
     )
 
 
@@ -282,7 +251,7 @@ def _attempts() -> timeseries.Panel:
         "Calls of scanners' functions per second, retries included.",
         "outcome",
         series("attempts_total"),
-        OUTCOME_COLOURS,
+        theme.OUTCOME_COLOURS,
     )
 
 
@@ -294,8 +263,8 @@ def _workers() -> timeseries.Panel:
         "Workers",
         "Threads of the pools. No idle ones and a queue: too few workers. Abandoned ones hang.",
         [Query(f"sum by (state) ({process('workers')})", "{{state}}")],
-        "none",
-        WORKER_COLOURS,
+        theme.COUNT,
+        theme.WORKER_COLOURS,
     )
 
 
@@ -307,7 +276,7 @@ def _queue() -> timeseries.Panel:
             Query(f"sum({process('queued_scans')})", "queued"),
             Query(f"sum({process('inflight_executions')})", "in flight"),
         ],
-        "none",
+        theme.COUNT,
     )
 
 
@@ -319,7 +288,7 @@ def _waits() -> timeseries.Panel:
             Query(quantile(0.95, process("queue_wait_seconds_bucket")), "queue wait p95", least="1m"),
             Query(quantile(0.95, process("run_duration_seconds_bucket")), "run p95", least="1m"),
         ],
-        "s",
+        theme.SECONDS,
     )
 
 
@@ -329,7 +298,7 @@ def _results() -> timeseries.Panel:
         "Per second. Complete: every scanner in service answered; failed: none did.",
         "result",
         process("runs_total"),
-        {"complete": GREEN, "partial": YELLOW, "failed": RED},
+        theme.RUN_COLOURS,
     )
 
 
@@ -340,5 +309,5 @@ def _webhooks() -> timeseries.Panel:
         "scanners are out already.",
         "result",
         process("alert_webhooks_total"),
-        WEBHOOK_COLOURS,
+        theme.WEBHOOK_COLOURS,
     )

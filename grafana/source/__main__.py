@@ -1,20 +1,20 @@
-"""Write what is made here into `grafana/`: `python -m grafana.source.write`; a test compares."""
+"""Write the dashboards and rules into `grafana/`: `python -m grafana.source`. A test compares them with the source."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from grafana.source import fleet, rules, scanner
+from grafana.source import fleet_dashboard, rules, scanner_dashboard
 from grafana.source.presets import CRON, SERVICE, Preset
 
 HOME = Path(__file__).parents[1]
 
 
 def made() -> dict[str, str]:
-    """Return every file that is made, by its path below `grafana/`."""
+    """Return the text of every generated file, by its path below `grafana/`."""
     return {
-        "dashboards/fleet.json": fleet.build(),
-        "dashboards/scanner.json": scanner.build(),
+        "dashboards/fleet.json": fleet_dashboard.build(),
+        "dashboards/scanner.json": scanner_dashboard.build(),
         **_rules(SERVICE, ""),
         **_rules(CRON, "presets/cron/"),
     }
@@ -29,7 +29,7 @@ def _rules(preset: Preset, folder: str) -> dict[str, str]:
 
 
 def write() -> None:
-    """Write them."""
+    """Write the generated files."""
     for path, text in made().items():
         (HOME / path).parent.mkdir(parents=True, exist_ok=True)
         (HOME / path).write_text(text)

@@ -1,59 +1,50 @@
-"""The dashboard Scanner: the life of one of them."""
+"""Build the dashboard Scanner: the life of one scanner."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import stat, table, timeseries
 
-from grafana.source import boards
+from grafana.source import boards, theme
 from grafana.source.panels import (
-    ANY_IS_BAD,
-    BREAKER,
-    CACHE_COLOURS,
-    GREEN,
-    ORANGE,
-    OUTCOME_COLOURS,
-    RED,
-    SECONDS_OF_EXECUTIONS,
-    SHARE_OF_ANSWERS,
-    SHARE_OF_FAILURES,
-    SILENCE,
-    STATE,
-    STATUS_COLOURS,
-    YELLOW,
-    Query,
-    breaker_number,
     coloured,
     graph,
-    in_range,
     limited,
     per_second,
-    quantile,
-    rate,
     rows,
-    series,
     stat_panel,
-    state_number,
     state_panel,
     stepped,
     transformed,
 )
-from grafana.source.questions import DURATION, RECENT, answered, failing
+from grafana.source.promql import (
+    DURATION,
+    RECENT,
+    Query,
+    answered,
+    breaker_number,
+    failing,
+    in_range,
+    quantile,
+    rate,
+    series,
+    state_number,
+)
 
 
 def build() -> str:
     """Return the dashboard as JSON."""
     return boards.board(
         "Scanner",
-        boards.SCANNER,
+        boards.SCANNER_UID,
         "The life of one scanner: outcomes, latency, attempts, breaker, cache, candidates, and who took it out.",
         [
-            boards.row(4, *_standing(), *_figures()),
-            boards.row(8, _scans(), _executions()),
-            boards.row(7, _state(), _breaker(), _hung()),
-            boards.row(8, _durations(), _attempts()),
-            boards.row(7, _errors(), _cache(), _candidates()),
-            boards.row(7, _changes(), _probes(), _retries()),
-            boards.row(7, _late(), _freed(), _odd()),
+            boards.row(theme.FIGURES, *_standing(), *_figures()),
+            boards.row(theme.GRAPHS, _scans(), _executions()),
+            boards.row(theme.LOW_GRAPHS, _state(), _breaker(), _hung()),
+            boards.row(theme.GRAPHS, _durations(), _attempts()),
+            boards.row(theme.LOW_GRAPHS, _errors(), _cache(), _candidates()),
+            boards.row(theme.LOW_GRAPHS, _changes(), _probes(), _retries()),
+            boards.row(theme.LOW_GRAPHS, _late(), _freed(), _odd()),
         ],
         one_scanner=True,
     )
@@ -68,21 +59,21 @@ def _standing() -> list[stat.Panel]:
             "State",
             "Whether it is in service. Quarantined: an alert took it out, probes bring it back.",
             Query(state_number("")),
-            STATE,
+            theme.STATE,
         ),
         state_panel(
             "Breaker",
             "Open: its source is not asked for a while, because attempts failed one after another.",
             Query(breaker_number("")),
-            BREAKER,
+            theme.BREAKER,
         ).no_value("no breaker"),
         stat_panel(
             "Last success, ago",
             "Time since an execution last succeeded: since when it is in trouble. Yellow after 15 minutes, red after "
             "three hours.",
             Query(f"time() - max({series('last_success_timestamp_seconds')} > 0)"),
-            "s",
-            SILENCE,
+            theme.SECONDS,
+            theme.SECONDS_OF_SILENCE,
         ).no_value("never"),
     ]
 
@@ -94,37 +85,37 @@ def _figures() -> list[stat.Panel]:
             "Share of the executions of the last minutes that ended in an error or a timeout. Red from one half on, "
             "where the controller takes it out of service.",
             Query(failing(""), least=RECENT),
-            "percentunit",
-            SHARE_OF_FAILURES,
+            theme.SHARE,
+            theme.SHARE_OF_FAILURES,
         ).no_value("no execution"),
         stat_panel(
             "Scans answered",
             "Share of the scans of the time shown that were answered: completed, cached or stale.",
             Query(answered(), instant=True),
-            "percentunit",
-            SHARE_OF_ANSWERS,
+            theme.SHARE,
+            theme.SHARE_OF_ANSWERS,
         ),
         stat_panel(
             "95th percentile",
             "Seconds that one execution in twenty exceeds. Red from 20 s on: the built-in timeout is 30 s.",
             Query(quantile(0.95, DURATION), least=RECENT),
-            "s",
-            SECONDS_OF_EXECUTIONS,
+            theme.SECONDS,
+            theme.SECONDS_OF_EXECUTIONS,
         ).no_value("no execution"),
         stat_panel(
             "Hung threads",
             "Threads that did not stop at their timeout. With one of them (built-in) it gets no other, and its scans "
             "are rejected.",
             Query(f"sum({series('abandoned_threads')})"),
-            "none",
-            ANY_IS_BAD,
+            theme.COUNT,
+            theme.ANY_IS_BAD,
         ),
         stat_panel(
             "Candidates",
             "Candidates in its last answer. None is yellow: it may be right, or its source changed.",
             Query(f"max({series('candidates')})"),
-            "none",
-            ((None, YELLOW), (1, GREEN)),
+            theme.COUNT,
+            ((None, theme.YELLOW), (1, theme.GREEN)),
         ),
     ]
 
@@ -138,7 +129,7 @@ def _scans() -> timeseries.Panel:
         "Per second. Cached and stale ones are answers without a new success; rejected ones made no attempt.",
         "status",
         series("scans_total"),
-        STATUS_COLOURS,
+        theme.STATUS_COLOURS,
     )
 
 
@@ -148,7 +139,7 @@ def _executions() -> timeseries.Panel:
         "Real work per second, which alerts look at: a stale answer hides a failed execution from the left.",
         "outcome",
         series("executions_total"),
-        OUTCOME_COLOURS,
+        theme.OUTCOME_COLOURS,
     )
 
 
@@ -157,8 +148,8 @@ def _state() -> timeseries.Panel:
         "In service",
         "Enabled at the bottom; a quarantine ends with probes, disabled is by hand.",
         [Query(state_number(""), "state")],
-        "none",
-        STATE,
+        theme.COUNT,
+        theme.STATE,
     )
 
 
@@ -167,8 +158,8 @@ def _breaker() -> timeseries.Panel:
         "Breaker over time",
         "Closed at the bottom. Open ones let nothing through; half-open lets one trial through.",
         [Query(breaker_number(""), "breaker")],
-        "none",
-        BREAKER,
+        theme.COUNT,
+        theme.BREAKER,
     )
 
 
@@ -177,7 +168,7 @@ def _hung() -> timeseries.Panel:
         "Hung threads",
         "Threads that still run after their timeout.",
         [Query(f"sum({series('abandoned_threads')})", "hung threads")],
-        "none",
+        theme.COUNT,
     ).decimals(0)
 
 
@@ -186,9 +177,9 @@ def _durations() -> timeseries.Panel:
         "Duration of executions",
         "Quantiles in seconds, timeouts included. The line is at 20 s: the built-in timeout is 30 s.",
         [Query(quantile(share, DURATION), f"p{share * 100:g}", least="1m") for share in (0.5, 0.95, 0.99)],
-        "s",
+        theme.SECONDS,
     )
-    return limited(panel, 20, ORANGE)
+    return limited(panel, theme.NEAR_TIMEOUT, theme.ORANGE)
 
 
 def _attempts() -> timeseries.Panel:
@@ -197,7 +188,7 @@ def _attempts() -> timeseries.Panel:
         "Calls of its function per second, retries included.",
         "outcome",
         series("attempts_total"),
-        OUTCOME_COLOURS,
+        theme.OUTCOME_COLOURS,
     )
 
 
@@ -219,7 +210,7 @@ def _cache() -> timeseries.Panel:
         "bypass has no cache.",
         "result",
         series("cache_requests_total"),
-        CACHE_COLOURS,
+        theme.CACHE_COLOURS,
     )
 
 
@@ -228,7 +219,7 @@ def _candidates() -> timeseries.Panel:
         "Candidates",
         "Candidates in its last answer, over time.",
         [Query(f"max({series('candidates')})", "candidates")],
-        "none",
+        theme.COUNT,
     )
 
 
@@ -247,9 +238,9 @@ def _changes() -> table.Panel:
         "Changes of its state",
         "How often it became what in the time shown, and by what: alert, failures, probe, expiry or hand.",
         [Query(moves, instant=True)],
-        "none",
+        theme.COUNT,
     )
-    return panel.with_transformation(columns).decimals(0).no_value("none")
+    return panel.with_transformation(columns).decimals(0).no_value(theme.COUNT)
 
 
 def _probes() -> timeseries.Panel:
@@ -258,7 +249,7 @@ def _probes() -> timeseries.Panel:
         "Executions per second that test whether it may come back.",
         "outcome",
         series("probes_total"),
-        OUTCOME_COLOURS,
+        theme.OUTCOME_COLOURS,
     )
 
 
@@ -272,7 +263,7 @@ def _retries() -> timeseries.Panel:
             Query(f"sum({rate(series('retry_budget_exhausted_total'))})", "no retry left"),
             Query(f"sum by (to) ({rate(series('breaker_transitions_total'))})", "breaker: {{to}}"),
         ],
-        "ops",
+        theme.PER_SECOND,
     )
 
 
@@ -288,7 +279,7 @@ def _late() -> timeseries.Panel:
             Query(quantile(0.5, late), "p50", least="1m"),
             Query(quantile(0.95, late), "p95", least="1m"),
         ],
-        "s",
+        theme.SECONDS,
     )
 
 
@@ -298,7 +289,7 @@ def _freed() -> timeseries.Panel:
         "Per second, by method: the scanner's own care, a cancel, closed sockets, an end of the process, or none "
         "(abandoned).",
         [Query(f"sum by (method) ({rate(series('timeout_freed_total'))})", "{{method}}")],
-        "ops",
+        theme.PER_SECOND,
     )
 
 
@@ -310,6 +301,6 @@ def _odd() -> timeseries.Panel:
             Query(f"sum({rate(series('candidates_dropped_total'))})", "dropped"),
             Query(f"sum({rate(series('suspicious_results_total'))})", "suspicious"),
         ],
-        "ops",
+        theme.PER_SECOND,
     )
-    return coloured(panel, {"dropped": ORANGE, "suspicious": RED})
+    return coloured(panel, {"dropped": theme.ORANGE, "suspicious": theme.RED})
