@@ -1,9 +1,5 @@
-"""The scanners that ship with resilient_scan: one file each, on its public face and `resilient_scan.http` only.
+"""The scanners that ship with resilient_scan, one file each; they use its public face and `resilient_scan.http` only.
 
-Their names are entry points of the group `resilient_scan.scanners`, the door that anybody's scanners use.
+Their names are entry points of the group `resilient_scan.scanners`, as those of anybody's scanners are. This folder is
+installed as the package `resilient_scan_scanners`, so that a user's own package `scanners` stays as it is.
 """
-
-from typing import Final
-
-__resilient_scan__: Final = True
-"""Marks this package as the one that belongs to resilient_scan: `scanners` is a name that others use, too."""

@@ -10,7 +10,6 @@ A scanner that cannot be used is a problem with a name and a reason; it never co
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -78,9 +77,9 @@ def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
     """
     found: dict[str, tuple[Found, EntryPoint]] = {}
     problems: list[Problem] = []
-    shadow = None
+    missing = None
     for point in sorted(entry_points(group=GROUP) if points is None else points, key=_order):
-        if _is_ours(point) and (shadow := shadow or _shadow()):
+        if _is_ours(point) and (missing := missing or _missing_extra()):
             continue
         try:
             new = _load(point)
@@ -89,8 +88,8 @@ def discover(points: Iterable[EntryPoint] | None = None) -> Plugins:
             found[new.name] = new, point
         except PluginError as error:
             problems.append(Problem(point.name, PluginError(f"scanner {point.name} of {_origin(point)}: {error}")))
-    if shadow:
-        problems.insert(0, Problem(BUILT_IN, shadow))
+    if missing:
+        problems.insert(0, Problem(BUILT_IN, missing))
     return Plugins(tuple(entry for entry, _ in found.values()), tuple(problems))
 
 
@@ -113,9 +112,9 @@ def _are_texts(values: Iterable[Any]) -> bool:
 
 
 def load_demo() -> Any:
-    """Return the bundled demo, or `None` if it is not installed, is shadowed, or lacks what it needs itself."""
+    """Return the bundled demo, or `None` if it is not installed or lacks what it needs itself."""
     for point in entry_points(group=DEMO_GROUP):
-        if _is_ours(point) and not _shadow():
+        if _is_ours(point):
             try:
                 return point.load()
             except ImportError:  # the scanners need the same packages, and their errors name what is missing
@@ -152,22 +151,8 @@ def _load(point: EntryPoint) -> Found:
         raise PluginError(f"{doing}: {type(error).__name__}: {error}") from error
 
 
-def _shadow() -> PluginError | None:
-    """Return why the package `scanners` that Python would import is not ours, or `None` if it is."""
-    spec = importlib.util.find_spec(BUILT_IN)
-    if spec is None:
-        return PluginError("the built-in scanners are missing: no package 'scanners'; install resilient-scan again")
-    if importlib.util.find_spec("httpx") is None:
-        return PluginError("the built-in scanners need an extra: pip install 'resilient-scan[scanners]'")
-    try:
-        if hasattr(importlib.import_module(BUILT_IN), "__resilient_scan__"):
-            return None
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: S110 - whatever it is, it is not ours
-        pass
-    place = spec.origin or ", ".join(spec.submodule_search_locations or [])
-    return PluginError(
-        f"the built-in scanners are not available: the package 'scanners' at {place} shadows ours; "
-        "rename it, or run from another directory"
-    )
+def _missing_extra() -> PluginError | None:
+    """Return which extra the built-in scanners lack, once for all of them, or `None` if they lack none."""
+    if importlib.util.find_spec("httpx") is not None:
+        return None
+    return PluginError("the built-in scanners need an extra: pip install 'resilient-scan[scanners]'")

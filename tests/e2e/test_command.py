@@ -129,12 +129,6 @@ def test_a_broken_plugin_is_reported_and_the_rest_run(distribute: Distribute) ->
     assert "no_such_thing" in refused.stderr
 
 
-def test_a_package_that_shadows_the_built_in_scanners_is_reported(distribute: Distribute) -> None:
-    site = distribute("acme-shadow", {}, {"scanners/__init__.py": ""})
-    done = run("list", PYTHONPATH=str(site))
-    assert str(site / "scanners" / "__init__.py") in done.stderr
-
-
 def test_the_deadline_ends_the_run_and_a_hanging_scanner_costs_nobody_else(distribute: Distribute) -> None:
     site = distribute("acme-hanging", {"hanging": "acme_hanging:Hanging"}, {"acme_hanging.py": HANGING})
     report = json.loads(run("run", "--json", "--deadline", "4s", code=1, PYTHONPATH=str(site)).stdout)

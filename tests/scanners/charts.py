@@ -9,9 +9,9 @@ from datetime import date, timedelta
 from typing import Any
 
 from resilient_scan import Candidate, ScanContext
-from scanners._charts import Chart
-from scanners.demo import opening
-from scanners.providers.yahoo import Bar
+from resilient_scan_scanners._charts import Chart
+from resilient_scan_scanners.demo import opening
+from resilient_scan_scanners.providers.yahoo import Bar
 
 TRADE_DATE = date(2013, 1, 24)  # a Thursday
 

@@ -9,7 +9,7 @@ import pytest
 from resilient_scan import ConfigError, PermanentError
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import SchemaDrift
-from scanners.analyst_revisions import analyst_revisions
+from resilient_scan_scanners.analyst_revisions import analyst_revisions
 from tests.scanners.providers import KEY, NOW, TRENDS, Asked, as_json, ask, trend
 from tests.scanners.recorded import RecordedServer
 

@@ -16,13 +16,13 @@ from resilient_scan import ConfigError, RetryAfter, ScanCancelled, ScanContext, 
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import TransientError
 from resilient_scan.testing import FakeClock
-from scanners import _charts
-from scanners.gap_up import gap_up
-from scanners.high_52w_breakout import high_52w_breakout
-from scanners.market_movers import market_movers
-from scanners.providers.yahoo import PriceHistory, SchemaDrift, UnknownSymbol
-from scanners.rsi_oversold import rsi_oversold
-from scanners.volume_accumulation import volume_accumulation
+from resilient_scan_scanners import _charts
+from resilient_scan_scanners.gap_up import gap_up
+from resilient_scan_scanners.high_52w_breakout import high_52w_breakout
+from resilient_scan_scanners.market_movers import market_movers
+from resilient_scan_scanners.providers.yahoo import PriceHistory, SchemaDrift, UnknownSymbol
+from resilient_scan_scanners.rsi_oversold import rsi_oversold
+from resilient_scan_scanners.volume_accumulation import volume_accumulation
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, payload_of, scan, weekdays
 
 ALL = [market_movers, volume_accumulation, high_52w_breakout, gap_up, rsi_oversold]

@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
-import scanners
 from resilient_scan.cli.demo_server import LoopbackServer
-from scanners.demo import demo, history, opening
-from scanners.providers.yahoo import Bar
+from resilient_scan_scanners.demo import demo, history, opening
+from resilient_scan_scanners.providers.yahoo import Bar
 from tests.scanners.charts import scan
 
-DATA = resources.files("scanners") / "data"
+DATA = resources.files("resilient_scan_scanners") / "data"
 
 
 def ask(symbol: str, first: date, end: date) -> tuple[int, Any]:
@@ -37,14 +36,10 @@ def found_on(day: str) -> dict[str, list[str]]:
     found = {}
     with LoopbackServer(demo.respond) as server:
         for name in demo.scanners:
-            scanner = getattr(importlib.import_module(f"scanners.{name}"), name)
+            scanner = getattr(importlib.import_module(f"resilient_scan_scanners.{name}"), name)
             candidates, _ = scan(scanner, {**demo.state, "trade_date": day}, **demo.settings(server.url))
             found[name] = [candidate.ticker for candidate in candidates]
     return found
-
-
-def test_the_package_says_whose_it_is() -> None:
-    assert scanners.__resilient_scan__
 
 
 def test_the_bundled_file_is_the_one_whose_origin_is_written_down() -> None:
@@ -113,7 +108,7 @@ def test_a_query_without_days_is_refused(query: dict[str, str]) -> None:
 
 def test_apples_fall_is_found() -> None:
     with LoopbackServer(demo.respond) as server:
-        module = importlib.import_module("scanners.market_movers")
+        module = importlib.import_module("resilient_scan_scanners.market_movers")
         (apple,), _ = scan(module.market_movers, demo.state, **demo.settings(server.url))
     assert (apple.ticker, apple.priority) == ("AAPL", "critical")
     assert apple.context.startswith("fell 12.4 % to 450.50 on 2013-01-24, from 514.0")

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from resilient_scan import Candidate, ScanError
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import SchemaDrift
-from scanners.analyst_revisions import analyst_revisions
-from scanners.earnings_calendar import earnings_calendar
-from scanners.gap_up import gap_up
-from scanners.high_52w_breakout import high_52w_breakout
-from scanners.market_movers import market_movers
-from scanners.news_sentiment import news_sentiment
-from scanners.options_flow import options_flow
-from scanners.rsi_oversold import rsi_oversold
-from scanners.sector_rotation import sector_rotation
-from scanners.volume_accumulation import volume_accumulation
+from resilient_scan_scanners.analyst_revisions import analyst_revisions
+from resilient_scan_scanners.earnings_calendar import earnings_calendar
+from resilient_scan_scanners.gap_up import gap_up
+from resilient_scan_scanners.high_52w_breakout import high_52w_breakout
+from resilient_scan_scanners.market_movers import market_movers
+from resilient_scan_scanners.news_sentiment import news_sentiment
+from resilient_scan_scanners.options_flow import options_flow
+from resilient_scan_scanners.rsi_oversold import rsi_oversold
+from resilient_scan_scanners.sector_rotation import sector_rotation
+from resilient_scan_scanners.volume_accumulation import volume_accumulation
 from tests.scanners.charts import bars_of, payload_of
 from tests.scanners.providers import (
     CALENDAR,

@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
-from scanners.earnings_calendar import earnings_calendar
+from resilient_scan_scanners.earnings_calendar import earnings_calendar
 from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, NOW, Asked, as_json, ask
 from tests.scanners.recorded import RecordedServer, body
 

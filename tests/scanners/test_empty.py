@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from scanners.analyst_revisions import analyst_revisions
-from scanners.earnings_calendar import earnings_calendar
-from scanners.filings_8k import filings_8k
-from scanners.gap_up import gap_up
-from scanners.insider_buying import insider_buying
-from scanners.news_sentiment import news_sentiment
-from scanners.reddit_dd import reddit_dd
-from scanners.reddit_trending import reddit_trending
+from resilient_scan_scanners.analyst_revisions import analyst_revisions
+from resilient_scan_scanners.earnings_calendar import earnings_calendar
+from resilient_scan_scanners.filings_8k import filings_8k
+from resilient_scan_scanners.gap_up import gap_up
+from resilient_scan_scanners.insider_buying import insider_buying
+from resilient_scan_scanners.news_sentiment import news_sentiment
+from resilient_scan_scanners.reddit_dd import reddit_dd
+from resilient_scan_scanners.reddit_trending import reddit_trending
 from tests.scanners.filings import COMPANIES, feed
 from tests.scanners.providers import CALENDAR, KEY, NOW, TRENDS, as_json, ask
 from tests.scanners.recorded import RecordedServer

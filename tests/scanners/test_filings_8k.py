@@ -8,7 +8,7 @@ import pytest
 
 from resilient_scan import Candidate
 from resilient_scan.http import NotFound, SchemaDrift
-from scanners.filings_8k import filings_8k
+from resilient_scan_scanners.filings_8k import filings_8k
 from tests.scanners.charts import scan
 from tests.scanners.filings import edgar, entry, feed, number
 from tests.scanners.recorded import RecordedServer, body

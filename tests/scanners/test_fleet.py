@@ -15,10 +15,10 @@ import pytest
 from resilient_scan import RunReport, ScanRunner, Status, Timeout, scanner
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.testing import FakeClock
-from scanners.demo import demo
+from resilient_scan_scanners.demo import demo
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bars_of, payload_of
 
-FLEET = [getattr(importlib.import_module(f"scanners.{name}"), name) for name in demo.scanners]
+FLEET = [getattr(importlib.import_module(f"resilient_scan_scanners.{name}"), name) for name in demo.scanners]
 Answer = tuple[int, dict[str, str], bytes]
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ConfigError, PermanentError, RetryAfter, ScanContext, ScanError
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
-from scanners.insider_buying import insider_buying
-from scanners.providers.sec import Sec, read_tickers
-from scanners.providers.sec_forms import read_feed, read_ownership, symbol
+from resilient_scan_scanners.insider_buying import insider_buying
+from resilient_scan_scanners.providers.sec import Sec, read_tickers
+from resilient_scan_scanners.providers.sec_forms import read_feed, read_ownership, symbol
 from tests.scanners.charts import scan
 from tests.scanners.filings import COMPANIES, edgar, entry, feed, form4, line, number, owner, submission
 from tests.scanners.providers import context_at

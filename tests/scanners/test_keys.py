@@ -15,10 +15,10 @@ from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.clock import SystemClock
 from resilient_scan.http import Recorder, Replay
 from resilient_scan.observe.metrics import exposition
-from scanners.analyst_revisions import analyst_revisions
-from scanners.earnings_calendar import earnings_calendar
-from scanners.market_movers import market_movers
-from scanners.news_sentiment import news_sentiment
+from resilient_scan_scanners.analyst_revisions import analyst_revisions
+from resilient_scan_scanners.earnings_calendar import earnings_calendar
+from resilient_scan_scanners.market_movers import market_movers
+from resilient_scan_scanners.news_sentiment import news_sentiment
 from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, MOVERS, NEWS, TRENDS, as_json
 
 FLEET = [market_movers, news_sentiment, earnings_calendar, analyst_revisions]

@@ -11,8 +11,8 @@ from resilient_scan import Breaker, Candidate, ConfigError, RetryAfter, ScanRunn
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import TransientError
 from resilient_scan.testing import FakeClock
-from scanners._listings import LEVERAGED, is_common_share, shadows, with_point
-from scanners.market_movers import market_movers
+from resilient_scan_scanners._listings import LEVERAGED, is_common_share, shadows, with_point
+from resilient_scan_scanners.market_movers import market_movers
 from tests.scanners.charts import bars_of, payload_of
 from tests.scanners.providers import KEY, MOVERS, NOW, Asked, as_json, ask, mover, quote, screened
 from tests.scanners.recorded import RecordedServer

@@ -12,8 +12,8 @@ import pytest
 from resilient_scan import ConfigError
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import SchemaDrift
-from scanners.news_sentiment import news_sentiment
-from scanners.providers.reading import number
+from resilient_scan_scanners.news_sentiment import news_sentiment
+from resilient_scan_scanners.providers.reading import number
 from tests.scanners.providers import KEY, NEWS, NOW, Asked, article, as_json, ask
 from tests.scanners.recorded import RecordedServer, body
 

@@ -11,7 +11,7 @@ from resilient_scan import ScanRunner, Status
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 from resilient_scan.testing import FakeClock
-from scanners.options_flow import options_flow
+from resilient_scan_scanners.options_flow import options_flow
 from tests.scanners.providers import CHAIN, NOW, Asked, as_json, ask, chained, contract
 from tests.scanners.recorded import RecordedServer, body
 

@@ -16,9 +16,9 @@ import pytest
 from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import NotFound, Recorder, Replay, SchemaDrift, TransientError
-from scanners.providers.alpha_vantage import AlphaVantage
-from scanners.providers.finnhub import Finnhub
-from scanners.providers.yahoo_market import YahooMarket
+from resilient_scan_scanners.providers.alpha_vantage import AlphaVantage
+from resilient_scan_scanners.providers.finnhub import Finnhub
+from resilient_scan_scanners.providers.yahoo_market import YahooMarket
 from tests.scanners.providers import CHAIN, JSON, KEY, TEXT, TRENDS, as_json, context_at, screened
 from tests.scanners.recorded import answer as recorded_answer
 

@@ -18,11 +18,11 @@ import pytest
 
 from resilient_scan import ScanContext
 from resilient_scan.cli.demo_server import LoopbackServer
-from scanners.high_52w_breakout import high_52w_breakout
-from scanners.market_movers import market_movers
-from scanners.providers.yahoo import Yahoo, new_york_date
-from scanners.rsi_oversold import rsi_oversold
-from scanners.volume_accumulation import volume_accumulation
+from resilient_scan_scanners.high_52w_breakout import high_52w_breakout
+from resilient_scan_scanners.market_movers import market_movers
+from resilient_scan_scanners.providers.yahoo import Yahoo, new_york_date
+from resilient_scan_scanners.rsi_oversold import rsi_oversold
+from resilient_scan_scanners.volume_accumulation import volume_accumulation
 from tests.scanners.charts import FakeYahoo, scan
 
 LAST_DAY = "2022-03-07"

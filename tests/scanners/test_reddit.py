@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from resilient_scan import Candidate, ConfigError, PermanentError, RetryAfter, ScanContext, ScanError, ScanRunner
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 from resilient_scan.testing import FakeClock
-from scanners._tickers import WORDS, mentions
-from scanners.providers import reddit
-from scanners.providers.reddit import Post, read_listing
-from scanners.reddit_dd import DdSettings, is_research, reddit_dd, subject
-from scanners.reddit_trending import reddit_trending
+from resilient_scan_scanners._tickers import WORDS, mentions
+from resilient_scan_scanners.providers import reddit
+from resilient_scan_scanners.providers.reddit import Post, read_listing
+from resilient_scan_scanners.reddit_dd import DdSettings, is_research, reddit_dd, subject
+from resilient_scan_scanners.reddit_trending import reddit_trending
 from tests.scanners.charts import scan
 from tests.scanners.providers import places, replaced
 from tests.scanners.recorded import Answer, Asked, RecordedServer, Source, body

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanners._charts import Chart
-from scanners.gap_up import GapSettings, find_gap
-from scanners.high_52w_breakout import BreakoutSettings, find_breakout
-from scanners.market_movers import MoversSettings, find_move
-from scanners.rsi_oversold import OversoldSettings, find_oversold, rsi
-from scanners.volume_accumulation import VolumeSettings, find_accumulation, volume_ratio
+from resilient_scan_scanners._charts import Chart
+from resilient_scan_scanners.gap_up import GapSettings, find_gap
+from resilient_scan_scanners.high_52w_breakout import BreakoutSettings, find_breakout
+from resilient_scan_scanners.market_movers import MoversSettings, find_move
+from resilient_scan_scanners.rsi_oversold import OversoldSettings, find_oversold, rsi
+from resilient_scan_scanners.volume_accumulation import VolumeSettings, find_accumulation, volume_ratio
 from tests.scanners.charts import TRADE_DATE, bar, bars_of, chart_of, weekdays
 
 # ------------------------------------------------------------------------------------------------------- market_movers

@@ -10,8 +10,8 @@ import pytest
 
 from resilient_scan import ScanError
 from resilient_scan.cli.demo_server import LoopbackServer
-from scanners.providers.yahoo import new_york_date
-from scanners.sector_rotation import sector_rotation
+from resilient_scan_scanners.providers.yahoo import new_york_date
+from resilient_scan_scanners.sector_rotation import sector_rotation
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bars_of, payload_of
 from tests.scanners.providers import Asked, ask
 from tests.scanners.recorded import body

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from resilient_scan import PermanentError, RetryAfter, ScanContext, ScanError
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import NotFound, Response, TransientError
-from scanners.demo import opening
-from scanners.providers import yahoo
-from scanners.providers.yahoo import Bar, PriceHistory, SchemaDrift, UnknownSymbol
+from resilient_scan_scanners.demo import opening
+from resilient_scan_scanners.providers import yahoo
+from resilient_scan_scanners.providers.yahoo import Bar, PriceHistory, SchemaDrift, UnknownSymbol
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, error_body, payload_of
 from tests.scanners.providers import places, replaced
 

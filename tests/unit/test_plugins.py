@@ -100,36 +100,18 @@ def test_a_guest_cannot_take_the_name_of_a_built_in_scanner(
     result = discover()
     assert next(found for found in result.scanners if found.name == "gap_up").built_in
     (problem,) = result.problems
-    assert "taken by resilient-scan (scanners.gap_up:gap_up)" in str(problem.error)
+    assert "taken by resilient-scan (resilient_scan_scanners.gap_up:gap_up)" in str(problem.error)
 
 
-@pytest.mark.parametrize("text", ["", "raise SystemExit(1)", "import no_such_thing"])
-def test_a_package_that_shadows_ours_is_reported_once_with_its_path(
-    text: str, distribute: Distribute, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {"scanners/__init__.py": text, "acme_other.py": GOOD.format(name="other")}
-    site = distribute("acme-shadow", {"other": "acme_other:Good"}, files)
-    for module in [name for name in sys.modules if name.partition(".")[0] == "scanners"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.syspath_prepend(str(site))
-    result, demo = discover(), load_demo()
-    monkeypatch.delitem(sys.modules, "scanners", raising=False)
-    assert [found.name for found in result.scanners] == ["other"]
-    (problem,) = result.problems
-    assert problem.name == "scanners"
-    assert str(site / "scanners" / "__init__.py") in str(problem.error)
-    assert demo is None
-
-
-def test_a_missing_package_of_ours_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_of_ours_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     (problem,) = discover().problems
-    assert "install resilient-scan again" in str(problem.error)
+    assert "pip install 'resilient-scan[scanners]'" in str(problem.error)
 
 
 def test_a_demo_that_lacks_what_it_needs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_demo() is not None
-    monkeypatch.setitem(sys.modules, "scanners.demo", None)
+    monkeypatch.setitem(sys.modules, "resilient_scan_scanners.demo", None)
     assert load_demo() is None
 
 
