@@ -1,7 +1,7 @@
-"""What the chart scanners share: their settings, their tickers' bars up to the trade date, and the loop over both.
+"""Run rules on charts: settings, tickers, their bars up to the trade date, and the loop over them.
 
-A scanner of this kind is a rule about one `Chart`; `scan_charts` does the rest. All of them read the same window of
-days, so that a price history is loaded once for all (`ScanContext.shared`).
+A chart scanner is a rule about one `Chart`; `scan_charts` does the rest. All chart scanners read the same window of
+days, so that each price history is loaded once for all of them (`ScanContext.shared`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ NEEDS: Final[Mapping[str, str]] = {"universe": ""}
 WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
 LONGEST_PAUSE: Final = timedelta(days=7)
-"""No exchange was closed for longer since 1914; a ticker whose last bar is older is not traded any more."""
-TOGETHER: Final = 8  # tickers that are asked for at a time
+"""No exchange has been closed for longer since 1914; a ticker whose last bar is older is no longer traded."""
+CONCURRENCY: Final = 8  # tickers that are requested at a time
 LONG_WEEKEND: Final = timedelta(days=5)
-"""From a Thursday's close to a Tuesday: what a source has of the last session is as old as that at most."""
+"""From a Thursday's close to a Tuesday: data about the last session are never older than that."""
 TOOL: Final = "yahoo_chart"
 INSTRUMENTS: Final = frozenset({"EQUITY", "ETF"})
 
 
 class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of every chart scanner; each adds the numbers of its rule.
+    """Settings of every chart scanner; each scanner adds the numbers of its rule.
 
     Attributes:
-        base_url: where the chart API is.
+        base_url: the address of the chart API.
         universe: the tickers to look at when the state has none.
     """
 
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a rule looks at: one ticker's bars, oldest first, at least two; none is later than the trade date.
+    """One ticker's bars, oldest first, at least two; none is later than the trade date.
 
     Changes are in percent.
     """
@@ -76,12 +76,12 @@ class Chart:
 
     @property
     def change(self) -> float:
-        """Return how far the last close is from the previous one."""
+        """Return the change from the previous close to the last one."""
         return percent(self.last.close, self.previous.close)
 
     @property
     def when(self) -> str:
-        """Return the last bar's day for a sentence."""
+        """Return the day of the last bar, as part of a sentence."""
         late = "" if self.last.day == self.trade_date else f" (the last trading day before {self.trade_date})"
         return f"on {self.last.day}{late}"
 
@@ -129,7 +129,7 @@ def chart_scanner(
 
 
 def percent(value: float, base: float) -> float:
-    """Return how far `value` is above `base`, in percent of `base`, free of binary dust: 90 is -10 % from 100."""
+    """Return the change from `base` to `value` in percent, without floating-point noise: from 100 to 90 it is -10."""
     return round((value - base) * 100 / base, 9)
 
 
@@ -143,15 +143,15 @@ def scan_charts(
     """Yield what `rule` finds in the charts of the state's tickers.
 
     Args:
-        state: `trade_date` (an ISO text or a date; New York's today if not given) and `tickers` (a list of symbols; the
-            settings' `universe` if not given).
-        context: the scan's.
+        state: `trade_date` (an ISO text or a date; by default today in New York) and `tickers` (a list of symbols; by
+            default the settings' `universe`).
+        context: the context of the scan.
         kind: the class of the scanner's settings.
-        rule: looks at one chart.
+        rule: applies the scanner's rule to one chart.
         bars: how many bars the rule needs, >= 2; tickers with fewer are left out.
 
     Raises:
-        ConfigError: a setting, the trade date or the tickers are wrong.
+        ConfigError: a setting, the trade date or the tickers are invalid.
         ScanError: too many charts failed (`TOLERATED`), or all of them.
         RetryAfter: the source asks to wait.
     """
@@ -177,7 +177,7 @@ def trade_date(state: Mapping[str, Any], context: ScanContext) -> date:
 
 
 def tickers(state: Mapping[str, Any], universe: tuple[str, ...], scanner: str) -> tuple[str, ...]:
-    """Return the tickers to look at, each once, in the given order."""
+    """Return the tickers of the state, or else of `universe`, each once, in the given order."""
     value = state.get("tickers")
     if value is None:
         value = universe
@@ -189,10 +189,10 @@ def tickers(state: Mapping[str, Any], universe: tuple[str, ...], scanner: str) -
 
 
 def only(state: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Return what says whether a ticker counts: where the state has `tickers`, only these do.
+    """Return a test of whether a ticker counts: if the state has `tickers`, only these do.
 
     Raises:
-        ConfigError: they are no list of symbols.
+        ConfigError: `tickers` is not a list of symbols.
     """
     if state.get("tickers") is None:
         return lambda _: True
@@ -205,13 +205,13 @@ def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSetti
 
 
 def charts(wanted: Sequence[str], day: date, context: ScanContext, base_url: str, bars: int) -> Iterator[Chart]:
-    """Yield the charts up to `day` that can be used, and tell the others in the tool log.
+    """Yield the usable charts up to `day`, and log the others in the tool log.
 
     Args:
-        wanted: tickers.
+        wanted: the tickers.
         day: the trade date.
-        context: the scan's.
-        base_url: where the chart API is.
+        context: the context of the scan.
+        base_url: the address of the chart API.
         bars: how many bars are needed, >= 2.
 
     Raises:
@@ -235,23 +235,23 @@ def charts(wanted: Sequence[str], day: date, context: ScanContext, base_url: str
 def each_ticker(
     wanted: Sequence[str], ask: Callable[[str], T], tool: str, context: ScanContext
 ) -> Iterator[tuple[str, T]]:
-    """Yield each ticker with what `ask` brings for it; one that fails costs the others nothing.
+    """Yield each ticker with what `ask` returns for it; the failure of one ticker does not affect the others.
 
     Args:
-        wanted: tickers.
-        ask: brings what is wanted of one of them.
-        tool: whose tool log entries the failures are.
-        context: the scan's.
+        wanted: the tickers.
+        ask: loads what is needed for one ticker.
+        tool: the name of the tool in the log entries about failures.
+        context: the context of the scan.
 
     Raises:
         ScanError: more than `TOLERATED` of them failed, or all of them.
-        RetryAfter, PermanentError: at once, unless it only says that there is no such ticker.
+        RetryAfter, PermanentError: immediately, unless the error only says that the ticker does not exist.
     """
     broken: list[ScanError] = []
     unknown: list[ScanError] = []
     for group in _groups(wanted):
         context.check()
-        answers = context.map(lambda one: _answer(ask, one), group, concurrency=TOGETHER)
+        answers = context.map(lambda one: _answer(ask, one), group, concurrency=CONCURRENCY)
         for ticker, answer in zip(group, answers, strict=True):
             if not isinstance(answer, ScanError):
                 yield ticker, answer
@@ -265,14 +265,14 @@ def each_ticker(
 
 
 def _groups(wanted: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield the tickers that are asked for at a time: the first alone, so that a source that refuses is asked once."""
+    """Yield groups of tickers; the first is alone, so that a source that refuses everything gets one request only."""
     yield wanted[:1]
-    for start in range(1, len(wanted), TOGETHER):
-        yield wanted[start : start + TOGETHER]
+    for start in range(1, len(wanted), CONCURRENCY):
+        yield wanted[start : start + CONCURRENCY]
 
 
 def _answer(ask: Callable[[str], T], ticker: str) -> T | ScanError:
-    """Return what `ask` brings, or the error that costs the other tickers nothing."""
+    """Return what `ask` returns, or the error if it concerns this ticker only."""
     try:
         return ask(ticker)
     except (NotFound, SchemaDrift, TransientError) as error:
@@ -280,12 +280,15 @@ def _answer(ask: Callable[[str], T], ticker: str) -> T | ScanError:
 
 
 def is_recent(day: date, trade_date: date) -> bool:
-    """Say whether what is of `day` is the latest that there is on `trade_date`, give or take a long weekend."""
+    """Say whether data of `day` are the latest on `trade_date`, give or take a long weekend."""
     return timedelta(0) <= trade_date - day <= LONG_WEEKEND
 
 
 def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> PriceHistory:
-    """Return the history that all chart scanners share. Later bars are not even asked for, but see `_charts`."""
+    """Return the history that all chart scanners share.
+
+    Bars after `day` are not requested; `charts` drops those that come nevertheless.
+    """
     first = day - WINDOW
     return context.shared(
         (TOOL, base_url, ticker, first, day),
@@ -295,9 +298,9 @@ def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> Pri
 
 
 def _unusable(chart: Chart, history: PriceHistory, bars: int) -> str:
-    """Say why a chart cannot be used, or return an empty text.
+    """Return why a chart cannot be used, or an empty text.
 
-    A hole among the bars that a rule looks at could be the very day that decides.
+    A missing bar among those that the rule reads may be the one that decides.
     """
     if history.instrument not in INSTRUMENTS:
         return f"is {history.instrument}, not a stock or a fund"

@@ -1,9 +1,9 @@
-"""What a symbol says of a listing: a common share, or one of the things that move for other reasons.
+"""Tell common shares from other listings by their symbols.
 
-Sources of movers send symbols without names. Warrants, rights and units are told by how exchanges write them: on
-Nasdaq a fifth letter (W, R, U; Z for what has no letter of its own), elsewhere a mark behind the root (`OPFI+`,
-`CELG^`, `ABC.WS`, `ABC-U`, `ABC=`). Leveraged and inverse funds are not told by anything, so they are listed; the list
-ages, and a setting adds to it.
+Sources of movers send symbols without names. Warrants, rights and units can be recognised by how exchanges write them:
+on Nasdaq a fifth letter (W, R, U; Z for anything else), elsewhere a mark after the root (`OPFI+`, `CELG^`, `ABC.WS`,
+`ABC-U`, `ABC=`). Leveraged and inverse funds cannot be recognised, so they are listed here. The list ages; a setting
+adds to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _COMMON: Final = re.compile(r"[A-Z]{1,5}(?:[.-][ABCK])?")
 _OTHER: Final = re.compile(r"[A-Z]{4}[WRUZ]")
 _CLASS: Final = re.compile(r"([A-Z]+)-([ABCK])")
 
-_LOOSE: Final = 0.15  # how far from twice: fees, and the last minutes of trading
+_TOLERANCE: Final = 0.15  # how far from twice: because of fees and the last minutes of trading
 
 LARGEST: Final = ("AAPL", "AMZN", "AVGO", "GOOGL", "JPM", "LLY", "META", "MSFT", "NVDA", "TSLA")
 
@@ -48,32 +48,32 @@ LEVERAGED: Final = frozenset(
     UPW URAA URE URTY USAX USD USGG USML UST UTSL UUUG UVIX UVXY UWM UXI UXRP UYG UYM VALG VIXY VOYX VRTL VSTL VXX
     WANT WEBL WEBS WHTX WTID WTIU WULX XDJL XOMX XOMZ XPEG XPM XPP XRPK XRPT XTJL XXRP XYZG YANG YCL YCS YINN YXI
     ZETX ZSL ZYN
-    """.split()  # noqa: SIM905 - one word a fund
+    """.split()  # noqa: SIM905 - one word for each fund
 )
 
 
 def is_common_share(symbol: str) -> bool:
-    """Say whether a symbol looks like a common share's, and is no leveraged or inverse fund that is known here."""
+    """Say whether a symbol looks like a common share and is not a known leveraged or inverse fund."""
     return bool(_COMMON.fullmatch(symbol)) and not _OTHER.fullmatch(symbol) and symbol not in LEVERAGED
 
 
 def with_point(symbol: str) -> str:
-    """Return a symbol with its share class behind a point, as candidates have it: `BRK.B` for `BRK-B`."""
+    """Return a symbol with its share class after a point, as in candidates: `BRK.B` for `BRK-B`."""
     return _CLASS.sub(r"\1.\2", symbol) if _CLASS.fullmatch(symbol) else symbol
 
 
 def shadows(changes: Mapping[str, float]) -> set[str]:
-    """Return the symbols that move as a leveraged fund of another one does, whether their names are known or not.
+    """Return the symbols that move like leveraged funds of other symbols, even if they are not listed in `LEVERAGED`.
 
-    Such a fund is called after its stock, and moves twice as far, or as far the other way: `POEL` fell by 44.3 % when
-    `POET` fell by 22.4 %.
+    Such a fund is named after its stock and moves twice as far, in the same direction or the opposite one: `POEL` fell
+    by 44.3 % when `POET` fell by 22.4 %.
 
     Args:
-        changes: by symbol, the day's change in percent.
+        changes: the day's change in percent, by symbol.
     """
     return {
         fund
         for fund, change in changes.items()
         for stock, base in changes.items()
-        if fund != stock and fund[:3] == stock[:3] and base and abs(abs(change / base) - 2) < _LOOSE
+        if fund != stock and fund[:3] == stock[:3] and base and abs(abs(change / base) - 2) < _TOLERANCE
     }

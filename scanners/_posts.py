@@ -1,4 +1,4 @@
-"""What the scanners of Reddit share: their settings, the posts of their subreddits, the tickers that there are."""
+"""Share what the Reddit scanners have in common: settings, posts of their subreddits, and known tickers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Subreddits = Annotated[tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{2,50}$"
 
 
 class RedditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of every scanner of Reddit; each adds the numbers of its rule.
+    """Settings of every Reddit scanner; each scanner adds the numbers of its rule.
 
     Attributes:
-        base_url: where the API is.
-        token_url: where tokens come from; empty: Reddit's own address, or `base_url` where that is not Reddit's.
-        client_id: of the application.
-        client_secret: of the application.
-        user_agent: who asks, as Reddit wants it: `platform:application:version (by /u/name)`.
-        sec_url: where the list of tickers comes from; empty: EDGAR, or `base_url` where that is not Reddit's.
-        sec_user_agent: who asks there, a name and an e-mail address.
-        subreddits: where to look.
-        sort: which posts of each: 100 of them are read.
+        base_url: the address of the API.
+        token_url: the address for tokens; if empty, Reddit's own, or `base_url` if that is not Reddit's.
+        client_id: the application's id.
+        client_secret: the application's secret.
+        user_agent: in the form that Reddit wants: `platform:application:version (by /u/name)`.
+        sec_url: the address of the list of tickers; if empty, EDGAR, or `base_url` if that is not Reddit's.
+        sec_user_agent: a name and an e-mail address, for EDGAR.
+        subreddits: the subreddits to read.
+        sort: which 100 posts of each subreddit are read.
     """
 
     base_url: str = reddit.LIVE
@@ -60,12 +60,12 @@ def tickers(settings: RedditSettings, context: ScanContext) -> frozenset[str]:
 
 
 def posts(settings: RedditSettings, context: ScanContext, *, comments: bool = False) -> list[Post]:
-    """Return the posts of all subreddits, each once, without the moderators' own on top.
+    """Return the posts of all subreddits, each once, without those that the moderators pinned.
 
-    A subreddit that is not there, or private, is told in the tool log.
+    A subreddit that is missing or private is logged in the tool log.
 
     Raises:
-        NotFound: there is none of them.
+        NotFound: none of the subreddits can be read.
     """
     client = reddit.client(settings.base_url, settings.token_url, settings.user_agent, context)
     wanted = [(name, sort) for name in settings.subreddits for sort in (settings.sort, "comments")[: 1 + comments]]

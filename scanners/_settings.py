@@ -1,4 +1,4 @@
-"""Settings of the scanners: a class of each scanner's own, filled from its table."""
+"""Read a scanner's table of settings into its own class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
 def read_settings(kind: type[Kind], context: ScanContext) -> Kind:
-    """Return the scanner's table as an object of `kind`, or raise `ConfigError` that names the key, not its value."""
+    """Return the scanner's table as an object of `kind`; a `ConfigError` names the wrong key, never its value."""
     try:
         return msgspec.convert(dict(context.settings), ready(kind))
     except msgspec.ValidationError as error:
@@ -25,9 +25,9 @@ def read_settings(kind: type[Kind], context: ScanContext) -> Kind:
 
 
 def key_if_any(context: ScanContext, setting: str, variable: str) -> str:
-    """Return a key that a scanner can do without: its setting, else the environment variable, else an empty text.
+    """Return an optional key: the setting, or else the environment variable, or else an empty text.
 
-    In a replay there is one, because recordings hold none and no source is asked.
+    In a replay the key always exists: recordings contain no keys, and no source is called.
     """
     if isinstance(context.traffic, Replay):
         return REDACTED

@@ -1,4 +1,4 @@
-"""Find the tickers of real companies in what people write."""
+"""Find the tickers of real companies in texts."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ VR VS VWAP WAGE WAIT WALL WANT WAR WAS WASH WAVE WAY WE WEB WED WEED WELL WENT W
 WILL WIN WISE WISH WITH WOLF WOOD WORD WORK WOW WSB WTF YALL YEAH YEAR YEN YES YET YO YOLO YOU YOUR YTD ZERO
 """
 WORDS: Final = frozenset(_WORDS.split())
-"""Words, abbreviations and months that are tickers too, or may become some: they count only as `$ALL`."""
+"""Words, abbreviations and months that are tickers as well, or may become some; they need the sign: `$ALL`."""
 
 _LINK = re.compile(r"https?://\S+|www\.\S+")
 _TOKEN = re.compile(r"(?<![\w$&.'’])(\$?)([A-Za-z]{1,6})(?:[.\-/]([A-Za-z]{1,2}))?(?![\w$&])")
 
 
 def mentions(text: str, universe: AbstractSet[str]) -> list[str]:
-    """Return the tickers in a text, in its order and as often as they are there.
+    """Return the tickers in a text, in order and with repetitions.
 
-    `$gme` counts in any case. Without the sign a ticker counts in capitals only, with two letters or more, and if it is
-    not a word (`WORDS`). `BRK.B`, `BRK-B` and `BRK/B` are one ticker. Links are not looked into.
+    With the sign, a ticker counts in upper and lower case (`$gme`). Without it, a ticker counts only in capitals, with
+    at least two letters, and if it is not a word (`WORDS`). `BRK.B`, `BRK-B` and `BRK/B` are the same ticker. Links are
+    ignored.
 
     Args:
         text: what somebody wrote.
-        universe: the tickers that there are, such as `BRK.B`.
+        universe: all tickers that exist, such as `BRK.B`.
     """
     found = []
     for sign, root, branch in _TOKEN.findall(_LINK.sub(" ", text)):
@@ -58,7 +59,7 @@ def mentions(text: str, universe: AbstractSet[str]) -> list[str]:
 
 
 def _known(root: str, branch: str, universe: AbstractSet[str]) -> str:
-    """Return the ticker that is meant, or an empty text; behind `AAPL.A` may stand a sentence's next word."""
+    """Return the ticker that is meant, or an empty text; in `AAPL.A`, the `A` may begin the next sentence."""
     whole = f"{root}.{branch}"
     if branch and whole in universe:
         return whole

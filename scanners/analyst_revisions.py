@@ -1,4 +1,4 @@
-"""Stocks that analysts have changed their minds about."""
+"""Find stocks about which analysts have changed their minds."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .providers.finnhub import Trend
 
 TOOL: Final = "finnhub_recommendation"
 NEWEST: Final = timedelta(days=62)
-"""A month's trend is of the month that begins with its date, so the newest one is younger than two months."""
+"""A trend covers the month that begins on its date, so that the newest trend is at most two months old."""
 
 
 class RevisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of `analyst_revisions`.
 
     Attributes:
-        api_key: Finnhub's; or FINNHUB_API_KEY.
-        base_url: where Finnhub is.
-        universe: the tickers to look at when the state has none; some of the largest companies, unless given.
-        min_change: smallest change of the score, up or down; the score reaches from -2 to 2.
-        high_change: from this change on the priority is `high`, below it `medium`.
-        min_analysts: so many must there be in both months.
+        api_key: Finnhub's key; or set FINNHUB_API_KEY.
+        base_url: the address of Finnhub.
+        universe: the tickers to look at if the state has none; by default some of the largest companies.
+        min_change: smallest change of the score, up or down; the score ranges from -2 to 2.
+        high_change: from this change on, the priority is `high`; below it, `medium`.
+        min_analysts: the least number of analysts in both months.
     """
 
     api_key: str = ""
@@ -58,7 +58,7 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
     The rule: the score of the newest month differs from that of the month before by `min_change` or more, with at least
     `min_analysts` analysts in both. The score is the mean of all recommendations, from 2 (strong buy) over 1, 0 and -1
-    to -2 (strong sell). (It is the change that tells, not the level: Jegadeesh, Kim, Krische and Lee, *Analyzing the
+    to -2 (strong sell). (The change counts, not the level: Jegadeesh, Kim, Krische and Lee, *Analyzing the
     Analysts: When Do Recommendations Add Value?*, Journal of Finance 59, 2004.)
     """
     settings = read_settings(RevisionSettings, context)
@@ -82,7 +82,7 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
 
 def _unusable(trends: Sequence[Trend], day: date) -> str:
-    """Say why there is no change to look at, or return an empty text."""
+    """Return why the change cannot be computed, or an empty text."""
     if len(trends) < 2:
         return f"has {len(trends)} months of recommendations, the rule needs 2"
     if day - trends[0].period > NEWEST:
@@ -93,7 +93,7 @@ def _unusable(trends: Sequence[Trend], day: date) -> str:
 
 
 def score(trend: Trend) -> float:
-    """Return the mean recommendation, from -2 to 2; 0 where there is none."""
+    """Return the mean recommendation, from -2 to 2; 0 if there are no analysts."""
     points = 2 * trend.strong_buy + trend.buy - trend.sell - 2 * trend.strong_sell
     return points / trend.analysts if trend.analysts else 0.0
 

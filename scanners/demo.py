@@ -1,4 +1,4 @@
-"""The bundled market history, as Yahoo's chart API would serve it.
+"""Serve the bundled market history as Yahoo's chart API would.
 
 `demo` is what the command line needs: serve `demo.respond` over HTTP, give `demo.settings(url)` to each of
 `demo.scanners`, and run them on `demo.state`.
@@ -29,14 +29,14 @@ Answer = tuple[int, dict[str, str], bytes]
 
 @dataclass(frozen=True)
 class Demo:
-    """The bundled history and what to ask of it.
+    """The bundled history, and how to run scanners on it.
 
     Attributes:
         trade_date: the day Apple fell by 12.4 % after its earnings.
-        first, last: the days that it has.
-        description: what it is, as the end of a sentence that begins "The data are".
-        tickers: all that there are.
-        scanners: names of the scanners that it can serve.
+        first, last: the first and the last day of the history.
+        description: the end of a sentence that begins "The data are".
+        tickers: all tickers of the history.
+        scanners: the names of the scanners that the history can serve.
     """
 
     trade_date: str = "2013-01-24"
@@ -53,12 +53,12 @@ class Demo:
 
     @staticmethod
     def settings(base_url: str) -> dict[str, Any]:
-        """Return the settings that make a scanner ask a server of `respond` at `base_url`."""
+        """Return the settings that point a scanner to a server of `respond` at `base_url`."""
         return {"base_url": base_url, "universe": list(demo.tickers)}
 
     @staticmethod
     def respond(path: str, query: Mapping[str, str]) -> Answer:
-        """Answer as `GET path?query` of Yahoo's API does: status, headers, body."""
+        """Return status, headers and body, as Yahoo's API does for `GET path?query`."""
         symbol = unquote(path.removeprefix(CHART))
         bars = history().get(symbol) if path.startswith(CHART) else None
         if bars is None:

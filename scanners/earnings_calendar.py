@@ -1,4 +1,4 @@
-"""Companies that report their earnings within days."""
+"""Find companies that report their earnings within days."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._listings import is_common_share, with_point
 from ._settings import key_if_any, read_settings
 from .providers import alpha_vantage, finnhub
 
-PATIENCE: Final = 10.0  # seconds for Finnhub, which only adds to what is there
+FINNHUB_TIMEOUT: Final = 10.0  # seconds; Finnhub only adds to what Alpha Vantage has
 TOOL: Final = "earnings_calendar"
 _WHEN: Final = {
     "pre-market": "before the market opens",
@@ -31,14 +31,14 @@ class CalendarSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Settings of `earnings_calendar`.
 
     Attributes:
-        api_key: Alpha Vantage's; or ALPHAVANTAGE_API_KEY.
-        base_url: where Alpha Vantage is.
-        finnhub_key: without one (here or in FINNHUB_API_KEY) Finnhub is not asked.
-        finnhub_url: where Finnhub is.
+        api_key: Alpha Vantage's key; or set ALPHAVANTAGE_API_KEY.
+        base_url: the address of Alpha Vantage.
+        finnhub_key: without a key (here or in FINNHUB_API_KEY), Finnhub is not called.
+        finnhub_url: the address of Finnhub.
         horizon: how far Alpha Vantage's calendar reaches: `3month`, `6month` or `12month`.
         days_ahead: how many days after the trade date count.
-        soon_days: up to so many days after it the priority is `high`, else `medium`.
-        only_estimated: whether a company without an estimate of its earnings is left out; those are small ones.
+        soon_days: up to this many days after it, the priority is `high`; later, `medium`.
+        only_estimated: whether companies without an estimate of their earnings, which are small, are left out.
     """
 
     api_key: str = ""
@@ -52,7 +52,7 @@ class CalendarSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A report of earnings that is expected, and who says so; `estimate` per share."""
+    """An expected earnings report, and which sources announce it; `estimate` is per share."""
 
     ticker: str
     day: date
@@ -78,9 +78,9 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
     The rule: the report is due from the trade date to `days_ahead` days after it; there is an estimate for it (unless
     `only_estimated` is off); the symbol is a common share's, as those of foreign shares traded over the counter (five
-    letters that end in F or Y) are not. Where the state has `tickers`, only these count. Alpha Vantage's calendar is
-    the source; where there is a key, Finnhub's adds to it, and a candidate's `via` tells who said it. Of two days for
-    one company the earlier one counts. The soonest comes first.
+    letters that end in F or Y) are not. If the state has `tickers`, only these count. Alpha Vantage's calendar is
+    the source. With a key, Finnhub's calendar adds to it, and a candidate's `via` names the sources. Of two days for
+    one company, the earlier one counts. The soonest report comes first.
     """
     settings = read_settings(CalendarSettings, context)
     key = credential(context, "api_key", alpha_vantage.KEY)
@@ -103,7 +103,7 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
 
 def _of_finnhub(day: date, context: ScanContext, settings: CalendarSettings) -> list[Event]:
-    """Return what Finnhub adds: nothing where there is no key, or where it fails, which is told in the tool log."""
+    """Return what Finnhub adds: nothing without a key, or if it fails, which is logged in the tool log."""
     key = key_if_any(context, "finnhub_key", finnhub.KEY)
     if not key:
         return []
@@ -113,7 +113,7 @@ def _of_finnhub(day: date, context: ScanContext, settings: CalendarSettings) -> 
         rows = context.guarded(
             finnhub.PROVIDER,
             lambda: client.earnings(day, last, key, context),
-            seconds=PATIENCE,
+            seconds=FINNHUB_TIMEOUT,
             limit=finnhub.LIMIT,
         )
     except ConfigError:
@@ -137,7 +137,7 @@ def _counts(event: Event, day: date, settings: CalendarSettings) -> bool:
 
 
 def united(events: list[Event]) -> list[Event]:
-    """Return one event a company: its earliest day, and all who name that day."""
+    """Return one event for each company: its earliest day, and all sources that name that day."""
     found: dict[str, Event] = {}
     for event in sorted(events, key=lambda event: event.day):  # stable: Alpha Vantage's stay before Finnhub's
         first = found.setdefault(event.ticker, event)

@@ -1,4 +1,4 @@
-"""Companies that had to tell the SEC, within four days, that something important happened."""
+"""Find companies that had to report an important event to the SEC within four days."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class FilingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Settings of `filings_8k`.
 
     Attributes:
-        base_url: where EDGAR is.
-        user_agent: who asks, a name and an e-mail address, as EDGAR demands it.
+        base_url: the address of EDGAR.
+        user_agent: a name and an e-mail address, which EDGAR demands.
         lookback_days: how old a filing may be, in days before the feed's date.
         critical_items: items that make the priority `critical`.
         high_items: items that make it `high`; all others are `medium`.
-        max_pages: pages of the feed, 100 entries each, that are read.
+        max_pages: how many pages of the feed are read, 100 entries each.
     """
 
     base_url: str = sec.LIVE
@@ -56,8 +56,8 @@ def filings_8k(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Cand
     """Current reports (Form 8-K) of listed companies.
 
     The rule: the newest Forms 8-K (no amendments, no other form whose name begins so), each once, filed at most
-    `lookback_days` before the feed's date, by a company that trades under a symbol. One candidate a company, with the
-    items of all its reports; the gravest item decides the priority.
+    `lookback_days` before the feed's date, by a company that trades under a symbol. Each company is one candidate, with
+    the items of all its reports; the gravest item decides the priority.
     """
     settings = read_settings(FilingSettings, context)
     reports = _reports(settings, context)

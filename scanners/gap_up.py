@@ -1,4 +1,4 @@
-"""Stocks that open above yesterday and stay there."""
+"""Find stocks that open above yesterday's close and stay there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GapSettings(ChartSettings, frozen=True, kw_only=True):
 
     Attributes:
         min_gap: smallest gap, the open against the previous close, in percent.
-        high_gap: from this gap on the priority is `high`, below it `medium`.
+        high_gap: from this gap on, the priority is `high`; below it, `medium`.
         min_price: lowest close.
     """
 

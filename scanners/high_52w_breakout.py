@@ -1,4 +1,4 @@
-"""Stocks that close above everything that was paid for them in a year."""
+"""Find stocks that close above every price of the past year."""
 
 from __future__ import annotations
 

@@ -15,21 +15,17 @@ from resilient_scan.http import NotFound, SchemaDrift, TransientError
 
 from ._settings import read_settings
 from .providers import sec
+from .providers.reading import TOLERATED
 from .providers.sec_forms import Filing, Owner, Ownership, Trade
 
 TOOL: Final = "sec_form4"
-TOLERATED: Final = 0.2
-"""Share of the documents that may be unreadable: 1 of 5 is only logged, 2 of 5 fail the scan.
-
-The same share may be missing before the result is suspicious; if all are missing, the scan fails.
-"""
 
 
 class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of `insider_buying`.
 
     Attributes:
-        base_url: where EDGAR is.
+        base_url: the address of EDGAR.
         user_agent: a name and an e-mail address, which EDGAR demands.
         lookback_days: how old a filing may be, in days before the feed's date.
         min_value: least that all insiders of a company together must have paid, in dollars.
@@ -157,7 +153,11 @@ def _document(client: sec.Sec, filing: Filing, context: ScanContext) -> Ownershi
 
 
 def _failed(forms: list[tuple[Filing, Ownership | NotFound | SchemaDrift]], context: ScanContext) -> int:
-    """Return how many documents could not be read; raise if too many are malformed, doubt if too many are missing."""
+    """Return how many documents could not be read.
+
+    If more than `TOLERATED` are malformed, or all are missing, the scan fails. If more than that are missing, the
+    result is suspicious.
+    """
     failed = [form for _, form in forms if not isinstance(form, Ownership)]
     broken = [error for error in failed if isinstance(error, SchemaDrift)]
     if len(broken) > TOLERATED * len(forms):

@@ -1,4 +1,4 @@
-"""Stocks with a big move of the day."""
+"""Find stocks with a big move on the day."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ALPHA_VANTAGE: Final = alpha_vantage.PROVIDER
 SCREENER: Final = "yahoo_screener"
 LIMITS: Final = {ALPHA_VANTAGE: alpha_vantage.LIMIT}
 CHARTS: Final = "daily_charts"
-PATIENCE: Final = 6.0  # seconds for each of the first two sources, so that the charts have time left
-SHARED_FOR: Final = 7200.0  # seconds: 12 of the 25 requests that Alpha Vantage gives away a day
+SOURCE_TIMEOUT: Final = 6.0  # seconds for each of the first two sources, so that time is left for the charts
+MOVERS_TTL: Final = 7200.0  # seconds; uses 12 of the 25 free requests a day
 TOOL: Final = "market_movers"
 
 
@@ -39,13 +39,13 @@ class MoversSettings(ChartSettings, frozen=True, kw_only=True):
 
     Attributes:
         min_change: smallest move, up or down, in percent.
-        critical_change: from this move on the priority is `critical`, below it `high`.
+        critical_change: from this move on, the priority is `critical`; below it, `high`.
         min_price: lowest close, or last price.
-        alpha_vantage_key: without one (here or in ALPHAVANTAGE_API_KEY) Alpha Vantage is not asked.
-        alpha_vantage_url: where Alpha Vantage is.
+        alpha_vantage_key: without a key (here or in ALPHAVANTAGE_API_KEY), Alpha Vantage is not called.
+        alpha_vantage_url: the address of Alpha Vantage.
         screeners: Yahoo's predefined screeners.
-        screener_count: rows of each, at most.
-        leave_out: symbols that are no candidates, beside the leveraged funds that are known.
+        screener_count: maximum number of rows from each.
+        leave_out: symbols that are never candidates, in addition to the known leveraged funds.
     """
 
     min_change: Annotated[float, Meta(gt=0)] = 5.0
@@ -63,14 +63,13 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
     """Top gainers and losers of the day.
 
     The rule: the close, or last price, is `min_change` percent or more away from the previous close, and not below
-    `min_price`. Three sources are tried in turn, each behind a breaker of its own; a candidate's `via` tells which one
-    it is from:
+    `min_price`. Three sources are tried in turn, each behind its own breaker; a candidate's `via` names its source:
 
     1. Alpha Vantage's movers of the whole market, if there is a key: without warrants, rights and units, and without
-       the leveraged funds that are known here, or that move twice as far as the stock that they are called after.
+       leveraged funds, known ones or such that move twice as far as the stock that they are named after.
     2. Yahoo's screeners, without funds, warrants, rights and units.
-    3. The daily charts of the state's `tickers`, or of `universe`. These alone know the past: where `trade_date` is not
-       today's, or the last session's, the others are not asked.
+    3. The daily charts of the state's `tickers`, or of `universe`. Only these know the past: unless `trade_date` is
+       today or the day of the last session, the other sources are not called.
     """
     settings = read_settings(MoversSettings, context)
     found = _of_now(state, context, settings)
@@ -84,17 +83,18 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
 
 
 def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate] | None:
-    """Return what the first source that answers knows of the whole market now, or `None`.
+    """Return the movers of the whole market now from the first source that answers, or `None`.
 
     Raises:
-        ScanError: none answers, and there are no tickers whose charts could be looked at; it is the last one's.
+        ScanError: no source answers, and there are no tickers whose charts could be read; the last source's error.
     """
-    if trade_date({}, context) - trade_date(state, context) > LONG_WEEKEND:  # where it is tomorrow already, it is now
+    # A trade date after New York's today counts as now: in Tokyo it is tomorrow already.
+    if trade_date({}, context) - trade_date(state, context) > LONG_WEEKEND:
         return None
     failure: ScanError | None = None
     for source, ask in _live(state, context, settings):
         try:
-            found = context.guarded(source, ask, seconds=PATIENCE, limit=LIMITS.get(source))
+            found = context.guarded(source, ask, seconds=SOURCE_TIMEOUT, limit=LIMITS.get(source))
         except ConfigError:
             raise
         except ScanError as error:
@@ -111,7 +111,7 @@ def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSett
 def _live(
     state: Mapping[str, Any], context: ScanContext, settings: MoversSettings
 ) -> Iterator[tuple[str, Callable[[], list[Candidate]]]]:
-    """Yield the sources that know the whole market now, in the order in which they are tried."""
+    """Yield the sources for the whole market now, in the order in which they are tried."""
     key = key_if_any(context, "alpha_vantage_key", alpha_vantage.KEY)
     if key:
         yield ALPHA_VANTAGE, lambda: _of_alpha_vantage(key, state, context, settings)
@@ -125,7 +125,7 @@ def _of_alpha_vantage(
 ) -> list[Candidate]:
     url = settings.alpha_vantage_url
     movers = context.shared(
-        (ALPHA_VANTAGE, "movers", url), lambda: alpha_vantage.client(url).movers(key, context), ttl=SHARED_FOR
+        (ALPHA_VANTAGE, "movers", url), lambda: alpha_vantage.client(url).movers(key, context), ttl=MOVERS_TTL
     )
     _check_day(movers.day, state, context)
     rows = {row.ticker: row for row in (*movers.gainers, *movers.losers, *movers.active)}
@@ -147,10 +147,10 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
     for name in settings.screeners:
         try:
             found = client.screener(name, settings.screener_count, context)
-        except NotFound as error:  # another one may be there
+        except NotFound as error:  # the other screeners may exist
             context.log(TOOL, source=SCREENER, screener=name, left_out=str(error))
             continue
-        # To Yahoo a warrant is a share, too.
+        # Yahoo reports warrants as shares.
         quotes |= {each.symbol: each for each in found if each.quote_type == "EQUITY" and is_common_share(each.symbol)}
     if not quotes:
         raise TransientError("Yahoo's screeners have no shares")
@@ -181,7 +181,7 @@ def _check_day(day: date, state: Mapping[str, Any], context: ScanContext) -> Non
 def _move(
     ticker: str, price: float, change: float, day: date, volume: int, via: str, settings: MoversSettings
 ) -> Candidate | None:
-    """Apply the rule to what a source says of one share."""
+    """Apply the rule of `market_movers` to what a source reports about one share."""
     if abs(change) < settings.min_change or price < settings.min_price or ticker in settings.leave_out:
         return None
     numbers = {"close": round(price, 4), "change_percent": round(change, 4), "volume": volume}
@@ -200,7 +200,7 @@ def _priority(change: float, settings: MoversSettings) -> str:
 
 
 def find_move(chart: Chart, settings: MoversSettings) -> Candidate | None:
-    """Apply the rule to one chart."""
+    """Apply the rule of `market_movers` to one chart."""
     change = chart.change
     if abs(change) < settings.min_change or chart.last.close < settings.min_price or chart.ticker in settings.leave_out:
         return None

@@ -1,4 +1,4 @@
-"""Stocks that the news agree on."""
+"""Find stocks about which the news agree."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class NewsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Settings of `news_sentiment`.
 
     Attributes:
-        api_key: Alpha Vantage's; or ALPHAVANTAGE_API_KEY.
-        base_url: where Alpha Vantage is.
-        topics: Alpha Vantage's topics, with commas between, such as `earnings,mergers_and_acquisitions`; empty: all.
-        limit: how many articles to ask for; 0: as many as it sends by itself, 50.
+        api_key: Alpha Vantage's key; or set ALPHAVANTAGE_API_KEY.
+        base_url: the address of Alpha Vantage.
+        topics: Alpha Vantage's topics, separated by commas, such as `earnings,mergers_and_acquisitions`; empty: all.
+        limit: how many articles to request; 0 means its default, 50.
         min_relevance: an article counts for a ticker from this relevance on, 0 to 1.
-        min_articles: articles that a ticker needs.
+        min_articles: how many articles a ticker needs.
         min_sentiment: smallest mean sentiment, up or down; Alpha Vantage calls 0.35 and more bullish.
-        high_sentiment: from this mean on the priority is `high`, below it `medium`.
-        max_age_days: articles from before that many days do not count.
+        high_sentiment: from this mean on, the priority is `high`; below it, `medium`.
+        max_age_days: older articles do not count.
     """
 
     api_key: str = ""
@@ -64,8 +64,8 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
 
     The rule: at least `min_articles` articles of the last `max_age_days` days until the end of the trade date (New
     York's) are about the stock with a relevance of `min_relevance` or more, and the mean of their sentiments, weighted
-    by relevance, is `min_sentiment` or more, or that far below zero. Where the state has `tickers`, only these count.
-    A stock of which an article cannot be read is left out. The strongest comes first.
+    by relevance, is `min_sentiment` or more, or that far below zero. If the state has `tickers`, only these count.
+    A stock with an article that cannot be read is left out. The strongest sentiment comes first.
     """
     settings = read_settings(NewsSettings, context)
     key = credential(context, "api_key", alpha_vantage.KEY)
@@ -80,7 +80,7 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     if articles and not recent:
         context.doubt(f"none of {len(articles)} articles is of the {settings.max_age_days} days before the trade date")
     found = mentioned(recent, settings)
-    unread = set(map(with_point, news.unread))  # their mean may be another one
+    unread = set(map(with_point, news.unread))  # without that article, the mean may be wrong
     wanted = [ticker for ticker in filter(only(state), found) if ticker not in unread]
     candidates = [find_mood(ticker, found[ticker], settings) for ticker in wanted]
     yield from sorted(filter(None, candidates), key=lambda each: (-abs(each.extras["sentiment"]), each.ticker))
@@ -98,7 +98,7 @@ def _recent(
 
 
 def mentioned(articles: Sequence[Article], settings: NewsSettings) -> dict[str, list[tuple[Article, Mention]]]:
-    """Return, by ticker, the articles that are about it; one that is not a stock's symbol is left out."""
+    """Return the articles about each ticker; symbols that are not stocks are left out."""
     found: dict[str, list[tuple[Article, Mention]]] = {}
     for article in articles:
         for mention in {each.ticker: each for each in article.mentions}.values():
@@ -108,7 +108,7 @@ def mentioned(articles: Sequence[Article], settings: NewsSettings) -> dict[str, 
 
 
 def find_mood(ticker: str, mentions: Sequence[tuple[Article, Mention]], settings: NewsSettings) -> Candidate | None:
-    """Apply the rule of `news_sentiment` to what is said of one stock."""
+    """Apply the rule of `news_sentiment` to the articles about one stock."""
     weight = sum(mention.relevance for _, mention in mentions)
     if len(mentions) < settings.min_articles or weight <= 0:
         return None

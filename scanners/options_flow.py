@@ -1,4 +1,4 @@
-"""Options that are traded far more than they are held."""
+"""Find options that are traded far more than they are held."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ._settings import read_settings
 from .providers import yahoo, yahoo_market
 from .providers.yahoo_market import Chain, Contract
 
-SHARES: Final = 100  # a contract
-SIGHTED: Final = 0.5
-"""Share of the traded contracts that must have an open interest; on a usual day 9 of 10 have one."""
+SHARES_PER_CONTRACT: Final = 100
+MIN_KNOWN: Final = 0.5
+"""Share of the traded contracts whose open interest must be known; on a normal day it is known for 9 of 10."""
 TOOL: Final = "yahoo_options"
 
 
@@ -26,10 +26,10 @@ class FlowSettings(ChartSettings, frozen=True, kw_only=True):
     """Settings of `options_flow`.
 
     Attributes:
-        universe: the tickers to look at when the state has none; some of the largest companies, unless given.
+        universe: the tickers to look at if the state has none; by default some of the largest companies.
         min_ratio: smallest ratio of a contract's volume to its open interest.
         min_premium: smallest premium of a contract: volume * last price * 100 shares, in dollars.
-        high_premium: from this sum of premiums on the priority is `high`, below it `medium`.
+        high_premium: from this sum of premiums on, the priority is `high`; below it, `medium`.
     """
 
     universe: tuple[str, ...] = LARGEST
@@ -44,36 +44,36 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
 
     The rule: of the nearest expiry, contracts of the last session, not expired yet, whose volume is `min_ratio` times
     their open interest or more, with `min_premium` dollars or more behind it. A stock with such contracts is one
-    candidate; its extras name the one with the largest premium. (Option volume tells of informed trading: Pan and
+    candidate; its extras name the contract with the largest premium. (Option volume reveals informed trading: Pan and
     Poteshman, *The Information in Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
 
-    A contract without open interest has no ratio and is left out. Before the market opens Yahoo may have none of it
-    for most contracts; such an answer is told as suspicious.
+    A contract without open interest has no ratio and is left out. Before the market opens, Yahoo may not know the open
+    interest of most contracts; such a result is marked suspicious.
     """
     settings = read_settings(FlowSettings, context)
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
-    blind, sighted = [], 0
+    unknown, known = [], 0
     for ticker, chain in each_ticker(wanted, lambda one: client.options(one, context), TOOL, context):
         candidate = find_flow(ticker, chain, trade_date(state, context), settings)
         if candidate is not None:
             yield candidate
-        if (reason := _blind(chain)) and candidate is None:
-            blind.append(ticker)
+        if (reason := _unknown_interest(chain)) and candidate is None:
+            unknown.append(ticker)
             context.log(TOOL, ticker=ticker, left_out=reason)
         else:
-            sighted += bool(chain.calls or chain.puts)
-    context.log(TOOL, tickers=len(wanted), without_open_interest=len(blind))
-    if blind and not sighted:
-        context.doubt(f"hardly any open interest in the options of {', '.join(blind[:5])}")
+            known += bool(chain.calls or chain.puts)
+    context.log(TOOL, tickers=len(wanted), without_open_interest=len(unknown))
+    if unknown and not known:
+        context.doubt(f"hardly any open interest in the options of {', '.join(unknown[:5])}")
 
 
-def _blind(chain: Chain) -> str:
-    """Say that Yahoo does not know the open interest of the chain's contracts, or return an empty text."""
+def _unknown_interest(chain: Chain) -> str:
+    """Return how few contracts of the chain have a known open interest, or an empty text if there are enough."""
     contracts = (*chain.calls, *chain.puts)
     traded = [contract for contract in contracts if contract.volume] or contracts
     known = sum(contract.open_interest > 0 for contract in traded)
-    return "" if known >= SIGHTED * len(traded) else f"{known} of its {len(traded)} contracts have an open interest"
+    return "" if known >= MIN_KNOWN * len(traded) else f"{known} of its {len(traded)} contracts have an open interest"
 
 
 def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> Candidate | None:
@@ -105,15 +105,15 @@ def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> C
 
 
 def premium(contract: Contract) -> float:
-    """Return what was paid for a contract's volume, at its last price, in dollars."""
-    return contract.volume * contract.last_price * SHARES
+    """Return the value of a contract's volume at its last price, in dollars."""
+    return contract.volume * contract.last_price * SHARES_PER_CONTRACT
 
 
 def _unusual(contract: Contract, day: date, settings: FlowSettings) -> bool:
     traded = yahoo.new_york_date(contract.last_trade_date)
     return (
         contract.open_interest > 0
-        and _of_a_hundred(contract)
+        and _is_standard(contract)
         and _expiry(contract) >= day
         and is_recent(traded, day)
         and contract.volume >= settings.min_ratio * contract.open_interest
@@ -121,8 +121,8 @@ def _unusual(contract: Contract, day: date, settings: FlowSettings) -> bool:
     )
 
 
-def _of_a_hundred(contract: Contract) -> bool:
-    """Say whether a contract is of 100 shares; a digit behind the root marks minis, and what a split left over."""
+def _is_standard(contract: Contract) -> bool:
+    """Say whether a contract covers 100 shares; a digit after the root marks minis and contracts after a split."""
     return contract.contract_size == "REGULAR" and not contract.contract_symbol[-16].isdigit()
 
 

@@ -1,4 +1,4 @@
-"""Stocks that somebody on Reddit has written a research about that others liked."""
+"""Find stocks about which somebody on Reddit has written research that others liked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._tickers import mentions
 from .providers.reddit import Post
 
 _RESEARCH: Final = re.compile(r"(?<![A-Za-z])DD(?![A-Za-z])|\bdue diligence\b", re.IGNORECASE)
-_IN_TITLE: Final = 3  # times as much as in the text
+_IN_TITLE: Final = 3  # times the weight of a mention in the text
 
 
 class DdSettings(RedditSettings, frozen=True, kw_only=True):
@@ -26,9 +26,9 @@ class DdSettings(RedditSettings, frozen=True, kw_only=True):
 
     Attributes:
         min_score: smallest score of a post.
-        high_score: from this score on the priority is `high`, below it `medium`.
+        high_score: from this score on, the priority is `high`; below it, `medium`.
         min_length: shortest text, in characters.
-        min_mentions: how often the text must name the ticker where the title does not.
+        min_mentions: how often the text must name the ticker if the title does not.
     """
 
     min_score: Annotated[int, Meta(ge=0)] = 20
@@ -42,9 +42,9 @@ def reddit_dd(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candi
     """Research ("due diligence") on one stock.
 
     The rule: a post whose flair or title says DD or due diligence; its text has `min_length` characters or more, its
-    score is `min_score` or more; it is about the ticker that it names most often, one in the title counting three
-    times, if the title names it or the text does `min_mentions` times. One candidate a ticker, for its best post; the
-    highest score comes first.
+    score is `min_score` or more; it is about the ticker that it names most often, where a mention in the title counts
+    three times, if the title names it or the text does `min_mentions` times. Each ticker is one candidate, for its best
+    post; the highest score comes first.
     """
     settings = read_settings(DdSettings, context)
     universe = tickers(settings, context)
@@ -69,13 +69,13 @@ def reddit_dd(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candi
 
 
 def is_research(post: Post, settings: DdSettings) -> bool:
-    """Say whether a post is a research that is long and liked enough."""
+    """Say whether a post is research, long enough, and liked enough."""
     named = _RESEARCH.search(post.flair) or _RESEARCH.search(post.title)
     return bool(named) and post.score >= settings.min_score and len(post.text) >= settings.min_length
 
 
 def subject(post: Post, universe: AbstractSet[str], least: int) -> str:
-    """Return the ticker that a post is about, or an empty text; of two named equally often the first."""
+    """Return the ticker that a post is about, or an empty text; of two named equally often, the first one."""
     title, text = Counter(mentions(post.title, universe)), Counter(mentions(post.text, universe))
     named = [ticker for ticker in dict.fromkeys([*title, *text]) if title[ticker] or text[ticker] >= least]
     return max(named, key=lambda ticker: _IN_TITLE * title[ticker] + text[ticker], default="")

@@ -1,4 +1,4 @@
-"""Stocks that many people on Reddit write about."""
+"""Find stocks that many people on Reddit write about."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TrendingSettings(RedditSettings, frozen=True, kw_only=True):
     """Settings of `reddit_trending`.
 
     Attributes:
-        comments: whether the newest 100 comments of each subreddit count too.
+        comments: whether the newest 100 comments of each subreddit count as well.
         min_mentions: in how many posts or comments a ticker must be named.
-        medium_mentions: from so many on the priority is `medium`, below it `low`.
-        high_mentions: from so many on it is `high`.
+        medium_mentions: from this number of mentions on, the priority is `medium`; below it, `low`.
+        high_mentions: from this number of mentions on, the priority is `high`.
     """
 
     comments: bool = False
@@ -37,7 +37,7 @@ def reddit_trending(_state: Mapping[str, Any], context: ScanContext) -> Iterator
 
     The rule: a ticker of a real company, written as one (`GME`, `$gme`, `BRK.B`; words such as ALL or IT only with the
     sign), in the title or the text of `min_mentions` posts or more, or of comments. A post counts once for each ticker,
-    however often it names it; the moderators' posts on top do not count. The most mentioned come first.
+    however often it names it; posts that the moderators pinned do not count. The most mentioned come first.
     """
     settings = read_settings(TrendingSettings, context)
     universe = tickers(settings, context)

@@ -1,4 +1,4 @@
-"""Stocks that fell for a few days within a rise that lasts."""
+"""Find stocks that fell for a few days within a long rise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class OversoldSettings(ChartSettings, frozen=True, kw_only=True):
     Attributes:
         period: days of the RSI.
         max_rsi: the RSI must be below it, 0 to 100.
-        high_rsi: below this RSI the priority is `high`, else `medium`.
-        mean_days: days of the mean that the close must be above, the last day included.
+        high_rsi: below this RSI, the priority is `high`; otherwise `medium`.
+        mean_days: days of the mean, including the last day; the close must be above it.
     """
 
     period: Annotated[int, Meta(ge=1, le=100)] = 2
@@ -45,9 +45,9 @@ def _needed(settings: OversoldSettings) -> int:
 
 
 def rsi(closes: Sequence[float], period: int) -> float:
-    """Return the relative strength index of the last close, 0 to 100; 50 where no close ever changed.
+    """Return the relative strength index of the last close, 0 to 100; 50 if no close ever changed.
 
-    100 - 100 / (1 + gain / loss), where gain and loss are means of the rises and of the falls: at first the plain mean
+    100 - 100 / (1 + gain / loss), where gain and loss are means of the rises and of the falls: first the plain mean
     of `period` changes, then Wilder's smoothing, (mean * (period - 1) + change) / period (J. Welles Wilder, *New
     Concepts in Technical Trading Systems*, 1978).
 

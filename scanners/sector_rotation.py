@@ -1,4 +1,4 @@
-"""Sectors that money moves into."""
+"""Find sectors that money moves into."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class RotationSettings(ChartSettings, frozen=True, kw_only=True):
     """Settings of `sector_rotation`.
 
     Attributes:
-        universe: the sectors' funds; those of the S&P 500's eleven sectors, unless given.
+        universe: the sectors' funds; by default those of the eleven sectors of the S&P 500.
         benchmark: the fund of the whole market.
         lookback_days: trading days over which a sector must have gained on the benchmark.
-        recent_days: trading days of the end of that time, over which it must have gained too.
+        recent_days: the last trading days of that time, over which it must have gained as well.
         min_lead: smallest lead over the lookback, in percentage points.
-        high_lead: from this lead on the priority is `high`, below it `medium`.
+        high_lead: from this lead on, the priority is `high`; below it, `medium`.
     """
 
     universe: tuple[str, ...] = ("XLB", "XLC", "XLE", "XLF", "XLI", "XLK", "XLP", "XLRE", "XLU", "XLV", "XLY")
@@ -72,7 +72,7 @@ def find_lead(sector: Chart, market: Chart, settings: RotationSettings) -> Candi
 
 
 def _lead(sector: Chart, market: Chart, days: int) -> float | None:
-    """Return by how many points a sector rose more; `None` where the two have no bars of the same days."""
+    """Return by how many points a sector rose more; `None` if the two have no bars on the same days."""
     rises = [percent(chart.last.close, chart.bars[-days - 1].close) for chart in (sector, market)]
     same = all(sector.bars[place].day == market.bars[place].day for place in (-1, -days - 1))
     return round(rises[0] - rises[1], 9) if same else None

@@ -1,4 +1,4 @@
-"""Stocks that change hands in quantity while their price stands still."""
+"""Find stocks that are traded in large volume while their price stands still."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
 
     Attributes:
         min_ratio: smallest ratio of the last volume to the mean.
-        high_ratio: from this ratio on the priority is `high`, below it `medium`.
+        high_ratio: from this ratio on, the priority is `high`; below it, `medium`.
         mean_days: days of the mean, all before the last one.
         max_move: largest move of the close, up or down, in percent.
         distribution: a close that fell by this many percent or more, on such a volume, is a distribution day.
@@ -43,7 +43,7 @@ def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Itera
 
 
 def volume_ratio(chart: Chart, days: int) -> float:
-    """Return the last volume as a multiple of the mean of the `days` days before it; 0 where those had none."""
+    """Return the last volume as a multiple of the mean of the `days` days before it; 0 if that mean is 0."""
     mean = fmean(bar.volume for bar in chart.bars[-days - 1 : -1])
     return chart.last.volume / mean if mean > 0 else 0.0
 

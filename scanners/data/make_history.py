@@ -1,9 +1,9 @@
-"""Cut the bundled price history out of the package `bokeh_sampledata`; the same package gives the same bytes.
+"""Extract the bundled price history from the package `bokeh_sampledata`; the same package gives the same bytes.
 
     python scanners/data/make_history.py [--check]
 
-With `--check` nothing is written; the exit code says whether the bundled file is what this script would write.
-See PROVENANCE.md for what the source is.
+With `--check`, nothing is written; the exit code says whether the bundled file is what this script would write.
+PROVENANCE.md describes the source.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGET: Final = Path(__file__).with_name("daily.csv")
 FIRST_DAY: Final = "2011-06-01"
 LAST_DAY: Final = "2013-03-01"
 COLUMNS: Final = ("ticker", "date", "open", "high", "low", "close", "volume")
-# Of the CSV inside stocks.csv.gz, not of the archive: another gzip would pack the same text into other bytes.
+# The digest of the CSV inside stocks.csv.gz, not of the archive: other versions of gzip pack the same text differently.
 SOURCE_SHA256: Final = "e73fe05d106b7da1abe8f947264c514afd02cef5c9db4864b9437c84d6bd6069"
 
 Row = dict[str, str]
@@ -39,7 +39,7 @@ def source() -> str:
 
 
 def check(before: Row, row: Row) -> None:
-    """Refuse a bar that contradicts itself, and a split, which would look like a fall."""
+    """Refuse bars that contradict themselves, and splits, which would look like falls."""
     low, high = float(row["low"]), float(row["high"])
     if not (0 < low <= min(float(row["open"]), float(row["close"])) and int(row["volume"]) > 0):
         raise SystemExit(f"low, open, close or volume is wrong in {row}")

@@ -1,1 +1,1 @@
-"""Clients of data providers: one file each, which owns the provider's addresses, formats and error language."""
+"""Clients of data providers: one file for each provider's addresses, formats and error messages."""

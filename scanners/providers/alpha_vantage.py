@@ -1,12 +1,12 @@
-"""Alpha Vantage: movers of the day, news with their sentiment, the calendar of earnings.
+"""Call Alpha Vantage: movers of the day, news with their sentiment, the calendar of earnings.
 
-Everything is `GET /query?function=...&apikey=...`. A free key has 25 requests a day and one a second. Numbers are texts
-in JSON. Errors come with HTTP 200, as one JSON object with a sentence in it, on the endpoints that answer with CSV too:
+Everything is `GET /query?function=...&apikey=...`. A free key allows 25 requests a day and one a second. In JSON,
+numbers are texts. Errors come with HTTP 200, as one JSON object with a sentence in it, even from endpoints for CSV:
 
     "Note", "Information"   a quota is used up, or the endpoint needs a paid plan; one wording echoes the key
     "Error Message"         the key, the function or a parameter is wrong
 
-The wordings change every other year, so they are told apart by the few words that have stayed.
+The wordings change every other year, so they are recognised by the few words that have stayed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ KEY: Final = "ALPHAVANTAGE_API_KEY"
 PROVIDER: Final = "alpha_vantage"
 LIMIT: Final = Limit(PROVIDER, rate=("25/day", "1/s"))
 _NEW_YORK: Final = ZoneInfo("America/New_York")
-_ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # whosever key it is
+_ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # the key may be an older one than ours
 _TIME: Final = re.compile(r"[0-9]{8}T[0-9]{4}([0-9]{2})?")  # the parser would take T1616 for 16:01:06
-_NOTHING: Final = frozenset({"", "-", "None"})  # how a text says that there is no number
+_NOTHING: Final = frozenset({"", "-", "None"})  # texts that mean that there is no number
 _CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
 
 
@@ -59,7 +59,7 @@ class Movers(msgspec.Struct, frozen=True):
 
 
 class Mention(msgspec.Struct, frozen=True):
-    """What an article says of one ticker: relevance from 0 to 1, sentiment from -1 (bearish) to 1."""
+    """What an article says about one ticker: relevance from 0 to 1, sentiment from -1 (bearish) to 1."""
 
     ticker: str
     relevance: float
@@ -76,14 +76,14 @@ class Article(msgspec.Struct, frozen=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """The articles that could be read, and the tickers of those that could not: of these not all is known."""
+    """The articles that could be read, and the tickers of those that could not."""
 
     articles: list[Article]
     unread: frozenset[str]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A row of the calendar; `estimate` of the earnings per share in `currency`, or `None`."""
+    """A row of the calendar; `estimate` is of the earnings per share, in `currency`, or `None`."""
 
     symbol: str
     name: str
@@ -129,7 +129,7 @@ class _Article(msgspec.Struct):
 
 
 class AlphaVantage:
-    """The client; shared by threads. Get the process's one for an address from `client`."""
+    """The client, which threads share. Get the one of this process for an address from `client`."""
 
     def __init__(self, base_url: str = LIVE) -> None:
         self._http = Client(base_url, timeout=15.0)
@@ -139,7 +139,7 @@ class AlphaVantage:
 
         Raises:
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as `refuse` says.
+            RetryAfter, TransientError, PermanentError: as in `refuse`.
         """
         data = shaped(self._json("TOP_GAINERS_LOSERS", key, context), _Movers, "Alpha Vantage's TOP_GAINERS_LOSERS")
         gainers, losers, active = (
@@ -152,8 +152,8 @@ class AlphaVantage:
         """Return the newest articles (50, unless `limit` says otherwise); `filters` are the endpoint's parameters.
 
         Raises:
-            SchemaDrift: the answer has another shape, or an article whose tickers cannot be told.
-            RetryAfter, TransientError, PermanentError: as `refuse` says.
+            SchemaDrift: the answer has another shape, or the tickers of an article cannot be read.
+            RetryAfter, TransientError, PermanentError: as in `refuse`.
         """
         what = "Alpha Vantage's NEWS_SENTIMENT"
         try:
@@ -173,18 +173,18 @@ class AlphaVantage:
         return News(articles, frozenset(ticker for row, where in bad for ticker in _tickers(row, where)))
 
     def earnings(self, key: str, context: ScanContext, horizon: str = "3month") -> list[Report]:
-        """Return who reports its earnings within the horizon (`3month`, `6month` or `12month`).
+        """Return the companies that report their earnings within the horizon (`3month`, `6month` or `12month`).
 
         Raises:
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as `refuse` says.
+            RetryAfter, TransientError, PermanentError: as in `refuse`.
         """
         what = "Alpha Vantage's EARNINGS_CALENDAR"
         answer = self._ask("EARNINGS_CALENDAR", key, context, horizon=horizon)
         try:
             names, *lines = list(csv.reader(io.StringIO(answer.text, newline=""), strict=True)) or [[]]
         except csv.Error as error:
-            raise SchemaDrift(f"{what} is no CSV: {error}") from None
+            raise SchemaDrift(f"{what} is not CSV: {error}") from None
         if not names or "<" in names[0]:
             raise TransientError(f"{what}: not CSV but nothing, or a page for people; the source may be in trouble")
         names = [name.strip() for name in names]
@@ -211,10 +211,10 @@ def client(base_url: str) -> AlphaVantage:
 
 
 def refuse(answer: Response, function: str, now: datetime) -> None:
-    """Raise what an answer with HTTP 200 says instead of data, if it does.
+    """Raise the error that a response with HTTP 200 contains instead of data, if any.
 
     Raises:
-        RetryAfter: a quota is used up: of a second, a minute, or (until New York's midnight) a day.
+        RetryAfter: the quota of a second, of a minute, or (until New York's midnight) of a day is used up.
         PermanentError: the key is wrong, the endpoint needs a paid plan, or the call is wrong.
         NotFound: there is nothing for these parameters.
         TransientError: any other sentence.
@@ -227,14 +227,14 @@ def refuse(answer: Response, function: str, now: datetime) -> None:
         return
     text = _ECHO.sub(rf"\g<1>{REDACTED}", " ".join(data[field].split()))
     said = f"Alpha Vantage's {function}: {text[:300]}"
-    for pattern, error in _LANGUAGE:
+    for pattern, error in _WORDINGS:
         if re.search(pattern, text, re.IGNORECASE):
-            raise _raised(error, said, now)
-    raise _raised("minute" if field == "Note" else "wrong" if field == "Error Message" else "", said, now)
+            raise _error_of(error, said, now)
+    raise _error_of("minute" if field == "Note" else "wrong" if field == "Error Message" else "", said, now)
 
 
-# In this order: the sentence about seconds names the quota of a day and paid plans as well.
-_LANGUAGE: Final = (
+# The order matters: the sentence about seconds also mentions the quota of a day and paid plans.
+_WORDINGS: Final = (
     (r"no articles found", "nothing"),
     (r"(per |/ ?)second|burst", "second"),
     (r"(per |/ ?)minute|higher api call", "minute"),
@@ -245,7 +245,7 @@ _LANGUAGE: Final = (
 )
 
 
-def _raised(error: str, said: str, now: datetime) -> Exception:
+def _error_of(error: str, said: str, now: datetime) -> Exception:
     match error:
         case "second":
             return RetryAfter(1, said)
@@ -267,7 +267,7 @@ def _raised(error: str, said: str, now: datetime) -> Exception:
 
 
 def _until_midnight(now: datetime) -> float:
-    """Return the seconds until New York's next midnight, when the quota of a day is new."""
+    """Return the seconds until New York's next midnight, when the quota of a day is renewed."""
     here = now.astimezone(_NEW_YORK)
     midnight = datetime.combine(here.date() + timedelta(days=1), time(), _NEW_YORK)
     return max(60.0, midnight.timestamp() - here.timestamp())
@@ -278,11 +278,11 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text[:10])
     except ValueError:
-        raise SchemaDrift(f"Alpha Vantage's TOP_GAINERS_LOSERS: last_updated is no date: {text[:40]!r}") from None
+        raise SchemaDrift(f"Alpha Vantage's TOP_GAINERS_LOSERS: last_updated is not a date: {text[:40]!r}") from None
 
 
 def _mover(data: Any, where: str) -> Mover:
-    """Read the texts of a row, and hold its three numbers of the price against each other."""
+    """Read the texts of a row, and check price, change and percentage against each other."""
     row = shaped(data, _Mover, where)
     price = number(row.price, f"{where}: price", 0, 1e7)
     change = number(row.change_amount, f"{where}: change_amount", -1e7, 1e7)
@@ -301,20 +301,21 @@ def _article(data: Any, where: str) -> Article:
             raise ValueError
         published = datetime.strptime(f"{row.time_published:0<15}+0000", "%Y%m%dT%H%M%S%z")
     except ValueError:
-        raise SchemaDrift(f"{where}: time_published is no time: {row.time_published[:40]!r}") from None
+        raise SchemaDrift(f"{where}: time_published is not a time: {row.time_published[:40]!r}") from None
     rows = enumerate(row.ticker_sentiment)
-    return Article(row.title, row.url, published, tuple(_mention(each, _of(where, place)) for place, each in rows))
+    mentions = tuple(_mention(each, _mention_path(where, place)) for place, each in rows)
+    return Article(row.title, row.url, published, mentions)
 
 
-def _of(where: str, place: int) -> str:
+def _mention_path(where: str, place: int) -> str:
     return f"{where}.ticker_sentiment[{place}]"
 
 
 def _tickers(data: Any, where: str) -> Iterator[str]:
-    """Yield whom an article is about that cannot be read as a whole."""
+    """Yield the tickers of an article that cannot be read as a whole."""
     rows = data.get("ticker_sentiment") if isinstance(data, dict) else None
     for place, row in enumerate(shaped(rows, list[Any], f"{where}.ticker_sentiment")):
-        yield shaped(row, _Mentioned, _of(where, place)).ticker
+        yield shaped(row, _Mentioned, _mention_path(where, place)).ticker
 
 
 def _mention(data: Any, where: str) -> Mention:
@@ -330,6 +331,6 @@ def _report(line: Mapping[str, str], where: str) -> Report:
     try:
         reported = date.fromisoformat(day)
     except ValueError:
-        raise SchemaDrift(f"{where}: reportDate is no date: {day[:40]!r}") from None
+        raise SchemaDrift(f"{where}: reportDate is not a date: {day[:40]!r}") from None
     value = None if estimate in _NOTHING else number(estimate, f"{where}: estimate", -1e6, 1e6)
     return Report(symbol, line.get("name", ""), reported, value, line.get("currency", ""), line.get("timeOfTheDay", ""))

@@ -1,11 +1,11 @@
-"""Finnhub: analysts' recommendations and the calendar of earnings.
+"""Call Finnhub: analysts' recommendations and the calendar of earnings.
 
 `GET /api/v1/stock/recommendation?symbol=..` and `GET /api/v1/calendar/earnings?from=..&to=..`, with the key in the
-header `X-Finnhub-Token`, so that it is in no address. A free key has 60 requests a minute, every key 30 a second. An
-unknown symbol is an empty list with HTTP 200. Errors:
+header `X-Finnhub-Token`, so that URLs do not contain it. A free key allows 60 requests a minute; every key, 30 a
+second. For an unknown symbol, the response is an empty list with HTTP 200. Errors:
 
     401             the key is wrong
-    403             the key's plan does not have this endpoint (JSON), or the edge refuses the client (HTML)
+    403             the key's plan does not include this endpoint (JSON), or the edge refuses the client (HTML)
     429             the minute's quota is used up (JSON), or there is no key at all (plain text)
     5xx, HTML       trouble
 """
@@ -22,7 +22,7 @@ import msgspec
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, Response, TransientError
 
-from .reading import each, shaped, without
+from .reading import each, is_page, shaped, without
 
 LIVE: Final = "https://finnhub.io"
 HOST: Final = "finnhub.io"
@@ -36,7 +36,7 @@ _Analysts = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
 class Trend(msgspec.Struct, frozen=True, rename="camel"):
-    """How many analysts recommend what, in the month that begins with `period`."""
+    """The numbers of analysts by their recommendation, in the month that begins on `period`."""
 
     period: date
     strong_buy: _Analysts
@@ -47,7 +47,7 @@ class Trend(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def analysts(self) -> int:
-        """Return how many there are."""
+        """Return the number of all analysts."""
         return self.strong_buy + self.buy + self.hold + self.sell + self.strong_sell
 
 
@@ -65,19 +65,19 @@ class _Calendar(msgspec.Struct, rename="camel"):
 
 
 class Finnhub:
-    """The client; shared by threads. Get the process's one for an address from `client`."""
+    """The client, which threads share. Get the one of this process for an address from `client`."""
 
     def __init__(self, base_url: str = LIVE) -> None:
         self._http = Client(base_url.rstrip("/").removesuffix(_VERSION), timeout=10.0)
 
     def recommendations(self, symbol: str, key: str, context: ScanContext) -> list[Trend]:
-        """Return the monthly trends of a symbol, newest first, one a month; none where Finnhub does not know it.
+        """Return the monthly trends of a symbol, newest first; the list is empty if Finnhub does not know it.
 
-        A month that cannot be read is an error: a change is only one between two months that follow each other.
+        A month that cannot be read is an error, because a change is computed from two consecutive months.
 
         Raises:
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as the top of this file says.
+            RetryAfter, TransientError, PermanentError: as described at the top of this file.
         """
         what = f"Finnhub's stock/recommendation of {symbol}"
         data = self._ask("/stock/recommendation", {"symbol": symbol}, key, context)
@@ -87,11 +87,11 @@ class Finnhub:
         return [months[period] for period in sorted(months, reverse=True)]
 
     def earnings(self, first: date, last: date, key: str, context: ScanContext) -> list[Earnings]:
-        """Return who reports its earnings from `first` to `last`, both included.
+        """Return the companies that report their earnings from `first` to `last`, both included.
 
         Raises:
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as the top of this file says.
+            RetryAfter, TransientError, PermanentError: as described at the top of this file.
         """
         what = "Finnhub's calendar/earnings"
         query = {"from": first.isoformat(), "to": last.isoformat()}
@@ -131,17 +131,12 @@ def _refusal(answer: Response, context: ScanContext) -> Exception:
 
 
 def _said(answer: Response) -> str:
-    """Return how an error begins; pages for people say nothing."""
+    """Return the beginning of an error message; pages for people contain nothing useful."""
     return "a page for people, no answer of the API" if is_page(answer) else " ".join(answer.text.split())[:200]
 
 
-def is_page(answer: Response) -> bool:
-    """Say whether an answer is a page for people."""
-    return "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
-
-
 def _wait(answer: Response, context: ScanContext) -> float:
-    """Return the seconds until the quota is new: as the headers say, else a minute, which is how long it can take."""
+    """Return the seconds until the quota is renewed, by the headers, or else a minute, which always suffices."""
     asked = answer.retry_after(context.now)
     if asked is not None:
         return asked

@@ -1,4 +1,4 @@
-"""How answers are read: into declared shapes, with the field that does not fit in the error, and bad rows left out."""
+"""Read responses into declared shapes: errors name the field that does not fit, and single bad rows are left out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from resilient_scan.http import REDACTED, Response, SchemaDrift, ready
 T = TypeVar("T")
 
 TOLERATED: Final = 0.2
-"""Share of a list's rows that may be bad before all of it is: 1 of 5 is told in the tool log, 2 are an error."""
+"""Share of items that may be bad or missing: 1 of 5 is left out and logged in the tool log, 2 of 5 are an error."""
 
-# What no market has seen yet; beyond it a number is a mistake. The dearest share cost 0.8 million dollars, and a penny
-# stock with 10 billion shares a day was a record.
+# Numbers that no market has seen yet; beyond them, a number is a mistake. The most expensive share cost 0.8 million
+# dollars, and the record volume of a penny stock was 10 billion shares a day.
 Price = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
 Volume = Annotated[int, msgspec.Meta(ge=0, le=10**11)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
@@ -27,8 +27,13 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, lt=4102444800)]  # seconds, until the 
 Symbol = Annotated[str, msgspec.Meta(pattern=r"^[A-Z^][A-Z0-9.^=+/$-]{0,15}$")]
 
 
+def is_page(answer: Response) -> bool:
+    """Say whether a response is an HTML page for people instead of data."""
+    return "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
+
+
 def without(key: str, answer: Response) -> Response:
-    """Return an answer that echoes no key, however it is quoted; a key of less than 4 characters is no secret."""
+    """Return the response without the key, however it is quoted; a key of less than 4 characters is not a secret."""
     if len(key) < 4:
         return answer
     body = answer.body
@@ -42,7 +47,7 @@ def shaped(data: Any, kind: type[T], what: str) -> T:
     """Return parsed JSON as an object of `kind`.
 
     Raises:
-        SchemaDrift: it has another shape; the message names `what` and the field.
+        SchemaDrift: it has another shape; the message contains `what` and the field.
     """
     try:
         return msgspec.convert(data, ready(kind))
@@ -51,17 +56,17 @@ def shaped(data: Any, kind: type[T], what: str) -> T:
 
 
 def each(rows: Iterable[Any], read: Callable[[Any, str], T], what: str, tool: str, context: ScanContext) -> list[T]:
-    """Return what `read` makes of each row of a list; those that do not fit are told in the tool log.
+    """Return what `read` returns for each row of a list; rows that do not fit are logged in the tool log.
 
     Args:
         rows: the list.
-        read: takes a row and what to call it, and raises `SchemaDrift` where it does not fit.
-        what: what to call the list.
-        tool: whose log entries they are.
-        context: the scan's.
+        read: takes a row and a name for it, and raises `SchemaDrift` if the row does not fit.
+        what: a name for the list.
+        tool: the name of the tool in the log entries.
+        context: the context of the scan.
 
     Raises:
-        SchemaDrift: more than `TOLERATED` of them do not fit; it is the first one's.
+        SchemaDrift: more than `TOLERATED` of them do not fit; it is the error of the first one.
     """
     good: list[T] = []
     bad: list[SchemaDrift] = []
@@ -78,15 +83,15 @@ def each(rows: Iterable[Any], read: Callable[[Any, str], T], what: str, tool: st
 
 
 def number(text: str, what: str, least: float, most: float) -> float:
-    """Return the number that a text stands for.
+    """Return the number in a text.
 
     Raises:
-        SchemaDrift: it stands for none from `least` to `most`.
+        SchemaDrift: it is not a number from `least` to `most`.
     """
     try:
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        raise SchemaDrift(f"{what} is no number from {least:g} to {most:g}: {text[:40]!r}")
+        raise SchemaDrift(f"{what} is not a number from {least:g} to {most:g}: {text[:40]!r}")
     return value

@@ -1,11 +1,11 @@
-"""Reddit: what is posted and commented in a subreddit, with an application's own key.
+"""Call Reddit: the posts and comments of a subreddit, with an application's own key.
 
 `POST /api/v1/access_token` with the application's id and secret gives a token for a day; `GET /r/NAME/hot` and
 `/r/NAME/comments` with that token give a listing, `{"kind": "Listing", "data": {"children": [{"kind": "t3", "data":
 {...}}]}}`; t3 is a post, t1 a comment. An application has 100 requests a minute, averaged over ten minutes; the headers
-`x-ratelimit-remaining` and `x-ratelimit-reset` (seconds) say how far it is. Errors:
+`x-ratelimit-remaining` and `x-ratelimit-reset` (seconds) say how much of that is used. Errors:
 
-    401         the token is over; from the token's own address: id or secret are wrong
+    401         the token has expired; from the address for tokens: id or secret are wrong
     403, JSON   the subreddit is private
     403, HTML   the network or the user agent is blocked
     404, 302    there is no such subreddit, or it is banned
@@ -28,7 +28,7 @@ import msgspec
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
 
-from .reading import each, shaped
+from .reading import each, is_page, shaped
 
 LIVE: Final = "https://oauth.reddit.com"
 LIVE_TOKEN: Final = "https://www.reddit.com"  # noqa: S105 - where tokens come from
@@ -39,9 +39,9 @@ NEEDS: Final[Mapping[str, str]] = {"client_id": "REDDIT_CLIENT_ID", "client_secr
 USER_AGENT: Final = "python:resilient-scan:v1 (stock scanner)"
 PAGE: Final = 100
 
-_PAUSE: Final = 60.0  # seconds, where a 429 does not say how long
-_LONGEST_PAUSE: Final = 600.0
-_EARLY: Final = 60.0  # seconds before its end at which a token is replaced
+_DEFAULT_PAUSE: Final = 60.0  # seconds, if a 429 does not say how long
+_MAX_PAUSE: Final = 600.0
+_RENEWAL_MARGIN: Final = 60.0  # seconds before its expiry at which a token is replaced
 
 _Score = Annotated[int, msgspec.Meta(ge=-(10**7), le=10**7)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**8)]
@@ -94,11 +94,11 @@ class Post:
     """A post, or a comment, which has no title.
 
     Attributes:
-        name: Reddit's own, such as `t3_1skh7qo`.
+        name: Reddit's name for it, such as `t3_1skh7qo`.
         created: epoch seconds.
         comments: how many there are; 0 for a comment.
-        flair: the label that the author gave it, may be empty.
-        pinned: whether the moderators keep it on top.
+        flair: the label that the author gave it; may be empty.
+        pinned: whether the moderators pinned it to the top.
     """
 
     name: str
@@ -114,35 +114,36 @@ class Post:
 
 
 class Reddit:
-    """The client; shared by threads. Get the process's one from `client`."""
+    """The client, which threads share. Get the one of this process from `client`."""
 
     def __init__(self, base_url: str, token_url: str, key: tuple[str, str], user_agent: str) -> None:
         basic = base64.b64encode(":".join(key).encode()).decode()
         headers = {"User-Agent": user_agent}
         self._basic = {"Authorization": f"Basic {basic}"}
         self._http = Client(base_url, headers=headers, secrets=[*key, basic])
-        self._gate = Client(token_url, headers=headers, secrets=[*key, basic])
-        # The token and when it is over, by the scan's clock. Two threads that find none both ask for one, and either
-        # token is good: a lock would have to be held while the network is asked.
+        self._token_http = Client(token_url, headers=headers, secrets=[*key, basic])
+        # The token and when it expires, by the scan's clock. No lock protects it, because it would be held during a
+        # request. Two threads A and B that find no token may both request one, and B replaces the token that A stored.
+        # Both tokens are valid, so that A goes on with its own, and the cost is one more request.
         self._token = ("", -math.inf)
 
     def listing(self, subreddit: str, sort: str, context: ScanContext) -> list[Post]:
-        """Return what is in a listing of a subreddit, in Reddit's order.
+        """Return the posts and comments in a listing of a subreddit, in Reddit's order.
 
         Args:
-            subreddit: one, or several with `+` between.
+            subreddit: one, or several joined with `+`.
             sort: `hot`, `new`, `top`, `rising`, or `comments`.
-            context: the scan's.
+            context: the context of the scan.
 
         Raises:
             NotFound: there is no such subreddit, or it is private or banned.
             SchemaDrift: the listing has another shape.
-            RetryAfter, TransientError, PermanentError: as on top of this file.
+            RetryAfter, TransientError, PermanentError: as described at the top of this file.
         """
         path, query = f"/r/{quote(subreddit, safe='+')}/{sort}", {"limit": PAGE, "raw_json": 1}
         what = f"Reddit's r/{subreddit}/{sort}"
         answer = self._ask(path, query, self._valid_token(context), context)
-        if answer.status == 401:  # over before its time: the key was changed, or the clock is wrong
+        if answer.status == 401:  # expired early: the key was changed, or the clock is wrong
             answer = self._ask(path, query, self._new_token(context), context)
         if answer.status != 200:
             _refuse(answer, context)
@@ -153,12 +154,12 @@ class Reddit:
         return self._http.get(path, query, context=context, headers=headers, accept=(302, 401, 403, 404, 429))
 
     def _valid_token(self, context: ScanContext) -> str:
-        token, over = self._token
-        return token if context.now.timestamp() < over else self._new_token(context)
+        token, expires = self._token
+        return token if context.now.timestamp() < expires else self._new_token(context)
 
     def _new_token(self, context: ScanContext) -> str:
         form = {"grant_type": "client_credentials"}
-        answer = self._gate.post(
+        answer = self._token_http.post(
             "/api/v1/access_token", form, context=context, headers=self._basic, accept=(400, 401, 403, 429)
         )
         if answer.status in {400, 401}:
@@ -169,7 +170,7 @@ class Reddit:
         if isinstance(data, dict) and "access_token" not in data and "error" in data:
             raise PermanentError(f"{answer.url}: {str(data['error'])[:40]}; check client_id and client_secret")
         said = shaped(data, _Token, "Reddit's token")
-        self._token = (said.access_token, context.now.timestamp() + said.expires_in - _EARLY)
+        self._token = (said.access_token, context.now.timestamp() + said.expires_in - _RENEWAL_MARGIN)
         return said.access_token
 
 
@@ -182,10 +183,10 @@ def client(base_url: str, token_url: str, user_agent: str, context: ScanContext)
     """Return the client for the scanner's key; its token serves all scanners of the process.
 
     Args:
-        base_url: where the API is.
-        token_url: where tokens come from; empty: Reddit's own address, or `base_url` where that is not Reddit's.
-        user_agent: who asks.
-        context: the scan's.
+        base_url: the address of the API.
+        token_url: the address for tokens; if empty, Reddit's own, or `base_url` if that is not Reddit's.
+        user_agent: in the form that Reddit wants.
+        context: the context of the scan.
 
     Raises:
         ConfigError: the key is missing.
@@ -196,10 +197,10 @@ def client(base_url: str, token_url: str, user_agent: str, context: ScanContext)
 
 
 def read_listing(data: Any, what: str, context: ScanContext) -> list[Post]:
-    """Return the posts and comments of a listing; others are left out, and what does not fit is told in the tool log.
+    """Return the posts and comments of a listing; entries that do not fit are logged in the tool log.
 
     Raises:
-        SchemaDrift: it is no listing, or many of its children do not fit; the message names the field.
+        SchemaDrift: it is not a listing, or many of its children do not fit; the message names the field.
     """
     listing = shaped(data, _Listing, what)
     if listing.kind != "Listing":
@@ -223,12 +224,11 @@ def _child(row: Any, what: str) -> Post | None:
 
 
 def _refuse(answer: Response, context: ScanContext) -> NoReturn:
-    """Raise what an answer that is none means."""
+    """Raise the error that a response without data stands for."""
     said = f"{answer.url}: HTTP {answer.status}"
-    page = "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
     if answer.status == 429:
         raise RetryAfter(_pause(answer, context), f"{said}; Reddit has had enough requests for now")
-    if answer.status == 403 and page:
+    if answer.status == 403 and is_page(answer):
         raise PermanentError(f"{said}; Reddit blocks this network or user_agent; check both, and the key")
     if answer.status == 403:
         raise NotFound(f"{said}; the subreddit is private, or the key may not read it")
@@ -238,11 +238,11 @@ def _refuse(answer: Response, context: ScanContext) -> NoReturn:
 
 
 def _pause(answer: Response, context: ScanContext) -> float:
-    """Return the seconds that a 429 asks to wait, by either header."""
+    """Return the seconds that a 429 asks to wait, by either of its headers."""
     wait = answer.retry_after(context.now)
     if wait is None:
         try:
             wait = float(answer.headers.get("x-ratelimit-reset", ""))
         except ValueError:
-            wait = _PAUSE
-    return min(wait, _LONGEST_PAUSE) if wait >= 0 else _PAUSE
+            wait = _DEFAULT_PAUSE
+    return min(wait, _MAX_PAUSE) if wait >= 0 else _DEFAULT_PAUSE

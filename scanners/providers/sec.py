@@ -1,11 +1,11 @@
-"""SEC EDGAR: the feed of current filings, the documents of Form 4, and which company trades under which symbol.
+"""Call SEC EDGAR: the feed of current filings, the documents of Form 4, and the symbols of companies.
 
 `GET /cgi-bin/browse-edgar?action=getcurrent&type=4&output=atom` is an Atom feed of the newest filings. `type` is a
-prefix (4 finds 424B2 and 485BPOS too), and a filing is listed once for each party. `FOLDER/ACCESSION.txt` is a filing
-as it was submitted, one XML document inside for Form 4. At most ten requests a second are allowed, with a User-Agent
-that says who asks. Errors are pages and XML, never JSON:
+prefix (4 also finds 424B2 and 485BPOS), and a filing is listed once for each party. `FOLDER/ACCESSION.txt` is a filing
+as it was submitted; for Form 4, it contains one XML document. At most ten requests a second are allowed, with a
+User-Agent that identifies the caller. Errors are pages and XML, never JSON:
 
-    403, HTML   the User-Agent does not say who asks; or, by its text, too many requests: ten minutes' pause
+    403, HTML   the User-Agent does not identify the caller; or, by its text, too many requests: ten minutes' pause
     403, XML    there is no such file
     404         there is no such company or page
     503, HTML   past the end of the feed; on its first page: trouble
@@ -31,13 +31,13 @@ PROVIDER: Final = "sec"
 LIMIT: Final = Limit(PROVIDER, rate="10/s")
 NEEDS: Final[Mapping[str, str]] = {"user_agent": USER_AGENT}
 PAGE: Final = 100
-"""Entries of a page of the feed; the most that there can be."""
+"""Entries of a page of the feed: the maximum that EDGAR allows."""
 
-_PAUSE: Final = 600.0  # seconds that EDGAR keeps out who asked too often
+_RATE_LIMIT_PAUSE: Final = 600.0  # seconds for which EDGAR blocks callers that exceed its rate limit
 
 
 class Sec:
-    """The client; shared by threads. Get the process's one from `client`."""
+    """The client, which threads share. Get the one of this process from `client`."""
 
     def __init__(self, base_url: str, user_agent: str) -> None:
         headers = {"User-Agent": user_agent, "Accept-Encoding": "gzip, deflate"}
@@ -49,14 +49,14 @@ class Sec:
 
         Raises:
             SchemaDrift: the feed has another shape.
-            RetryAfter, TransientError, PermanentError: as on top of this file.
+            RetryAfter, TransientError, PermanentError: as described at the top of this file.
         """
         query = {
             "action": "getcurrent", "count": PAGE, "start": start, "type": form, "owner": "include", "output": "atom",
         }  # fmt: skip
         try:
             answer = self._get("/cgi-bin/browse-edgar", context, query, beyond=start > 0)
-        except NotFound:  # nor does a recording go on for ever
+        except NotFound:  # a recording ends as well
             if not start:
                 raise
             return None
@@ -84,7 +84,7 @@ class Sec:
             first = feed.updated.date() - timedelta(days=days)
             for filing in feed.filings:
                 if filing.form == form and filing.filed >= first:
-                    known = found.get(filing.accession)  # its parties may be on two pages
+                    known = found.get(filing.accession)  # its parties may be on different pages
                     found[filing.accession] = filing if known is None else together(known, filing)
             if feed.entries < PAGE or any(filing.filed < first for filing in feed.filings):
                 break
@@ -129,15 +129,15 @@ def _client(base_url: str, user_agent: str) -> Sec:
 
 
 def client(base_url: str, context: ScanContext, *, setting: str = "user_agent") -> Sec:
-    """Return the client for an address; all scanners of a process that introduce themselves alike share connections.
+    """Return the client for an address; all scanners of a process with the same User-Agent share its connections.
 
     Args:
-        base_url: where EDGAR is.
-        context: the scan's.
-        setting: which of the scanner's settings says who asks.
+        base_url: the address of EDGAR.
+        context: the context of the scan.
+        setting: which of the scanner's settings is the User-Agent.
 
     Raises:
-        ConfigError: nobody said who asks, and it is EDGAR itself that is asked.
+        ConfigError: there is no User-Agent, and the address is EDGAR's own.
     """
     strict = (urlsplit(base_url).hostname or "").endswith("sec.gov")
     said = credential(context, setting, USER_AGENT) if strict else context.settings.get(setting)
@@ -151,12 +151,12 @@ def universe(base_url: str, context: ScanContext, *, setting: str = "user_agent"
 
 
 def _refuse(answer: Response, context: ScanContext) -> NoReturn:
-    """Raise what an answer that is none means."""
+    """Raise the error that a response without data stands for."""
     said = f"{answer.url}: HTTP {answer.status}"
     page = answer.text
     if answer.status == 429 or "Request Rate Threshold Exceeded" in page:
         wait = answer.retry_after(context.now)
-        raise RetryAfter(_PAUSE if wait is None else wait, f"{said}; more than 10 requests in a second")
+        raise RetryAfter(_RATE_LIMIT_PAUSE if wait is None else wait, f"{said}; more than 10 requests in a second")
     if "Undeclared Automated Tool" in page:
         raise PermanentError(
             f"{said}; EDGAR wants to know who asks: set user_agent or {USER_AGENT} to a name and an e-mail address"
@@ -173,7 +173,7 @@ def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
         SchemaDrift: it has another shape; the message names the field.
     """
     if not isinstance(data, dict) or not data:
-        raise SchemaDrift("EDGAR's company_tickers is no object with companies")
+        raise SchemaDrift("EDGAR's company_tickers is not an object with companies")
     found: dict[int, tuple[str, ...]] = {}
     for key, row in data.items():
         cik, text = _company(row, f"EDGAR's company_tickers[{key}]")
@@ -184,10 +184,10 @@ def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
 
 def _company(row: Any, what: str) -> tuple[int, str]:
     if not isinstance(row, dict):
-        raise SchemaDrift(f"{what} is no object")
+        raise SchemaDrift(f"{what} is not an object")
     cik, text = row.get("cik_str"), row.get("ticker")
     if isinstance(cik, bool) or not isinstance(cik, int) or not 0 < cik < 10**10:
-        raise SchemaDrift(f"{what}.cik_str is no company number: {str(cik)[:40]!r}")
+        raise SchemaDrift(f"{what}.cik_str is not a company number: {str(cik)[:40]!r}")
     if not isinstance(text, str) or not text.strip():
-        raise SchemaDrift(f"{what}.ticker is no text: {str(text)[:40]!r}")
+        raise SchemaDrift(f"{what}.ticker is not a text: {str(text)[:40]!r}")
     return cik, text

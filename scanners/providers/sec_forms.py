@@ -1,6 +1,6 @@
-"""What EDGAR's answers say: the feed of current filings and the documents of Form 4.
+"""Read EDGAR's responses: the feed of current filings and the documents of Form 4.
 
-Every field that is missing or has another form is named in a `SchemaDrift`.
+A `SchemaDrift` names the field that is missing or has another form.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _DAY = re.compile(r"(\d{4}-\d{2}-\d{2})(Z|[+-]\d{2}:\d{2})?")
 _SYMBOL = re.compile(r"[A-Z][A-Z0-9]{0,5}(\.[A-Z0-9]{1,3})?")
 _NO_SYMBOL: Final = frozenset({"NONE", "N/A", "N.A", "NA", "NULL", "TBD", "NO", "NOT"})  # as in "not listed"
 _EXCHANGES: Final = frozenset({"", "-", "NYSE", "NASDAQ", "AMEX", "OTC", "OTCQB", "OTCQX", "OTCBB", "TSX"})
-_MOST_SHARES: Final = 1e10
-_MOST_OWNED: Final = 1e13
-_MOST_DOLLARS: Final = 1e7  # a share
-_MOST_PAID: Final = 1e10  # dollars at a time; the largest so far were a few billions
+_MAX_SHARES: Final = 1e10
+_MAX_OWNED: Final = 1e13
+_MAX_PRICE: Final = 1e7  # dollars per share
+_MAX_PAID: Final = 1e10  # dollars per purchase; the largest so far were a few billions
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who a filing is listed under: `role` is EDGAR's word, such as Issuer, Reporting, Filer or Subject."""
+    """A party that a filing is listed under; `role` is EDGAR's word, such as Issuer, Reporting, Filer or Subject."""
 
     cik: int
     name: str
@@ -50,10 +50,10 @@ class Filing:
     Attributes:
         accession: its number, such as `0001493152-26-028198`.
         form: exactly, such as `4` or `8-K/A`.
-        filed: the day.
+        filed: the day of the filing.
         folder: path of the folder of its documents, at the first party that it is listed under.
         parties: at least one.
-        items: of an 8-K, number to title, as far as the feed says so.
+        items: titles of the items of an 8-K by number, as far as the feed contains them.
     """
 
     accession: str
@@ -66,7 +66,7 @@ class Filing:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A page of the feed: when it was made, how many entries it has, and its filings, the newest first."""
+    """A page of the feed: when it was made, how many entries it has, and its filings, newest first."""
 
     updated: datetime
     entries: int
@@ -91,9 +91,9 @@ class Trade:
     Attributes:
         code: EDGAR's letter: P is a purchase in the market or in private, S a sale, A an award, ...
         shares: > 0.
-        price: dollars a share, >= 0; `None` where a footnote stands instead.
-        acquired: whether the shares came in, by the form's own flag.
-        day: of the transaction.
+        price: dollars per share, >= 0; `None` if there is a footnote instead.
+        acquired: whether the shares were acquired, by the form's own flag.
+        day: the day of the transaction.
     """
 
     code: str
@@ -105,7 +105,7 @@ class Trade:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """What a Form 3, 4 or 5 says. `symbol` is empty where the issuer has none; `trades` are those of table I."""
+    """A Form 3, 4 or 5. `symbol` is empty if the issuer has none; `trades` are those of table I."""
 
     form: str
     issuer: str
@@ -118,11 +118,11 @@ class Ownership:
 
 
 def read_feed(body: bytes, context: ScanContext) -> Feed:
-    """Return what a page of the feed says; an entry that does not fit is told in the tool log.
+    """Return a page of the feed; entries that do not fit are logged in the tool log.
 
     Raises:
-        SchemaDrift: a field is missing or has another form, in many entries; the message names it.
-        TransientError: it is a page for people.
+        SchemaDrift: a field is missing or has another form in many entries; the message names the field.
+        TransientError: it is an HTML page for people.
     """
     root = _xml(body, "EDGAR's feed")
     if root.tag != f"{_ATOM}feed":
@@ -155,7 +155,7 @@ def _entry(entry: Element, what: str) -> Filing:
         raise SchemaDrift(f"{what}.category.term is missing")
     path = urlsplit("" if link is None else link.get("href", "")).path
     if not path.startswith("/Archives/edgar/data/"):
-        raise SchemaDrift(f"{what}.link.href is no address of a filing: {path[:80]!r}")
+        raise SchemaDrift(f"{what}.link.href is not an address of a filing: {path[:80]!r}")
     summary = unescape(entry.findtext(f"{_ATOM}summary") or "")
     return Filing(
         accession=accession[1],
@@ -168,7 +168,7 @@ def _entry(entry: Element, what: str) -> Filing:
 
 
 def _filed(summary: str, updated: datetime) -> date:
-    """Return the day that counts: what comes in the evening is filed on the next."""
+    """Return the filing day; a form that arrives in the evening is filed on the next day."""
     found = _FILED.search(summary)
     return _day(found[1], "EDGAR's feed: Filed") if found else updated.date()
 
@@ -186,7 +186,7 @@ def _instant(text: str, what: str) -> datetime:
     except ValueError:
         instant = None
     if instant is None or instant.tzinfo is None:
-        raise SchemaDrift(f"{what} is no instant: {text[:40]!r}")
+        raise SchemaDrift(f"{what} is not an instant: {text[:40]!r}")
     return instant
 
 
@@ -194,16 +194,16 @@ def _instant(text: str, what: str) -> datetime:
 
 
 def read_ownership(body: bytes, what: str) -> Ownership:
-    """Return what a Form 3, 4 or 5 says, from its XML document or from the whole submission around it.
+    """Read a Form 3, 4 or 5 from its XML document, or from the whole submission around it.
 
     Raises:
-        SchemaDrift: a field is missing or has another form; the message names it.
-        TransientError: it is a page for people.
+        SchemaDrift: a field is missing or has another form; the message names the field.
+        TransientError: it is an HTML page for people.
     """
     start = body.find(b"<ownershipDocument")
     end = body.find(b"</ownershipDocument>", start)
     if start < 0 or end < 0:
-        _xml(body, what)  # says so if it is a page or broken
+        _xml(body, what)  # raises a more precise error if it is a page or broken
         raise SchemaDrift(f"{what} has no ownershipDocument")
     root = _document(body[start : end + len(b"</ownershipDocument>")], what)
     owners = tuple(_owner(node, f"{what}: reportingOwner[{n}]") for n, node in enumerate(root.iter("reportingOwner")))
@@ -220,10 +220,10 @@ def read_ownership(body: bytes, what: str) -> Ownership:
 
 
 def _document(body: bytes, what: str) -> Element:
-    """Return the root of a document that came whole: what is wrong in it will be wrong again."""
+    """Return the root of a document that arrived complete, so that its errors are permanent."""
     try:
         body.decode()
-    except UnicodeDecodeError:  # what declares the charset stands before it
+    except UnicodeDecodeError:  # the declaration of the charset comes before the document
         body = body.decode("cp1252", errors="replace").encode()
     try:
         root = _xml(body, what)
@@ -235,7 +235,7 @@ def _document(body: bytes, what: str) -> Element:
 
 
 def symbol(text: str) -> str:
-    """Return a symbol as it is usually written, `BRK.B` for `brk/b` or `NYSE: BRK-B`; empty where there is none."""
+    """Return a symbol as it is usually written, `BRK.B` for `brk/b` or `NYSE: BRK-B`; empty if there is none."""
     head, _, tail = text.strip().upper().rpartition(":")
     place = head if tail.strip() in _EXCHANGES else tail
     words = (word.strip("()[].\"'$") for word in re.split(r"[,;\s]+", place))
@@ -252,7 +252,7 @@ def _owner(node: Element, what: str) -> Owner:
     role = "reportingOwnerRelationship"
     number = _need(node, "reportingOwnerId/rptOwnerCik", what)
     if not re.fullmatch(r"[0-9]{1,10}", number):
-        raise SchemaDrift(f"{what}.reportingOwnerId.rptOwnerCik is no number: {number[:40]!r}")
+        raise SchemaDrift(f"{what}.reportingOwnerId.rptOwnerCik is not a number: {number[:40]!r}")
     return Owner(
         cik=int(number),
         name=_need(node, "reportingOwnerId/rptOwnerName", what),
@@ -266,12 +266,12 @@ def _trade(node: Element, what: str) -> Trade:
     amounts = "transactionAmounts"
     code = _need(node, "transactionCoding/transactionCode", what)
     if not re.fullmatch(r"[A-Z]", code):
-        raise SchemaDrift(f"{what}.transactionCoding.transactionCode is no letter: {code[:40]!r}")
+        raise SchemaDrift(f"{what}.transactionCoding.transactionCode is not a letter: {code[:40]!r}")
     came = _need(node, f"{amounts}/transactionAcquiredDisposedCode/value", what)
     if came not in {"A", "D"}:
         raise SchemaDrift(f"{what}.{amounts}.transactionAcquiredDisposedCode is neither A nor D: {came[:40]!r}")
     day = _need(node, "transactionDate/value", what)
-    shares = _number(_need(node, f"{amounts}/transactionShares/value", what), f"{what}.transactionShares", _MOST_SHARES)
+    shares = _number(_need(node, f"{amounts}/transactionShares/value", what), f"{what}.transactionShares", _MAX_SHARES)
     path = f"{amounts}/transactionPricePerShare"
     price = None if code != "P" and node.find(path) is None else _price(node, path, what)  # a gift has none
     if code == "P":
@@ -280,11 +280,11 @@ def _trade(node: Element, what: str) -> Trade:
 
 
 def _plausible(node: Element, shares: float, price: float, what: str, *, came_in: bool) -> None:
-    """Hold a purchase's numbers against each other: a slip of the pen is no candidate."""
-    if shares * price > _MOST_PAID:
+    """Check the numbers of a purchase against each other: a typing error must not become a candidate."""
+    if shares * price > _MAX_PAID:
         raise SchemaDrift(f"{what}: transactionShares x transactionPricePerShare is {shares * price:.3g} dollars")
     after = (node.findtext("postTransactionAmounts/sharesOwnedFollowingTransaction/value") or "").strip()
-    if came_in and after and _number(after, f"{what}.sharesOwnedFollowingTransaction", _MOST_OWNED) < shares:
+    if came_in and after and _number(after, f"{what}.sharesOwnedFollowingTransaction", _MAX_OWNED) < shares:
         raise SchemaDrift(f"{what}: transactionShares is {shares:g} and sharesOwnedFollowingTransaction {after}")
 
 
@@ -297,24 +297,24 @@ def _price(node: Element, path: str, what: str) -> float | None:
         if price.find("footnoteId") is not None:
             return None
         raise SchemaDrift(f"{what}.{path.replace('/', '.')} has neither a value nor a footnote")
-    return _number(value, f"{what}.transactionPricePerShare", _MOST_DOLLARS)
+    return _number(value, f"{what}.transactionPricePerShare", _MAX_PRICE)
 
 
 def _day(text: str, what: str) -> date:
-    """Return the day that a date stands for; some come with a time zone behind them."""
+    """Return the day of a date; some dates end with a time zone."""
     found = _DAY.fullmatch(text)
     try:
         day = date.fromisoformat(found[1]) if found else None
     except ValueError:
         day = None
     if day is None:
-        raise SchemaDrift(f"{what} is no date: {text[:40]!r}")
+        raise SchemaDrift(f"{what} is not a date: {text[:40]!r}")
     return day
 
 
 def _number(text: str, what: str, most: float) -> float:
     if not re.fullmatch(r"([0-9]{1,15}(\.[0-9]{0,20})?|\.[0-9]{1,20})", text) or float(text) > most:
-        raise SchemaDrift(f"{what} is no number from 0 to {most:g}: {text[:40]!r}")
+        raise SchemaDrift(f"{what} is not a number from 0 to {most:g}: {text[:40]!r}")
     return float(text)
 
 
@@ -339,7 +339,7 @@ def _need(node: Element, path: str, what: str) -> str:
 
 
 def _xml(body: bytes, what: str) -> Element:
-    """Return a document's root; EDGAR's have no definitions of their own, which could make them grow without end."""
+    """Return a document's root; entity definitions, which could make it grow without end, are refused."""
     head = body[:500].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         raise TransientError(f"{what}: a page for people came instead; EDGAR may be in trouble, or base_url is wrong")
@@ -347,5 +347,5 @@ def _xml(body: bytes, what: str) -> Element:
         raise SchemaDrift(f"{what} defines entities of its own, which EDGAR's documents do not")
     try:
         return fromstring(body.strip())  # noqa: S314 - what could be dangerous is refused above
-    except (ParseError, LookupError, ValueError) as error:  # not whole; an encoding that nobody knows
-        raise TransientError(f"{what} is no whole XML: {error}") from None
+    except (ParseError, LookupError, ValueError) as error:  # incomplete, or in an unknown encoding
+        raise TransientError(f"{what} is not complete XML: {error}") from None

@@ -1,8 +1,8 @@
-"""Daily bars from Yahoo's v8 chart API.
+"""Call Yahoo's v8 chart API for daily bars.
 
-`GET /v8/finance/chart/SYMBOL?period1=..&period2=..&interval=1d` answers with parallel arrays: `timestamp` (epoch
-seconds of the session's start; of the last trade for a session that is under way) and `open`, `high`, `low`, `close`,
-`volume`, with nulls where a bar is missing. Prices are adjusted for splits, not for dividends. Errors are JSON as well:
+`GET /v8/finance/chart/SYMBOL?period1=..&period2=..&interval=1d` returns parallel arrays: `timestamp` (epoch
+seconds of the session's start, or of the last trade in the current session) and `open`, `high`, `low`, `close`,
+`volume`, with null for a missing bar. Prices are adjusted for splits, not for dividends. Errors are JSON as well:
 `{"chart": {"result": null, "error": {"code": "Not Found", "description": "..."}}}`.
 """
 
@@ -31,13 +31,13 @@ NEW_YORK: Final = ZoneInfo("America/New_York")
 DAILY: Final = "1d"
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
 _PRICES: Final = ("open", "high", "low", "close")
-_ENOUGH: Final = 60.0  # seconds to leave Yahoo alone when it says 429 without a time
-_DEAREST: Final = 1e7  # what no share has cost; beyond it a price is a mistake
-_BUSIEST: Final = 1e11  # shares a day, likewise
-_HUNDREDTHS: Final = frozenset({"GBp", "GBX", "ILA", "ZAc"})  # of a pound, a shekel, a rand: what prices are told in
-_OUTSIDE: Final = 0.01  # how far open and close may be outside of low and high: they are adjusted and rounded apart
+_DEFAULT_PAUSE: Final = 60.0  # seconds to wait after a 429 that does not say how long
+_MAX_PRICE: Final = 1e7  # no share has cost that much; a higher price is a mistake
+_MAX_VOLUME: Final = 1e11  # shares per day; likewise
+_HUNDREDTHS: Final = frozenset({"GBp", "GBX", "ILA", "ZAc"})  # of a pound, a shekel, a rand
+_SLACK: Final = 0.01  # how far open and close may be outside of low and high, which are adjusted and rounded separately
 
-# The parts of the answer that are read, as they are in the JSON; msgspec names the field that does not fit.
+# The parts of the response that are read, as in the JSON; msgspec names the field that does not fit.
 _Share = Annotated[float, msgspec.Meta(gt=0)]
 _Column = list[float | None]
 
@@ -73,7 +73,7 @@ class _Meta(msgspec.Struct, rename="camel"):
 class _Result(msgspec.Struct):
     meta: _Meta
     indicators: _Indicators
-    timestamp: list[Epoch] = []  # missing where there are no bars
+    timestamp: list[Epoch] = []  # missing if there are no bars
     events: _Events | None = None
 
 
@@ -92,12 +92,12 @@ class _Envelope(msgspec.Struct):
 
 
 class UnknownSymbol(NotFound):
-    """Yahoo knows no such symbol, or has no data of it for these days."""
+    """Yahoo does not know the symbol, or has no data for these days."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One trading day of New York's date; prices in the listing's currency, no pence, > 0; volume in shares, >= 0."""
+    """One trading day in New York; prices > 0 in the listing's currency, not in pence; volume in shares, >= 0."""
 
     day: date
     open: float
@@ -109,13 +109,13 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class PriceHistory:
-    """The bars of one symbol, oldest first, one a day, without gaps in a bar.
+    """The complete bars of one symbol, oldest first, at most one for each day.
 
     Attributes:
-        symbol: as it was asked for.
+        symbol: as it was requested.
         instrument: Yahoo's word, such as `EQUITY`, `ETF`, `INDEX` or `CRYPTOCURRENCY`.
         bars: may be empty.
-        holes: days of which there is something, but no whole and plausible bar.
+        holes: days with incomplete or implausible bars.
     """
 
     symbol: str
@@ -125,7 +125,7 @@ class PriceHistory:
 
 
 class Yahoo:
-    """The client; shared by threads. Get the process's one for an address from `client`."""
+    """The client, which threads share. Get the one of this process for an address from `client`."""
 
     def __init__(self, base_url: str = LIVE) -> None:
         self._http = Client(base_url, headers={"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}, timeout=10.0)
@@ -134,15 +134,15 @@ class Yahoo:
         """Return the daily bars of `symbol` from `first` to `last`, both included.
 
         Args:
-            symbol: as Yahoo writes it, but share classes may have a point: `BRK.B`.
+            symbol: as Yahoo writes it; share classes may have a point: `BRK.B`.
             first: a New York date.
             last: a New York date.
-            context: the scan's.
+            context: the context of the scan.
 
         Raises:
             UnknownSymbol: there are no data.
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+            RetryAfter, TransientError, PermanentError: as in `resilient_scan.http`.
         """
         days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
@@ -160,13 +160,13 @@ def client(base_url: str) -> Yahoo:
 
 
 def pause(answer: Response, context: ScanContext) -> float:
-    """Return the seconds that an answer asks to wait, else a minute."""
+    """Return the seconds that a response asks to wait, or else a minute."""
     wait = answer.retry_after(context.now)
-    return _ENOUGH if wait is None else wait
+    return _DEFAULT_PAUSE if wait is None else wait
 
 
 def yahoo_symbol(ticker: str) -> str:
-    """Return Yahoo's name of a ticker: `BRK-B` for `BRK.B`. Other points are exchanges (`TOT.TO`) and stay."""
+    """Return Yahoo's name for a ticker: `BRK-B` for `BRK.B`. Points before exchanges (`TOT.TO`) stay."""
     return _SHARE_CLASS.sub(r"\1-\2", ticker) if _SHARE_CLASS.fullmatch(ticker) else ticker
 
 
@@ -176,12 +176,12 @@ def midnight(day: date) -> int:
 
 
 def new_york_date(timestamp: float) -> date:
-    """Return New York's date at some epoch seconds."""
+    """Return New York's date at a time in epoch seconds."""
     return datetime.fromtimestamp(timestamp, UTC).astimezone(NEW_YORK).date()
 
 
 def read_chart(response: Response, symbol: str) -> PriceHistory:
-    """Return the bars in a response, or raise what it says; see `Yahoo.daily`."""
+    """Return the bars in a response, or raise its error; see `Yahoo.daily`."""
     chart = _chart(response, symbol)
     if chart.error is not None:
         _raise_error(chart.error, symbol)
@@ -200,10 +200,11 @@ def read_chart(response: Response, symbol: str) -> PriceHistory:
 
 
 def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
-    """Return `bars` with the days before a split brought to the new scale, where Yahoo has not done so yet.
+    """Return `bars` with the days before a split adjusted to the new scale, if Yahoo has not done so yet.
 
-    Yahoo adjusts the past for splits, but on a split's own day the adjustment may come after the first prices, and a
-    4:1 split would look like a fall of 75 %. Such a jump lies within 10 % of the split's ratio.
+    Yahoo adjusts past prices for splits, but on the day of the split the adjustment may come after the first prices.
+    Without this function, a 4:1 split would then look like a fall of 75 %. Such a jump is within 10 % of the split's
+    ratio.
 
     Args:
         bars: oldest first.
@@ -222,7 +223,7 @@ def _divided(bar: Bar, ratio: float) -> Bar:
 
 
 def _chart(response: Response, symbol: str) -> _Chart:
-    """Return the chart in a response, an error's as well; an error of another form is no answer of Yahoo's."""
+    """Return the chart in a response, even if it is an error; an error of another form is not from Yahoo."""
     good = response.status == 200
     try:
         chart = shaped(response.json(), _Envelope, f"Yahoo's chart of {symbol}").chart
@@ -242,9 +243,9 @@ def _raise_error(error: _Error, symbol: str) -> NoReturn:
 
 
 def _bars(result: _Result, symbol: str) -> tuple[list[Bar], tuple[date, ...]]:
-    """Return the bars that are whole, oldest first, and the days without one.
+    """Return the complete bars, oldest first, and the days without one.
 
-    Of two bars on one day (a session under way has both) the later one counts.
+    Of two bars on one day (as in the current session), the later one counts.
     """
     if result.timestamp != sorted(result.timestamp):
         raise SchemaDrift(f"Yahoo's chart of {symbol}: timestamp is not in order")
@@ -270,10 +271,10 @@ def _column(quote: _Quote, name: str, length: int, symbol: str) -> list[float]:
 
 
 def _whole(first: float, high: float, low: float, last: float, volume: float) -> bool:
-    """Say whether a bar has all its numbers, and does not contradict itself."""
-    if not all(0 < price <= _DEAREST for price in (first, high, low, last)) or not 0 <= volume <= _BUSIEST:
+    """Say whether a bar has all its numbers and does not contradict itself."""
+    if not all(0 < price <= _MAX_PRICE for price in (first, high, low, last)) or not 0 <= volume <= _MAX_VOLUME:
         return False
-    most, least = high * (1 + _OUTSIDE), low * (1 - _OUTSIDE)
+    most, least = high * (1 + _SLACK), low * (1 - _SLACK)
     return least <= first <= most and least <= last <= most and low <= high
 
 

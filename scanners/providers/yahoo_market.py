@@ -1,14 +1,14 @@
-"""Yahoo's screener and option chains, which want a crumb now and then.
+"""Call Yahoo's screener and option chains, which sometimes demand a crumb.
 
-    GET /v1/finance/screener/predefined/saved?scrIds=day_gainers    quotes that a predefined screener finds
+    GET /v1/finance/screener/predefined/saved?scrIds=day_gainers    the quotes of a predefined screener
     GET /v7/finance/options/SYMBOL                                  the chain of the nearest expiry
 
-Either may answer 401 "Invalid Crumb". A crumb is a word that belongs to a cookie: any page of Yahoo's hands out the
-cookie, and `GET /v1/test/getcrumb` the crumb for it. So a request is made with the crumb that there is, or none; on a
-401 a new one is fetched and the request made once more. What comes in a crumb's place when Yahoo wants to be left alone
-is a sentence, with status 429 or 200; it must not be taken for a crumb.
+Both may return 401 "Invalid Crumb". A crumb is a word that belongs to a cookie: any page of Yahoo's sets the cookie,
+and `GET /v1/test/getcrumb` returns the crumb for it. A request is made with the known crumb, or without one; after a
+401, a new crumb is fetched and the request is made once more. If Yahoo gets too many requests, it returns a sentence
+instead of a crumb, with status 429 or 200, which must not be taken for a crumb.
 
-An unknown symbol, and one without options, is an empty list with HTTP 200.
+For an unknown symbol, or one without options, the response is an empty list with HTTP 200.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CRUMB: Final = re.compile(r"[\w./\\=+-]{5,64}", re.ASCII)
 
 
 class Quote(msgspec.Struct, frozen=True, rename="camel"):
-    """A quote in a screener's answer. Prices in `currency`, change in percent, times in epoch seconds."""
+    """A quote in a screener's response: change in percent, times in epoch seconds."""
 
     symbol: Symbol
     quote_type: str
@@ -48,7 +48,7 @@ class Quote(msgspec.Struct, frozen=True, rename="camel"):
 class Contract(msgspec.Struct, frozen=True, rename="camel"):
     """An option contract of 100 shares. Strike and last price in dollars; volume and open interest in contracts.
 
-    Where there was no trade, or Yahoo does not know, `volume` and `open_interest` are missing or 0.
+    If there was no trade, or if Yahoo does not know, `volume` and `open_interest` are missing or 0.
     """
 
     contract_symbol: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9^.-]{1,10}\d{6}[CP]\d{8}$")]
@@ -62,7 +62,7 @@ class Contract(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """The options of one symbol and one expiry; `price` is the underlying's, `None` where Yahoo has none."""
+    """The options of one symbol and one expiry; `price` is the underlying's, `None` if Yahoo has none."""
 
     symbol: str
     price: float | None
@@ -89,11 +89,11 @@ class _Chain(msgspec.Struct):
 
 
 class YahooMarket:
-    """The client; shared by threads. Get the process's one for an address from `client`.
+    """The client, which threads share. Get the one of this process for an address from `client`.
 
     Args:
-        base_url: where the API is.
-        cookie_url: which page hands out the cookie; `base_url`'s own, unless that is the live one.
+        base_url: the address of the API.
+        cookie_url: the page that sets the cookie; by default the one at `base_url`, unless that is the live address.
     """
 
     def __init__(self, base_url: str = LIVE, cookie_url: str | None = None) -> None:
@@ -102,14 +102,14 @@ class YahooMarket:
         self._http = Client(base_url, headers=agent, timeout=10.0)
         elsewhere = cookie_url or (COOKIES if base_url.rstrip("/") == LIVE else None)
         self._cookies = self._http if elsewhere is None else Client(elsewhere, headers=agent, timeout=10.0)
-        self._pass: tuple[str, str] | None = None  # cookie and crumb
+        self._crumb: tuple[str, str] | None = None  # cookie and crumb
 
     def screener(self, name: str, count: int, context: ScanContext) -> list[Quote]:
         """Return what a predefined screener (`day_gainers`, `day_losers`, `most_actives`) finds.
 
         Raises:
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+            RetryAfter, TransientError, PermanentError: as in `resilient_scan.http`.
         """
         what = f"Yahoo's screener {name}"
         query = {**LANGUAGE, "scrIds": name, "count": count}
@@ -118,12 +118,12 @@ class YahooMarket:
         return each(rows, _quote, f"{what}: quotes", PROVIDER, context)
 
     def options(self, symbol: str, context: ScanContext) -> Chain:
-        """Return the chain of the nearest expiry; without contracts where there are none.
+        """Return the chain of the nearest expiry; it is empty if the symbol has no options.
 
         Raises:
             NotFound: Yahoo does not know the symbol.
             SchemaDrift: the answer has another shape.
-            RetryAfter, TransientError, PermanentError: as `resilient_scan.http` says.
+            RetryAfter, TransientError, PermanentError: as in `resilient_scan.http`.
         """
         what = f"Yahoo's options of {symbol}"
         path = f"/v7/finance/options/{quote(yahoo_symbol(symbol), safe='')}"
@@ -148,21 +148,21 @@ class YahooMarket:
                 raise NotFound(f"{what}: there is none") from None
             raise
         if not isinstance(holder, dict):
-            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope} is no object")
+            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope} is not an object")
         if holder.get("error"):
             raise _refusal(holder["error"], what)
         result = holder.get("result")
         if not isinstance(result, list):
-            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope}.result is no list")
+            raise SchemaDrift(f"{what} has another shape than it used to have: $.{envelope}.result is not a list")
         if not result:
             raise NotFound(f"{what}: Yahoo has none")
         return result[0]
 
     def _ask(self, path: str, query: dict[str, Any], context: ScanContext) -> Response:
-        before = self._pass
+        before = self._crumb
         answer = self._once(path, query, before, context)
         if answer.status == 401:
-            renewed = self._pass if self._pass is not before else None  # by another thread, meanwhile
+            renewed = self._crumb if self._crumb is not before else None  # another thread has renewed it meanwhile
             answer = self._once(path, query, renewed or self._renew(context), context)
         if answer.status == 401:
             raise PermanentError(f"{answer.url}: HTTP 401 with a new crumb as well; Yahoo has changed its ways")
@@ -170,19 +170,19 @@ class YahooMarket:
             raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
         return answer
 
-    def _once(self, path: str, query: dict[str, Any], own: tuple[str, str] | None, context: ScanContext) -> Response:
+    def _once(self, path: str, query: dict[str, Any], crumb: tuple[str, str] | None, context: ScanContext) -> Response:
         accept = (401, 404, 429)
-        if own is None:
+        if crumb is None:
             return self._http.get(path, query, context=context, accept=accept)
-        cookie, crumb = own
-        query, sent = {**query, "crumb": crumb}, {"Cookie": cookie} if cookie else {}
+        cookie, word = crumb
+        query, sent = {**query, "crumb": word}, {"Cookie": cookie} if cookie else {}
         return self._http.get(path, query, context=context, accept=accept, headers=sent)
 
     def _renew(self, context: ScanContext) -> tuple[str, str]:
-        """Fetch a cookie and its crumb: once for all scanners that ask at this moment."""
-        key = ("yahoo_crumb", self._base, self._pass)
-        self._pass = context.shared(key, lambda: self._fetch(context), ttl=60.0)
-        return self._pass
+        """Fetch a cookie and its crumb, once for all scanners that need it at this moment."""
+        key = ("yahoo_crumb", self._base, self._crumb)
+        self._crumb = context.shared(key, lambda: self._fetch(context), ttl=60.0)
+        return self._crumb
 
     def _fetch(self, context: ScanContext) -> tuple[str, str]:
         page = self._cookies.get("/", context=context, accept=(404, 502, 503))
@@ -197,7 +197,7 @@ class YahooMarket:
             raise TransientError(f"{page.url}: no cookie came; Yahoo may want to be left alone")
         if answer.status == 401 or not _CRUMB.fullmatch(crumb):
             raise TransientError(
-                f"{answer.url}: what came is no crumb: {len(crumb)} characters; Yahoo may be in trouble"
+                f"{answer.url}: what came is not a crumb: {len(crumb)} characters; Yahoo may be in trouble"
             )
         return cookie, crumb
 
@@ -215,7 +215,7 @@ def _refusal(error: Any, what: str) -> Exception:
 
 
 def _quote(data: Any, where: str) -> Quote:
-    """Read a quote, and hold its prices against its change."""
+    """Read a quote, and check its prices against its change."""
     quote = shaped(data, Quote, where)
     price, before = quote.regular_market_price, quote.regular_market_previous_close
     percent = quote.regular_market_change_percent
@@ -228,10 +228,10 @@ def _quote(data: Any, where: str) -> Quote:
 
 
 def _contract(data: Any, where: str, price: float | None) -> Contract:
-    """Read a contract, and hold its numbers against what its symbol says of strike and expiry.
+    """Read a contract, and check strike and expiry against its symbol.
 
-    The symbol ends in `yymmdd`, C or P, and the strike in thousandths of a dollar. An option costs no more than its
-    underlying, or its strike; twice that is a mistake.
+    The symbol ends with `yymmdd`, C or P, and the strike in thousandths of a dollar. An option never costs more than
+    its underlying or its strike; a price above twice that is a mistake.
     """
     contract = shaped(data, Contract, where)
     symbol = contract.contract_symbol

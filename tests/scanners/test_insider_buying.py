@@ -121,13 +121,13 @@ def test_a_purchase_that_says_it_is_a_disposal_is_doubted() -> None:
     [
         ({"shares": 2000, "price": 60, "after": 1999}, "transactionShares is 2000 and sharesOwnedFollowing.* 1999"),
         ({"shares": 10**6, "price": 10**5}, r"is 1e\+11 dollars"),
-        ({"shares": 10**11, "price": 1}, r"transactionShares is no number from 0 to 1e\+10: '100000000000'"),
-        ({"price": 10**8}, "transactionPricePerShare is no number"),
-        ({"price": -1}, "transactionPricePerShare is no number"),
+        ({"shares": 10**11, "price": 1}, r"transactionShares is not a number from 0 to 1e\+10: '100000000000'"),
+        ({"price": 10**8}, "transactionPricePerShare is not a number"),
+        ({"price": -1}, "transactionPricePerShare is not a number"),
         ({"price": ""}, "has neither a value nor a footnote"),
         ({"came": "X"}, "neither A nor D"),
-        ({"day": "2026-02-30"}, "transactionDate is no date: '2026-02-30'"),
-        ({"day": "03/03/2026"}, "transactionDate is no date"),
+        ({"day": "2026-02-30"}, "transactionDate is not a date: '2026-02-30'"),
+        ({"day": "03/03/2026"}, "transactionDate is not a date"),
     ],
 )
 def test_numbers_that_cannot_be_are_an_error_that_names_the_field(numbers: dict[str, Any], words: str) -> None:
@@ -198,7 +198,7 @@ def test_a_document_that_cannot_be_read_costs_the_others_nothing() -> None:
         (buying,), log = scan(insider_buying, {}, base_url=server.url)
     assert buying.extras["value"] == 450_000.0
     assert log[-1]["unreadable"] == 1
-    assert any("transactionCode is no letter: '?'" in each.get("left_out", "") for each in log)
+    assert any("transactionCode is not a letter: '?'" in each.get("left_out", "") for each in log)
 
 
 def test_a_form_is_read_in_an_old_charset_and_one_that_is_broken_costs_the_others_nothing() -> None:
@@ -208,7 +208,7 @@ def test_a_form_is_read_in_an_old_charset_and_one_that_is_broken_costs_the_other
     assert found([submission(old) + submission(form4([line("S")]))])[0].extras["value"] == 120_000.0
     broken = old.replace(b"<issuer>", b"<issuer>&nbsp;")
     assert found([broken, *[old] * 4])[0].extras["filings"] == [number(1)]
-    with pytest.raises(SchemaDrift, match="is no whole XML"):
+    with pytest.raises(SchemaDrift, match="is not complete XML"):
         read_ownership(broken, "a form")
 
 
@@ -318,13 +318,13 @@ def page(text: str, status: int, **headers: str) -> Answer:
         ((404, {}, b"<Error><Code>NoSuchKey</Code></Error>"), NotFound, "no such file"),
         (page("", 503), TransientError, "HTTP 503"),
         (page("", 200), TransientError, "a page for people"),
-        ((200, {}, b"<feed>"), TransientError, "no whole XML"),
-        ((200, {}, b""), TransientError, "no whole XML"),
-        ((200, {}, b'<?xml version="1.0" encoding="no-such"?><feed/>'), TransientError, "no whole XML"),
+        ((200, {}, b"<feed>"), TransientError, "not complete XML"),
+        ((200, {}, b""), TransientError, "not complete XML"),
+        ((200, {}, b'<?xml version="1.0" encoding="no-such"?><feed/>'), TransientError, "not complete XML"),
         ((200, {}, b"<!DOCTYPE lolz [<!ENTITY a 'b'>]><feed/>"), SchemaDrift, "entities"),
         ((200, {}, b"<rss/>"), SchemaDrift, "begins with 'rss'"),
         ((200, {}, feed([]).replace(b"updated", b"renewed")), SchemaDrift, "updated is missing"),
-        ((200, {}, feed([], updated="yesterday")), SchemaDrift, "updated is no instant: 'yesterday'"),
+        ((200, {}, feed([], updated="yesterday")), SchemaDrift, "updated is not an instant: 'yesterday'"),
     ],
 )
 def test_what_edgar_says_becomes_the_right_error(said: Answer, kind: type[ScanError], words: str) -> None:
@@ -509,10 +509,10 @@ def test_without_any_one_element_a_real_form_is_read_or_the_element_is_named(nam
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (None, "no object with companies"),
-        ({}, "no object with companies"),
-        ([], "no object with companies"),
-        ({"7": "x"}, r"\[7\] is no object"),
+        (None, "not an object with companies"),
+        ({}, "not an object with companies"),
+        ([], "not an object with companies"),
+        ({"7": "x"}, r"\[7\] is not an object"),
         ({"7": {"cik_str": "1", "ticker": "A"}}, r"\[7\]\.cik_str"),
         ({"7": {"cik_str": 10**30, "ticker": "A"}}, r"\[7\]\.cik_str"),
         ({"7": {"cik_str": True, "ticker": "A"}}, r"\[7\]\.cik_str"),

@@ -67,13 +67,13 @@ def test_a_time_may_lack_its_seconds_and_nothing_else() -> None:
     # New York's 2026-05-17 ends at 04:00 UTC of the 18th
     assert find({"feed": [article(name, "20260518T0359", ("A", 1.0, 0.9)) for name in "ab"]}).tickers == ["A"]
     assert find({"feed": [article(name, "20260518T0400", ("A", 1.0, 0.9)) for name in "ab"]}).tickers == []
-    with pytest.raises(SchemaDrift, match="time_published is no time"):
+    with pytest.raises(SchemaDrift, match="time_published is not a time"):
         find({"feed": [article("a", "20260518T035", ("A", 1.0, 0.9))]})
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0661", "1,0", "10%", "None", "-", ""])
 def test_what_no_source_writes_for_a_number_is_none(text: str) -> None:
-    with pytest.raises(SchemaDrift, match="x is no number from 0 to 100"):
+    with pytest.raises(SchemaDrift, match="x is not a number from 0 to 100"):
         number(text, "x", 0, 100)
 
 

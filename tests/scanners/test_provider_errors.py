@@ -168,7 +168,7 @@ def test_no_articles_are_an_empty_list() -> None:
         (calendar, b"<html><p>Trouble</p>", TransientError, "a page for people"),
         (calendar, b"{}", SchemaDrift, "the column 'symbol' is gone"),
         (calendar, b"symbol,name,fiscalDateEnding,estimate,currency\n", SchemaDrift, "the column 'reportDate' is gone"),
-        (calendar, b'symbol,name\n"AAPL', SchemaDrift, "is no CSV"),
+        (calendar, b'symbol,name\n"AAPL', SchemaDrift, "is not CSV"),
         (news, b'{"feed": {}}', SchemaDrift, "feed"),
     ],
 )
@@ -292,7 +292,7 @@ def test_a_crumb_that_another_thread_has_fetched_meanwhile_is_used() -> None:
 
     def respond(path: str, query: dict[str, str]) -> Answer:
         answer = yahoo(path, query)
-        client._pass = ("A3=cookie", yahoo.good)
+        client._crumb = ("A3=cookie", yahoo.good)
         return answer
 
     with LoopbackServer(respond) as server:
@@ -387,7 +387,7 @@ def test_finnhubs_wait_may_be_a_date() -> None:
         ((200, HTML, b"<html>Consent</html>"), TransientError, "not JSON"),
         ((404, HTML, b"<html>"), NotFound, "there is none"),
         (as_json([]), SchemaDrift, "Expected `object`"),
-        (as_json({}), SchemaDrift, "is no object"),
+        (as_json({}), SchemaDrift, "is not an object"),
     ],
 )
 def test_what_yahoo_says_instead(ask: Any, answer: Answer, kind: type, words: str) -> None:
@@ -400,7 +400,7 @@ def test_what_yahoo_says_instead(ask: Any, answer: Answer, kind: type, words: st
     ("data", "kind", "words"),
     [
         ({"optionChain": {"result": [], "error": None}}, NotFound, "Yahoo has none"),
-        ({"optionChain": {"result": None, "error": None}}, SchemaDrift, "optionChain.result is no list"),
+        ({"optionChain": {"result": None, "error": None}}, SchemaDrift, "optionChain.result is not a list"),
         (
             {"optionChain": {"error": {"code": "Not Found", "description": "No such symbol"}}},
             NotFound,
@@ -409,7 +409,7 @@ def test_what_yahoo_says_instead(ask: Any, answer: Answer, kind: type, words: st
         ({"optionChain": {"error": {"code": "Bad Request", "description": "No"}}}, PermanentError, "No"),
         ({"optionChain": {"error": "down"}}, PermanentError, "down"),
         ({"optionChain": {"result": [{}], "error": None}}, SchemaDrift, "options"),
-        ({"finance": {"result": [{}], "error": None}}, SchemaDrift, "optionChain is no object"),
+        ({"finance": {"result": [{}], "error": None}}, SchemaDrift, "optionChain is not an object"),
     ],
 )
 def test_yahoos_envelope(data: Any, kind: type, words: str) -> None:
