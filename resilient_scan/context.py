@@ -1,4 +1,4 @@
-"""What a scanner may know about the execution it is part of, and what the layers keep there."""
+"""What a scanner may know about the execution it is part of."""
 
 from __future__ import annotations
 
@@ -17,71 +17,10 @@ from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.options import Limit
 from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot
 
-# Do the same thing to many items on a few threads, and let none of these threads outlive the call.
-
 T = TypeVar("T")
 R = TypeVar("R")
 Item = TypeVar("Item")
 NEVER = float("inf")
-
-
-def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, over: Callable[[], bool]) -> list[R]:
-    """Return `[function(item) for item in items]`, at most `concurrency` calls at a time.
-
-    The calling thread is one of those at work. After the first error, or once `over()`, no further item is begun; the
-    calls under way are waited for, so that a thread that hangs is the caller's to answer for, and not forgotten.
-
-    Args:
-        function: called with one item, in a copy of the caller's context variables.
-        items: read to the end first.
-        concurrency: calls at a time, >= 1.
-        over: asked before each call.
-
-    Returns:
-        The results in the order of the items; fewer than the items only where it was over before the end.
-
-    Raises:
-        BaseException: the first error, after the rest has stopped.
-    """
-    todo = list(items)
-    numbers = iter(range(len(todo)))
-    results: dict[int, R] = {}
-    errors: list[BaseException] = []
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                number = None if errors or over() else next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = function(todo[number])
-            except BaseException as error:
-                with lock:
-                    errors.append(error)
-
-    helpers = _start(work, min(concurrency, len(todo)) - 1)
-    work()
-    for helper in helpers:
-        helper.join()
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            errors.clear()  # else the exception and this frame hold each other until a collection
-    return [results[number] for number in sorted(results)]
-
-
-def _start(work: Callable[[], None], count: int) -> list[threading.Thread]:
-    """Start helpers, as many as the machine has threads for: the caller's own is enough."""
-    helpers: list[threading.Thread] = []
-    with suppress(RuntimeError):
-        for _ in range(count):
-            helper = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
-            helper.start()
-            helpers.append(helper)
-    return helpers
 
 
 class Shared(Protocol):
@@ -92,7 +31,7 @@ class Shared(Protocol):
 
 
 class SourcesLike(Protocol):
-    """The sources that a scanner tries in turn."""
+    """The sources that a scanner tries in turn; `context` is the execution's."""
 
     def ask(self, source: str, call: Callable[[], T], seconds: float, context: Any, limit: Limit | None = None, /) -> T:
         """Return what `call` returns, behind that source's breaker."""
@@ -105,11 +44,11 @@ class Traffic(Protocol):
         """Return the clock that a scanner's time of day comes from."""
 
 
-class Raised(Protocol):
-    """Whatever wants to know of a cancel or a poke."""
+class Wakeable(Protocol):
+    """What a cancel or a poke wakes: an event, or an action in its place."""
 
     def set(self) -> object:
-        """Take note; quick, and never waiting."""
+        """Wake; quick, it must not wait."""
 
 
 class ScannerContext(msgspec.Struct, frozen=True):
@@ -168,7 +107,7 @@ class ScanContext:
         self._snapshot = snapshot
         self.attempt = 0
         self._logs: list[dict[str, Any]] = []
-        self._wakes: list[Raised] = []
+        self._wakes: list[Wakeable] = []
 
     @property
     def scanner(self) -> str:
@@ -192,7 +131,7 @@ class ScanContext:
 
     @property
     def cancelled(self) -> bool:
-        """Say whether nobody waits for the answer any more: cancelled, or past the deadline."""
+        """Say whether the answer is no longer waited for: cancelled, or past the deadline."""
         return self.abandoned or self._clock.monotonic() >= self.ends
 
     @property
@@ -205,7 +144,7 @@ class ScanContext:
         return max(0.0, self.ends - self._clock.monotonic())
 
     def check(self) -> None:
-        """Raise `ScanCancelled` when nobody waits for the answer any more."""
+        """Raise `ScanCancelled` when the answer is no longer waited for."""
         if self.cancelled:
             raise ScanCancelled(f"{self.scanner}: the scan is over")
 
@@ -227,10 +166,10 @@ class ScanContext:
         return [*self._logs, *self._snapshot.new_tool_logs(state)]
 
     def doubt(self, reason: str) -> None:
-        """Say that this answer is hardly the truth, though nothing failed: it is handed over as suspicious, uncached.
+        """Mark this answer as suspicious, although nothing failed: it is handed over with the reason, and not cached.
 
         Args:
-            reason: what is wrong with what the source said, without secrets.
+            reason: what is wrong with the source's answer, without secrets.
         """
         self.doubted = reason
 
@@ -238,34 +177,34 @@ class ScanContext:
         """Return a value that several scanners need, loaded once for all of them.
 
         Args:
-            key: hashable; the same key means the same value, whoever asks.
-            load: makes the value; runs in the first asker's thread, the others wait for it within their own time.
+            key: hashable; the same key means the same value for all scanners.
+            load: makes the value; runs in the first caller's thread, the others wait for it within their own time.
             ttl: seconds for which the value is kept.
 
         Raises:
-            ScanCancelled: the time was over before the value was there.
-            Exception: what `load` raised, for all that waited for it.
+            ScanCancelled: the time was up before the value was there.
+            Exception: what `load` raised, for every caller that waited for it.
         """
         shared = self._own.shared
         return load() if shared is None else shared.get(key, load, ttl, self)
 
     def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER, limit: Limit | None = None) -> T:
-        """Ask one of several sources that this scanner tries in turn, behind a breaker of that source's own.
+        """Call one of several sources that this scanner tries in turn, behind a breaker of that source's own.
 
-        The breaker has the numbers of the scanner's (none, if that has none) and lives as long as the runner. It goes
-        by the same rules: `PermanentError` is no failure, `RetryAfter` and a time that is over are. Without a runner,
-        in a test, `call` is just called.
+        The breaker has the scanner's breaker options (if the scanner has no breaker, neither has the source) and lives
+        as long as the runner. The same rules apply: `PermanentError` casts no vote, `RetryAfter` and a timeout vote as
+        failures. Without a runner, in a test, `call` is just called.
 
         Args:
-            source: its name; one that is also a provider's (`Limit`) keeps that provider's rate during the call.
-            call: asks it.
-            seconds: for the call, so that the next source has time left; `resilient_scan.http` and this context's
-                waits keep to it.
+            source: its name; if a provider (`Limit`) has this name too, its rate applies during the call.
+            call: makes the request.
+            seconds: limit for the call, so that the next source has time left; `resilient_scan.http` and this
+                context's waits obey it.
             limit: the source's rate, where no scanner's options give its provider one.
 
         Raises:
             CircuitOpen: the source has failed too often lately; try the next one.
-            ScanTimeout: its seconds are over.
+            ScanTimeout: its seconds are up.
             Exception: what `call` raised.
         """
         sources = self._own.sources
@@ -283,7 +222,7 @@ class ScanContext:
             The results, in the order of the items.
 
         Raises:
-            ScanCancelled: the scan was over before the last item.
+            ScanCancelled: the scan ended before the last item.
             Exception: the first error, after the other calls have stopped.
         """
         if concurrency < 1:
@@ -295,9 +234,9 @@ class ScanContext:
         return done
 
     def before_request(self) -> None:
-        """Keep the provider's rate: call it before each request to the source (`resilient_scan.http` does).
+        """Wait for the provider's rate; call it before each request to the source (`resilient_scan.http` does).
 
-        An attempt's first request is paid for; each further one waits for its turn, within the scan's time.
+        The attempt's own permit covers the first request; each further one waits for its turn, within the scan's time.
 
         Raises:
             LimitExceeded: the turn did not come before the deadline.
@@ -305,27 +244,29 @@ class ScanContext:
         if self.provider is not None and not self.provider.prepaid_request(self):
             self.provider.acquire(self, with_permit=False)
 
-    # What follows is for the layers, not for scanners.
+    # for the engine, the layers and HTTP clients, not for scanners
 
     def limit(self, deadline: float, cut_at: float = NEVER) -> None:
-        """Set the instants at which the execution's time and the run's are over."""
+        """Set the instants at which the execution's time and the run's time are up."""
         self.deadline, self.cut_at = deadline, cut_at
         self.ends = min(deadline, cut_at) if cut_at != NEVER else deadline
 
     def wait(self, seconds: float, done: Callable[[], bool], *, watched: ScanContext | None = None) -> None:
-        """Wait until `done()`, for `seconds` at most; whoever makes it true calls `poke`.
+        """Wait until `done()`, for `seconds` at most; the thread that makes it true calls `poke`.
 
         Args:
-            seconds: how long at most.
-            done: quick; asked again after every wake-up.
+            seconds: the limit.
+            done: quick; called again after every wake-up.
             watched: another execution whose cancels and pokes wake this one too.
 
         Raises:
             ScanCancelled: the end of the scan came first.
         """
-        # Whoever cancels or pokes first leaves its trace (`abandoned`, or what `done` looks at), then reads `_wakes`;
-        # here the flag is hung up and lowered before the traces are read. So no wake-up is lost in between. Each
-        # waiter has a flag of its own: several threads of one scan (`map`) may wait for different things.
+        # A thread that cancels or pokes first sets its condition (`abandoned`, or what `done` looks at) and then wakes
+        # what is in `_wakes`. Here the event is added and cleared before the conditions are read. So a cancel that
+        # comes in between either is seen by this read, or sets the event after it was cleared: it cannot be lost, as it
+        # would be if the event were cleared after the read. Each waiter has an event of its own, because several
+        # threads of one scan (`map`) may wait for different things.
         wake = self._clock.event()
         until = self._clock.monotonic() + min(seconds, self.remaining())
         with self.watched(wake), (watched or self).watched(wake):
@@ -338,8 +279,8 @@ class ScanContext:
             self.check()
 
     @contextmanager
-    def watched(self, wake: Raised) -> Iterator[None]:
-        """Have `wake` raised, for a while, by every cancel and poke."""
+    def watched(self, wake: Wakeable) -> Iterator[None]:
+        """Let every cancel and poke set `wake` while this context is entered."""
         self._wakes.append(wake)
         try:
             yield
@@ -352,6 +293,65 @@ class ScanContext:
             wake.set()
 
     def cancel(self) -> None:
-        """Tell the scanner that nobody waits any more, and wake it if it sleeps."""
+        """Mark the execution as abandoned, and wake the scanner if it sleeps."""
         self.abandoned = True
         self.poke()
+
+
+def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, over: Callable[[], bool]) -> list[R]:
+    """Return `[function(item) for item in items]`, at most `concurrency` calls at a time.
+
+    The calling thread takes part. After the first error, or once `over()`, no further item is begun. The calls under
+    way are waited for: if one hangs, the caller hangs with it and is abandoned as one thread, with no helper forgotten.
+
+    Args:
+        function: called with one item, in a copy of the caller's context variables.
+        items: read to the end first.
+        concurrency: calls at a time, >= 1.
+        over: called before each item; `True` ends the fan-out.
+
+    Returns:
+        The results in the order of the items; fewer than the items only if `over()` ended it.
+
+    Raises:
+        BaseException: the first error, after the rest has stopped.
+    """
+    todo = list(items)
+    numbers = iter(range(len(todo)))
+    results: dict[int, R] = {}
+    errors: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = None if errors or over() else next(numbers, None)
+            if number is None:
+                return
+            try:
+                results[number] = function(todo[number])
+            except BaseException as error:
+                with lock:
+                    errors.append(error)
+
+    helpers = _start(work, min(concurrency, len(todo)) - 1)
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # else the exception and this frame hold each other until a collection
+    return [results[number] for number in sorted(results)]
+
+
+def _start(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Start helper threads, as many as the machine has to give: the caller's own would do."""
+    helpers: list[threading.Thread] = []
+    with suppress(RuntimeError):
+        for _ in range(count):
+            helper = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+            helper.start()
+            helpers.append(helper)
+    return helpers

@@ -23,7 +23,7 @@ from resilient_scan.core.config import (
 )
 from resilient_scan.core.flights import Flight
 from resilient_scan.core.pool import Abandoned
-from resilient_scan.core.run import Runs, aside
+from resilient_scan.core.run import Runs, in_thread
 from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
@@ -66,7 +66,7 @@ class ScanRunner:
 
     Raises:
         ConfigError: an argument is wrong, or two scanners have one name.
-        PluginError: a scanner is none.
+        PluginError: one of the scanners is not a scanner.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ScanRunner:
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
 
-    def came_from(self, origins: Mapping[str, Mapping[str, str]]) -> None:
+    def set_origins(self, origins: Mapping[str, Mapping[str, str]]) -> None:
         """Note, by scanner's name and `layer.field`, where a number came from, for `explain`; settings know it."""
         self._origins = origins
 
@@ -160,7 +160,7 @@ class ScanRunner:
         except KeyboardInterrupt as interrupt:
             if not run.has_ended:  # a second one, or it fell into the winding up
                 with run.wait_budget():
-                    self._runs.leave(run)
+                    self._runs.finish_run(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
         return run.report()
@@ -172,7 +172,7 @@ class ScanRunner:
         """
         run = self._runs.prepare(state, deadline)
         try:
-            await aside(lambda: self._runs.finish(run, self.names))
+            await in_thread(lambda: self._runs.finish(run, self.names))
         except asyncio.CancelledError:
             run.cancel()
             raise
@@ -241,7 +241,7 @@ class ScanRunner:
 
     def scanners(self) -> tuple[ScannerState, ...]:
         """Return how each scanner stands: in service or not, why, since and until when, with evidence."""
-        return self._fleet.standings()
+        return self._fleet.states()
 
     def probes_due(self) -> tuple[str, ...]:
         """Return the scanners whose next scan would be a probe."""
@@ -313,15 +313,15 @@ class ScanRunner:
         return None if breaker is None else breaker.state
 
     def listen(self, listener: Listener) -> None:
-        """Let one more listen; it is told of the scanners at once, and of what happens in runs that begin from now on.
+        """Add a listener: it hears of the scanners at once, and of what happens in runs that begin from now on.
 
-        A listener that equals one of those there are is not added again.
+        A listener that equals one that is there already is not added again.
         """
         (listener,) = callables((listener,))
         self._runs.listen(listener)
 
     def tell(self, event: Event) -> None:
-        """Send an event to the listeners, on behalf of what is beside the runner, such as a control endpoint."""
+        """Send an event to the listeners on behalf of a part outside the runner, such as a control endpoint."""
         self._fleet.bus.send(event)
 
     @property

@@ -48,7 +48,7 @@ class Fleet:
         store: the open store, if there is one.
     """
 
-    left = False  # to the parent, in a forked child
+    detached = False  # left to the parent, in a forked child
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
@@ -87,16 +87,16 @@ class Fleet:
         Bus((listener,)).send(self._registered())
         self.bus.subscribe(listener)
         for stack in self.stacks.values():
-            stack.attune()
+            stack.update_listeners()
 
-    def expect(self, durations: Mapping[str, float]) -> None:
+    def seed_durations(self, durations: Mapping[str, float]) -> None:
         """Learn how long scans take, where that is not known yet."""
         for name, seconds in durations.items():
             stack = self.stacks.get(name)
             if stack is not None and stack.expected == NEVER:
                 stack.expected = seconds
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
         self.gate.refresh()
         if self._store is None:
@@ -112,11 +112,11 @@ class Fleet:
         changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
         self.bus.send_all([change for change in changes if change is not None])
 
-    def settle(self, run_id: str) -> None:
+    def flush_votes(self, run_id: str) -> None:
         """Bring the breakers' votes that still wait to the store, at the end of a run."""
         if self._store is not None:
             for stack in self.stacks.values():
-                stack.settle(run_id)
+                stack.flush_votes(run_id)
 
     def stack(self, name: str) -> Stack:
         """Return one scanner's stack.
@@ -128,13 +128,13 @@ class Fleet:
             raise ConfigError(no_scanner(name, self.names))
         return self.stacks[name]
 
-    def standings(self) -> tuple[ScannerState, ...]:
+    def states(self) -> tuple[ScannerState, ...]:
         """Return how each scanner stands, with its pipeline, and how its last scan in this process ended."""
         return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.views())
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Leave it to the parent, in a forked child: nobody looks at it, a lock of its may be held for ever."""
-        self.left = True
+        self.detached = True
         for stack in self.stacks.values():
             stack.retired = True
 
@@ -150,7 +150,7 @@ class Fleet:
 def _load(fleet: weakref.ref[Fleet]) -> Load | None:
     """Return how busy a fleet's pool is; a listener must not keep one alive that is gone."""
     live = fleet()
-    return None if live is None or live.left else Load(queued=live.pool.queued, **live.pool.counts())
+    return None if live is None or live.detached else Load(queued=live.pool.queued, **live.pool.counts())
 
 
 def _with_last(state: ScannerState, stack: Stack) -> ScannerState:

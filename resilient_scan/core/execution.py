@@ -13,9 +13,9 @@ It ends once. Six parties may want to end it, each on a thread of its own:
     the worker          the layers returned or raised           `_succeed`, `_fail`
     the watchdog        the time is up                          `expire`
     a run's thread      its last waiter leaves                  `leave`
-    the provider        no turn before the deadline             `_turn_down`
+    the provider        no turn before the deadline             `_reject`
     the pool            no thread can run it                    `refuse`
-    whoever closes      the runner is closed                    `stop`
+    close()             the runner is closed                    `stop`
 
 `_end` decides between them, under `stack.lock`: the first caller is given the waiters and hands the outcome over; every
 other caller is given `None` and tells nobody anything. Take a scanner that returns 0.1 ms before its timeout: both its
@@ -67,8 +67,8 @@ class Execution:
 
     An attempt with a time limit of its own that hangs ends the execution too, in favour of a *successor*, which makes
     the next attempt on another thread. It has the same waiters, cache key, start and context variables. Its permit and
-    its worker must be found before the deadline (`overdue`). The hung thread keeps the old execution: an answer that
-    still comes fills the cache.
+    its worker must be found before the deadline (`expire_unstarted`). The hung thread keeps the old execution: an
+    answer that still comes fills the cache.
 
     Args:
         stack: the scanner's layers.
@@ -79,7 +79,7 @@ class Execution:
     # Set only where they differ: most executions are of one scan, succeed, and are done soon.
     probe = ""  # its mark, where it tests a scanner that is out of service
     through = False  # whether its worker is done with it and hands over, or has
-    inheritance: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
+    pending_events: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
     _running = False
     _late_kind = ERROR
     _method = "abandoned"  # the method that freed its thread, where that comes late
@@ -117,12 +117,12 @@ class Execution:
                 return True
         return successor.join(waiter)
 
-    def leave(self, waiter: Waiter, *, to_the_end: bool) -> bool | None:
+    def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run is over.
 
         Args:
             waiter: one that waits for this execution.
-            to_the_end: whether the work goes on for the cache's sake (a run's deadline) or not (a user's cancel).
+            keep_working: whether the work goes on for the cache's sake (a run's deadline) or not (a user's cancel).
 
         Returns:
             Whether the work has begun; `None`: it has ended, and the outcome is on its way to the scan.
@@ -133,11 +133,11 @@ class Execution:
                 if self.over:
                     return None
                 self.waiters.remove(waiter)
-                if self.waiters or (begun and to_the_end and self._key is not None):
+                if self.waiters or (begun and keep_working and self._key is not None):
                     return begun
                 self.over = True
         if successor is not None:
-            return successor.leave(waiter, to_the_end=to_the_end)
+            return successor.leave(waiter, keep_working=keep_working)
         self._cancel(begun)
         return begun
 
@@ -161,7 +161,7 @@ class Execution:
         if provider is None or (stack.breaker is not None and stack.breaker.is_open()):
             self.queue()
             return
-        ticket = self._ticket = Ticket(self._permitted, self._turn_down)
+        ticket = self._ticket = Ticket(self._permitted, self._reject)
         provider.request(ticket, min(context.deadline, stack.clock.monotonic() + stack.total))
 
     def _permitted(self) -> None:
@@ -177,7 +177,7 @@ class Execution:
         except RuntimeError as error:  # shut down, or the machine has no thread to give
             self.refuse(str(error))
 
-    def _give_back(self) -> None:
+    def _return_permit(self) -> None:
         """Give the provider's permit back, or the place in its queue, where they were not used."""
         ticket, provider = self._ticket, self.stack.provider
         if ticket is None or provider is None or provider.withdraw(ticket):
@@ -190,14 +190,14 @@ class Execution:
     def start(self, now: float, worker: Worker, /) -> float | None:
         """Begin and return the deadline, unless every run that wanted it is over."""
         stack, context = self.stack, self.context
-        if stack.divided:
+        if stack.has_attempt_timeout:
             context.alarm = worker.alarm
         with stack.lock:
             if not self.over and self._begin(now):
                 return context.deadline
             late = () if self.over else self.waiters
             self.over = True
-        self._give_back()
+        self._return_permit()
         self.land()
         stack.bus.send_all(self._probed(CANCELLED, None))
         for waiter in late:
@@ -234,8 +234,8 @@ class Execution:
     def _work(self) -> None:
         try:
             try:
-                if self.inheritance:
-                    self.stack.bus.send_all(self._inherited())
+                if self.pending_events:
+                    self.stack.bus.send_all(self._take_pending_events())
                 stack = self.stack
                 if stack.hung.count:
                     stack.hung.admit(self.context)
@@ -246,7 +246,7 @@ class Execution:
                 self._succeed(found)
             finally:
                 if self._ticket is not None:
-                    self._give_back()
+                    self._return_permit()
         except BaseException as failure:  # a bug of ours must not cost the run its end
             _log.exception("%s: the scan could not be ended", self.name)
             self._end()
@@ -255,10 +255,10 @@ class Execution:
             for waiter in self.waiters:  # one that has its result already takes no notice
                 waiter.end(outcome)
 
-    def _inherited(self) -> tuple[Event, ...]:
+    def _take_pending_events(self) -> tuple[Event, ...]:
         """Return, once, the events of the attempt that was abandoned: the watchdog does not send any."""
         with self.stack.lock:
-            events, self.inheritance = self.inheritance, ()
+            events, self.pending_events = self.pending_events, ()
         return events
 
     # how it ends
@@ -281,7 +281,7 @@ class Execution:
         self.through, self._late_kind = True, SUCCESS
         stack, context = self.stack, self.context
         doubt = context.doubted or stack.doubt(len(found), context.dropped)
-        entry = self._keep(found, doubt is None) if self._key is not None else None
+        entry = self._cache_answer(found, doubt is None) if self._key is not None else None
         waiters = self._end()
         if waiters is None:
             return
@@ -295,8 +295,8 @@ class Execution:
                     stack.name, stack.pipeline, doubt, len(found), context.dropped, context.run_id, context.attempt
                 )
             )
-        if stack.tell_execution is not None:
-            stack.tell_execution(self._ended(SUCCESS, None, took))
+        if stack.send_execution is not None:
+            stack.send_execution(self._ended(SUCCESS, None, took))
         if self.probe:
             stack.bus.send_all(self._probed(SUCCESS, None))
         for waiter in waiters:
@@ -325,10 +325,10 @@ class Execution:
         """Hand the failure over; after the end, note how the thread was freed."""
         self.through = True
         context = self.context
-        kind = told = kind_of(failure, context)
+        kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
         waiters = self._end()
         if waiters is None:
-            if isinstance(failure, ScanCancelled):  # it came back because it was told to
+            if isinstance(failure, ScanCancelled):  # it came back because it was cancelled
                 self._method = "cancel" if isinstance(failure.__context__, CancelledError) else "cooperative"
             return
         if isinstance(failure, ScanCancelled) and kind != ERROR and not context.abandoned:
@@ -336,19 +336,19 @@ class Execution:
             failure = self._timeout() if kind == TIMEOUT else self.run_over(waiters[0])
             kind = TIMEOUT
         error = ErrorInfo.of(failure)
-        self._remember(told, error)
+        self._cache_error(reported, error)
         self.land()
         outcome = self.outcome(kind, context.found, None, error)
-        if told != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
+        if reported != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
             self.stack.took(outcome.duration)
-            if self.stack.tell_execution is not None:
-                self.stack.tell_execution(self._ended(told, error, outcome.duration))
+            if self.stack.send_execution is not None:
+                self.stack.send_execution(self._ended(reported, error, outcome.duration))
         if self.probe:
-            self.stack.bus.send_all(self._probed(told, error))
+            self.stack.bus.send_all(self._probed(reported, error))
         for waiter in waiters:
             waiter.end(outcome)
 
-    def _keep(self, found: list[Any], trusted: bool) -> Entry | None:
+    def _cache_answer(self, found: list[Any], trusted: bool) -> Entry | None:
         """Put an answer into the cache, a late one too; one that is not trusted is only shared."""
         cache, key = self.stack.cache, self._key
         if cache is None or key is None:
@@ -359,28 +359,28 @@ class Execution:
             _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
             return None
 
-    def _remember(self, kind: str, error: ErrorInfo) -> None:
+    def _cache_error(self, kind: str, error: ErrorInfo) -> None:
         if self._key is not None and self.stack.cache is not None and kind in (ERROR, TIMEOUT):
             self.stack.cache.put_error(self._key, error)
 
     def refuse(self, reason: str, /) -> None:
         """End without a start: the pool has no thread for it, or is shut down."""
-        self._give_back()
+        self._return_permit()
         if reason == SHUT_DOWN:
-            self._refuse_as(CANCELLED, None)
+            self._end_unstarted(CANCELLED, None)
         else:
-            self._turn_down(Rejected(reason))
+            self._reject(Rejected(reason))
 
-    def _turn_down(self, refusal: Rejected) -> None:
+    def _reject(self, refusal: Rejected) -> None:
         failure = self.context.failure
-        self._refuse_as(REJECTED if failure is None else TIMEOUT, ErrorInfo.of(failure or refusal))
+        self._end_unstarted(REJECTED if failure is None else TIMEOUT, ErrorInfo.of(failure or refusal))
 
-    def _refuse_as(self, kind: str, error: ErrorInfo | None) -> None:
+    def _end_unstarted(self, kind: str, error: ErrorInfo | None) -> None:
         waiters = self._end()
         if waiters is None:
             return
         self.land()
-        events = self._inherited()
+        events = self._take_pending_events()
         if self.context.attempt:  # a successor: there was real work, on another thread
             events += (self._ended(kind, error, self.stack.clock.monotonic() - self.began),)
         events += self._probed(kind, error)
@@ -403,14 +403,14 @@ class Execution:
     def _cancel(self, begun: bool) -> None:
         """Undo what it holds, once it has ended without an outcome of its own."""
         stack, context = self.stack, self.context
-        self._give_back()
+        self._return_permit()
         self.land()
         permit = context.permit
         if stack.breaker is not None and permit is not None:
             stack.breaker.vote(permit, None)
         context.cancel()
         if begun:
-            stack.bus.send_all([*self._inherited(), *self._endings(CANCELLED, None)])
+            stack.bus.send_all([*self._take_pending_events(), *self._endings(CANCELLED, None)])
         else:
             stack.bus.send_all(self._probed(CANCELLED, None))
 
@@ -428,7 +428,7 @@ class Execution:
         if change is not None:
             abandonment.append(change.during(context.run_id))
         failure = self._timeout()
-        if self._may_follow(failure) and self._pass_on(failure, abandonment):
+        if self._may_retry(failure) and self._hand_to_successor(failure, abandonment):
             return
         waiters = self._end()
         if waiters is None and not context.cancelled:  # it ended in this very moment
@@ -438,14 +438,14 @@ class Execution:
             abandonment += self._decide(abandoned=True)
         error = ErrorInfo.of(failure)
         events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
-        if not waiters:  # every run that wanted it is over: a thread of its own tells the listeners
+        if not waiters:  # every run that wanted it is over: no run's thread is left to send the events
             self.land()
             context.cancel()
             if not events:
                 return
-            threading.Thread(target=stack.tell, args=(events, context.run_id), daemon=True).start()
+            threading.Thread(target=stack.send_stored, args=(events, context.run_id), daemon=True).start()
             return
-        self._remember(TIMEOUT, error)
+        self._cache_error(TIMEOUT, error)
         self.land()
         stack.took(stack.clock.monotonic() - self.began)
         outcome = self.outcome(TIMEOUT, context.found, None, error)
@@ -453,7 +453,7 @@ class Execution:
         for waiter in waiters:
             waiter.end(outcome, tuple(events) if waiter is waiters[0] else ())
 
-    def _may_follow(self, failure: ScanTimeout) -> bool:
+    def _may_retry(self, failure: ScanTimeout) -> bool:
         """Say whether another attempt may come after this one, which hangs."""
         stack, context = self.stack, self.context
         retry = stack.policy.retry
@@ -461,7 +461,7 @@ class Execution:
             return False
         return isinstance(failure, retry.on) and stack.may_retry()
 
-    def _pass_on(self, failure: ScanTimeout, events: list[Event]) -> bool:
+    def _hand_to_successor(self, failure: ScanTimeout, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.
 
         `over` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it would
@@ -483,7 +483,7 @@ class Execution:
             self._abandoned = True
             if self._late_age is not None:  # the thread has come back already
                 events.append(self._late_completion(self._late_age))
-            successor.inheritance = tuple(events)
+            successor.pending_events = tuple(events)
             self._successor = successor
             for waiter in self.waiters:
                 waiter.execution = successor
@@ -492,15 +492,15 @@ class Execution:
             if successor.over:  # its last waiter left before it led in the cache, and had nothing to land
                 successor.land()
         context.cancel()
-        stack.pool.at(context.deadline, successor.overdue)
+        stack.pool.at(context.deadline, successor.expire_unstarted)
         successor.go()
         return True
 
-    def overdue(self) -> None:
+    def expire_unstarted(self) -> None:
         """End a successor whose time is up before a permit and a worker were found for it."""
         if not self._running:
-            self._give_back()
-            self._refuse_as(TIMEOUT, ErrorInfo.of(self._timeout()))
+            self._return_permit()
+            self._end_unstarted(TIMEOUT, ErrorInfo.of(self._timeout()))
 
     def late(self, age: float, /) -> None:
         """Note that the thread has ended after all; on that thread.

@@ -35,7 +35,7 @@ T = TypeVar("T")
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
 POLL_INTERVAL = 0.05  # seconds between two looks at whether a worker that is waited for hangs
-THREAD_RETRY_INTERVAL = 0.1  # seconds until a machine that had no thread left is asked for one again
+THREAD_RETRY_INTERVAL = 0.1  # seconds until the next try to start a thread on a machine that had none left
 
 
 class Task(Protocol):
@@ -153,7 +153,7 @@ class FutureTask:
         """Never called: there is no limit."""
 
     def stop(self) -> None:
-        """Do nothing: a plain call cannot be told."""
+        """Do nothing: a plain call cannot be stopped."""
 
     def refuse(self, reason: str, /) -> None:
         """Cancel the future, or give it the reason."""
@@ -317,7 +317,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def _start_workers(self) -> None:
         """Start the workers that the queued work can use; under the mutex.
 
-        A machine that has no thread left gets by with the workers there are, and is asked again a little later.
+        A machine that has no thread left gets by with the workers it has; another try follows a little later.
         """
         try:
             while self._unfinished > len(self._workers) and len(self._workers) < self._most:

@@ -78,15 +78,15 @@ class Run:
         """Start the clock; `names` are the scanners that take part."""
         self.fleet = fleet
         self._names = names
-        self._tell_scan = fleet.bus.sender(ScanEnded)
+        self._send_scan = fleet.bus.sender(ScanEnded)
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
 
     def wait_budget(self) -> WaitBudget:
-        """Return what keeps this run's thread from waiting for a store for long, above all after the deadline."""
+        """Return the budget that bounds this thread's waits for a store, above all after the deadline."""
         left = self._began + self._seconds - self._clock.monotonic()
-        return WaitBudget(time.monotonic() + left)  # the other processes' time, not the clock's
+        return WaitBudget(time.monotonic() + left)  # other processes hold the lock: real time, not the run's clock
 
     # from any thread
 
@@ -94,20 +94,20 @@ class Run:
         """Ask the run's thread to end the run now."""
         self.outbox.put((None, _CLOSE, ()))
 
-    def time_is_over(self) -> None:
-        """Tell the run's thread that the deadline has come."""
+    def deadline_came(self) -> None:
+        """Put the deadline into the outbox; on the watchdog's thread."""
         self.outbox.put((None, _DEADLINE, ()))
 
     # on the run's thread
 
     def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool, read: bool) -> Iterator[ScanResult]:
-        """Go through the run; yield the results as they come, if somebody reads them.
+        """Go through the run; yield the results as they come, if `read`.
 
-        At most `window` scans are under way at a time: a large fleet's are begun as others end, so that their objects
-        are few and short-lived.
+        At most `window` scans are open at a time. A large fleet's scans begin as others end, so that their objects are
+        few and short-lived: the garbage collector then has next to nothing to look at.
         """
         fleet = self.fleet
-        fleet.look()
+        fleet.refresh()
         fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
         self._unread = [] if read else None
         with self._timer():
@@ -116,21 +116,21 @@ class Run:
                     self.since = self._clock.monotonic()
                 self._begin(stack)
                 while self._queued >= window:
-                    self._take()
+                    self._receive()
                 if self._unread:
                     yield from self._read()
             while self.open:
-                self._take()
+                self._receive()
                 if self._unread:
                     yield from self._read()
 
     @contextmanager
     def _timer(self) -> Iterator[None]:
-        """Have this thread told when the deadline comes, if there is one."""
+        """Put a message into the outbox at the deadline, if there is one."""
         if self.deadline == math.inf:
             yield
             return
-        forget = self.fleet.pool.at(self.deadline, self.time_is_over)
+        forget = self.fleet.pool.at(self.deadline, self.deadline_came)
         try:
             yield
         finally:
@@ -152,7 +152,7 @@ class Run:
         else:
             self._finish(stack, *started)
 
-    def _take(self) -> bool:
+    def _receive(self) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
@@ -160,9 +160,9 @@ class Run:
         except Empty:
             return False
         if events and scan is not None:
-            scan.stack.tell(events, self.run_id)
+            scan.stack.send_stored(events, self.run_id)
         if scan is None:
-            self._cut(by_user=answer == _CLOSE)
+            self._cut_off(by_user=answer == _CLOSE)
         elif scan in self.open:
             self._end(scan, answer)
         return True
@@ -171,28 +171,28 @@ class Run:
         self.open.discard(scan)
         self._queued -= scan.queued
         result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
-        # The two know each other; let go, they need no collector.
+        # Scan and execution refer to each other. Taken apart, they are freed at once and need no garbage collection.
         context, scan.execution = scan.execution.context, None
         if scan.leads:
             self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
         else:
             self._finish(scan.stack, result, scan.cache)
 
-    def _cut(self, *, by_user: bool) -> None:
-        """End the scans that are open: the run's deadline has come, or somebody cancelled the run."""
+    def _cut_off(self, *, by_user: bool) -> None:
+        """End the open scans: the run's deadline has come, or the run was cancelled."""
         self._over = True
         for scan in tuple(self.open):
-            begun = scan.execution.leave(scan, to_the_end=not by_user)
+            begun = scan.execution.leave(scan, keep_working=not by_user)
             if begun is None:
-                continue  # its end is in the outbox, or about to be
+                continue  # its execution has ended: the outcome is in the outbox, or about to be
             if begun and scan.leads and not by_user:
                 self._end(scan, cut_short(scan))
             else:
                 self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
 
     def _skip(self, stack: Stack) -> None:
-        """End a scan whose turn does not come; one that is out of service is that first of all."""
-        out = stack.name in stack.orders and stack.gate.is_out(stack.name)
+        """End a scan whose turn does not come; a scanner that is out of service is still reported as `disabled`."""
+        out = stack.name in stack.gated and stack.gate.is_out(stack.name)
         status = Status.DISABLED if out else Status.SKIPPED
         self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
 
@@ -209,18 +209,18 @@ class Run:
         if self._unread is not None:
             self._unread.append(result)
         stack.record(self.run_id, result, cache, steps, probe)
-        if self._tell_scan is not None:
-            self._tell_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
+        if self._send_scan is not None:
+            self._send_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
 
     # its end
 
-    def wind_up(self) -> None:
+    def end_all(self) -> None:
         """Give every scan a result, whichever way the run ended."""
         if self.open:
-            self._cut(by_user=True)
+            self._cut_off(by_user=True)
             looks = 8  # in vain; an end can only be missing where a Ctrl-C interrupted its handling
             while self.open and looks:
-                looks -= not self._take()
+                looks -= not self._receive()
             for scan in tuple(self.open):
                 self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
         fleet = self.fleet
@@ -230,9 +230,9 @@ class Run:
                     self._skip(fleet.stacks[name])
 
     def end(self) -> None:
-        """Make the report, tell listeners, and add the run's tool logs to the caller's list, if there is one."""
+        """Make the report, send the last event, and add the run's tool logs to the caller's list, if there is one."""
         fleet = self.fleet
-        fleet.settle(self.run_id)
+        fleet.flush_votes(self.run_id)
         duration = self._clock.monotonic() - self._began
         report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
         self._report = report
@@ -276,12 +276,12 @@ class Runs:
 
     def _open(self) -> None:
         """Make the live parts."""
-        self.under_way: set[Run] = set()
+        self.active: set[Run] = set()
         self._live_fleet = fleet = Fleet(self.config, self._store)
         self.history = None if self._store is None else RunHistory(self._store, fleet.store_failed)
         self._fresh = self.history is not None  # nothing has been recalled yet
-        self._let_go = weakref.finalize(self, fleet.close)
-        self._let_go.atexit = False
+        self._closer = weakref.finalize(self, fleet.close)
+        self._closer.atexit = False
 
     @property
     def fleet(self) -> Fleet:
@@ -299,10 +299,10 @@ class Runs:
 
     def after_fork(self) -> None:
         """Leave everything to the parent, in a forked child."""
-        self._let_go.detach()
+        self._closer.detach()
         self._lock = threading.Lock()
         self._forked = True
-        self._live_fleet.leave()
+        self._live_fleet.detach()
         _left_to_the_parent.append(self._live_fleet)
 
     def listen(self, listener: Listener) -> None:
@@ -319,10 +319,10 @@ class Runs:
         if self._forked:
             return  # the threads are the parent's
         with self._lock:
-            runs = tuple(self.under_way)
+            runs = tuple(self.active)
         for run in runs:
             run.cancel()
-        self._let_go()
+        self._closer()
 
     # one run
 
@@ -360,14 +360,14 @@ class Runs:
         with self._lock:
             if self.closed:
                 raise RuntimeError(_CLOSED)
-            self.under_way.add(run)
+            self.active.add(run)
             fresh, self._fresh = self._fresh, False
         if fresh and self.history is not None:
-            fleet.expect(self.history.expected())
+            fleet.seed_durations(self.history.expected())
         try:
             yield from run.stream(self._in_order(fleet, names), window, concurrent=self.config.concurrent, read=read)
         finally:
-            self.leave(run)
+            self.finish_run(run)
 
     def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
@@ -376,11 +376,11 @@ class Runs:
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks
 
-    def leave(self, run: Run) -> None:
+    def finish_run(self, run: Run) -> None:
         """Wind a run up, whichever way it ended."""
-        run.wind_up()
+        run.end_all()
         with self._lock:
-            self.under_way.discard(run)
+            self.active.discard(run)
         run.end()
         if self.history is not None and run.fleet.leases is not None:
             left = run.deadline - self.config.clock.monotonic()
@@ -408,7 +408,7 @@ def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator
             steps.close()
 
 
-async def aside(work: Callable[[], None]) -> None:
+async def in_thread(work: Callable[[], None]) -> None:
     """Do work on a thread of its own, without blocking the loop; whatever it raises comes out here."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -421,7 +421,7 @@ async def aside(work: Callable[[], None]) -> None:
         failure: BaseException | None = None
         try:
             work()
-        except BaseException as error:  # it belongs to whoever awaits
+        except BaseException as error:  # raised where the run is awaited
             failure = error
         with suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, failure)

@@ -73,7 +73,7 @@ def begin(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
     Returns:
         The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
     """
-    if stack.orders and stack.name in stack.orders:  # the gate knows something about it
+    if stack.gated and stack.name in stack.gated:  # the gate knows something about it
         decision, mark = stack.gate.turn(stack.name, stack.total)
         if decision is Turn.PROBE:
             return _probe(Scan(stack, run, stack.clock.monotonic()), mark)

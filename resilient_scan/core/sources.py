@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Sources:
-    """One scanner's sources; a breaker is made when its source is first asked.
+    """One scanner's sources; a breaker is made when its source is first called.
 
     Args:
         scanner: whose they are.

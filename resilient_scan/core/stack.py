@@ -103,26 +103,26 @@ class Stack:
         "cache",
         "call",
         "clock",
-        "divided",
         "doubt",
         "engine",
         "expected",
         "flights",
         "gate",
+        "gated",
+        "has_attempt_timeout",
         "hung",
         "leases",
         "lock",
         "name",
-        "orders",
         "own",
         "pipeline",
         "policy",
         "pool",
         "provider",
         "retired",
+        "send_execution",
         "spec",
         "stored",
-        "tell_execution",
         "total",
     )
 
@@ -131,11 +131,11 @@ class Stack:
         self.spec, self.name, self.pipeline = spec, name, spec.pipeline
         self._config = config
         self.policy = policy = config.policies[name]
-        self.gate, self.orders = shared.gate, shared.gate.gated
+        self.gate, self.gated = shared.gate, shared.gate.gated
         self.pool, self.bus, self.clock = shared.pool, shared.bus, clock
         self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
         self.total = float(policy.timeout.total)
-        self.divided = policy.timeout.attempt is not None  # whether attempts have a time of their own
+        self.has_attempt_timeout = policy.timeout.attempt is not None  # whether attempts have a time of their own
         self.stored = shared.store is not None  # whether anything of it is in a store
         self._answers = _answer_store(spec, config, shared)
         self.leases = None if self._answers is None else shared.leases
@@ -161,7 +161,7 @@ class Stack:
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
-        self.attune()
+        self.update_listeners()
 
     def address(self, key: bytes) -> str:
         """Return the name by which all processes know the work on a key; empty where answers are not shared."""
@@ -171,10 +171,10 @@ class Stack:
         if self.leases is not None:
             self.leases.release(self.address(key))
 
-    def attune(self) -> None:
-        """Look up who listens: an event that nobody wants is never made."""
+    def update_listeners(self) -> None:
+        """Fold the call for the listeners there are: an event that no listener wants is never made."""
         self.call = self._fold()
-        self.tell_execution = self.bus.sender(ExecutionEnded)
+        self.send_execution = self.bus.sender(ExecutionEnded)
 
     def _fold(self) -> Call:
         """Put the layers that run on a worker around the engine's call, innermost first."""
@@ -182,9 +182,9 @@ class Stack:
         call = self.engine.attempt(self.spec)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
-        tell_attempt = self.bus.sender(AttemptEnded)
-        if tell_attempt is not None:
-            call = self._reporting(call, tell_attempt)
+        send_attempt = self.bus.sender(AttemptEnded)
+        if send_attempt is not None:
+            call = self._reporting(call, send_attempt)
         if self.bus.wants(AttemptStarted):
             call = self._announcing(call)
         if self.provider is not None:
@@ -198,11 +198,11 @@ class Stack:
                 random=self._config.random,
                 may_retry=self.may_retry,
                 budget=self.budget,
-                on_exhausted=self._tell_exhausted,
+                on_exhausted=self._report_exhausted,
             )
         return call
 
-    def _tell_exhausted(self, context: AttemptContext) -> None:
+    def _report_exhausted(self, context: AttemptContext) -> None:
         if self.bus.wants(RetryBudgetExhausted):
             self.bus.send(RetryBudgetExhausted(self.name, context.attempt, context.run_id))
 
@@ -217,7 +217,7 @@ class Stack:
 
         return announced
 
-    def _reporting(self, call: Call, tell: Callable[[Event], None]) -> Call:
+    def _reporting(self, call: Call, send: Callable[[Event], None]) -> Call:
         name, now = self.name, self.clock.monotonic
 
         def reported(context: AttemptContext) -> list[Any]:
@@ -230,16 +230,20 @@ class Stack:
             finally:
                 began = context.close_attempt(self.lock)
                 if began is not None:
-                    tell(AttemptEnded(name, context.attempt, outcome, now() - began, failure, context.run_id))
+                    send(AttemptEnded(name, context.attempt, outcome, now() - began, failure, context.run_id))
 
         return reported
 
-    def tell(self, events: Sequence[Event], run_id: str) -> None:
-        """Send what a watchdog found out, once its vote is in the store; on a thread that may wait for the store."""
-        self.settle(run_id)
+    def send_stored(self, events: Sequence[Event], run_id: str) -> None:
+        """Send the events of a watchdog once its vote is in the store; on a thread that may wait for the store.
+
+        The watchdog itself never waits for a store. Were the events sent first, a listener could hear that a breaker
+        opened, ask the store, and find it closed.
+        """
+        self.flush_votes(run_id)
         self.bus.send_all(events)
 
-    def settle(self, run_id: str) -> None:
+    def flush_votes(self, run_id: str) -> None:
         """Bring the breaker's votes that still wait to the store, if it has one."""
         change = None if self.breaker is None else self.breaker.flush()
         if change is not None:

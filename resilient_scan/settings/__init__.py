@@ -197,7 +197,7 @@ class Settings(msgspec.Struct, frozen=True):
         specs = [spec for spec in specs if self.enabled(spec.name)]
         own = self._options([spec.name for spec in specs], effective, options.pop("settings", None) or {})
         runner = ScanRunner([spec.origin for spec in specs], **{**own, **options})
-        runner.came_from({spec.name: effective[spec.name].origins for spec in specs})
+        runner.set_origins({spec.name: effective[spec.name].origins for spec in specs})
         return runner
 
     def _options(

@@ -276,7 +276,7 @@ def test_cancelling_it_cancels_the_run(fleet: Fleet, eventually: Eventually) -> 
 
     asyncio.run(main())
     assert sleeper.cancelled.wait(2)
-    eventually(lambda: not runner._runs.under_way)
+    eventually(lambda: not runner._runs.active)
 
 
 def test_its_errors_are_those_of_run(fleet: Fleet) -> None:

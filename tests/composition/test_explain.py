@@ -304,7 +304,7 @@ def test_each_number_says_who_set_it(clock):
     movers = healthy("movers", cache=Cache(ttl=60, inputs=("trade_date",)))
     given = {"movers": {"retry.attempts": "scan.toml:12", "timeout.total": "RESILIENT_SCAN__TIMEOUT_SECONDS"}}
     with runner_of(movers, clock=clock, policy=Policy(retry=Retry(attempts=2)), timeout_seconds=20) as runner:
-        runner.came_from(given)
+        runner.set_origins(given)
         explained = runner.explain("movers")
     numbers = {number.option: (number.value, number.origin) for layer in explained.layers for number in layer.numbers}
     assert numbers["cache.ttl"] == ("60s", "decorator")

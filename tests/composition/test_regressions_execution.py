@@ -313,7 +313,7 @@ def test_a_successor_that_nobody_wants_any_more_leads_nothing(
     runs: list[Future[Any]] = []
 
     def slow_hand_on(*arguments: Any) -> None:
-        for run in tuple(runner._runs.under_way):
+        for run in tuple(runner._runs.active):
             run.cancel()
         runs[0].result(5)
         hand_on(*arguments)

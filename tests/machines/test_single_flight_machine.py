@@ -54,11 +54,11 @@ class Asker:
         self.leads = False
         self.deadline = None if deadline is None else now + deadline
         self.report: RunReport | None = None
-        known = set(runner._runs.under_way)
+        known = set(runner._runs.active)
         self.thread = threading.Thread(target=self._work, args=(runner, key, deadline), daemon=True)
         self.thread.start()
-        eventually(lambda: self.done() or bool(set(runner._runs.under_way) - known), "the run begins")
-        self.run: Any = next(iter(set(runner._runs.under_way) - known), None)
+        eventually(lambda: self.done() or bool(set(runner._runs.active) - known), "the run begins")
+        self.run: Any = next(iter(set(runner._runs.active) - known), None)
 
     def _work(self, runner: ScanRunner, key: str, deadline: float | None) -> None:
         self.report = runner.run({"key": key}, deadline=deadline)

@@ -271,7 +271,7 @@ def test_runs_of_asyncio_that_are_cancelled(eventually: Eventually) -> None:
         return [done for _ in range(20) for done in await asyncio.gather(*map(one, range(8)))]
 
     assert all(asyncio.run(main()))
-    eventually(lambda: not runner._runs.under_way)
+    eventually(lambda: not runner._runs.active)
     eventually(lambda: len(recorder.of(RunStarted)) == len(recorder.of(RunEnded)))
     check_story(recorder, names)
     runner.close()

@@ -689,7 +689,7 @@ def test_a_runner_gets_what_the_settings_say_and_options_win(load: Any) -> None:
 
     def fake(scanners: list[Any], **options: Any) -> Any:
         given.update(options, scanners=scanners)
-        return SimpleNamespace(came_from=lambda origins: None)
+        return SimpleNamespace(set_origins=lambda origins: None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "ScanRunner", fake)
