@@ -6,6 +6,7 @@ The schemas are generated from the structs that are sent and received, so a new 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -29,10 +30,11 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1000  # entries of the audit trail
 
 Json = dict[str, Any]
 
-_BODIES = (Audit, Counts, Disable, Enable, Error, Health, ScannerDetails, Scanners, Webhook, WebhookAlert)
+_BODIES = (Audit, Counts, Disable, Enable, Error, Health, ScannerDetails, Scanners, Webhook, WebhookAlert, dict, str)
 _refs, _SCHEMAS = msgspec.json.schema_components(_BODIES, ref_template="#/components/schemas/{name}")
 _SCHEMA: Mapping[Any, Json] = dict(zip(_BODIES, _refs, strict=True))
-_TEXT: Json = {"type": "string"}
+for _schema in _SCHEMAS.values():  # msgspec takes docstrings as they stand in the file, indentation included
+    _schema["description"] = cleandoc(_schema["description"])
 
 _NAME: Json = {
     "name": "name",
@@ -91,82 +93,74 @@ def document(*, can_change: bool) -> Json:
     }
 
 
-def _answers(description: str, schema: Json, kinds: Sequence[str], errors: Mapping[int, str]) -> Json:
+def _responses(description: str, body: type, kinds: Sequence[str], errors: Mapping[int, str]) -> Json:
+    success = {"description": description, "content": {kind: {"schema": _SCHEMA[body]} for kind in kinds}}
     refusals = {
         str(status): {"description": why, "content": {JSON: {"schema": _SCHEMA[Error]}}}
         for status, why in errors.items()
     }
-    return {"200": {"description": description, "content": {kind: {"schema": schema} for kind in kinds}}, **refusals}
+    return {"200": success, **refusals}
 
 
 def _get(
     summary: str,
     description: str,
-    schema: Json,
-    *,
-    kinds: Sequence[str] = (JSON,),
+    body: type,
+    *kinds: str,
     errors: Mapping[int, str] | None = None,
     parameters: Sequence[Json] = (),
 ) -> Json:
-    responses = _answers(description, schema, kinds, errors or {})
+    responses = _responses(description, body, kinds or (JSON,), errors or {})
     return {"get": {"summary": summary, "parameters": [*parameters], "responses": responses}}
 
 
-def _post(summary: str, body: type, description: str, schema: Json, *, by_name: bool) -> Json:
-    errors = {**_BODY, **_STORE, **(_UNKNOWN if by_name else {})}
-    schemes = ("bearer", "basic") if by_name else ("bearer", "basic", "signature")
+def _post(
+    summary: str,
+    sent: type,
+    description: str,
+    body: type,
+    *schemes: str,
+    errors: Mapping[int, str] | None = None,
+    parameters: Sequence[Json] = (),
+) -> Json:
     return {
         "post": {
             "summary": summary,
-            "parameters": [_NAME] if by_name else [],
-            "requestBody": {"required": True, "content": {JSON: {"schema": _SCHEMA[body]}}},
-            "responses": _answers(description, schema, (JSON,), errors),
-            "security": [{scheme: []} for scheme in schemes],
+            "parameters": [*parameters],
+            "requestBody": {"required": True, "content": {JSON: {"schema": _SCHEMA[sent]}}},
+            "responses": _responses(description, body, (JSON,), {**_BODY, **_STORE, **(errors or {})}),
+            "security": [{scheme: []} for scheme in ("bearer", "basic", *schemes)],
         }
     }
 
 
+_NAMED: Json = {"errors": {**_UNKNOWN, **_STORE}, "parameters": [_NAME]}
+_CHANGED = "The scanner as it is now.", ScannerDetails
 _READS: Json = {
-    "/": _get("The page for people.", "HTML.", _TEXT, kinds=["text/html"], errors=_STORE),
-    "/page/{name}": _get(
-        "One scanner, for people.",
-        "HTML.",
-        _TEXT,
-        kinds=["text/html"],
-        errors={**_UNKNOWN, **_STORE},
-        parameters=[_NAME],
-    ),
-    "/metrics": _get(
-        "Prometheus metrics.", "The metrics.", _TEXT, kinds=["text/plain", "application/openmetrics-text"]
-    ),
-    "/healthz": _get("The process answers.", "It does.", _SCHEMA[Health]),
-    "/readyz": _get("Scans can run.", "They can.", _SCHEMA[Health], errors={503: "They cannot; the message says why."}),
-    "/openapi.json": _get("This document.", "This document.", {"type": "object"}),
+    "/": _get("The page for people.", "HTML.", str, "text/html", errors=_STORE),
+    "/page/{name}": _get("One scanner, for people.", "HTML.", str, "text/html", **_NAMED),
+    "/metrics": _get("Prometheus metrics.", "The metrics.", str, "text/plain", "application/openmetrics-text"),
+    "/healthz": _get("The process answers.", "It does.", Health),
+    "/readyz": _get("Scans can run.", "They can.", Health, errors={503: "They cannot; the message says why."}),
+    "/openapi.json": _get("This document.", "This document.", dict),
     "/audit": _get(
         "Who took which scanner out of service, or brought it back, when and why.",
         "The entries, newest first.",
-        _SCHEMA[Audit],
+        Audit,
         errors={422: f"The limit is not a number from 1 to {MAX_LIMIT}.", **_STORE},
         parameters=[_LIMIT],
     ),
-    "/scanners": _get("All scanners.", "In the given order.", _SCHEMA[Scanners], errors=_STORE),
-    "/scanners/{name}": _get(
-        "One scanner, with evidence.",
-        "The scanner.",
-        _SCHEMA[ScannerDetails],
-        errors={**_UNKNOWN, **_STORE},
-        parameters=[_NAME],
-    ),
+    "/scanners": _get("All scanners.", "In the given order.", Scanners, errors=_STORE),
+    "/scanners/{name}": _get("One scanner, with evidence.", "The scanner.", ScannerDetails, **_NAMED),
 }
-_CHANGED = "The scanner as it is now.", _SCHEMA[ScannerDetails]
 _CHANGES: Json = {
-    "/scanners/{name}/disable": _post("Take a scanner out of service.", Disable, *_CHANGED, by_name=True),
-    "/scanners/{name}/enable": _post("Bring a scanner back.", Enable, *_CHANGED, by_name=True),
+    "/scanners/{name}/disable": _post("Take a scanner out of service.", Disable, *_CHANGED, **_NAMED),
+    "/scanners/{name}/enable": _post("Bring a scanner back.", Enable, *_CHANGED, **_NAMED),
     "/alerts": _post(
         "Alerts of Alertmanager (webhook version 4) or Grafana (version 1).",
         Webhook,
         "What became of the alerts.",
-        _SCHEMA[Counts],
-        by_name=False,
+        Counts,
+        "signature",
     ),
 }
