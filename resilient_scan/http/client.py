@@ -155,8 +155,7 @@ class Client:
 
     def _wire(self) -> Wire:
         # One per process: after a fork, parent and child would read each other's answers from one socket. Two threads
-        # that meet here may both make one. `setdefault` is atomic, so both get the first, and the other is never
-        # used.
+        # that meet here may both make one. `setdefault` is atomic, so both get the first; the other is never used.
         wire = self._wires.get(os.getpid())
         if wire is None:
             wire = Wire(self._base, self._headers)

@@ -120,10 +120,9 @@ class Recorder:
             context: the scan's.
         """
         text = body.decode(errors="surrogateescape")
-        # One lock for the secrets and the manifest. A scanner logs in, and the answer hands out a token; another
-        # scanner's answer, which repeats that token, comes at the same moment. Were the secrets noted outside of the
-        # lock, that answer could be written between the token's arrival and its being known. And two rows appended at
-        # once would be written over each other.
+        # One lock for the secrets and the manifest. Scanner A logs in and its answer hands out a token, while B gets
+        # an answer that repeats it. If A noted the token without the lock, B could build its hider just before, and
+        # write the token to disk just after. And two rows appended at once would overwrite each other.
         with self._lock:
             self._secrets |= granted_secrets(text, urlsplit(request.url).path)
             hide_more = hider(self._secrets)
