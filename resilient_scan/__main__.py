@@ -1,16 +1,20 @@
-"""The command `resilient-scan`, also where the extra that it needs is not installed."""
+"""The command `resilient-scan`, which also has an answer where the extra `cli` is not installed."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+
+from resilient_scan import __version__
 
 
 def main() -> int:
-    """Run the command and return its exit code; without the extra `cli` say in one sentence how to get it."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - closed from outside: nobody reads
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    """Run the command and return its exit code; without the extra `cli`, say in one sentence how to get it."""
+    # A stream that was closed before the process started is None, and click writes to it all the same.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - pathlib would double the time to start
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    if sys.argv[1:] == ["--version"] and _version():
+        return 0
     try:
         from resilient_scan.cli.main import main as command  # noqa: PLC0415 - the library works without this extra
     except ModuleNotFoundError as missing:
@@ -22,6 +26,16 @@ def main() -> int:
         )
         return 2
     return command()
+
+
+def _version() -> bool:
+    """Write the version as click would, without loading it and all that the commands need; say whether that worked."""
+    try:
+        sys.stdout.write(f"resilient-scan, version {__version__}\n")
+        sys.stdout.flush()
+    except OSError:  # the command tries again, and knows what to say
+        return False
+    return True
 
 
 if __name__ == "__main__":

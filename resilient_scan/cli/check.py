@@ -1,4 +1,4 @@
-"""Find everything that is wrong with the settings, the plugins and the options together, and run nothing."""
+"""Find everything that is wrong with the settings, the plugins and their options, and run nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Checked(msgspec.Struct, frozen=True):
     """What a check found.
 
     Attributes:
-        errors: a sentence for everything that keeps a scanner or the whole from running.
-        warnings: a sentence for everything that runs and does not work as somebody may think.
+        errors: a sentence for everything that keeps a scanner, or the whole fleet, from running.
+        warnings: a sentence for everything that runs, but not the way someone may think.
         looked_at: what was checked, for people.
         not_configured: a sentence for every scanner that would not run, with what to set.
     """
@@ -34,7 +34,7 @@ class Checked(msgspec.Struct, frozen=True):
 
     @property
     def summary(self) -> str:
-        """Return one line: what was found in what."""
+        """One line: how much was found in what."""
         if not self.errors and not self.warnings:
             return f"no findings in {self.looked_at}"
         found = [counted(len(self.errors), "error"), counted(len(self.warnings), "warning")]
@@ -46,7 +46,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
 
     Args:
         config: the settings file; `None`: environment variables only.
-        interval: seconds from one run to the next, for the rules that need it; `None`: not known.
+        interval: seconds from one run to the next, for the rules that need it, or `None`.
     """
     plugins = discover()
     looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
@@ -66,7 +66,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
 
 
 def _token(settings: Settings) -> Iterator[str]:
-    """Yield a sentence if `serve` would not find its token: where settings are checked it need not be there."""
+    """Yield a warning if `serve` would not find its token, which need not exist where settings are checked."""
     try:
         settings.token()
     except ConfigError as error:
@@ -74,13 +74,13 @@ def _token(settings: Settings) -> Iterator[str]:
 
 
 def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
-    """Return the layers that hold for each scanner that is switched on, as far as they fit together."""
+    """Return the effective layers of each scanner that is switched on, unless its options contradict each other."""
     policies = {}
     for found in plugins.scanners:
         if settings.enabled(found.name):
             try:
                 policies[found.name] = settings.effective([found.scanner])[found.name].policy
-            except ConfigError:  # `Settings.check` says it
+            except ConfigError:  # `Settings.check` reports it
                 continue
     return policies
 
@@ -93,7 +93,7 @@ def _not_configured(settings: Settings, plugins: Plugins) -> tuple[str, ...]:
 
 
 def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
-    """Return what `run` would give to the scanners."""
+    """Return the state that `run` would give to the scanners."""
     demo = bundled(load_demo(), plugins.scanners, settings)
     used = any(found.built_in and not lacks(found, demo, settings) for found in plugins.scanners)
     return state_for(None, demo if used else None)

@@ -1,6 +1,7 @@
-"""A tiny HTTP server on this machine's loopback address, for answers that a plain function gives.
+"""A tiny HTTP server on this machine's loopback address, whose answers come from a plain function.
 
-It serves bundled data to the very client that asks the live source, and knows neither. Standard library only.
+It serves bundled data to the same client that calls the live source, and knows neither of them. It needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ Answer = tuple[int, dict[str, str], bytes]
 Respond = Callable[[str, dict[str, str]], Answer]
 Negotiated = Callable[[str, dict[str, str], str], Answer]
 
-_IDLE: Final = 60.0
+_IDLE_TIMEOUT: Final = 60.0  # seconds that a connection may wait for its next request
 
 
 class LoopbackServer:
     """Serve `respond` over HTTP/1.1 on 127.0.0.1.
 
-    A context manager; `start` and `stop` may also be called by hand, once each. Its threads are daemons: a server
-    that nobody stopped does not keep the interpreter.
+    It is a context manager; `start` and `stop` may also be called by hand, once each. Its threads are daemons: a server
+    that was never stopped does not keep the interpreter alive.
 
     Args:
-        respond: takes the path and the query, both decoded (of a name given twice the last value), and returns
+        respond: takes the path and the query, both decoded (of a name that comes twice, the last value), and returns
             status, headers and body. It is called from several threads at once. If it raises, the client gets 500.
         port: 0 lets the system choose a free one.
-        negotiated: instead of `respond`; it is also given what the request accepts.
+        negotiated: replaces `respond`; it also gets what the request accepts.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is taken.
     """
 
     def __init__(self, respond: Respond | None = None, *, port: int = 0, negotiated: Negotiated | None = None) -> None:
@@ -47,7 +48,7 @@ class LoopbackServer:
 
     @property
     def url(self) -> str:
-        """Return the base URL, such as `http://127.0.0.1:40213`."""
+        """The base URL, such as `http://127.0.0.1:40213`."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def start(self) -> Self:
@@ -56,7 +57,7 @@ class LoopbackServer:
         return self
 
     def stop(self) -> None:
-        """Answer no more: close the port and every open connection. A second call does nothing."""
+        """Stop answering: close the port and every open connection. A second call does nothing."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -84,45 +85,46 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer one connection in a thread of its own, unless the server was stopped meanwhile."""
+        """Answer one connection in its own thread, and remember it until it is closed."""
         with self._lock:
             if self._open is not None:
                 self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection that is over."""
+        """Close a connection that has ended."""
         with self._lock:
             if self._open is not None:
                 self._open.discard(request)
         super().shutdown_request(request)
 
     def disconnect(self) -> None:
-        """Wake the threads that wait for the next request of an open connection."""
+        """Wake the threads that wait for the next request on an open connection."""
         with self._lock:
             connections, self._open = self._open or set(), None
         for connection in connections:
-            # Only shut down: its own thread closes it. It may do so at this moment, which is an OSError here.
+            # Shut down, not closed: its own thread closes it. If we closed it too, the number might by then belong to a
+            # new file, and we would close that. If the thread is just ahead of us, we get an OSError.
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that went away in the middle of its answer is no news."""
+        """Say nothing: a client that goes away in the middle of its answer is not worth a line."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "loopback"
     sys_version = ""
-    timeout = _IDLE
+    timeout = _IDLE_TIMEOUT
     disable_nagle_algorithm = True
     wbufsize = -1  # head and body leave in one piece; otherwise the second would wait for the client's delayed ACK
     server: _Server
 
     def do_GET(self) -> None:
-        """Ask `respond`, and send what it says."""
+        """Call `respond`, and send its answer."""
         parts = urlsplit(self.path)
         try:
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -132,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, headers, body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
-        """Refuse what is no GET request with one sentence, and close the connection."""
+        """Refuse anything but a GET request with one sentence, and close the connection."""
         self.close_connection = True
         self._send(*_sentence(code, message or HTTPStatus(code).phrase))
 

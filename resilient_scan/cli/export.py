@@ -1,4 +1,4 @@
-"""Dashboards, alert rules and everything around them, written where the user wants them."""
+"""Write dashboards, alert rules and everything around them where the user wants them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from resilient_scan.errors import ConfigError
 
 PRESETS: Final = ("service", "cron")
-RUNBOOK: Final = "README.md"  # what the rules' links to the runbook begin with
+RUNBOOK: Final = "README.md"  # the beginning of the rules' links to the runbook
 SHIPPED: Final = (
     "Dockerfile",
     "alerting",
@@ -26,22 +26,22 @@ SHIPPED: Final = (
 def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOOK, force: bool = False) -> list[Path]:
     """Write the files for Prometheus, Alertmanager and Grafana, and return their paths, sorted.
 
-    All or none are written: what stands in the way is found first.
+    All of them are written or none: obstacles are found first.
 
     Args:
-        into: a directory, made where there is none.
-        preset: `service` or `cron`: for runs that follow upon each other, or for those of hours apart.
+        into: a directory, which is created if it does not exist.
+        preset: `service` or `cron`: for runs that follow one another closely, or for runs that are hours apart.
         runbook: where README can be read; alerts link to it.
-        force: whether files that are there and differ are overwritten.
+        force: whether existing files that differ are overwritten.
 
     Raises:
-        ConfigError: a file is there that differs, or something else stands in the way.
+        ConfigError: an existing file differs, or something else is in the way.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset must be {' or '.join(PRESETS)}, got {preset!r}")
     files = {into / path: text for path, text in _texts(preset, runbook).items()}
     if not force:
-        _refuse_foreign(files)
+        _refuse_to_overwrite(files)
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOO
 
 
 def _texts(preset: str, runbook: str) -> dict[Path, bytes]:
-    """Return what is to be written; what the preset has for itself stands in for what is common."""
+    """Return what is to be written; a file of the preset replaces the common one."""
     home = _home()
     found = {path: text for name in SHIPPED for path, text in _below(home, home / name)}
     found.update(_below(home / "presets" / preset, home / "presets" / preset))
@@ -66,13 +66,13 @@ def _below(home: Path, top: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def _home() -> Path:
-    """Return where the files are: inside the package, or beside it in a checkout."""
+    """Return where the files are: inside the package, or next to it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "grafana"
     return inside if inside.is_dir() else package.parent / "grafana"
 
 
-def _refuse_foreign(files: dict[Path, bytes]) -> None:
+def _refuse_to_overwrite(files: dict[Path, bytes]) -> None:
     foreign = [str(path) for path, text in files.items() if path.exists() and not _is(path, text)]
     if foreign:
         more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""

@@ -1,4 +1,4 @@
-"""Four scanners that misbehave as outside APIs do, and a sentence for what became of each (`run --faults`)."""
+"""Four scanners that misbehave the way outside APIs do, and a sentence about how each scan ended (`run --faults`)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PIPELINE: Final = "faults"
 NAMES: Final = ("slow", "hanging", "flapping", "broken")
 TOTAL: Final = Timeout(total=0.4)
 PAUSE: Final = 0.15  # seconds between two candidates of the slow one
-FRESH: Final = 1.0  # seconds for which the answer of the flapping one is fresh
+FRESH: Final = 1.0  # seconds that an answer of the flapping one is fresh
 
 
 def faulty_scanners(release: threading.Event | None = None) -> tuple[FunctionScanner, ...]:
-    """Make a slow, a hanging, a flapping and a broken scanner; the flapping one counts its attempts from here.
+    """Make a slow, a hanging, a flapping and a broken scanner. The flapping one counts its attempts from here on.
 
     Args:
-        release: lets the hanging one go; unless given, it hangs as long as the process lives.
+        release: ends the hanging one; without it, that hangs as long as the process lives.
     """
     return _slow(), _hanging(release or threading.Event()), _flapping(), _broken()
 
@@ -102,8 +102,8 @@ class Watch:
             case ThreadAbandoned(name):
                 self.abandoned.add(name)
 
-    def told(self, result: ScanResult) -> str:
-        """Say in one line what became of a scan, and which layer saw to it."""
+    def describe(self, result: ScanResult) -> str:
+        """Say in one line how a scan ended, and which layer saw to it."""
         match result.status:
             case Status.COMPLETED if result.attempts > 1:
                 return f"retry: {_times(result.attempts - 1)} failed, the next one answered"

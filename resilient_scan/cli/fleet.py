@@ -1,11 +1,15 @@
-"""Wire settings, scanners, bundled data, listeners, metrics port and runner for the command line; nothing else does."""
+"""Make the wanted scanners ready to run: settings, data, listeners, metrics and runner wired together.
+
+From the top: what is wanted (`Request`), the fleet made of it (`open_fleet`), which scanners that comes to (`choose`),
+what each of them needs (`lacks`), and the bundled data or recordings that stand in for the network.
+"""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,129 +23,27 @@ from resilient_scan._text import counted, hide, redact
 from resilient_scan.cli.demo_server import Answer, LoopbackServer, Respond
 from resilient_scan.cli.faults import NAMES as FAULTY
 from resilient_scan.cli.faults import faulty_scanners
-from resilient_scan.errors import ConfigError
+from resilient_scan.clock import SystemClock
+from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener
 from resilient_scan.http import REDACTED, Recorder, Replay
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.observe.metrics import PrometheusMetrics, exposition, push, write_textfile
 from resilient_scan.results import RunReport, Status
 from resilient_scan.runner import ScanRunner
-from resilient_scan.settings import Settings, load_installed
+from resilient_scan.settings import Settings, load_installed, load_settings
 from resilient_scan.settings.plugins import Found, Plugins, Problem, discover, found_of, load_demo
 from resilient_scan.snapshot import Ephemeral
+from resilient_scan.stores import open_store
+from resilient_scan.stores.history import RunHistory, RunRecord
 
-# What a scanner must have before it can run, and what stands in for it: bundled data, or recordings.
-
-BROUGHT: Final = {"universe": "tickers"}
-"""Settings that a scanner can do without where the run's state brings the same under another name."""
-
-
-class Demo(Protocol):
-    """Bundled data that stand in for live sources.
-
-    Attributes:
-        scanners: names of the scanners that it can serve.
-        first, last: the days that it has.
-        description: what it is, as the end of a sentence that begins "The data are".
-        state: what a run on it is given.
-        respond: answers as the live source would.
-    """
-
-    scanners: Sequence[str]
-    first: date
-    last: date
-    description: str
-    state: dict[str, Any]
-    respond: Respond
-
-    def settings(self, base_url: str, /) -> dict[str, Any]:
-        """Return the settings that make a scanner ask the server at `base_url`."""
-
-
-def bundled(demo: Demo | None, scanners: Iterable[Found], settings: Settings) -> Demo | None:
-    """Return the bundled data if nothing is configured, else `None`: a run is of these, or of what the sources say now.
-
-    A built-in scanner is configured as soon as it has what its source needs; one that the data can serve, as soon as it
-    is told what to look at, or where.
-    """
-    if demo is None:
-        return None
-    ours = [found for found in scanners if found.built_in and settings.enabled(found.name)]
-    return None if any(_configured(found, demo, settings) for found in ours) else demo
-
-
-def _configured(found: Found, demo: Demo, settings: Settings) -> bool:
-    if found.name in demo.scanners:
-        return not settings.settings_of(found.name).keys().isdisjoint(demo.settings(""))
-    return not lacks(found, None, settings)
-
-
-def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
-    """Say what to set before `run` can run a scanner; an empty text: nothing.
-
-    It needs what it says it needs; a built-in one that says nothing wants one of its settings, whichever, so that no
-    source is asked before somebody wishes it. Bundled data serve without any of it, recordings without the keys, and
-    without what the recorded run's state brings.
-    """
-    name, table = found.name, settings.settings_of(found.name)
-    if demo is not None and name in demo.scanners:
-        return ""
-    if replay is not None and not replay.has(name):
-        return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
-    brought = replay.state() if replay else {}
-    needs = {
-        setting: variable
-        for setting, variable in found.needs.items()
-        if not (replay and variable) and not brought.get(BROUGHT.get(setting, ""))
-    }
-    missing = [
-        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
-        for setting, variable in needs.items()
-        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
-    ]
-    if missing:
-        return f"set {', and '.join(missing)}"
-    wished = not found.built_in or found.needs or table or replay
-    if wished:
-        return ""
-    hosts = " and ".join(found.sources) or "its source"
-    return f"set scanners.{name}.settings.universe, or any other of its settings, to have it ask {hosts}"
-
-
-def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
-    """Return something in the place of every key: recordings hold none, and no source is asked."""
-    return {
-        found.name: dict.fromkeys((key for key, variable in found.needs.items() if variable), REDACTED)
-        for found in ready
-        if found.needs
-    }
-
-
-def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
-    """Return what a run is given.
-
-    Raises:
-        ConfigError: bundled data answer, and they do not have that date.
-    """
-    if demo is None:
-        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
-    if as_of is None:
-        return dict(demo.state)
-    if not demo.first <= as_of <= demo.last:
-        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
-    return {**demo.state, "trade_date": as_of.isoformat()}
-
-
-def state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
-    """Return what the recorded run was given; without a trade date each scanner takes it from its own clock."""
-    return replay.state() | ({} if as_of is None else {"trade_date": as_of.isoformat()})
-
-
-# What somebody wants to run, and which of the scanners that are installed that comes to.
+_log = logging.getLogger("resilient_scan")
+FROM_STATE: Final = {"universe": "tickers"}
+"""Settings that a scanner can do without if the run's state holds the same under another name."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody wants to run.
+    """What someone wants to run.
 
     Attributes:
         config: the settings file; `None`: environment variables only.
@@ -153,13 +55,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         max_workers: scanners at a time, >= 1; `None`: what the settings say.
         sequential: one scanner at a time, in order; `None`: what the settings say.
         metrics_port: serve metrics on 127.0.0.1 at this port, 0 for any; `None`: do not.
-        push: address of a Pushgateway that gets the metrics after the run; `None`: none does.
-        textfile: file that gets the metrics after the run; `None`: none does.
+        push: address of a Pushgateway that gets the metrics after the run, or `None`.
+        textfile: file that gets the metrics after the run, or `None`.
         record: keep what the sources answer in this new folder, without secrets; no bundled data are used.
         replay: answer from this folder, without any network, bundled data or store.
-        alone: no store is used; neither is one with `record`, `replay` (what is replayed never happened) or `faults`.
-        latency: seconds by which each answer of the bundled data is held back; `None`: not at all. With it each
-            scanner gets a server of its own, as outside sources are, so that they share nothing.
+        alone: use no store. Nor do `record`, `replay` (what is replayed never happened) and `faults`.
+        latency: seconds by which each answer of the bundled data is held back; `None`: not at all. If set, each
+            scanner gets its own server, so that they share nothing, just as outside sources share nothing.
     """
 
     config: Path | None = None
@@ -179,14 +81,160 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     alone: bool = False
 
 
+class ReadyFleet(msgspec.Struct, frozen=True):
+    """Scanners that are ready to run.
+
+    Attributes:
+        runner: runs them.
+        state: the state they get.
+        deadline: seconds for a run; `None`: the runner's own.
+        demo: the bundled data that answer them, or `None`.
+        problems: sentences about scanners that were wanted and could not be loaded.
+        not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
+        switched_off: names of scanners that the settings leave out; they are not in the report either.
+        metrics_url: where the metrics are served, or an empty text.
+    """
+
+    runner: ScanRunner
+    state: dict[str, Any]
+    deadline: float | None
+    demo: Demo | None
+    problems: list[str]
+    not_configured: dict[str, str]
+    switched_off: list[str]
+    metrics_url: str
+
+    def run(self) -> RunReport:
+        """Run all of them once. Errors are those of `ScanRunner.run`."""
+        return self.runner.run(self.state, deadline=self.deadline)
+
+    def summary(self, report: RunReport) -> str:
+        """Return the sentence that says what was found, and in what."""
+        in_service = [result.status for result in report.results.values() if result.status is not Status.DISABLED]
+        answered = sum(status.answered for status in in_service)
+        found = Counter(getattr(candidate, "ticker", type(candidate).__name__) for candidate in report.candidates)
+        names = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in found.most_common(10))
+        out = len(report.results) - len(in_service)
+        text = f"{answered} of {counted(len(in_service), 'scanner')}{' in service' * bool(out)} answered"
+        if day := self.state.get("trade_date"):
+            text += f" as of {day}"
+        text += f" and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
+        return text if self.demo is None else f"{text} The data are {self.demo.description}."
+
+
+@contextmanager
+def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[ReadyFleet]:
+    """Make the wanted scanners ready to run, with everything that they and the listeners need.
+
+    If nothing else is configured, bundled data answer the built-in scanners, over HTTP on loopback.
+
+    Args:
+        request: what is wanted.
+        listeners: called with what happens; `None`: the log.
+
+    Raises:
+        ConfigError: the settings are wrong, nothing is left to run, a name is unknown, the data do not reach to a date,
+            a port is taken, or a folder cannot be recorded into or replayed.
+    """
+    plugins = installed(request)
+    settings = load_installed(request.config, known=plugins.names)
+    replay = _replay(request, plugins)
+    choice = choice_of(request, plugins, settings, replay)
+    ready = choice.ready
+    with ExitStack() as stack:
+        traffic = replay or (Recorder(request.record) if request.record else None)
+        heard: list[Any] = [LogEvents()] if listeners is None else list(listeners)
+        url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
+        if url or request.push or request.textfile:
+            heard.append(PrometheusMetrics())
+        served = stand_ins(ready) if replay else _serve_demo(ready, choice.demo, settings, request.latency, stack)
+        runner = stack.enter_context(
+            settings.runner(
+                [found.scanner for found in ready],
+                known=plugins.names,
+                listeners=heard,
+                settings=served,
+                traffic=traffic,
+                **_runner_options(request),
+            )
+        )
+        # Delivered before the runner is closed: a closed runner reports no states of its scanners and breakers.
+        stack.callback(_deliver, request)
+        data = choice.demo if served else None
+        state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
+        if isinstance(traffic, Recorder):
+            traffic.note_run(state, [found.name for found in ready])
+        yield ReadyFleet(
+            runner=runner,
+            state=state,
+            deadline=request.deadline,
+            demo=data,
+            problems=[] if request.only else [str(problem.error) for problem in plugins.problems],
+            not_configured=choice.not_configured,
+            switched_off=choice.switched_off,
+            metrics_url=url,
+        )
+
+
+def _runner_options(request: Request) -> dict[str, Any]:
+    """Return the runner's options that the command line sets; the settings set the others."""
+    alone = request.replay or request.record or request.faults or request.alone
+    options: dict[str, Any] = {"store": None} if alone else {}
+    if request.max_workers is not None:
+        options["max_workers"] = request.max_workers
+    if request.sequential is not None:
+        options["concurrent"] = not request.sequential
+    return options
+
+
+def _replay(request: Request, plugins: Plugins) -> Replay | None:
+    if request.replay is None:
+        return None
+    if request.record is not None:
+        raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
+    return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
+
+
+def _deliver(request: Request) -> None:
+    """Bring the metrics to where they outlive the run; what fails there does not affect the run."""
+    if request.push:
+        try:
+            push(request.push)
+        except (OSError, ValueError) as error:
+            where, why = redact(request.push), hide(str(error))
+            _log.warning("the metrics could not be pushed to %s: %s; the run is not affected", where, why)
+    if request.textfile:
+        try:
+            write_textfile(request.textfile)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            _log.warning("the metrics could not be written to %s: %s; the run is not affected", request.textfile, why)
+
+
+def _serve_metrics(port: int, stack: ExitStack) -> str:
+    """Serve this process's metrics on loopback, and return the address."""
+
+    def respond(path: str, _query: dict[str, str], accept: str) -> Answer:
+        if path not in {"/metrics", "/"}:
+            return 404, {"Content-Type": "text/plain; charset=utf-8"}, b"metrics are at /metrics\n"
+        content_type, text = exposition(accept=accept)
+        return 200, {"Content-Type": content_type}, text
+
+    try:
+        server = LoopbackServer(negotiated=respond, port=port)
+    except OSError as error:
+        raise ConfigError(f"port {port} of 127.0.0.1 cannot be had: {error.strerror}; 0 takes a free one") from None
+    return f"{stack.enter_context(server).url}/metrics"
+
+
 class Choice(msgspec.Struct, frozen=True):
-    """The scanners that are wanted.
+    """The wanted scanners, and what becomes of each.
 
     Attributes:
         ready: those that can run.
         not_configured: those that lack what they need, by name, each with what to set.
         switched_off: names of those that the settings leave out.
-        demo: the bundled data, where they answer; `None`: the sources do.
+        demo: the bundled data if they answer; `None`: the sources do.
     """
 
     ready: list[Found]
@@ -195,8 +243,79 @@ class Choice(msgspec.Struct, frozen=True):
     demo: Demo | None
 
 
+def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Replay | None) -> Choice:
+    """Return the wanted scanners, and what becomes of each.
+
+    Raises:
+        ConfigError: a name is unknown, or nothing is left to run.
+    """
+    chosen = choose(plugins, request, settings)
+    wanted = [found for found in chosen if settings.enabled(found.name)]
+    demo = None if request.record or request.replay else bundled(load_demo(), wanted, settings)
+    lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
+    ready = [found for found in wanted if not lacking[found.name]]
+    if not ready:
+        raise ConfigError(_nothing(plugins.problems, chosen, lacking))
+    not_configured = {name: lack for name, lack in lacking.items() if lack}
+    return Choice(ready, not_configured, [found.name for found in chosen if found not in wanted], demo)
+
+
+def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
+    """Return the wanted scanners.
+
+    Raises:
+        ConfigError: a name is unknown (the message suggests the nearest one), or switched off by the settings.
+    """
+    refused = {problem.name: problem.error for problem in plugins.problems}
+    names = [found.name for found in plugins.scanners]
+    for name in request.only:
+        if name not in names:
+            raise ConfigError(str(refused[name]) if name in refused else _unknown_scanner(name, names))
+        if not settings.enabled(name):
+            raise ConfigError(f"scanner {name!r} is switched off by {_switch(settings, name)}")
+    pipelines = [found.pipeline for found in plugins.scanners]
+    for pipeline in request.pipeline:
+        if pipeline not in pipelines:
+            raise ConfigError(_unknown("pipeline", pipeline, pipelines))
+    return [
+        found
+        for found in plugins.scanners
+        if (not request.only or found.name in request.only)
+        and (not request.pipeline or found.pipeline in request.pipeline)
+    ]
+
+
+def _switch(settings: Settings, name: str) -> str:
+    """Return the place in the settings that says whether a scanner is enabled."""
+    return settings.tables.scanners[name].own["enabled"].place
+
+
+def _unknown_scanner(name: str, names: Sequence[str]) -> str:
+    if name in FAULTY:
+        return f"unknown scanner {name!r}; it is one of those that join in with --faults"
+    return _unknown("scanner", name, names)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name, known, 1)
+    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+    return f"unknown {what} {name!r}; {way_out}"
+
+
+def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:
+    """Say why nothing is left to run."""
+    if problems:
+        return f"nothing to run: {problems[0].error}"
+    if lacking:
+        return f"nothing to run: not configured: {'; '.join(f'{name}: {lack}' for name, lack in lacking.items())}"
+    if chosen:
+        return f"nothing to run: switched off by the settings: {', '.join(found.name for found in chosen)}"
+    return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
+
+
 def installed(request: Request) -> Plugins:
-    """Return what is installed and, if they are wanted, the faulty scanners."""
+    """Return the installed scanners, and the faulty ones if they are wanted."""
     plugins = discover()
     if not request.faults:
         return plugins
@@ -208,7 +327,7 @@ def installed(request: Request) -> Plugins:
 
 
 def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for every scanner that is installed, and a sentence for every one that cannot be used.
+    """Return a row for every installed scanner, and a sentence for every one that cannot be used.
 
     Raises:
         ConfigError: the settings are wrong.
@@ -230,247 +349,150 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
     return rows, [str(problem.error) for problem in plugins.problems]
 
 
-def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Replay | None) -> Choice:
-    """Return the scanners that are wanted, and what becomes of each.
+def past_runs(config: Path | None, limit: int) -> Sequence[RunRecord]:
+    """Return the last runs that the configured store remembers, newest first, at most `limit`.
 
     Raises:
-        ConfigError: nobody has a name that is asked for, or there is nothing to run.
+        ConfigError: the settings are wrong, no store is configured, or it fails.
     """
-    chosen = choose(plugins, request, settings)
-    wanted = [found for found in chosen if settings.enabled(found.name)]
-    demo = None if request.record or request.replay else bundled(load_demo(), wanted, settings)
-    lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
-    ready = [found for found in wanted if not lacking[found.name]]
-    if not ready:
-        raise ConfigError(_nothing(plugins.problems, chosen, lacking))
-    not_configured = {name: lack for name, lack in lacking.items() if lack}
-    return Choice(ready, not_configured, [found.name for found in chosen if found not in wanted], demo)
+    settings = load_settings(config)
+    if settings.store == "memory:":
+        raise ConfigError("no run is remembered, for no store is configured; name a settings file with --config")
+    store = open_store(settings.store, SystemClock())
+    try:
+        return RunHistory(store, lambda _operation, _error: None).runs(limit)
+    except StoreError as error:
+        raise ConfigError(f"history: {error}") from None
+    finally:
+        store.close()
 
 
-def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
-    """Return the scanners that are wanted; a name that nobody has is refused, with the nearest one."""
-    refused = {problem.name: problem.error for problem in plugins.problems}
-    names = [found.name for found in plugins.scanners]
-    for name in request.only:
-        if name not in names:
-            raise ConfigError(str(refused[name]) if name in refused else _unknown_scanner(name, names))
-        if not settings.enabled(name):
-            raise ConfigError(f"scanner {name!r} is switched off by {_switch(settings, name)}")
-    pipelines = [found.pipeline for found in plugins.scanners]
-    for pipeline in request.pipeline:
-        if pipeline not in pipelines:
-            raise ConfigError(_unknown("pipeline", pipeline, pipelines))
-    return [
-        found
-        for found in plugins.scanners
-        if (not request.only or found.name in request.only)
-        and (not request.pipeline or found.pipeline in request.pipeline)
-    ]
-
-
-def _switch(settings: Settings, name: str) -> str:
-    """Return where it is said whether a scanner is enabled."""
-    return settings.tables.scanners[name].own["enabled"].place
-
-
-def _unknown_scanner(name: str, names: Sequence[str]) -> str:
-    if name in FAULTY:
-        return f"unknown scanner {name!r}; it is one of those that join in with --faults"
-    return _unknown("scanner", name, names)
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    known = sorted(set(known))
-    near = difflib.get_close_matches(name, known, 1)
-    way_out = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-    return f"unknown {what} {name!r}; {way_out}"
-
-
-def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:
-    """Say why there is nothing to run."""
-    if problems:
-        return f"nothing to run: {problems[0].error}"
-    if lacking:
-        return f"nothing to run: not configured: {'; '.join(f'{name}: {lack}' for name, lack in lacking.items())}"
-    if chosen:
-        return f"nothing to run: switched off by the settings: {', '.join(found.name for found in chosen)}"
-    return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
-
-
-_log = logging.getLogger("resilient_scan")
-
-
-class ReadyFleet(msgspec.Struct, frozen=True):
-    """Scanners that are ready to run.
+class Demo(Protocol):
+    """Bundled data that stand in for live sources.
 
     Attributes:
-        runner: runs them.
-        state: what they are given.
-        deadline: seconds for a run, or `None`: the runner's own.
-        demo: the bundled data that answer them, or `None`.
-        problems: sentences about scanners that were wanted and could not be loaded.
-        not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
-        switched_off: names of scanners that the settings leave out; they are not in the report either.
-        metrics_url: where the metrics are served, or an empty text.
+        scanners: names of the scanners that they can serve.
+        first, last: the days that they cover.
+        description: what they are, as the end of a sentence that begins "The data are".
+        state: the state of a run on them.
+        respond: answers as the live source would.
     """
 
-    runner: ScanRunner
+    scanners: Sequence[str]
+    first: date
+    last: date
+    description: str
     state: dict[str, Any]
-    deadline: float | None
-    demo: Demo | None
-    problems: list[str]
-    not_configured: dict[str, str]
-    switched_off: list[str]
-    metrics_url: str
+    respond: Respond
 
-    def run(self) -> RunReport:
-        """Run all of them once; raises what `ScanRunner.run` raises."""
-        return self.runner.run(self.state, deadline=self.deadline)
-
-    def summary(self, report: RunReport) -> str:
-        """Return the sentence that says what was found, and in what."""
-        in_service = [result.status for result in report.results.values() if result.status is not Status.DISABLED]
-        answered = sum(status.answered for status in in_service)
-        found = Counter(getattr(candidate, "ticker", type(candidate).__name__) for candidate in report.candidates)
-        names = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in found.most_common(10))
-        out = len(report.results) - len(in_service)
-        text = f"{answered} of {counted(len(in_service), 'scanner')}{' in service' * bool(out)} answered"
-        if day := self.state.get("trade_date"):
-            text += f" as of {day}"
-        text += f" and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
-        return text if self.demo is None else f"{text} The data are {self.demo.description}."
+    def settings(self, base_url: str, /) -> dict[str, Any]:
+        """Return the settings that make a scanner ask the server at `base_url`."""
 
 
-@contextmanager
-def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[ReadyFleet]:
-    """Make the wanted scanners ready to run, and everything that they and the listeners need.
+def bundled(demo: Demo | None, scanners: Iterable[Found], settings: Settings) -> Demo | None:
+    """Return the bundled data if nothing is configured, else `None`: a run never mixes them with live answers.
 
-    Where nothing else is configured, bundled data answer the built-in scanners, over HTTP on loopback.
+    A built-in scanner counts as configured once it has what its source needs. One that the data can serve counts as
+    configured once the settings say what it should look at, or where.
+    """
+    if demo is None:
+        return None
+    ours = [found for found in scanners if found.built_in and settings.enabled(found.name)]
+    return None if any(_configured(found, demo, settings) for found in ours) else demo
 
-    Args:
-        request: what is wanted.
-        listeners: who is told what happens; `None`: the log.
+
+def _configured(found: Found, demo: Demo, settings: Settings) -> bool:
+    if found.name in demo.scanners:
+        return not settings.settings_of(found.name).keys().isdisjoint(demo.settings(""))
+    return not lacks(found, None, settings)
+
+
+def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
+    """Say what to set before `run` can run a scanner; an empty text: nothing.
+
+    A scanner needs what it declares. A built-in one that declares nothing waits until any of its settings is set, so
+    that no source is called before someone wants it. Bundled data need none of this; recordings need no keys, and
+    nothing that the recorded run's state holds.
+    """
+    name, table = found.name, settings.settings_of(found.name)
+    if demo is not None and name in demo.scanners:
+        return ""
+    if replay is not None and not replay.has(name):
+        return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
+    state = replay.state() if replay else {}
+    needs = {
+        setting: variable
+        for setting, variable in found.needs.items()
+        if not (replay and variable) and not state.get(FROM_STATE.get(setting, ""))
+    }
+    missing = [
+        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
+        for setting, variable in needs.items()
+        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
+    ]
+    if missing:
+        return f"set {', and '.join(missing)}"
+    wished = not found.built_in or found.needs or table or replay
+    if wished:
+        return ""
+    hosts = " and ".join(found.sources) or "its source"
+    return f"set scanners.{name}.settings.universe, or any other of its settings, to have it ask {hosts}"
+
+
+def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
+    """Return a placeholder for every key: recordings hold no keys, and no source is called."""
+    return {
+        found.name: dict.fromkeys((key for key, variable in found.needs.items() if variable), REDACTED)
+        for found in ready
+        if found.needs
+    }
+
+
+def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
+    """Return a run's state.
 
     Raises:
-        ConfigError: settings are wrong, there is nothing to run, a name that nobody has, a date that the data do not
-            have, a port that is taken, a folder that cannot be recorded into or replayed.
+        ConfigError: bundled data answer, and they do not reach to that date.
     """
-    plugins = installed(request)
-    settings = load_installed(request.config, known=plugins.names)
-    replay = _replay(request, plugins)
-    choice = choice_of(request, plugins, settings, replay)
-    ready = choice.ready
-    with ExitStack() as stack:
-        traffic = replay or (Recorder(request.record) if request.record else None)
-        told: list[Any] = [LogEvents()] if listeners is None else list(listeners)
-        url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
-        if url or request.push or request.textfile:
-            told.append(PrometheusMetrics())
-        served = stand_ins(ready) if replay else _serve(ready, choice.demo, settings, request.latency, stack)
-        runner = stack.enter_context(
-            settings.runner(
-                [found.scanner for found in ready],
-                known=plugins.names,
-                listeners=told,
-                settings=served,
-                traffic=traffic,
-                **_said(request),
-            )
-        )
-        stack.callback(_deliver, request)  # before the runner is closed: then it says nothing of its states any more
-        data = choice.demo if served else None
-        state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
-        if isinstance(traffic, Recorder):
-            traffic.note_run(state, [found.name for found in ready])
-        yield ReadyFleet(
-            runner=runner,
-            state=state,
-            deadline=request.deadline,
-            demo=data,
-            problems=[] if request.only else [str(problem.error) for problem in plugins.problems],
-            not_configured=choice.not_configured,
-            switched_off=choice.switched_off,
-            metrics_url=url,
-        )
+    if demo is None:
+        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
+    if as_of is None:
+        return dict(demo.state)
+    if not demo.first <= as_of <= demo.last:
+        raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
+    return {**demo.state, "trade_date": as_of.isoformat()}
 
 
-def _said(request: Request) -> dict[str, Any]:
-    """Return the runner's options that the command line names; the settings say the others."""
-    alone = request.replay or request.record or request.faults or request.alone
-    said: dict[str, Any] = {"store": None} if alone else {}
-    if request.max_workers is not None:
-        said["max_workers"] = request.max_workers
-    if request.sequential is not None:
-        said["concurrent"] = not request.sequential
-    return said
+def state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
+    """Return the recorded run's state; without a trade date each scanner takes it from its own clock."""
+    return replay.state() | ({} if as_of is None else {"trade_date": as_of.isoformat()})
 
 
-def _replay(request: Request, plugins: Plugins) -> Replay | None:
-    if request.replay is None:
-        return None
-    if request.record is not None:
-        raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
-    return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
-
-
-def _serve(
+def _serve_demo(
     ready: Iterable[Found], demo: Demo | None, settings: Settings, latency: float | None, stack: ExitStack
 ) -> dict[str, dict[str, Any]]:
-    """Start servers of the bundled data, where they are needed, and return the settings that point scanners to it.
+    """Start servers of the bundled data where they are needed, and return the settings that point scanners to them.
 
-    What the user's settings say wins: a scanner that they send to another source is none of ours.
+    The user's settings take precedence: a scanner that they send to another source is left alone.
     """
     served = [found.name for found in ready if found.built_in and demo is not None and found.name in demo.scanners]
     if demo is None or not served:
         return {}
-    asking = {}
+    pointed = {}
     together = None if latency else stack.enter_context(LoopbackServer(demo.respond))
     for name in served:
         server = together or stack.enter_context(LoopbackServer(_held_back(demo.respond, latency or 0)))
         table = {**demo.settings(server.url), **settings.settings_of(name)}
         if server.url in table.values():
-            asking[name] = {key: Ephemeral(value) if value == server.url else value for key, value in table.items()}
-    return asking
-
-
-def _serve_metrics(port: int, stack: ExitStack) -> str:
-    """Serve this process's metrics on loopback, and return the address."""
-
-    def respond(path: str, _query: dict[str, str], accept: str) -> Answer:
-        if path not in {"/metrics", "/"}:
-            return 404, {"Content-Type": "text/plain; charset=utf-8"}, b"metrics are at /metrics\n"
-        content_type, text = exposition(accept=accept)
-        return 200, {"Content-Type": content_type}, text
-
-    try:
-        server = LoopbackServer(negotiated=respond, port=port)
-    except OSError as error:
-        raise ConfigError(f"port {port} of 127.0.0.1 cannot be had: {error.strerror}; 0 takes a free one") from None
-    return f"{stack.enter_context(server).url}/metrics"
-
-
-def _deliver(request: Request) -> None:
-    """Bring the metrics to where they outlive the run; what goes wrong there is no matter of the run."""
-    if request.push:
-        try:
-            push(request.push)
-        except (OSError, ValueError) as error:
-            where, why = redact(request.push), hide(str(error))
-            _log.warning("the metrics could not be pushed to %s: %s; the run is not affected", where, why)
-    if request.textfile:
-        try:
-            write_textfile(request.textfile)
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            _log.warning("the metrics could not be written to %s: %s; the run is not affected", request.textfile, why)
+            pointed[name] = {key: Ephemeral(value) if value == server.url else value for key, value in table.items()}
+    return pointed
 
 
 def _held_back(respond: Respond, latency: float) -> Respond:
     """Let each answer take as long as one over a network."""
-    never = threading.Event()
 
     def late(path: str, query: dict[str, str]) -> Answer:
-        never.wait(latency)
+        time.sleep(latency)
         return respond(path, query)
 
     return late

@@ -1,4 +1,4 @@
-"""The command line: arguments in, text and exit code out.
+"""The command line: arguments in, text and exit code out. Knows click.
 
 stdout carries data, stderr carries messages.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any, Final, TypeVar
 
 import click
@@ -24,11 +21,11 @@ import msgspec
 from resilient_scan import __version__
 from resilient_scan._text import parse_duration
 from resilient_scan.cli.check import check as check_all
+from resilient_scan.cli.client import explained, order
 from resilient_scan.cli.export import PRESETS, RUNBOOK
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
-from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, survey
-from resilient_scan.cli.history import COLUMNS, past_runs, row
+from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, past_runs, survey
 from resilient_scan.cli.screens import (
     MESSAGES,
     draw,
@@ -36,13 +33,14 @@ from resilient_scan.cli.screens import (
     introduce,
     listening,
     messages_on_stderr,
+    print_history,
     print_json,
     print_report,
     print_verified,
     rehearse,
     say,
 )
-from resilient_scan.cli.serve import ServeRequest, Serving, explained, open_service, order
+from resilient_scan.cli.serve import ServeRequest, caught_signals, first, open_service, wind_up
 from resilient_scan.cli.verify import verify as run_both
 from resilient_scan.errors import ConfigError
 from resilient_scan.observe.logs import LogEvents
@@ -50,21 +48,23 @@ from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
 
-# Arguments that several commands take. Knows click.
+OK, INCOMPLETE, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# What several commands take.
+
 
 def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of an option that may be repeated and may hold several, with commas between."""
-    found = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
-    if values and not found:
+    """Return the names given by an option that may be repeated, and may hold several names separated by commas."""
+    given = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    if values and not given:
         raise click.BadParameter(f"{values[0]!r} names nothing; leave the option out to run all")
-    return found
+    return given
 
 
 def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds that `250ms`, `5s`, `10m`, `1h` or a plain number of seconds stands for."""
+    """Return the seconds that `250ms`, `5s`, `10m`, `1h` or a plain number of seconds means."""
     if value is None:
         return None
     text = value.strip()
@@ -78,7 +78,7 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 
 def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date | None:
-    """Return the date that `2013-01-24` stands for."""
+    """Return the date that `2013-01-24` means."""
     try:
         return None if value is None else date.fromisoformat(value)
     except ValueError:
@@ -116,142 +116,10 @@ RUN_OPTIONS: Final = (config_option, only_option, pipeline_option, as_of_option,
 
 
 def run_options(command: Command) -> Command:
-    """Add what says which scanners run, by which settings and for how long."""
+    """Add the options that say which scanners run, with which settings and for how long."""
     for option in reversed(RUN_OPTIONS):
         command = option(command)
     return command
-
-
-# The commands of who operates a fleet: serve it, take a scanner out of service, bring it back. Knows click.
-
-DONE, FAILED = 0, 1
-ROUND = 0.25  # seconds: how long a signal may go unnoticed that did not end the wait for it
-
-
-@click.command(short_help="Run the scanners again and again, and answer over HTTP.")
-@run_options
-@click.option(
-    "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
-)
-@click.option(
-    "--jitter",
-    type=click.FloatRange(0, 0.5),
-    default=0.1,
-    show_default=True,
-    help="Share of that by which a run may be late, by chance.",
-)
-@click.option(
-    "--catch-up",
-    type=click.Choice([ONCE, SKIP]),
-    default=ONCE,
-    show_default=True,
-    help="Make up for missed runs by one at once, or leave them out.",
-)
-@click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
-@click.option(
-    "--grace",
-    metavar="DURATION",
-    default="30s",
-    show_default=True,
-    callback=duration,
-    help="Time that a run under way gets when the service is stopped.",
-)
-@log_format_option
-def serve(
-    every: float, jitter: float, catch_up: str, listen: str | None, grace: float, log_format: str, **options: Any
-) -> int:
-    """Run the scanners again and again, and answer over HTTP: page, metrics, alerts, orders.
-
-    Alerts that come in take a failing scanner out of service; a probe brings it back. SIGTERM and Ctrl-C end it: the
-    run under way gets its time, a second one cuts it off.
-    """
-    MESSAGES.json = log_format == "json"
-    request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
-    with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
-        introduce(serving.fleet)
-        say(_greeting(serving, every))
-        first(signals)
-        say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
-        ended = _wind_up(serving, signals, grace)
-    say(["stopped" if ended else "stopped; the run under way was cut off"])
-    return DONE
-
-
-@click.command(short_help="Take a scanner out of service for a while.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept with the order.")
-@click.option(
-    "--for",
-    "seconds",
-    metavar="DURATION",
-    default="24h",
-    show_default=True,
-    callback=duration,
-    help="How long it holds; nothing is disabled for ever.",
-)
-def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
-    """Take scanner NAME out of service: in the service that runs on this machine, else in the store."""
-    sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
-    return DONE
-
-
-@click.command(short_help="Bring a scanner back into service.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept with the order.")
-def enable(name: str, config: Path | None, reason: str) -> int:
-    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store."""
-    sys.stdout.write(f"{order(config, name, 'enable', reason, 86_400.0)}\n")
-    return DONE
-
-
-COMMANDS: Final = (serve, disable, enable)
-
-
-def _greeting(serving: Serving, every: float) -> list[str]:
-    orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
-    return [f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"]
-
-
-def first(signals: SimpleQueue[int]) -> int:
-    """Wait for a signal, in rounds: one that another thread receives does not wake this one from an untimed wait."""
-    while True:
-        with contextlib.suppress(Empty):
-            return signals.get(timeout=ROUND)
-
-
-def _wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
-    """Let the run under way end in its time, unless a second signal comes; say whether it did."""
-    step, left = 0.1, grace
-    while not serving.stop(min(step, left)):
-        left -= step
-        if left <= 0 or not signals.empty():
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def caught_signals() -> Iterator[SimpleQueue[int]]:
-    """Yield a queue that SIGTERM and Ctrl-C go into, instead of what else they do.
-
-    A second signal may come while the first one's handler runs, on the same thread: a flag of `threading` would wait
-    for its own lock then, for ever. This queue is made for it.
-    """
-    signals: SimpleQueue[int] = SimpleQueue()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        signals.put(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-ANSWERED, SOME_DID_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -321,7 +189,74 @@ def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_f
         report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
         if hold is not None:
             _hold(hold, fleet)
-    return ANSWERED if report.complete and not fleet.problems else SOME_DID_NOT
+    return OK if report.complete and not fleet.problems else INCOMPLETE
+
+
+def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
+    try:
+        report = fleet.run()
+    except KeyboardInterrupt as stop:
+        print_report(getattr(stop, "report", None), fleet, as_json=as_json, merged=merged)
+        raise
+    print_report(report, fleet, as_json=as_json, merged=merged)
+    return report
+
+
+def _hold(duration: float, fleet: ReadyFleet) -> None:
+    """Keep the metrics served. Ctrl-C is how a person ends that, so it does not count as interrupting the run."""
+    say([f"metrics stay at {fleet.metrics_url} for {elapsed(duration)}; Ctrl-C ends it"])
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait(duration)
+
+
+@command.command(short_help="Run the scanners again and again, and answer over HTTP.")
+@run_options
+@click.option(
+    "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
+)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of that by which a run may be late, by chance.",
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice([ONCE, SKIP]),
+    default=ONCE,
+    show_default=True,
+    help="Make up for missed runs by one at once, or leave them out.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    callback=duration,
+    help="Time that a run under way gets when the service is stopped.",
+)
+@log_format_option
+def serve(
+    every: float, jitter: float, catch_up: str, listen: str | None, grace: float, log_format: str, **options: Any
+) -> int:
+    """Run the scanners again and again, and answer over HTTP: page, metrics, alerts, orders.
+
+    Alerts that come in take a failing scanner out of service; a probe brings it back. SIGTERM and Ctrl-C end it: the
+    run under way gets its time, a second one cuts it off.
+    """
+    MESSAGES.json = log_format == "json"
+    request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
+    with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
+        introduce(serving.fleet)
+        orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
+        say([f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"])
+        first(signals)
+        say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
+        ended = wind_up(serving, signals, grace)
+    say(["stopped" if ended else "stopped; the run under way was cut off"])
+    return OK
 
 
 @command.command(name="list", short_help="List the scanners, and whether `run` has what they need.")
@@ -333,13 +268,67 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
     say(f"problem: {problem}" for problem in problems)
     if as_json:
         print_json(rows)
-        return ANSWERED
+        return OK
     columns = ("name", "pipeline", "configured", "enabled", "summary")
     words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
     draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
     lacking = [f"not configured: {row['name']}: {row['to_set']}\n" for row in rows if row["to_set"]]
     sys.stdout.writelines(["\n", *lacking] if lacking else [])
-    return ANSWERED
+    return OK
+
+
+@command.command(short_help="Run one scanner once and explain its layers and limits.")
+@click.argument("name")
+@config_option
+@as_of_option
+@click.option("--run/--no-run", "run_first", default=None, help="Run this one scanner here first, or only look at it.")
+@click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
+@click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
+def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> int:
+    """Run one scanner once and explain it: its layers, who set which number, and what happened.
+
+    The first line says whether it would run now and, if not, what would make it run. The service on this machine
+    is asked, if one runs; else the scanner is run once here. --run and --no-run decide that by hand.
+    """
+    known = None if run_first or options["faults"] else explained(options["config"], name)
+    if known is not None:
+        sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
+        return OK
+    with open_fleet(Request(only=(name,), **options)) as fleet:
+        introduce(fleet)
+        if run_first is not False:
+            fleet.run()
+        sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
+    return OK
+
+
+@command.command(short_help="Take a scanner out of service for a while.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+@click.option(
+    "--for",
+    "seconds",
+    metavar="DURATION",
+    default="24h",
+    show_default=True,
+    callback=duration,
+    help="How long it holds; nothing is disabled for ever.",
+)
+def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+    """Take scanner NAME out of service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
+    return OK
+
+
+@command.command(short_help="Bring a scanner back into service.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept with the order.")
+def enable(name: str, config: Path | None, reason: str) -> int:
+    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'enable', reason)}\n")
+    return OK
 
 
 @command.command(short_help="Look for what is wrong with the settings; run nothing.")
@@ -360,32 +349,7 @@ def check(config: Path | None, interval: float | None) -> int:
     sys.stdout.writelines(f"warning: {text}\n" for text in checked.warnings)
     sys.stdout.writelines(f"not configured: {text}\n" for text in checked.not_configured)
     sys.stdout.write(f"{checked.summary}\n")
-    return USAGE if checked.errors else ANSWERED
-
-
-@command.command(short_help="Run one scanner once and explain its layers and limits.")
-@click.argument("name")
-@config_option
-@as_of_option
-@click.option("--run/--no-run", "run_first", default=None, help="Run this one scanner here first, or only look at it.")
-@click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
-@click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
-def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> int:
-    """Run one scanner once and explain it: its layers, who set which number, and what happened.
-
-    The first line says whether it would run now and, if not, what would make it run. The service on this machine
-    is asked, if one runs; else the scanner is run once here. --run and --no-run decide that by hand.
-    """
-    known = None if run_first or options["faults"] else explained(options["config"], name)
-    if known is not None:
-        sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
-        return ANSWERED
-    with open_fleet(Request(only=(name,), **options)) as fleet:
-        introduce(fleet)
-        if run_first is not False:
-            fleet.run()
-        sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
-    return ANSWERED
+    return USAGE if checked.errors else OK
 
 
 @command.command(short_help="Show that concurrent and sequential runs find the same.")
@@ -405,7 +369,7 @@ def verify(**options: Any) -> int:
     """
     verified = run_both(Request(**options))
     print_verified(verified, options["latency"])
-    return ANSWERED if verified.same else SOME_DID_NOT
+    return OK if verified.same else INCOMPLETE
 
 
 @command.command(short_help="Show the last runs that the store remembers.")
@@ -421,10 +385,10 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     if as_json:
         print_json([each.to_dict() for each in runs])
     elif runs:
-        draw(COLUMNS, [row(each) for each in runs], sys.stdout, right=("took", "answered"))
+        print_history(runs)
     else:
         say(["no run is remembered yet"])
-    return ANSWERED
+    return OK
 
 
 @command.command(name="export-grafana", short_help="Write dashboards, alert rules and a compose file.")
@@ -447,11 +411,7 @@ def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> i
     """
     for path in write_files(directory, preset, runbook=runbook, force=force):
         sys.stdout.write(f"{path}\n")
-    return ANSWERED
-
-
-for each in COMMANDS:
-    command.add_command(each)
+    return OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -475,31 +435,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _unwritten(error)
-    return code if isinstance(code, int) else ANSWERED
-
-
-def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
-    try:
-        report = fleet.run()
-    except KeyboardInterrupt as stop:
-        print_report(getattr(stop, "report", None), fleet, as_json=as_json, merged=merged)
-        raise
-    print_report(report, fleet, as_json=as_json, merged=merged)
-    return report
-
-
-def _hold(duration: float, fleet: ReadyFleet) -> None:
-    """Keep the metrics served; Ctrl-C is how a person ends that, so it is no interruption of the run."""
-    say([f"metrics stay at {fleet.metrics_url} for {elapsed(duration)}; Ctrl-C ends it"])
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait(duration)
+    return code if isinstance(code, int) else OK
 
 
 def _unwritten(error: OSError) -> int:
-    """Say that the output could not be written, unless its reader went away (`| head`)."""
+    """Say that the output could not be written, unless its reader has gone (`| head`)."""
     if not isinstance(error, BrokenPipeError):
         what = error.filename or "the output cannot be written"
         say([f"error: {what}: {error.strerror or error}"], logging.ERROR)
-    # What is still buffered would fail once more when the interpreter ends.
+    # The interpreter flushes stdout when it exits, which would fail once more and print a traceback.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return SOME_DID_NOT
+    return INCOMPLETE

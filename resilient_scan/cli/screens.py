@@ -1,7 +1,7 @@
-"""Show runs, reports and lists to people: tables on a terminal, aligned plain lines everywhere else.
+"""Show runs, reports and lists to people: tables on a terminal, aligned plain lines everywhere else. Knows rich.
 
-The only file that knows rich. What is shown came from outside sources, so it is drawn without markup and without
-control characters: a headline must not be able to drive a terminal.
+What is shown came from outside sources, so it is drawn without markup and without control characters: a headline must
+not be able to drive a terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
@@ -42,10 +43,18 @@ from resilient_scan.events import (
 )
 from resilient_scan.observe.logs import JsonLines, LogEvents
 from resilient_scan.results import Merged, RunReport, ScanResult, Status, plain
+from resilient_scan.stores.history import RunRecord
 
 MAX_CANDIDATES: Final = 40
-MAX_ROWS: Final = 20
+MAX_ROWS: Final = 20  # of a live table
+MAX_MISSING: Final = 3  # scanners that did not answer, by name
 PER_SECOND: Final = 4
+REHEARSAL_PAUSE: Final = (
+    1.1  # seconds between two runs with faulty scanners: the answers of the first are stale by then
+)
+JSON_LINES: Final = JsonLines()
+TEXT_LINES: Final = logging.Formatter("%(message)s")
+ANSWERED: Final = {status.value for status in Status if status.answered}
 STYLES: Final = {
     Status.COMPLETED: "green",
     Status.CACHED: "green",
@@ -56,6 +65,78 @@ STYLES: Final = {
     Status.DISABLED: "dim",
     Status.SKIPPED: "dim",
 }
+
+# Messages.
+
+
+class Messages:
+    """How messages on stderr are written: as plain text, or each as a JSON object."""
+
+    json = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return (JSON_LINES if self.json else TEXT_LINES).format(record)
+
+
+MESSAGES: Final = Messages()
+
+
+def say(lines: Iterable[str], level: int = logging.INFO) -> None:
+    """Write messages, one a line, to stderr."""
+    for line in lines:
+        record = logging.LogRecord("resilient_scan", level, "", 0, line, None, None)
+        sys.stderr.write(f"{MESSAGES.format(record)}\n")
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Write to whatever stderr is at the moment: a live table replaces it, and puts lines above its rows."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return MESSAGES.format(record)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
+        return sys.stderr
+
+
+@contextlib.contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Send the library's log lines to stderr; a character that the terminal lacks does not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    logger, handler = logging.getLogger("resilient_scan"), _ToStderr()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def introduce(fleet: ReadyFleet) -> None:
+    """Say what someone might not expect of this fleet."""
+    say(f"problem: {problem}" for problem in fleet.problems)
+    say(f"not configured: {name}: {what_to_set}" for name, what_to_set in fleet.not_configured.items())
+    say(f"switched off by the settings: {name}" for name in fleet.switched_off)
+    if fleet.metrics_url:
+        say([f"metrics: {fleet.metrics_url}"])
+
+
+# Tables.
 
 
 def draw(columns: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO, *, right: Sequence[str] = ()) -> None:
@@ -74,8 +155,76 @@ def draw(columns: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO, 
         stream.writelines(_plain_lines(columns, cleaned, right))
 
 
+def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(row, widths, columns, strict=True)
+        ]
+        yield "  ".join(cells).rstrip() + "\n"
+
+
+def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, right: Sequence[str]) -> None:
+    _console(stream).print(_table(columns, rows, right))
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], *, wrap: bool = True) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=not wrap and name != "note")
+    for row in rows:
+        cells = [Text(cell, style=_style(name, cell)) for name, cell in zip(columns, row, strict=True)]
+        if not wrap:  # one line per row; if there is not enough room, the note is cut first
+            for cell in cells:
+                cell.no_wrap, cell.overflow = True, "ellipsis"
+        table.add_row(*cells)
+    return table
+
+
+def _style(column: str, cell: str) -> str:
+    return STYLES.get(Status(cell), "") if column == "status" and cell in set(Status) else ""
+
+
+def elapsed(value: float) -> str:
+    """Write a duration the way people do: `<0.1ms`, `0.4ms`, `12ms`, `1.50s`, `95s`."""
+    if value < 0.0001:
+        return "<0.1ms" if value > 0 else "0ms"
+    if value < 0.001:
+        return f"{value * 1000:.1f}ms"
+    if value < 0.9995:
+        return f"{value * 1000:.0f}ms"
+    return f"{value:.2f}s" if value < 10 else f"{value:.0f}s"
+
+
+# A report, and the runs of the past.
+
+
+def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, merged: bool = False) -> None:
+    """Write what a run found, `merged` by ticker if wanted; write nothing if there is no report."""
+    if report is None:
+        return
+    if as_json:
+        together = {"merged": [one.to_dict() for one in report.merged()]} if merged else {}
+        print_json({**report.to_dict(), **together})
+        return
+    show_results(report.results.values(), sys.stdout)
+    if report.candidates:
+        sys.stdout.write("\n")
+        if merged:
+            show_merged(report.merged(), sys.stdout)
+        else:
+            show_candidates(report.candidates, sys.stdout)
+    sys.stdout.write(f"\n{fleet.summary(report)}\n")
+    sys.stdout.flush()
+
+
 def show_results(results: Iterable[ScanResult], stream: TextIO) -> None:
-    """Write one line per scan: how it ended, what it found, how long it took, and what went wrong."""
+    """Write one line per scan: how it ended, how much it found, how long it took, and what went wrong."""
     columns = ("scanner", "pipeline", "status", "candidates", "duration", "note")
     rows = [
         (r.scanner, r.pipeline, r.status.value, str(len(r.candidates)), elapsed(r.duration), note(r)) for r in results
@@ -99,16 +248,91 @@ def show_merged(found: Sequence[Merged], stream: TextIO) -> None:
         stream.write(f"... and {len(found) - MAX_CANDIDATES} more; --json has them all\n")
 
 
+def note(result: ScanResult) -> str:
+    """Return what a reader should know besides the status, or an empty text."""
+    parts = []
+    if result.error is not None:
+        parts.append(f"{result.error.kind}: {result.error.message}")
+    if result.partial:
+        parts.append("partial")
+    if result.suspicious:
+        parts.append(f"suspicious: {result.suspicious}")
+    if result.dropped:
+        parts.append(f"{result.dropped} invalid dropped")
+    if result.age:
+        parts.append(f"{elapsed(result.age)} old")
+    if result.attempts > 1:
+        parts.append(f"{result.attempts} attempts")
+    return ", ".join(parts)
+
+
+def _candidate_row(candidate: Any) -> tuple[str, str, str, str]:
+    """Return the columns of a `Candidate`; a candidate of another type is shown whole, as its context."""
+    if not isinstance(candidate, Mapping) or "ticker" not in candidate:
+        return "", "", "", str(candidate)
+    ticker, source, priority, context = (
+        str(candidate.get(key, "")) for key in ("ticker", "source", "priority", "context")
+    )
+    return ticker, source, priority, context
+
+
+def print_history(runs: Iterable[RunRecord]) -> None:
+    """Write one line per run of the past."""
+    columns = ("started", "took", "answered", "statuses", "note")
+    draw(columns, map(history_row, runs), sys.stdout, right=("took", "answered"))
+
+
+def history_row(run: RunRecord) -> tuple[str, ...]:
+    """Return a run's cells: when it began, how long it took, how many answered, how all ended, who did not answer."""
+    in_service = [scan for scan in run.scans.values() if scan.status != Status.DISABLED]
+    answered = sum(scan.status in ANSWERED for scan in in_service)
+    return (
+        datetime.fromtimestamp(run.started_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+        elapsed(run.duration),
+        f"{answered} of {len(in_service)}",
+        ", ".join(f"{count} {status}" for status, count in sorted(run.counts.items())),
+        _missing(run),
+    )
+
+
+def _missing(run: RunRecord) -> str:
+    names = [
+        f"{name} ({scan.error or scan.status})"
+        for name, scan in run.scans.items()
+        if scan.status not in ANSWERED and scan.status != Status.DISABLED
+    ]
+    more = len(names) - MAX_MISSING
+    return ", ".join(names[:MAX_MISSING]) + (f" and {more} more" if more > 0 else "")
+
+
+# A run while it goes on.
+
+
 def is_live(stream: TextIO) -> bool:
     """Say whether a table that changes can be drawn on `stream`."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
-class LiveTable:
-    """A listener that draws a run while it goes on, and wipes the picture away when the run is over.
+@contextlib.contextmanager
+def listening() -> Iterator[list[Listener]]:
+    """Show a run on stderr while it goes on: a live table on a terminal, log lines elsewhere."""
+    if MESSAGES.json:
+        yield [LogEvents(format="json")]
+        return
+    if not is_live(sys.stderr):
+        yield [LogEvents()]
+        return
+    log = LogEvents()
+    log.events = (StoreFailed, StoreRecovered)  # no row of the table shows these
+    with LiveTable(sys.stderr) as table:
+        yield [table, log]
 
-    A context manager: it leaves no picture behind, whatever ends the run. It is drawn four times a second by a thread
-    of its own, from what the events have told, so a fast fleet is not slowed down.
+
+class LiveTable:
+    """A listener that draws a run while it goes on, and wipes the picture away when the run has ended.
+
+    It is a context manager that leaves no picture behind, however the run ends. Its own thread draws it four times a
+    second from what the events have said so far, so it does not slow down a fast fleet.
 
     Args:
         stream: a terminal.
@@ -117,7 +341,7 @@ class LiveTable:
     events: tuple[type[Event], ...] = (ScannersRegistered, RunStarted, AttemptEnded, ScanEnded, RunEnded)
 
     def __init__(self, stream: TextIO) -> None:
-        self._lock = threading.Lock()  # the run's thread writes the rows while the table's thread draws them
+        self._lock = threading.Lock()  # worker threads write the rows while the table's thread draws them
         self._names: tuple[str, ...] = ()
         self._ended: dict[str, ScanResult] = {}
         self._notes: dict[str, str] = {}
@@ -149,7 +373,9 @@ class LiveTable:
                     self._notes[name] = f"attempt {attempt} ended: {outcome}{why}"
                 case ScanEnded():
                     self._ended[event.result.scanner] = event.result
-        # Outside the lock: to start and to stop draws the table once, which takes the lock.
+        # Outside the lock, because starting and stopping draw the table: `_drawn` would wait for the lock that its own
+        # caller holds. And the drawing thread holds rich's lock while it waits for ours, so we must not wait for rich's
+        # while we hold ours.
         if isinstance(event, RunStarted):
             self._ended, self._notes, self._began = {}, {}, time.monotonic()
             self._live.start(refresh=True)
@@ -172,13 +398,13 @@ class LiveTable:
 
 
 def shown(names: Sequence[str], ended: Mapping[str, ScanResult]) -> list[str]:
-    """Return the scanners that have a row, in the given order: all, or of many those first that have not ended."""
+    """Return the scanners that get a row, in the given order; of too many, those that have not ended come first."""
     first = sorted(names, key=lambda name: name in ended)[:MAX_ROWS]
     return [name for name in names if name in set(first)] if len(names) > MAX_ROWS else list(names)
 
 
 def live_row(name: str, result: ScanResult | None, note_so_far: str) -> list[str]:
-    """Return the cells of a scanner whose scan has ended, or has not."""
+    """Return a scanner's cells, whether its scan has ended or not."""
     if result is None:
         return [name, "...", "", "", clean(note_so_far)]
     return [
@@ -190,204 +416,63 @@ def live_row(name: str, result: ScanResult | None, note_so_far: str) -> list[str
     ]
 
 
-def elapsed(value: float) -> str:
-    """Return a duration as people write it: `<0.1ms`, `0.4ms`, `12ms`, `1.50s`, `95s`."""
-    if value < 0.0001:
-        return "<0.1ms" if value > 0 else "0ms"
-    if value < 0.001:
-        return f"{value * 1000:.1f}ms"
-    if value < 0.9995:
-        return f"{value * 1000:.0f}ms"
-    return f"{value:.2f}s" if value < 10 else f"{value:.0f}s"
-
-
-def note(result: ScanResult) -> str:
-    """Return what a reader should know beside the status, or an empty text."""
-    parts = []
-    if result.error is not None:
-        parts.append(f"{result.error.kind}: {result.error.message}")
-    if result.partial:
-        parts.append("partial")
-    if result.suspicious:
-        parts.append(f"suspicious: {result.suspicious}")
-    if result.dropped:
-        parts.append(f"{result.dropped} invalid dropped")
-    if result.age:
-        parts.append(f"{elapsed(result.age)} old")
-    if result.attempts > 1:
-        parts.append(f"{result.attempts} attempts")
-    return ", ".join(parts)
-
-
-def _candidate_row(candidate: Any) -> tuple[str, str, str, str]:
-    """Return the columns of a `Candidate`; a candidate of another type is shown whole, as its context."""
-    if not isinstance(candidate, Mapping) or "ticker" not in candidate:
-        return "", "", "", str(candidate)
-    ticker, source, priority, context = (
-        str(candidate.get(key, "")) for key in ("ticker", "source", "priority", "context")
-    )
-    return ticker, source, priority, context
-
-
-def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        cells = [
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for cell, width, name in zip(row, widths, columns, strict=True)
-        ]
-        yield "  ".join(cells).rstrip() + "\n"
-
-
-def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, right: Sequence[str]) -> None:
-    _console(stream).print(_table(columns, rows, right))
-
-
-def _console(stream: TextIO) -> Console:
-    return Console(file=stream, color_system=None if os.environ.get("NO_COLOR") else "auto")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], *, wrap: bool = True) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=not wrap and name != "note")
-    for row in rows:
-        cells = [Text(cell, style=_style(name, cell)) for name, cell in zip(columns, row, strict=True)]
-        if not wrap:  # one line a row; of what has no room the note gives way first
-            for cell in cells:
-                cell.no_wrap, cell.overflow = True, "ellipsis"
-        table.add_row(*cells)
-    return table
-
-
-def _style(column: str, cell: str) -> str:
-    return STYLES.get(Status(cell), "") if column == "status" and cell in set(Status) else ""
-
-
-# What the commands show: messages, a run while it goes on, its report, two runs with faulty scanners, a comparison.
-
-BETWEEN: Final = 1.1  # seconds from one run with faulty scanners to the next: what was fresh is not any more
-
-
-class Messages:
-    """How what goes to stderr is written: as it is, or each line as a JSON object."""
-
-    json = False
-
-    def form(self, record: logging.LogRecord) -> str:
-        """Return one line."""
-        return (JSON_LINES if self.json else TEXT_LINES).format(record)
-
-
-JSON_LINES: Final = JsonLines()
-TEXT_LINES: Final = logging.Formatter("%(message)s")
-MESSAGES: Final = Messages()
-
-
-def say(lines: Iterable[str], level: int = logging.INFO) -> None:
-    """Write messages, one a line, to stderr."""
-    for line in lines:
-        record = logging.LogRecord("resilient_scan", level, "", 0, line, None, None)
-        sys.stderr.write(f"{MESSAGES.form(record)}\n")
-
-
-def print_json(value: Any) -> None:
-    """Write one JSON document to stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-class _ToStderr(logging.StreamHandler[TextIO]):
-    """Write to what stderr is at the moment: a live table puts itself there, and the lines above its rows."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    def format(self, record: logging.LogRecord) -> str:
-        return MESSAGES.form(record)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # as in the standard library's own handler of last resort
-        return sys.stderr
-
-
-@contextlib.contextmanager
-def messages_on_stderr() -> Iterator[None]:
-    """Send the library's log lines to stderr, and let no character that a terminal lacks end the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    logger, handler = logging.getLogger("resilient_scan"), _ToStderr()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[list[Listener]]:
-    """Show a run on stderr as it goes on: a live table on a terminal, log lines elsewhere."""
-    if MESSAGES.json:
-        yield [LogEvents(format="json")]
-        return
-    if not is_live(sys.stderr):
-        yield [LogEvents()]
-        return
-    news = LogEvents()
-    news.events = (StoreFailed, StoreRecovered)  # what no row of the table is about
-    with LiveTable(sys.stderr) as table:
-        yield [table, news]
-
-
-def introduce(fleet: ReadyFleet) -> None:
-    """Say what is not as somebody may expect it."""
-    say(f"problem: {problem}" for problem in fleet.problems)
-    say(f"not configured: {name}: {what_to_set}" for name, what_to_set in fleet.not_configured.items())
-    say(f"switched off by the settings: {name}" for name in fleet.switched_off)
-    if fleet.metrics_url:
-        say([f"metrics: {fleet.metrics_url}"])
-
-
-def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, merged: bool = False) -> None:
-    """Write what a run brought, `merged` by ticker if wanted; nothing where there is no report."""
-    if report is None:
-        return
-    if as_json:
-        together = {"merged": [one.to_dict() for one in report.merged()]} if merged else {}
-        print_json({**report.to_dict(), **together})
-        return
-    show_results(report.results.values(), sys.stdout)
-    if report.candidates:
-        sys.stdout.write("\n")
-        if merged:
-            show_merged(report.merged(), sys.stdout)
-        else:
-            show_candidates(report.candidates, sys.stdout)
-    sys.stdout.write(f"\n{fleet.summary(report)}\n")
-    sys.stdout.flush()
+# Two runs, compared.
 
 
 def rehearse(fleet: ReadyFleet, watch: Watch) -> RunReport:
-    """Run twice and say of each scan what became of it, and by which layer; return the second report.
+    """Run twice, say how each scan ended and which layer saw to it, and return the second report.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; what was run so far is printed.
+        KeyboardInterrupt: Ctrl-C was pressed; what ran until then is printed.
     """
-    first = _told_run("FIRST RUN", fleet, watch)
-    threading.Event().wait(BETWEEN)
-    second = _told_run("SECOND RUN, by the same runner a second later", fleet, watch)
+    first = _rehearsed("FIRST RUN", fleet, watch)
+    time.sleep(REHEARSAL_PAUSE)
+    second = _rehearsed("SECOND RUN, by the same runner a second later", fleet, watch)
     sys.stdout.write(f"{_moral(first, second, fleet)}\n")
     sys.stdout.flush()
     return second
 
 
+def _rehearsed(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
+    try:
+        report = fleet.run()
+    except KeyboardInterrupt as stop:
+        if isinstance(cut := getattr(stop, "report", None), RunReport):
+            _print_rehearsed(title, cut, watch)
+        raise
+    _print_rehearsed(title, report, watch)
+    return report
+
+
+def _print_rehearsed(title: str, report: RunReport, watch: Watch) -> None:
+    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {elapsed(report.duration)}\n\n")
+    columns = ("scanner", "status", "found", "took", "what happened")
+    rows = [
+        (r.scanner, r.status.value, str(len(r.candidates)), elapsed(r.duration), watch.describe(r))
+        for r in report.results.values()
+    ]
+    draw(columns, rows, sys.stdout, right=("found", "took"))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _moral(first: RunReport, second: RunReport, fleet: ReadyFleet) -> str:
+    """Return what both runs show."""
+    sound = [name for name, result in first.results.items() if result.pipeline != PIPELINE]
+    well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)
+    # A thread that was abandoned only in the second run may be about to end.
+    hung = ", ".join(thread.name for thread in fleet.runner.abandoned() if thread.age > second.duration + 0.1)
+    took = " and ".join(elapsed(report.duration) for report in (first, second))
+    lines = [
+        f"{well} of the {counted(len(sound), 'sound scanner')} answered both times." if sound else "",
+        f"The runs took {took}{f', and {hung} hangs to this moment' if hung else ''}.",
+        f"\nTo look into one of them: resilient-scan explain {hung or next(iter(first.results))} --faults",
+    ]
+    return " ".join(filter(None, lines)).replace(" \n", "\n")
+
+
 def print_verified(verified: Verified, latency: float | None) -> None:
-    """Write both runs side by side, every difference, and what was gained."""
+    """Write both runs side by side, every difference, and how much time was gained."""
     columns = ("scanner", "candidates", "sequential", "concurrent", "verdict")
     rows = [
         (
@@ -405,41 +490,3 @@ def print_verified(verified: Verified, latency: float | None) -> None:
         held = elapsed(latency)
         lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")
     sys.stdout.writelines(f"{line}\n" for line in lines)
-
-
-def _told_run(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
-    try:
-        report = fleet.run()
-    except KeyboardInterrupt as stop:
-        if isinstance(cut := getattr(stop, "report", None), RunReport):
-            _told(title, cut, watch)
-        raise
-    _told(title, report, watch)
-    return report
-
-
-def _told(title: str, report: RunReport, watch: Watch) -> None:
-    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {elapsed(report.duration)}\n\n")
-    columns = ("scanner", "status", "found", "took", "what happened")
-    rows = [
-        (r.scanner, r.status.value, str(len(r.candidates)), elapsed(r.duration), watch.told(r))
-        for r in report.results.values()
-    ]
-    draw(columns, rows, sys.stdout, right=("found", "took"))
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def _moral(first: RunReport, second: RunReport, fleet: ReadyFleet) -> str:
-    """Return what is to be learned from both runs."""
-    sound = [name for name, result in first.results.items() if result.pipeline != PIPELINE]
-    well = sum(first.results[name].status.answered and second.results[name].status.answered for name in sound)
-    # one that was left behind in the second run may be just ending
-    hung = ", ".join(thread.name for thread in fleet.runner.abandoned() if thread.age > second.duration + 0.1)
-    took = " and ".join(elapsed(report.duration) for report in (first, second))
-    lines = [
-        f"{well} of the {counted(len(sound), 'sound scanner')} answered both times." if sound else "",
-        f"The runs took {took}{f', and {hung} hangs to this moment' if hung else ''}.",
-        f"\nTo look into one of them: resilient-scan explain {hung or next(iter(first.results))} --faults",
-    ]
-    return " ".join(filter(None, lines)).replace(" \n", "\n")

@@ -1,33 +1,28 @@
-"""Wire a fleet, its schedule, the control endpoint and Alertmanager together, for `resilient-scan serve`.
-
-Beside it, what `disable`, `enable` and `explain` do: ask the service that runs on this machine, else the store.
-"""
+"""Wire a fleet, its schedule, the control endpoint and Alertmanager together, and end them in order on a signal."""
 
 from __future__ import annotations
 
-import getpass
+import contextlib
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from queue import Empty, SimpleQueue
 from random import Random
-from typing import Any
+from types import FrameType
 
 import msgspec
 
-from resilient_scan.cli.fleet import ReadyFleet, Request, choose, installed, open_fleet, state_for
+from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, state_for
 from resilient_scan.clock import SystemClock
-from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener
-from resilient_scan.observe.explain import Explanation
 from resilient_scan.service import ControlService
-from resilient_scan.service.client import Client, find
 from resilient_scan.service.reconcile import Reconciler
-from resilient_scan.service.schedule import ONCE, Rounds, Schedule
-from resilient_scan.settings import load_installed, load_settings
-from resilient_scan.stores import without_password
+from resilient_scan.service.schedule import ONCE, Schedule, Scheduler
+from resilient_scan.settings import load_installed
 
 EVERY = 300.0
-LAST = 2.0  # seconds that a run which was cut off gets to be written down
+STORE_TIMEOUT = 2.0  # seconds that a run which was cut off gets to write down its results
+POLL_INTERVAL = 0.25  # seconds that a signal may go unnoticed if it did not end the wait for it
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +32,8 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
         run: what a run is, as for `open_fleet`.
         every: seconds from one run to the next, > 0.
         jitter: share of that by which a run may be late, 0 to 0.5.
-        catch_up: `once` or `skip`: what becomes of runs that were missed.
-        listen: address and port; `None`: what the settings say.
+        catch_up: `once` or `skip`: what happens to runs that were missed.
+        listen: address and port; `None`: those in the settings.
     """
 
     run: Request
@@ -54,8 +49,8 @@ class Serving(msgspec.Struct, frozen=True):
     Attributes:
         fleet: what it runs.
         url: of its control endpoint.
-        can_change: whether there is a token by which something can be changed.
-        stop: begins no further run, waits at most so many seconds for the one under way, and says whether it has ended.
+        can_change: whether a token is configured that allows changes.
+        stop: begins no further run, waits at most `n` seconds for the one under way, and says whether it has ended.
     """
 
     fleet: ReadyFleet
@@ -70,10 +65,10 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
 
     Args:
         request: how.
-        listeners: who is told what happens; `None`: the log.
+        listeners: called with what happens; `None`: the log.
 
     Raises:
-        ConfigError: settings are wrong, an extra is missing, the address cannot be had; else as `open_fleet`.
+        ConfigError: settings are wrong, an extra is missing, or the address is taken; otherwise as `open_fleet`.
     """
     settings = load_installed(request.run.config)
     serve = settings.service
@@ -88,9 +83,9 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
         random=Random(),  # noqa: S311 - jitter
     )
     with ExitStack() as stack:
-        closed = stack.enter_context(ExitStack())  # what is to be done once the runner is closed
+        after_close = stack.enter_context(ExitStack())
         fleet = stack.enter_context(open_fleet(request.run, listeners=listeners))
-        rounds = Rounds(
+        scheduler = Scheduler(
             fleet.runner,
             schedule,
             state=lambda: state_for(request.run.as_of, fleet.demo),
@@ -99,7 +94,11 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
             clock=clock,
         )
         service = ControlService(
-            fleet.runner, token, serve.host, serve.port, why_not=lambda: "" if rounds.alive else "no further run begins"
+            fleet.runner,
+            token,
+            serve.host,
+            serve.port,
+            why_not=lambda: "" if scheduler.alive else "no further run begins",
         )
         stack.enter_context(service)
         if serve.alertmanager is not None:
@@ -108,86 +107,53 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
             )
             reconciler.start()
             stack.callback(reconciler.stop)
-        rounds.start()
-        stack.callback(rounds.stop, 0.0)
-        closed.callback(rounds.stop, LAST)
-        yield Serving(fleet, service.url, token is not None, rounds.stop)
+        scheduler.start()
+        # The scheduler is stopped twice, on either side of closing the runner. Before: no run may begin any more; but a
+        # run under way ends only when the runner is closed, so waiting for it here would wait for a hanging scanner.
+        # After: its thread writes down the results of the run that was just cut off. It is a daemon: if the process
+        # went on to exit without waiting, the thread would be frozen in the middle of that.
+        stack.callback(scheduler.stop, 0.0)
+        after_close.callback(scheduler.stop, STORE_TIMEOUT)
+        yield Serving(fleet, service.url, token is not None, scheduler.stop)
 
 
-def running(config: Path | None) -> Client | None:
-    """Return the service that these settings mean, if it runs on this machine."""
-    settings = load_settings(config)
-    try:
-        token = settings.token()
-    except ConfigError:  # to look needs none
-        token = None
-    return find(settings.service.host, settings.service.port, token, _me())
+@contextmanager
+def caught_signals() -> Iterator[SimpleQueue[int]]:
+    """Yield a queue that receives SIGTERM and Ctrl-C, instead of what they do otherwise.
 
-
-def order(config: Path | None, name: str, action: str, reason: str, seconds: float) -> str:
-    """Take a scanner out of service, or bring it back: in the running service, else in the store.
-
-    Args:
-        config: the settings file.
-        name: the scanner's.
-        action: `disable` or `enable`.
-        reason: why.
-        seconds: how long it holds.
-
-    Returns:
-        A sentence about what was done, and where.
-
-    Raises:
-        ConfigError: there is no such scanner, the service refuses, or nothing would remember it.
+    A handler runs on the main thread between two instructions of whatever runs there. If a second signal comes while
+    the first one's handler sets a `threading.Event`, its own handler runs inside that call and waits for the event's
+    lock, which the interrupted call below it holds: for ever. `SimpleQueue.put` is made to be interrupted like this.
     """
-    client = running(config)
-    if client is not None:
-        body: dict[str, Any] = {"reason": reason}
-        if action == "disable":
-            body["duration"] = seconds
-        said = client.post(f"/scanners/{name}/{action}", body)
-        return f"{name} is {said['state']} in the service at {client.url}"
-    settings = load_settings(config)
-    if settings.store == "memory:":
-        raise ConfigError(
-            f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
-            "start 'resilient-scan serve', or name a settings file with --config"
-        )
-    wanted = Request(config=config, only=(name,))
-    plugins = installed(wanted)
-    choose(plugins, wanted, settings)
-    # All of the fleet, whether it could run here or not: an order needs no keys, and the fuse counts all.
-    scanners = [found.scanner for found in plugins.scanners]
-    with settings.runner(scanners, known=plugins.names, listeners=()) as runner:
-        act = runner.disable if action == "disable" else runner.enable
-        try:
-            act(name, reason=reason, duration=seconds, who=_me())
-        except StoreError as error:
-            raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
-        state = next(state.state for state in runner.scanners() if state.name == name)
-    return f"{name} is {state} in {without_password(settings.store)}"
+    signals: SimpleQueue[int] = SimpleQueue()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def explained(config: Path | None, name: str) -> Explanation | None:
-    """Return what the running service says about a scanner; `None`: none runs here.
+def first(signals: SimpleQueue[int]) -> int:
+    """Wait for a signal, looking again every `POLL_INTERVAL`.
 
-    Raises:
-        ConfigError: it knows no such scanner, or is of another version.
+    The system may deliver a signal to any thread, and Python runs the handler on the main thread. If another thread
+    received it, nothing wakes the main thread from an untimed `get`, and the handler would wait for that to return.
     """
-    client = running(config)
-    if client is None:
-        return None
-    said = client.get(f"/scanners/{name}")
-    try:
-        return msgspec.convert(said["explanation"], Explanation)
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        raise ConfigError(
-            f"the service at {client.url} is of another version; restart it, or use its command"
-        ) from None
+    while True:
+        with contextlib.suppress(Empty):
+            return signals.get(timeout=POLL_INTERVAL)
 
 
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no such user, as in some containers
-        return "command line"
+def wind_up(serving: Serving, signals: SimpleQueue[int], grace: float) -> bool:
+    """Give the run under way `grace` seconds to end, unless a second signal comes; say whether it has ended."""
+    step, left = 0.1, grace
+    while not serving.stop(min(step, left)):
+        left -= step
+        if left <= 0 or not signals.empty():
+            return False
+    return True

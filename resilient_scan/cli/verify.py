@@ -21,17 +21,17 @@ class Pair(msgspec.Struct, frozen=True):
 
     @property
     def answered(self) -> bool:
-        """Say whether there is something to compare."""
+        """Whether there is something to compare."""
         return self.sequential.status.answered and self.concurrent.status.answered
 
     @property
     def same(self) -> bool:
-        """Say whether both answered with the same candidates in the same order."""
+        """Whether both answered with the same candidates in the same order."""
         return self.answered and _lines(self.sequential) == _lines(self.concurrent)
 
     @property
     def verdict(self) -> str:
-        """Return it in a word or two."""
+        """The comparison in a word or two."""
         if not self.answered:
             return "no answer"
         return "same" if self.same else "DIFFERENT"
@@ -58,7 +58,7 @@ class Verified(msgspec.Struct, frozen=True):
     Attributes:
         pairs: by scanner, in the given order.
         sequential, concurrent: seconds that the runs took.
-        data: what answered, or an empty text.
+        data: the bundled data that answered, or an empty text.
     """
 
     pairs: tuple[Pair, ...]
@@ -68,17 +68,17 @@ class Verified(msgspec.Struct, frozen=True):
 
     @property
     def same(self) -> bool:
-        """Say whether every scanner answered twice with the same candidates."""
+        """Whether every scanner answered twice with the same candidates."""
         return all(pair.same for pair in self.pairs)
 
     @property
     def differences(self) -> Sequence[str]:
-        """Return a line for every difference."""
+        """A line for every difference."""
         return [line for pair in self.pairs for line in pair.differences()]
 
     @property
     def gain(self) -> str:
-        """Return the sentence that says what was gained."""
+        """A sentence about how much time was gained."""
         factor = self.sequential / self.concurrent if self.concurrent else 1.0
         saved = self.sequential - self.concurrent
         text = f"sequentially {self.sequential:.2f}s, concurrently {self.concurrent:.2f}s: "
@@ -88,9 +88,9 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 def verify(request: Request) -> Verified:
-    """Run the fleet twice, each time by a runner of its own without a cache from before.
+    """Run the fleet twice, each time with a new runner, so that no cache is shared.
 
-    The concurrent run comes first, so that what a first run costs (connections, imports) is not counted as gain.
+    The concurrent run comes first, so that the cost of a first run (connections, imports) does not count as gain.
 
     Raises:
         ConfigError: as `open_fleet`.
@@ -118,7 +118,7 @@ def _lines(result: ScanResult) -> list[str]:
 
 def _line(candidate: Any) -> str:
     """Write a candidate so that equal ones have equal texts."""
-    told = plain(candidate)
-    if isinstance(told, dict):
-        return ", ".join(f"{key}={value!r}" for key, value in sorted(told.items()))
-    return repr(told)
+    data = plain(candidate)
+    if isinstance(data, dict):
+        return ", ".join(f"{key}={value!r}" for key, value in sorted(data.items()))
+    return repr(data)

@@ -1,6 +1,6 @@
-"""A small HTTP client for scanners: it ends in time, speaks in exceptions and tells no secret.
+"""A small HTTP client for scanners: it ends in time, reports failures as exceptions and shows no secret.
 
-What came back decides what a scanner raises:
+What comes back decides what a scanner raises:
 
     2xx, and what the caller accepts        Response
     403, 429, 503 with Retry-After          RetryAfter: wait this long
@@ -10,7 +10,7 @@ What came back decides what a scanner raises:
 
 A request has one deadline from the first byte to the last: the client's timeout or the scan's remaining time,
 whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`, `resilient-scan run --record DIR` and
-`--replay DIR`), it keeps what came back in a folder, without secrets, or answers from there and never asks the network.
+`--replay DIR`), it keeps what comes back in a folder, without secrets, or answers from there without any network.
 """
 
 from resilient_scan._msgspec import ready

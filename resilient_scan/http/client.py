@@ -1,4 +1,4 @@
-"""The client: one deadline, the right exception, no secret in any text."""
+"""The client: one deadline per request, the right exception for each failure, and no secret in any text."""
 
 from __future__ import annotations
 
@@ -14,24 +14,33 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from resilient_scan._text import Hide, hider, redact, secret_values
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
-from resilient_scan.http.errors import Answer, Fault, Late, Misuse, NotFound, Response, TransientError, wait_asked
-from resilient_scan.http.recording import Asked, Recorder, Replay, told
+from resilient_scan.http.errors import (
+    Answer,
+    DeadlineExceeded,
+    NetworkError,
+    NotFound,
+    RequestError,
+    Response,
+    TransientError,
+    retry_after,
+)
+from resilient_scan.http.recording import Recorder, Replay, Request
 from resilient_scan.http.wire import Wire, need_httpx
 
-_EXCERPT: Final = 800
-_WAY_OUT: Final = {401: "check the key", 403: "check the key and what it may read", 429: "ask less often"}
+_EXCERPT: Final = 800  # bytes of an error's body that are looked at
+_ADVICE: Final = {401: "check the key", 403: "check the key and what it may read", 429: "ask less often"}
 
 
 class Client:
-    """The way to one provider's HTTP API, shared by all threads; connections are kept open.
+    """A client for one provider's HTTP API, shared by all threads; it keeps connections open.
 
     Args:
-        base_url: what every path is appended to, `http` or `https`.
+        base_url: every path is appended to it; `http` or `https`.
         headers: sent with every request.
         timeout: seconds for one request from the first byte to the last; cut to the scan's remaining time.
         max_bytes: largest body accepted, after decoding.
-        secrets: values never to be shown; those of headers and parameters with a telling name (`apikey`, `token`,
-            `key`, `crumb`, `authorization`, ...) are known to be.
+        secrets: values that must never be shown. Those of headers and parameters with a telling name (`apikey`,
+            `token`, `key`, `crumb`, `authorization`, ...) need not be listed.
 
     Raises:
         ConfigError: httpx is not installed, or an argument is wrong.
@@ -70,20 +79,20 @@ class Client:
         accept: Collection[int] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """Ask for `path`, and return the answer.
+        """Request `path`, and return the answer.
 
         Args:
             path: appended to `base_url`; quote what may hold `/`, `?` or `#`.
             params: the query: texts and numbers, by name.
-            context: the scan's; the request ends with it.
-            accept: statuses beside 2xx that the caller wants to read itself.
-            headers: beside the client's own.
+            context: of the scan that makes the request, which ends with it.
+            accept: statuses besides 2xx that the caller wants to read itself.
+            headers: in addition to the client's own.
 
         Raises:
             RetryAfter, TransientError, PermanentError, NotFound: as the table of `resilient_scan.http` says.
-            ScanCancelled, LimitExceeded: the scan was over before the answer was whole, or before its turn came.
+            ScanCancelled, LimitExceeded: the scan ended before the answer was whole, or before its turn came.
         """
-        return self._ask(Asked("GET", self._url(path, params), None), headers or {}, context, accept)
+        return self._send(Request("GET", self._url(path, params), None), headers or {}, context, accept)
 
     def post(
         self,
@@ -96,7 +105,7 @@ class Client:
     ) -> Response:
         """Send a form to `path`, and return the answer; everything else is as in `get`."""
         sent = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
-        return self._ask(Asked("POST", self._url(path, None), urlencode(form)), sent, context, accept)
+        return self._send(Request("POST", self._url(path, None), urlencode(form)), sent, context, accept)
 
     def close(self) -> None:
         """Close the connections; a later request opens new ones."""
@@ -106,43 +115,47 @@ class Client:
     def _url(self, path: str, params: Mapping[str, Any] | None) -> str:
         return f"{self._base}/{path.lstrip('/')}" + (f"?{urlencode(params)}" if params else "")
 
-    def _ask(self, asked: Asked, headers: Mapping[str, str], context: ScanContext, accept: Collection[int]) -> Response:
+    def _send(
+        self, request: Request, headers: Mapping[str, str], context: ScanContext, accept: Collection[int]
+    ) -> Response:
         context.check()
-        if not isinstance(context.traffic, Replay):  # which asks nobody, and needs no quota
+        if not isinstance(context.traffic, Replay):  # a replay calls no provider, and needs no quota
             context.before_request()
-        sent = [*headers.items(), *parse_qsl(urlsplit(asked.url).query), *parse_qsl(asked.body or "")]
+        sent = [*headers.items(), *parse_qsl(urlsplit(request.url).query), *parse_qsl(request.body or "")]
         hide = hider({*self._secrets, *secret_values(sent)})
-        shown = hide(redact(asked.url))
+        shown = hide(redact(request.url))
         limit = min(self._timeout, context.remaining())
         try:
-            with self._answer(asked, headers, hide, limit, context) as answer:
+            with self._answer(request, headers, hide, limit, context) as answer:
                 return self._judge(answer, shown, hide, context, accept)
-        except Fault as fault:
+        except NetworkError as error:
             context.check()
-            raise _error(fault, shown, hide, limit) from None
+            raise _raised_for(error, shown, hide, limit) from None
 
     @contextmanager
     def _answer(
-        self, asked: Asked, headers: Mapping[str, str], hide: Hide, limit: float, context: ScanContext
+        self, request: Request, headers: Mapping[str, str], hide: Hide, limit: float, context: ScanContext
     ) -> Iterator[Answer]:
-        """Yield the answer of the source, or of a recording in its stead; tell a recorder, if there is one."""
+        """Yield the source's answer, or a recorded one instead of it; let a recorder keep it, if there is one."""
         traffic = context.traffic
         if isinstance(traffic, Replay):
-            yield traffic.answer(told(asked, hide), context.scanner)
+            yield traffic.answer(request.without_secrets(hide), context.scanner)
             return
-        body = None if asked.body is None else asked.body.encode()
-        sending = self._wire().send(asked.method, asked.url, headers, body, timeout=limit, context=context, hide=hide)
+        body = None if request.body is None else request.body.encode()
+        sending = self._wire().send(
+            request.method, request.url, headers, body, timeout=limit, context=context, hide=hide
+        )
         with sending as answer:
             if isinstance(traffic, Recorder):
-                whole = self._read(answer, hide(redact(asked.url)), context)
-                traffic.keep(told(asked, hide), answer, whole, hide, context)
+                whole = self._read(answer, hide(redact(request.url)), context)
+                traffic.keep(request.without_secrets(hide), answer, whole, hide, context)
                 yield Answer(answer.status, answer.headers, iter([whole]))
             else:
                 yield answer
 
     def _wire(self) -> Wire:
-        # One per process: after a fork parent and child would read each other's answers from one socket. Two threads
-        # that meet here may both open one; `setdefault` lets the first win, and the other is dropped unused.
+        # One per process: after a fork, parent and child would read each other's answers from one socket. Two threads
+        # that meet here may both make one. `setdefault` is atomic, so both get the first; the other is never used.
         wire = self._wires.get(os.getpid())
         if wire is None:
             wire = Wire(self._base, self._headers)
@@ -153,17 +166,17 @@ class Client:
         status = answer.status
         if 200 <= status < 300 or status in accept:
             return Response(shown, status, answer.headers, self._read(answer, shown, context))
-        said = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
-        wait = wait_asked(answer.headers, context.now) if status in {403, 429, 503} else None
+        message = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
+        wait = retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
         if wait is not None:
-            raise RetryAfter(wait, f"{said}; the source asks to wait {wait:g}s")
+            raise RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
         if status >= 500 or status in {408, 425, 429}:
-            raise TransientError(f"{said}; {_WAY_OUT.get(status, 'the source is in trouble, try again later')}")
+            raise TransientError(f"{message}; {_ADVICE.get(status, 'the source is in trouble, try again later')}")
         if 300 <= status < 400:
             place = hide(redact(answer.headers.get("location", "nowhere")))
-            raise PermanentError(f"{said}: moved to {place}; redirects are not followed, correct base_url")
+            raise PermanentError(f"{message}: moved to {place}; redirects are not followed, correct base_url")
         kind = NotFound if status in {404, 410} else PermanentError
-        raise kind(f"{said}; {_WAY_OUT.get(status, 'check the address and what was asked for')}")
+        raise kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")
 
     def _read(self, answer: Answer, shown: str, context: ScanContext) -> bytes:
         body = bytearray()
@@ -185,18 +198,18 @@ def _is_base(url: str) -> bool:
     return whole and not re.search(r"[?#\s]", url)
 
 
-def _error(fault: Fault, shown: str, hide: Hide, limit: float) -> ScanError:
-    """Return what a scanner raises for a fault of the network."""
-    if isinstance(fault, Late):
+def _raised_for(error: NetworkError, shown: str, hide: Hide, limit: float) -> ScanError:
+    """Return the exception that the scanner gets for a failure of the network."""
+    if isinstance(error, DeadlineExceeded):
         return TransientError(f"{shown}: no whole answer within {limit:.3g}s; try again later")
-    said = f"{shown}: {hide(str(fault))}"
-    if isinstance(fault, Misuse):
-        return PermanentError(f"{said}; check base_url, the path and the headers")
-    return TransientError(f"{said}; the source is in trouble or cannot be reached, try again later")
+    message = f"{shown}: {hide(str(error))}"
+    if isinstance(error, RequestError):
+        return PermanentError(f"{message}; check base_url, the path and the headers")
+    return TransientError(f"{message}; the source is in trouble or cannot be reached, try again later")
 
 
 def _excerpt(answer: Answer) -> str:
-    """Return how the body of an error begins, unless it is a page for people or does not come."""
+    """Return the beginning of an error's body, unless that is a page for people or does not come."""
     if "html" in answer.headers.get("content-type", ""):
         return ""
     text = ""
@@ -205,14 +218,14 @@ def _excerpt(answer: Answer) -> str:
             text += piece[:_EXCERPT].decode(errors="replace")
             if len(text) >= _EXCERPT:
                 break
-    except Fault:
+    except NetworkError:
         return ""
     words = " ".join(text.split())
     return f" ({words[:200]})" if words and not words.startswith("<") else ""
 
 
 def credential(context: ScanContext, setting: str, variable: str) -> str:
-    """Return a key that a source asks for: the scanner's setting, else the environment variable.
+    """Return a key that a source requires: the scanner's setting, else the environment variable.
 
     Declare it too, `@scanner(needs={setting: variable})`: then a scanner without its key is listed as not configured.
 

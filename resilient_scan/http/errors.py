@@ -1,4 +1,4 @@
-"""What came back: the answer, and the exceptions that it may turn into."""
+"""What comes back from a source: an answer, or one of the exceptions that a scanner raises or the network causes."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import msgspec
 from resilient_scan.errors import PermanentError, ScanError
 
 _CHARSET: Final = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
-_LONGEST_WAIT: Final = 366 * 86400.0
+_MAX_WAIT: Final = 366 * 86400.0
 
 
 class TransientError(ScanError):
-    """The source did not answer, or not sensibly; another attempt may help: `Retry(on=(TransientError,))`."""
+    """The source gave no answer, or no sensible one; another attempt may help: `Retry(on=(TransientError,))`."""
 
 
 class NotFound(PermanentError):
-    """The source has not what was asked for: HTTP 404 or 410, or what says the same in its own language."""
+    """The source does not have what was requested: HTTP 404 or 410, or whatever it says instead of them."""
 
 
 class SchemaDrift(ScanError):
-    """The answer has not the shape it used to have; the message names the field."""
+    """The answer no longer has the shape it used to have; the message names the field."""
 
 
-class Fault(Exception):
-    """The network or the other side failed; becomes a `TransientError` at once."""
+class NetworkError(Exception):
+    """The network or the other side failed; the client turns it into a `TransientError`."""
 
 
-class Late(Fault):
-    """The time was over before the answer was whole."""
+class DeadlineExceeded(NetworkError):
+    """The request's time was up before the answer was whole."""
 
 
-class Misuse(Fault):
-    """The request itself cannot be sent; becomes a `PermanentError`."""
+class RequestError(NetworkError):
+    """The request cannot be sent as it is; the client turns it into a `PermanentError`."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """An answer on its way in: status, headers by lower-case name, and the body piece by piece."""
+    """An answer that is still coming in: status, headers by lower-case name, and the body piece by piece."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class Response(msgspec.Struct, frozen=True):
     """What a source answered.
 
     Attributes:
-        url: where it came from, secrets redacted.
+        url: the request's, with secrets redacted.
         status: the HTTP status.
         headers: by lower-case name.
         body: decoded from its content encoding, at most the client's `max_bytes`.
@@ -66,23 +66,23 @@ class Response(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The body as text, in the charset that its content type names, else in UTF-8; other bytes are replaced."""
+        """The body as text, in the charset that its content type names, else UTF-8; invalid bytes are replaced."""
         named = _CHARSET.search(self.headers.get("content-type", ""))
         try:
             text = self.body.decode(named[1] if named else "utf-8", errors="replace")
-        except (LookupError, ValueError):  # no charset that anybody knows
+        except (LookupError, ValueError):  # a charset that Python does not know
             text = self.body.decode(errors="replace")
         return text.removeprefix("\ufeff")
 
     def retry_after(self, now: datetime) -> float | None:
         """Return the seconds that the header `Retry-After` asks for, as a number or a date, or `None`."""
-        return wait_asked(self.headers, now)
+        return retry_after(self.headers, now)
 
     def json(self) -> Any:
         """Return the body parsed as JSON.
 
         Raises:
-            TransientError: it is not JSON (an error page, a cut body).
+            TransientError: the body is not JSON (an error page, say, or cut off).
         """
         try:
             return json.loads(self.body)
@@ -94,23 +94,23 @@ class Response(msgspec.Struct, frozen=True):
             ) from None
 
 
-def wait_asked(headers: Mapping[str, str], now: datetime) -> float | None:
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that `Retry-After` asks for, as a number or as a date (RFC 9110, 10.2.3), else `None`.
 
-    A date is read against the server's own `Date`, so that a clock that is wrong on either side does no harm.
+    A date is compared with the server's own `Date`, so a clock that is wrong on either side does no harm.
     """
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        return min(float(value), _LONGEST_WAIT)
+        return min(float(value), _MAX_WAIT)
     until = http_date(value)
     if until is None:
         return None
     since = http_date(headers.get("date", "")) or now
-    return min(max(0.0, (until - since).total_seconds()), _LONGEST_WAIT)
+    return min(max(0.0, (until - since).total_seconds()), _MAX_WAIT)
 
 
 def http_date(text: str) -> datetime | None:
-    """Return the instant that an HTTP date stands for, or `None` if it is none."""
+    """Return the instant that an HTTP date means, or `None` if the text is something else."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

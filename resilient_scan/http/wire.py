@@ -1,7 +1,7 @@
-"""The way onto the network: the only file that knows httpx (extra `scanners`).
+"""The connections: the only file that knows httpx (extra `scanners`).
 
 A request has one deadline from the first byte to the last. httpx's own timeouts are per read, so a server that sends a
-byte now and then is never late for them; here every read and write of the socket gets what is left until the deadline
+byte now and then never exceeds them; here every read and write of the socket gets what is left until the deadline
 (`_Backend`).
 """
 
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from resilient_scan._text import Hide, redact
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
-from resilient_scan.http.errors import Answer, Fault, Late, Misuse
+from resilient_scan.http.errors import Answer, DeadlineExceeded, NetworkError, RequestError
 
 if TYPE_CHECKING:
     import httpcore
@@ -31,13 +31,13 @@ else:
     try:
         import httpcore
         import httpx
-    except ModuleNotFoundError:  # importing this file works without the extra; making a client says what is missing
+    except ModuleNotFoundError:  # importing this file works without the extra; creating a client says what is missing
         httpcore = SimpleNamespace(NetworkBackend=object, NetworkStream=object)
         httpx = SimpleNamespace(BaseTransport=object, SyncByteStream=object)
 
 
 class Wire:
-    """Connections to one place, kept open and shared by all threads of one process.
+    """Connections to one host, kept open and shared by all threads of one process.
 
     Args:
         base_url: `http` or `https`, and the host.
@@ -76,21 +76,21 @@ class Wire:
         Args:
             method: such as `GET`.
             url: the whole address.
-            headers: beside those of every request.
-            body: what is sent along, or `None`.
-            timeout: seconds for all of it; cut to the scan's remaining time.
+            headers: in addition to those of every request.
+            body: the request's body, or `None`.
+            timeout: seconds for the whole exchange; cut to the scan's remaining time.
             context: the scan's.
             hide: takes the secrets out of what is logged.
 
         Raises:
-            Fault: the network or the other side failed, in here or in the `with` block.
+            NetworkError: the network or the other side failed, here or while the `with` block reads.
         """
         token, hiding = _left.set(_countdown(timeout, context)), _hide.set(hide)
         try:
             with self._client.stream(method, url, headers=_raw(headers), content=body, timeout=timeout) as answer:
                 yield Answer(answer.status_code, dict(answer.headers), _pieces(answer))
-        except _FAULTS as error:
-            raise _fault(error) from None
+        except _NETWORK_ERRORS as error:
+            raise _network_error(error) from None
         finally:
             _left.reset(token)
             _hide.reset(hiding)
@@ -104,8 +104,8 @@ def _raw(headers: Mapping[str, str]) -> dict[bytes, bytes]:
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:
     try:
         yield from answer.iter_bytes()
-    except _FAULTS as error:
-        raise _fault(error) from None
+    except _NETWORK_ERRORS as error:
+        raise _network_error(error) from None
 
 
 def need_httpx() -> None:
@@ -114,15 +114,16 @@ def need_httpx() -> None:
         raise ConfigError("HTTP needs httpx, which is not installed: pip install 'resilient-scan[scanners]'")
 
 
-def _fault(error: Exception) -> Fault:
-    said = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: no details"
+def _network_error(error: Exception) -> NetworkError:
+    message = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: no details"
     if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
-        return Late(said)
-    return Misuse(said) if isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError) else Fault(said)
+        return DeadlineExceeded(message)
+    unsendable = isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError)
+    return RequestError(message) if unsendable else NetworkError(message)
 
 
-_left: ContextVar[Callable[[], float]] = ContextVar("left")  # seconds until the deadline of this thread's request
-_hide: ContextVar[Hide] = ContextVar("hide")  # what takes its secrets out of a text
+_left: ContextVar[Callable[[], float]] = ContextVar("left")  # seconds until the deadline of the request under way
+_hide: ContextVar[Hide] = ContextVar("hide")  # takes that request's secrets out of a text
 
 
 def _countdown(timeout: float, context: ScanContext) -> Callable[[], float]:
@@ -131,10 +132,10 @@ def _countdown(timeout: float, context: ScanContext) -> Callable[[], float]:
 
 
 def _cut(timeout: float | None) -> float:
-    """Return the shorter of `timeout` and what is left; a socket takes 0 for "do not block", so it never gets that."""
+    """Return the shorter of `timeout` and what is left, never 0: a socket would take that for "do not block"."""
     left = _left.get()()
     if left <= 0:
-        raise httpcore.ReadTimeout("the request's time is over")
+        raise httpcore.ReadTimeout("the request's time is up")
     return left if timeout is None else min(timeout, left)
 
 
@@ -186,7 +187,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Transport(httpx.BaseTransport):
-    """httpx's default transport, on connections of `_Backend`: it has no public door for that."""
+    """httpx's default transport on connections of `_Backend`, which httpx has no public option for."""
 
     def __init__(self, base_url: str) -> None:
         parts = urlsplit(base_url)
@@ -229,9 +230,9 @@ def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
     return httpx.Proxy(url if "://" in url else f"http://{url}")
 
 
-_FAULTS: tuple[type[Exception], ...] = ()
+_NETWORK_ERRORS: tuple[type[Exception], ...] = ()
 if hasattr(httpx, "Client"):
-    _FAULTS = (
+    _NETWORK_ERRORS = (
         httpx.HTTPError,
         httpx.InvalidURL,
         httpx.StreamError,
@@ -244,9 +245,9 @@ if hasattr(httpx, "Client"):
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
-    """Take the secrets out of what httpx and httpcore log of our requests, and of nobody else's.
+    """Take the secrets out of what httpx and httpcore log about our requests, and about nobody else's.
 
-    httpx logs every address at INFO, keys included; httpcore every answer's headers at DEBUG, cookies included.
+    httpx logs every address at INFO, keys included; httpcore logs every answer's headers at DEBUG, cookies included.
     """
     if _left.get(None) is None:
         return True

@@ -7,7 +7,16 @@ from typing import Any
 import msgspec
 
 from resilient_scan.quarantine.machine import BY_HAND, Change, Rules
-from resilient_scan.quarantine.records import ENABLED, PROBING, QUARANTINED, FleetRecord, KnownAlert, ScannerRecord
+from resilient_scan.quarantine.records import (
+    ENABLED,
+    PROBING,
+    QUARANTINED,
+    FleetRecord,
+    KnownAlert,
+    MachineState,
+    OrderedState,
+    ScannerRecord,
+)
 from resilient_scan.results import plain
 
 NO_RECORD = ScannerRecord()
@@ -60,7 +69,7 @@ class ScannerState(msgspec.Struct, frozen=True):
     name: str
     pipeline: str
     at: float
-    state: str
+    state: MachineState | OrderedState
     source: str
     who: str
     reason: str
@@ -69,7 +78,7 @@ class ScannerState(msgspec.Struct, frozen=True):
     next_probe: float | None
     probing: bool
     by_hand: bool
-    beneath: str
+    beneath: MachineState
     passed: int
     needed: int
     level: int

@@ -1,4 +1,4 @@
-"""What this package serves over HTTP: the control endpoint, and bundled data on loopback. Nothing else in it does."""
+"""The control endpoint: a runner's page, metrics, orders and alerts over HTTP (needs the extra `service`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resilient_scan.core.pool import ThreadPool
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.observe.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
 from resilient_scan.runner import ScanRunner
-from resilient_scan.service.auth import Doorkeeper
+from resilient_scan.service.auth import TokenAuth
 from resilient_scan.service.bounds import BOUNDS, Bounds
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 __all__ = ["ControlService"]
 
 _log = logging.getLogger("resilient_scan")
-WORKERS = 16  # requests at a time that ask the runner; its store may be slow
+WORKERS = 16  # requests at a time that call into the runner, whose store may be slow
 
 
 class ControlService:
     """See over HTTP what a runner's scanners do; take one out of service, or bring it back; receive alerts.
 
-    `GET /` is a page for people, `/openapi.json` describes the rest. A context manager; it may be started again after
-    it was stopped. It runs on threads of its own, which do not keep the process alive; the runner stays open. A forked
-    child has it stopped.
+    `GET /` is a page for people, and `/openapi.json` describes the rest. It is a context manager, and may be started
+    again after it was stopped. It runs on its own threads, which do not keep the process alive. Stopping it leaves the
+    runner open. In a forked child it is stopped.
 
     Args:
-        runner: whose scanners are shown and changed. It gets a `PrometheusMetrics` of `registry` if it has none.
-        token: whoever knows it may change something, one word of printable ASCII; `None`: nobody may.
+        runner: its scanners are shown and changed. It gets a `PrometheusMetrics` of `registry` if it has none.
+        token: one word of printable ASCII that every change must show; `None`: nothing can be changed.
         host, port: where to listen; port 0 takes a free one.
-        registry: whose metrics `/metrics` serves.
-        clock: what time it is; for tests.
-        why_not: returns a sentence where scans cannot run just now, else an empty text; for `/readyz`.
-        bounds: what a client may take of time and memory; for tests.
+        registry: its metrics are served at `/metrics`.
+        clock: tells the time of day; for tests.
+        why_not: returns a sentence while scans cannot run, else an empty text; for `/readyz`.
+        bounds: how much time and memory a client may take; for tests.
 
     Raises:
         ConfigError: an argument is wrong, or the extra `service` is missing.
@@ -65,8 +65,8 @@ class ControlService:
             raise ConfigError(f"ControlService needs a ScanRunner, got {runner!r:.200}")
         if not is_number(port, 0, 65535) or int(port) != port:
             raise ConfigError(f"port must be a whole number from 0 to 65535, got {port!r}")
-        said: object = host
-        if not isinstance(said, str) or not said:
+        given: object = host
+        if not isinstance(given, str) or not given:
             raise ConfigError(f"host must be an address to listen at, such as '127.0.0.1', got {host!r:.200}")
         try:
             from resilient_scan.service.api import application  # noqa: PLC0415 - needs the extra
@@ -77,10 +77,10 @@ class ControlService:
                 f"ControlService needs the extra 'service' ({error.name} is missing): "
                 "pip install 'resilient-scan[service]'"
             ) from None
-        doorkeeper = None if token is None else Doorkeeper(token)
+        auth = None if token is None else TokenAuth(token)
         runner.listen(PrometheusMetrics(registry))
         control = Control(runner, registry, clock or SystemClock(), why_not)
-        self._application = partial(application, control, doorkeeper, bounds=bounds)
+        self._application = partial(application, control, auth, bounds=bounds)
         self._serve = partial(HttpThread, host=host, port=port, bounds=bounds)
         self._host = host
         self._live: tuple[HttpThread, ThreadPool] | None = None
@@ -88,10 +88,10 @@ class ControlService:
         _services.add(self)
 
     def start(self) -> Self:
-        """Begin to answer; return when it does. A second call does nothing.
+        """Begin to answer, and return once it does. A second call does nothing.
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address is taken, or not ours.
         """
         with self._lock:
             if self._live is None:
@@ -111,7 +111,7 @@ class ControlService:
         return thread, pool
 
     def stop(self) -> None:
-        """Let running requests end, for at most some seconds, and give the port back. A second call does nothing."""
+        """Let running requests end, within `bounds.drain`, and free the port. A second call does nothing."""
         with self._lock:
             live, self._live = self._live, None
             if live is not None:
@@ -121,10 +121,10 @@ class ControlService:
 
     @property
     def url(self) -> str:
-        """Its base URL, such as `http://127.0.0.1:40213`.
+        """The base URL, such as `http://127.0.0.1:40213`.
 
         Raises:
-            RuntimeError: it is not started.
+            RuntimeError: the service is not started.
         """
         live = self._live
         if live is None:
@@ -140,6 +140,8 @@ class ControlService:
         self.stop()
 
     def _after_fork(self) -> None:
+        # The threads exist in the parent only, and one of them may have held the lock at the fork: nobody in the child
+        # would ever release it, so the child gets a new one.
         live, self._live = self._live, None
         self._lock = threading.Lock()
         if live is not None:
@@ -148,7 +150,7 @@ class ControlService:
 
 
 _services: weakref.WeakSet[ControlService] = weakref.WeakSet()
-_left_to_the_parent: list[object] = []  # in a child: kept, because letting go would close what is the parent's
+_left_to_the_parent: list[object] = []  # in a child: kept alive, because collecting them would close files
 
 
 def _after_fork() -> None:

@@ -1,8 +1,8 @@
-"""What Alertmanager and Grafana send when an alert fires or resolves, as values of ours.
+"""Read what Alertmanager and Grafana send when an alert fires or resolves.
 
 Both send `{"version", "alerts": [{"status", "labels", "annotations", "startsAt", "fingerprint"}]}`, Alertmanager with
 version "4", Grafana with version "1" and an `orgId`. A group mixes firing and resolved alerts, so the payload's own
-status says nothing; what newer senders add is not looked at.
+status says nothing; fields that newer senders add are ignored.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from resilient_scan.errors import ConfigError
 from resilient_scan.quarantine import Alert
@@ -20,28 +21,48 @@ from resilient_scan.service.bounds import readable
 
 ALERTMANAGER, GRAFANA = "alertmanager", "grafana"
 ACTION, REASON = "resilient_scan_action", "grafana_state_reason"
-TEXT = 300  # characters of a text of theirs that are kept
+MAX_TEXT = 300  # characters that are kept of a sender's text
+
+
+class WebhookAlert(msgspec.Struct, frozen=True, rename="camel"):
+    """One alert, as a sender should write it."""
+
+    status: Literal["firing", "resolved"]
+    labels: dict[str, str]
+    starts_at: datetime
+    annotations: dict[str, str] = {}
+    fingerprint: str = ""
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """What a sender should send. An alert of another shape is counted as invalid, and costs no other alert.
+
+    It describes; `payload_of` reads, and more leniently: msgspec would refuse the whole message for one bad alert.
+    """
+
+    version: Literal["1", "4"]
+    alerts: list[Annotated[Any, Meta(extra_json_schema={"anyOf": [{"$ref": "#/components/schemas/WebhookAlert"}, {}]})]]
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """A payload: who sent it, its alerts, and sentences about those that cannot be read."""
+    """A webhook's content: who sent it, its alerts, and a sentence about each alert that cannot be read."""
 
     source: str
     alerts: tuple[Alert, ...]
     unreadable: tuple[str, ...]
 
 
-def payload_of(said: object) -> Payload:
+def payload_of(body: object) -> Payload:
     """Read a decoded webhook body.
 
     Raises:
-        ConfigError: it is neither Alertmanager's nor Grafana's.
+        ConfigError: the body is neither Alertmanager's nor Grafana's.
     """
-    if not isinstance(said, Mapping) or not isinstance(said.get("alerts"), list):
+    if not isinstance(body, Mapping) or not isinstance(body.get("alerts"), list):
         raise ConfigError("the body must be an object with a list 'alerts', as Alertmanager and Grafana send it")
-    source = _source(said)
+    source = _source(body)
     alerts, unreadable = [], []
-    for position, item in enumerate(said["alerts"]):
+    for position, item in enumerate(body["alerts"]):
         try:
             alerts.append(alert_of(item))
         except (TypeError, ValueError) as error:
@@ -50,7 +71,7 @@ def payload_of(said: object) -> Payload:
 
 
 def alert_of(item: object) -> Alert:
-    """Read one alert, of a webhook or of Alertmanager's own list.
+    """Read one alert from a webhook or from Alertmanager's own list.
 
     Raises:
         TypeError, ValueError: a field is missing or wrong; the message says which.
@@ -64,15 +85,15 @@ def alert_of(item: object) -> Alert:
         status=_status(item, labels, annotations),
         fingerprint=_fingerprint(item, labels),
         starts_at=_instant(item.get("startsAt")),
-        name=readable(labels.get("alertname", "")[:TEXT]),
-        summary=readable((annotations.get("summary") or annotations.get("description") or "")[:TEXT]),
+        name=readable(labels.get("alertname", "")[:MAX_TEXT]),
+        summary=readable((annotations.get("summary") or annotations.get("description") or "")[:MAX_TEXT]),
     )
 
 
-def _source(said: Mapping[str, Any]) -> str:
-    found = said.get("version", "")
+def _source(body: Mapping[str, Any]) -> str:
+    found = body.get("version", "")
     version = found[:20] if isinstance(found, str) else f"a JSON {type(found).__name__}"
-    if version == "1" or (not version and "orgId" in said):
+    if version == "1" or (not version and "orgId" in body):
         return GRAFANA
     if version == "4":
         return ALERTMANAGER
@@ -88,8 +109,8 @@ def _status(
         case "resolved":
             return "unknown" if annotations.get(REASON) or labels.get(REASON) else "resolved"
         case other:
-            told = repr(other[:40]) if isinstance(other, str) else type(other).__name__
-            raise ValueError(f"status must be 'firing' or 'resolved', got {told}")
+            shown = repr(other[:40]) if isinstance(other, str) else type(other).__name__
+            raise ValueError(f"status must be 'firing' or 'resolved', got {shown}")
 
 
 def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:
@@ -103,7 +124,7 @@ def _texts(item: Mapping[str, Any], field: str) -> dict[str, str]:
 
 def _fingerprint(item: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     found = item.get("fingerprint")
-    if isinstance(found, str) and 0 < len(found) <= TEXT:
+    if isinstance(found, str) and 0 < len(found) <= MAX_TEXT:
         return found
     return hashlib.sha256(repr(sorted(labels.items())).encode(errors="replace")).hexdigest()[:16]
 

@@ -1,9 +1,9 @@
-"""Who may change something: whoever knows the token.
+"""The token that changing something takes, and the three ways to show that you know it.
 
-It comes as `Authorization: Bearer TOKEN`, as basic authentication (the token is the password; the user, any one, is
-kept as who gave the order), or, for alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its key,
-over `timestamp + ":" + body`. The timestamp makes yesterday's signed alert worthless today, so a signature without one
-is refused.
+It comes as `Authorization: Bearer TOKEN`, as basic authentication (the token is the password; the user, who may be
+anyone, is recorded with the order), or, for alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its
+key, over `timestamp + ":" + body`. The timestamp makes yesterday's signed alert worthless today, so a signature without
+one is refused.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.service.bounds import readable
 
 SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
-MOST_USER = 64  # characters of a user's name
-SKEW = 300.0  # seconds between the signer's clock and ours
+MAX_USER = 64  # characters of a user's name
+MAX_SKEW = 300.0  # seconds between the signer's clock and ours
 
 
-class Doorkeeper:
+class TokenAuth:
     """Compare credentials with the one token, in constant time.
 
     Args:
-        token: the secret, without blanks at its ends and of printable ASCII; never logged, never told.
+        token: the secret, one word of printable ASCII; it is never logged or shown.
 
     Raises:
-        ConfigError: it is empty, or not what an HTTP header can carry.
+        ConfigError: the token is empty, or an HTTP header cannot carry it.
     """
 
     def __init__(self, token: str) -> None:
-        said: object = token
-        if not isinstance(said, str) or not re.fullmatch(r"[!-~]+", said):
+        given: object = token
+        if not isinstance(given, str) or not re.fullmatch(r"[!-~]+", given):
             raise ConfigError(
                 "service.token must be one word of printable ASCII; leave it out and nothing can be changed over HTTP"
             )
         self._token = token.encode()
 
     def __repr__(self) -> str:
-        return "Doorkeeper(token='***')"
+        return "TokenAuth(token='***')"
 
-    def knows(self, authorization: str) -> bool:
+    def accepts(self, authorization: str) -> bool:
         """Say whether an `Authorization` header carries the token."""
         scheme, _, credentials = authorization.strip().partition(" ")
-        said = credentials.strip().encode(errors="replace")
+        sent = credentials.strip().encode(errors="replace")
         match scheme.lower():
             case "bearer":
-                return self._same(said)
+                return self._same(sent)
             case "basic":
-                return self._same(_pair(said)[1])
+                return self._same(_pair(sent)[1])
             case _:
                 return False
 
     def user(self, authorization: str) -> str:
-        """Return the user that basic authentication names, on one line, or an empty text; nobody vouches for it."""
+        """Return the user that basic authentication names, unchecked and on one line, or an empty text."""
         scheme, _, credentials = authorization.strip().partition(" ")
         if scheme.lower() != "basic":
             return ""
-        return readable(_pair(credentials.strip().encode(errors="replace"))[0].decode(errors="replace"))[:MOST_USER]
+        return readable(_pair(credentials.strip().encode(errors="replace"))[0].decode(errors="replace"))[:MAX_USER]
 
     def signed(self, headers: Mapping[str, str], body: bytes, now: float) -> bool:
         """Say whether a body was signed with the token within the last minutes.
 
         Args:
-            headers: the request's.
+            headers: of the request.
             body: as received.
             now: epoch seconds.
         """
@@ -76,10 +76,10 @@ class Doorkeeper:
             return False
         expected = hmac.new(self._token, timestamp.encode() + b":" + body, hashlib.sha256).hexdigest()
         right = hmac.compare_digest(expected.encode(), signature.strip().lower().encode(errors="replace"))
-        return right and abs(now - int(timestamp)) <= SKEW
+        return right and abs(now - int(timestamp)) <= MAX_SKEW
 
-    def _same(self, said: bytes) -> bool:
-        return hmac.compare_digest(self._token, said)
+    def _same(self, token: bytes) -> bool:
+        return hmac.compare_digest(self._token, token)
 
 
 def _pair(credentials: bytes) -> tuple[bytes, bytes]:

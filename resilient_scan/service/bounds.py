@@ -1,10 +1,17 @@
-"""What every answer has: headers that keep browsers from doing more than asked, and one form for errors."""
+"""What a client may take of us, what a request must look like, and the one form of every refusal. No HTTP library."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
 import msgspec
 
-SAFE = {
+from resilient_scan._msgspec import ready
+
+T = TypeVar("T")
+
+SAFE = {  # headers of every answer: they keep browsers from doing more than was asked
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -12,7 +19,7 @@ SAFE = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 JSON = "application/json"
-LONGEST = 500  # characters of a message: it may quote what was asked for
+MAX_MESSAGE = 500  # characters of an error message, which may quote the request
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,11 +27,11 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         head, body: seconds for a whole request head, and for a whole body.
-        work: seconds after which a client is told that the runner's store takes too long.
+        work: seconds after which the client is told that the runner's store takes too long.
         drain: seconds that running requests get when the service stops.
         size: bytes of a body.
-        discard: bytes that are read of a larger one, so that its sender gets to see the answer.
-        connections: at a time, idle ones included; twice as many are told that there are too many.
+        discard: bytes read beyond `size`, so that the sender of a larger body gets to see the answer.
+        connections: open at a time, idle ones included; up to twice as many are answered with 503.
     """
 
     head: float = 10.0
@@ -39,16 +46,80 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 BOUNDS = Bounds()
 
 
-def problem(code: str, message: str) -> bytes:
-    """Return the body of an error.
+class RequestError(Exception):
+    """A request that is answered with an error.
 
     Args:
+        status: the HTTP status.
         code: the kind of error, for programs.
         message: one sentence for people.
     """
-    return msgspec.json.encode({"error": {"code": code, "message": message[:LONGEST]}})
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """The kind of error, for programs, and one sentence for people."""
+
+    code: str
+    message: str
+
+
+class Error(msgspec.Struct, frozen=True):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def problem(code: str, message: str) -> bytes:
+    """Return the body of an error as JSON."""
+    return msgspec.json.encode(Error(ErrorDetail(code, message[:MAX_MESSAGE])))
 
 
 def readable(text: str) -> str:
-    """Return a text on one line, without what would steer the terminal of who reads it in a log."""
+    """Return a text on one line, without characters that would steer the terminal of someone who reads it in a log."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+
+
+def check_json(headers: Mapping[str, str]) -> None:
+    """Accept plain JSON only.
+
+    Raises:
+        RequestError: the content type is another or missing, or the body is compressed.
+    """
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise RequestError(415, "encoded", "the body must not be compressed; send it without 'Content-Encoding'")
+    kind, _, parameters = headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if kind.strip().lower() != JSON or charset not in {"", "charset=utf-8"}:
+        raise RequestError(415, "not_json", "the body must be JSON; send it with 'Content-Type: application/json'")
+
+
+def decoded(body: bytes, kind: type[T]) -> T:
+    """Decode a JSON body.
+
+    Raises:
+        RequestError: the body is not valid JSON (400), or does not have this shape (422).
+    """
+    try:
+        return msgspec.convert(msgspec.json.decode(body), ready(kind))
+    except msgspec.ValidationError as error:
+        raise RequestError(422, "invalid", f"the body says something wrong: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(400, "malformed", f"the body is not valid JSON: {error}") from None
+
+
+def number_in(query: Mapping[str, Any], name: str, default: int, most: int) -> int:
+    """Return a whole number from 1 to `most` of the query, or the default.
+
+    Raises:
+        RequestError: the query holds something else under this name.
+    """
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise RequestError(422, "invalid", f"{name} must be a whole number from 1 to {most}, got {text[:40]!r}")
+    return int(text)

@@ -1,28 +1,103 @@
-"""What the control endpoint asks of a runner, and tells it: plain data in, plain data out, no HTTP."""
+"""What the control endpoint reads from a runner and changes in it: the bodies it exchanges, and no HTTP.
+
+The structs here are what is sent and received; the endpoint's own description (`openapi`) is generated from them.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import AlertReceived
+from resilient_scan.observe.explain import Explanation
 from resilient_scan.observe.metrics import CollectorRegistry, exposition
-from resilient_scan.quarantine import ScannerState
+from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, Evidence, ScannerState
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.alerts import payload_of
 from resilient_scan.service.bounds import readable
 
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"
-MOST_NAME = 64  # characters of a scanner's name
+MAX_NAME = 64  # characters of a scanner's name
+MAX_DURATION = 366 * 86_400.0
+
+Count = Annotated[int, Meta(ge=0)]
+# In the description only: what is refused gets a sentence of its own, which says more than msgspec's.
+Reason = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_TEXT, "pattern": r"\S"})]
+Duration = Annotated[float, Meta(extra_json_schema={"exclusiveMinimum": 0, "maximum": MAX_DURATION})]
 
 
-class NoScanner(ConfigError, LookupError):
+class Health(msgspec.Struct, frozen=True):
+    """One word: `ok` or `ready`."""
+
+    status: str
+
+
+class Scanner(ScannerState, frozen=True, kw_only=True):
+    """How one scanner stands, how its last scan in this process ended, and how many of its threads hang.
+
+    Instants are epoch seconds and durations are seconds.
+    """
+
+    last_status: str | None
+    last_at: float | None
+    last_duration: float | None
+    last_error: str
+    breaker: str | None
+    abandoned_threads: Count
+
+
+class ScannerDetails(Scanner, frozen=True, kw_only=True):
+    """The same with everything there is to know about the scanner."""
+
+    explanation: Explanation
+
+
+class Scanners(msgspec.Struct, frozen=True):
+    """All scanners in the given order, and since when heartbeats of the alerting have been missing (epoch seconds)."""
+
+    scanners: list[Scanner]
+    blind_since: float | None
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """Changes of who is in service, newest first."""
+
+    entries: tuple[AuditEntry, ...]
+
+
+class Disable(msgspec.Struct, forbid_unknown_fields=True):
+    """Take a scanner out of service: why, and for how many seconds."""
+
+    reason: Reason
+    duration: Duration = ORDER_DURATION
+
+
+class Enable(msgspec.Struct, forbid_unknown_fields=True):
+    """Bring a scanner back into service: why."""
+
+    reason: Reason
+
+
+class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of the alerts of one message; `invalid` is there only if some could not be read."""
+
+    accepted: Count
+    duplicate: Count
+    unknown_scanner: Count
+    refused: Count
+    invalid: Count | UnsetType = UNSET
+
+
+class UnknownScanner(ConfigError, LookupError):
     """There is no scanner of this name."""
 
 
@@ -32,8 +107,8 @@ class Control:
     Args:
         runner: whose scanners are shown and changed.
         registry: whose metrics are served.
-        clock: what time it is.
-        why_not: returns a sentence where scans cannot run just now, else an empty text.
+        clock: tells the time of day.
+        why_not: returns a sentence while scans cannot run, else an empty text.
     """
 
     def __init__(
@@ -58,96 +133,105 @@ class Control:
         """Say why scans cannot run; an empty text: they can."""
         return "the runner is closed" if self._runner.closed else self._why_not()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def scanners(self) -> Scanners:
         """Return all scanners as they stand."""
-        hung = Counter(thread.name for thread in self._runner.abandoned())
-        return [self._row(state, hung) for state in self._runner.scanners()]
+        hung = self._hung()
+        return Scanners([self._scanner(state, hung) for state in self._runner.scanners()], self.blind_since())
 
-    def details(self, name: str) -> dict[str, Any]:
+    def details(self, name: str) -> ScannerDetails:
         """Return one scanner as it stands, with evidence.
 
         Raises:
-            NoScanner: there is no such scanner.
+            UnknownScanner: there is no such scanner.
         """
-        self._check(name)
-        row = next(row for row in self.rows() if row["name"] == name)
-        return {**row, "explanation": self._runner.explain(name).to_dict()}
+        scanner = self._scanner(self._state(name), self._hung())
+        return ScannerDetails(**msgspec.structs.asdict(scanner), explanation=self._runner.explain(name))
 
-    def explained(self, name: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
-        """Return what there is to know of one scanner as text, and the alerts about it.
+    def explained(self, name: str) -> tuple[str, tuple[Evidence, ...]]:
+        """Return what there is to know about one scanner as text, and the alerts about it.
 
         Raises:
-            NoScanner: there is no such scanner.
+            UnknownScanner: there is no such scanner.
         """
-        self._check(name)
-        state = next(state for state in self._runner.scanners() if state.name == name)
-        return str(self._runner.explain(name, trace=True)), state.to_dict()["evidence"]
+        evidence = self._state(name).evidence
+        return str(self._runner.explain(name, trace=True)), evidence
 
-    def audit(self, limit: int) -> list[dict[str, Any]]:
+    def audit(self, limit: int) -> Audit:
         """Return the newest changes of who is in service, newest first."""
-        return [entry.to_dict() for entry in self._runner.audit(limit)]
+        return Audit(self._runner.audit(limit))
 
-    def disable(self, name: str, *, reason: str, duration: float, user: str) -> dict[str, Any]:
+    def disable(self, name: str, *, reason: str, duration: float, user: str) -> ScannerDetails:
         """Take a scanner out of service; return it as it stands then.
 
         Raises:
-            NoScanner: there is no such scanner.
+            UnknownScanner: there is no such scanner.
         """
         self._check(name)
         self._runner.disable(name, reason=reason, duration=duration, who=_who(user))
         return self.details(name)
 
-    def enable(self, name: str, *, reason: str, user: str) -> dict[str, Any]:
+    def enable(self, name: str, *, reason: str, user: str) -> ScannerDetails:
         """Bring a scanner back; return it as it stands then.
 
         Raises:
-            NoScanner: there is no such scanner.
+            UnknownScanner: there is no such scanner.
         """
         self._check(name)
         self._runner.enable(name, reason=reason, who=_who(user))
         return self.details(name)
 
-    def alerts(self, said: object) -> Mapping[str, int]:
-        """Act upon a webhook's decoded body; one alert that cannot be read costs no other.
+    def alerts(self, body: object) -> Counts:
+        """Act on a webhook's decoded body; an alert that cannot be read costs no other.
 
         Raises:
-            ConfigError: it is none of a webhook that is known.
+            ConfigError: the body is neither Alertmanager's nor Grafana's.
         """
         try:
-            payload = payload_of(said)
+            payload = payload_of(body)
         except ConfigError:
-            self.turned_away(422)
+            self.count_rejected(422)
             raise
-        counts = dict(self._runner.alerts(payload.alerts, source=payload.source))
-        bad = payload.unreadable  # counted now: where the store failed, the whole comes again
+        counts = Counts(**self._runner.alerts(payload.alerts, source=payload.source))
+        # Counted only now: if the store fails, the sender repeats the whole message, and each unreadable alert in it
+        # would be counted twice.
+        bad = payload.unreadable
         if bad:
-            counts["invalid"] = len(bad)
+            counts = msgspec.structs.replace(counts, invalid=len(bad))
             _log.warning(
                 "alerts of %s cannot be read, %d in one message; the first: %s", payload.source, len(bad), bad[0]
             )
         for _ in bad:
-            self._tell(payload.source, "invalid")
+            self._count(payload.source, "invalid")
         return counts
 
-    def turned_away(self, status: int) -> None:
-        """Count a webhook, of whose alerts nothing is known, as turned away with this HTTP status."""
-        self._tell("unknown", "unauthorized" if status == 401 else "invalid")
+    def count_rejected(self, status: int) -> None:
+        """Count a webhook that was rejected with this HTTP status before its sender and alerts were known."""
+        self._count("unknown", "unauthorized" if status == 401 else "invalid")
 
-    def _row(self, state: ScannerState, hung: Mapping[str, int]) -> dict[str, Any]:
-        row = state.to_dict()
+    def _hung(self) -> Counter[str]:
+        return Counter(thread.name for thread in self._runner.abandoned())
+
+    def _state(self, name: str) -> ScannerState:
+        self._check(name)
+        return next(state for state in self._runner.scanners() if state.name == name)
+
+    def _scanner(self, state: ScannerState, hung: Mapping[str, int]) -> Scanner:
         flights = self._runner.flights(state.name)
         last = flights[-1].result if flights else None
-        row["last_duration"] = None if last is None else last.duration
-        row["last_error"] = "" if last is None or last.error is None else f"{last.error.kind}: {last.error.message}"
-        row["breaker"] = self._runner.breaker(state.name)
-        row["abandoned_threads"] = hung[state.name]
-        return row
+        error = None if last is None else last.error
+        return Scanner(
+            **msgspec.structs.asdict(state),
+            last_duration=None if last is None else last.duration,
+            last_error="" if error is None else f"{error.kind}: {error.message}",
+            breaker=self._runner.breaker(state.name),
+            abandoned_threads=hung[state.name],
+        )
 
     def _check(self, name: str) -> None:
         if name not in self._runner.names:
-            raise NoScanner(no_scanner(readable(name[:MOST_NAME]), self._runner.names))
+            raise UnknownScanner(no_scanner(readable(name[:MAX_NAME]), self._runner.names))
 
-    def _tell(self, source: str, result: str) -> None:
+    def _count(self, source: str, result: str) -> None:
         self._runner.tell(AlertReceived(source, result, self.now()))
 
 

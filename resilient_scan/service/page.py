@@ -1,4 +1,4 @@
-"""The page for people: the whole fleet at a glance. Server-rendered; knows jinja2."""
+"""The page for people: the whole fleet at a glance, rendered here as HTML. Knows jinja2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+import msgspec
 from markupsafe import Markup
+
+from resilient_scan.quarantine import Evidence
+from resilient_scan.service.control import Scanner, Scanners
 
 _here = files("resilient_scan.service")
 
@@ -28,7 +32,7 @@ _engine = jinja2.Environment(
     lstrip_blocks=True,
     loader=jinja2.FunctionLoader(_text),
 )
-_, _FLEET, _ONE = map(_engine.get_template, ("frame.html", "page.html", "scanner.html"))  # all are read here and now
+_, _FLEET, _ONE = map(_engine.get_template, ("frame.html", "page.html", "scanner.html"))  # reads all three files
 _TROUBLE = {"timeout", "error", "rejected"}
 
 
@@ -42,74 +46,72 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def page(rows: Sequence[Mapping[str, Any]], *, now: float, blind: float | None, can_change: bool) -> str:
+def page(fleet: Scanners, *, now: float, can_change: bool) -> str:
     """Return the page as HTML.
 
     Args:
-        rows: one for each scanner, as `GET /scanners` has them.
+        fleet: all scanners as they stand.
         now: epoch seconds.
-        blind: since when there is no heartbeat, epoch seconds; `None`: there is one, or none is expected.
-        can_change: whether there is a token by which something could be changed.
+        can_change: whether a token is configured that allows changes.
     """
-    shown = [_row(row, now) for row in rows]
-    mood, headline = _headline(shown)
+    rows = [_row(scanner, now) for scanner in fleet.scanners]
+    mood, headline = _headline(rows)
     return _FLEET.render(
-        rows=sorted(shown, key=lambda row: {"bad": 0, "warn": 1, "good": 2}[row["mood"]]),
+        rows=sorted(rows, key=lambda row: {"bad": 0, "warn": 1, "good": 2}[row["mood"]]),
         headline=headline,
         mood=mood,
         now=_instant(now),
-        blind=_instant(blind),
+        blind=_instant(fleet.blind_since),
         can_change=can_change,
         style=Markup(_STYLE),  # noqa: S704 - our own file
         script=Markup(_SCRIPT),  # noqa: S704
     )
 
 
-def scanner_page(name: str, explanation: str, alerts: Sequence[Mapping[str, Any]], *, now: float) -> str:
+def scanner_page(name: str, explanation: str, alerts: Sequence[Evidence], *, now: float) -> str:
     """Return one scanner's page as HTML.
 
     Args:
         name: the scanner's.
-        explanation: all there is to know about it, as text.
-        alerts: the evidence, as `GET /scanners/{name}` has it.
+        explanation: everything there is to know about it, as text.
+        alerts: the alerts about it.
         now: epoch seconds.
     """
-    told = [{**alert, "said": _instant(alert["said_at"])} for alert in alerts]
     return _ONE.render(
         name=name,
         headline=name,
         explanation=explanation,
-        alerts=told,
+        alerts=[{**msgspec.structs.asdict(alert), "said": _instant(alert.said_at)} for alert in alerts],
         now=_instant(now),
         style=Markup(_STYLE),  # noqa: S704 - our own file
     )
 
 
-def _row(row: Mapping[str, Any], now: float) -> dict[str, Any]:
-    state, status = row["state"], row["last_status"]
+def _row(scanner: Scanner, now: float) -> dict[str, Any]:
+    """Return a scanner's cells, ready to be shown."""
+    state, status, probe = scanner.state, scanner.last_status, scanner.next_probe
     mood = "good" if state == "enabled" else "warn"
     if state == "quarantined" or (state == "enabled" and status in _TROUBLE):
         mood = "bad"
-    probe = row["next_probe"]
     return {
-        "name": row["name"],
-        "pipeline": row["pipeline"],
+        "name": scanner.name,
+        "pipeline": scanner.pipeline,
         "state": state,
         "mood": mood,
         "last_status": status,
-        "last_at": _instant(row["last_at"]),
-        "took": "–" if row["last_duration"] is None else _span(row["last_duration"]),
+        "last_at": _instant(scanner.last_at),
+        "took": "–" if scanner.last_duration is None else _span(scanner.last_duration),
         "next_probe": "–" if probe is None else "with the next run" if probe <= now else f"in {_span(probe - now)}",
-        "why": row["reason"] or row["last_error"],
-        "who": row["who"] if row["reason"] else "",
-        "since": _instant(row["since"]) if row["reason"] else "",
-        "until": _instant(row["until"]),
+        "why": scanner.reason or scanner.last_error,
+        "who": scanner.who if scanner.reason else "",
+        "since": _instant(scanner.since) if scanner.reason else "",
+        "until": _instant(scanner.until),
         "action": "disable" if state == "enabled" else "enable",
     }
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Say in one line how the fleet is."""
+    """Return the mood, and one line that says how the fleet is."""
     states = Counter(row["state"] for row in rows)
     failing = sum(row["state"] == "enabled" and row["mood"] == "bad" for row in rows)
     parts = [f"{count} {state}" for state, count in sorted(states.items()) if state != "enabled"]
@@ -122,7 +124,7 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _span(seconds: float) -> str:
-    """Write a duration as people say it."""
+    """Write a duration the way people say it."""
     if seconds < 0.001:
         return "< 1 ms"
     if seconds < 1:

@@ -1,4 +1,8 @@
-"""Ask Alertmanager for its active alerts now and then: a message that got lost must not count for ever."""
+"""Ask Alertmanager for its active alerts now and then, so that a lost message does not count for ever.
+
+Alertmanager sends "resolved" once. If nothing listened at that moment, the alert would hold its scanner back until its
+lease ends; and an alert that began firing then would be heard of only when Alertmanager repeats it, hours later.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +22,39 @@ from resilient_scan.quarantine import Alert
 from resilient_scan.service.alerts import ALERTMANAGER, alert_of
 
 _log = logging.getLogger("resilient_scan")
-PATIENCE = 5.0  # seconds for an answer
-LIMIT = 8_000_000  # bytes of one
+REQUEST_TIMEOUT = 5.0
+MAX_ANSWER = 8_000_000  # bytes
+STOP_TIMEOUT = 0.2  # seconds that `stop` waits for a request under way
 _PATH = "/api/v2/alerts?active=true&silenced=false&inhibited=false&unprocessed=false"
 
 
 class Unreachable(ScanError):
-    """Alertmanager does not answer, or not with a list of alerts."""
+    """Alertmanager does not answer, or answers with something else than a list of alerts."""
 
 
 def active_alerts(url: str, receiver: str | None = None) -> list[Alert]:
-    """Return the alerts that an Alertmanager has for active and not silenced; those that cannot be read are left out.
+    """Return Alertmanager's active and unsilenced alerts, without those that cannot be read.
 
     Args:
-        url: its base URL, with `http://` or `https://`.
-        receiver: name of the receiver that they go to; `None`: any.
+        url: Alertmanager's base URL, with `http://` or `https://`.
+        receiver: name of the receiver that the alerts go to; `None`: any.
 
     Raises:
-        Unreachable: it does not answer in time, or with something else.
+        Unreachable: Alertmanager does not answer in time, or answers with something else.
     """
     chosen = "" if receiver is None else f"&receiver={quote(re.escape(receiver))}"
     try:
-        with urllib.request.urlopen(url.rstrip("/") + _PATH + chosen, timeout=PATIENCE) as answer:  # noqa: S310 - checked in settings
-            said = json.loads(answer.read(LIMIT))
+        with urllib.request.urlopen(url.rstrip("/") + _PATH + chosen, timeout=REQUEST_TIMEOUT) as answer:  # noqa: S310 - checked in settings
+            listed = json.loads(answer.read(MAX_ANSWER))
     except (OSError, ValueError, HTTPException, RecursionError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         why = str(error)[:200] or type(error).__name__
         raise Unreachable(f"Alertmanager at {url} gives no list of its alerts: {why}") from None
-    if not isinstance(said, list):
-        raise Unreachable(f"Alertmanager at {url} gives no list of its alerts, but {type(said).__name__}")
+    if not isinstance(listed, list):
+        raise Unreachable(f"Alertmanager at {url} gives no list of its alerts, but {type(listed).__name__}")
     found = []
-    for item in said:
+    for item in listed:
         try:
             found.append(alert_of({**item, "status": "firing"}))
         except (TypeError, ValueError) as error:
@@ -58,13 +63,13 @@ def active_alerts(url: str, receiver: str | None = None) -> list[Alert]:
 
 
 class Reconciler:
-    """Bring what a runner knows of alerts in line with Alertmanager's list, on a thread of its own, until `stop`.
+    """Bring what a runner knows about alerts in line with Alertmanager's list, on its own thread, until `stop`.
 
     Args:
         reconcile: `ScanRunner.reconcile`.
-        url: Alertmanager's.
-        every: seconds from one time to the next, > 0.
-        receiver: whose alerts are the runner's; `None`: all of them.
+        url: Alertmanager's base URL.
+        every: seconds from one request to the next, > 0.
+        receiver: name of the receiver whose alerts are the runner's; `None`: all alerts are.
     """
 
     def __init__(
@@ -73,39 +78,43 @@ class Reconciler:
         self._reconcile, self._url, self._every = reconcile, url, every
         self._fetch = partial(active_alerts, url, receiver)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="resilient-scan-reconcile", daemon=True)
-        self._away = False
+        self._thread = threading.Thread(target=self._loop, name="resilient-scan-reconcile", daemon=True)
+        self._unreachable = False
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a request under way is not waited for longer than a moment."""
+        """End; wait only a moment for a request under way.
+
+        Nothing interrupts a thread that waits for a socket, and no process should take `REQUEST_TIMEOUT` to exit.
+        The thread is a daemon, and an answer that comes too late is not missed: the next process asks at its start.
+        """
         self._stopped.set()
         if self._thread.ident is not None:
-            self._thread.join(0.2)
+            self._thread.join(STOP_TIMEOUT)
 
-    def _work(self) -> None:
-        """Ask at once, too: what was said while no process listened is known to Alertmanager only."""
+    def _loop(self) -> None:
+        # The first request goes out at once: only Alertmanager knows what was sent while no process listened.
         while not self._stopped.is_set():
             try:
                 self.once()
-            except Exception:  # the thread's end would go unnoticed
+            except Exception:  # without this the thread would end, and nobody would notice
                 _log.exception("Alertmanager's alerts could not be brought in line")
             self._stopped.wait(self._every)
 
     def once(self) -> None:
-        """Ask and act; what fails is told once, and once that it works again. A store's trouble is told by its own."""
+        """Ask and act. A failure is logged once, and once more when it has passed; a store reports its own trouble."""
         try:
             self._reconcile(self._fetch, source=ALERTMANAGER)
         except StoreError:
             return
         except Unreachable as error:
-            if not self._away:
+            if not self._unreachable:
                 _log.warning("%s; what its messages said goes on to count, each for its lease", error)
-            self._away = True
+            self._unreachable = True
         else:
-            if self._away:
+            if self._unreachable:
                 _log.info("Alertmanager at %s answers again", self._url)
-            self._away = False
+            self._unreachable = False

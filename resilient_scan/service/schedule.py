@@ -1,4 +1,12 @@
-"""Run a fleet again and again: all of it on schedule, scanners on probation as soon as their probe is due."""
+"""Run a fleet again and again: all scanners on a schedule, and one on probation as soon as its probe is due.
+
+`Schedule` is the arithmetic of when the next run is due: on a grid, a little late by chance, never two runs at once.
+`Scheduler` is the thread that keeps to it.
+
+    |---- every ----|---- every ----|---- every ----|
+    run             run ========= too long ======== run      catch_up="once": one run at once for all that were missed
+    run             run ========= too long ========     run  catch_up="skip": wait for the next instant of the grid
+"""
 
 from __future__ import annotations
 
@@ -13,13 +21,9 @@ from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.runner import ScanRunner
 
-# When the next run is due: on a grid, a little late by chance, never two at once.
-#
-# |---- every ----|---- every ----|---- every ----|
-# run             run ========= too long ======== run      catch_up="once": one at once for all that were missed
-# run             run ========= too long ========     run  catch_up="skip": wait for the grid's next instant
-
+_log = logging.getLogger("resilient_scan")
 ONCE, SKIP = "once", "skip"
+POLL_INTERVAL = 1.0  # seconds between two looks for probes that have become due
 
 
 class Schedule:
@@ -27,10 +31,10 @@ class Schedule:
 
     Args:
         every: seconds from one instant of the grid to the next, > 0.
-        jitter: share of `every` by which a run may be late, drawn anew for each, from 0 to 0.5: so that several
-            services that were started together do not ask their sources in one moment.
-        catch_up: what becomes of instants that were missed, because a run took longer or the machine slept: `once`
-            makes up for all of them by one run at once, `skip` leaves them out.
+        jitter: share of `every` by which a run may be late, drawn for each run, from 0 to 0.5: so that several services
+            that were started together do not call their sources at the same moment.
+        catch_up: what happens to instants that were missed because a run took longer or the machine slept: `once` makes
+            up for all of them with one run at once, `skip` leaves them out.
         start: instant of the first run.
         random: where the jitter comes from.
 
@@ -54,7 +58,7 @@ class Schedule:
         self.due = start
 
     def ran(self, now: float) -> None:
-        """Note that the run which was due is over, and set the next one."""
+        """Note that the run which was due has ended, and set when the next one is."""
         ahead = self._step + 1
         passed = math.floor((now - self._start) / self._every)
         if passed < ahead:
@@ -69,23 +73,19 @@ class Schedule:
         self.due = self._start + (step + self._jitter * self._random.random()) * self._every
 
 
-_log = logging.getLogger("resilient_scan")
-LOOK = 1.0  # seconds between two looks for probes that have become due
+class Scheduler:
+    """Make one run after another, on its own thread, until `stop`.
 
-
-class Rounds:
-    """One run at a time, on a thread of its own, until `stop`.
-
-    A run that fails as a whole (its state cannot be made, say) is logged, and the next one comes in its time. A source
-    that was ill is asked gently: probes come at most every `probe_every` seconds, however well they do.
+    A run that fails as a whole (its state cannot be made, say) is logged, and the next one comes on time. A source that
+    was ill is treated gently: probe runs are at least `probe_every` seconds apart, however well they do.
 
     Args:
-        runner: what runs; it stays open.
-        schedule: when all of it runs.
-        state: called before each run, for what its scanners are given.
+        runner: runs the scanners; it stays open.
+        schedule: when all of them run.
+        state: called before each run for the state that its scanners get.
         deadline: seconds for a run; `None`: the runner's own.
-        probe_every: seconds from the end of a run for probes to the next one, >= 0; less than `LOOK` is as much.
-        clock: what is waited on.
+        probe_every: seconds from the end of a probe run to the next one, >= 0; at least `POLL_INTERVAL` are kept.
+        clock: tells and waits for the time.
     """
 
     def __init__(
@@ -100,40 +100,45 @@ class Rounds:
     ) -> None:
         self._runner, self._schedule = runner, schedule
         self._state, self._deadline = state, deadline
-        self._pause, self._probe_from = max(LOOK, probe_every), -math.inf
+        self._pause, self._probe_from = max(POLL_INTERVAL, probe_every), -math.inf
         self._clock = clock
         self._wake: Wake = clock.event()
         self._stopped = False
-        self._thread = threading.Thread(target=self._serve, name="resilient-scan-rounds", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="resilient-scan-scheduler", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether runs go on."""
+        """Whether further runs will begin."""
         return self._thread.is_alive() and not self._stopped
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    def stop(self, grace: float) -> bool:
-        """Begin no further run, and wait at most `grace` seconds for the one under way; say whether it has ended."""
+    def stop(self, timeout: float) -> bool:
+        """Begin no further run, and wait at most `timeout` seconds for the one under way; say whether it has ended."""
+        # The flag comes before the wake-up. The other way round, the thread could wake, see no flag yet, and go back to
+        # sleep until its next look: `stop` would wait a second for a thread that has nothing to do.
         self._stopped = True
         self._wake.set()
         if self._thread.ident is not None:
-            self._thread.join(grace)
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _serve(self) -> None:
+    def _loop(self) -> None:
         while not self._stopped:
             try:
-                self._round()
+                self._step()
             except Exception:
+                # `stop(0)` does not wait for the run under way, and what comes after it closes the runner. A run that
+                # begins just then is refused: that is the end, not a failure to log.
                 if self._runner.closed:
                     return
                 _log.exception("a run failed as a whole; the next one comes in its time")
-                self._clock.wait(self._clock.monotonic() + LOOK, self._wake)
+                self._clock.wait(self._clock.monotonic() + POLL_INTERVAL, self._wake)
 
-    def _round(self) -> None:
+    def _step(self) -> None:
+        """Make the run that is due, or that of the probes that are due, or wait."""
         now = self._clock.monotonic()
         if now >= self._schedule.due:
             try:
@@ -146,4 +151,4 @@ class Rounds:
             finally:
                 self._probe_from = self._clock.monotonic() + self._pause
         else:
-            self._clock.wait(min(self._schedule.due, now + LOOK), self._wake)
+            self._clock.wait(min(self._schedule.due, now + POLL_INTERVAL), self._wake)

@@ -1,6 +1,8 @@
 """An ASGI application on a port of this machine, in a thread that can be started and stopped. Knows uvicorn and h11.
 
-The socket is bound here and handed over: uvicorn's own thread would die without a word on a port that is taken.
+Two threads meet here: the caller of `start` and `stop`, and the one on which uvicorn runs its event loop. The socket is
+bound by the caller, before that thread exists: a port that is taken raises in `start`, where uvicorn would exit the
+thread without a word.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from resilient_scan.errors import ConfigError
 from resilient_scan.service.bounds import JSON, SAFE, Bounds, problem
 
-# uvicorn's own logger writes to stderr where nobody configured logging, a line for each malformed request.
+# Where logging is not configured, uvicorn's own logger writes a line to stderr for each malformed request.
 _log = logging.getLogger("resilient_scan.http")
 _log.setLevel(logging.ERROR)
 
@@ -33,19 +35,19 @@ class HttpThread:
 
     Args:
         application: an ASGI application.
-        host, port: where; port 0 lets the system choose a free one.
+        host, port: where to listen; port 0 lets the system choose a free one.
         bounds: what a client may take.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address is taken, or not ours.
     """
 
     def __init__(self, application: Any, host: str, port: int, bounds: Bounds) -> None:
-        self._socket = _bound(host, port)
+        self._socket = _listening_socket(host, port)
         address = self._socket.getsockname()
         name = f"[{address[0]}]" if ":" in address[0] else address[0]
         self.url = f"http://{name}:{address[1]}"
-        protocol: Any = partial(_Impatient, bounds=bounds)
+        protocol: Any = partial(_TimedConnection, bounds=bounds)
         self._server = _Server(
             uvicorn.Config(
                 application,
@@ -64,13 +66,15 @@ class HttpThread:
         self._thread = threading.Thread(target=self._serve, name="resilient-scan-http", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer; return when it does.
+        """Begin to answer, and return once it does.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: uvicorn could not start.
         """
         try:
             self._thread.start()
+            # Set when uvicorn answers, and again when its thread ends: if the startup fails, the thread exits without
+            # ever answering, and a caller that waited for an answer only would wait for ever.
             self._server.answering.wait()
         except BaseException:
             self._socket.close()
@@ -80,15 +84,18 @@ class HttpThread:
             raise ConfigError(f"the control endpoint could not be started at {self.url}; the log says why")
 
     def stop(self) -> None:
-        """Let running requests end, for at most some seconds, and give the port back."""
-        self._server.should_exit = True
+        """Let running requests end, within `bounds.drain`, and free the port."""
+        self._server.should_exit = True  # uvicorn's loop looks at it ten times a second
         self._thread.join()
         self._socket.close()
 
     def leave_to_the_parent(self) -> None:
-        """In a forked child: let go of the parent's sockets, or the port stays taken and clients wait for an end.
+        """Let go of the parent's sockets in a forked child.
 
-        Their numbers stay in use, for this process' copies of the objects will close them again one day.
+        The child inherits copies. While it holds them, the port stays taken after the parent's `stop`, and a client
+        whose connection the parent closes waits for an end that never comes. The numbers are not freed but pointed at
+        /dev/null: the child also inherits the objects, which close their numbers when they are collected, and by then
+        a freed number might belong to a file of the child.
         """
         sockets = [self._socket.fileno()]
         for connection in tuple(self._server.server_state.connections):
@@ -109,7 +116,7 @@ class HttpThread:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server that says when it answers, and leaves no connection open when it ends."""
+    """uvicorn's server, which also says when it answers, and leaves no connection open when it ends."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -126,11 +133,11 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(0)
 
 
-class _Impatient(H11Protocol):
-    """A connection whose client may not take its time; uvicorn's own waits for ever.
+class _TimedConnection(H11Protocol):
+    """A connection whose client must not take its time; uvicorn's own would wait for ever.
 
-    One timer is enough: it is set when a head is awaited. When it goes off, either none has come, or a request is under
-    way; that gets what is left of its own time, and is cut off after that.
+    One timer is enough. It is set when a request's head is awaited. When it goes off, either no head has come, and the
+    connection ends, or a request is under way: that gets the time for its body and for the runner, and is then cut off.
     """
 
     def __init__(self, *arguments: Any, bounds: Bounds, **named: Any) -> None:
@@ -147,7 +154,7 @@ class _Impatient(H11Protocol):
             return
         if many > self._bounds.connections:
             self.app = _busy
-        self._arm(self._bounds.head, self._look)
+        self._arm(self._bounds.head, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -156,32 +163,34 @@ class _Impatient(H11Protocol):
         self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:
-        self._arm(self._bounds.head, self._look)  # first: what comes now may begin the next request
+        # Before `super()`, which handles what the client has already sent of its next request. If that is malformed,
+        # the connection ends and the timer is set to abort it; arming the timer afterwards would overwrite that.
+        self._arm(self._bounds.head, self._check_progress)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the base class's
         self._refuse(400, "malformed", "this is no HTTP/1.1 request; send one as RFC 9112 says")
 
-    def _look(self) -> None:
-        cycle: Any = self.cycle  # None until there is a request, whatever its annotation says
+    def _check_progress(self) -> None:
+        cycle: Any = self.cycle  # None until there is a request, whatever the annotation says
         if self.transport.is_closing():
             self.transport.abort()
         elif cycle is not None and not cycle.response_complete:
-            self._arm(self._bounds.body + self._bounds.work, partial(self._look_again, cycle))
+            self._arm(self._bounds.body + self._bounds.work, partial(self._cut_off, cycle))
         elif self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(408, "too_slow", f"no whole request came within {self._bounds.head:g} s; send it in one go")
         else:
             self._end()
 
-    def _look_again(self, before: Any) -> None:
-        """Cut off a request that takes longer than its parts may: its client does not read the answer."""
-        if self.cycle is before:
+    def _cut_off(self, cycle: Any) -> None:
+        """Cut off a request that takes longer than all its parts may, for instance because the client does not read."""
+        if self.cycle is cycle:
             self.transport.abort()
         else:
-            self._look()
+            self._check_progress()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer what never became a request, unless an answer is on its way already."""
+        """Answer what never became a request, unless an answer is already on its way."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             body = problem(code, message)
             lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
@@ -194,7 +203,7 @@ class _Impatient(H11Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close, and do not wait long until the client has read what there is for it."""
+        """Close once the client has read what there is for it, or when it takes too long to."""
         self._arm(self._bounds.head, self.transport.abort)
         self.transport.close()
 
@@ -205,7 +214,7 @@ class _Impatient(H11Protocol):
 
 
 async def _busy(_scope: Any, _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    """Answer a client beyond those that there may be."""
+    """Answer a client beyond the limit of connections."""
     body = problem("busy", "too many clients are connected; try again")
     headers = [(name.lower().encode(), value.encode()) for name, value in _headers(body).items()]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -216,7 +225,7 @@ def _headers(body: bytes) -> Mapping[str, str]:
     return {**SAFE, "Content-Type": JSON, "Content-Length": str(len(body)), "Connection": "close"}
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listening_socket(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

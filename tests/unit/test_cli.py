@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from resilient_scan import PluginError, __main__
 from resilient_scan.cli import fleet as choice
@@ -85,3 +88,29 @@ def test_only_a_missing_extra_is_explained(
         return
     assert __main__.main() == 2
     assert f"needs {missing}, which is in an extra: pip install 'resilient-scan[cli]'" in capsys.readouterr().err
+
+
+START = """
+import sys
+from resilient_scan.__main__ import main
+sys.argv = ["resilient-scan", "--version"]
+print(main())
+print(*sys.modules)
+"""
+
+
+def test_the_version_is_said_without_loading_the_command() -> None:
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
+    said, code, modules = done.stdout.splitlines()
+    assert said == CliRunner().invoke(cli.command, ["--version"], prog_name="resilient-scan").output.rstrip()
+    assert code == "0"
+    loaded = [name for name in modules.split() if name.partition(".")[0] in {"resilient_scan", "click", "rich"}]
+    assert len(loaded) <= 10, loaded
+
+
+def test_a_version_that_cannot_be_written_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "resilient_scan", "--version"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")

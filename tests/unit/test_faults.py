@@ -31,7 +31,7 @@ def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:
     assert second["hanging"].status is second["broken"].status is Status.REJECTED
     assert "hanging" in watch.abandoned
     assert watch.opened == {"broken"}
-    assert watch.told(second["broken"]).startswith("open breaker: ")
+    assert watch.describe(second["broken"]).startswith("open breaker: ")
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,19 @@ def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:
         (result(Status.SKIPPED, attempts=0), "skipped"),
     ],
 )
-def test_an_end_is_told_in_one_line(ended: ScanResult, words: str) -> None:
-    assert Watch().told(ended) == words
+def test_an_end_is_described_in_one_line(ended: ScanResult, words: str) -> None:
+    assert Watch().describe(ended) == words
 
 
-def test_what_happened_beside_the_scan_is_told_too() -> None:
+def test_what_happened_besides_the_scan_is_described_too() -> None:
     watch = Watch()
     watch(BreakerChanged("one", "closed", "open", 60.0))
     watch(BreakerChanged("other", "open", "half_open", None))
     watch(ThreadAbandoned("one", "worker-0", 0.4))
     assert watch.opened == watch.abandoned == {"one"}
-    assert watch.told(result(Status.ERROR, error="x")) == "1 attempt failed (x), which opens its breaker"
-    assert watch.told(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is left behind"
+    assert watch.describe(result(Status.ERROR, error="x")) == "1 attempt failed (x), which opens its breaker"
+    assert (
+        watch.describe(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is left behind"
+    )
     hangs = "its thread of the last run still hangs, so it gets no second one"
-    assert watch.told(result(Status.REJECTED, attempts=0, error="x")) == hangs
+    assert watch.describe(result(Status.REJECTED, attempts=0, error="x")) == hangs

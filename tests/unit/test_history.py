@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import Cache, Policy, ScanRunner
-from resilient_scan.cli.history import row
 from resilient_scan.cli.main import main
+from resilient_scan.cli.screens import history_row
 from resilient_scan.stores.history import RunRecord, ScanRecord
 from resilient_scan.testing import FakeClock, broken, healthy
 
@@ -29,7 +29,7 @@ def test_a_row_counts_what_is_in_service_and_names_who_did_not_answer() -> None:
         e=("timeout", ""),
         f=("disabled", ""),
     )
-    assert row(run) == (
+    assert history_row(run) == (
         "1970-01-01 00:00:00Z",
         "1.50s",
         "3 of 5",
@@ -39,10 +39,10 @@ def test_a_row_counts_what_is_in_service_and_names_who_did_not_answer() -> None:
 
 
 def test_a_row_names_no_more_than_three() -> None:
-    assert row(record(**{f"s{n}": ("skipped", "") for n in range(5)}))[-1] == (
+    assert history_row(record(**{f"s{n}": ("skipped", "") for n in range(5)}))[-1] == (
         "s0 (skipped), s1 (skipped), s2 (skipped) and 2 more"
     )
-    assert row(record(**{f"s{n}": ("skipped", "") for n in range(3)}))[-1].endswith("s2 (skipped)")
+    assert history_row(record(**{f"s{n}": ("skipped", "") for n in range(3)}))[-1].endswith("s2 (skipped)")
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, ControlService, ScanRunner
+from resilient_scan.cli import client as asking
 from resilient_scan.cli import main as cli
-from resilient_scan.cli import serve as serving
-from resilient_scan.cli.main import caught_signals, first
+from resilient_scan.cli.serve import caught_signals, first
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import healthy
 
@@ -78,7 +78,7 @@ def test_orders_go_to_the_service_that_runs(near: Path, service: ControlService,
 
 def test_how_long_it_holds_is_said_to_the_service(near: Path, say: Say, service: ControlService) -> None:
     say("disable", "gap_up", "--reason", "quota", "--for", "2h", "--config", near)
-    client = serving.running(near)
+    client = asking.running(near)
     assert client is not None
     row = client.get("/scanners/gap_up")
     assert row["until"] - row["since"] == pytest.approx(7200)
@@ -111,7 +111,7 @@ def test_without_its_token_a_service_is_looked_at_only(near: Path, service: Cont
 
 
 def test_a_service_of_another_version_is_told(near: Path, monkeypatch: pytest.MonkeyPatch, say: Say) -> None:
-    monkeypatch.setattr("resilient_scan.service.client.Client.get", lambda *_: {"explanation": {"scanner": 1}})
+    monkeypatch.setattr("resilient_scan.cli.client.Client.get", lambda *_: {"explanation": {"scanner": 1}})
     said = say("explain", "gap_up", "--no-run", "--config", near, code=2)
     assert "is of another version; restart it" in said
 
@@ -246,7 +246,7 @@ def test_an_order_of_somebody_without_a_name(config: Path, say: Say, monkeypatch
 
 
 def test_what_is_asked_of_a_service_that_went_away_in_between(near: Path, service: ControlService) -> None:
-    client = serving.running(near)
+    client = asking.running(near)
     assert client is not None
     service.stop()
     with pytest.raises(ConfigError, match="does not answer"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_scan import ConfigError
-from resilient_scan.service.auth import SIGNATURE, TIMESTAMP, Doorkeeper
+from resilient_scan.service.auth import SIGNATURE, TIMESTAMP, TokenAuth
 
 TOKEN = "open-sesame-42"
 NOW = 1_790_000_000.0
@@ -19,8 +19,8 @@ BODY = b'{"alerts": []}'
 
 
 @pytest.fixture
-def door() -> Doorkeeper:
-    return Doorkeeper(TOKEN)
+def auth() -> TokenAuth:
+    return TokenAuth(TOKEN)
 
 
 def basic(user: str, password: str) -> str:
@@ -36,8 +36,8 @@ def signed(body: bytes = BODY, *, key: str = TOKEN, at: float = NOW) -> dict[str
 @pytest.mark.parametrize(
     "header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"  BEARER   {TOKEN} ", basic("", TOKEN), basic("anna", TOKEN)]
 )
-def test_the_token_opens(door: Doorkeeper, header: str) -> None:
-    assert door.knows(header)
+def test_the_token_opens(auth: TokenAuth, header: str) -> None:
+    assert auth.accepts(header)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_the_token_opens(door: Doorkeeper, header: str) -> None:
         "Basic " + base64.b64encode(TOKEN.encode()).decode(),
     ],
 )
-def test_nothing_else_opens(door: Doorkeeper, header: str) -> None:
-    assert not door.knows(header)
+def test_nothing_else_opens(auth: TokenAuth, header: str) -> None:
+    assert not auth.accepts(header)
 
 
 @given(st.text(max_size=60))
 def test_no_text_but_the_token_opens_and_none_raises(text: str) -> None:
-    assert Doorkeeper(TOKEN).knows(f"Bearer {text}") == (text.strip() == TOKEN)
+    assert TokenAuth(TOKEN).accepts(f"Bearer {text}") == (text.strip() == TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -82,52 +82,52 @@ def test_no_text_but_the_token_opens_and_none_raises(text: str) -> None:
     ],
 )
 def test_the_user_is_whom_basic_authentication_names(header: str, user: str) -> None:
-    assert Doorkeeper(TOKEN).user(header) == user
+    assert TokenAuth(TOKEN).user(header) == user
 
 
 def test_a_password_may_hold_colons() -> None:
-    assert Doorkeeper("a:b:c").knows(basic("user", "a:b:c"))
+    assert TokenAuth("a:b:c").accepts(basic("user", "a:b:c"))
 
 
 @pytest.mark.parametrize("token", ["", " ", "two words", "tab\there", "naïve", "line\n", None, 7])
 def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(token: object) -> None:
     with pytest.raises(ConfigError, match=r"service\.token must be one word") as caught:
-        Doorkeeper(token)  # type: ignore[arg-type]
+        TokenAuth(token)  # type: ignore[arg-type]
     assert "naïve" not in str(caught.value)
     assert "two words" not in str(caught.value)
 
 
-def test_the_token_is_not_shown(door: Doorkeeper) -> None:
-    assert TOKEN not in repr(door)
+def test_the_token_is_not_shown(auth: TokenAuth) -> None:
+    assert TOKEN not in repr(auth)
 
 
-def test_a_signed_body_opens(door: Doorkeeper) -> None:
-    assert door.signed(signed(), BODY, NOW)
+def test_a_signed_body_opens(auth: TokenAuth) -> None:
+    assert auth.signed(signed(), BODY, NOW)
     upper = {**signed(), SIGNATURE: signed()[SIGNATURE].upper()}
-    assert door.signed(upper, BODY, NOW)
+    assert auth.signed(upper, BODY, NOW)
 
 
 @pytest.mark.parametrize("skew", [-300, 300])
-def test_a_clock_may_be_five_minutes_off(door: Doorkeeper, skew: float) -> None:
-    assert door.signed(signed(at=NOW + skew), BODY, NOW)
+def test_a_clock_may_be_five_minutes_off(auth: TokenAuth, skew: float) -> None:
+    assert auth.signed(signed(at=NOW + skew), BODY, NOW)
 
 
 @pytest.mark.parametrize("skew", [-301, 301, 86_400])
-def test_an_old_signature_is_worth_nothing(door: Doorkeeper, skew: float) -> None:
-    assert not door.signed(signed(at=NOW + skew), BODY, NOW)
+def test_an_old_signature_is_worth_nothing(auth: TokenAuth, skew: float) -> None:
+    assert not auth.signed(signed(at=NOW + skew), BODY, NOW)
 
 
-def test_a_signature_is_for_its_own_body_key_and_time(door: Doorkeeper) -> None:
+def test_a_signature_is_for_its_own_body_key_and_time(auth: TokenAuth) -> None:
     good = signed()
-    assert not door.signed(good, BODY + b" ", NOW)
-    assert not door.signed(signed(key="another"), BODY, NOW)
-    assert not door.signed({**good, TIMESTAMP: str(int(NOW) + 1)}, BODY, NOW)
-    assert not door.signed({**good, SIGNATURE: ""}, BODY, NOW)
-    assert not door.signed({TIMESTAMP: good[TIMESTAMP]}, BODY, NOW)
+    assert not auth.signed(good, BODY + b" ", NOW)
+    assert not auth.signed(signed(key="another"), BODY, NOW)
+    assert not auth.signed({**good, TIMESTAMP: str(int(NOW) + 1)}, BODY, NOW)
+    assert not auth.signed({**good, SIGNATURE: ""}, BODY, NOW)
+    assert not auth.signed({TIMESTAMP: good[TIMESTAMP]}, BODY, NOW)
 
 
 @pytest.mark.parametrize("stamp", [None, "", "soon", "-1", "1e9", "٣", "9" * 13, "1790000000.0"])
-def test_a_signature_without_a_timestamp_is_refused(door: Doorkeeper, stamp: str | None) -> None:
+def test_a_signature_without_a_timestamp_is_refused(auth: TokenAuth, stamp: str | None) -> None:
     plain = hmac.new(TOKEN.encode(), BODY, hashlib.sha256).hexdigest()
     headers = {SIGNATURE: plain} | ({} if stamp is None else {TIMESTAMP: stamp})
-    assert not door.signed(headers, BODY, NOW)
+    assert not auth.signed(headers, BODY, NOW)

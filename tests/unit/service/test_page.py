@@ -7,22 +7,24 @@ from typing import Any
 
 import pytest
 
+from resilient_scan.quarantine import Evidence
+from resilient_scan.service.control import Scanner, Scanners
 from resilient_scan.service.page import HEADERS, page, scanner_page
 
 NOW = 1_790_000_000.0
-NONE = dict.fromkeys(("since", "until", "next_probe", "last_status", "last_at", "last_duration"))
 
 
-def row(name: str, **fields: Any) -> dict[str, Any]:
-    plain = {"name": name, "pipeline": "test", "state": "enabled", "reason": "", "who": "", "last_error": "", **NONE}
-    return {**plain, **fields}
+def row(name: str, **fields: Any) -> Scanner:
+    plain: dict[str, Any] = dict.fromkeys(Scanner.__struct_fields__)
+    texts = dict.fromkeys(("reason", "who", "last_error"), "")
+    return Scanner(**{**plain, **texts, "name": name, "pipeline": "test", "state": "enabled", **fields})
 
 
-def shown(*rows: dict[str, Any], blind: float | None = None, can_change: bool = True) -> str:
-    return page(rows, now=NOW, blind=blind, can_change=can_change)
+def shown(*rows: Scanner, blind: float | None = None, can_change: bool = True) -> str:
+    return page(Scanners(list(rows), blind), now=NOW, can_change=can_change)
 
 
-def headline(*rows: dict[str, Any]) -> tuple[str, str]:
+def headline(*rows: Scanner) -> tuple[str, str]:
     (found,) = re.findall(r'<p id="headline" class="(\w+)">(.*?)</p>', shown(*rows))
     return found
 
@@ -95,18 +97,8 @@ def test_no_text_is_markup() -> None:
     html = shown(row("a", reason=evil, who=evil, since=NOW, pipeline=evil, last_error=evil, last_status=evil))
     assert html.count("<script>") == 1
     assert "<img>" not in html
-    alerts = [
-        {
-            "name": evil,
-            "fingerprint": "f",
-            "summary": evil,
-            "status": "firing",
-            "source": evil,
-            "said_at": NOW,
-            "blocks": True,
-        }
-    ]
-    one = scanner_page("a", evil, alerts, now=NOW)
+    alert = Evidence("f", evil, evil, evil, "firing", starts_at=NOW, said_at=NOW, blocks=True)
+    one = scanner_page("a", evil, [alert], now=NOW)
     assert "<script>" not in one
     assert "<img>" not in one
     assert "2026-09-21 14:13:20" in one

@@ -14,7 +14,7 @@ from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.errors import StoreError
 from resilient_scan.quarantine import Alert
 from resilient_scan.service.reconcile import Reconciler, Unreachable, active_alerts
-from tests.unit.service.test_client import answering, http
+from tests.unit.test_service_client import answering, http
 
 GOOD = {
     "labels": {"alertname": "ScannerErrorRatioHigh", "scanner": "alpha", "resilient_scan_action": "disable"},

@@ -1,4 +1,4 @@
-"""The loopback server, over real sockets."""
+"""The server of the bundled data, over real sockets."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ import pytest
 from resilient_scan import Quarantine, ScanRunner
 from resilient_scan.events import ProbeEnded, RunEnded
 from resilient_scan.quarantine import Alert
-from resilient_scan.service.schedule import LOOK, Rounds, Schedule
+from resilient_scan.service.schedule import POLL_INTERVAL, Schedule, Scheduler
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
 from tests.composition.conftest import Eventually, Fleet
 
-Begin = Callable[..., Rounds]
+Begin = Callable[..., Scheduler]
 EVERY = 60.0
 
 
@@ -36,17 +36,17 @@ class Heard(Recorder):
 
 
 class ParkedClock(FakeClock):
-    """Knows until when the rounds wait, so that no step of the clock goes by unseen."""
+    """Knows until when the scheduler waits, so that no step of the clock goes by unseen."""
 
     parked = -1.0
 
     def wait(self, until: float, wake: Any, /) -> None:
-        if threading.current_thread().name == "resilient-scan-rounds":
+        if threading.current_thread().name == "resilient-scan-scheduler":
             self.parked = until
         super().wait(until, wake)
 
     def rests(self) -> bool:
-        return self.monotonic() < self.parked <= self.monotonic() + LOOK
+        return self.monotonic() < self.parked <= self.monotonic() + POLL_INTERVAL
 
 
 @pytest.fixture
@@ -56,26 +56,26 @@ def clock() -> ParkedClock:
 
 @pytest.fixture
 def begin(clock: FakeClock, release: threading.Event) -> Iterator[Begin]:
-    """Return a function that starts rounds; they are over when the test is."""
-    begun: list[Rounds] = []
+    """Return a function that starts a scheduler, which is stopped when the test ends."""
+    begun: list[Scheduler] = []
 
-    def start(runner: ScanRunner, *, catch_up: str = "once", **options: Any) -> Rounds:
+    def start(runner: ScanRunner, *, catch_up: str = "once", **options: Any) -> Scheduler:
         plan = Schedule(EVERY, jitter=0, catch_up=catch_up, start=clock.monotonic(), random=Random(1))
-        rounds = Rounds(runner, plan, clock=clock, **options)
-        begun.append(rounds)
-        rounds.start()
-        return rounds
+        scheduler = Scheduler(runner, plan, clock=clock, **options)
+        begun.append(scheduler)
+        scheduler.start()
+        return scheduler
 
     yield start
     release.set()
-    for rounds in begun:
-        assert rounds.stop(5)
+    for scheduler in begun:
+        assert scheduler.stop(5)
 
 
 def pass_time(
     clock: FakeClock, seconds: float, heard: Heard, eventually: Eventually, *, runs: int, busy: bool = False
 ) -> None:
-    """Let time pass in steps, each seen by the rounds unless a run keeps them busy; hold what comes of it."""
+    """Let time pass in steps, each seen by the scheduler unless a run keeps it busy; hold what comes of it."""
     assert isinstance(clock, ParkedClock)
     if not busy:
         eventually(clock.rests)
@@ -137,11 +137,11 @@ def test_a_run_that_fails_as_a_whole_costs_only_itself(
     def state() -> dict[str, int]:
         return {"share": 1 // next(made)}
 
-    rounds = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), state=state)
+    scheduler = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)), state=state)
     eventually(lambda: len(heard.at) == 1)
     pass_time(clock, 61, heard, eventually, runs=0)
     eventually(lambda: "a run failed as a whole; the next one comes in its time" in caplog.text)
-    assert rounds.alive
+    assert scheduler.alive
     pass_time(clock, 60, heard, eventually, runs=1)
     assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
 
@@ -189,7 +189,7 @@ def test_a_source_that_was_ill_is_asked_gently_however_well_its_probes_do(
     assert runner.scanners()[0].state == "probing"
 
 
-def test_probes_are_never_closer_than_a_look(
+def test_probes_are_never_closer_than_the_poll_interval(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
 ) -> None:
     heard = Heard(clock)
@@ -197,10 +197,10 @@ def test_probes_are_never_closer_than_a_look(
     begin(runner)
     eventually(lambda: len(heard.at) == 1)
     runner.alerts([alert("a")])
-    clock.advance(LOOK)
+    clock.advance(POLL_INTERVAL)
     eventually(lambda: probes(heard) == 1)
     pass_time(clock, 0, heard, eventually, runs=0)
-    clock.advance(LOOK)
+    clock.advance(POLL_INTERVAL)
     eventually(lambda: probes(heard) == 2)
 
 
@@ -209,11 +209,11 @@ def test_probes_are_never_closer_than_a_look(
 
 def test_stop_begins_no_further_run(fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually) -> None:
     heard = Heard(clock)
-    rounds = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)))
+    scheduler = begin(fleet(healthy("a"), clock=clock, listeners=(heard,)))
     eventually(lambda: len(heard.at) == 1)
-    assert rounds.alive
-    assert rounds.stop(5)
-    assert not rounds.alive
+    assert scheduler.alive
+    assert scheduler.stop(5)
+    assert not scheduler.alive
     clock.advance(1000)
     assert len(heard.at) == 1
 
@@ -222,27 +222,27 @@ def test_the_run_under_way_gets_its_time(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, release: threading.Event
 ) -> None:
     heard = Heard(clock)
-    rounds = begin(fleet(hanging("a", release), clock=clock, listeners=(heard,)))
-    assert not rounds.stop(0.05)
-    assert not rounds.alive
+    scheduler = begin(fleet(hanging("a", release), clock=clock, listeners=(heard,)))
+    assert not scheduler.stop(0.05)
+    assert not scheduler.alive
     release.set()
-    assert rounds.stop(5)
+    assert scheduler.stop(5)
     assert [event.counts["completed"] for event in heard.of(RunEnded)] == [1]
 
 
-def test_a_runner_that_is_closed_ends_them(
+def test_a_runner_that_is_closed_ends_it(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard = Heard(clock)
     runner = fleet(healthy("a"), clock=clock, listeners=(heard,))
-    rounds = begin(runner)
+    scheduler = begin(runner)
     eventually(lambda: len(heard.at) == 1)
     runner.close()
     clock.advance(61)
-    eventually(lambda: not rounds.alive)
+    eventually(lambda: not scheduler.alive)
     assert "failed as a whole" not in caplog.text
 
 
-def test_rounds_that_were_not_started_can_be_stopped(fleet: Fleet, clock: FakeClock) -> None:
+def test_a_scheduler_that_was_not_started_can_be_stopped(fleet: Fleet, clock: FakeClock) -> None:
     plan = Schedule(EVERY, random=Random(1))
-    assert Rounds(fleet(healthy("a"), clock=clock), plan, clock=clock).stop(0.0)
+    assert Scheduler(fleet(healthy("a"), clock=clock), plan, clock=clock).stop(0.0)

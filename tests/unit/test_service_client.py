@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, ControlService, ScanRunner
-from resilient_scan.service.client import Client, find
+from resilient_scan.cli.client import Client, find
 from resilient_scan.testing import healthy
 
 TOKEN = "a-token"

@@ -1,0 +1,195 @@
+"""Talk to the service that runs on this machine, for `disable`, `enable` and `explain`; else use the store."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from resilient_scan.cli.fleet import Request, choose, installed
+from resilient_scan.errors import ConfigError, StoreError
+from resilient_scan.observe.explain import Explanation
+from resilient_scan.quarantine import ORDER_DURATION
+from resilient_scan.service.openapi import TITLE
+from resilient_scan.settings import load_settings
+from resilient_scan.stores import without_password
+
+REQUEST_TIMEOUT = 5.0
+FIND_TIMEOUT = 1.0  # a service on this machine answers at once; another program at its port may never
+
+
+def order(config: Path | None, name: str, action: str, reason: str, seconds: float = ORDER_DURATION) -> str:
+    """Take a scanner out of service, or bring it back: in the running service, else in the store.
+
+    Args:
+        config: the settings file.
+        name: the scanner's.
+        action: `disable` or `enable`.
+        reason: why.
+        seconds: how long it holds.
+
+    Returns:
+        A sentence about what was done, and where.
+
+    Raises:
+        ConfigError: there is no such scanner, the service refuses, or nothing would remember the order.
+    """
+    client = running(config)
+    if client is not None:
+        body: dict[str, Any] = {"reason": reason}
+        if action == "disable":
+            body["duration"] = seconds
+        answer = client.post(f"/scanners/{name}/{action}", body)
+        return f"{name} is {answer['state']} in the service at {client.url}"
+    settings = load_settings(config)
+    if settings.store == "memory:":
+        raise ConfigError(
+            f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
+            "start 'resilient-scan serve', or name a settings file with --config"
+        )
+    wanted = Request(config=config, only=(name,))
+    plugins = installed(wanted)
+    choose(plugins, wanted, settings)
+    # The whole fleet, including scanners that could not run here: an order needs no keys, and the cap on how many may
+    # be out of service is a share of all of them.
+    scanners = [found.scanner for found in plugins.scanners]
+    with settings.runner(scanners, known=plugins.names, listeners=()) as runner:
+        act = runner.disable if action == "disable" else runner.enable
+        try:
+            act(name, reason=reason, duration=seconds, who=_user())
+        except StoreError as error:
+            raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
+        state = next(state.state for state in runner.scanners() if state.name == name)
+    return f"{name} is {state} in {without_password(settings.store)}"
+
+
+def explained(config: Path | None, name: str) -> Explanation | None:
+    """Return what the running service says about a scanner; `None`: no service runs here.
+
+    Raises:
+        ConfigError: the service knows no such scanner, or is of another version.
+    """
+    client = running(config)
+    if client is None:
+        return None
+    answer = client.get(f"/scanners/{name}")
+    try:
+        return msgspec.convert(answer["explanation"], Explanation)
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        raise ConfigError(
+            f"the service at {client.url} is of another version; restart it, or use its command"
+        ) from None
+
+
+def running(config: Path | None) -> Client | None:
+    """Return the service that these settings describe, if it runs on this machine."""
+    settings = load_settings(config)
+    try:
+        token = settings.token()
+    except ConfigError:  # looking needs no token
+        token = None
+    return find(settings.service.host, settings.service.port, token, _user())
+
+
+class Client:
+    """A running service.
+
+    Args:
+        url: its base URL.
+        token: shown with every change; `None`: none is configured.
+        user: recorded in the audit trail.
+    """
+
+    def __init__(self, url: str, token: str | None, user: str = "") -> None:
+        self.url = url
+        self._token = token
+        self._user = user.replace(":", "_")
+
+    def get(self, path: str) -> Any:
+        """Return the service's answer.
+
+        Raises:
+            ConfigError: it refuses; the message is its own.
+        """
+        return self._ask(path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Order something, and return the service's answer.
+
+        Raises:
+            ConfigError: it refuses; the message is its own.
+        """
+        if self._token is None:
+            raise ConfigError(
+                f"the service at {self.url} changes nothing without its token; name its file as service.token_file"
+            )
+        return self._ask(path, body)
+
+    def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{quote(path)}", data=data)  # noqa: S310 - http, from settings
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+            credentials = base64.b64encode(f"{self._user}:{self._token}".encode()).decode()
+            request.add_header("Authorization", f"Basic {credentials}")
+        try:
+            with _open(request, REQUEST_TIMEOUT) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ConfigError(f"the service at {self.url} refuses: {_reason(error)}") from None
+        except (OSError, ValueError, HTTPException) as error:
+            why = str(error)[:200] or type(error).__name__
+            raise ConfigError(f"the service at {self.url} does not answer: {why}") from None
+
+
+def find(host: str, port: int, token: str | None, user: str = "") -> Client | None:
+    """Return the service of ours that listens at an address; `None`: there is none.
+
+    Args:
+        host: where it would listen; if that is all addresses, the loopback one is tried.
+        port: where it would listen; at port 0 nothing is tried.
+        token: shown with every change.
+        user: recorded in the audit trail.
+    """
+    if port == 0:
+        return None
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - the other way round
+    url = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
+    try:
+        with _open(urllib.request.Request(f"{url}/openapi.json"), FIND_TIMEOUT) as answer:  # noqa: S310
+            document = json.loads(answer.read(1_000_000))
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
+    except (OSError, ValueError, HTTPException, RecursionError):
+        return None
+    info = document.get("info") if isinstance(document, dict) else None
+    return Client(url, token, user) if isinstance(info, dict) and info.get("title") == TITLE else None
+
+
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    """Connect directly: no proxy stands between two programs on one machine."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read(100_000))["error"]["message"])
+    except (OSError, ValueError, HTTPException, KeyError, TypeError):
+        return f"HTTP {error.code}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user, as in some containers
+        return "command line"
