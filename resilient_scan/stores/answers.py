@@ -20,7 +20,7 @@ from resilient_scan.stores import Store
 from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_candidates
 
 _log = logging.getLogger("resilient_scan")
-SCHEMA = 1
+SCHEMA = 2  # 1 had another codec
 SKEW = 5.0  # seconds by which another machine's clock may be ahead
 SEEN = 1_000  # answers whose age is known here
 
