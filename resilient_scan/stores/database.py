@@ -305,7 +305,7 @@ class Database:
                 if not self._replace("its names are no text"):
                     raise
             else:
-                self._backoff.back()
+                self._backoff.succeeded()
                 return result
         raise StoreError(f"the store {self._path} cannot be used: each new file is damaged or replaced at once")
 
@@ -337,7 +337,7 @@ class Database:
 
     @property
     def _patience(self) -> float:
-        return allowed_wait(PATIENCE if self._backoff.seen or waits_are_unlimited() else PATIENCE_AWAY)
+        return allowed_wait(PATIENCE if self._backoff.reachable or waits_are_unlimited() else PATIENCE_AWAY)
 
     def _take(self) -> _Open:
         while self._idle:
@@ -432,7 +432,7 @@ class Database:
             return Moved()
         code = code_of(error) & 0xFF
         if code in _LOCKED:
-            return self._backoff.gone(f"the store {self._path} is locked by another process")
+            return self._backoff.failed(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the store {self._path} cannot be written: the disk is full")
         return StoreError(f"the store {self._path} cannot be used: {self._why(code) or error}")

@@ -192,23 +192,23 @@ class RedisStore(BatchingStore):
                 late = self._watch.end()
         except Exception as error:  # what is no Redis server confuses the library, and us, in any way
             raise self._told(self._errors.TimeoutError() if late else error) from error
-        self._backoff.back()
+        self._backoff.succeeded()
         return answer
 
     def _told(self, error: Exception) -> StoreError:
         """Return what an error means."""
         errors, text = self._errors, self._words(error)
         if not isinstance(error, errors.RedisError | OSError):
-            return self._backoff.gone(f"the store {self.url} does not answer as a Redis server does")
+            return self._backoff.failed(f"the store {self.url} does not answer as a Redis server does")
         match error:
             case errors.AuthenticationError() | errors.AuthorizationError():
-                return self._backoff.gone(f"the store {self.url} refuses the user name or the password")
+                return self._backoff.failed(f"the store {self.url} refuses the user name or the password")
             case errors.NoPermissionError():
                 return StoreError(f"the store {self.url} does not permit its user what is needed: {text}")
             case errors.TimeoutError():
-                return self._backoff.gone(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
+                return self._backoff.failed(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
             case errors.ConnectionError() | OSError():
-                return self._backoff.gone(f"the store {self.url} is away: {text}")
+                return self._backoff.failed(f"the store {self.url} is away: {text}")
             case errors.OutOfMemoryError():
                 return StoreError(f"the store {self.url} cannot be written: its memory is full")
             case errors.ResponseError() if text.startswith(("MOVED ", "ASK ")) or isinstance(error, errors.AskError):

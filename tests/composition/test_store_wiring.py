@@ -21,7 +21,7 @@ from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.health import (
     MIN_WAIT,
-    WAIT_BUDGET,
+    RUN_WAIT,
     Health,
     UnlimitedWait,
     WaitBudget,
@@ -35,7 +35,7 @@ from resilient_scan.stores.wrappers import Checked
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
 from tests.composition.conftest import Bare, Fleet
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 
 
 @pytest.mark.parametrize("kept", [True, False, None])
@@ -77,7 +77,7 @@ def test_settings_without_a_stable_form_are_cached_in_memory_and_claim_nothing(f
 
     @scanner(name="one", pipeline="test")
     def one(state: dict[str, Any], context: ScanContext) -> list[Any]:
-        inside.wait(PATIENCE)
+        inside.wait(TIMEOUT)
         return []
 
     runners = [
@@ -88,7 +88,7 @@ def test_settings_without_a_stable_form_are_cached_in_memory_and_claim_nothing(f
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
     assert not store._leases
     assert runners[0].run({"n": 1}).results["one"].status is Status.CACHED
@@ -119,9 +119,9 @@ def test_runs_that_come_and_go_while_another_process_works_lose_nobody(fleet: Fl
     for thread in crew:
         thread.start()
     for thread in crew[:4]:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     store.taken = False
-    crew[4].join(PATIENCE)
+    crew[4].join(TIMEOUT)
     assert results
     assert results[0] in {Status.COMPLETED, Status.CACHED}
 
@@ -201,10 +201,10 @@ def test_a_run_that_cannot_be_brought_home_stops_no_lease_keeper(caplog: pytest.
         raise ValueError("a bug of ours")
 
     with caplog.at_level(logging.ERROR, "resilient_scan"):
-        assert keeper.flush(PATIENCE, bug)
-        assert keeper.flush(PATIENCE)
+        assert keeper.flush(TIMEOUT, bug)
+        assert keeper.flush(TIMEOUT)
     assert caplog.text.count("a run could not be brought to the store") == 1
-    keeper.close(PATIENCE)
+    keeper.close(TIMEOUT)
 
 
 # somebody else's store
@@ -274,12 +274,12 @@ def test_a_thread_waits_as_long_as_it_may() -> None:
     assert allowed_wait(5.0) == 5.0
     assert not waits_are_unlimited()
     with WaitBudget():
-        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert allowed_wait(5.0) == RUN_WAIT
         assert allowed_wait(0.01) == 0.01
         with UnlimitedWait():
             assert allowed_wait(5.0) == 5.0
             assert waits_are_unlimited()
-        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert allowed_wait(5.0) == RUN_WAIT
         assert not waits_are_unlimited()
     with WaitBudget(time.monotonic() + 0.2):
         assert MIN_WAIT < allowed_wait(5.0) <= 0.2
@@ -297,8 +297,8 @@ def test_being_brief_is_one_threads_own_matter() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(PATIENCE)
-    assert (found, allowed_wait(5.0)) == ([WAIT_BUDGET], 5.0)
+    thread.join(TIMEOUT)
+    assert (found, allowed_wait(5.0)) == ([RUN_WAIT], 5.0)
 
 
 def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:

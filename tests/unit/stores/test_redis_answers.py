@@ -12,8 +12,7 @@ import pytest
 
 from resilient_scan import ScanRunner, Status
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import health as watch
-from resilient_scan.stores import open_store
+from resilient_scan.stores import health, open_store
 from resilient_scan.testing import FakeClock, healthy
 
 pytest.importorskip("redis")
@@ -116,17 +115,17 @@ def test_an_answer_that_comes_in_drops_is_cut_off(protocol: int, server: Server,
     store.close()
 
 
-def test_a_watch_goes_home_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "IDLE", 0.0)
+def test_an_idle_watchdog_exits_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "IDLE_TIMEOUT", 0.0)
     cut = threading.Event()
-    guard = watch.CallWatchdog(cut.set, 0.01)
+    watchdog = health.CallWatchdog(cut.set, 0.01)
     for _ in range(3):
         cut.clear()
-        guard.begin()
+        watchdog.begin()
         assert cut.wait(60)
-        assert guard.end()
-        guard.begin()
-        assert guard.end() is False
+        assert watchdog.end()
+        watchdog.begin()
+        assert watchdog.end() is False
         for thread in [each for each in threading.enumerate() if each.name == "resilient-scan-store-watch"]:
             thread.join(60)
-    guard.stop()
+    watchdog.stop()
