@@ -29,7 +29,7 @@ from msgspec.msgpack import Decoder, Encoder, Ext
 from resilient_scan._msgspec import ready
 from resilient_scan.results import ErrorInfo
 from resilient_scan.scanning import Candidate
-from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
+from resilient_scan.stores.batching import MAX_VALUE_BYTES
 
 VERSION = 2
 DIGEST_SIZE = 16  # bytes, in front of the candidates
@@ -67,7 +67,7 @@ def encode_candidates(kind: type, candidates: Iterable[Any]) -> bytes:
         raise TypeError(f"they cannot be stored: {why}") from error
     if path is not None:
         raise TypeError(f"they cannot be stored: candidates{path} would not come back as it is")
-    if len(data) + DIGEST_SIZE > MOST_BYTES_OF_ONE:
+    if len(data) + DIGEST_SIZE > MAX_VALUE_BYTES:
         raise TypeError(f"{len(candidates)} candidates of {len(data):,} bytes are more than the store takes at once")
     return layout.digest + data
 

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
+from resilient_scan.stores.batching import MAX_VALUE_BYTES
 from resilient_scan.stores.health import Backoff, allowed_wait, waits_are_unlimited
 from resilient_scan.stores.schema import (
     Damaged,
@@ -461,7 +461,7 @@ def _connect(path: Path, patience: float) -> sqlite3.Connection:
         if identity_of(path) is None:
             raise Moved from None
         raise
-    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_ONE + 4096)  # a row that says it is huge is not read
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES + 4096)  # a row that says it is huge is not read
     raw.execute("PRAGMA trusted_schema = OFF")
     return raw
 

@@ -137,7 +137,7 @@ class RedisStore(BatchingStore):
         """Give one's own lease back."""
         self._run("release", _key("lease", key), to_bytes(owner))
 
-    def _connect_anew(self) -> None:
+    def _reconnect(self) -> None:
         self._backoff = Backoff(self._clock)
         self._updating = threading.Lock()
         self._connect()
@@ -170,7 +170,7 @@ class RedisStore(BatchingStore):
         newest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), -limit, -1)))
         return newest
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._watch.stop()
         self._client.connection_pool.disconnect()
 

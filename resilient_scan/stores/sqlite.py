@@ -20,8 +20,8 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
 from resilient_scan.stores.batching import (
-    MOST_BYTES,
-    MOST_VALUES,
+    MAX_BYTES,
+    MAX_VALUES,
     BatchingStore,
     Records,
     Writes,
@@ -114,7 +114,7 @@ class SqliteStore(BatchingStore):
         delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
         self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
 
-    def _connect_anew(self) -> None:
+    def _reconnect(self) -> None:
         self._database.begin()
         self._leases.begin()
 
@@ -147,7 +147,7 @@ class SqliteStore(BatchingStore):
         select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?"
         return [data for _, data in self._database.read(lambda database: _all(database, select, to_bytes(log), limit))]
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._database.close()
         self._leases.close()
 
@@ -217,10 +217,10 @@ def _make_room(database: sqlite3.Connection, now: float) -> None:
     """Remove what has expired; then, down to nine tenths of the bounds, what would expire first."""
     database.execute("DELETE FROM answers WHERE until <= ?", (now,))
     count, size = database.execute("SELECT count(*), total(size) FROM answers INDEXED BY answers_by_age").fetchone()
-    if count <= MOST_VALUES and size <= MOST_BYTES:
+    if count <= MAX_VALUES and size <= MAX_BYTES:
         return
     for row, bytes_of_it in database.execute("SELECT rowid, size FROM answers ORDER BY until").fetchall():
-        if count <= 0.9 * MOST_VALUES and size <= 0.9 * MOST_BYTES:
+        if count <= 0.9 * MAX_VALUES and size <= 0.9 * MAX_BYTES:
             break
         database.execute("DELETE FROM answers WHERE rowid = ?", (row,))
         count, size = count - 1, size - bytes_of_it

@@ -571,7 +571,7 @@ print(store.read(""))
 
 
 def test_values_are_bounded_by_number(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sqlite, "MOST_VALUES", 10)
+    monkeypatch.setattr(sqlite, "MAX_VALUES", 10)
     store = opened()
     for number in range(11):
         store.put(f"{number}", b"x", 100 - number)
@@ -581,7 +581,7 @@ def test_values_are_bounded_by_number(opened: Opener, monkeypatch: Any) -> None:
 
 
 def test_values_are_bounded_by_size(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sqlite, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(sqlite, "MAX_BYTES", 10_000)
     store = opened()
     for number in range(4):
         store.put(f"{number}", bytes(3000), 100 - number)
