@@ -115,8 +115,8 @@ class SqliteStore(BatchingStore):
         self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
 
     def _reconnect(self) -> None:
-        self._database.begin()
-        self._leases.begin()
+        self._database.reset()
+        self._leases.reset()
 
     def _fetch(self, key: str) -> bytes | None:
         select = "SELECT key, data, sum FROM answers WHERE key = ?"

@@ -103,7 +103,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 def test_a_file_that_is_locked_for_long(
     fleet: Fleet, policy: Policy, path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.6)  # of a person's order
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.6)  # of a person's order
     registry = CollectorRegistry()
     listeners = (LogEvents(), PrometheusMetrics(registry))
     runner = fleet(*scanners(), policy=policy, store=f"sqlite:///{path}", listeners=listeners)

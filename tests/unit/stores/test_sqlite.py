@@ -456,7 +456,7 @@ def test_a_directory_that_cannot_be_written(quick_path: Path) -> None:
 
 
 def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: FakeClock, monkeypatch: Any) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
     store = opened()
     store.update("a", keep(b"1"))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -483,7 +483,7 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
 
 def test_who_waits_comes_in_between_others_that_begin_again_at_once(opened: Opener, monkeypatch: Any) -> None:
     """Asking as seldom as SQLite does, a waiter would find the file locked each time."""
-    monkeypatch.setattr(database, "PATIENCE", 30.0)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 30.0)
     store, others = opened(), opened()
     store.update("a", keep(b"1"))
     over, passed = threading.Event(), 0
@@ -513,7 +513,7 @@ def test_who_waits_comes_in_between_others_that_begin_again_at_once(opened: Open
 
 
 def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.05)
     store = opened()
     entered, leave = threading.Event(), threading.Event()
 
@@ -646,7 +646,7 @@ def test_threads_that_end_leave_no_connection_behind(path: Path, opened: Opener)
         for thread in threads:
             thread.join()
     assert open_files(path)
-    assert len(store._database._idle) <= database.IDLE  # type: ignore[attr-defined]
+    assert len(store._database._idle) <= database.MAX_IDLE  # type: ignore[attr-defined]
     store.close()
     del threads
     gc.collect()
