@@ -1,6 +1,6 @@
 """Is the store reachable? How long a thread may wait for it, and what is remembered when it did not answer.
 
-WaitBudget     bounds how long the calling thread waits for whoever has locked the store
+WaitBudget     bounds how long the calling thread waits for a store that another process has locked
 Backoff        remembers for a second that the store did not answer, so that the next caller does not wait again
 CallWatchdog   cuts off calls that take too long although every single read of theirs ends in time
 Health         turns failures into events: one when trouble begins, one when it ends
@@ -53,7 +53,7 @@ class WaitBudget:
     """Within it, the calling thread waits half a second at a time, and hardly at all after `until`.
 
     Args:
-        until: an instant of `time.monotonic`: whoever holds the lock is in another process, whose time is real time.
+        until: an instant of `time.monotonic`, real time, as the lock's holder is in another process.
     """
 
     _seconds = RUN_WAIT
@@ -98,7 +98,7 @@ class Backoff:
         return not self._why
 
     def check(self) -> None:
-        """Raise what the last caller found out, unless it is time to try again; then this caller is the one who does.
+        """Raise what the last caller found out, unless it is time to try again; then this caller is the one that does.
 
         Raises:
             StoreError: the store did not answer within the last second.
