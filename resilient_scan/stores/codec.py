@@ -1,8 +1,8 @@
 """Candidates as bytes and back, exactly: MessagePack that is read with the candidates' own type, never pickle.
 
-Stored bytes become plain values and objects of the classes that the candidates' type and its annotations name, nothing
-else. Write access to the store is enough to plant false answers, but not to run code: what runs is what those classes do when
-they are made (`__post_init__`, validators).
+Stored bytes become plain values, and objects of the classes that the candidates' type and its annotations name. So
+anyone with write access to the store can plant false answers, but cannot run code: all that runs is what those classes
+do when they are made (`__post_init__`, validators).
 
 What would not come back the same, in value and in type at every depth, is refused when it is encoded: an `int` in a
 field for floats, a tuple among the extras (it would come back as a list), a time in a zone other than UTC.
