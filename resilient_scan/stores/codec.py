@@ -111,8 +111,9 @@ def _digest(kind: type) -> bytes:
         hint = waiting.pop()
         waiting += filter(None, (get_origin(hint), *get_args(hint)))
         if isinstance(hint, type) and hint not in described:
-            fields = getattr(hint, "model_fields", None)
-            hints = {name: each.annotation for name, each in fields.items()} if fields else get_type_hints(hint)
+            fields: Any = getattr(hint, "model_fields", None)
+            is_model = isinstance(fields, dict)  # pydantic's
+            hints = {name: each.annotation for name, each in fields.items()} if is_model else get_type_hints(hint)
             waiting += hints.values()
             described[hint] = repr((hint, hints, *(getattr(hint, name, None) for name in _CHANGEABLE)))
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((VERSION, kind, sorted(described.values()))))
