@@ -219,7 +219,8 @@ class LeaseKeeper:
         for key in released:
             # While the answer was being written, the next execution in this process may have acquired the same key. The
             # store takes both for one owner: the lease is the new execution's, and giving it back would let another
-            # process begin the same work.
+            # process begin the same work. (One that acquires it between this look and the release loses the lease all
+            # the same, as no lock is held while the store is called. Then two processes ask the source, as without it.)
             with self._lock:
                 if key in self._held:
                     continue

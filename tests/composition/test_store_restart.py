@@ -26,7 +26,7 @@ CACHE = Cache(ttl=300, jitter=0, stale_if_error=600)
 
 
 class Jumping(FakeClock):
-    """A clock whose wall time may be set anew."""
+    """A clock whose wall time may be set."""
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         super().__init__(start, auto=True)

@@ -1,4 +1,4 @@
-"""How runners and stores hold together: claims, forks, settings without a stable form, writes that fail."""
+"""How runners and stores work together: leases, forks, settings without a stable form, writes that fail."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ TIMEOUT = 5.0
 
 
 @pytest.mark.parametrize("kept", [True, False, None])
-def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | None) -> None:
-    """Else the next flight's claim, which goes by the same key, would be given back, and that flight never told."""
+def test_a_lease_is_given_back_before_the_next_flight_can_acquire_it(kept: bool | None) -> None:
+    """Otherwise the next flight's lease, which has the same key, would be given back, and that flight never started."""
     free: list[bool] = []
 
     class Answers:
@@ -70,7 +70,7 @@ def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | 
     assert cache.lead(b"k", "third") != "first", "it has landed"
 
 
-def test_settings_without_a_stable_form_are_cached_in_memory_and_claim_nothing(fleet: Fleet, bare: Bare) -> None:
+def test_settings_without_a_stable_form_are_cached_in_memory_and_take_no_lease(fleet: Fleet, bare: Bare) -> None:
     """Runs that ask for other things at once would wait for each other under one name."""
     store = MemoryStore(SystemClock())
     inside = threading.Barrier(3)
@@ -148,17 +148,17 @@ def test_two_runners_with_one_store_object_in_a_forked_child(fleet: Fleet, bare:
 
 
 def events_of(*steps: str) -> list[Event]:
-    told: list[Event] = []
-    health = Health(told.append, FakeClock())
+    sent: list[Event] = []
+    health = Health(sent.append, FakeClock())
     for step in steps:
         health.failed("get", StoreError("away")) if step == "fail" else health.run_ended()
-    return told
+    return sent
 
 
-def firsts(told: list[Event]) -> list[str]:
+def firsts(sent: list[Event]) -> list[str]:
     return [
         "recovered" if isinstance(event, StoreRecovered) else "first" if getattr(event, "first", False) else "more"
-        for event in told
+        for event in sent
     ]
 
 
@@ -189,12 +189,12 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
         runner.run({"n": number % 2})
     store.full = False
     runner.run({})
-    told = recorder.of(StoreFailed, StoreRecovered)
-    assert firsts(told) == ["first", *["more"] * (len(told) - 2), "recovered"]
-    assert len(told) >= 6
+    sent = recorder.of(StoreFailed, StoreRecovered)
+    assert firsts(sent) == ["first", *["more"] * (len(sent) - 2), "recovered"]
+    assert len(sent) >= 6
 
 
-def test_a_run_that_cannot_be_brought_home_stops_no_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_cannot_be_stored_does_not_stop_the_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
     keeper = LeaseKeeper(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()))
 
     def bug() -> None:
@@ -244,7 +244,7 @@ def test_whatever_a_foreign_store_raises_is_a_store_error_without_its_words(ask:
         ask(Checked(Broken()))
 
 
-def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
+def test_a_foreign_store_is_called_as_it_was_meant() -> None:
     inner = MemoryStore(SystemClock())
     store = Checked(inner)
     assert (store.url, store.shared) == ("memory:", False)
@@ -269,7 +269,7 @@ def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
 # patience
 
 
-def test_a_thread_waits_as_long_as_it_may() -> None:
+def test_a_thread_waits_within_its_budget() -> None:
 
     assert allowed_wait(5.0) == 5.0
     assert not waits_are_unlimited()
@@ -288,7 +288,7 @@ def test_a_thread_waits_as_long_as_it_may() -> None:
     assert allowed_wait(5.0) == 5.0
 
 
-def test_being_brief_is_one_threads_own_matter() -> None:
+def test_limited_waits_concern_one_thread_only() -> None:
     found: list[float] = []
 
     def work() -> None:
@@ -311,7 +311,7 @@ def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:
     assert allowed_wait(5.0) == 5.0
 
 
-def test_what_fails_in_every_run_is_told_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_fails_in_every_run_is_logged_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
     """A newer version keeps a breaker: all else of the store works, and that is no recovery."""
     store = MemoryStore(SystemClock())
     store.update("breaker/one", lambda _old, _now: (msgspec.msgpack.encode({"version": 99}), None))

@@ -20,7 +20,7 @@ ODD = [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n" * 5000 + b":1\r\n", b"*3\r\n:
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Gives one answer to whatever it is told."""
+    """Gives one answer to whatever it is sent."""
 
     daemon_threads = True
     answer = b""
@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_one_warning(server: Server, url: str, caplog: pytest
     assert warnings == [f"the store {url}?protocol=3 does not answer as a Redis server does; runs go on without it"]
 
 
-def test_a_cluster_is_told_as_one(server: Server, url: str) -> None:
+def test_a_cluster_is_reported_as_one(server: Server, url: str) -> None:
     server.answer = b"-MOVED 3999 127.0.0.1:1\r\n"
     store = open_store(f"{url}?protocol=2", FakeClock())
     with pytest.raises(StoreError, match=r"is a part of a cluster, which is not supported: name one server$"):

@@ -377,7 +377,7 @@ def test_a_journal_goes_with_its_file(quick_path: Path) -> None:
     }
 
 
-def test_a_damaged_file_that_cannot_be_moved_is_told(path: Path, opened: Opener, monkeypatch: Any) -> None:
+def test_a_damaged_file_that_cannot_be_moved_is_reported(path: Path, opened: Opener, monkeypatch: Any) -> None:
     path.parent.mkdir()
     path.write_bytes(b"garbage" * 1000)
 
@@ -533,7 +533,7 @@ def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(ope
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_full_disk_is_told(path: Path, opened: Opener) -> None:
+def test_a_full_disk_is_reported(path: Path, opened: Opener) -> None:
     code = """
 import resource, signal, sys
 from resilient_scan.stores import open_store
