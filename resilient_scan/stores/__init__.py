@@ -1,10 +1,20 @@
-"""Where state lives that outlives a run: one small protocol, three homes, no policy.
+"""Where state lives that outlives a run: one small protocol, three stores, no policy.
 
-Three kinds of state. *Documents* (breakers, quarantine, orders) change by `update`, atomically for all threads and
-processes, and are durable before it returns. *Values* (cached answers) expire, and may be written later, in batches.
-*Logs* keep their newest records. Beside them *leases*, which expire by themselves, so that nobody waits for the dead.
+A store holds three kinds of state, and leases. *Documents* (breakers, quarantine, orders) change by `update`, which is
+atomic for all threads and processes, and durable when it returns. *Values* (cached answers) expire, and may be written
+later, in batches. *Logs* keep their newest records. *Leases* expire by themselves: nobody waits for a killed process.
 
-A store that fails raises `StoreError`; what becomes of the run then is the caller's decision.
+    memory                       in this process only
+    sqlite   schema database     one file: what is in it; connections to it, locks, and what happens when it is damaged
+    redis                        a server
+    batching                     what the last two have in common: values and records that are not written yet
+    wrappers                     a part of another store; a store that somebody else wrote
+    health                       whether a store is reachable, and how long a thread may wait for it
+    answers  codec               cached answers, and their candidates as bytes
+    leases                       one execution per key in all processes
+    history                      what is remembered of runs
+
+A store that fails raises `StoreError`; the caller decides what becomes of the run.
 """
 
 from __future__ import annotations
@@ -18,84 +28,88 @@ from resilient_scan.errors import ConfigError
 
 T = TypeVar("T")
 Change = Callable[[bytes | None, float], tuple[bytes | None, T]]
-"""`(old, now) -> (new, result)`: pure, may be called more than once; `None` is no document, `new is old` no write."""
+"""`(old, now) -> (new, result)`: pure, as it may be called more than once.
 
-AUDIT = "audit"  # the one log whose records are durable at once
+`None` stands for no document; returning `old` itself writes nothing.
+"""
+
+AUDIT = "audit"  # the one log whose records are durable before `append` returns
 _FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
 
 
 @runtime_checkable
 class Store(Protocol):
-    """What a home of state can do; every method may raise `StoreError` and may be called by any thread.
+    """What a store can do; every method may raise `StoreError`, and any thread may call it.
 
     Attributes:
-        url: where it is, for people; there is no password in it.
-        shared: whether another process may look at the same state.
+        url: where it is, for people; without a password.
+        shared: whether another process may see the same state.
     """
 
     url: str
     shared: bool
 
     def now(self) -> float:
-        """Return the store's wall time, epoch seconds: Redis' own, elsewhere the clock's."""
+        """Return the store's wall time in epoch seconds: the Redis server's, elsewhere the clock's."""
 
     def update(self, key: str, change: Change[T], /) -> T:
-        """Change a document atomically and return what `change` made; durable before it returns."""
+        """Change a document atomically and return the result of `change`; durable before it returns."""
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
-        """Return all documents whose keys begin so, as they were at one instant."""
+        """Return all documents whose keys begin with `prefix`, as they were at one instant."""
 
     def get(self, key: str, /) -> bytes | None:
-        """Return a value that was put, unless it has expired or had to make room."""
+        """Return a value that was put, unless it has expired or made room for others."""
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
-        """Keep a value for so long; it may reach the other processes only with the next `flush`."""
+        """Store a value for `seconds`; other processes may not see it before the next `flush`."""
 
     def delete(self, key: str, /) -> None:
-        """Forget a value that was put, for all processes."""
+        """Forget a value, for all processes and at once."""
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or prolong one's own; `False`: another has it."""
+        """Take a lease, or renew one's own; `False` if another owner holds it."""
 
     def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back; another's is left alone."""
+        """Give one's own lease back; another owner's is left alone."""
 
     def append(self, log: str, record: bytes, keep: int, /) -> None:
-        """Add a record to a log that keeps the newest `keep`; those of `audit` are durable at once."""
+        """Add a record to a log that keeps the newest `keep`; those of `audit` are durable before it returns."""
 
     def tail(self, log: str, limit: int, /) -> list[bytes]:
         """Return the newest records of a log, newest first."""
 
     def flush(self) -> None:
-        """Write what `put` and `append` have kept back."""
+        """Write what `put` and `append` have held back."""
 
     def close(self) -> None:
-        """Flush and let go of everything; a second call does nothing."""
+        """Flush and close all connections; a second call does nothing."""
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; nothing of the parent's is written or closed."""
+        """Start over in a forked child; nothing of the parent's is written or closed."""
 
 
 def open_store(store: str | Store, clock: Clock) -> Store:
-    """Return the store that a URL means; a store object passes.
+    """Return the store that a URL names; a store object is returned as it is.
 
-    Nothing is contacted yet, but for a file that exists: one that cannot be used is refused at once.
+    No server is contacted yet. A file that exists is opened, so that one which cannot be used is refused at once.
 
     Args:
         store: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...`, `rediss://...`,
-            `unix://path`, or an object with the methods of `Store`. `?space=NAME` after a file's URL is a part of it
-            by itself.
+            `unix://path`, or an object with the methods of `Store`. `?space=NAME` after a file's URL names a part of
+            it that is separate from the rest.
         clock: where time comes from.
 
     Raises:
-        ConfigError: no such form, an extra is missing, or the file is of a newer version or another program's.
+        ConfigError: the URL has no such form, an extra is missing, or the file belongs to a newer version or to another
+            program.
     """
     if not isinstance(store, str):
         if isinstance(store, Store):
             return store
         raise ConfigError(f"store must be a URL ({_FORMS}) or an object with the methods of Store, got {store!r:.200}")
     if store == "memory:":
-        from resilient_scan.stores.memory import MemoryStore  # noqa: PLC0415 - each home is loaded when it is used
+        from resilient_scan.stores.memory import MemoryStore  # noqa: PLC0415 - loaded when it is used
 
         return MemoryStore(clock)
     if store.startswith("sqlite:"):
@@ -115,10 +129,10 @@ def open_store(store: str | Store, clock: Clock) -> Store:
 
 
 def check_form(url: str) -> None:
-    """Refuse a URL that is none of a store; nothing is opened.
+    """Refuse a URL that names no store, without opening anything.
 
     Raises:
-        ConfigError: no such form, or an extra is missing; the message shows no more of it than its scheme.
+        ConfigError: the URL has no such form, or an extra is missing; of the URL, the message shows only the scheme.
     """
     if url == "memory:":
         return
@@ -127,7 +141,7 @@ def check_form(url: str) -> None:
         kind = f"something else with '{scheme}:'" if colon else "something else"
         raise ConfigError(f"store.url must be one of {_FORMS}, not {kind}")
     if url.startswith("sqlite:"):
-        from resilient_scan.stores.sqlite import fault_of  # noqa: PLC0415 - each home is loaded when it is used
+        from resilient_scan.stores.sqlite import fault_of  # noqa: PLC0415 - loaded when it is used
 
         fault = fault_of(url.partition("?space=")[0])
     else:
@@ -139,5 +153,5 @@ def check_form(url: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """Return a URL without what is secret in it: everything before an `@`, and the value of `password=`."""
+    """Return a URL without its secrets: everything before an `@`, and the value of `password=`."""
     return re.sub(r"((?:^|[?&])password=)[^&]*", r"\1***", re.sub(r"(://).*@", r"\1***@", url), flags=re.IGNORECASE)

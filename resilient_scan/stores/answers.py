@@ -1,7 +1,7 @@
-"""What a cache keeps outside its process: answers in the runner's store, found again after a restart, and by others.
+"""What a cache keeps outside its process: answers in the runner's store, found after a restart and by other processes.
 
 Ages are measured by the store's wall time, the only time that two processes share. It may jump: an answer from the
-future counts as no longer fresh, whatever its time says, though it may still stand in for a failed execution. Once an
+future does not count as fresh, whatever it says itself, though it may still stand in for a failed execution. Once an
 answer was seen here, it ages by the steady clock.
 """
 
@@ -20,13 +20,13 @@ from resilient_scan.stores import Store
 from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_candidates
 
 _log = logging.getLogger("resilient_scan")
-SCHEMA = 1
-SKEW = 5.0  # seconds by which another machine's clock may be ahead
-SEEN = 1_000  # answers whose age is known here
+SCHEMA = 2  # 1 had another codec
+MAX_CLOCK_SKEW = 5.0  # seconds by which another machine's clock may be ahead
+MAX_SEEN = 1_000  # answers whose age is measured by the steady clock
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """An answer as it is stored: since when, for how many seconds it is fresh, and of use at all."""
+    """An answer as it is stored: since when, for how many seconds it is fresh, and for how many it may be used."""
 
     schema: int
     stored_at: float
@@ -41,16 +41,16 @@ _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_R
 class AnswerStore:
     """One scanner's answers in a store.
 
-    Nothing raises: a store that fails is told of, and counts as empty; an answer that cannot be stored stays in memory,
-    with one warning.
+    No method raises: a store that fails is reported and counts as empty; an answer that cannot be stored stays in
+    memory, with one warning.
 
     Args:
         store: where they are.
         scanner: the scanner's name.
         kind: the type of its candidates.
         settings: bytes that stand for its settings, without secrets.
-        on_error: is told the operation and the error when the store fails.
-        clock: measures here what was seen here.
+        on_error: called with the operation and the error when the store fails.
+        clock: measures the age of what was seen in this process.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class AnswerStore:
         self._warned = False
 
     def address(self, key: bytes) -> str:
-        """Return where the answer to `key` is: scanner, settings and what it reads, without the words themselves."""
+        """Return the name of the answer to `key`: the scanner, and a digest of its settings and of what it reads."""
         return f"{self._scanner}/{hashlib.sha256(self._settings + key).hexdigest()[:40]}"
 
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return what is kept for `key`: candidates, seconds since, seconds left as fresh, and as of use at all."""
+        """Return what is stored for `key`: candidates, age, and for how many more seconds they are fresh and usable."""
         address = self.address(key)
         try:
             data = self._store.get(f"cache/{address}")
@@ -86,16 +86,16 @@ class AnswerStore:
             return None
 
     def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
-        """Keep an answer: fresh for so many seconds from now, of use for so many."""
+        """Store an answer that is fresh for `fresh` seconds from now and usable for `stale`."""
         try:
-            data = encode_candidates(self._kind, list(candidates))
+            data = encode_candidates(self._kind, candidates)
         except TypeError as error:
             if not self._warned:
                 self._warned = True
                 _log.warning("%s: its answers are cached in memory only, %s", self._scanner, error)
-            self._delete(key)
+            self._delete(key)  # an older answer would outlive this one
             return
-        self._put(key, _Row(SCHEMA, 0.0, fresh, stale, data))
+        self._put(key, _Row(SCHEMA, self._now(), fresh, stale, data))
 
     def _delete(self, key: bytes) -> None:
         try:
@@ -105,7 +105,6 @@ class AnswerStore:
 
     def _put(self, key: bytes, row: _Row) -> None:
         address = self.address(key)
-        row = msgspec.structs.replace(row, stored_at=self._now())
         self._age(address, row.stored_at, 0.0)
         try:
             self._store.put(f"cache/{address}", _encode(row), row.stale)
@@ -113,7 +112,7 @@ class AnswerStore:
             self._on_error("put", error)
 
     def _now(self) -> float:
-        """Return the store's time; while it is away this machine's, for what it gets when it is back."""
+        """Return the store's time; while it does not answer, this machine's: the row is written when it is back."""
         try:
             return self._store.now()
         except StoreError as error:
@@ -121,25 +120,21 @@ class AnswerStore:
             return self._clock.time()
 
     def _age(self, address: str, stored_at: float, age: float) -> float:
-        """Return the age of an answer by the steady clock, on which it had this `age` when it was first seen."""
+        """Return the age of an answer by the steady clock, given the `age` it had when it was first seen here."""
         now = self._clock.monotonic()
-        while len(self._seen) >= SEEN:
+        while len(self._seen) >= MAX_SEEN:
             self._seen.pop(next(iter(self._seen)), None)
         return now - self._seen.setdefault((address, stored_at), now - age)
 
     def _read(self, address: str, data: bytes, now: float) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return what a row says; one that cannot be read, or is of another version or type, is none."""
+        """Return what a row says; `None` if it is damaged, or of another version or type."""
         try:
             row = _decoder.decode(data)
-            if row.schema != SCHEMA:
-                return None
-            found = decode_candidates(self._kind, row.data)
+            found = decode_candidates(self._kind, row.data) if row.schema == SCHEMA else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Undecodable):
             return None
-        if found is None:
-            return None
         age = now - row.stored_at
-        if not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
+        if found is None or not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
             return None
         since = self._age(address, row.stored_at, max(0.0, age))
-        return found, since, 0.0 if age < -SKEW else row.fresh - since, row.stale - since
+        return found, since, 0.0 if age < -MAX_CLOCK_SKEW else row.fresh - since, row.stale - since

@@ -1,4 +1,9 @@
-"""What stores have in common that write values and records later, in batches."""
+"""What stores on a disk or a server have in common: values and records are written later, in batches.
+
+`put` and `append` are called while scans run, and must not wait for a disk. `Pending` holds what is not written yet;
+reads look there first, so that a process finds its own answers at once. `Values` bounds that, and is also where the
+memory store has its values.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,14 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import AUDIT
 
-# Values that expire, in memory and bounded: the memory store's own, and what the other stores have yet to write.
-
-MOST_VALUES = 20_000
-MOST_BYTES = 64 * 1024 * 1024
-MOST_BYTES_OF_ONE = 16 * 1024 * 1024
-MOST_RECORDS = 1_000
+MAX_VALUES = 20_000
+MAX_BYTES = 64 * 1024 * 1024  # of all values together
+MAX_VALUE_BYTES = 16 * 1024 * 1024
+MAX_PENDING_RECORDS = 1_000
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):
-    """A value, and the instant on the monotonic clock at which it is over."""
+    """A value, and the instant on the monotonic clock at which it expires."""
 
     data: bytes
     until: float
@@ -39,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Values:
-    """At most 20,000 values of 64 MiB in all; the oldest make room. Not for several threads at once."""
+    """At most 20,000 values, of 64 MiB in all; the oldest make room. The owner holds a lock around each call."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -47,34 +50,35 @@ class Values:
         self._bytes = 0
 
     def find(self, key: str) -> Value | None:
-        """Return what is kept, whether or not it is over."""
+        """Return a value, even if it has expired."""
         return self._kept.get(key)
 
     def put(self, key: str, data: bytes, seconds: float) -> None:
-        """Keep a value for so long."""
+        """Keep a value for `seconds`."""
         check_size(data)
         self.drop(key)
         self._kept[key] = Value(data, self._clock.monotonic() + seconds)
         self._bytes += len(data)
-        while len(self._kept) > MOST_VALUES or self._bytes > MOST_BYTES:
+        while len(self._kept) > MAX_VALUES or self._bytes > MAX_BYTES:
             self.drop(next(iter(self._kept)))
 
     def drop(self, key: str, value: Value | None = None) -> None:
-        """Forget a value; where one is given, only that."""
+        """Forget a value; if `value` is given, only if that one is still there."""
         kept = self._kept.get(key)
         if kept is not None and (value is None or kept is value):
             del self._kept[key]
             self._bytes -= len(kept.data)
 
     def items(self) -> list[tuple[str, Value]]:
-        """Return all, those that are over included."""
+        """Return all values, including those that have expired."""
         return list(self._kept.items())
 
 
 class Pending:
-    """What is to be written with the next flush, and can be read meanwhile.
+    """What the next flush is to write, and what can be read until then.
 
-    Bounded: at most 20,000 values of 64 MiB and 1,000 records, the oldest are forgotten first.
+    At most 20,000 values of 64 MiB in all, and 1,000 records; where the store does not come back, the oldest are
+    dropped.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -84,7 +88,7 @@ class Pending:
         self._number = 0
 
     def find(self, key: str) -> Value | None:
-        """Return a value that is still to be written; one that is over hides the older one in the store."""
+        """Return a value that is not written yet, even if it has expired: it hides an older one in the store."""
         with self._lock:
             return self._values.find(key)
 
@@ -94,7 +98,7 @@ class Pending:
             self._values.put(key, data, seconds)
 
     def drop(self, key: str) -> None:
-        """Do not write a value after all."""
+        """Drop a value that was to be written."""
         with self._lock:
             self._values.drop(key)
 
@@ -103,22 +107,26 @@ class Pending:
         with self._lock:
             self._number += 1
             self._records[self._number] = record
-            while len(self._records) > MOST_RECORDS:
+            while len(self._records) > MAX_PENDING_RECORDS:
                 self._records.popitem(last=False)
 
     def tail(self, log: str, limit: int) -> list[bytes]:
-        """Return the newest records of a log that are still to be written, newest first."""
+        """Return the newest records of a log that are not written yet, newest first."""
         with self._lock:
             ours = (record.data for record in reversed(self._records.values()) if record.log == log)
             return list(islice(ours, limit))
 
     def batch(self) -> tuple[list[tuple[str, Value]], list[tuple[int, Record]]]:
-        """Return all there is to write; it stays readable until `written`."""
+        """Return everything there is to write; it stays readable until `written`."""
         with self._lock:
             return self._values.items(), list(self._records.items())
 
     def written(self, values: list[tuple[str, Value]], records: list[tuple[int, Record]]) -> None:
-        """Forget what was written, but not what has replaced it since."""
+        """Forget what was written, but not what has replaced it since.
+
+        The flush takes value 1 of a key, and while it writes, a thread puts value 2. Were the key forgotten when the
+        flush ends, value 2 would never be written, and value 1 would be found again.
+        """
         with self._lock:
             for key, value in values:
                 self._values.drop(key, value)
@@ -128,8 +136,8 @@ class Pending:
 
 def check_size(data: bytes) -> None:
     """Raise `StoreError` for more than 16 MiB in one piece."""
-    if len(data) > MOST_BYTES_OF_ONE:
-        raise StoreError(f"a value of {len(data):,} bytes is too big for the store, it takes {MOST_BYTES_OF_ONE:,}")
+    if len(data) > MAX_VALUE_BYTES:
+        raise StoreError(f"a value of {len(data):,} bytes is too big for the store, it takes {MAX_VALUE_BYTES:,}")
 
 
 Writes = Sequence[tuple[str, Value]]
@@ -137,17 +145,17 @@ Records = Sequence[Record]
 
 
 def to_bytes(name: str) -> bytes:
-    """Return a key or an owner as bytes; there is text that is no UTF-8, and it has a place too."""
+    """Return a key or an owner as bytes, even one with half of a surrogate pair, which plain UTF-8 refuses."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def to_text(name: bytes) -> str:
-    """Return the text again."""
+    """Return a key as text again."""
     return name.decode("utf-8", "surrogatepass")
 
 
 class BatchingStore(ABC):
-    """A store that keeps values and records back until they are flushed, and finds them there meanwhile."""
+    """A store that holds values and records back until they are flushed, and finds them there until then."""
 
     shared = True
 
@@ -155,15 +163,15 @@ class BatchingStore(ABC):
         self.url = url
         self._clock = clock
         self._closed = False
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._process = os.getpid()
         self._pending = Pending(self._clock)
         self._flushing = threading.Lock()
 
     def get(self, key: str, /) -> bytes | None:
-        """Return a value, a kept-back one or a written one, that has not expired."""
+        """Return a value that has not expired, whether it is written yet or not."""
         self._check_open()
         value = self._pending.find(key)
         if value is None:
@@ -171,14 +179,15 @@ class BatchingStore(ABC):
         return value.data if self._clock.monotonic() < value.until else None
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
-        """Keep a value for the next flush."""
+        """Store a value with the next flush."""
         self._check_open()
         self._pending.put(key, value, seconds)
 
     def delete(self, key: str, /) -> None:
         """Forget a value at once."""
         self._check_open()
-        # A flush that has begun would write the value again after it was removed: wait for its end.
+        # A flush under way has taken the value from `_pending` already. It would write the value after it was removed
+        # here, and a forgotten answer would come back. So wait for the flush to end.
         with self._flushing:
             self._pending.drop(key)
             self._remove(key)
@@ -193,33 +202,36 @@ class BatchingStore(ABC):
             self._pending.append(Record(log, record, keep))
 
     def tail(self, log: str, limit: int, /) -> list[bytes]:
-        """Return the newest records of a log, kept-back ones first."""
+        """Return the newest records of a log, those not written yet first."""
         self._check_open()
-        # Between a flush's commit and its end a record is in both places, and would be told twice.
+        # Between a flush's commit and its end a record is in both places, and would be returned twice.
         with self._flushing:
             newest = self._pending.tail(log, limit)
             return newest + self._newest(log, limit - len(newest)) if len(newest) < limit else newest
 
     def flush(self) -> None:
-        """Write what was kept back; where that fails, it is kept for the next time."""
+        """Write what was held back; if that fails, the next flush tries again."""
         self._check_open()
         self._flush()
 
     def close(self) -> None:
-        """Flush and let go of everything, also where the flush fails."""
+        """Flush and close all connections, even if the flush fails."""
         if self._closed:
             return
         try:
             self._flush()
         finally:
             self._closed = True
-            self._let_go()
+            self._disconnect()
 
     def after_fork(self) -> None:
-        """Begin anew, once in a process: several runners may say so; what is kept back is the parent's to write."""
+        """Start over in a forked child; what was held back is the parent's to write.
+
+        Once per process: of two runners that share the store, the second would drop what the first has put since.
+        """
         if self._process != os.getpid():
-            self._begin()
-            self._connect_anew()
+            self._start()
+            self._reconnect()
 
     def _flush(self) -> None:
         with self._flushing:
@@ -233,7 +245,7 @@ class BatchingStore(ABC):
             raise StoreError(f"the store {self.url} is closed")
 
     @abstractmethod
-    def _connect_anew(self) -> None:
+    def _reconnect(self) -> None:
         """Make new connections, in a forked child."""
 
     @abstractmethod
@@ -246,12 +258,12 @@ class BatchingStore(ABC):
 
     @abstractmethod
     def _write(self, values: Writes, records: Records) -> None:
-        """Write values (those that are over: remove) and records."""
+        """Write values, or remove those that have expired, and write records."""
 
     @abstractmethod
     def _newest(self, log: str, limit: int) -> list[bytes]:
         """Return the newest written records, newest first."""
 
     @abstractmethod
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         """Close all connections."""

@@ -1,7 +1,16 @@
-"""One SQLite file: connections to it, transactions in it, and what to do when it is damaged.
+"""One SQLite file: connections to it, transactions in it, and what happens when it is damaged.
 
-A connection is used by one thread at a time and kept for the next; so a thread that ends leaves none open. Nobody here
-ever opens the file in another way: closing it would drop the locks of all connections of the process (POSIX).
+A connection is used by one thread at a time and kept for the next, so a thread that ends leaves none open. Nothing here
+ever opens the file in another way: when a process closes any handle of a file, POSIX drops all locks that the process
+has on that file, those of its other connections included.
+
+Damage is found in one of three ways: SQLite says so, a row does not fit its checksum, or the tables are not ours. Then
+one process moves the file aside and makes a new one, with the documents and records that are still whole:
+
+    a transaction finds damage -> `_replace`: lock the directory; look at all of the file that is there *now*
+                                    -> it is whole: another process was faster; try again
+                                    -> it is damaged: rescue what is whole, move the file aside, make a new one, restore
+    every transaction checks after it has its lock that the file is still the one of that name, else it tries again
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
-from resilient_scan.stores.batching import MOST_BYTES_OF_ONE
+from resilient_scan.stores.batching import MAX_VALUE_BYTES
 from resilient_scan.stores.health import Backoff, allowed_wait, waits_are_unlimited
 from resilient_scan.stores.schema import (
     Damaged,
@@ -36,71 +45,87 @@ from resilient_scan.stores.schema import (
     restore,
 )
 
-# Keep forks out of the middle of a database library's call.
-#
-# A lock that a library's own code holds in another thread at the instant of a fork is held in the child for ever, by
-# nobody. So a fork waits until no such call is under way, and new calls wait until it is over.
+_log = logging.getLogger("resilient_scan")
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
 
-PATIENCE = 5.0  # seconds for which a fork waits; then it goes ahead
+LOCK_TIMEOUT = 5.0  # seconds to wait for another process that has locked the file
+LOCK_TIMEOUT_AFTER_FAILURE = 0.05  # once that was in vain
+THREAD_WAIT_MARGIN = 0.1  # seconds more for a thread that waits for another thread of this process
+POLL_INTERVAL = 0.0005  # seconds between two attempts to lock the file
+DIRECTORY_POLL_INTERVAL = 0.01  # seconds between two attempts to lock its directory
+FORK_TIMEOUT = 5.0  # seconds for which a fork waits for database calls to end; then it goes ahead
+MAX_IDLE = 16  # connections kept for the next thread
+MAX_TRIES = 4  # of one transaction, when the file is replaced under it
+WAL_SINCE = (3, 51, 3)  # older versions may lose pages of a WAL that is reset
+_LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
-class _Outside:
-    """How many calls are under way, and whether a fork waits for their end."""
+# forks
+
+
+class _Calls:
+    """How many calls of the database library are under way, and whether a fork waits for them to end.
+
+    A lock that the library holds in another thread at the instant of a fork stays held in the child for ever, by no
+    thread. Thread A is inside SQLite's allocator, thread B forks, and the child's first query never returns. So a fork
+    waits until no call is under way, and calls wait until the fork is done.
+    """
 
     def __init__(self) -> None:
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Begin anew, in a child."""
+    def reset(self) -> None:
+        """Start over (after a fork, in the child)."""
         self._changed = threading.Condition()
-        self._calls = 0
+        self._running = 0
         self._forking = False
 
     @contextmanager
-    def of_forks(self) -> Iterator[None]:
+    def no_fork(self) -> Iterator[None]:
         """Run a call; no fork happens during it."""
         with self._changed:
             while self._forking:
                 self._changed.wait()
-            self._calls += 1
+            self._running += 1
         try:
             yield
         finally:
             with self._changed:
-                self._calls -= 1
+                self._running -= 1
                 self._changed.notify_all()
 
     def hold(self) -> None:
         """Wait until no call is under way, and keep new ones waiting (before a fork)."""
         self._changed.acquire()
         self._forking = True
-        self._changed.wait_for(lambda: not self._calls, PATIENCE)
+        self._changed.wait_for(lambda: not self._running, FORK_TIMEOUT)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let calls begin again (after a fork, in the parent)."""
         self._forking = False
         self._changed.notify_all()
         self._changed.release()
 
 
-OUTSIDE = _Outside()
-os.register_at_fork(before=OUTSIDE.hold, after_in_parent=OUTSIDE.go_on, after_in_child=OUTSIDE.begin)
+CALLS = _Calls()
+os.register_at_fork(before=CALLS.hold, after_in_parent=CALLS.resume, after_in_child=CALLS.reset)
 
 
-# A store's file, whatever is in it: which one it is, made, held by one process at a time, moved aside.
+# the file, whatever is in it
 
 Identity = tuple[int, int]
-"""Device and inode: another file of the same name has another one."""
+"""Device and inode: they tell a file from a new one of the same name."""
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Return which file it is, or `None` if there is none.
+    """Return which file has this name, or `None` if there is no such file.
 
     Raises:
-        StoreError: it cannot be looked at.
+        StoreError: the file cannot be looked at.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116 - on the way of every transaction
+        found = os.stat(path)  # noqa: PTH116 - once per transaction, and faster
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -109,10 +134,10 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def made(path: Path) -> Identity | None:
-    """Return a file's identity; where there is none, make an empty one that is for our eyes only.
+    """Return a file's identity; if there is no file, make an empty one that only this user can read.
 
     Returns:
-        `None` if somebody took it away just then.
+        `None` if the file was removed just then.
 
     Raises:
         StoreError: it cannot be made.
@@ -129,7 +154,7 @@ def made(path: Path) -> Identity | None:
 
 
 def _make_empty(path: Path) -> None:
-    """Make an empty file without opening it: closing it would drop the locks of a connection made meanwhile."""
+    """Make an empty file without opening it: closing it would drop the locks of a connection made in the meantime."""
     with suppress(FileExistsError):
         try:
             os.mknod(path, 0o600)
@@ -138,19 +163,19 @@ def _make_empty(path: Path) -> None:
 
 
 @contextmanager
-def alone(directory: Path, patience: float) -> Iterator[None]:
-    """Hold a lock on a directory that one process at a time has, for which `patience` seconds are waited.
+def alone(directory: Path, timeout: float) -> Iterator[None]:
+    """Hold a lock on a directory that one process at a time can hold; wait for it at most `timeout` seconds.
 
     Raises:
-        TimeoutError: another one holds it for too long.
+        TimeoutError: another process holds it for longer.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        for _ in range(max(1, int(patience / 0.01))):
+        for _ in range(max(1, int(timeout / DIRECTORY_POLL_INTERVAL))):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(0.01)  # the other process' time, not the clock's
+                time.sleep(DIRECTORY_POLL_INTERVAL)  # real time: we wait for another process
             else:
                 break
         else:
@@ -161,7 +186,7 @@ def alone(directory: Path, patience: float) -> Iterator[None]:
 
 
 def move_aside(path: Path, now: float) -> Path:
-    """Rename the file, its journals first: a journal without its file would be taken for the new one's."""
+    """Rename the file after its journals: SQLite would take a journal that stays behind for the new file's."""
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     target, number = path.with_name(f"{path.name}.corrupt-{stamp}"), 1
     while target.exists():
@@ -173,44 +198,34 @@ def move_aside(path: Path, now: float) -> Path:
     return target
 
 
-_log = logging.getLogger("resilient_scan")
-T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
-
-PATIENCE_AWAY = 0.05  # seconds, once it was waited for in vain
-GRACE = 0.1  # seconds more, for another thread that waits for it
-POLL = 0.0005  # seconds between two attempts to get it
-WAL_SINCE = (3, 51, 3)  # older ones may lose pages of a WAL that is reset
-IDLE = 16  # connections
-TRIES = 4  # of one transaction, when the file is replaced under it
-_LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+# connections and transactions
 
 
 class Moved(Exception):
-    """Another file has taken the place of the one that is open."""
+    """Another file has taken the place of the one that a connection has open."""
 
 
 class _Open:
-    """A connection, which file it is open on, and for how many seconds it waits for locks of others."""
+    """A connection, which file it has open, and for how many seconds it waits for locks."""
 
-    def __init__(self, raw: sqlite3.Connection, identity: Identity, patience: float) -> None:
+    def __init__(self, raw: sqlite3.Connection, identity: Identity, timeout: float) -> None:
         self.raw = raw
         self.identity = identity
-        self._patience = patience
+        self._timeout = timeout
 
-    def wait_for(self, patience: float) -> None:
-        """Wait so long for locks."""
-        if patience != self._patience:
-            self.raw.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
-            self._patience = patience
+    def wait_for(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for locks from now on."""
+        if timeout != self._timeout:
+            self.raw.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+            self._timeout = timeout
 
-    def begin(self, patience: float) -> bool:
-        """Begin to write, and say whether others had to be waited for.
+    def begin(self, timeout: float) -> bool:
+        """Begin to write; say whether that had to wait for another process.
 
-        SQLite itself would ask less and less often, up to ten times a second, and would not come in between others
-        who begin again at once.
+        SQLite's own wait asks less and less often, down to ten times a second: processes that begin their next
+        transaction at once would shut this one out.
         """
-        until = time.monotonic() + patience  # the other processes' time, not the clock's
+        until = time.monotonic() + timeout  # real time: we wait for another process
         self.wait_for(0)
         waited = False
         while True:
@@ -220,9 +235,9 @@ class _Open:
                 if code_of(error) & 0xFF not in _LOCKED or time.monotonic() >= until:
                     raise
                 waited = True
-                time.sleep(POLL)
+                time.sleep(POLL_INTERVAL)
             else:
-                self.wait_for(patience)
+                self.wait_for(timeout)
                 return waited
 
 
@@ -232,7 +247,7 @@ class Database:
     Args:
         path: where it is, absolute.
         clock: where time comes from.
-        durable: whether what was written outlives a loss of power; it outlives the end of the process anyhow.
+        durable: whether what was written survives a loss of power; it survives the end of the process in any case.
     """
 
     def __init__(self, path: Path, clock: Clock, *, durable: bool = True) -> None:
@@ -242,22 +257,22 @@ class Database:
         self._idle: list[_Open] = []
         self._closed = False
         self._checked: Identity | None = None
-        self.begin()
+        self.reset()
         weakref.finalize(self, _close_all, self._idle)
 
-    def begin(self) -> None:
-        """Begin anew, without the connections there were."""
+    def reset(self) -> None:
+        """Start over without the connections there were."""
         self._writing = threading.Lock()
         self._backoff = Backoff(self._clock)
         _close_all(self._idle)
 
     def close(self) -> None:
-        """Close the connections; one that is in use is closed after that."""
+        """Close the connections; one that is in use is closed when it is given back."""
         self._closed = True
         _close_all(self._idle)
 
     def look(self) -> None:
-        """Open the file, if there is one.
+        """Open the file if it exists.
 
         Raises:
             StoreError: it cannot be used.
@@ -275,17 +290,17 @@ class Database:
         return self._run(work, writing=False)
 
     def write(self, work: Work[T]) -> T:
-        """Run `work` in a transaction of its own, one at a time; what it raises rolls it back.
+        """Run `work` in a transaction of its own, one at a time; if it raises, the transaction is rolled back.
 
         Raises:
             StoreError: the file cannot be used, or cannot be written.
         """
-        # The threads of a process wait here for each other, where the first to come is the first to go: in SQLite
-        # they would sleep and try again.
-        # A little longer than the first of them waits for other processes: so they hear of these, and not of it.
-        patience = allowed_wait(PATIENCE)
-        if not self._writing.acquire(timeout=patience + GRACE):
-            raise StoreError(f"the store {self._path} is locked by another thread for more than {patience:g} s")
+        # The threads of this process queue here, first come, first served; in SQLite they would sleep and try again.
+        # They wait a little longer than the first of them waits for other processes: it finds out that another process
+        # has the file locked, and they say so too, instead of blaming that thread.
+        timeout = allowed_wait(LOCK_TIMEOUT)
+        if not self._writing.acquire(timeout=timeout + THREAD_WAIT_MARGIN):
+            raise StoreError(f"the store {self._path} is locked by another thread for more than {timeout:g} s")
         try:
             return self._run(work, writing=True)
         finally:
@@ -294,24 +309,24 @@ class Database:
     def _run(self, work: Work[T], *, writing: bool) -> T:
         if not waits_are_unlimited():
             self._backoff.check()
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 result = self._attempt(work, writing=writing)
             except Moved:
                 continue
             except Damaged as damage:
                 self._replace(str(damage))
-            except UnicodeDecodeError:  # the text of an error with damaged names in it; or what `work` has raised
+            except UnicodeDecodeError:  # an error's text with damaged names in it, or raised by `work`
                 if not self._replace("its names are no text"):
                     raise
             else:
-                self._backoff.back()
+                self._backoff.succeeded()
                 return result
         raise StoreError(f"the store {self._path} cannot be used: each new file is damaged or replaced at once")
 
     def _attempt(self, work: Work[T], *, writing: bool) -> T:
         try:
-            with OUTSIDE.of_forks():
+            with CALLS.no_fork():
                 connection = self._take()
                 try:
                     result = self._transaction(connection, work) if writing else work(connection.raw)
@@ -320,24 +335,25 @@ class Database:
                     raise
                 self._give_back(connection)
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._meaning(error) from error
         return result
 
     def _transaction(self, connection: _Open, work: Work[T]) -> T:
-        waited = connection.begin(self._patience)
-        # Another process that finds the file damaged locks it, moves it aside and makes a new one. Whoever waited for
-        # that lock has it now, on the file that was moved: what is written there is lost, so look again.
+        waited = connection.begin(self._timeout)
+        # Process A finds the file damaged: it locks it, moves it aside and makes a new one. B waited for that lock and
+        # has it now, on the file that was moved: what B writes there would be lost. So B looks again before it writes.
         if identity_of(self._path) != connection.identity:
             raise Moved
         result = work(connection.raw)
         connection.raw.execute("COMMIT")
-        if waited:  # and so may others: who goes on at once would shut them out for as long as it has work
-            time.sleep(2 * POLL)
+        if waited:  # so may others: let one of them in, before this process takes the lock again
+            time.sleep(2 * POLL_INTERVAL)
         return result
 
     @property
-    def _patience(self) -> float:
-        return allowed_wait(PATIENCE if self._backoff.seen or waits_are_unlimited() else PATIENCE_AWAY)
+    def _timeout(self) -> float:
+        patient = self._backoff.reachable or waits_are_unlimited()
+        return allowed_wait(LOCK_TIMEOUT if patient else LOCK_TIMEOUT_AFTER_FAILURE)
 
     def _take(self) -> _Open:
         while self._idle:
@@ -346,24 +362,26 @@ class Database:
             except IndexError:  # another thread was faster
                 break
             if identity_of(self._path) == connection.identity:
-                connection.wait_for(self._patience)
+                connection.wait_for(self._timeout)
                 return connection
             connection.raw.close()
-        return self._connect(self._patience)
+        return self._connect(self._timeout)
 
     def _give_back(self, connection: _Open) -> None:
         self._idle.append(connection)
-        if self._closed:  # by another thread, which may have looked before the connection was back
+        # `close` may have emptied the list before this connection was back. So first put it there, then look: whichever
+        # of the two comes second finds the connection and closes it.
+        if self._closed:
             _close_all(self._idle)
-        elif len(self._idle) > IDLE:
+        elif len(self._idle) > MAX_IDLE:
             connection = self._idle.pop()
             connection.raw.close()
 
-    def _connect(self, patience: float) -> _Open:
+    def _connect(self, timeout: float) -> _Open:
         identity = made(self._path)
         if identity is None:
             raise Moved
-        raw = _connect(self._path, patience)
+        raw = _connect(self._path, timeout)
         try:
             raw.execute(f"PRAGMA synchronous = {self._synchronous}")
             _set_journal(raw, self._path)
@@ -373,23 +391,24 @@ class Database:
         except BaseException:
             raw.close()
             raise
-        if identity != identity_of(self._path):  # which of the two is open?
+        if identity != identity_of(self._path):  # replaced while it was opened: which of the two is open?
             raw.close()
             raise Moved
         self._checked = identity
-        return _Open(raw, identity, patience)
+        return _Open(raw, identity, timeout)
 
     def _replace(self, why: str) -> bool:
-        """Move the file aside if it is damaged indeed, so that a new one is made; say whether it was.
+        """Move the file aside if it really is damaged, so that a new one is made; say whether it was.
 
-        One process at a time does, and looks at the file that is there *now*: it may be the new one already. While it
-        looks it keeps all others out of the file, so that none can write into it in the meantime.
+        Two processes may find the damage at once. One at a time comes in here, and looks at the file that is there
+        *now*: for the second it is the new one already, which must not be moved aside. While it looks, all others are
+        kept out of the file: what they wrote between the rescue and the move would be lost.
         """
         try:
             with (
-                OUTSIDE.of_forks(),
-                alone(self._path.parent, allowed_wait(PATIENCE)),
-                closing(_connect(self._path, allowed_wait(PATIENCE))) as raw,
+                CALLS.no_fork(),
+                alone(self._path.parent, allowed_wait(LOCK_TIMEOUT)),
+                closing(_connect(self._path, allowed_wait(LOCK_TIMEOUT))) as raw,
             ):
                 if not is_damaged(raw, self._path):
                     return False
@@ -397,22 +416,22 @@ class Database:
         except Moved:  # by another process, just now
             return True
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._meaning(error) from error
         except OSError as error:
             raise StoreError(
                 f"the store {self._path} is damaged ({why}) and cannot be moved aside: {error.strerror}"
             ) from error
-        self._begin_anew(why, aside, kept)
+        self._start_over(why, aside, kept)
         return True
 
-    def _begin_anew(self, why: str, aside: Path, kept: dict[str, list[Row]]) -> None:
-        """Make a new file, with what was rescued of the one that was moved aside."""
+    def _start_over(self, why: str, aside: Path, kept: dict[str, list[Row]]) -> None:
+        """Make a new file, with what was rescued from the one that was moved aside."""
         rescued = ""
         if any(kept.values()):
             with (
                 suppress(sqlite3.Error, StoreError, OSError, Moved, Damaged),
-                OUTSIDE.of_forks(),
-                closing(self._connect(allowed_wait(PATIENCE)).raw) as raw,
+                CALLS.no_fork(),
+                closing(self._connect(allowed_wait(LOCK_TIMEOUT)).raw) as raw,
             ):
                 restore(raw, kept)
                 rescued = ", with the orders, breakers and records that are whole"
@@ -424,7 +443,7 @@ class Database:
             rescued,
         )
 
-    def _told(self, error: sqlite3.Error) -> Exception:
+    def _meaning(self, error: sqlite3.Error) -> Exception:
         """Return what an error means: damage, another file in its place, or what is wrong with the store."""
         if is_damage(error, self._path):
             return Damaged(str(error))
@@ -432,13 +451,13 @@ class Database:
             return Moved()
         code = code_of(error) & 0xFF
         if code in _LOCKED:
-            return self._backoff.gone(f"the store {self._path} is locked by another process")
+            return self._backoff.failed(f"the store {self._path} is locked by another process")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the store {self._path} cannot be written: the disk is full")
         return StoreError(f"the store {self._path} cannot be used: {self._why(code) or error}")
 
     def _why(self, code: int) -> str:
-        """Say in words what SQLite has no words for."""
+        """Say what SQLite does not: which directory or file is in the way, and why."""
         if self._path.is_dir():
             return "it is a directory"
         if code in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
@@ -448,33 +467,33 @@ class Database:
         return ""
 
 
-def _connect(path: Path, patience: float) -> sqlite3.Connection:
+def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     """Connect to a file that exists.
 
     Raises:
-        Moved: it does not any more.
+        Moved: it does not exist any more.
     """
     name = f"file:{quote(str(path))}?mode=rw"
     try:
-        raw = sqlite3.connect(name, timeout=patience, isolation_level=None, check_same_thread=False, uri=True)
+        raw = sqlite3.connect(name, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
     except sqlite3.Error:
         if identity_of(path) is None:
             raise Moved from None
         raise
-    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_ONE + 4096)  # a row that says it is huge is not read
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES + 4096)  # a damaged row that says it is huge is not read
     raw.execute("PRAGMA trusted_schema = OFF")
     return raw
 
 
 def _set_journal(raw: sqlite3.Connection, path: Path) -> None:
-    """Choose WAL for an empty file where it is safe; keep a file's WAL, unless it is not."""
-    # First whether it is empty: who fills it has chosen its mode before. The other way round another thread could do
-    # both in between, and its WAL would be taken back under its hands.
+    """Choose WAL for an empty file if WAL is safe; keep a file's WAL unless it is not."""
+    # Ask first whether the file is empty: a process chooses the mode before it fills the file. If we asked for the mode
+    # first, another thread could choose WAL and fill the file in between, and we would take its WAL away again.
     (filled,) = raw.execute("PRAGMA schema_version").fetchone()
     (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
     safe = sqlite3.sqlite_version_info >= WAL_SINCE
     if safe and mode != "wal" and not filled:
-        with alone(path.parent, allowed_wait(PATIENCE)):  # two that change it at once would not wait for each other
+        with alone(path.parent, allowed_wait(LOCK_TIMEOUT)):  # SQLite lets nobody wait for a change of mode
             raw.execute("PRAGMA journal_mode = WAL").fetchone()
     elif mode != "wal" or not safe:
         raw.execute("PRAGMA journal_mode = TRUNCATE").fetchone()

@@ -1,4 +1,10 @@
-"""Cut off what takes too long all the same: a server that drips its answer keeps every single read within its time."""
+"""Is the store reachable? How long a thread may wait for it, and what is remembered when it did not answer.
+
+WaitBudget     bounds how long the calling thread waits for a store that another process has locked
+Backoff        remembers for a second that the store did not answer, so that the next caller does not wait again
+CallWatchdog   cuts off calls that take too long although every single read of theirs ends in time
+Health         turns failures into events: one when trouble begins, one when it ends
+"""
 
 from __future__ import annotations
 
@@ -13,74 +19,72 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 
-# How long the calling thread waits for others that have locked a store: a run must end when it said it would.
+RUN_WAIT = 0.5  # seconds for which a thread of a run waits at a time: a run must end when it said it would
+MIN_WAIT = 0.05  # seconds to wait even after a run's deadline: a lock that is held in passing is free again by then
+BACKOFF = 1.0  # seconds for which a store that did not answer is left alone
+IDLE_TIMEOUT = 5.0  # seconds without a call after which the watchdog's thread exits
 
-WAIT_BUDGET = 0.5  # seconds, at a time, on the threads of runs and scans
-MIN_WAIT = 0.05  # seconds, however late it is: what others lock in passing is waited for
 
-
-class _Here(threading.local):
+class _ThisThread(threading.local):
     seconds = math.inf
     until = math.inf
-    patient = False
+    unlimited = False
 
 
-_here = _Here()
+_this_thread = _ThisThread()
 
 
 def allowed_wait(most: float) -> float:
-    """Return for how many seconds the calling thread may wait now, at most so many."""
-    return min(most, max(MIN_WAIT, min(_here.seconds, _here.until - time.monotonic())))
+    """Return how many seconds the calling thread may wait now, at most `most`."""
+    return min(most, max(MIN_WAIT, min(_this_thread.seconds, _this_thread.until - time.monotonic())))
 
 
 def waits_are_unlimited() -> bool:
-    """Say whether the calling thread asks a store that was just seen to be away all the same."""
-    return _here.patient
+    """Say whether the calling thread asks even a store that did not answer a moment ago."""
+    return _this_thread.unlimited
 
 
 def limit_waits() -> None:
-    """Let the calling thread wait half a second at a time, from now on."""
-    _here.seconds = WAIT_BUDGET
+    """Let the calling thread wait half a second at a time, for as long as it lives."""
+    _this_thread.seconds = RUN_WAIT
 
 
 class WaitBudget:
-    """Let a thread wait half a second at a time, and hardly at all after an instant of `time.monotonic`."""
+    """Within it, the calling thread waits half a second at a time, and hardly at all after `until`.
+
+    Args:
+        until: an instant of `time.monotonic`, real time, as the lock's holder is in another process.
+    """
+
+    _seconds = RUN_WAIT
+    _unlimited = False
 
     def __init__(self, until: float = math.inf) -> None:
         self._until = until
 
     def __enter__(self) -> None:
-        self._before = (_here.seconds, _here.until)
-        _here.seconds, _here.until = WAIT_BUDGET, self._until
+        here = _this_thread
+        self._before = here.seconds, here.until, here.unlimited
+        here.seconds, here.until, here.unlimited = self._seconds, self._until, self._unlimited
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.seconds, _here.until = self._before
+        _this_thread.seconds, _this_thread.until, _this_thread.unlimited = self._before
 
 
-class UnlimitedWait:
-    """Let a thread ask for as long as it takes, on behalf of a person, or of what must not be lost."""
+class UnlimitedWait(WaitBudget):
+    """Within it, the calling thread waits as long as it takes: for a person's order, or for what must not be lost."""
 
-    def __enter__(self) -> None:
-        self._before = (_here.seconds, _here.until)
-        _here.seconds = _here.until = math.inf
-        _here.patient = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _here.seconds, _here.until = self._before
-        _here.patient = False
-
-
-# Remember for a second that a store is away, so that a thousand scanners do not find it out one by one.
-
-PAUSE = 1.0  # seconds
+    _seconds = math.inf
+    _unlimited = True
 
 
 class Backoff:
-    """Whether a store was last seen, and when one caller may try again; the others are told at once."""
+    """Whether a store answered its last caller, and when the next one may try; the others fail at once until then.
+
+    Without it, each of a thousand scanners would wait for a dead server by itself.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -89,43 +93,48 @@ class Backoff:
         self._why = ""
 
     @property
-    def seen(self) -> bool:
-        """Say whether the last caller found the store."""
+    def reachable(self) -> bool:
+        """Say whether the last caller reached the store."""
         return not self._why
 
     def check(self) -> None:
-        """Raise what the last caller was told, unless it is time to try again; this caller is the one that does."""
+        """Raise what the last caller found out, unless it is time to try again; then this caller is the one that does.
+
+        Raises:
+            StoreError: the store did not answer within the last second.
+        """
         if not self._why:
             return
         with self._lock:
             now = self._clock.monotonic()
             if now < self._until:
                 raise StoreError(self._why)
-            self._until = now + PAUSE  # the others do not wait beside the one that tries
+            # Eight workers may come here at once when the second has passed. The first moves the end of the backoff
+            # before it tries, still under the lock: else all eight would wait for a server that is still away.
+            self._until = now + BACKOFF
 
-    def gone(self, why: str) -> StoreError:
-        """Note that the store is away; return the error that says so."""
+    def failed(self, why: str) -> StoreError:
+        """Begin a backoff and return the error that says why."""
         with self._lock:
             self._why = why
-            self._until = self._clock.monotonic() + PAUSE
+            self._until = self._clock.monotonic() + BACKOFF
         return StoreError(why)
 
-    def back(self) -> None:
-        """Note that the store was found."""
+    def succeeded(self) -> None:
+        """End the backoff: the store answered."""
         if self._why:
             with self._lock:
                 self._why = ""
 
 
-IDLE = 5.0  # seconds after which the watch without anything to watch goes home
-
-
 class CallWatchdog:
-    """A thread that looks after the calls of others, as long as there are any.
+    """A thread that looks after the calls of all others, as long as there are any.
+
+    A server that drips its answer byte by byte keeps every read within its timeout, and the call would never end.
 
     Args:
-        cut: ends all calls that are under way, from another thread.
-        most: seconds that a call may take; it is cut off at the latest half as much later.
+        cut: ends all calls under way, from another thread.
+        most: seconds that a call may take; it is cut off half as much later at most.
     """
 
     def __init__(self, cut: Callable[[], None], most: float) -> None:
@@ -135,20 +144,22 @@ class CallWatchdog:
         self._began: dict[int, float] = {}
         self._late: set[int] = set()
         self._stopped = threading.Event()
-        self._on_duty = False
+        self._running = False
 
     def begin(self) -> None:
-        """Note that the calling thread makes a call."""
+        """Note that the calling thread makes a call; start the watchdog's thread if there is none."""
+        # Noted and looked at under one lock, as the thread does before it exits. Otherwise it could see no call, then
+        # this thread could note one and see a watchdog that still runs, which exits, and the call is not watched.
         with self._lock:
             self._began[threading.get_ident()] = time.monotonic()
-            if self._on_duty:
+            if self._running:
                 return
-            self._on_duty = True
-        with suppress(RuntimeError):  # the machine has no thread to give
+            self._running = True
+        with suppress(RuntimeError):  # no thread can be started: reads still have their own timeout
             threading.Thread(target=self._work, name="resilient-scan-store-watch", daemon=True).start()
 
     def end(self) -> bool:
-        """Note that its call is over; say whether it was cut off."""
+        """Note that its call has ended; say whether it was cut off."""
         own = threading.get_ident()
         with self._lock:
             self._began.pop(own, None)
@@ -157,19 +168,19 @@ class CallWatchdog:
         return late
 
     def stop(self) -> None:
-        """Let the thread go home."""
+        """Let the watchdog's thread exit."""
         self._stopped.set()
 
     def _work(self) -> None:
-        seen = time.monotonic()
+        last_call = time.monotonic()
         while not self._stopped.wait(self._most / 2):
             now = time.monotonic()
             with self._lock:
-                seen = now if self._began else seen
+                last_call = now if self._began else last_call
                 late = {thread for thread, began in self._began.items() if now - began > self._most} - self._late
                 self._late |= late
-                if now - seen > IDLE:
-                    self._on_duty = False
+                if now - last_call > IDLE_TIMEOUT:
+                    self._running = False
                     return
             if late:
                 self._cut()
@@ -178,34 +189,36 @@ class CallWatchdog:
 class Health:
     """Whether a store works, as far as one runner has seen.
 
-    It works again when what a run brought was written and nothing has failed since that of the run before: a read that
-    succeeds says nothing about a disk that is full.
+    It works again once everything that a run brought was written, and nothing has failed since the end of the run
+    before: a read that succeeds says nothing about a disk that is full.
 
     Args:
-        send: brings an event to the listeners.
-        clock: tells them when.
+        send: sends an event to the listeners.
+        clock: dates the events.
     """
 
     def __init__(self, send: Callable[[Event], None], clock: Clock) -> None:
         self._send = send
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures = self._before = 0  # in all, and when the last run was over
-        self._fails = False
+        self._failures = 0
+        self._failures_before = 0  # at the end of the last run
+        self._failing = False
 
     def failed(self, operation: str, error: StoreError) -> None:
-        """Tell that an operation failed, and whether it is the first one."""
+        """Report that an operation failed, and whether it is the first one that did."""
+        # Counted under the lock, sent without it: a listener may use the store itself, whose failure comes here again.
         with self._lock:
             self._failures += 1
-            first, self._fails = not self._fails, True
+            first, self._failing = not self._failing, True
         self._send(StoreFailed(operation, str(error), self._clock.time(), first))
 
     def run_ended(self) -> None:
-        """Note that what a run brought was written, or failed to be."""
+        """Note that everything a run brought was written, or failed to be; report a recovery."""
         with self._lock:
-            recovered = self._fails and self._failures == self._before
-            self._before = self._failures
+            recovered = self._failing and self._failures == self._failures_before
+            self._failures_before = self._failures
             if recovered:
-                self._fails = False
+                self._failing = False
         if recovered:
             self._send(StoreRecovered(self._clock.time()))

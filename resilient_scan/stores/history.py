@@ -1,9 +1,9 @@
-"""What a runner remembers in its store beyond its process: durations, last scans, the history of runs."""
+"""What a runner remembers in its store after its process has ended: durations, last scans, the history of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -12,14 +12,13 @@ from resilient_scan.results import RunReport, plain
 from resilient_scan.stores import Store
 
 SCHEMA = 1
-MONTH = 30 * 86_400.0
-LAST = 10  # scans of a scanner that are kept
-RUNS = 1_000  # runs that are kept
-T = TypeVar("T")
+KEPT_FOR = 30 * 86_400.0  # seconds, of durations and last scans
+MAX_SCANS = 10  # of a scanner
+MAX_RUNS = 1_000
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a past scan: seconds it took, how it ended, seconds waited after it before the next one."""
+    """One attempt of a past scan: seconds it took, how it ended, seconds of backoff between it and the next one."""
 
     number: int
     duration: float
@@ -29,17 +28,17 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class Past(msgspec.Struct, frozen=True):
-    """A scan that is over.
+    """A scan that has ended.
 
     Attributes:
         run_id: of its run.
         started_at: epoch seconds.
         status, found, duration, queue_wait, age, partial, dropped: as in its result.
-        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
+        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` if it was not consulted.
         attempts: all of them, in order.
         allowed: how many attempts a scan may have.
         error: type and message, or `""`.
-        probe: whether it tested the scanner while that was out of service.
+        probe: whether it tested a scanner that was out of service.
     """
 
     run_id: str
@@ -83,7 +82,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many scans ended in each status, those that occur only."""
+        """Return how many scans ended in each status that occurs."""
         found: dict[str, int] = {}
         for scan in self.scans.values():
             found[scan.status] = found.get(scan.status, 0) + 1
@@ -98,7 +97,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """What is stored under one key."""
+    """What is stored under one key, or as one record of the log."""
 
     schema: int
     expected: dict[str, float] = {}
@@ -110,14 +109,14 @@ _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_K
 
 
 class RunHistory:
-    """Keep what a run brought, and find it again.
+    """Store what a run brought, and find it again.
 
-    Nothing here may stop a run: a store that fails is told of, and what it held counts as forgotten; so does what
+    Nothing here may stop a run: a store that fails is reported, and what it held counts as forgotten; so does what
     cannot be read, because another version wrote it or it is damaged.
 
     Args:
-        store: where it is kept.
-        on_error: is told the operation and the error when the store fails.
+        store: where it is stored.
+        on_error: called with the operation and the error when the store fails.
     """
 
     def __init__(self, store: Store, on_error: Callable[[str, StoreError], None]) -> None:
@@ -125,7 +124,7 @@ class RunHistory:
         self._on_error = on_error
 
     def expected(self) -> dict[str, float]:
-        """Return by scanner's name the seconds that a scan takes, as far as they are known."""
+        """Return how many seconds a scan takes, by scanner's name, as far as that is known."""
         return {name: took for name, took in self._get("expected").expected.items() if is_number(took, 0)}
 
     def past(self, name: str) -> tuple[Past, ...]:
@@ -142,20 +141,23 @@ class RunHistory:
         return tuple(run for run in found if run is not None)
 
     def keep(self, report: RunReport, expected: Mapping[str, float], past: Mapping[str, Past]) -> None:
-        """Keep what a run brought; it is written with the store's next flush.
+        """Store what a run brought; it is written with the store's next flush.
+
+        Two processes that end a run at the same time may each read the last scans before the other writes its own, and
+        one of them is lost. That is accepted: these help to explain and to order scans, and decide nothing.
 
         Args:
             report: of the run.
-            expected: by scanner's name, the seconds that a scan takes.
-            past: by scanner's name, its scan of this run.
+            expected: how many seconds a scan takes, by scanner's name.
+            past: its scan of this run, by scanner's name.
         """
         try:
             for name, scan in past.items():
-                last = (scan, *self.past(name))[:LAST]  # those of other processes too
-                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), MONTH)
+                last = (scan, *self.past(name))[:MAX_SCANS]  # with those of other processes
+                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
             durations = {**self.expected(), **expected}
-            self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), MONTH)
-            self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), RUNS)
+            self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), KEPT_FOR)
+            self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), MAX_RUNS)
         except StoreError as error:
             self._on_error("put", error)
 

@@ -1,4 +1,4 @@
-"""State in this object: for one process, gone with it."""
+"""State in this object: for one process only, and gone when it ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from resilient_scan.stores import Change
 from resilient_scan.stores.batching import Values, check_size
 
 T = TypeVar("T")
+MAX_LEASES = 1_000  # beyond that, those that have expired are dropped
 
 
 class MemoryStore:
-    """Documents, values, leases and logs in dictionaries under one lock."""
+    """Documents, values, leases and logs in dictionaries, all under one lock.
+
+    `update` calls `change` under that lock: it is pure, and another thread's change would get lost in between.
+    """
 
     url = "memory:"
     shared = False
@@ -37,7 +41,7 @@ class MemoryStore:
         return self._clock.time()
 
     def update(self, key: str, change: Change[T], /) -> T:
-        """Change a document; what `change` raises comes out, and nothing is changed then."""
+        """Change a document; if `change` raises, nothing is changed and the error comes out."""
         self._check_open()
         with self._lock:
             old = self._documents.get(key)
@@ -50,7 +54,7 @@ class MemoryStore:
         return result
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
-        """Return all documents whose keys begin so."""
+        """Return all documents whose keys begin with `prefix`."""
         self._check_open()
         with self._lock:
             return {key: data for key, data in self._documents.items() if key.startswith(prefix)}
@@ -63,7 +67,7 @@ class MemoryStore:
         return value.data if value is not None and self._clock.monotonic() < value.until else None
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
-        """Keep a value for so long."""
+        """Store a value for `seconds`."""
         self._check_open()
         with self._lock:
             self._values.put(key, value, seconds)
@@ -75,7 +79,7 @@ class MemoryStore:
             self._values.drop(key)
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or prolong one's own."""
+        """Take a lease, or renew one's own; `False` if another owner holds it."""
         self._check_open()
         now = self._clock.monotonic()
         with self._lock:
@@ -83,12 +87,12 @@ class MemoryStore:
             if holder != owner and now < until:
                 return False
             self._leases[key] = (owner, now + seconds)
-            if len(self._leases) > 1000:
+            if len(self._leases) > MAX_LEASES:
                 self._leases = {name: lease for name, lease in self._leases.items() if now < lease[1]}
         return True
 
     def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back."""
+        """Give one's own lease back; another owner's is left alone."""
         self._check_open()
         with self._lock:
             if self._leases.get(key, ("", 0.0))[0] == owner:
@@ -111,7 +115,7 @@ class MemoryStore:
             return list(islice(reversed(self._logs.get(log, ())), limit))
 
     def flush(self) -> None:
-        """Do nothing: there is nowhere to write to."""
+        """Do nothing: nothing was put off."""
         self._check_open()
 
     def close(self) -> None:
@@ -119,10 +123,12 @@ class MemoryStore:
         self._closed = True
 
     def after_fork(self) -> None:
-        """Begin anew with the parent's state as it was, but for leases: they are the parent's."""
-        if self._process != os.getpid():  # several runners may say so
+        """Go on in a forked child with the parent's state as it was, except for its leases: the parent holds them."""
+        # Once per process. Two runners share the store, and each calls this when it is first used in the child: the
+        # second call would drop a lease that the first runner has taken since, and exchange a lock that it may hold.
+        if self._process != os.getpid():
             self._process = os.getpid()
-            self._lock = threading.Lock()
+            self._lock = threading.Lock()  # in the parent, another thread may have held it at the fork
             self._leases = {}
 
     def _check_open(self) -> None:

@@ -1,8 +1,8 @@
-"""State in Redis or Valkey: shared by all who can reach the server, as durable as the server is set up to be.
+"""State in Redis or Valkey: shared by all that can reach the server, as durable as the server is set up to be.
 
-Nothing here waits for a server for longer than 250 ms, neither for a connection nor for an answer, and for one that
-comes in drops a second or so. One that does not come up to that is away: for a second everybody is told so at once,
-then one caller tries again.
+Nothing here waits for a server for more than 250 ms, neither for a connection nor for an answer, and for about a second
+if the answer drips in. A server that does not answer in that time is away: for a second all calls fail at once, then
+one caller tries again.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from resilient_scan.stores.health import Backoff, CallWatchdog, allowed_wait, wa
 T = TypeVar("T")
 PREFIX = "resilient_scan:"
 DOCUMENTS = f"{PREFIX}documents"  # one hash, so that all of them can be read at one instant
-TIMEOUT = 0.25  # seconds
-LONG = 1.0  # seconds, of a call whose every read ends in time
-QUEUE = 2.0  # seconds for which the threads of a process wait for each other, as long as the server answers
-TRIES = 200  # of one update; each that fails is another's success
-LONGEST = 10 * 365 * 86400.0  # seconds, of a value and a lease
-CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, to be answered in time
+READ_TIMEOUT = 0.25  # seconds, also to connect
+CALL_TIMEOUT = 1.0  # seconds, of a call whose every read ends in time
+UPDATE_QUEUE_TIMEOUT = 2.0  # seconds for which the threads of a process wait for each other while the server answers
+MAX_TRIES = 200  # of one update; each that fails is the success of another process
+MAX_LIFETIME = 10 * 365 * 86400.0  # seconds, of a value and a lease
+CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, so that the answer comes in time
 
 OPTIONS: Final = """db username password client_name protocol health_check_interval max_connections socket_keepalive
     socket_timeout socket_connect_timeout retry_on_timeout decode_responses ssl_ca_certs ssl_ca_path ssl_ca_data
     ssl_cert_reqs ssl_certfile ssl_keyfile ssl_password ssl_check_hostname"""
-"""What may stand after the `?` of a URL; what else the library takes are objects, which no text can be."""
+"""What may follow the `?` of a URL; all else that the library takes are objects, which a URL cannot hold."""
 
 _LOOK = """
 local time = redis.call('TIME')
 return {redis.call('HGET', KEYS[1], ARGV[1]), time[1], time[2]}
 """
-# Compare and set in one step: what is there must be what the change began with, else it is told what is there now.
+# Compare and set in one step: if the document is not what the change started from, return what it is now.
 _SWAP = """
 local there = redis.call('HGET', KEYS[1], ARGV[1])
 local expected = ARGV[2] == '1' and ARGV[3] or false
@@ -73,7 +73,7 @@ class RedisStore(BatchingStore):
 
     Args:
         url: `redis://user:password@host:port/db`, `rediss://...` or `unix://path`.
-        clock: where time comes from for what is kept back; the rest is the server's time.
+        clock: the time of what is held back; everything else has the server's time.
 
     Raises:
         ConfigError: the URL is wrong, or the extra `redis` is not installed.
@@ -89,7 +89,7 @@ class RedisStore(BatchingStore):
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
         names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "lease": _LEASE, "release": _RELEASE}
-        self._watch = CallWatchdog(self._client.connection_pool.disconnect, LONG)
+        self._watchdog = CallWatchdog(self._client.connection_pool.disconnect, CALL_TIMEOUT)
         self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
 
     def now(self) -> float:
@@ -98,11 +98,11 @@ class RedisStore(BatchingStore):
         return now
 
     def update(self, key: str, change: Change[T], /) -> T:
-        """Change a document: read, change, write if nobody else has written in between, else begin again."""
+        """Change a document: read it, change it, write it if no other process has written in between, else retry."""
         self._check_open()
-        # The threads of a process wait here for each other instead of undoing each other's work at the server. Where
-        # that does not answer, the first of them finds out, and the others are told as soon as it lets them in.
-        if not self._updating.acquire(timeout=allowed_wait(QUEUE)):
+        # Eight threads that update one document would make each other's compare-and-set fail, and retry. So they queue
+        # here. If the server does not answer, the first of them finds out, and the others fail at once (`_backoff`).
+        if not self._updating.acquire(timeout=allowed_wait(UPDATE_QUEUE_TIMEOUT)):
             raise StoreError(f"the store {self.url} is busy: other threads of this process wait for it")
         try:
             return self._update(to_bytes(key), change)
@@ -111,7 +111,7 @@ class RedisStore(BatchingStore):
 
     def _update(self, name: bytes, change: Change[T]) -> T:
         there = self._run("look", DOCUMENTS, name, read=_seen)
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             old, now = there
             new, result = change(old, now)
             if new is old:
@@ -122,22 +122,22 @@ class RedisStore(BatchingStore):
             there = self._run("swap", DOCUMENTS, name, *expected, *wanted, read=_swapped)
             if there is None:
                 return result
-        raise StoreError(f"the store {self.url} is busy: {TRIES} times another process was faster")
+        raise StoreError(f"the store {self.url} is busy: {MAX_TRIES} times another process was faster")
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
-        """Return all documents whose keys begin so."""
+        """Return all documents whose keys begin with `prefix`."""
         found: dict[str, bytes] = self._run("read", DOCUMENTS, to_bytes(prefix), read=_documents)
         return found
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or prolong one's own."""
+        """Take a lease, or renew one's own; `False` if another owner holds it."""
         return bool(self._run("lease", _key("lease", key), to_bytes(owner), _milliseconds(seconds)))
 
     def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back."""
+        """Give one's own lease back; another owner's is left alone."""
         self._run("release", _key("lease", key), to_bytes(owner))
 
-    def _connect_anew(self) -> None:
+    def _reconnect(self) -> None:
         self._backoff = Backoff(self._clock)
         self._updating = threading.Lock()
         self._connect()
@@ -150,7 +150,7 @@ class RedisStore(BatchingStore):
         self._call(lambda client: client.delete(_key("answer", key)))
 
     def _write(self, values: Writes, records: Records) -> None:
-        """Write values, which do no harm twice, and then the records in one transaction."""
+        """Write the values, which may be written twice if this fails, and then the records, in one transaction."""
         for chunk in _chunks(values):
             self._call(lambda client, chunk=chunk: self._write_values(client, chunk))  # type: ignore[misc]
         if records:
@@ -170,8 +170,8 @@ class RedisStore(BatchingStore):
         newest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), -limit, -1)))
         return newest
 
-    def _let_go(self) -> None:
-        self._watch.stop()
+    def _disconnect(self) -> None:
+        self._watchdog.stop()
         self._client.connection_pool.disconnect()
 
     def _run(
@@ -184,31 +184,33 @@ class RedisStore(BatchingStore):
         if not waits_are_unlimited():
             self._backoff.check()
         late = False
-        self._watch.begin()
+        self._watchdog.begin()
         try:
             try:
                 answer = ask(self._client)
             finally:
-                late = self._watch.end()
-        except Exception as error:  # what is no Redis server confuses the library, and us, in any way
-            raise self._told(self._errors.TimeoutError() if late else error) from error
-        self._backoff.back()
+                late = self._watchdog.end()
+        except Exception as error:  # a server that does not speak Redis confuses the library, and us, in any way
+            raise self._meaning(self._errors.TimeoutError() if late else error) from error
+        self._backoff.succeeded()
         return answer
 
-    def _told(self, error: Exception) -> StoreError:
-        """Return what an error means."""
+    def _meaning(self, error: Exception) -> StoreError:
+        """Return what an error means, and begin a backoff if it means that the server is away."""
         errors, text = self._errors, self._words(error)
         if not isinstance(error, errors.RedisError | OSError):
-            return self._backoff.gone(f"the store {self.url} does not answer as a Redis server does")
+            return self._backoff.failed(f"the store {self.url} does not answer as a Redis server does")
         match error:
             case errors.AuthenticationError() | errors.AuthorizationError():
-                return self._backoff.gone(f"the store {self.url} refuses the user name or the password")
+                return self._backoff.failed(f"the store {self.url} refuses the user name or the password")
             case errors.NoPermissionError():
                 return StoreError(f"the store {self.url} does not permit its user what is needed: {text}")
             case errors.TimeoutError():
-                return self._backoff.gone(f"the store {self.url} is away: no answer within {TIMEOUT * 1000:g} ms")
+                return self._backoff.failed(
+                    f"the store {self.url} is away: no answer within {READ_TIMEOUT * 1000:g} ms"
+                )
             case errors.ConnectionError() | OSError():
-                return self._backoff.gone(f"the store {self.url} is away: {text}")
+                return self._backoff.failed(f"the store {self.url} is away: {text}")
             case errors.OutOfMemoryError():
                 return StoreError(f"the store {self.url} cannot be written: its memory is full")
             case errors.ResponseError() if text.startswith(("MOVED ", "ASK ")) or isinstance(error, errors.AskError):
@@ -218,7 +220,7 @@ class RedisStore(BatchingStore):
         return StoreError(f"the store {self.url} cannot be used: {text}")
 
     def _words(self, error: Exception) -> str:
-        """Return what an error says, without a secret: some servers repeat in it what they were sent."""
+        """Return what an error says, without secrets: some servers repeat what they were sent."""
         text = str(error).partition(" script: ")[0]
         if text.startswith("WRONGTYPE"):
             return f"under a key that begins with {PREFIX} is something that is not ours"
@@ -245,7 +247,7 @@ def _records(answer: Any) -> list[bytes]:
 
 
 def _seen(answer: Any) -> tuple[bytes | None, float]:
-    """Return what there is of a document, and the server's time."""
+    """Return a document as it is, and the server's time."""
     return _data(answer[0]), _instant(*answer[1:])
 
 
@@ -258,7 +260,7 @@ def _documents(answer: Any) -> dict[str, bytes]:
 
 
 def fault_of(url: str) -> str:
-    """Say what is wrong with a URL, without showing it; an empty text: nothing.
+    """Say what is wrong with a URL, without showing it; an empty text means nothing is.
 
     Raises:
         ConfigError: the extra `redis` is not installed.
@@ -275,7 +277,7 @@ def fault_of(url: str) -> str:
 
 
 def _why_not(url: str) -> str:
-    """Say what the library would overlook, or tell with a secret in the sentence."""
+    """Say what the library would overlook, or report with a secret in its sentence."""
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises
@@ -297,14 +299,14 @@ def _library() -> Any:
 
 
 def _client(url: str) -> tuple[Any, Any, list[str]]:
-    """Return a client that waits for no longer than it may, its library's errors, and what is secret in the URL."""
+    """Return a client with our timeouts, its library's errors, and the secrets in the URL."""
     redis = _library()
     if fault := fault_of(url):
         raise ConfigError(f"store {fault}")
     pool = redis.ConnectionPool.from_url(url)
-    pool.connection_kwargs.update(  # whatever the URL says of these
-        socket_timeout=TIMEOUT,
-        socket_connect_timeout=TIMEOUT,
+    pool.connection_kwargs.update(  # whatever the URL says about these
+        socket_timeout=READ_TIMEOUT,
+        socket_connect_timeout=READ_TIMEOUT,
         retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         retry_on_timeout=False,
         decode_responses=False,
@@ -340,4 +342,4 @@ def _key(kind: str, name: str) -> bytes:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, int(min(seconds, LONGEST) * 1000))
+    return max(1, int(min(seconds, MAX_LIFETIME) * 1000))

@@ -1,4 +1,4 @@
-"""What is in a store's SQLite file, and how to tell that it is ours, whole, and of which version.
+"""What is in a store's SQLite file, and how to tell whether it is ours, whole, and of which version.
 
 SQLite notices a damaged page, not a damaged value; so every row carries a checksum over its key and its data.
 """
@@ -17,7 +17,8 @@ from resilient_scan.errors import StoreError
 
 APPLICATION = 0x7265736C  # "resl"
 
-# One step a version, the first makes an empty file a store of version 1. Never change one that was released: add one.
+# One step per version; the first turns an empty file into a store of version 1. Never change a released one: add one.
+# A new form of what is stored in a row needs no step: answers carry their own version, and others are forgotten.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE documents (key BLOB PRIMARY KEY, data BLOB, sum INTEGER) WITHOUT ROWID",
@@ -32,8 +33,6 @@ TABLES = ("documents", "answers", "leases", "records")
 Row = tuple[bytes, bytes, int]
 """Key, data and checksum."""
 _SELECT = "SELECT key, data, sum FROM {}"
-
-
 _DAMAGE = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -52,13 +51,13 @@ class Damaged(Exception):
 
 
 class Refused(StoreError):
-    """The file is a good one, but not for us: of a newer version, or another program's."""
+    """The file is whole, but not for us: it belongs to a newer version, or to another program."""
 
 
 def is_damage(error: sqlite3.Error, path: Path) -> bool:
     """Say whether an error means that the file is damaged."""
     code = code_of(error)
-    if code == sqlite3.SQLITE_READONLY:  # either nobody may write it, or its head says so
+    if code == sqlite3.SQLITE_READONLY:  # either this user may not write it, or its damaged head says so
         return os.access(path, os.W_OK)
     return code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
@@ -69,7 +68,7 @@ def code_of(error: sqlite3.Error) -> int:
 
 
 def is_damaged(raw: sqlite3.Connection, path: Path) -> bool:
-    """Look at all of a file; where it is damaged, nobody else can write to it until this connection is closed."""
+    """Look at all of a file; if it is damaged, no other process can write to it until this connection is closed."""
     try:
         bring_up_to_date(raw, str(path))
         raw.execute("BEGIN EXCLUSIVE")
@@ -100,21 +99,23 @@ def unseal(key: object, data: object, checksum: object) -> bytes:
 
 
 def bring_up_to_date(database: sqlite3.Connection, path: str) -> None:
-    """Make an empty file a store, and an older store one of this version; check a store of this version.
+    """Turn an empty file into a store, and an older store into one of this version; check a store of this version.
+
+    All in one transaction: two processes that open an empty file at once would both make its tables.
 
     Raises:
-        Damaged: it is no store, or not a whole one.
-        Refused: it is of a newer version, or another program's.
+        Damaged: the file is not a store, or not a whole one.
+        Refused: it belongs to a newer version, or to another program.
     """
     database.execute("BEGIN IMMEDIATE")
     _migrate(database, version_of(database, path))
-    if not _expected(STEPS) <= _schema(database):  # what an administrator adds (statistics, an index) does no harm
+    if not _expected(STEPS) <= _schema(database):  # an index or statistics that an administrator added do no harm
         raise Damaged("its tables are not ours")
     database.execute("COMMIT")
 
 
 def version_of(database: sqlite3.Connection, path: str) -> int:
-    """Return the version of a store's file, 0 for an empty one; nothing is written.
+    """Return the version of a store's file, 0 for an empty one, without writing to it.
 
     Raises:
         Damaged, Refused: as in `bring_up_to_date`.
@@ -176,7 +177,7 @@ def _expected(steps: tuple[tuple[str, ...], ...]) -> frozenset[tuple[object, str
 
 
 def check_documents(database: sqlite3.Connection) -> None:
-    """Look at all documents: they are few, and one that cannot be found would be an order forgotten.
+    """Look at all documents: they are few, and one that cannot be read would be a forgotten order.
 
     Raises:
         Damaged: they are not as they were written.
@@ -198,7 +199,7 @@ def check_everything(database: sqlite3.Connection) -> None:
 
 
 def rescue(database: sqlite3.Connection) -> dict[str, list[Row]]:
-    """Return what is whole of a damaged file's documents and records; for answers there is still the source."""
+    """Return the documents and records of a damaged file that are whole; answers can be fetched again."""
     return {table: list(_whole(database, table)) for table in ("documents", "records")}
 
 
@@ -210,7 +211,10 @@ def _whole(database: sqlite3.Connection, table: str) -> Iterator[Row]:
 
 
 def restore(database: sqlite3.Connection, rows: dict[str, list[Row]]) -> None:
-    """Put into a new file what was rescued; what somebody was faster to write there is left alone."""
+    """Put what was rescued into a new file.
+
+    It may be in use: a document that another process has written there since the file was made is newer, and stays.
+    """
     database.execute("BEGIN IMMEDIATE")
     database.executemany("INSERT OR IGNORE INTO documents VALUES (?, ?, ?)", rows["documents"])
     database.executemany("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", rows["records"])
@@ -221,7 +225,7 @@ def _check_table(database: sqlite3.Connection, table: str) -> None:
     complaint = _complaint(database, f"('{table}')")
     if complaint:
         raise Damaged(complaint)
-    # An unfinished statement would keep the file locked for as long as the exception is looked at.
+    # Close the statement even if a row is damaged: unfinished, it would keep the file locked while its exception lives.
     with closing(database.execute(_SELECT.format(table))) as rows:
         for key, data, checksum in rows:
             unseal(key, data, checksum)

@@ -1,9 +1,9 @@
-"""State in a SQLite file: survives the process, shared by all processes of a machine.
+"""State in a SQLite file: it survives the process, and all processes of a machine share it.
 
-Kept are at most 20,000 values of 64 MiB in all; those that would expire first make room.
+At most 20,000 values are kept, of 64 MiB in all; those that would expire first make room.
 
-Leases have a file of their own beside it, `NAME-leases`: they need not outlive a loss of power, and are taken and given
-back while scanners run. A write that waits for the disk takes milliseconds, one that does not a tenth of one.
+Leases have a file of their own next to it, `NAME-leases`. They need not survive a loss of power, and are taken and
+given back while scanners run: a write that waits for the disk takes milliseconds, one that does not a tenth of one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change
 from resilient_scan.stores.batching import (
-    MOST_BYTES,
-    MOST_VALUES,
+    MAX_BYTES,
+    MAX_VALUES,
     BatchingStore,
     Records,
     Writes,
@@ -34,7 +34,7 @@ from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version
 
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
-_SLACK = 1.0  # seconds by which a clock may have gone back before what was written "later" is taken for over
+CLOCK_TOLERANCE = 1.0  # seconds by which a clock may go back before what was written "later" counts as expired
 
 
 class SqliteStore(BatchingStore):
@@ -45,7 +45,7 @@ class SqliteStore(BatchingStore):
         clock: where time comes from.
 
     Raises:
-        ConfigError: there is no such form, or the file is of a newer version or another program's.
+        ConfigError: the URL has no such form, or the file belongs to a newer version or to another program.
     """
 
     def __init__(self, url: str, clock: Clock) -> None:
@@ -57,7 +57,7 @@ class SqliteStore(BatchingStore):
             self._database.look()
         except Refused as error:
             raise ConfigError(str(error)) from None
-        except StoreError:  # it may be better by the time when the store is used
+        except StoreError:  # the file may be usable by the time the store is
             pass
 
     def now(self) -> float:
@@ -83,7 +83,7 @@ class SqliteStore(BatchingStore):
         return self._database.write(work)
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
-        """Return all documents whose keys begin so."""
+        """Return all documents whose keys begin with `prefix`."""
         self._check_open()
         begin = to_bytes(prefix)
         select = "SELECT key, data, sum FROM documents WHERE ? = 0 OR substr(key, 1, ?) = ?"
@@ -91,16 +91,16 @@ class SqliteStore(BatchingStore):
         return {to_text(key): data for key, data in rows}
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or prolong one's own."""
+        """Take a lease, or renew one's own; `False` if another owner holds it."""
         self._check_open()
-        name, who = to_bytes(key), to_bytes(owner)
+        name, holder = to_bytes(key), to_bytes(owner)
 
         def work(database: sqlite3.Connection) -> bool:
             now = self._clock.time()
             there = _one(database, "SELECT key, data, sum FROM leases WHERE key = ?", name)
-            if there is not None and there[_SPAN.size :] != who and _holds(there, now):
+            if there is not None and there[_SPAN.size :] != holder and _holds(there, now):
                 return False
-            data = _SPAN.pack(now, now + seconds) + who
+            data = _SPAN.pack(now, now + seconds) + holder
             database.execute("DELETE FROM leases WHERE until <= ?", (now,))
             database.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, data, seal(name, data), now + seconds))
             return True
@@ -108,15 +108,15 @@ class SqliteStore(BatchingStore):
         return self._leases.write(work)
 
     def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back."""
+        """Give one's own lease back; another owner's is left alone."""
         self._check_open()
-        name, who = to_bytes(key), to_bytes(owner)
+        name, holder = to_bytes(key), to_bytes(owner)
         delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
-        self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, who)))
+        self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, holder)))
 
-    def _connect_anew(self) -> None:
-        self._database.begin()
-        self._leases.begin()
+    def _reconnect(self) -> None:
+        self._database.reset()
+        self._leases.reset()
 
     def _fetch(self, key: str) -> bytes | None:
         select = "SELECT key, data, sum FROM answers WHERE key = ?"
@@ -147,13 +147,13 @@ class SqliteStore(BatchingStore):
         select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?"
         return [data for _, data in self._database.read(lambda database: _all(database, select, to_bytes(log), limit))]
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._database.close()
         self._leases.close()
 
 
 def fault_of(url: str) -> str:
-    """Say what is wrong with a URL, without showing it; an empty text: nothing."""
+    """Say what is wrong with a URL, without showing it; an empty text means nothing is."""
     path = url.removeprefix("sqlite:///")
     if path == ":memory:":
         return "must be memory: for a store in memory"
@@ -163,14 +163,14 @@ def fault_of(url: str) -> str:
 
 
 def refusal(url: str) -> str:
-    """Say why a store's file would be refused; an empty text: it would not, or is not there. It is only looked at."""
+    """Say why a store's file would be refused, without writing to it; an empty text: it would not, or is missing."""
     path = _path(url.partition("?space=")[0])
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
             version_of(database, str(path))
     except Refused as error:
         return str(error)
-    except (sqlite3.Error, Damaged, UnicodeDecodeError):  # a run tells of it, and goes on
+    except (sqlite3.Error, Damaged, UnicodeDecodeError):  # a run reports it, and goes on
         pass
     return ""
 
@@ -191,9 +191,9 @@ def _all(database: sqlite3.Connection, select: str, *values: Any) -> list[tuple[
 
 
 def _holds(data: bytes, now: float) -> bool:
-    """Say whether it is neither over nor from a time that the clock has gone back behind since."""
+    """Say whether a row has not expired, and is not from the future either: then the clock has gone back since."""
     begins, ends = _SPAN.unpack_from(data)
-    return bool(begins - _SLACK <= now < ends)
+    return bool(begins - CLOCK_TOLERANCE <= now < ends)
 
 
 def _write_answer(database: sqlite3.Connection, key: bytes, value: bytes, now: float, until: float) -> None:
@@ -217,10 +217,10 @@ def _make_room(database: sqlite3.Connection, now: float) -> None:
     """Remove what has expired; then, down to nine tenths of the bounds, what would expire first."""
     database.execute("DELETE FROM answers WHERE until <= ?", (now,))
     count, size = database.execute("SELECT count(*), total(size) FROM answers INDEXED BY answers_by_age").fetchone()
-    if count <= MOST_VALUES and size <= MOST_BYTES:
+    if count <= MAX_VALUES and size <= MAX_BYTES:
         return
     for row, bytes_of_it in database.execute("SELECT rowid, size FROM answers ORDER BY until").fetchall():
-        if count <= 0.9 * MOST_VALUES and size <= 0.9 * MOST_BYTES:
+        if count <= 0.9 * MAX_VALUES and size <= 0.9 * MAX_BYTES:
             break
         database.execute("DELETE FROM answers WHERE rowid = ?", (row,))
         count, size = count - 1, size - bytes_of_it

@@ -26,7 +26,7 @@ CACHE = Cache(ttl=300, jitter=0, stale_if_error=600)
 
 
 class Jumping(FakeClock):
-    """A clock whose wall time may be set anew."""
+    """A clock whose wall time may be set."""
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         super().__init__(start, auto=True)
@@ -283,6 +283,26 @@ def test_a_class_that_has_changed_is_a_miss(process: Process) -> None:
         assert runner.run(DAY).results["one"].status is Status.COMPLETED
     with process(one) as runner:
         assert runner.run(DAY).results["one"].status is Status.CACHED
+
+
+def test_an_answer_of_an_older_version_is_forgotten_and_all_else_is_kept(fleet: Fleet, bare: Bare) -> None:
+    store = MemoryStore(SystemClock())
+    one, two = counting(), counting("two")
+    policy = bare(cache=CACHE, breaker=Breaker(failures=1, open_for=3600))
+    with fleet(one, two, policy=policy, store=store) as runner:
+        runner.run(DAY)
+        runner.disable("two", duration=60)
+    rows = {key: msgspec.msgpack.decode(value.data) for key, value in store._values.items() if key.startswith("cache/")}
+    assert len(rows) == 2
+    name = "resilient_scan.scanning.Candidate"
+    for key, row in rows.items():
+        content = [1, name, bytes(16), [[21, name, "A", "me", "an old answer", "", "", [4]]]]
+        old = {**row, "schema": 1, "data": msgspec.msgpack.encode(content)}
+        store.put(key, msgspec.msgpack.encode(old), 300)
+    with fleet(one, two, policy=policy, store=store) as runner:
+        report = runner.run(DAY)
+        assert [result.status for result in report.results.values()] == [Status.COMPLETED, Status.DISABLED]
+        assert len(runner.history()) == 2
 
 
 def test_two_runners_share_a_store_object_that_neither_closes(fleet: Fleet, bare: Bare) -> None:

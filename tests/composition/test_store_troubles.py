@@ -103,7 +103,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 def test_a_file_that_is_locked_for_long(
     fleet: Fleet, policy: Policy, path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.6)  # of a person's order
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.6)  # of a person's order
     registry = CollectorRegistry()
     listeners = (LogEvents(), PrometheusMetrics(registry))
     runner = fleet(*scanners(), policy=policy, store=f"sqlite:///{path}", listeners=listeners)
@@ -236,7 +236,7 @@ with ScanRunner(scanners(), policy=Policy(retry=None), store=f"sqlite:///{sys.ar
 """
 
 
-def told_by(code: str, path: Path) -> list[str]:
+def logged_by(code: str, path: Path) -> list[str]:
     """Run code in a process of its own and return what its log has of the store."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
@@ -251,7 +251,7 @@ def told_by(code: str, path: Path) -> list[str]:
 
 def test_a_directory_that_may_not_be_written_any_more(path: Path) -> None:
     path.parent.chmod(0o755)
-    lines = told_by(READ_ONLY, path)
+    lines = logged_by(READ_ONLY, path)
     path.parent.chmod(0o755)
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"the store {path}")
@@ -259,7 +259,7 @@ def test_a_directory_that_may_not_be_written_any_more(path: Path) -> None:
 
 
 def test_a_disk_that_is_full_for_a_while(path: Path) -> None:
-    lines = told_by(FULL, path)
+    lines = logged_by(FULL, path)
     assert len(lines) == 2, lines
     assert lines[0].startswith(f"the store {path}")
     assert lines[0].endswith("; runs go on without it")
@@ -294,9 +294,9 @@ def test_a_file_that_is_harmed_in_mid_run(
     options = {"policy": policy, "order": "given", "max_workers": 1, "listeners": (LogEvents(),)}
     with fleet(vandal, *scanners(), store=f"sqlite:///{path}", **options) as runner:
         exact(runner.run({"n": 1}), cached=True)
-    told = lines.warnings()
-    assert len(told) == (1 if act is spoil else 0), told
-    assert all("is damaged" in line and "moved aside" in line for line in told)
+    logged = lines.warnings()
+    assert len(logged) == (1 if act is spoil else 0), logged
+    assert all("is damaged" in line and "moved aside" in line for line in logged)
     with fleet(*scanners(), policy=policy, store=f"sqlite:///{path}") as runner:
         exact(runner.run({"n": 1}), cached=True)
         assert len(runner.history()) == 2, "the run of the harm, and this one"

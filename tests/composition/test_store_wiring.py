@@ -1,4 +1,4 @@
-"""How runners and stores hold together: claims, forks, settings without a stable form, writes that fail."""
+"""How runners and stores work together: leases, forks, settings without a stable form, writes that fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.health import (
     MIN_WAIT,
-    WAIT_BUDGET,
+    RUN_WAIT,
     Health,
     UnlimitedWait,
     WaitBudget,
@@ -35,12 +35,12 @@ from resilient_scan.stores.wrappers import Checked
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
 from tests.composition.conftest import Bare, Fleet
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 
 
 @pytest.mark.parametrize("kept", [True, False, None])
-def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | None) -> None:
-    """Else the next flight's claim, which goes by the same key, would be given back, and that flight never told."""
+def test_a_lease_is_given_back_before_the_next_flight_can_acquire_it(kept: bool | None) -> None:
+    """Otherwise the next flight's lease, which has the same key, would be given back, and that flight never started."""
     free: list[bool] = []
 
     class Answers:
@@ -70,14 +70,14 @@ def test_a_claim_is_given_back_before_the_next_flight_can_make_one(kept: bool | 
     assert cache.lead(b"k", "third") != "first", "it has landed"
 
 
-def test_settings_without_a_stable_form_are_cached_in_memory_and_claim_nothing(fleet: Fleet, bare: Bare) -> None:
+def test_settings_without_a_stable_form_are_cached_in_memory_and_take_no_lease(fleet: Fleet, bare: Bare) -> None:
     """Runs that ask for other things at once would wait for each other under one name."""
     store = MemoryStore(SystemClock())
     inside = threading.Barrier(3)
 
     @scanner(name="one", pipeline="test")
     def one(state: dict[str, Any], context: ScanContext) -> list[Any]:
-        inside.wait(PATIENCE)
+        inside.wait(TIMEOUT)
         return []
 
     runners = [
@@ -88,7 +88,7 @@ def test_settings_without_a_stable_form_are_cached_in_memory_and_claim_nothing(f
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
     assert not store._leases
     assert runners[0].run({"n": 1}).results["one"].status is Status.CACHED
@@ -119,9 +119,9 @@ def test_runs_that_come_and_go_while_another_process_works_lose_nobody(fleet: Fl
     for thread in crew:
         thread.start()
     for thread in crew[:4]:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     store.taken = False
-    crew[4].join(PATIENCE)
+    crew[4].join(TIMEOUT)
     assert results
     assert results[0] in {Status.COMPLETED, Status.CACHED}
 
@@ -148,17 +148,17 @@ def test_two_runners_with_one_store_object_in_a_forked_child(fleet: Fleet, bare:
 
 
 def events_of(*steps: str) -> list[Event]:
-    told: list[Event] = []
-    health = Health(told.append, FakeClock())
+    sent: list[Event] = []
+    health = Health(sent.append, FakeClock())
     for step in steps:
         health.failed("get", StoreError("away")) if step == "fail" else health.run_ended()
-    return told
+    return sent
 
 
-def firsts(told: list[Event]) -> list[str]:
+def firsts(sent: list[Event]) -> list[str]:
     return [
         "recovered" if isinstance(event, StoreRecovered) else "first" if getattr(event, "first", False) else "more"
-        for event in told
+        for event in sent
     ]
 
 
@@ -189,22 +189,22 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
         runner.run({"n": number % 2})
     store.full = False
     runner.run({})
-    told = recorder.of(StoreFailed, StoreRecovered)
-    assert firsts(told) == ["first", *["more"] * (len(told) - 2), "recovered"]
-    assert len(told) >= 6
+    sent = recorder.of(StoreFailed, StoreRecovered)
+    assert firsts(sent) == ["first", *["more"] * (len(sent) - 2), "recovered"]
+    assert len(sent) >= 6
 
 
-def test_a_run_that_cannot_be_brought_home_stops_no_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_cannot_be_stored_does_not_stop_the_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
     keeper = LeaseKeeper(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()))
 
     def bug() -> None:
         raise ValueError("a bug of ours")
 
     with caplog.at_level(logging.ERROR, "resilient_scan"):
-        assert keeper.flush(PATIENCE, bug)
-        assert keeper.flush(PATIENCE)
+        assert keeper.flush(TIMEOUT, bug)
+        assert keeper.flush(TIMEOUT)
     assert caplog.text.count("a run could not be brought to the store") == 1
-    keeper.close(PATIENCE)
+    keeper.close(TIMEOUT)
 
 
 # somebody else's store
@@ -244,7 +244,7 @@ def test_whatever_a_foreign_store_raises_is_a_store_error_without_its_words(ask:
         ask(Checked(Broken()))
 
 
-def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
+def test_a_foreign_store_is_called_as_it_was_meant() -> None:
     inner = MemoryStore(SystemClock())
     store = Checked(inner)
     assert (store.url, store.shared) == ("memory:", False)
@@ -269,17 +269,17 @@ def test_a_foreign_store_is_asked_as_it_was_meant() -> None:
 # patience
 
 
-def test_a_thread_waits_as_long_as_it_may() -> None:
+def test_a_thread_waits_within_its_budget() -> None:
 
     assert allowed_wait(5.0) == 5.0
     assert not waits_are_unlimited()
     with WaitBudget():
-        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert allowed_wait(5.0) == RUN_WAIT
         assert allowed_wait(0.01) == 0.01
         with UnlimitedWait():
             assert allowed_wait(5.0) == 5.0
             assert waits_are_unlimited()
-        assert allowed_wait(5.0) == WAIT_BUDGET
+        assert allowed_wait(5.0) == RUN_WAIT
         assert not waits_are_unlimited()
     with WaitBudget(time.monotonic() + 0.2):
         assert MIN_WAIT < allowed_wait(5.0) <= 0.2
@@ -288,7 +288,7 @@ def test_a_thread_waits_as_long_as_it_may() -> None:
     assert allowed_wait(5.0) == 5.0
 
 
-def test_being_brief_is_one_threads_own_matter() -> None:
+def test_limited_waits_concern_one_thread_only() -> None:
     found: list[float] = []
 
     def work() -> None:
@@ -297,8 +297,8 @@ def test_being_brief_is_one_threads_own_matter() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(PATIENCE)
-    assert (found, allowed_wait(5.0)) == ([WAIT_BUDGET], 5.0)
+    thread.join(TIMEOUT)
+    assert (found, allowed_wait(5.0)) == ([RUN_WAIT], 5.0)
 
 
 def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:
@@ -311,7 +311,7 @@ def test_a_streams_reader_is_not_hurried(fleet: Fleet, bare: Bare) -> None:
     assert allowed_wait(5.0) == 5.0
 
 
-def test_what_fails_in_every_run_is_told_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_fails_in_every_run_is_logged_once(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
     """A newer version keeps a breaker: all else of the store works, and that is no recovery."""
     store = MemoryStore(SystemClock())
     store.update("breaker/one", lambda _old, _now: (msgspec.msgpack.encode({"version": 99}), None))

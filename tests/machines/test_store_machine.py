@@ -56,8 +56,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(view=VIEWS, key=KEYS, new=st.none() | DATA)
     def update(self, view: int, key: str, new: bytes | None) -> None:
         old = self.documents.get(key)
-        told = self.stores[view].update(key, lambda there, now: (new, (there, now)))
-        assert told == (old, self.clock.time())
+        found = self.stores[view].update(key, lambda there, now: (new, (there, now)))
+        assert found == (old, self.clock.time())
         self.documents.pop(key, None)
         if new is not None:
             self.documents[key] = new
@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.advance(seconds)
 
     @invariant()
-    def the_time_is_told(self) -> None:
+    def the_time_is_read(self) -> None:
         assert self.stores[0].now() == self.clock.time()
 
     def teardown(self) -> None:

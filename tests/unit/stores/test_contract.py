@@ -26,7 +26,7 @@ def add(amount: int) -> Any:
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-def test_a_document_is_changed_and_told_back(store: Store, key: str) -> None:
+def test_a_document_is_changed_and_returned(store: Store, key: str) -> None:
     assert store.update(key, keep(BYTES)) is None
     assert store.update(key, keep(b"")) == BYTES
     assert store.update(key, keep(b"2")) == b""
@@ -47,7 +47,7 @@ def test_the_same_old_bytes_are_no_write(store: Store) -> None:
     assert store.read("") == {"a": b"1"}
 
 
-def test_a_change_is_told_the_stores_time(store: Store) -> None:
+def test_a_change_gets_the_stores_time(store: Store) -> None:
     before = store.now()
     within = store.update("a", lambda old, now: (old, now))
     assert before <= within <= store.now()

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from resilient_scan.stores import Store
-from resilient_scan.stores import database as forks
+from resilient_scan.stores import Store, database
 from tests.forked import in_child, in_children_amid
 from tests.unit.stores.conftest import keep
 
@@ -64,30 +63,30 @@ def test_a_fork_in_the_middle_of_everything(store: Store) -> None:
 
 
 def test_a_fork_waits_for_a_call_and_new_calls_wait_for_the_fork() -> None:
-    outside = forks._Outside()
+    calls = database._Calls()
     entered, leave, order = threading.Event(), threading.Event(), list[str]()
 
     def call() -> None:
-        with outside.of_forks():
+        with calls.no_fork():
             entered.set()
             leave.wait(5)
             order.append("call ends")
 
     def fork() -> None:
-        outside.hold()
+        calls.hold()
         order.append("fork")
-        outside.go_on()
+        calls.resume()
 
     threads = [threading.Thread(target=call)]
     threads[0].start()
     assert entered.wait(5)
     threads.append(threading.Thread(target=fork))
     threads[1].start()
-    while not outside._forking:
+    while not calls._forking:
         pass
 
     def second() -> None:
-        with outside.of_forks():
+        with calls.no_fork():
             order.append("second call")
 
     threads.append(threading.Thread(target=second))

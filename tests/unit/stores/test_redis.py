@@ -95,7 +95,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == "a store in Redis needs the extra: pip install 'resilient-scan[redis]'"
 
 
-def test_nobody_there_is_told_at_once_and_asked_again_after_a_second(
+def test_an_unreachable_server_fails_at_once_and_is_tried_again_after_a_second(
     nobody: str, opened: Opener, clock: FakeClock
 ) -> None:
     store = opened(nobody)
@@ -242,7 +242,7 @@ def test_by_a_unix_socket(redis_url: str, redis_server: RedisServer, opened: Ope
 
 
 @pytest.mark.servers
-def test_the_servers_time_is_told(redis_url: str, opened: Opener) -> None:
+def test_the_servers_time_is_returned(redis_url: str, opened: Opener) -> None:
     store = opened(redis_url)
     seconds, microseconds = command(redis_url, "TIME")
     assert 0 <= store.now() - (seconds + microseconds / 1e6) < 5
@@ -310,7 +310,7 @@ def test_any_time_is_a_time(seconds: float, redis_url: str, opened: Opener) -> N
 
 
 @pytest.mark.servers
-def test_a_wrong_password_is_told_without_it(tmp_path: Path, opened: Opener) -> None:
+def test_a_wrong_password_is_reported_without_it(tmp_path: Path, opened: Opener) -> None:
     server = RedisServer(binary("redis-server"), tmp_path, "--requirepass", "hunter1")
     try:
         for auth in (":hunter2@", "", "somebody:hunter2@"):
@@ -326,7 +326,7 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path, opened: Opener) -> 
 
 
 @pytest.mark.servers
-def test_a_user_who_may_not_is_told(tmp_path: Path, opened: Opener) -> None:
+def test_a_user_without_permission_is_reported(tmp_path: Path, opened: Opener) -> None:
     server = RedisServer(binary("redis-server"), tmp_path)
     try:
         command(server.url, "ACL", "SETUSER", "scan", "on", ">hunter2", "~other:*", "+@all")
@@ -338,7 +338,7 @@ def test_a_user_who_may_not_is_told(tmp_path: Path, opened: Opener) -> None:
 
 
 @pytest.mark.servers
-def test_a_full_server_is_told_and_can_be_read(tmp_path: Path, opened: Opener) -> None:
+def test_a_full_server_is_reported_and_can_be_read(tmp_path: Path, opened: Opener) -> None:
     server = RedisServer(binary("redis-server"), tmp_path)
     try:
         store = opened(server.url)
@@ -357,7 +357,7 @@ def test_a_full_server_is_told_and_can_be_read(tmp_path: Path, opened: Opener) -
 
 
 @pytest.mark.servers
-def test_a_key_of_another_kind_is_told(redis_url: str, opened: Opener) -> None:
+def test_a_key_of_another_kind_is_reported(redis_url: str, opened: Opener) -> None:
     command(redis_url, "SET", "resilient_scan:documents", "text")
     with pytest.raises(StoreError, match="cannot be used: under a key that begins with resilient_scan: is something"):
         opened(redis_url).read("")

@@ -12,8 +12,7 @@ import pytest
 
 from resilient_scan import ScanRunner, Status
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import health as watch
-from resilient_scan.stores import open_store
+from resilient_scan.stores import health, open_store
 from resilient_scan.testing import FakeClock, healthy
 
 pytest.importorskip("redis")
@@ -21,7 +20,7 @@ ODD = [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n" * 5000 + b":1\r\n", b"*3\r\n:
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Gives one answer to whatever it is told."""
+    """Gives one answer to whatever it is sent."""
 
     daemon_threads = True
     answer = b""
@@ -97,7 +96,7 @@ def test_a_run_goes_on_with_one_warning(server: Server, url: str, caplog: pytest
     assert warnings == [f"the store {url}?protocol=3 does not answer as a Redis server does; runs go on without it"]
 
 
-def test_a_cluster_is_told_as_one(server: Server, url: str) -> None:
+def test_a_cluster_is_reported_as_one(server: Server, url: str) -> None:
     server.answer = b"-MOVED 3999 127.0.0.1:1\r\n"
     store = open_store(f"{url}?protocol=2", FakeClock())
     with pytest.raises(StoreError, match=r"is a part of a cluster, which is not supported: name one server$"):
@@ -116,17 +115,17 @@ def test_an_answer_that_comes_in_drops_is_cut_off(protocol: int, server: Server,
     store.close()
 
 
-def test_a_watch_goes_home_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "IDLE", 0.0)
+def test_an_idle_watchdog_exits_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "IDLE_TIMEOUT", 0.0)
     cut = threading.Event()
-    guard = watch.CallWatchdog(cut.set, 0.01)
+    watchdog = health.CallWatchdog(cut.set, 0.01)
     for _ in range(3):
         cut.clear()
-        guard.begin()
+        watchdog.begin()
         assert cut.wait(60)
-        assert guard.end()
-        guard.begin()
-        assert guard.end() is False
+        assert watchdog.end()
+        watchdog.begin()
+        assert watchdog.end() is False
         for thread in [each for each in threading.enumerate() if each.name == "resilient-scan-store-watch"]:
             thread.join(60)
-    guard.stop()
+    watchdog.stop()

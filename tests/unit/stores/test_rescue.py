@@ -70,15 +70,15 @@ def test_what_another_process_has_written_into_the_new_file_meanwhile_stands(pat
     spoil(path, "UPDATE answers SET data = x'00'")
     slow = SqliteStore(f"sqlite:///{path}", FakeClock())
     database = slow._database
-    begin_anew = database._begin_anew
+    start_over = database._start_over
 
     def late(*arguments: object) -> None:
         other = SqliteStore(f"sqlite:///{path}", FakeClock())
         other.update("quarantine", lambda _old, _now: (b"newer", None))
         other.close()
-        begin_anew(*arguments)  # type: ignore[arg-type]
+        start_over(*arguments)  # type: ignore[arg-type]
 
-    database._begin_anew = late  # type: ignore[method-assign]
+    database._start_over = late  # type: ignore[method-assign]
     assert slow.get("cache/one") is None
     assert slow.read("") == {"quarantine": b"newer", "breakers/one": b"breakers/one"}
     slow.close()

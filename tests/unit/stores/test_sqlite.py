@@ -377,7 +377,7 @@ def test_a_journal_goes_with_its_file(quick_path: Path) -> None:
     }
 
 
-def test_a_damaged_file_that_cannot_be_moved_is_told(path: Path, opened: Opener, monkeypatch: Any) -> None:
+def test_a_damaged_file_that_cannot_be_moved_is_reported(path: Path, opened: Opener, monkeypatch: Any) -> None:
     path.parent.mkdir()
     path.write_bytes(b"garbage" * 1000)
 
@@ -456,7 +456,7 @@ def test_a_directory_that_cannot_be_written(quick_path: Path) -> None:
 
 
 def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: FakeClock, monkeypatch: Any) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
     store = opened()
     store.update("a", keep(b"1"))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -483,7 +483,7 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
 
 def test_who_waits_comes_in_between_others_that_begin_again_at_once(opened: Opener, monkeypatch: Any) -> None:
     """Asking as seldom as SQLite does, a waiter would find the file locked each time."""
-    monkeypatch.setattr(database, "PATIENCE", 30.0)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 30.0)
     store, others = opened(), opened()
     store.update("a", keep(b"1"))
     over, passed = threading.Event(), 0
@@ -513,7 +513,7 @@ def test_who_waits_comes_in_between_others_that_begin_again_at_once(opened: Open
 
 
 def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.05)
     store = opened()
     entered, leave = threading.Event(), threading.Event()
 
@@ -533,7 +533,7 @@ def test_a_write_that_another_thread_does_not_end_is_not_waited_for_for_ever(ope
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_full_disk_is_told(path: Path, opened: Opener) -> None:
+def test_a_full_disk_is_reported(path: Path, opened: Opener) -> None:
     code = """
 import resource, signal, sys
 from resilient_scan.stores import open_store
@@ -571,7 +571,7 @@ print(store.read(""))
 
 
 def test_values_are_bounded_by_number(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sqlite, "MOST_VALUES", 10)
+    monkeypatch.setattr(sqlite, "MAX_VALUES", 10)
     store = opened()
     for number in range(11):
         store.put(f"{number}", b"x", 100 - number)
@@ -581,7 +581,7 @@ def test_values_are_bounded_by_number(opened: Opener, monkeypatch: Any) -> None:
 
 
 def test_values_are_bounded_by_size(opened: Opener, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sqlite, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(sqlite, "MAX_BYTES", 10_000)
     store = opened()
     for number in range(4):
         store.put(f"{number}", bytes(3000), 100 - number)
@@ -646,7 +646,7 @@ def test_threads_that_end_leave_no_connection_behind(path: Path, opened: Opener)
         for thread in threads:
             thread.join()
     assert open_files(path)
-    assert len(store._database._idle) <= database.IDLE  # type: ignore[attr-defined]
+    assert len(store._database._idle) <= database.MAX_IDLE  # type: ignore[attr-defined]
     store.close()
     del threads
     gc.collect()

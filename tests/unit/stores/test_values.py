@@ -11,9 +11,9 @@ from resilient_scan.testing import FakeClock
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "MOST_VALUES", 3)
-    monkeypatch.setattr(values, "MOST_BYTES", 10)
-    monkeypatch.setattr(values, "MOST_RECORDS", 3)
+    monkeypatch.setattr(values, "MAX_VALUES", 3)
+    monkeypatch.setattr(values, "MAX_BYTES", 10)
+    monkeypatch.setattr(values, "MAX_PENDING_RECORDS", 3)
 
 
 def kept(store: Values | Pending) -> list[str]:

@@ -13,7 +13,7 @@ from resilient_scan import Candidate, RunReport, ScanResult, Status
 from resilient_scan.errors import StoreError
 from resilient_scan.observe.explain import Attempt, Past
 from resilient_scan.results import ErrorInfo
-from resilient_scan.stores.history import LAST, RUNS, RunHistory, RunRecord, ScanRecord
+from resilient_scan.stores.history import MAX_RUNS, MAX_SCANS, RunHistory, RunRecord, ScanRecord
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 
@@ -39,7 +39,7 @@ def errors() -> list[str]:
 
 
 @pytest.fixture
-def recall(store: Failing, errors: list[str]) -> RunHistory:
+def history(store: Failing, errors: list[str]) -> RunHistory:
     return RunHistory(store, lambda operation, _error: errors.append(operation))
 
 
@@ -59,9 +59,9 @@ def past(number: int) -> Past:
     return Past(f"run-{number}", 1000.0, "completed", 1, 0.5, 0.0, None, False, 0, "miss", attempts, 3, "")
 
 
-def test_another_runner_finds_it_all(recall: RunHistory, store: Failing) -> None:
+def test_another_runner_finds_it_all(history: RunHistory, store: Failing) -> None:
     failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
-    recall.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
+    history.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
     other = RunHistory(store, lambda *_: None)
     assert other.expected() == {"a": 0.5, "b": 1.5}
     assert other.past("a") == (past(1),)
@@ -85,55 +85,55 @@ def test_a_run_record_is_json_ready() -> None:
     }
 
 
-def test_the_newest_come_first_and_the_oldest_go(recall: RunHistory, store: Failing) -> None:
-    for number in range(LAST + 5):
-        recall.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
+def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: Failing) -> None:
+    for number in range(MAX_SCANS + 5):
+        history.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
     found = [scan.run_id for scan in RunHistory(store, lambda *_: None).past("a")]
-    assert found == [f"run-{number}" for number in reversed(range(5, LAST + 5))]
-    assert [run.run_id for run in recall.runs(2)] == [f"run-{LAST + 4}", f"run-{LAST + 3}"]
-    for number in range(RUNS):
-        recall.keep(report(number, result("a")), {}, {})
-    assert len(recall.runs(2 * RUNS)) == RUNS
+    assert found == [f"run-{number}" for number in reversed(range(5, MAX_SCANS + 5))]
+    assert [run.run_id for run in history.runs(2)] == [f"run-{MAX_SCANS + 4}", f"run-{MAX_SCANS + 3}"]
+    for number in range(MAX_RUNS):
+        history.keep(report(number, result("a")), {}, {})
+    assert len(history.runs(2 * MAX_RUNS)) == MAX_RUNS
 
 
 def test_what_an_earlier_process_left_is_gone_on_with(store: Failing) -> None:
     for number in range(2):
-        recall = RunHistory(store, lambda *_: None)
-        recall.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
-    assert [scan.run_id for scan in recall.past("a")] == ["run-1", "run-0"]
-    assert recall.expected() == {"0": 1.0, "1": 1.0}
+        history = RunHistory(store, lambda *_: None)
+        history.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
+    assert [scan.run_id for scan in history.past("a")] == ["run-1", "run-0"]
+    assert history.expected() == {"0": 1.0, "1": 1.0}
 
 
 def test_an_unreachable_store_is_reported_and_stops_nothing(
-    recall: RunHistory, store: Failing, errors: list[str]
+    history: RunHistory, store: Failing, errors: list[str]
 ) -> None:
     store.away = True
-    assert recall.expected() == {}
-    assert recall.past("a") == ()
-    recall.keep(report(1, result("a")), {}, {})
+    assert history.expected() == {}
+    assert history.past("a") == ()
+    history.keep(report(1, result("a")), {}, {})
     assert errors == ["get", "get", "get", "put"]
     with pytest.raises(StoreError):
-        recall.runs(1)
+        history.runs(1)
 
 
 @given(data=st.binary(max_size=60))
 def test_garbage_counts_as_forgotten(data: bytes) -> None:
     store = MemoryStore(FakeClock())
-    recall = RunHistory(store, lambda *_: None)
+    history = RunHistory(store, lambda *_: None)
     for key in ("expected", "last/a"):
         store.put(key, data, 60)
     store.append("runs", data, 10)
-    assert isinstance(recall.expected(), dict)
-    assert isinstance(recall.past("a"), tuple)
-    assert len(recall.runs(10)) <= 1
+    assert isinstance(history.expected(), dict)
+    assert isinstance(history.past("a"), tuple)
+    assert len(history.runs(10)) <= 1
 
 
-def test_a_duration_that_is_none_counts_as_unknown(recall: RunHistory, store: Failing) -> None:
+def test_a_duration_that_is_no_number_counts_as_unknown(history: RunHistory, store: Failing) -> None:
     durations = {"a": float("nan"), "b": -1.0, "c": 2.0}
     store.put("expected", msgspec.msgpack.encode({"schema": 1, "expected": durations}), 60)
-    assert recall.expected() == {"c": 2.0}
+    assert history.expected() == {"c": 2.0}
 
 
-def test_what_a_newer_version_wrote_counts_as_forgotten(recall: RunHistory, store: Failing) -> None:
+def test_what_a_newer_version_wrote_counts_as_forgotten(history: RunHistory, store: Failing) -> None:
     store.put("expected", msgspec.msgpack.encode({"schema": 2, "expected": {"a": 1.0}}), 60)
-    assert recall.expected() == {}
+    assert history.expected() == {}

@@ -14,7 +14,7 @@ from resilient_scan.stores.health import Health
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.memory import MemoryStore
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 
 
 class Work:
@@ -43,7 +43,7 @@ class Late(MemoryStore):
     def __init__(self) -> None:
         super().__init__(SystemClock())
         self.unwritten: dict[str, bytes] = {}
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.fails = False
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
@@ -54,7 +54,7 @@ class Late(MemoryStore):
         for key, value in self.unwritten.items():
             super().put(key, value, 60)
         self.unwritten = {}
-        self.told.append("flush")
+        self.calls.append("flush")
 
     def lease(self, key: str, owner: str, seconds: float, /) -> bool:
         self._check("lease")
@@ -63,7 +63,7 @@ class Late(MemoryStore):
     def release(self, key: str, owner: str, /) -> None:
         self._check("release")
         super().release(key, owner)
-        self.told.append("release")
+        self.calls.append("release")
 
     def _check(self, operation: str) -> None:
         if self.fails:
@@ -80,18 +80,18 @@ def keeper(store: Late) -> Iterator[Callable[[], LeaseKeeper]]:
     keepers: list[LeaseKeeper] = []
 
     def make(errors: list[str] | None = None) -> LeaseKeeper:
-        told = [] if errors is None else errors
-        health = Health(lambda event: told.append(event.operation), SystemClock())
+        found = [] if errors is None else errors
+        health = Health(lambda event: found.append(event.operation), SystemClock())
         keepers.append(LeaseKeeper(store, SystemClock(), health))
         return keepers[-1]
 
     yield make
     store.fails = False
     for each in keepers:
-        each.close(PATIENCE)
+        each.close(TIMEOUT)
         thread = each._thread
         if thread is not None:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             assert not thread.is_alive()
 
 
@@ -102,7 +102,7 @@ def test_the_first_works_and_the_second_finds_its_answer(store: Late, keeper: Ca
     assert not theirs.acquire("k", 60, work)
     store.put("value/k", b"answer", 60)
     ours.release("k")
-    assert work.ended.wait(PATIENCE)
+    assert work.ended.wait(TIMEOUT)
     assert work.found == b"answer"
     assert not work.went.is_set()
 
@@ -111,8 +111,8 @@ def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, keepe
     ours = keeper()
     ours.acquire("k", 60, Work(store))
     ours.release("k")
-    assert ours.flush(PATIENCE)
-    assert store.told[:2] == ["flush", "release"]
+    assert ours.flush(TIMEOUT)
+    assert store.calls[:2] == ["flush", "release"]
 
 
 def test_the_second_works_when_the_first_brought_nothing(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
@@ -121,18 +121,20 @@ def test_the_second_works_when_the_first_brought_nothing(store: Late, keeper: Ca
     ours.acquire("k", 60, Work(store))
     assert not theirs.acquire("k", 60, work)
     ours.release("k")
-    assert work.went.wait(PATIENCE)
+    assert work.went.wait(TIMEOUT)
     assert not third.acquire("k", 60, Work(store)), "it is the second one's now"
 
 
-def test_nobody_waits_for_the_dead(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+def test_nobody_waits_for_a_process_that_was_killed(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     assert store.lease("k", "a process that is gone", 0.1)
     work = Work(store)
     assert not keeper().acquire("k", 60, work)
-    assert work.went.wait(PATIENCE)
+    assert work.went.wait(TIMEOUT)
 
 
-def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+def test_a_waiter_that_gives_up_is_not_started_and_keeps_no_lease(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
     ours, theirs = keeper(), keeper()
     work = Work(store)
     ours.acquire("k", 60, Work(store))
@@ -140,8 +142,8 @@ def test_who_stops_waiting_is_not_told_and_keeps_no_lease(store: Late, keeper: C
     work.over = True
     theirs.release("k")
     ours.release("k")
-    assert ours.flush(PATIENCE)
-    assert theirs.flush(PATIENCE)
+    assert ours.flush(TIMEOUT)
+    assert theirs.flush(TIMEOUT)
     assert not work.went.is_set()
     assert store.lease("k", "anybody", 1)
 
@@ -152,7 +154,7 @@ def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper
     flush = store.flush
 
     def slow() -> None:
-        held.wait(PATIENCE)
+        held.wait(TIMEOUT)
         flush()
 
     store.flush = slow  # type: ignore[method-assign]
@@ -160,16 +162,16 @@ def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper
     ours.release("k")
     assert ours.acquire("k", 60, Work(store))
     held.set()
-    assert ours.flush(PATIENCE)
+    assert ours.flush(TIMEOUT)
     assert not theirs.acquire("k", 60, Work(store))
 
 
-def test_a_store_that_fails_stops_nobody_and_is_told(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+def test_a_store_that_fails_stops_nobody_and_is_reported(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     errors: list[str] = []
     ours = keeper(errors)
     store.fails = True
     assert ours.acquire("k", 60, Work(store))
-    assert ours.flush(PATIENCE), "it was tried"
+    assert ours.flush(TIMEOUT), "it was tried"
     assert errors == ["lease", "flush"]
 
 
@@ -179,10 +181,10 @@ def test_a_store_that_fails_later_lets_the_waiting_go(store: Late, keeper: Calla
     ours.acquire("k", 60, Work(store))
     theirs.acquire("k", 60, work)
     store.fails = True
-    assert work.went.wait(PATIENCE)
+    assert work.went.wait(TIMEOUT)
 
 
-def test_one_that_fails_in_looking_goes_on_by_itself_and_costs_no_other(
+def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
     store: Late, keeper: Callable[..., LeaseKeeper], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Work):
@@ -197,12 +199,12 @@ def test_one_that_fails_in_looking_goes_on_by_itself_and_costs_no_other(
     assert not theirs.acquire("b", 60, work)
     store.put("value/b", b"answer", 60)
     ours.release("b")
-    assert work.ended.wait(PATIENCE)
-    assert broken.went.wait(PATIENCE)
+    assert work.ended.wait(TIMEOUT)
+    assert broken.went.wait(TIMEOUT)
     assert "a: waiting for another process failed" in caplog.text
 
 
-def test_a_long_queue_prolongs_the_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+def test_a_long_queue_renews_the_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours = keeper()
     ours.acquire("k", 60, Work(store))
     first = store._leases["k"]
@@ -219,15 +221,15 @@ def test_closing_writes_gives_back_and_ends(store: Late, keeper: Callable[..., L
     ours, theirs = keeper(), keeper()
     ours.acquire("k", 60, Work(store))
     store.put("value/k", b"late", 60)
-    ours.close(PATIENCE)
+    ours.close(TIMEOUT)
     assert store.get("value/k") == b"late"
     assert theirs.acquire("k", 60, Work(store))
     assert ours.acquire("k", 60, Work(store)), "who is closed waits for nobody"
-    ours.close(PATIENCE)
-    assert not ours.flush(PATIENCE)
+    ours.close(TIMEOUT)
+    assert not ours.flush(TIMEOUT)
 
 
-def test_a_machine_without_a_thread_to_give_lets_everybody_work(
+def test_where_no_thread_can_be_started_everybody_may_work(
     store: Late, keeper: Callable[..., LeaseKeeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = keeper(), keeper()
