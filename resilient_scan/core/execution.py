@@ -95,7 +95,7 @@ class Execution:
         self._key = key
         self.waiters = [waiter]
         self.began = NEVER
-        self.over = False
+        self.ended = False
         self.variables = contextvars.copy_context()
 
     @property
@@ -110,7 +110,7 @@ class Execution:
         with self.stack.lock:
             successor = self._successor
             if successor is None:
-                if self.over:
+                if self.ended:
                     return False
                 self.waiters.append(waiter)
                 waiter.execution = self
@@ -130,12 +130,12 @@ class Execution:
         with self.stack.lock:
             successor, begun = self._successor, self.began != NEVER
             if successor is None:
-                if self.over:
+                if self.ended:
                     return None
                 self.waiters.remove(waiter)
                 if self.waiters or (begun and keep_working and self._key is not None):
                     return begun
-                self.over = True
+                self.ended = True
         if successor is not None:
             return successor.leave(waiter, keep_working=keep_working)
         self._cancel(begun)
@@ -193,10 +193,10 @@ class Execution:
         if stack.has_attempt_timeout:
             context.alarm = worker.alarm
         with stack.lock:
-            if not self.over and self._begin(now):
+            if not self.ended and self._begin(now):
                 return context.deadline
-            late = () if self.over else self.waiters
-            self.over = True
+            late = () if self.ended else self.waiters
+            self.ended = True
         self._return_permit()
         self.land()
         stack.bus.send_all(self._probed(CANCELLED, None))
@@ -266,9 +266,9 @@ class Execution:
     def _end(self) -> list[Waiter] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""
         with self.stack.lock:
-            if self.over:
+            if self.ended:
                 return None
-            self.over = True
+            self.ended = True
             return self.waiters
 
     def land(self) -> None:
@@ -464,15 +464,15 @@ class Execution:
     def _hand_to_successor(self, failure: ScanTimeout, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.
 
-        `over` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it would
+        `ended` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it would
         find this execution ended, without an outcome, and not know the one that will have its outcome.
         """
         stack, context = self.stack, self.context
         successor = Execution(stack, self.waiters[0], self._key) if self.waiters else None
         with stack.lock:
-            if self.over or successor is None:
+            if self.ended or successor is None:
                 return False
-            self.over = True
+            self.ended = True
             began, context.open_attempt = context.open_attempt, None
             if began is not None:
                 took, error = stack.clock.monotonic() - began, ErrorInfo.of(failure)
@@ -489,7 +489,7 @@ class Execution:
                 waiter.execution = successor
         if stack.cache is not None and self._key is not None:
             stack.cache.hand_on(self._key, self, successor)
-            if successor.over:  # its last waiter left before it led in the cache, and had nothing to land
+            if successor.ended:  # its last waiter left before it led in the cache, and had nothing to land
                 successor.land()
         context.cancel()
         stack.pool.at(context.deadline, successor.expire_unstarted)

@@ -29,7 +29,7 @@ POLL_INTERVAL = 0.05  # seconds between two looks at what another process does
 class Waiter(Protocol):
     """An execution that has to wait until another process has finished."""
 
-    over: bool
+    ended: bool
 
     def answered(self) -> bool:
         """Look whether the other process has stored an answer, and end with it; `False` if it has not."""
@@ -238,7 +238,7 @@ class LeaseKeeper:
 
     def _poll(self, key: str, waiter: Waiter, seconds: float) -> None:
         try:
-            if waiter.over or waiter.answered():
+            if waiter.ended or waiter.answered():
                 self._forget(key, waiter)
             elif self._take(key, seconds):
                 self._forget(key, waiter)
@@ -254,7 +254,7 @@ class LeaseKeeper:
         The other process may write its answer and give the lease back after we looked for the answer and before we took
         the lease; so look once more.
         """
-        if waiter.over or waiter.answered():
+        if waiter.ended or waiter.answered():
             self.release(key)
         else:
             waiter.go()

@@ -21,16 +21,16 @@ class Work:
     """An execution that waits; it is answered once there is an answer in the store."""
 
     def __init__(self, store: Any, key: str = "k") -> None:
-        self.over = False
+        self.ended = False
         self.store, self.key = store, key
         self.found: bytes | None = None
-        self.went, self.ended = threading.Event(), threading.Event()
+        self.went, self.finished = threading.Event(), threading.Event()
 
     def answered(self) -> bool:
         self.found = self.store.get(f"value/{self.key}")
         if self.found is not None:
-            self.over = True
-            self.ended.set()
+            self.ended = True
+            self.finished.set()
         return self.found is not None
 
     def go(self) -> None:
@@ -102,7 +102,7 @@ def test_the_first_works_and_the_second_finds_its_answer(store: Late, keeper: Ca
     assert not theirs.acquire("k", 60, work)
     store.put("value/k", b"answer", 60)
     ours.release("k")
-    assert work.ended.wait(TIMEOUT)
+    assert work.finished.wait(TIMEOUT)
     assert work.found == b"answer"
     assert not work.went.is_set()
 
@@ -139,7 +139,7 @@ def test_a_waiter_that_gives_up_is_not_started_and_keeps_no_lease(
     work = Work(store)
     ours.acquire("k", 60, Work(store))
     theirs.acquire("k", 60, work)
-    work.over = True
+    work.ended = True
     theirs.release("k")
     ours.release("k")
     assert ours.flush(TIMEOUT)
@@ -199,7 +199,7 @@ def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
     assert not theirs.acquire("b", 60, work)
     store.put("value/b", b"answer", 60)
     ours.release("b")
-    assert work.ended.wait(TIMEOUT)
+    assert work.finished.wait(TIMEOUT)
     assert broken.went.wait(TIMEOUT)
     assert "a: waiting for another process failed" in caplog.text
 
