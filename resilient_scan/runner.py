@@ -69,7 +69,7 @@ class ScanRunner:
         PluginError: one of the scanners is not a scanner.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public face: an option is an argument
         self,
         scanners: Iterable[Any],
         *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,7 +54,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 @runtime_checkable
 class Scanner(Protocol):
-    """Anything that can be asked: an object, or a class without required arguments, with these three.
+    """A plugin: an object, or a class without required arguments, with these three.
 
     Attributes:
         name: unique in a runner; 1 to 64 of `a-z 0-9 _ . -`.
@@ -61,8 +62,8 @@ class Scanner(Protocol):
         scan: `scan(state)` or `scan(state, context)`; returns an iterable of candidates or mappings, or yields them;
             `async def` is allowed.
 
-    An object may also have attributes named like the layers (`cache`, `retry`, ...), which count where they are option
-    objects, `candidate`, a class, and `empty_ok`, `needs` and `sources`, as in `@scanner`.
+    An object may also have attributes named like the layers (`cache`, `retry`, ...), which count if they are option
+    objects, as well as `candidate` (a class), `empty_ok`, `needs` and `sources`, as in `@scanner`.
     """
 
     name: str
@@ -70,37 +71,29 @@ class Scanner(Protocol):
 
     @property
     def scan(self) -> Callable[..., Any]:
-        """Ask the source."""
+        """Call the source and return candidates."""
 
 
+@dataclass(eq=False, repr=False)
 class FunctionScanner:
     """A scanner made from a function by `@scanner`; calling it calls the function."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        name: str,
-        pipeline: str,
-        layers: dict[str, Any],
-        candidate: type,
-        empty_ok: bool | None = None,
-        needs: Mapping[str, str] = MappingProxyType({}),
-        sources: Sequence[str] = (),
-        settings: type[msgspec.Struct] | None = None,
-    ) -> None:
-        self.name = name
-        self.pipeline = pipeline
-        self.scan = function
-        self.layers = layers
-        self.candidate = candidate
-        self.empty_ok = empty_ok
-        self.needs = dict(needs)
-        self.sources = tuple(sources)
-        self.settings = settings
-        self.__doc__ = function.__doc__
-        self.__name__ = getattr(function, "__name__", name)
-        self.__module__ = function.__module__
-        self.__wrapped__ = function
+    scan: Callable[..., Any]
+    name: str
+    pipeline: str
+    layers: dict[str, Any]
+    candidate: type
+    empty_ok: bool | None
+    needs: Mapping[str, str]
+    sources: Sequence[str]
+    settings: type[msgspec.Struct] | None
+
+    def __post_init__(self) -> None:
+        self.needs, self.sources = dict(self.needs), tuple(self.sources)
+        self.__doc__ = self.scan.__doc__
+        self.__name__ = getattr(self.scan, "__name__", self.name)
+        self.__module__ = self.scan.__module__
+        self.__wrapped__ = self.scan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, without any layer."""
@@ -110,7 +103,7 @@ class FunctionScanner:
         return f"<scanner {self.name} of {self.pipeline}>"
 
 
-def scanner(
+def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     *,
     pipeline: str,
     name: str | None = None,
@@ -131,24 +124,25 @@ def scanner(
         pipeline: which pipeline it belongs to.
         name: the scanner's name; the function's, unless given.
         candidate: what it returns, if not `Candidate`: a dataclass, a msgspec struct, or a pydantic model.
-        empty_ok: whether an answer without candidates is believed. `False`: never, it is suspicious each time; `True`:
-            always, and any small one too; `None`: as the scanner's former answers suggest (`ScanResult.suspicious`).
-        needs: what it cannot do without: by the name of a setting, the environment variable that stands in for it
+        empty_ok: whether an answer without candidates is believed. `False`: never, it is always suspicious; `True`:
+            always, and so is any small one; `None`: it depends on the scanner's former answers
+            (`ScanResult.suspicious`).
+        needs: what it cannot run without: setting names, each with the environment variable that can take its place
             (`{"api_key": "FINNHUB_API_KEY"}`; an empty text: only our own, `RESILIENT_SCAN__SCANNERS__...`). The
-            commands list a scanner that lacks something as not configured, with what to set, and do not run it.
-        sources: hosts that it asks (`"finnhub.io"`); a replay sets the scanner's clock to their recordings.
-        settings: a msgspec struct that the scanner's table of settings has to fit: what does not is told with file and
-            line where settings are read. What the function finds in `context.settings` is the table as it was.
-        cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer not
-            named is the runner's.
+            command lists a scanner with missing settings as not configured, says what to set, and does not run it.
+        sources: hosts that it calls (`"finnhub.io"`); a replay sets the scanner's clock to their recordings.
+        settings: a msgspec struct that the scanner's table of settings has to fit: what does not fit is reported with
+            file and line when settings are read. The function still finds the plain table in `context.settings`.
+        cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
+        is
+            not named is inherited from the runner.
         retry: likewise.
         breaker: likewise.
         limit: likewise.
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer got something else than an option object of its own, or `None`; or `empty_ok` or `settings`
-            is wrong.
+        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok` or `settings` is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}

@@ -464,8 +464,8 @@ class Execution:
     def _hand_to_successor(self, failure: ScanTimeout, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.
 
-        `ended` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it would
-        find this execution ended, without an outcome, and not know the one that will have its outcome.
+        `ended` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it
+        would find this execution ended, without an outcome, and not know the one that will have its outcome.
         """
         stack, context = self.stack, self.context
         successor = Execution(stack, self.waiters[0], self._key) if self.waiters else None

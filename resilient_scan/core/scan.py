@@ -176,11 +176,15 @@ def result_of(scan: Scan, outcome: Outcome) -> ScanResult:
     own = outcome if scan.leads else None
     if outcome.kind == SUCCESS:
         shared = _shared(scan, outcome)
-        return _result(scan.stack, scan.run, scan.turn, Status.CACHED, shared, age=0.0, suspicious=outcome.suspicious)
+        return _without_own_work(
+            scan.stack, scan.run, scan.turn, Status.CACHED, shared, age=0.0, suspicious=outcome.suspicious
+        )
     if outcome.kind != CANCELLED and (stale := _stale_answer(scan, own, outcome.error)) is not None:
         return stale
-    candidates = own.candidates if own is not None else []
-    return _result(scan.stack, scan.run, scan.turn, _STATUS[outcome.kind], candidates, outcome=own, error=outcome.error)
+    status = _STATUS[outcome.kind]
+    if own is None:
+        return without_work(scan.stack, scan.run, scan.turn, status, outcome.error)
+    return _with_own_work(scan, status, own.candidates, own, own.error)
 
 
 def cut_short(scan: Scan) -> ScanResult:
@@ -194,13 +198,13 @@ def without_work(
     stack: Stack, run: WaitingRun, turn: float, status: Status, error: ErrorInfo | None = None
 ) -> ScanResult:
     """Make the result of a scan for which nothing was done."""
-    return _result(stack, run, turn, status, [], error=error)
+    return _without_own_work(stack, run, turn, status, [], error)
 
 
 def from_cache(stack: Stack, run: WaitingRun, turn: float, entry: Entry, candidates: list[Any]) -> ScanResult:
     """Make the result of a scan that a fresh answer ends."""
     age = max(0.0, stack.clock.monotonic() - entry.stored_at)
-    return _result(stack, run, turn, Status.CACHED, candidates, age=age)
+    return _without_own_work(stack, run, turn, Status.CACHED, candidates, age=age)
 
 
 def _stale_answer(scan: Scan, outcome: Outcome | None, error: ErrorInfo | None) -> ScanResult | None:
@@ -212,7 +216,9 @@ def _stale_answer(scan: Scan, outcome: Outcome | None, error: ErrorInfo | None) 
         return None
     scan.cache = STALE
     age = max(0.0, scan.stack.clock.monotonic() - entry.stored_at)
-    return _result(scan.stack, scan.run, scan.turn, Status.STALE, copies, outcome=outcome, error=error, age=age)
+    if outcome is None:
+        return _without_own_work(scan.stack, scan.run, scan.turn, Status.STALE, copies, error, age)
+    return _with_own_work(scan, Status.STALE, copies, outcome, error, age)
 
 
 def _shared(scan: Scan, outcome: Outcome) -> list[Any]:
@@ -222,28 +228,35 @@ def _shared(scan: Scan, outcome: Outcome) -> list[Any]:
     return list(outcome.candidates) if copies is None else copies
 
 
-def _result(
+def _without_own_work(
     stack: Stack,
     run: WaitingRun,
     turn: float,
     status: Status,
     candidates: list[Any],
-    *,
-    outcome: Outcome | None = None,
     error: ErrorInfo | None = None,
     age: float | None = None,
     suspicious: str | None = None,
 ) -> ScanResult:
-    if outcome is None:  # no work of its own
-        took = stack.clock.monotonic() - turn
-        at = turn + run.epoch
-        return ScanResult(
-            stack.name, stack.pipeline, status, candidates, error, 0, took, 0.0, age, False, 0, [], at, suspicious
-        )
+    took = stack.clock.monotonic() - turn
+    at = turn + run.epoch
+    return ScanResult(
+        stack.name, stack.pipeline, status, candidates, error, 0, took, 0.0, age, False, 0, [], at, suspicious
+    )
+
+
+def _with_own_work(
+    scan: Scan,
+    status: Status,
+    candidates: list[Any],
+    outcome: Outcome,
+    error: ErrorInfo | None,
+    age: float | None = None,
+) -> ScanResult:
     partial = bool(candidates) and not status.answered
     return ScanResult(
-        stack.name,
-        stack.pipeline,
+        scan.stack.name,
+        scan.stack.pipeline,
         status,
         candidates,
         error,
