@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.engines.loop import _Canceller
 from resilient_scan.testing import broken, hanging, healthy
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
@@ -243,6 +245,69 @@ def test_a_loop_at_work_is_closed_when_it_is_through(fleet: Fleet, eventually: E
     list(stream)
     go.set()
     eventually(loops[0].is_closed)
+
+
+def test_a_task_left_behind_does_not_go_on_in_the_next_run(
+    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[int, int]] = []
+    runs: list[int] = []
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        runs.append(1)
+
+        async def background(mine: int) -> None:
+            while True:
+                await asyncio.sleep(0)
+                seen.append((mine, len(runs)))
+
+        task = asyncio.ensure_future(background(len(runs)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        return []
+
+    runner = fleet(one)
+    for _ in range(3):
+        runner.run({})
+    runner.close()
+    gc.collect()
+    assert all(mine == now for mine, now in seen)
+    assert "Task was destroyed but it is pending" not in caplog.text
+
+
+def test_an_endless_async_generator_ends_like_an_endless_generator(
+    fleet: Fleet, bare: Bare, eventually: Eventually
+) -> None:
+    stop = threading.Event()
+
+    @scanner(pipeline="test")
+    async def endless(_state: dict[str, Any]) -> Any:
+        while not stop.is_set():
+            yield {"ticker": "A"}
+
+    runner = fleet(endless, policy=bare(timeout=Timeout(total=0.1)))
+    assert statuses(runner.run({})) == [Status.TIMEOUT]
+    try:
+        eventually(lambda: runner.abandoned() == [])
+    finally:
+        stop.set()
+
+
+def test_a_cancel_that_finds_the_loop_closed_is_no_error() -> None:
+    """The worker closes its loop (the runner is closed) between the look at the flags and the raising of this one."""
+    loop = asyncio.new_event_loop()
+    context = ScanContext("one")
+
+    async def nothing() -> None: ...
+
+    task = loop.create_task(nothing())
+    loop.run_until_complete(task)
+    canceller = _Canceller(loop, task, context)
+    loop.close()
+    context._cut = True
+    canceller.set()
 
 
 # runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,13 +15,16 @@ from resilient_scan import (
     PermanentError,
     Retry,
     ScanContext,
+    ScanRunner,
     ScanTimeout,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.events import AttemptEnded, BreakerChanged, ExecutionEnded, LateCompletion, ThreadAbandoned
-from resilient_scan.testing import Recorder, hanging, healthy
+from resilient_scan.layers.cache import ResultCache
+from resilient_scan.layers.timeout import HungThreads
+from resilient_scan.testing import Recorder, hanging, healthy, polite
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 AT_ONCE = Retry(attempts=3, base=0, cap=0)
@@ -121,6 +125,21 @@ def test_a_cooperative_attempt_stops_and_the_next_one_begins(fleet: Fleet, bare:
     eventually(lambda: runner._fleet.stacks["polite"].hung.count == 0)
 
 
+def test_a_cooperative_attempt_that_ran_out_of_time_is_told_as_a_timeout(fleet: Fleet, bare: Bare) -> None:
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        if context.attempt == 1:
+            context.sleep(60)
+        return []
+
+    recorder = Recorder()
+    policy = bare(retry=Retry(base=0, cap=0), timeout=Timeout(total=5, attempt=0.05, max_abandoned=3))
+    runner = fleet(one, policy=policy, listeners=[recorder])
+    for _ in range(10):
+        runner.run({})
+    assert {event.outcome for event in recorder.of(AttemptEnded) if event.attempt == 1} == {"timeout"}
+
+
 def test_without_retry_the_attempts_time_is_the_scans(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
     result = fleet(hanging("one", release), policy=bare(timeout=QUICK)).run({}).results["one"]
     assert (result.status, result.attempts) == (Status.TIMEOUT, 1)
@@ -176,6 +195,32 @@ def test_no_more_threads_are_left_behind_than_allowed(fleet: Fleet, bare: Bare, 
     assert len(runner.abandoned()) == 1
 
 
+def test_a_thread_that_returns_while_it_is_abandoned_is_reported_twice_or_not_at_all(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, abandon = threading.Event(), HungThreads.abandon
+
+    def slow_abandon(self: HungThreads) -> None:
+        ended.wait(5)
+        abandon(self)
+
+    monkeypatch.setattr(HungThreads, "abandon", slow_abandon)
+
+    @scanner(pipeline="p", timeout=Timeout(total=5, attempt=0.05))
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        while not context.remaining() <= 0:
+            threading.Event().wait(0.001)
+        ended.set()
+        return []
+
+    recorder = Recorder()
+    with ScanRunner([one], policy=bare(), listeners=[recorder]) as runner:
+        for _ in range(5):
+            ended.clear()
+            runner.run({})
+    assert len(recorder.of(LateCompletion)) <= len(recorder.of(ThreadAbandoned))
+
+
 def test_the_total_wins(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
     recorder = Recorder()
     timeout = Timeout(total=0.25, attempt=0.2, max_abandoned=4)
@@ -187,6 +232,65 @@ def test_the_total_wins(fleet: Fleet, bare: Bare, release: threading.Event) -> N
     assert 0.25 <= result.duration < 2
     assert attempts_of(recorder) == [(1, "timeout"), (2, "timeout")]
     assert [event.attempts for event in recorder.of(ExecutionEnded)] == [2]
+
+
+def test_a_successor_that_waits_for_a_permit_ends_with_the_total(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    policy = bare(
+        retry=Retry(attempts=3, base=0, cap=0),
+        timeout=Timeout(total=0.6, attempt=0.2, max_abandoned=3),
+        limit=Limit("acme", concurrency=1),
+    )
+    result = fleet(hanging("hung", release), policy=policy).run({}).results["hung"]
+    assert result.status is Status.TIMEOUT
+    assert result.duration < 4
+
+
+def test_a_successor_that_finds_no_worker_ends_with_the_total(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    policy = bare(retry=Retry(attempts=3, base=0, cap=0), timeout=Timeout(total=0.4, attempt=0.2, max_abandoned=3))
+    slow = polite("slow", 1.5, retry=None, timeout=Timeout(total=5))
+    runner = fleet(hanging("hung", release), slow, policy=policy, max_workers=1, order="given")
+    assert next(iter(runner.stream({}))).scanner == "hung"
+
+
+def test_a_last_attempt_that_hangs_ends_the_scan_without_a_worker(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    """There is no further attempt: nothing to wait for."""
+    policy = bare(retry=Retry(attempts=1, base=0, cap=0), timeout=Timeout(total=5, attempt=0.2))
+    slow = polite("slow", 1.0, timeout=Timeout(total=5))
+    runner = fleet(hanging("hung", release), slow, policy=policy, max_workers=1, order="given")
+    assert next(iter(runner.stream({}))).scanner == "hung"
+
+
+def test_a_successor_that_is_refused_is_told_as_an_execution(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    policy = bare(
+        retry=Retry(attempts=3, base=0, cap=0),
+        timeout=Timeout(total=0.4, attempt=0.2, max_abandoned=3),
+        limit=Limit("acme", concurrency=1),
+    )
+    recorder = Recorder()
+    report = fleet(hanging("hung", release), policy=policy, listeners=[recorder]).run({})
+    assert report.results["hung"].attempts == 1
+    assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["timeout"]
+
+
+def test_what_a_hanging_last_attempt_yielded_is_kept(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    @scanner(pipeline="test")
+    def part(_state: dict[str, Any]) -> Any:
+        yield {"ticker": "AAPL"}
+        yield {"ticker": ""}
+        release.wait()
+
+    policy = bare(retry=Retry(attempts=1), timeout=Timeout(total=2, attempt=0.1))
+    result = fleet(part, policy=policy).run({}).results["part"]
+    assert result.status is Status.TIMEOUT
+    assert (len(result.candidates), result.partial, result.dropped) == (1, True, 1)
 
 
 def test_the_error_after_a_hang_is_the_scans(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
@@ -237,6 +341,82 @@ def test_who_waits_for_the_first_attempt_gets_the_answer_of_the_second(
     stubborn.go.set()
     assert sorted([*statuses(first.result(5)), *statuses(second.result(5))]) == [Status.CACHED, Status.COMPLETED]
     assert len(stubborn.threads) == 2
+
+
+def test_a_successor_leads_in_the_cache_even_if_the_attempt_before_ends_at_once(
+    fleet: Fleet, bare: Bare, background: Background, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old attempt is cancelled before its flight is handed on: it lands the flight, the next run leads too."""
+    calls: list[int] = []
+    landed, second = threading.Event(), threading.Event()
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        calls.append(context.attempt)
+        if context.attempt == 1 and len(calls) == 1:
+            context.sleep(60)
+        second.set()
+        assert release.wait(5)
+        return []
+
+    policy = bare(
+        cache=Cache(), retry=Retry(attempts=2, base=0, cap=0), timeout=Timeout(total=5, attempt=0.1, max_abandoned=3)
+    )
+    runner = fleet(one, policy=policy)
+    cache = runner._fleet.stacks["one"].cache
+    assert cache is not None
+    hand_on, land = ResultCache.hand_on, ResultCache.land
+
+    def slow_hand_on(*arguments: Any) -> None:
+        landed.wait(1)  # the watchdog is preempted here
+        hand_on(*arguments)
+
+    def told_land(*arguments: Any) -> None:
+        land(*arguments)
+        landed.set()
+
+    monkeypatch.setattr(ResultCache, "hand_on", slow_hand_on)
+    monkeypatch.setattr(ResultCache, "land", told_land)
+    first = background(runner.run, {})
+    assert second.wait(5)
+    assert cache._flights, "the successor leads nothing: another run will ask the source at the same time"
+    release.set()
+    assert statuses(first.result(5)) == [Status.COMPLETED]
+
+
+def test_a_successor_that_nobody_wants_any_more_leads_nothing(
+    fleet: Fleet,
+    bare: Bare,
+    background: Background,
+    release: threading.Event,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its run is cancelled before it has the flight: it gets it all the same, waits for a permit, and the next run
+    asks the cache in a busy loop, past its own deadline."""
+    policy = bare(
+        cache=Cache(),
+        retry=Retry(attempts=2, base=0, cap=0),
+        timeout=Timeout(total=3, attempt=0.1, max_abandoned=3),
+        limit=Limit("acme", concurrency=1),
+    )
+    runner = fleet(hanging("one", release), policy=policy)
+    cache = runner._fleet.stacks["one"].cache
+    assert cache is not None
+    hand_on = ResultCache.hand_on
+    runs: list[Future[Any]] = []
+
+    def slow_hand_on(*arguments: Any) -> None:
+        for run in tuple(runner._runs.active):
+            run.cancel()
+        runs[0].result(5)
+        hand_on(*arguments)
+
+    monkeypatch.setattr(ResultCache, "hand_on", slow_hand_on)
+    runs.append(background(runner.run, {}))
+    assert statuses(runs[0].result(5)) == [Status.SKIPPED]
+    eventually(lambda: runner._fleet.providers["acme"].waiting == 1 or not cache._flights)
+    assert statuses(background(runner.run, {}, deadline=0.2).result(1)) == [Status.SKIPPED]
 
 
 def test_each_hung_attempt_votes(fleet: Fleet, bare: Bare, release: threading.Event) -> None:

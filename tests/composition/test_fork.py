@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from resilient_scan import Breaker, Cache, Limit, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, Cache, Limit, ScanCancelled, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.engines.loop import Loops
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
-from tests.composition.conftest import Bare, Fleet, statuses
+from tests.composition.conftest import Background, Bare, Fleet, statuses
 from tests.forked import in_child, in_children_amid
 
 pytestmark = [
@@ -227,6 +232,60 @@ def test_asynchronous_scanners_have_loops_of_their_own_in_the_child(fleet: Fleet
     runner = fleet(one)
     in_child(lambda: _completes(runner))
     assert statuses(asyncio.run(runner.arun({}))) == [Status.COMPLETED]
+
+
+def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare: Bare) -> None:
+    """The child collects the inherited loop; closing it takes the parent's wake-up pipe out of the shared epoll."""
+    loops = Loops()
+
+    async def nothing() -> None: ...
+
+    async def long() -> None:
+        await asyncio.sleep(3)
+
+    loops.finish(nothing(), ScanContext("one"))
+    (loop,) = loops._idle
+    runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
+    stack = runner._fleet.stacks["one"]
+    stack.engine._loops._idle.append(loop)
+    del loop
+    loops._idle.clear()
+    pid = os.fork()
+    if pid == 0:
+        runner.run({})
+        del stack
+        warnings.simplefilter("ignore")  # else the loop's own warning keeps it from closing itself
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    context = ScanContext("one")
+    timer = threading.Timer(0.1, context.cancel)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(ScanCancelled):
+        stack.engine._loops.finish(long(), context)
+    timer.join()
+    assert time.monotonic() - began < 2.9
+
+
+def test_two_threads_of_a_child_share_one_fleet(fleet: Fleet, background: Background) -> None:
+    runner = fleet(healthy("one"), healthy("two"))
+    runner.disable("two")
+    runner._runs.after_fork()  # what the child does; here, so that the threads can be watched
+    barrier = threading.Barrier(2, timeout=1)
+    make = runner._runs._open
+
+    def slow_open() -> None:
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait()  # both threads are here at once, if nothing keeps the second one out
+        make()
+
+    runner._runs._open = slow_open  # type: ignore[method-assign]
+    runs = [background(runner.run, {}) for _ in range(2)]
+    pools = {id(runner._fleet.pool)}
+    assert [statuses(run.result(5)) for run in runs] == [[Status.COMPLETED, Status.DISABLED]] * 2
+    assert not barrier.broken or len(pools) == 1
+    assert barrier.broken, "two fleets were made: two breakers, two caches, two pools"
 
 
 # what uses forks

@@ -20,7 +20,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.layers.limit import Provider
-from resilient_scan.testing import Recorder, broken, hanging, healthy, polite
+from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy, polite
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
@@ -253,6 +253,101 @@ def test_a_second_attempt_waits_for_a_permit_of_its_own(fleet: Fleet, bare: Bare
     assert statuses(runner.run({})) == [Status.COMPLETED]
     assert held == [1, 1, 1]
     assert provider(runner).taken == 0
+
+
+def test_a_request_of_an_attempt_does_not_wait_behind_attempts_that_wait_for_its_permit(
+    fleet: Fleet, bare: Bare, eventually: Eventually
+) -> None:
+    """Concurrency 1: `one` waits behind `two` in the queue, `two` waits for the permit of `one`: both until the end."""
+    queued = threading.Event()
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        assert queued.wait(5)
+        for _ in range(3):
+            context.before_request()
+        return []
+
+    runner = fleet(one, healthy("two"), policy=bare(limit=Limit("acme", concurrency=1)), order="given")
+    stream = runner.stream({}, deadline=4)
+    threading.Thread(
+        target=lambda: [eventually(lambda: runner._fleet.providers["acme"].waiting == 1), queued.set()], daemon=True
+    ).start()
+    began = time.monotonic()
+    assert [result.status for result in stream] == [Status.COMPLETED] * 2
+    assert time.monotonic() - began < 3.5
+
+
+def test_a_worker_that_waits_for_a_permit_does_not_wait_for_one_that_waits_for_a_worker(
+    fleet: Fleet, bare: Bare
+) -> None:
+    """`one` fails and gives its permit back; `two` gets it, and queues for the worker on which `one` waits for it."""
+    policy = bare(limit=Limit("acme", concurrency=1), retry=Retry(attempts=2, base=0, cap=0), timeout=Timeout(total=3))
+    one = flapping("one", [ValueError("x"), []])
+    runner = fleet(one, healthy("two"), policy=policy, max_workers=1, order="given")
+    began = time.monotonic()
+    assert statuses(runner.run({})) == [Status.COMPLETED] * 2
+    assert time.monotonic() - began < 2.5
+
+
+def test_refusing_a_long_queue_of_one_provider_does_not_recurse(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    """release -> pump -> granted -> execute -> refuse -> give back -> release: eight frames for each that waits."""
+    hung = hanging("hung", release, limit=None, timeout=Timeout(total=0.2))
+    others = [healthy(f"s{number}") for number in range(400)]
+    runner = fleet(
+        hung,
+        *others,
+        policy=bare(limit=Limit("acme", concurrency=1)),
+        max_workers=1,
+        max_abandoned=0,
+        order="given",
+    )
+    assert runner.run({}, deadline=5).counts == {Status.TIMEOUT: 1, Status.REJECTED: 400}
+
+
+def test_the_timer_of_a_full_window_does_not_keep_the_watchdog_of_a_closed_runner(
+    fleet: Fleet, bare: Bare, eventually: Eventually
+) -> None:
+    before = set(threading.enumerate())
+    policy = bare(limit=Limit("acme", rate="1/day"), timeout=Timeout(total=0.1))
+    runner = fleet(healthy("one"), healthy("two"), policy=policy)
+    runner.run({})
+    runner.close()
+    eventually(lambda: not set(threading.enumerate()) - before)
+
+
+def test_a_trial_after_an_open_breaker_keeps_the_rate_too(
+    fleet: Fleet, bare: Bare, background: Background, eventually: Eventually
+) -> None:
+    """Open when it was queued, half-open when a worker came: its further requests are not counted."""
+    clock, go = FakeClock(auto=True), threading.Event()
+    asked: list[int] = []
+
+    @scanner(pipeline="test", breaker=Breaker(failures=1, open_for=10), limit=Limit("acme", concurrency=5))
+    def flaky(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        if not asked:
+            asked.append(0)
+            raise ValueError("x")
+        asked.append(0 if context.provider is None else 1)
+        return []
+
+    @scanner(pipeline="test")
+    def first(_state: dict[str, Any]) -> list[Any]:
+        assert go.wait(5)
+        return []
+
+    runner = fleet(first, flaky, policy=bare(), clock=clock, max_workers=1, order="given")
+    go.set()
+    runner.run({})
+    go.clear()
+    run = background(runner.run, {})
+    eventually(lambda: runner._fleet.pool._unfinished == 2)
+    clock.advance(11.0)
+    go.set()
+    run.result(5)
+    assert asked == [0, 1], "the context has no provider: before_request does nothing"
 
 
 def moody(number: int, chance: Random) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.layers.shared_values import SharedValues
-from resilient_scan.testing import FakeClock
+from resilient_scan.testing import FakeClock, healthy
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
 
@@ -323,3 +324,33 @@ def test_a_cancelled_loader_is_no_error_of_the_others() -> None:
     with pytest.raises(ScanCancelled):
         values.get("key", cancelled, 60, contexts[0])
     assert values.get("key", lambda: "value", 60, contexts[1]) == "value"
+
+
+def test_who_waits_for_a_shared_value_is_woken_when_its_loader_is_cancelled(
+    fleet: Fleet, bare: Bare, background: Background, release: threading.Event
+) -> None:
+    loading, waits = threading.Event(), threading.Event()
+
+    def load() -> str:
+        if not loading.is_set():
+            loading.set()
+            release.wait()
+        return "value"
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        if loading.is_set():
+            waits.set()
+        context.shared("key", load)
+        return []
+
+    runner = fleet(one, healthy("well"), policy=bare(timeout=Timeout(total=4)))
+    first = runner.stream({})
+    assert next(first).scanner == "well"
+    assert loading.wait(5)
+    second = background(runner.run, {})
+    assert waits.wait(5)
+    began = time.monotonic()
+    first.close()
+    assert statuses(second.result(10)) == [Status.COMPLETED, Status.COMPLETED]
+    assert time.monotonic() - began < 2

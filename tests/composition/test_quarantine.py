@@ -548,3 +548,10 @@ def test_what_is_beneath_an_order_is_explained_and_what_was_counted(fleet: Fleet
     assert "without the manual order it would be quarantined" in text
     runner.enable("ill", reason="fixed")
     assert "the scanner is in service by hand, against alerts, until" in str(runner.explain("ill"))
+
+
+def test_a_disabled_scanner_is_disabled_whenever_the_run_ends(bare: Bare) -> None:
+    with ScanRunner([healthy("one"), healthy("two")], policy=bare(), listeners=(), concurrent=False) as runner:
+        runner.disable("two")
+        report = runner.run({}, deadline=0)
+    assert [result.status for result in report.results.values()] == [Status.SKIPPED, Status.DISABLED]

@@ -13,13 +13,16 @@ import pytest
 from resilient_scan import (
     Breaker,
     Cache,
+    Candidate,
+    Retry,
     ScanResult,
+    ScanRunner,
     Status,
     Timeout,
     scanner,
 )
-from resilient_scan.testing import FakeClock, flapping
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, only
+from resilient_scan.testing import FakeClock, flapping, healthy
+from tests.composition.conftest import Background, Bare, Eventually, Fleet, only, statuses
 
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
@@ -192,3 +195,85 @@ def test_an_answer_is_kept_under_the_state_that_was_asked(concurrent: bool, flee
     for _result in results:
         state["tickers"][0] = "NEW"  # while it runs
     assert [found.ticker for found in runner.run({"tickers": ["NEW"]}).candidates] == ["NEW"]
+
+
+def test_candidates_of_the_cache_are_isolated_even_if_they_had_no_extras() -> None:
+    """`plain` candidates are shared, and their empty `extras` is a dict like any other."""
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any]) -> list[Any]:
+        return [Candidate("AAPL", "one", "rose")]
+
+    with ScanRunner([one], listeners=()) as runner:
+        runner.run({}).candidates[0].extras["spoilt"] = True  # the leader's own
+        cached = runner.run({}).candidates[0]
+        assert cached.extras == {}
+        cached.extras["spoilt"] = True  # a cached one
+        assert runner.run({}).candidates[0].extras == {}
+
+
+def test_a_remembered_failure_does_not_hide_a_stale_answer(fleet: Fleet, bare: Bare) -> None:
+    clock = FakeClock(auto=True)
+    cache = Cache(ttl=10, jitter=0, stale_if_error=1000, ttl_error=60)
+    runner = fleet(flapping("one", [[{"ticker": "A"}], ValueError("x")]), policy=bare(cache=cache), clock=clock)
+    assert statuses(runner.run({})) == [Status.COMPLETED]
+    clock.advance(11)
+    assert statuses(runner.run({})) == [Status.STALE]
+    clock.advance(1)
+    assert statuses(runner.run({})) == [Status.STALE]
+
+
+def test_a_hang_is_remembered_like_any_failure(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    asked: list[int] = []
+
+    @scanner(pipeline="test")
+    def hung(_state: dict[str, Any]) -> list[Any]:
+        asked.append(1)
+        release.wait()
+        return []
+
+    policy = bare(cache=Cache(ttl_error=60), timeout=Timeout(total=0.1, max_abandoned=5))
+    runner = fleet(hung, policy=policy)
+    runner.run({})
+    runner.run({})
+    assert len(asked) == 1
+
+
+def test_the_late_failure_of_an_attempt_left_behind_is_not_remembered_after_a_success(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    calls: list[int] = []
+
+    @scanner(pipeline="test")
+    def one(_state: dict[str, Any]) -> list[Any]:
+        calls.append(1)
+        if len(calls) == 1:
+            release.wait()
+            raise ValueError("late")
+        return []
+
+    policy = bare(
+        cache=Cache(ttl=0.2, jitter=0, ttl_error=60),
+        retry=Retry(attempts=2, base=0, cap=0),
+        timeout=Timeout(total=5, attempt=0.1, max_abandoned=3),
+    )
+    runner = fleet(one, policy=policy)
+    assert statuses(runner.run({})) == [Status.COMPLETED]
+    release.set()
+    eventually(lambda: runner.abandoned() == [])
+    cache = runner._fleet.stacks["one"].cache
+    assert cache is not None
+    assert not cache._failures
+
+
+def test_a_candidate_that_can_be_copied_once_only_costs_no_run(fleet: Fleet, bare: Bare) -> None:
+    class Odd(dict[str, Any]):
+        def __deepcopy__(self, memo: Any) -> Odd:
+            if self.get("copied"):
+                raise ValueError("one copy is enough")
+            return Odd(self, copied=True)
+
+    odd = scanner(pipeline="test", name="odd", candidate=Odd)(lambda _state: [Odd(ticker="A")])
+    runner = fleet(odd, healthy("well"), policy=bare(cache=Cache()))
+    runner.run({})
+    assert statuses(runner.run({}))[1] is Status.CACHED

@@ -10,10 +10,12 @@ from resilient_scan import (
     Breaker,
     Cache,
     ScanContext,
+    ScanRunner,
     Status,
+    Timeout,
     scanner,
 )
-from resilient_scan.testing import FakeClock, hanging, healthy
+from resilient_scan.testing import FakeClock, hanging, healthy, polite
 from tests.composition.conftest import Bare, Eventually, Fleet, statuses
 
 
@@ -26,6 +28,13 @@ def test_a_runs_deadline_ends_the_run(fleet: Fleet, release: threading.Event) ->
     assert report.results["hung"].attempts == 1
     assert report.results["queued"].attempts == 0
     assert not report.complete
+
+
+def test_a_cooperative_scan_that_stops_at_the_runs_deadline_is_a_timeout(fleet: Fleet, bare: Bare) -> None:
+    """What runs at the deadline is `timeout`; one that notices it before the run's own timer does ends `skipped`."""
+    runner = fleet(polite("one"), policy=bare(timeout=Timeout(total=5)))
+    ended = [runner.run({}, deadline=0.03).results["one"].status for _ in range(20)]
+    assert set(ended) == {Status.TIMEOUT}
 
 
 def test_nothing_starts_at_or_after_the_deadline(fleet: Fleet) -> None:
@@ -84,3 +93,21 @@ def test_a_cut_execution_without_a_cache_is_cancelled_and_has_no_vote(fleet: Fle
     runner.run({"seconds": 60}, deadline=0.05)
     assert stopped.wait(1)
     assert statuses(runner.run({"seconds": 0})) == [Status.COMPLETED]
+
+
+def test_close_tells_what_goes_on_for_the_caches_sake_alone(bare: Bare) -> None:
+    """Nobody can ask the cache of a closed runner: what a run's deadline left at work is to stop."""
+    stopped = threading.Event()
+
+    @scanner(pipeline="test")
+    def polite_one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        try:
+            context.sleep(60)
+        finally:
+            stopped.set()
+        return []
+
+    with ScanRunner([polite_one], policy=bare(cache=Cache(), timeout=Timeout(total=30)), listeners=()) as runner:
+        assert statuses(runner.run({}, deadline=0.05)) == [Status.TIMEOUT]
+        assert not stopped.is_set()
+    assert stopped.wait(2)

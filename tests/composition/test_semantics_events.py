@@ -28,6 +28,7 @@ from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
     Event,
+    ExecutionEnded,
     LateCompletion,
     RunEnded,
     RunStarted,
@@ -35,10 +36,11 @@ from resilient_scan.events import (
     ScannersRegistered,
     ThreadAbandoned,
 )
+from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.observe.metrics.catalogue import METHODS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
-from tests.composition.conftest import Bare, Eventually, Fleet
+from tests.composition.conftest import Bare, Eventually, Fleet, statuses
 
 FREED = "resilient_scan_timeout_freed_total"
 
@@ -139,6 +141,25 @@ def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(
     assert sum("listener" in message for message in caplog.messages) <= 1
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit()])
+def test_a_listener_that_exits_on_a_worker_costs_a_scan_nothing(error: BaseException) -> None:
+    """the event is sent before the scans get their result; a BaseException of a listener
+    (`sys.exit()`, `pytest.fail()`) costs a healthy scan its answer: it ends `stale` or `error`, without candidates."""
+
+    def leave(event: Any) -> None:
+        if isinstance(event, ExecutionEnded):
+            raise error
+
+    runner = ScanRunner([healthy("one")], listeners=(leave,))
+    reports: list[Any] = []
+    running = threading.Thread(target=lambda: reports.append(runner.run({})), daemon=True)
+    running.start()
+    running.join(2)
+    assert not running.is_alive()
+    assert reports[0].results["one"].status is Status.COMPLETED
+    runner.close()
+
+
 def test_no_listeners_is_no_lines(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "resilient_scan"):
         fleet(healthy("one"), broken("two"), listeners=()).run({})
@@ -226,6 +247,23 @@ def test_what_the_cache_had_is_told(fleet: Fleet, bare: Bare) -> None:
     assert [event.cache for event in recorder.of(ScanEnded)] == ["miss", "hit", "stale", "bypass"]
 
 
+def test_a_time_that_is_over_before_the_first_attempt_is_told_as_an_execution(bare: Bare) -> None:
+    clock, recorder = FakeClock(), Recorder()
+
+    class Slow(RetryBudget):
+        """Takes all the time there is before the first attempt."""
+
+        def count(self) -> None:
+            clock.advance(10)
+
+    one = healthy("one", breaker=Breaker(), retry=Retry(budget=0.5), timeout=Timeout(total=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resilient_scan.core.stack.RetryBudget", Slow)
+        with ScanRunner([one], policy=bare(), clock=clock, listeners=[recorder]) as runner:
+            assert statuses(runner.run({})) == [Status.TIMEOUT]
+    assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["timeout"]
+
+
 # arguments
 
 
@@ -259,3 +297,19 @@ def test_from_config(home: str, bare: Bare, release: threading.Event) -> None:
     assert report.results["h"].status is Status.TIMEOUT
     (started,) = recorder.of(RunStarted)
     assert (started.concurrent, started.max_workers) == (True, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"listeners": LogEvents()}, {"listeners": (5,)}, {"settings": ["one"]}, {"policies": ["one"]}, {"settings": 5}],
+)
+def test_a_wrong_argument_is_a_configuration_error(options: dict[str, Any]) -> None:
+    """a listener that cannot be called is taken; no iterable or mapping is a TypeError or AttributeError."""
+    with pytest.raises(ConfigError):
+        ScanRunner([healthy("one")], **options)
+
+
+@pytest.mark.parametrize("config", [None, 5, [("scanner_execution", {})]])
+def test_a_configuration_is_a_mapping(config: Any) -> None:
+    with pytest.raises(ConfigError):
+        ScanRunner.from_config([healthy("one")], config)

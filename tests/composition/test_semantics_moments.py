@@ -20,7 +20,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.events import RunStarted
+from resilient_scan.events import RunEnded, RunStarted
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
 from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
 
@@ -62,6 +62,27 @@ def test_ctrl_c_at_the_very_start_of_a_run_ends_it(fleet: Fleet, background: Bac
     with pytest.raises(KeyboardInterrupt) as caught:
         background(runner.run, {}).result(3)
     assert statuses(caught.value.report) == [Status.SKIPPED]
+
+
+def test_a_ctrl_c_in_the_winding_up_keeps_the_report(bare: Bare) -> None:
+    interrupts = iter([True])
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, RunEnded) and next(interrupts, False):
+            raise KeyboardInterrupt
+
+    class Wound(ScanRunner):
+        """Is interrupted between the last scan and the report."""
+
+        def _leave(self, run: Any) -> None:
+            if next(interrupts, False):
+                raise KeyboardInterrupt
+            super()._leave(run)
+
+    with Wound([healthy("one")], policy=bare(), listeners=[interrupt]) as runner:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            runner.run({})
+        assert statuses(caught.value.report) == [Status.COMPLETED]  # type: ignore[attr-defined]
 
 
 def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(fleet: Fleet, bare: Bare) -> None:

@@ -343,3 +343,9 @@ def test_the_expected_duration_is_half_what_was_expected_and_half_what_it_was() 
             runner.run()
             expected.append(runner.explain("slow").expected)
     assert expected == [1.0, 2.0, 4.0]
+
+
+def test_counts_know_every_status(bare: Bare) -> None:
+    with ScanRunner([healthy("one")], policy=bare(), listeners=()) as runner:
+        counts = runner.run({}).counts
+    assert (counts["completed"], counts["timeout"]) == (1, 0)  # type: ignore[index]

@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
 from resilient_scan import (
     Candidate,
     LogEvents,
     PluginError,
+    PrometheusMetrics,
     Retry,
     ScanCancelled,
     ScanContext,
@@ -139,6 +141,21 @@ def test_any_exception_is_an_error_of_the_scanner(error: BaseException, fleet: F
     assert failure.type == type(error).__name__
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def test_an_exception_without_a_text_is_counted(bare: Bare) -> None:
+    registry = CollectorRegistry()
+    with ScanRunner([broken("one", Mute())], policy=bare(), listeners=(PrometheusMetrics(registry),)) as runner:
+        result = runner.run({}).results["one"]
+    labels = {"scanner": "one", "pipeline": "test", "outcome": "error"}
+    assert result.error is not None
+    assert result.error.message == "Mute"
+    assert registry.get_sample_value("resilient_scan_executions_total", labels) == 1
+
+
 def test_a_cancel_that_the_scanner_makes_up_is_an_error(fleet: Fleet) -> None:
     assert only(fleet(broken("bad", ScanCancelled("not so")))).status is Status.ERROR
 
@@ -153,6 +170,18 @@ def test_bad_candidates_are_dropped_counted_and_logged(fleet: Fleet, caplog: pyt
     assert (result.status, result.dropped) == (Status.COMPLETED, 5)
     assert [found.ticker for found in result.candidates] == ["AAPL", "BRK.B"]
     assert "⚠️ source: 5 invalid dropped, the first: candidate.ticker is missing" in caplog.messages
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("detached")
+
+
+def test_a_candidate_without_a_repr_is_dropped_like_any_other(bare: Bare) -> None:
+    odd = scanner(pipeline="p", name="odd")(lambda _state: [{"ticker": "A"}, Unspeakable(), {"ticker": "B"}])
+    with ScanRunner([odd], policy=bare(), listeners=()) as runner:
+        result = runner.run({}).results["odd"]
+    assert (result.status, len(result.candidates), result.dropped) == (Status.COMPLETED, 2, 1)
 
 
 def test_unknown_keys_go_to_extras(fleet: Fleet) -> None:
@@ -196,6 +225,12 @@ def test_a_pydantic_model_where_the_user_brings_it(fleet: Fleet) -> None:
 
     result = only(fleet(source))
     assert (result.candidates, result.dropped) == ([model(ticker="A", price=1.5)], 1)
+
+
+def test_a_candidate_type_that_is_no_class_is_refused() -> None:
+    odd = scanner(pipeline="p", name="odd", candidate=dict.fromkeys)(lambda _state: [])  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="candidate must be a class"):
+        ScanRunner([odd])
 
 
 @pytest.mark.parametrize("end", ["a timeout", "an error"])

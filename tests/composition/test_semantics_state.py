@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, ConfigError, Retry, ScanContext, Status, Timeout, scanner
+from resilient_scan import Cache, ConfigError, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
 from tests.composition.conftest import Bare, Fleet
 
 
@@ -183,3 +183,15 @@ def test_tool_logs_do_not_count_for_the_cache(fleet: Fleet, bare: Bare) -> None:
     seen = [runner.run(state).results["s"] for _ in range(2)]
     assert [result.status for result in seen] == [Status.COMPLETED, Status.CACHED]
     assert len(state["tool_logs"]) == 3  # who is answered from the cache logs nothing
+
+
+def test_settings_are_the_runners_own(bare: Bare) -> None:
+    @scanner(pipeline="p")
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.settings["words"].append("new")
+        return []
+
+    settings = {"one": {"words": ["old"]}}
+    with ScanRunner([one], policy=bare(), listeners=(), settings=settings) as runner:
+        runner.run({})
+    assert settings == {"one": {"words": ["old"]}}

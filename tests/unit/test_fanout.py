@@ -146,3 +146,34 @@ def test_an_error_keeps_nothing_alive() -> None:
         assert made[0]() is None
     finally:
         gc.enable()
+
+
+def test_no_thread_of_a_fan_out_outlives_it_where_the_machine_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """the second `start` fails, the first helper goes on, and nobody waits for it."""
+    start, started = threading.Thread.start, []
+
+    def few(self: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    go, busy = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if threading.current_thread() in started:
+            busy.set()
+            go.wait(5)
+        return item
+
+    monkeypatch.setattr(threading.Thread, "start", few)
+    try:
+        outcome: Any = None
+        try:
+            outcome = fan_out(lambda item: [work(item), go.set()][0], range(9), 3, lambda: False)
+        except RuntimeError:
+            busy.wait(1)
+        assert not started[0].is_alive()
+        assert outcome == list(range(9))  # with the threads that there are
+    finally:
+        go.set()

@@ -145,6 +145,20 @@ def test_another_logger_may_be_given(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_a_message_of_several_lines_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    """ "one line per thing that happened"; a source's text can forge the lines of other scanners."""
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        LogEvents()(ended(Status.ERROR, error="HTTP 500\n✓ two: 10 candidates"))
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+def test_coming_back_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    """answers at INFO, trouble at WARNING."""
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        LogEvents()(ScannerStateChanged("one", "disabled", "enabled", "hand", "fixed", None, 0.0))
+    assert caplog.records[0].levelno == logging.INFO
+
+
 @pytest.mark.parametrize("concurrent", [True, False])
 def test_a_runner_logs_by_default(concurrent: bool, caplog: pytest.LogCaptureFixture) -> None:
     policy = Policy(retry=None, timeout=Timeout(total=0.05))

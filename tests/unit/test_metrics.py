@@ -185,6 +185,23 @@ def test_two_on_one_registry_in_one_runner_count_once(registry: CollectorRegistr
     assert value(registry, "runs_total", result="complete") == 2
 
 
+def test_one_listener_for_two_runners_counts_each_in_its_pipeline() -> None:
+    """children are found by the scanner's name alone, the runner built last has them."""
+    registry = CollectorRegistry()
+    listener = PrometheusMetrics(registry)
+    with (
+        ScanRunner([healthy("news", pipeline="edge")], listeners=(listener,)) as first,
+        ScanRunner([healthy("news", pipeline="events")], listeners=(listener,)),
+    ):
+        first.run({})
+    labels = {"scanner": "news", "status": "completed"}
+    counted = {
+        pipeline: registry.get_sample_value("resilient_scan_scans_total", {**labels, "pipeline": pipeline})
+        for pipeline in ("edge", "events")
+    }
+    assert counted == {"edge": 1, "events": 0}
+
+
 def test_a_registry_of_its_own_leaves_the_default_one_alone(registry: CollectorRegistry) -> None:
     before = [family.name for family in REGISTRY.collect()]
     with ScanRunner([healthy("one")], listeners=(PrometheusMetrics(registry),)) as runner:

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from resilient_scan import (
+    Breaker,
     Cache,
     Candidate,
     Policy,
@@ -42,7 +43,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.observe.metrics import catalogue, collectors, families
 from resilient_scan.results import ErrorInfo
-from resilient_scan.testing import FakeClock, hanging, healthy
+from resilient_scan.testing import FakeClock, broken, hanging, healthy
 from tests.results import result
 
 BARE = Policy(cache=None, retry=None, breaker=None)
@@ -246,6 +247,22 @@ def test_of_several_runners_the_worst_state_counts_and_threads_add_up(registry: 
     assert value(registry, "queued_scans") == 2
     assert value(registry, "inflight_executions") == 4
     assert [value(registry, "workers", state=state) for state in ("busy", "idle", "abandoned")] == [4, 6, 8]
+
+
+def state_of(registry: CollectorRegistry, state: str) -> float | None:
+    return registry.get_sample_value("resilient_scan_breaker_state", {"scanner": "one", "state": state})
+
+
+def test_of_two_runners_on_one_registry_the_worse_breaker_is_shown_until_its_runner_is_closed() -> None:
+    registry = CollectorRegistry()
+    policy = Policy(cache=None, retry=None, breaker=Breaker(failures=1))
+    bad = ScanRunner([broken("one")], policy=policy, listeners=(PrometheusMetrics(registry),))
+    bad.run({})
+    with ScanRunner([healthy("one")], policy=policy, listeners=(PrometheusMetrics(registry),)):
+        assert (state_of(registry, "open"), state_of(registry, "closed")) == (1, 0)
+        bad.close()
+        assert (state_of(registry, "open"), state_of(registry, "closed")) == (0, 1)
+    assert (state_of(registry, "open"), state_of(registry, "closed")) == (0, 0)
 
 
 def test_a_thread_that_hangs_is_seen_until_it_ends(registry: CollectorRegistry) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from resilient_scan import Breaker, Cache, ConfigError, Limit, Policy, Retry, Timeout
+from resilient_scan import Breaker, Cache, ConfigError, Limit, Policy, Retry, RetryAfter, RunReport, ScanRunner, Timeout
+from resilient_scan.events import Bus
 from resilient_scan.options import LAYERS, Quarantine, check_layer, parse_rate
+from resilient_scan.quarantine import Gate
+from resilient_scan.testing import FakeClock
 
 NUMBER = "a finite number"
 WHOLE = "a whole number"
@@ -113,6 +117,27 @@ def test_every_field_has_a_wrong_value_in_the_table() -> None:
     tested = {(kind, field) for kind, field, *_ in wrong()}
     fields = {(kind, field) for kind in (*LAYERS.values(), Quarantine) for field in kind.__struct_fields__}
     assert tested == fields
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: RetryAfter(HUGE),
+        lambda: Timeout(total=HUGE),
+        lambda: Cache(ttl=HUGE),
+        lambda: ScanRunner([], timeout_seconds=HUGE),  # type: ignore[arg-type]
+        lambda: ScanRunner([], listeners=()).run({}, deadline=HUGE),
+        lambda: Gate(("one",), FakeClock(), Bus([])).disable("one", "x", HUGE),
+        lambda: RunReport("id", {}, 0.0, 1.0).require(HUGE),
+    ],
+)
+def test_a_huge_number_is_a_wrong_value_like_any_other(build: Callable[[], object]) -> None:
+    """math.isfinite raises OverflowError."""
+    with pytest.raises(ConfigError):
+        build()
 
 
 @pytest.mark.parametrize(
@@ -269,6 +294,12 @@ def test_layers_are_replaced_whole() -> None:
         policy.replace({"timeout": None})
 
 
+def test_a_policy_takes_its_layers_in_their_order() -> None:
+    layers = (Cache(), Retry(), Breaker(), Limit("sec"), Timeout(total=5))
+    policy = Policy(*layers)
+    assert (policy.cache, policy.retry, policy.breaker, policy.limit, policy.timeout) == layers
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [
@@ -316,6 +347,28 @@ def test_anything_else_is_no_rate(text: str) -> None:
         with pytest.raises(ConfigError) as caught:
             build()
         assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("text", ["5/00min", "5/00s", "60/ss", "60/ds", "60/hs", "9" * 5000 + "/s"])
+def test_these_are_no_rates(text: str) -> None:
+    """a window of no time at all; units with one s too many; more digits than `int` takes."""
+    with pytest.raises(ConfigError):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize("rate", [5, 60.0, ["60/min"], True])
+def test_a_wrong_rate_is_told_what_a_rate_is(rate: Any) -> None:
+    """ "limit.rate must be a tuple of names" is no help to who wrote 60."""
+    with pytest.raises(ConfigError, match='such as "60/min"'):
+        Limit("sec", rate=rate)
+
+
+def test_no_rates_at_all_are_not_a_rate() -> None:
+    """an empty tuple is neither bare (so two scanners quarrel about it) nor a number."""
+    try:
+        assert Limit("sec", rate=()).is_bare
+    except ConfigError:
+        return
 
 
 def test_a_limit_may_have_several_rates_or_none() -> None:

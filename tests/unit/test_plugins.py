@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import types
 from importlib.metadata import EntryPoint, PathDistribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from resilient_scan import PluginError, ScanRunner
 from resilient_scan.settings import plugins
 from resilient_scan.settings.plugins import GROUP, discover, load_demo
+from resilient_scan.testing import healthy
 from tests.conftest import Distribute
 
 GOOD = '''
@@ -120,3 +124,37 @@ def test_an_entry_point_without_a_distribution_says_so() -> None:
     assert str(problem.error).startswith(
         "scanner lost of an unknown distribution (no_such_module:x): its import failed"
     )
+
+
+class Nameless:
+    pipeline = "p"
+
+    @property
+    def name(self) -> str:
+        raise ValueError("no name yet")
+
+    def scan(self, _state: dict[str, Any]) -> list[Any]:
+        return []
+
+
+class Quitter:
+    name, pipeline = "quitter", "p"
+
+    def __init__(self) -> None:
+        sys.exit("no key")
+
+    def scan(self, _state: dict[str, Any]) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize("thing", [Nameless, Quitter])
+def test_a_plugin_that_misbehaves_after_its_import_is_reported(thing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("misbehaving")
+    module.thing, module.well = thing, healthy("well")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "misbehaving", module)
+    points = [EntryPoint(name, f"misbehaving:{name}", plugins.GROUP) for name in ("thing", "well")]
+    found = plugins.discover(points)
+    assert [one.name for one in found.scanners] == ["well"]
+    assert len(found.problems) == 1
+    with pytest.raises(PluginError):
+        ScanRunner([thing])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ConfigError, RunReport, ScanError, ScanResult, Status
-from resilient_scan.results import ErrorInfo, results_in_order
-from tests.results import result as plain
+from resilient_scan.results import ErrorInfo, plain, results_in_order
+from tests.results import result as any_result
 
 
 def result(name: str, status: Status = Status.COMPLETED, **changes: Any) -> ScanResult:
-    return plain(scanner=name, status=status, **changes)
+    return any_result(scanner=name, status=status, **changes)
 
 
 def report(*results: ScanResult) -> RunReport:
@@ -82,6 +84,14 @@ def test_enough_answered(statuses: tuple[Status, ...], fraction: float) -> None:
     assert whole.require(fraction) is whole
 
 
+@pytest.mark.parametrize(("answered", "asked", "fraction"), [(7, 25, 0.28), (14, 25, 0.56), (7, 100, 0.07)])
+def test_exactly_enough_is_enough(answered: int, asked: int, fraction: float) -> None:
+    """0.28 * 25 is 7.000000000000001; "7 of 25 answered, 28% are required"."""
+    statuses = [Status.COMPLETED] * answered + [Status.ERROR] * (asked - answered)
+    report = RunReport("id", {f"s{n}": result(f"s{n}", status) for n, status in enumerate(statuses)}, 0.0, 1.0)
+    assert report.require(fraction) is report
+
+
 @pytest.mark.parametrize(
     ("statuses", "fraction", "sentence"),
     [
@@ -131,6 +141,61 @@ def test_a_report_as_data_has_this_form() -> None:
     assert data["tool_logs"] == [{"tool": "x"}]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert {type(name) for name in data["counts"]} == {str}
+
+
+class Number(float):
+    """As numpy.float64 is."""
+
+
+class Whole(int):
+    """As an IntEnum or numpy's own are not, but others'."""
+
+
+class Odd(enum.Enum):
+    NOT_A_NUMBER = math.nan
+    ENDLESS = math.inf
+
+
+@pytest.mark.parametrize("value", [Number(1.5), [Number(1.5)], {"price": Number(1.5)}, Whole(3)])
+def test_a_number_of_a_subclass_stays_a_number(value: Any) -> None:
+    """numpy.float64 is a float, and comes out as the text "1.5"."""
+    assert json.loads(json.dumps(plain(value))) == value
+
+
+@pytest.mark.parametrize("value", list(Odd))
+def test_no_number_of_an_enum_is_no_json_either(value: Odd) -> None:
+    """what `to_builtins` makes of an enum is not looked at again."""
+    json.dumps(plain(value), allow_nan=False)
+
+
+class Mumbling:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class Model:
+    def model_dump(self, *, mode: str) -> Any:
+        raise ValueError("no data")
+
+
+def circle() -> Any:
+    ring: list[Any] = []
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Mumbling, lambda: [Mumbling()], lambda: {Mumbling(): 1}, Model, circle, lambda: 10**5000],
+    ids=list("abcdef"),
+)
+def test_a_report_comes_out_whatever_a_scanner_found(make: Callable[[], Any]) -> None:
+    """`str` and `model_dump` are foreign code, and a list may hold itself."""
+    found = result("one", Status.COMPLETED)
+    found.candidates.append(make())
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_results_are_put_into_the_order_of_the_names() -> None:

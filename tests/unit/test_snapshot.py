@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime as dt
 import threading
 from collections.abc import Iterator, Mapping
@@ -182,6 +183,22 @@ def test_one_snapshot_has_a_key_for_each_choice_of_inputs() -> None:
 def test_what_has_no_stable_form_has_no_key(value: Any) -> None:
     assert key({"value": value}) is None
     assert key({"value": value, "a": 1}, ("a",)) is not None
+
+
+@dataclasses.dataclass
+class Universe:
+    name: str
+
+    def __post_init__(self) -> None:
+        self.symbols: list[str] = []
+
+
+def test_an_object_with_more_than_its_fields_has_no_stable_form() -> None:
+    """attributes that are no fields are not in the key: the cache answers for another."""
+    first, second = Universe("sp500"), Universe("sp500")
+    second.symbols.append("AAPL")
+    keys = [Snapshot({"universe": one}).keys[None] for one in (first, second)]
+    assert keys[0] is None or keys[0] != keys[1]
 
 
 # logs

@@ -109,6 +109,15 @@ def test_a_clock_that_moves_itself_costs_no_time() -> None:
     assert clock.monotonic() == 3600
 
 
+def test_a_fake_clock_that_moves_itself_does_not_move_for_who_is_woken_already() -> None:
+    """the real one returns at once."""
+    clock = FakeClock(auto=True)
+    wake = clock.event()
+    wake.set()
+    clock.sleep(3600, wake)
+    assert clock.monotonic() == 0
+
+
 def test_its_flags_are_flags() -> None:
     clock = FakeClock()
     flag = clock.event()

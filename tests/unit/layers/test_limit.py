@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled
+from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled, ScanContext
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.limit import Provider, Ticket, merged, permitted
 from resilient_scan.testing import FakeClock
@@ -267,3 +268,66 @@ def test_a_turn_that_comes_in_the_moment_of_the_cancel_is_given_back(timers: Tim
     with pytest.raises(ScanCancelled):
         provider.acquire(context, with_permit=True)
     assert (provider.taken, provider.waiting, timers.instants) == (0, 0, [])
+
+
+def test_an_interrupt_in_the_middle_of_serving_the_queue_does_not_end_the_service() -> None:
+    """Ctrl-C reaches the main thread wherever it is, and the next run wants its turn all the same."""
+    provider = Provider(Limit("acme", concurrency=5), FakeClock(), lambda _instant, _call: lambda: None)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        provider.request(Ticket(interrupted, lambda _error: None), 1.0)
+    served: list[int] = []
+    provider.request(Ticket(lambda: served.append(1), lambda _error: None), 1.0)
+    assert served == [1]
+
+
+def test_a_permit_that_is_granted_while_its_waiter_is_cancelled_comes_back() -> None:
+    """Granted under the lock, not told yet: the waiter leaves in between, and nobody gives the permit back."""
+    clock = FakeClock()
+    waiting, told = threading.Event(), threading.Event()
+    context = ScanContext("one", clock=clock, deadline=100.0)
+
+    def at(_instant: float, _call: Callable[[], None]) -> Callable[[], None]:
+        waiting.set()
+        return taken_back
+
+    def taken_back() -> None:  # between the grant and the call of `granted`
+        if threading.current_thread() is not waiter:
+            context.cancel()
+            waiter.join(5)
+
+    provider = Provider(Limit("acme", concurrency=1), clock, at)
+    provider.request(Ticket(lambda: None, lambda _e: None), 1.0)
+
+    def wait() -> None:
+        with pytest.raises(ScanCancelled):
+            provider.acquire(context, with_permit=True)
+        told.set()
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    assert waiting.wait(5)
+    clock.wait_for_sleepers()
+    provider.release()
+    assert told.wait(5)
+    assert provider.taken == 0
+
+
+def test_a_ticket_that_is_granted_while_it_sets_its_timer_leaves_no_timer() -> None:
+    clock = FakeClock()
+    timers: list[Callable[[], None]] = []
+
+    def at(_instant: float, call: Callable[[], None]) -> Callable[[], None]:
+        timers.append(call)
+        if len(timers) == 1:
+            provider.release()  # by another thread, in this very moment
+        return lambda: timers.remove(call)
+
+    provider = Provider(Limit("acme", concurrency=1), clock, at)
+    provider.request(Ticket(lambda: None, lambda _e: None), 1.0)
+    provider.request(Ticket(lambda: None, lambda _e: None), 1.0)
+    assert provider.taken == 1
+    assert timers == []

@@ -185,6 +185,18 @@ def test_refused_at_once_the_refusal_comes_out() -> None:
     assert Bench(STEADY, refusal).raised() is refusal
 
 
+def test_a_refusal_without_an_attempt_is_no_step() -> None:
+    """the flight recorder shows an attempt number 0 that never was."""
+
+    def refuse(_context: AttemptContext) -> list[Any]:
+        raise CircuitOpen("open")
+
+    context = AttemptContext("one")
+    with pytest.raises(CircuitOpen):
+        retrying(Retry(), refuse, random=Random(0), may_retry=lambda: True)(context)
+    assert context.steps == ()
+
+
 def test_each_failed_attempt_is_a_step_with_its_pause() -> None:
     bench = Bench(Retry(attempts=3, base=1, cap=9), OSError("a"), ValueError("b"), KeyError("c"), takes=0.5)
     bench.raised()

@@ -166,6 +166,23 @@ def test_an_expired_order_does_not_hold(gate: Gate, clock: FakeClock, recorder: 
     assert len(recorder.events_seen) == 1  # to look is not to change
 
 
+@pytest.mark.parametrize("then", ["enable", "disable"])
+def test_an_order_that_is_over_is_told_as_over_before_the_next(then: str) -> None:
+    """an expired order that no run has looked at is taken for one that holds. `enable`: "nothing happens
+    if it is in service", but it tells of a change by hand; `disable`: the way back into service is never told."""
+    clock, recorder = FakeClock(), Recorder()
+    gate = Gate(("one",), clock, Bus([recorder]))
+    gate.disable("one", "first", 60)
+    clock.advance(100)
+    if then == "enable":
+        gate.enable("one", "too late")
+    else:
+        gate.disable("one", "second", 60)
+    told = [(event.old, event.new, event.source) for event in recorder.events_seen]
+    assert told[1] == ("disabled", "enabled", "expiry")
+    assert told[2:] == ([] if then == "enable" else [("enabled", "disabled", "hand")])
+
+
 def test_of_two_threads_that_find_an_expired_order_one_sends(recorder: Recorder) -> None:
     """Somebody enables the scanner between the look at the order and the lock."""
 
