@@ -7,18 +7,18 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.distributions import lay_out
-from tests.needed import MEMORY, binary
-from tests.redis_server import RedisServer
-
-Distribute = Callable[..., Path]
+from tests.support import waiting
+from tests.support.distributions import lay_out
+from tests.support.fixtures import Distribute, Eventually
+from tests.support.needed import MEMORY, binary
+from tests.support.servers import RedisServer, silent_server
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("here", deadline=None)
@@ -66,6 +66,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def eventually() -> Eventually:
+    """Return a function that waits until a condition holds, and fails if it never does."""
+    return waiting.eventually
+
+
 @pytest.fixture
 def distribute(tmp_path: Path) -> Distribute:
     """Lay out installed distributions in a directory and return it, ready for `sys.path` or `PYTHONPATH`.
@@ -95,6 +101,13 @@ def quick_path() -> Iterator[Path]:
     """Return a directory in memory, where there is one: most tests need no disk to wait for."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         yield Path(name)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Return the URL of a Redis that accepts connections and never answers."""
+    with silent_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.codec import decode_candidates, encode_candidates
-from tests.redis_server import RedisServer
+from tests.support.servers import RedisServer
 
 EXTRAS = {"price": 12.5, "volume": 1_000_000, "change": -0.031, "sector": "Energy"}
 ANSWER = encode_candidates(Candidate, [Candidate(f"T{n}", "one", "moved", extras=EXTRAS) for n in range(20)])

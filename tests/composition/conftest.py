@@ -9,24 +9,10 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Policy, RunReport, ScanResult, ScanRunner, Status, Timeout
+from resilient_scan import Policy, ScanRunner, Timeout
+from tests.support.fixtures import Background, Bare, Fleet
 
 PATIENCE = 5.0
-Fleet = Callable[..., ScanRunner]
-Bare = Callable[..., Policy]
-Background = Callable[..., "Future[Any]"]
-Eventually = Callable[[Callable[[], bool]], None]
-
-
-def statuses(report: RunReport) -> list[Status]:
-    """Return how the scans ended, in the order of the scanners."""
-    return [result.status for result in report.results.values()]
-
-
-def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
-    """Run a fleet of one."""
-    (result,) = runner.run(state, **options).results.values()
-    return result
 
 
 @pytest.fixture
@@ -86,18 +72,3 @@ def background(release: threading.Event) -> Iterator[Background]:
     release.set()
     for thread in threads:
         thread.join(PATIENCE)
-
-
-@pytest.fixture
-def eventually() -> Eventually:
-    """Return a function that waits (30 s at least, then it fails) until a condition holds."""
-    pause = threading.Event()
-
-    def wait(condition: Callable[[], bool]) -> None:
-        for _ in range(30_000):
-            if condition():
-                return
-            pause.wait(0.001)
-        pytest.fail("the condition did not come about within 30 s")
-
-    return wait

@@ -14,7 +14,8 @@ import pytest
 from resilient_scan import Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.engines.loop import _Canceller
 from resilient_scan.testing import broken, hanging, healthy
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 class Sleeper:

@@ -25,7 +25,8 @@ from resilient_scan.events import AttemptEnded, BreakerChanged, ExecutionEnded, 
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.timeout import HungThreads
 from resilient_scan.testing import Recorder, hanging, healthy, polite
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 AT_ONCE = Retry(attempts=3, base=0, cap=0)
 QUICK = Timeout(total=5, attempt=0.1, max_abandoned=4)

@@ -10,7 +10,8 @@ import pytest
 from resilient_scan import Breaker, Retry, ScanContext, Status, Timeout, scanner
 from resilient_scan.events import BreakerChanged
 from resilient_scan.testing import FakeClock, Recorder
-from tests.composition.conftest import Bare, Fleet, statuses
+from tests.support.fixtures import Bare, Fleet
+from tests.support.results import statuses
 
 
 class Source:

@@ -17,8 +17,8 @@ from resilient_scan.layers.breaker.record import BreakerRecord, decode
 from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
-from tests.breakers import CountingStore
-from tests.composition.conftest import Bare, Fleet
+from tests.support.breakers import CountingStore
+from tests.support.fixtures import Bare, Fleet
 
 Open = Callable[[Clock], Store]
 

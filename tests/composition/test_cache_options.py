@@ -19,7 +19,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, Recorder
-from tests.composition.conftest import Bare, Fleet
+from tests.support.draws import SameDraw
+from tests.support.fixtures import Bare, Fleet
 
 FOUND = [{"ticker": "AAPL"}]
 
@@ -104,16 +105,10 @@ def test_jitter_only_shortens(fleet: Fleet, bare: Bare) -> None:
 
 
 def test_the_shortest_and_the_longest_life_that_jitter_gives(fleet: Fleet, bare: Bare) -> None:
-    class Chance(Random):
-        value = 0.0
-
-        def random(self) -> float:
-            return self.value
-
-    chance = Chance()
+    chance = SameDraw()
     source = Source(fleet, bare, Cache(ttl=100, jitter=0.25), random=chance)
     for value, life in ((0.0, 100.0), (1.0 - 2**-53, 75.0)):
-        chance.value = value
+        chance.share = value
         source.clock.advance(1000)
         assert source.run() is Status.COMPLETED
         source.clock.advance(life - 0.001)

@@ -23,13 +23,11 @@ from resilient_scan import Breaker, Cache, Limit, ScanCancelled, ScanContext, Sc
 from resilient_scan.engines.loop import Loops
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
-from tests.composition.conftest import Background, Bare, Fleet, statuses
-from tests.forked import in_child, in_children_amid
+from tests.support.fixtures import Background, Bare, Fleet
+from tests.support.processes import in_child, in_children_amid, needs_fork
+from tests.support.results import statuses
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-]
+pytestmark = needs_fork
 
 
 def test_a_child_can_run(fleet: Fleet) -> None:

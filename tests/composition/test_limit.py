@@ -21,7 +21,8 @@ from resilient_scan import (
 )
 from resilient_scan.layers.limit import Provider
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy, polite
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def provider(runner: ScanRunner) -> Provider:

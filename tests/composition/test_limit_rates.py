@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,27 +22,9 @@ from resilient_scan import (
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import Client
 from resilient_scan.testing import FakeClock, healthy
-from tests.composition.conftest import Background, Bare, Fleet, statuses
-
-Eventually = Callable[..., None]
-
-
-class WatchedClock(FakeClock):
-    """Knows until when the watchdog, which gives what is limited its turn, has nothing to do."""
-
-    _parked: tuple[float, Any] | None = None
-
-    def wait(self, until: float, wake: Any, /) -> None:
-        if threading.current_thread().name != "resilient-scan-watchdog":
-            super().wait(until, wake)
-            return
-        self._parked = (until, wake)
-        super().wait(until, wake)
-        self._parked = None
-
-    def rests(self) -> bool:
-        parked = self._parked
-        return parked is not None and self.monotonic() < parked[0] and not parked[1].is_set()
+from tests.support.clocks import WatchedClock
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def drive(run: Future[Any], clock: FakeClock, step: float) -> Any:
@@ -69,7 +50,7 @@ def test_never_more_than_that_in_any_window(
     background: Background,
     eventually: Eventually,
 ) -> None:
-    clock, step = WatchedClock(), 0.05
+    clock, step = WatchedClock("resilient-scan-watchdog"), 0.05
     began: list[float] = []
 
     def make(number: int) -> Any:

@@ -22,7 +22,8 @@ from resilient_scan import (
 )
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.testing import FakeClock, healthy
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def mapper(function: Callable[[ScanContext], Callable[[Any], Any]], items: Any, **options: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,12 +22,12 @@ from resilient_scan import (
 )
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, ExecutionEnded, ProbeEnded, ScanEnded, ScannerStateChanged
-from resilient_scan.quarantine import Alert
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, flapping, hanging, healthy
-from tests.composition.conftest import Bare, Fleet
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.quarantine import alert
+from tests.support.waiting import eventually
 
-Background = Callable[..., Any]
 ILL = OSError("HTTP 500")
 
 
@@ -45,10 +44,6 @@ class Source:
         if not self.well:
             raise ILL
         return [{"ticker": "ABC"}]
-
-
-def alert(name: str, status: str = "firing", *, mark: str = "f1", start: float = 1.0) -> Alert:
-    return Alert("disable", name, status, mark, start, "ScannerErrorRatioHigh", "fails")  # type: ignore[arg-type]
 
 
 def statuses(runner: ScanRunner, **options: Any) -> list[str]:
@@ -250,7 +245,7 @@ def test_a_probe_that_hangs_fails_with_its_timeout(
     runner.alerts([alert("stuck")])
     clock.advance(60)
     run = background(runner.run, {})
-    wait_until(lambda: bool(runner.scanners()[0].probing))
+    eventually(lambda: bool(runner.scanners()[0].probing))
     assert driven(clock, run).results["stuck"].status is Status.TIMEOUT
     (ended,) = recorder.of(ProbeEnded)
     assert (ended.outcome, ended.reason) == ("timeout", "ScanTimeout: timeout after 5s")
@@ -269,15 +264,6 @@ def driven(clock: FakeClock, run: Any) -> Any:
     pytest.fail("the run did not end")
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(5000):
-        if condition():
-            return
-        pause.wait(0.001)
-    pytest.fail("the condition did not come about within 5 s")
-
-
 def test_while_a_thread_hangs_a_probe_comes_to_no_verdict(
     fleet: Fleet, background: Background, release: threading.Event, bare: Bare
 ) -> None:
@@ -294,7 +280,7 @@ def test_while_a_thread_hangs_a_probe_comes_to_no_verdict(
 
 
 def test_a_probe_that_the_run_cuts_off_goes_on_and_counts(
-    fleet: Fleet, background: Background, bare: Bare, eventually: Callable[[Callable[[], bool]], None]
+    fleet: Fleet, background: Background, bare: Bare, eventually: Eventually
 ) -> None:
     """A run's deadline ends scans, not executions that fill a cache."""
     clock, entered, go = FakeClock(), threading.Event(), threading.Event()
@@ -370,7 +356,7 @@ def test_a_probe_is_marked_in_the_flight_recorder_and_explained(fleet: Fleet) ->
     runner.alerts([alert("ill")])
     text = str(runner.explain("ill"))
     assert "quarantined by an alert (alertmanager) until" in text
-    assert "ScannerErrorRatioHigh: fails" in text
+    assert "ScannerErrorRatioHigh: ill fails" in text
     assert "wait 1m 40s: the first scan after that is a probe, and 3 successes in a row bring" in " ".join(text.split())
     clock.advance(100)
     said = runner.explain("ill")
@@ -419,10 +405,10 @@ def test_a_manual_order_takes_precedence_over_alerts_and_probes(fleet: Fleet) ->
     assert statuses(runner) == ["disabled"]  # the alert still fires
     changes = [(entry.old, entry.new, entry.source, entry.who, entry.reason) for entry in reversed(runner.audit())]
     assert changes == [
-        ("enabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: fails"),
+        ("enabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: ill fails"),
         ("quarantined", "enabled", "hand", "kim", "false alarm"),
         ("enabled", "disabled", "hand", "kim", "quota"),
-        ("disabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: fails"),
+        ("disabled", "quarantined", "alert", "alertmanager", "ScannerErrorRatioHigh: ill fails"),
     ]
     assert [(old, new) for old, new, _ in moves(recorder)] == [(old, new) for old, new, *_ in changes]
     assert len(runner.audit(1)) == 1

@@ -10,7 +10,7 @@ import pytest
 from resilient_scan import Cache, Retry, RetryAfter, RunReport, Status, Timeout
 from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.testing import FakeClock, broken, flapping, hanging, healthy
-from tests.composition.conftest import Bare, Fleet
+from tests.support.fixtures import Bare, Fleet
 
 
 def budget(**options: Any) -> Retry:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, hanging, healthy
-from tests.composition.conftest import Background, Bare, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
 
@@ -212,7 +212,7 @@ def test_a_follower_of_a_hung_leader_waits_no_longer_than_its_own_time(
 
 
 def test_ten_misses_of_a_failing_source_are_one_call(
-    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Callable[..., None]
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Eventually
 ) -> None:
     calls, asked = [], []
 

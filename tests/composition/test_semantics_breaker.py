@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from random import Random
 from typing import Any
 
 import pytest
@@ -22,20 +21,12 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping
-from tests.composition.conftest import Bare, Eventually, Fleet, only
+from tests.support.draws import SameDraw
+from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.results import only
 
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]
-
-
-class Highest(Random):
-    """Draws the upper end: a backoff is as long as it may be."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
-
-    def random(self) -> float:
-        return 0.0
 
 
 def test_backoff_is_full_jitter_and_exponential_up_to_the_cap(fleet: Fleet, bare: Bare) -> None:
@@ -48,7 +39,7 @@ def test_backoff_is_full_jitter_and_exponential_up_to_the_cap(fleet: Fleet, bare
         raise DOWN
 
     policy = bare(retry=Retry(attempts=6, base=1, cap=4), timeout=Timeout(total=1000))
-    result = only(fleet(source, policy=policy, clock=clock, random=Highest()))
+    result = only(fleet(source, policy=policy, clock=clock, random=SameDraw()))
     assert instants == [0, 1, 3, 7, 11, 15]
     assert (result.status, result.attempts) == (Status.ERROR, 6)
     assert result.error is not None
@@ -93,7 +84,7 @@ def test_never_against_an_open_breaker(fleet: Fleet, bare: Bare) -> None:
     """tenacity retries pybreaker's own error: a second asleep for nothing."""
     clock = FakeClock(auto=True)
     policy = bare(retry=Retry(attempts=9, base=1, cap=1), breaker=Breaker(failures=2))
-    runner = fleet(flapping("s", [DOWN, DOWN]), policy=policy, clock=clock, random=Highest())
+    runner = fleet(flapping("s", [DOWN, DOWN]), policy=policy, clock=clock, random=SameDraw())
     result = only(runner)
     assert (result.status, result.attempts, clock.monotonic()) == (Status.ERROR, 2, 1)
     assert result.error is not None

@@ -22,7 +22,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping, healthy
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, only, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import only, statuses
 
 DOWN = OSError("down")
 A, B = [{"ticker": "A"}], [{"ticker": "B"}]

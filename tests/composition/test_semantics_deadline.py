@@ -16,7 +16,8 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, hanging, healthy, polite
-from tests.composition.conftest import Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def test_a_runs_deadline_ends_the_run(fleet: Fleet, release: threading.Event) -> None:

@@ -40,7 +40,8 @@ from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.observe.metrics.catalogue import METHODS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
-from tests.composition.conftest import Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 FREED = "resilient_scan_timeout_freed_total"
 

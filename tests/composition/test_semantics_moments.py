@@ -22,7 +22,8 @@ from resilient_scan import (
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import RunEnded, RunStarted
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_polite(fleet: Fleet) -> None:

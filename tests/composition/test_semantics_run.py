@@ -22,7 +22,8 @@ from resilient_scan import (
 )
 from resilient_scan.events import ScannerStateChanged
 from resilient_scan.testing import FakeClock, broken, healthy, polite
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def in_turns(names: str) -> list[Any]:

@@ -22,20 +22,14 @@ from resilient_scan import (
     Retry,
     ScanCancelled,
     ScanContext,
-    ScanResult,
     ScanRunner,
     Status,
     Timeout,
     scanner,
 )
 from resilient_scan.testing import FakeClock, broken
-from tests.composition.conftest import Bare, Fleet
-
-
-def only(runner: ScanRunner, state: dict[str, Any] | None = None) -> ScanResult:
-    """Run a fleet of one."""
-    (result,) = runner.run(state).results.values()
-    return result
+from tests.support.fixtures import Bare, Fleet
+from tests.support.results import only
 
 
 class Plain:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Cache, ConfigError, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
-from tests.composition.conftest import Bare, Fleet
+from tests.support.fixtures import Bare, Fleet
 
 
 @dataclass

@@ -14,6 +14,7 @@ from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, Sc
 from resilient_scan.events import ExecutionEnded, RunStarted, ScanEnded, SuspiciousResult
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.testing import FakeClock, Recorder
+from tests.support.fixtures import Eventually
 
 ONE = [Candidate("AAPL", "s", "c")]
 
@@ -118,7 +119,7 @@ def test_a_suspicious_answer_leaves_an_older_one_to_stand_in_for_a_failure() -> 
 
 
 def test_those_that_wait_for_a_suspicious_answer_learn_it_too_and_get_objects_of_their_own(
-    eventually: Callable[[Callable[[], bool]], None],
+    eventually: Eventually,
 ) -> None:
     entered, go = threading.Event(), threading.Event()
 

@@ -18,21 +18,13 @@ import pytest
 from resilient_scan import Breaker, Cache, Quarantine, Retry, ScanContext, ScanRunner, Status, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.stores.memory import MemoryStore
-from resilient_scan.testing import FakeClock, healthy
-from tests.composition.conftest import Bare, Fleet
+from resilient_scan.testing import healthy
+from tests.support.clocks import JumpingClock
+from tests.support.draws import SameDraw
+from tests.support.fixtures import Bare, Fleet
 
 DAY = {"trade_date": "2026-11-24", "tickers": ["AAPL"]}
 CACHE = Cache(ttl=300, jitter=0, stale_if_error=600)
-
-
-class Jumping(FakeClock):
-    """A clock whose wall time may be set."""
-
-    def __init__(self, start: float = 1_700_000_000.0) -> None:
-        super().__init__(start, auto=True)
-
-    def set_wall(self, seconds: float) -> None:
-        self._start += seconds
 
 
 class Process:
@@ -43,7 +35,7 @@ class Process:
         self.wall = 1_700_000_000.0
 
     def __call__(self, *scanners: Any, cache: Cache | None = CACHE, **options: Any) -> ScanRunner:
-        options.setdefault("clock", Jumping(self.wall))
+        options.setdefault("clock", JumpingClock(self.wall, auto=True))
         policy = options.pop("policy", self._bare(cache=cache))
         return self._fleet(*scanners, policy=policy, store=f"sqlite:///{self.path}", **options)
 
@@ -132,13 +124,9 @@ def test_an_empty_answer_has_its_own_time(process: Process) -> None:
 
 
 def test_jitter_has_shortened_what_is_stored(process: Process) -> None:
-    class Most:
-        def random(self) -> float:
-            return 1.0
-
     cache = Cache(ttl=100, jitter=0.5)
     one = counting()
-    with process(one, cache=cache, random=Most()) as runner:
+    with process(one, cache=cache, random=SameDraw()) as runner:
         runner.run(DAY)
     process.wall += 49
     with process(one, cache=cache) as runner:
@@ -324,10 +312,10 @@ def test_two_runners_share_a_store_object_that_neither_closes(fleet: Fleet, bare
 def test_a_jump_of_the_wall_clock_makes_no_answer_live_longer(process: Process, jump: float) -> None:
     """Forward: it seems older. Backward: it is from the future, and no longer fresh."""
     one = counting()
-    clock = Jumping(process.wall)
+    clock = JumpingClock(process.wall, auto=True)
     with process(one, clock=clock) as runner:
         runner.run(DAY)
-        clock.set_wall(jump)
+        clock.jumped += jump
         clock.advance(299)
         assert runner.run(DAY).results["one"].status is Status.CACHED, "in this process nothing has jumped"
         clock.advance(2)
@@ -378,9 +366,9 @@ def test_orders_and_quarantine_and_their_trail_survive(process: Process, bare: B
 
 def test_the_longest_starts_first_after_a_restart(process: Process, bare: Bare) -> None:
     order: list[str] = []
-    first = Jumping(process.wall)
+    first = JumpingClock(process.wall, auto=True)
 
-    def taking(name: str, seconds: float, clock: Jumping) -> Any:
+    def taking(name: str, seconds: float, clock: JumpingClock) -> Any:
         @scanner(name=name, pipeline="test")
         def scan(_state: dict[str, Any]) -> list[Any]:
             order.append(name)
@@ -390,7 +378,7 @@ def test_the_longest_starts_first_after_a_restart(process: Process, bare: Bare) 
         return scan
 
     seconds = {"short": 1.0, "long": 9.0, "middle": 3.0}
-    for clock in (first, Jumping(process.wall + 60)):
+    for clock in (first, JumpingClock(process.wall + 60, auto=True)):
         scanners = [taking(name, took, clock) for name, took in seconds.items()]
         policy = bare(timeout=bare().timeout.__class__(total=1000))
         with process(*scanners, policy=policy, clock=clock, max_workers=1) as runner:
@@ -420,7 +408,7 @@ def test_the_last_scans_and_the_history_are_there_after_a_restart(process: Proce
 def test_two_processes_remember_each_others_scans(process: Process) -> None:
     """A service and jobs of cron on one store: neither writes over what the other has seen."""
     one = counting(cache=None)
-    clock = Jumping()
+    clock = JumpingClock(process.wall, auto=True)
     service, cron = process(one, clock=clock), process(one, clock=clock)
     runs = []
     for runner in (service, cron, service, cron):

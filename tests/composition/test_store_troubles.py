@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,9 @@ from resilient_scan.events import StoreFailed, StoreRecovered
 from resilient_scan.stores import database
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder, broken, hanging, healthy
-from tests.composition.conftest import Bare, Eventually, Fleet
-from tests.redis_server import RedisServer
+from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.servers import RedisServer
+from tests.support.stores import FailingStore
 
 LATE = 2.0  # seconds by which a run may be late for its store's sake: twice 250 ms, and what a busy machine adds
 ALL = 30
@@ -302,24 +302,14 @@ def test_a_file_that_is_harmed_in_mid_run(
         assert len(runner.history()) == 2, "the run of the harm, and this one"
 
 
-class Wild(MemoryStore):
-    """Somebody else's store, which raises what it likes, or hangs."""
-
-    fails = False
-
-    def _check_open(self) -> None:
-        if self.fails:
-            raise ConnectionError("password=hunter2")
-
-
 def test_a_foreign_store_may_raise_what_it_likes(fleet: Fleet, policy: Policy, lines: Lines) -> None:
-    store, recorder = Wild(SystemClock()), Recorder()
+    store, recorder = FailingStore(SystemClock()), Recorder()
     runner = fleet(*scanners(), policy=policy, store=store, listeners=(LogEvents(), recorder))
     exact(runner.run({"n": 0}))
-    store.fails = True
+    store.error = ConnectionError("password=hunter2")
     for number in range(1, 3):
         exact(runner.run({"n": number}))
-    store.fails = False
+    store.error = None
     exact(runner.run({"n": 3}))
     exact(runner.run({"n": 3}), cached=True)
     assert lines.warnings() == ["the store memory: failed with ConnectionError; runs go on without it"]
@@ -384,13 +374,6 @@ def test_a_redis_that_is_killed_in_mid_run_and_comes_back(
         for number in range(3):
             result = other.run({"n": number}).results["good3"]
             assert result.status is Status.CACHED, "what was found while it was away has caught up"
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """Return the URL of a server that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        yield f"redis://:hunter2@127.0.0.1:{listener.getsockname()[1]}/0"
 
 
 def test_a_redis_that_accepts_and_never_answers(fleet: Fleet, policy: Policy, silent: str, lines: Lines) -> None:

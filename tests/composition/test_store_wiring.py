@@ -33,7 +33,7 @@ from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.stores.wrappers import Checked
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
-from tests.composition.conftest import Bare, Fleet
+from tests.support.fixtures import Bare, Fleet
 
 TIMEOUT = 5.0
 

@@ -30,7 +30,9 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.testing import FakeClock, flapping, hanging, healthy
-from tests.composition.conftest import Background, Bare, Eventually, Fleet, statuses
+from tests.support.draws import SameDraw
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 DOWN = OSError("down")
 
@@ -123,12 +125,8 @@ def test_a_cancel_of_a_backoff_is_no_retry_storm(fleet: Fleet, bare: Bare, backg
         failed.set()
         raise DOWN
 
-    class Longest(Random):
-        def uniform(self, a: float, b: float) -> float:
-            return b
-
     policy = bare(retry=Retry(attempts=5, base=50, cap=50), timeout=Timeout(total=1000))
-    runner = fleet(source, policy=policy, random=Longest())
+    runner = fleet(source, policy=policy, random=SameDraw())
     run = background(runner.run, {})
     assert failed.wait(5)
     runner.close()

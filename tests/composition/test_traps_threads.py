@@ -14,7 +14,8 @@ import pytest
 from resilient_scan import Cache, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.layers import timeout
 from resilient_scan.testing import Recorder, hanging, healthy, polite
-from tests.composition.conftest import Bare, Eventually, Fleet, statuses
+from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.results import statuses
 
 
 def test_a_timeout_is_a_timeout(fleet: Fleet, bare: Bare, release: threading.Event) -> None:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from resilient_scan import Status, load_settings, scanner
-from tests.chances import with_chances
 from tests.docs.reference import PARTS, README, anchor, parts_of
+from tests.support.chances import with_chances
 
 TEXT = README.read_text()
 PROJECT = README.with_name("pyproject.toml")

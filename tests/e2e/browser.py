@@ -7,7 +7,6 @@ import contextlib
 import json
 import re
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.needed import binary
+from tests.support.needed import binary
+from tests.support.waiting import eventually
 
 PATIENCE = 60.0
 
@@ -61,12 +59,7 @@ class Browser:
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until something holds."""
-        pause = threading.Event()
-        for _ in range(int(PATIENCE * 20)):
-            if condition():
-                return
-            pause.wait(0.05)
-        pytest.fail("the page did not get so far")
+        eventually(condition, "the page gets so far")
 
     def size(self, width: int, height: int) -> None:
         """Make the page so wide and so high, as on a phone."""

@@ -20,7 +20,8 @@ from grafana.source.__main__ import HOME
 from grafana.source.presets import SERVICE, Preset
 from grafana.source.rules import prometheus as rules_of
 from tests.e2e.monitoring import Api, alertmanager, prometheus
-from tests.e2e.served import Served, Switches, configured, serving, until
+from tests.e2e.served import Served, Switches, configured, serving
+from tests.support.waiting import eventually
 
 JOB = "resilient-scan"
 FAST: Preset = replace(
@@ -184,7 +185,7 @@ def closing_loop(folder: Path, *names: str, moods: dict[str, str]) -> Iterator[L
         loop.start_service()
         loop.start_alertmanager()
         loop.start_prometheus()
-        until(lambda: loop.heartbeats() > 0, "no heartbeat came round")
+        eventually(lambda: loop.heartbeats() > 0, "no heartbeat came round")
         yield loop
     finally:
         loop.close()

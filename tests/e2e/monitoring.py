@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from tests.needed import binary
+from tests.support.needed import binary
+from tests.support.waiting import eventually
 
 PATIENCE = 60.0
 LISTENING = re.compile(r'msg="?Listening on"? .*?address=(?:\S*?):(\d+)\b')
@@ -38,10 +39,7 @@ class Api:
 
     def wait_for(self, query: str) -> None:
         """Wait until a query has an answer."""
-        until = time.monotonic() + PATIENCE
-        while not self.instant(query):
-            assert time.monotonic() < until, f"{query} had no answer for {PATIENCE:g} s"
-            time.sleep(0.2)  # another process's clock: there is nothing to wait on but its answer
+        eventually(lambda: self.instant(query), f"{query} has an answer")
 
 
 @contextmanager

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tests.distributions import lay_out
+import pytest
+
 from tests.e2e.command import SCRIPT, environment
+from tests.support.distributions import lay_out
+from tests.support.waiting import eventually
 
 PATIENCE = 60.0
 TOKEN = "token-of-these-tests"
@@ -157,17 +159,9 @@ class Served:
             return self.states()[name] == state and (self.moves(name) or [("enabled",)])[-1][0] == state
 
         try:
-            until(arrived, f"{name} is not {state}", patience)
-        except AssertionError as error:
+            eventually(arrived, f"{name} is not {state}", patience)
+        except pytest.fail.Exception as error:
             raise AssertionError(f"{error}: {self.get(f'/scanners/{name}')}, {self.moves(name)}") from None
-
-
-def until(condition: Callable[[], object], why: str, patience: float = PATIENCE) -> None:
-    """Wait for another process: there is nothing to wait on but its answers."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, f"after {patience:g} s: {why}"
-        time.sleep(0.02)
 
 
 @contextmanager

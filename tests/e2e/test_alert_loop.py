@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.loop import Loop, closing_loop, metric
-from tests.e2e.served import until
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 ILL, HUNG, SILENT, HAND, TWICE = "ill", "hung", "silent", "by_hand", "twice"
@@ -60,7 +60,7 @@ def rounds(loop: Loop, count: int = 2) -> None:
     """Wait until so many more messages have come all the way round: what was to happen by then has happened."""
     for _ in range(count):
         before = loop.heartbeats()
-        until(lambda before=before: loop.heartbeats() > before, "heartbeats go on")
+        eventually(lambda before=before: loop.heartbeats() > before, "heartbeats go on")
 
 
 def test_a_scanner_that_starts_to_fail_is_quarantined_and_no_other_unless_it_is_silenced(loop: Loop) -> None:
@@ -74,7 +74,7 @@ def test_a_scanner_that_starts_to_fail_is_quarantined_and_no_other_unless_it_is_
     shown = loop.served.get(f"/scanners/{ILL}")
     assert [each["status"] for each in shown["evidence"] if each["blocks"]]
     assert "alertmanager" in shown["who"]
-    until(lambda: loop.firing(SILENT), "the rule fires for the silenced one too")
+    eventually(lambda: loop.firing(SILENT), "the rule fires for the silenced one too")
     rounds(loop)
     assert not any(loop.served.moves(name) for name in NAMES if name not in {ILL, HUNG})
 
@@ -83,7 +83,7 @@ def test_two_alerts_on_one_scanner_both_have_to_be_over(loop: Loop) -> None:
     loop.send("/api/v2/alerts", [own("First"), own("Second")])
     loop.served.wait_for(TWICE, "quarantined")
     loop.send("/api/v2/alerts", [own("First", well=True)])
-    until(lambda: loop.served.get(f"/scanners/{TWICE}")["passed"] >= 3, "its probes do well")
+    eventually(lambda: loop.served.get(f"/scanners/{TWICE}")["passed"] >= 3, "its probes do well")
     rounds(loop, 1)
     assert loop.served.states()[TWICE] == "probing"
     loop.send("/api/v2/alerts", [own("Second", well=True)])
@@ -100,7 +100,7 @@ def test_while_it_stays_ill_nothing_flaps_for_30_seconds(loop: Loop) -> None:
     if "quarantined" not in [each[0] for each in loop.served.moves(ILL)]:  # it runs alone
         loop.switches.turn(ILL, "ill")
         loop.served.wait_for(ILL, "quarantined")
-    until(lambda: time.time() > loop.quarantined_at(ILL) + 30, "30 s pass", 40)
+    eventually(lambda: time.time() > loop.quarantined_at(ILL) + 30, "30 s pass", 40)
     does_not_flap(loop)
 
 
@@ -125,10 +125,12 @@ def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbea
     assert loop.served.get("/scanners")["blind_since"] is not None
     assert loop.out() - {HUNG} == {ILL}
     loop.switches.turn(ILL, "well")
-    until(lambda: loop.served.get(f"/scanners/{ILL}")["passed"] >= 3 and loop.resolved({ILL}), "its probes do well")
+    eventually(
+        lambda: loop.served.get(f"/scanners/{ILL}")["passed"] >= 3 and loop.resolved({ILL}), "its probes do well"
+    )
     asked = len(loop.switches.asked(ILL))
-    until(lambda: len(loop.switches.asked(ILL)) > asked, "it is probed on")
-    until(lambda: time.time() - loop.heartbeats() > 3, "the metric stands still")
+    eventually(lambda: len(loop.switches.asked(ILL)) > asked, "it is probed on")
+    eventually(lambda: time.time() - loop.heartbeats() > 3, "the metric stands still")
     assert loop.out() - {HUNG} == {ILL}
     loop.start_prometheus()
     loop.served.wait_for(ILL, "enabled")
@@ -139,7 +141,7 @@ def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbea
 
 def test_a_scanner_that_hangs_is_quarantined_once_its_time_is_over_and_comes_back(loop: Loop) -> None:
     # Where the tests before took longer than its timeout, it is on probation by now, whose probes get no thread either.
-    until(lambda: "quarantined" in [each[0] for each in loop.served.moves(HUNG)], "its time is over")
+    eventually(lambda: "quarantined" in [each[0] for each in loop.served.moves(HUNG)], "its time is over")
     in_time(loop, HUNG)
     assert loop.served.get(f"/scanners/{HUNG}")["abandoned_threads"] == 1
     loop.switches.turn(HUNG, "well")
@@ -181,7 +183,7 @@ def test_when_the_whole_fleet_fails_the_fuse_holds(loop: Loop) -> None:
         seen.add(len(loop.out()))
         return max(seen)
 
-    until(lambda: out() == MOST_OUT and metric(loop.served, refused) > 0, "the fuse blew")
+    eventually(lambda: out() == MOST_OUT and metric(loop.served, refused) > 0, "the fuse blew")
     for _ in range(20):
         assert out() == MOST_OUT
     assert loop.served.end(signal.SIGTERM) == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.redis_server import RedisServer
+from tests.support.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
 OPEN_FOR = 0.4  # seconds; a trial's place is kept for as long

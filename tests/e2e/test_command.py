@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Distribute
 from tests.e2e.command import PATIENCE, SCRIPT, on_a_terminal, run, started, wait_for
+from tests.support.fixtures import Distribute
 
 BUILT_IN = ["gap_up", "high_52w_breakout", "market_movers", "rsi_oversold", "volume_accumulation"]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chances import with_chances
-from tests.conftest import Distribute
 from tests.e2e.command import PATIENCE, on_a_terminal, run, started, wait_for
 from tests.e2e.test_command import BUILT_IN
+from tests.support.chances import with_chances
+from tests.support.fixtures import Distribute
+from tests.support.settings import write_settings
 
 FLICKERING = """
 import itertools
@@ -41,14 +42,8 @@ class Dated:
 """
 
 
-def settings(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "scan.toml"
-    path.write_text(text)
-    return str(path)
-
-
 def test_settings_decide_who_runs_how(tmp_path: Path) -> None:
-    config = settings(
+    config = write_settings(
         tmp_path,
         """
 [scanner_execution]
@@ -77,7 +72,7 @@ min_change = 99.0
 
 
 def test_a_deadline_of_the_settings_holds_and_the_command_line_wins(tmp_path: Path) -> None:
-    config = settings(tmp_path, '[scanner_execution]\ndeadline = "200ms"\n')
+    config = write_settings(tmp_path, '[scanner_execution]\ndeadline = "200ms"\n')
 
     def why(*more: str) -> str:
         done = run("run", "--json", "--faults", "--only", "hanging", "--config", config, *more, code=1)
@@ -104,7 +99,7 @@ cache = { ttl = 0 }
 
 @pytest.mark.parametrize("command", [["run"], ["list"], ["verify"], ["explain", "gap_up"]])
 def test_wrong_settings_are_told_at_once_one_a_line(command: list[str], tmp_path: Path) -> None:
-    done = run(*command, "--config", settings(tmp_path, WRONG), code=2)
+    done = run(*command, "--config", write_settings(tmp_path, WRONG), code=2)
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
     assert first.startswith("error: ")
@@ -121,7 +116,7 @@ def test_a_missing_file_is_an_error() -> None:
 
 def test_scanners_of_somebody_else_get_today_and_their_settings(distribute: Distribute, tmp_path: Path) -> None:
     site = distribute("acme-dated", {"dated": "acme_dated:Dated"}, {"acme_dated.py": DATED})
-    config = settings(tmp_path, "[scanners.dated]\nsettings = { lookback_days = 14 }\n")
+    config = write_settings(tmp_path, "[scanners.dated]\nsettings = { lookback_days = 14 }\n")
     done = run("run", "--only", "dated", "--config", config, PYTHONPATH=str(site))
     assert "lookback_days" in done.stdout
     assert "2013" not in done.stdout
@@ -138,12 +133,12 @@ def test_check_has_nothing_to_say_about_what_ships() -> None:
 
 def test_check_tells_everything_that_is_wrong(distribute: Distribute, tmp_path: Path) -> None:
     site = distribute("acme-broken", {"broken": "acme_broken:x"}, {"acme_broken.py": "import no_such_thing"})
-    done = run("check", "--config", settings(tmp_path, WRONG), code=2, PYTHONPATH=str(site))
+    done = run("check", "--config", write_settings(tmp_path, WRONG), code=2, PYTHONPATH=str(site))
     lines = done.stdout.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 3
     assert "no_such_thing" in done.stdout
     assert re.match(r"3 errors in \d+ scanners and ", lines[-1])
-    strange = settings(tmp_path, "[scanners.gap_upp]\nenabled = true\n")
+    strange = write_settings(tmp_path, "[scanners.gap_upp]\nenabled = true\n")
     done = run("check", "--config", strange, code=2, PYTHONPATH=str(site))
     assert "scan.toml:1: unknown scanner gap_upp; did you mean 'gap_up'?" in done.stdout
     assert "no_such_thing" in done.stdout
@@ -151,7 +146,7 @@ def test_check_tells_everything_that_is_wrong(distribute: Distribute, tmp_path: 
 
 def test_check_warns_of_options_that_do_not_work_together(tmp_path: Path) -> None:
     text = "[scanners.gap_up]\ntimeout = { total = 10, attempt = 8 }\nretry = { attempts = 3 }\n"
-    done = run("check", "--config", settings(tmp_path, text))
+    done = run("check", "--config", write_settings(tmp_path, text))
     assert done.stdout.startswith("warning: gap_up: ")
     assert done.stdout.splitlines()[-1].endswith("scan.toml")
     assert "error" not in done.stdout
@@ -171,7 +166,7 @@ def test_explain_runs_one_scanner_and_says_what_happened() -> None:
 
 
 def test_explain_names_the_line_that_set_a_number(tmp_path: Path) -> None:
-    config = settings(tmp_path, '[scanners.gap_up]\ntimeout = { total = "7s" }\n')
+    config = write_settings(tmp_path, '[scanners.gap_up]\ntimeout = { total = "7s" }\n')
     done = run("explain", "gap_up", "--no-run", "--config", config)
     assert "scan.toml:2" in done.stdout
     assert "7s" in done.stdout

@@ -14,8 +14,8 @@ from grafana.source.presets import PRESETS
 from tests.e2e.conftest import LIFETIME
 from tests.e2e.live_fleet import BY_HAND, HEALTHY, NAMES
 from tests.e2e.monitoring import Api
-from tests.e2e.served import until
 from tests.grafana.boards import BOARDS, board, queries
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 
@@ -129,5 +129,5 @@ def test_the_table_tells_who_is_in_trouble_and_why(live_prometheus: Api) -> None
     expected = {"rows": len(NAMES), "now": NOW, "kind": KIND, "source": "alert"}
     tables = [table_of(live_prometheus)]
     with contextlib.suppress(AssertionError):  # the last line says more
-        until(lambda: tables[-1] == expected or tables.append(table_of(live_prometheus)), "all of them are told")
+        eventually(lambda: tables[-1] == expected or tables.append(table_of(live_prometheus)), "all of them are told")
     assert tables[-1] == expected

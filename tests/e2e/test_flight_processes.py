@@ -15,6 +15,7 @@ import pytest
 from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout, scanner
 from resilient_scan.stores import Store
 from tests.e2e.store_crew import Say, Worker
+from tests.support.waiting import eventually
 
 DAY = {"trade_date": "2026-11-24"}
 PATIENCE = 10.0
@@ -38,11 +39,7 @@ class Source:
         return self._path.read_text().split() if self._path.exists() else []
 
     def wait_for(self, count: int) -> None:
-        for _ in range(2000):
-            if len(self.asked()) >= count:
-                return
-            _PAUSE.wait(0.005)
-        pytest.fail(f"{len(self.asked())} of {count} have asked")
+        eventually(lambda: len(self.asked()) >= count, f"{count} have asked")
 
 
 @pytest.fixture

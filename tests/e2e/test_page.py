@@ -11,8 +11,8 @@ from grafana.source.__main__ import HOME
 from resilient_scan import ControlService, Quarantine, ScanError, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import broken, healthy
-from tests.control import TOKEN, Served, alert, alertmanager
 from tests.e2e.browser import Browser, chromium
+from tests.support.control import TOKEN, Served, alert, alertmanager
 
 pytestmark = pytest.mark.servers
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"

@@ -15,7 +15,7 @@ from resilient_scan import Quarantine, ScanRunner
 from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.testing import healthy
 from tests.e2e.monitoring import alertmanager
-from tests.e2e.served import until
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 CONFIG = """
@@ -51,7 +51,7 @@ def tell(url: str, scanner: str, job: str = "ours", *, over: bool = False) -> No
         with urlopen(f"{url}/api/v2/alerts?active=true", timeout=5) as answer:
             return labels in [{**each["labels"]} for each in json.load(answer)]
 
-    until(lambda: listed() is not over, "its list says so")
+    eventually(lambda: listed() is not over, "its list says so")
 
 
 def states(runner: ScanRunner) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command import run
-from tests.e2e.served import TOKEN, Served, Switches, configured, serving, until
+from tests.e2e.served import TOKEN, Served, Switches, configured, serving
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers  # processes take their time: on one Python only
 FAST = ("--every", "200ms", "--jitter", "0")
@@ -30,7 +31,7 @@ def test_it_runs_again_and_again_and_sigterm_ends_it(tmp_path: Path, switches: S
         assert re.search(
             r"serving at http://127\.0\.0\.1:\d+/ \(orders and alerts need the token\)", served.line("serv")
         )
-        until(lambda: len(switches.asked("alpha")) >= 12, "a dozen runs")
+        eventually(lambda: len(switches.asked("alpha")) >= 12, "a dozen runs")
         assert served.status("/readyz") == served.status("/healthz") == 200
         assert served.states() == {"alpha": "enabled", "beta": "enabled"}
         assert served.end(signal.SIGTERM) == 0
@@ -47,7 +48,7 @@ def test_ctrl_c_ends_it_and_the_run_under_way_gets_its_time(tmp_path: Path, swit
     config = configured(tmp_path)
     with serving(switches, config, *RARE, "--grace", "30s") as served:
         served.line("serving at")
-        until(lambda: switches.asked("alpha"), "it began")
+        eventually(lambda: switches.asked("alpha"), "it began")
         served.process.send_signal(signal.SIGINT)
         served.line("stopping: the run under way gets 30s; a second signal cuts it off")
         assert served.status("/healthz") == 200
@@ -63,7 +64,7 @@ def test_a_second_signal_cuts_the_run_off_and_its_rest_is_written_down(tmp_path:
     config = configured(tmp_path)
     with serving(switches, config, *RARE, "--grace", "1h") as served:
         served.line("serving at")
-        until(lambda: switches.asked("alpha"), "it began")
+        eventually(lambda: switches.asked("alpha"), "it began")
         served.line("✓ beta")
         served.process.send_signal(signal.SIGTERM)
         served.line("stopping")
@@ -73,7 +74,7 @@ def test_a_second_signal_cuts_the_run_off_and_its_rest_is_written_down(tmp_path:
         assert served.lines[-1] == "stopped; the run under way was cut off"
     assert not any("Traceback" in line for line in served.lines)
     with serving(switches, config, *RARE) as again:
-        until(lambda: again.get("/scanners/beta")["explanation"], "it answers")
+        eventually(lambda: again.get("/scanners/beta")["explanation"], "it answers")
         assert again.end(signal.SIGTERM, signal.SIGINT) == 0
 
 
@@ -81,7 +82,7 @@ def test_grace_is_a_limit(tmp_path: Path, switches: Switches) -> None:
     switches.turn("alpha", "hang")
     with serving(switches, configured(tmp_path), *RARE, "--grace", "300ms") as served:
         served.line("serving at")
-        until(lambda: switches.asked("alpha"), "it began")
+        eventually(lambda: switches.asked("alpha"), "it began")
         began = time.monotonic()
         assert served.end(signal.SIGTERM) == 0
         assert 0.3 <= time.monotonic() - began < 10
@@ -93,7 +94,7 @@ def test_what_hangs_holds_up_nothing_but_its_own_scan(tmp_path: Path, switches: 
     more = '[defaults]\ncache = { ttl = "10ms" }\ntimeout = { total = "200ms" }'
     with serving(switches, configured(tmp_path, more=more), *FAST) as served:
         served.line("alpha: timeout")
-        until(lambda: len(switches.asked("beta")) >= 3, "beta goes on")
+        eventually(lambda: len(switches.asked("beta")) >= 3, "beta goes on")
         assert len(switches.asked("alpha")) == 1
         hung = served.get("/scanners/alpha")
         assert hung["abandoned_threads"] == 1
@@ -208,7 +209,7 @@ def test_a_store_that_goes_away_ends_nothing(tmp_path: Path, switches: Switches)
         folder.rename(tmp_path / "away")
         folder.write_text("what is here now is no folder")
         before = len(switches.asked("beta"))
-        until(lambda: len(switches.asked("beta")) >= before + 3, "runs go on")
+        eventually(lambda: len(switches.asked("beta")) >= before + 3, "runs go on")
         still(served)
         assert served.states() == {"alpha": "disabled", "beta": "enabled"}
         assert served.end(signal.SIGTERM) == 0

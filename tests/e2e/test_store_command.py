@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command import on_a_terminal, run
-from tests.needed import binary
-from tests.redis_server import RedisServer
+from tests.support.needed import binary
+from tests.support.servers import RedisServer
 
 ONE = ("--only", "market_movers")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import threading
@@ -14,13 +13,11 @@ import pytest
 from resilient_scan.clock import SystemClock
 from resilient_scan.stores import Store, open_store
 from tests.e2e.store_crew import Job, Worker, counting, number, once, writing
-from tests.needed import binary
-from tests.redis_server import RedisServer
+from tests.support.needed import binary
+from tests.support.processes import needs_fork
+from tests.support.servers import RedisServer
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-]
+pytestmark = needs_fork
 NAMES = ("a", "b", "c", "d")
 
 

@@ -20,7 +20,7 @@ from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS
 from resilient_scan.observe.metrics import families
 from tests.grafana.boards import BOARDS, board, expressions, findings, queries, strangers, text
-from tests.needed import testdata as folder_of
+from tests.support.needed import testdata as folder_of
 
 README = HOME.parent / "README.md"
 FILES = made()

@@ -16,7 +16,7 @@ from grafana.source.presets import PRESETS
 from grafana.source.rules import DATASOURCE
 from resilient_scan import load_settings
 from tests.grafana.boards import REFERENCE
-from tests.needed import binary
+from tests.support.needed import binary
 
 README = (HOME.parent / "README.md").read_text()
 FOLDERS = [HOME, HOME / "presets" / "cron"]

@@ -17,7 +17,7 @@ from grafana.source.__main__ import HOME
 from grafana.source.alerts import alerts
 from grafana.source.presets import PRESETS, Preset
 from tests.grafana.scenarios import Scenario, scenarios
-from tests.needed import binary
+from tests.support.needed import binary
 
 pytestmark = pytest.mark.servers
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -22,18 +19,3 @@ settings.register_profile(
 def machine_settings() -> settings:
     """Return the settings that the machines run with."""
     return settings.get_profile("machines")
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[[Callable[[], bool], str], None]:
-    """Return a function that waits (5 s at most) until a condition holds, and fails with a text otherwise."""
-    pause = threading.Event()
-
-    def wait(condition: Callable[[], bool], what: str) -> None:
-        for _ in range(5000):
-            if condition():
-                return
-            pause.wait(0.001)
-        pytest.fail(f"did not come about within 5 s: {what}")
-
-    return wait

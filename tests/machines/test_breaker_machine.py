@@ -18,7 +18,7 @@ from resilient_scan import Breaker, CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.testing import FakeClock
-from tests.breakers import Chance
+from tests.support.draws import EitherEnd
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
 
@@ -39,7 +39,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.failures, self.trials = failures, trials
         self.clock = FakeClock()
         options = Breaker(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
-        self.breaker = CircuitBreaker("one", options, self.clock, Chance(seed))
+        self.breaker = CircuitBreaker("one", options, self.clock, EitherEnd(seed))
         self.state = "closed"
         self.generation = 0
         self.failed_in_a_row = 0

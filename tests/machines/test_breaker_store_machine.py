@@ -20,7 +20,8 @@ from resilient_scan import CircuitOpen
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.layers.breaker.record import decode
-from tests.breakers import KEY, Chance, Fleet
+from tests.support.breakers import KEY, Fleet
+from tests.support.draws import EitherEnd
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
 GUARDS = st.integers(0, 1)
@@ -84,7 +85,7 @@ class Granted:
 class SharedBreakerMachine(RuleBasedStateMachine):
     @initialize(failures=st.integers(1, 3), trials=st.integers(1, 2), seed=st.integers(0, 3))
     def build(self, failures: int, trials: int, seed: int) -> None:
-        self.failures, self.trials, self.chance = failures, trials, Chance(seed)
+        self.failures, self.trials, self.chance = failures, trials, EitherEnd(seed)
         self.fleet = Fleet(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
         self.truth = Truth()
         self.breakers = [self.start() for _ in range(2)]

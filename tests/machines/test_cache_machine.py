@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 from hypothesis import settings
@@ -22,20 +21,10 @@ from resilient_scan import Cache, Candidate
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
+from tests.support.draws import SameDraw
 
 TTL, TTL_EMPTY, TTL_ERROR, STALE = 8.0, 2.0, 16.0, 4.0
 KEYS = st.sampled_from([b"a", b"b", b"c"])
-
-
-class Chance(Random):
-    """Always draws the same, so that the model knows each lifetime."""
-
-    def __init__(self, drawn: float) -> None:
-        super().__init__(0)
-        self.drawn = drawn
-
-    def random(self) -> float:
-        return self.drawn
 
 
 class Flight:
@@ -71,7 +60,7 @@ class CacheMachine(RuleBasedStateMachine):
         options = Cache(
             ttl=TTL, stale_if_error=STALE, maxsize=maxsize, jitter=0.25, ttl_empty=self.ttl_empty, ttl_error=ttl_error
         )
-        self.cache: ResultCache[Flight] = ResultCache(options, self.clock, Chance(drawn))
+        self.cache: ResultCache[Flight] = ResultCache(options, self.clock, SameDraw(drawn))
         self.kept: OrderedDict[bytes, Kept] = OrderedDict()
         self.failures: OrderedDict[bytes, tuple[ErrorInfo, float]] = OrderedDict()
         self.flights: dict[bytes, Flight] = {}

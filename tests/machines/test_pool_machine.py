@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.testing import FakeClock
+from tests.support.fixtures import Eventually
 
 PATIENCE = 5.0
 THREADS = "pool-of-the-machine"
-Eventually = Callable[[Callable[[], bool], str], None]
 
 
 class Job:

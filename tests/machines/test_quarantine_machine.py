@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Alert, Turn
 from resilient_scan.quarantine.records import ScannerRecord
-from tests.quarantine import Bench, Process, alert
+from tests.support.quarantine import Bench, Process, alert
 
 NAMES = ("a", "b", "c", "d")
 CRITICAL = "d"

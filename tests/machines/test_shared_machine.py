@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from hypothesis import Phase, settings
@@ -13,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from resilient_scan import ScanCancelled, ScanContext
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.testing import FakeClock
+from tests.support.fixtures import Eventually
 
 PATIENCE = 5.0
 APART = 2.0**-6  # seconds between any two deadlines, so that the model knows which one comes first
-Eventually = Callable[[Callable[[], bool], str], None]
 
 
 class LoadError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from hypothesis import Phase, settings
@@ -13,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from resilient_scan import Cache, Policy, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
+from tests.support.fixtures import Eventually
 
 TTL, TOTAL = 100.0, 40.0
 APART = 2.0**-6  # seconds between any two instants at which something is over, so that the model knows the order
-Eventually = Callable[[Callable[[], bool], str], None]
 
 
 class Job:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
-from tests.needed import MEMORY
+from tests.support.needed import MEMORY
 
 KEYS = st.sampled_from(["a", "a/b", "a/c", "b", "é"])
 DATA = st.binary(max_size=3)

@@ -15,7 +15,7 @@ from tests.peers import costs
 from tests.peers.children import Child
 from tests.peers.faults import FAULTS
 from tests.peers.stacks import MODULES
-from tests.redis_server import RedisServer
+from tests.support.servers import RedisServer
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.docs.reference import README
-from tests.needed import binary, missing
 from tests.peers import measure
 from tests.peers.costs import KINDS
 from tests.peers.faults import FAULTS
 from tests.peers.table import results
+from tests.support.needed import binary, missing
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 from grafana.source.__main__ import HOME
 from tests.e2e.conftest import live_fleet, often
 from tests.e2e.monitoring import Api, prometheus
-from tests.needed import binary
+from tests.support.needed import binary
 
 PAGE = Path(__file__).parent
 CALM, TROUBLE = 60, 200  # seconds; an alert fires two minutes after its condition holds

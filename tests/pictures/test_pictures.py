@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from grafana.source.__main__ import HOME
-from tests.chances import with_chances
 from tests.docs.test_readme import without_times
 from tests.grafana.boards import BOARDS, board
 from tests.pictures import draw, faults
+from tests.support.chances import with_chances
 
 RARE = {"Breakers that are not closed", "How long hung work really took"}  # of one scanner in particular
 

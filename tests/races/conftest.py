@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.fixtures import Crew
+
 PATIENCE = 60.0
-Crew = Callable[..., list[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +57,3 @@ def crew() -> Crew:
         return results
 
     return start
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Return a function that waits (20 s at most) until a condition holds."""
-    pause = threading.Event()
-
-    def wait(condition: Callable[[], bool]) -> None:
-        for _ in range(20_000):
-            if condition():
-                return
-            pause.wait(0.001)
-        pytest.fail("the condition did not come about within 20 s")
-
-    return wait

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from random import Random
 from typing import Any
@@ -29,9 +29,7 @@ from resilient_scan import (
 from resilient_scan.events import AttemptEnded, ExecutionEnded, RunEnded, RunStarted, ScanEnded
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder
-
-Crew = Callable[..., list[Any]]
-Eventually = Callable[[Callable[[], bool]], None]
+from tests.support.fixtures import Crew, Eventually
 
 
 def moody(name: str, chance: Random, **layers: Any) -> Any:

@@ -24,9 +24,7 @@ from resilient_scan.layers.timeout import HungThreads
 from resilient_scan.quarantine import Alert, Gate, Turn
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder
-
-Crew = Callable[..., list[Any]]
-Eventually = Callable[[Callable[[], bool]], None]
+from tests.support.fixtures import Crew, Eventually
 
 
 @pytest.mark.parametrize("trials", [1, 2])

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import Settings, load_settings
+from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import FakeClock
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """Return a registry of metrics that nobody else uses."""
+    return CollectorRegistry()
 
 
 @pytest.fixture

@@ -18,14 +18,9 @@ from resilient_scan.cli import fleet as choice
 from resilient_scan.cli.check import check
 from resilient_scan.cli.fleet import Request, open_fleet, state_for, survey
 from resilient_scan.observe.metrics import exposition
+from tests.support.settings import write_settings
 
 PATIENCE = 10.0
-
-
-def settings(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "scan.toml"
-    path.write_text(text)
-    return path
 
 
 def test_a_scrape_has_every_number_and_no_instants() -> None:
@@ -68,7 +63,7 @@ def test_without_bundled_data_a_run_is_of_today_unless_somebody_says() -> None:
 
 def test_a_built_in_scanner_that_is_sent_elsewhere_does_not_get_bundled_data(tmp_path: Path) -> None:
     text = '[scanners.gap_up.settings]\nbase_url = "http://127.0.0.1:9"\nuniverse = ["AAPL"]\n'
-    request = Request(config=settings(tmp_path, text), only=("gap_up",))
+    request = Request(config=write_settings(tmp_path, text), only=("gap_up",))
     with open_fleet(request, listeners=()) as fleet:
         assert fleet.demo is None
         assert fleet.state["trade_date"] != "2013-01-24"
@@ -78,20 +73,20 @@ def test_with_settings_of_its_own_a_built_in_scanner_needs_no_bundled_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "load_demo", lambda: None)
-    config = settings(tmp_path, '[scanners.gap_up.settings]\nuniverse = ["AAPL"]\n')
+    config = write_settings(tmp_path, '[scanners.gap_up.settings]\nuniverse = ["AAPL"]\n')
     configured = [row["name"] for row in survey(config)[0] if row["configured"]]
     assert configured == ["gap_up"]
 
 
 def test_everything_may_be_switched_off(tmp_path: Path) -> None:
-    config = settings(tmp_path, "[scanners.gap_up]\nenabled = false\n")
+    config = write_settings(tmp_path, "[scanners.gap_up]\nenabled = false\n")
     with (
         pytest.raises(ConfigError, match=r"scanner 'gap_up' is switched off by .*scan\.toml:2"),
         open_fleet(Request(config=config, only=("gap_up",))),
     ):
         pass
     names = [row["name"] for row in survey()[0]]
-    config = settings(tmp_path, "".join(f"[scanners.{name}]\nenabled = false\n" for name in names))
+    config = write_settings(tmp_path, "".join(f"[scanners.{name}]\nenabled = false\n" for name in names))
     with (
         pytest.raises(ConfigError, match="nothing to run: switched off by the settings: "),
         open_fleet(Request(config=config)),
@@ -108,7 +103,7 @@ timeout = { total = 1, attempt = 5 }
 [scanners.market_movers]
 timeout = { total = 10, attempt = 8 }
 """
-    found = check(settings(tmp_path, text))
+    found = check(write_settings(tmp_path, text))
     assert any("gap_up" in error for error in found.errors)
     assert any("market_movers" in warning for warning in found.warnings)
     assert re.match(r"1 error and 2 warnings in \d+ scanners and ", found.summary)
@@ -123,7 +118,7 @@ retry = { attempts = 0 }
 [scanners.gap_upp]
 enabled = false
 """
-    first, second, third = check(settings(tmp_path, text)).errors
+    first, second, third = check(write_settings(tmp_path, text)).errors
     assert "scan.toml:3" in first
     assert "scan.toml:5" in second
     assert "scan.toml:6" in third
@@ -200,7 +195,7 @@ def test_the_summary_counts_only_the_scanners_in_service() -> None:
     ],
 )
 def test_where_anything_is_configured_no_scanner_gets_bundled_data(name: str, wish: str, tmp_path: Path) -> None:
-    config = settings(tmp_path, f"[scanners.{name}.settings]\n{wish}\n")
+    config = write_settings(tmp_path, f"[scanners.{name}.settings]\n{wish}\n")
     chosen = ("gap_up", "rsi_oversold", "news_sentiment")
     with open_fleet(Request(config=config, only=chosen, as_of=date(2026, 5, 15)), listeners=()) as fleet:
         assert (fleet.demo, fleet.state) == (None, {"trade_date": "2026-05-15"})
@@ -210,6 +205,6 @@ def test_where_anything_is_configured_no_scanner_gets_bundled_data(name: str, wi
 
 
 def test_bundled_data_may_be_looked_at_with_other_numbers(tmp_path: Path) -> None:
-    config = settings(tmp_path, "[scanners.rsi_oversold.settings]\nmax_rsi = 20.0\n")
+    config = write_settings(tmp_path, "[scanners.rsi_oversold.settings]\nmax_rsi = 20.0\n")
     with open_fleet(Request(config=config), listeners=()) as fleet:
         assert fleet.demo is not None

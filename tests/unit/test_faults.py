@@ -10,7 +10,7 @@ from resilient_scan import ScanResult, ScanRunner, Status
 from resilient_scan.cli.faults import Watch, faulty_scanners
 from resilient_scan.events import BreakerChanged, ThreadAbandoned
 from resilient_scan.results import ErrorInfo
-from tests.results import result as plain
+from tests.support.results import result as plain
 
 
 def result(status: Status, *, error: str = "", **changes: object) -> ScanResult:

@@ -40,7 +40,7 @@ from resilient_scan.events import (
 from resilient_scan.observe.logs import JsonLines
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
-from tests.results import result
+from tests.support.results import result
 
 INFO, WARNING = logging.INFO, logging.WARNING
 

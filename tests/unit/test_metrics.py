@@ -28,6 +28,7 @@ from resilient_scan.observe.metrics import collectors, counts
 from resilient_scan.observe.metrics import families as listed_families
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
+from tests.support.metrics import value
 
 STATUSES = ("completed", "cached", "stale", "timeout", "error", "rejected", "disabled", "skipped")
 OUTCOMES = ("success", "error", "timeout", "cancelled")
@@ -70,11 +71,6 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
 }
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 @pytest.fixture(autouse=True)
 def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Let each test begin with a process that has seen no exception class."""
@@ -96,10 +92,6 @@ def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], floa
         for sample in family.samples
         if sample.name == f"resilient_scan_{name}"
     }
-
-
-def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    return registry.get_sample_value(f"resilient_scan_{name}", labels)
 
 
 def test_every_series_is_there_before_the_first_scan(registry: CollectorRegistry) -> None:

@@ -44,14 +44,10 @@ from resilient_scan.events import (
 from resilient_scan.observe.metrics import catalogue, collectors, families
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, broken, hanging, healthy
-from tests.results import result
+from tests.support.metrics import value
+from tests.support.results import result
 
 BARE = Policy(cache=None, retry=None, breaker=None)
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
 
 
 @pytest.fixture
@@ -59,10 +55,6 @@ def listener(registry: CollectorRegistry) -> PrometheusMetrics:
     listener = PrometheusMetrics(registry)
     listener(ScannersRegistered((Registered("one", "test", lambda: "closed", lambda: 0),)))
     return listener
-
-
-def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    return registry.get_sample_value(f"resilient_scan_{name}", labels)
 
 
 def ended(**changes: Any) -> ScanEnded:

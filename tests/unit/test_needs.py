@@ -15,6 +15,7 @@ from resilient_scan.cli.fleet import Request, lacks, open_fleet
 from resilient_scan.http import credential
 from resilient_scan.settings import plugins
 from resilient_scan.settings.plugins import Plugins, found_of
+from tests.support.settings import write_settings
 
 SET_BOTH = (
     "set scanners.keyed.settings.api_key or the environment variable KEYED_API_KEY, "
@@ -42,12 +43,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"resilient_scan.{module}.discover", lambda: found)
 
 
-def settings(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "scan.toml"
-    path.write_text(text)
-    return path
-
-
 def test_it_is_listed_and_not_run() -> None:
     with open_fleet(Request(), listeners=()) as fleet:
         report = fleet.run()
@@ -72,7 +67,7 @@ def test_what_is_there_need_not_be_set(
     text: str, variable: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYED_API_KEY", variable)
-    config = settings(tmp_path, f"[scanners.keyed.settings]\n{text}\n")
+    config = write_settings(tmp_path, f"[scanners.keyed.settings]\n{text}\n")
     with open_fleet(Request(config=config), listeners=()) as fleet:
         report = fleet.run()
     assert fleet.not_configured == ({"keyed": left} if left else {})
@@ -102,12 +97,12 @@ def test_a_built_in_one_that_needs_no_key_names_a_setting_that_makes_it_ask(tmp_
     assert lacks(ours, None, load_settings(None)) == said
     assert lacks(msgspec.structs.replace(ours, sources=()), None, load_settings(None)).endswith("ask its source")
     for wish in ('universe = ["XLE"]', "min_lead = 2.0"):
-        wished = load_settings(settings(tmp_path, f"[scanners.free.settings]\n{wish}\n"))
+        wished = load_settings(write_settings(tmp_path, f"[scanners.free.settings]\n{wish}\n"))
         assert lacks(ours, None, wished) == ""
 
 
 def test_what_is_switched_off_is_not_called_not_configured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = str(settings(tmp_path, "[scanners.keyed]\nenabled = false\n"))
+    config = str(write_settings(tmp_path, "[scanners.keyed]\nenabled = false\n"))
     assert cli.main(["run", "--config", config]) == 0
     assert "not configured" not in capsys.readouterr().err
     assert cli.main(["check", "--config", config]) == 0
@@ -140,7 +135,7 @@ def record(folder: Path, host: str) -> Path:
 
 
 def test_a_replay_needs_no_keys_but_recordings(tmp_path: Path) -> None:
-    config = settings(tmp_path, '[scanners.keyed.settings]\nuniverse = ["A"]\n')
+    config = write_settings(tmp_path, '[scanners.keyed.settings]\nuniverse = ["A"]\n')
     request = Request(config=config, replay=record(tmp_path / "tape", "keyed.example"))
     with open_fleet(request, listeners=()) as fleet:
         report = fleet.run()

@@ -18,6 +18,7 @@ from resilient_scan.cli import main as cli
 from resilient_scan.cli.serve import caught_signals, first
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import healthy
+from tests.support.settings import write_settings
 
 TOKEN = "a-token"
 Say = Callable[..., str]
@@ -36,16 +37,12 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
     return run
 
 
-def written(folder: Path, text: str) -> Path:
-    path = folder / "scan.toml"
-    path.write_text(text)
-    return path
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Return settings with a store, and with a service that does not run."""
-    return written(tmp_path, f'[store]\nurl = "sqlite:///{tmp_path / "state.db"}"\n[service]\nlisten = "127.0.0.1:1"\n')
+    return write_settings(
+        tmp_path, f'[store]\nurl = "sqlite:///{tmp_path / "state.db"}"\n[service]\nlisten = "127.0.0.1:1"\n'
+    )
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def near(service: ControlService, tmp_path: Path) -> Path:
     """Return settings of the service that runs, without any store."""
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     at = service.url.removeprefix("http://")
-    return written(tmp_path, f'[store]\nurl = "memory:"\n[service]\nlisten = "{at}"\ntoken_file = "token"\n')
+    return write_settings(tmp_path, f'[store]\nurl = "memory:"\n[service]\nlisten = "{at}"\ntoken_file = "token"\n')
 
 
 # to the service
@@ -146,7 +143,7 @@ def test_an_order_needs_no_keys(config: Path, say: Say, monkeypatch: pytest.Monk
 
 
 def test_nobody_is_told_that_an_order_holds_which_nothing_remembers(tmp_path: Path, say: Say) -> None:
-    config = written(tmp_path, '[store]\nurl = "memory:"\n[service]\nlisten = "127.0.0.1:1"\n')
+    config = write_settings(tmp_path, '[store]\nurl = "memory:"\n[service]\nlisten = "127.0.0.1:1"\n')
     assert say("disable", "gap_up", "--reason", "quota", "--config", config, code=2) == (
         "error: disable gap_up: nothing would remember it: no service runs here, and no store is configured; "
         "start 'resilient-scan serve', or name a settings file with --config\n"
@@ -155,7 +152,7 @@ def test_nobody_is_told_that_an_order_holds_which_nothing_remembers(tmp_path: Pa
 
 def test_a_store_that_is_away_is_told_and_nothing_claimed(tmp_path: Path, say: Say) -> None:
     (tmp_path / "file").write_text("no folder")
-    config = written(
+    config = write_settings(
         tmp_path, f'[store]\nurl = "sqlite:///{tmp_path}/file/state.db"\n[service]\nlisten = "127.0.0.1:1"\n'
     )
     said = say("disable", "gap_up", "--reason", "quota", "--config", config, code=2)
@@ -226,7 +223,7 @@ def test_a_token_file_that_is_missing_empty_or_not_a_text(config: Path, say: Say
 
 def test_a_token_file_is_named_from_the_settings_folder_or_the_root(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one\n")
-    config = written(tmp_path, '[service]\ntoken_file = "token"\n')
+    config = write_settings(tmp_path, '[service]\ntoken_file = "token"\n')
     assert load_settings(config).token() == "one"
     other = tmp_path / "other"
     other.write_text("two")

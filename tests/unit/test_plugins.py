@@ -14,7 +14,7 @@ from resilient_scan import PluginError, ScanRunner
 from resilient_scan.settings import plugins
 from resilient_scan.settings.plugins import GROUP, discover, load_demo
 from resilient_scan.testing import healthy
-from tests.conftest import Distribute
+from tests.support.fixtures import Distribute
 
 GOOD = '''
 class Good:

@@ -10,7 +10,7 @@ from resilient_scan import Candidate, Status
 from resilient_scan.cli import screens as progress
 from resilient_scan.events import AttemptEnded, Registered, RunEnded, RunStarted, ScanEnded, ScannersRegistered
 from resilient_scan.results import ErrorInfo
-from tests.results import result
+from tests.support.results import result
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ConfigError, RunReport, ScanError, ScanResult, Status
 from resilient_scan.results import ErrorInfo, plain, results_in_order
-from tests.results import result as any_result
+from tests.support.results import result as any_result
 
 
 def result(name: str, status: Status = Status.COMPLETED, **changes: Any) -> ScanResult:

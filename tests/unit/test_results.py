@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from resilient_scan import Candidate, ScanTimeout, Status
 from resilient_scan.results import MAX_MESSAGE, ErrorInfo, plain
-from tests.results import result
+from tests.support.results import result
 
 
 class Mute(Exception):

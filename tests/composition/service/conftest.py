@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,10 +11,9 @@ import pytest
 from resilient_scan import ControlService, Quarantine, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import FakeClock, healthy
-from tests.composition.conftest import Fleet
-from tests.control import TOKEN, Served
+from tests.support.control import TOKEN, Served
+from tests.support.fixtures import Fleet, Serve
 
-Serve = Callable[..., Served]
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 

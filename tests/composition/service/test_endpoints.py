@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from resilient_scan import Quarantine
-from resilient_scan.errors import StoreError
 from resilient_scan.service.bounds import SAFE
-from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, healthy
-from tests.composition.service.conftest import NAMES, Serve
-from tests.control import BASIC, BEARER, JSON, TOKEN, Served, alert, alertmanager, head, signed
+from tests.composition.service.conftest import NAMES
+from tests.support.control import BASIC, BEARER, JSON, TOKEN, Served, alert, alertmanager, head, signed
+from tests.support.fixtures import Serve
+from tests.support.stores import AWAY, FailingStore
 
 LOOKS = ("/", "/metrics", "/healthz", "/readyz", "/openapi.json", "/audit", "/scanners", "/scanners/gamma")
 CHANGES = ("/scanners/gamma/disable", "/scanners/gamma/enable", "/alerts")
@@ -459,28 +459,10 @@ def test_a_defect_of_ours_is_told_without_its_details(serve: Serve, caplog: pyte
 # the store
 
 
-class Failing(MemoryStore):
-    """A store that fails when it is told to."""
-
-    fails = False
-
-    def update(self, *arguments: Any, **named: Any) -> Any:
-        self._check()
-        return super().update(*arguments, **named)
-
-    def tail(self, *arguments: Any, **named: Any) -> Any:
-        self._check()
-        return super().tail(*arguments, **named)
-
-    def _check(self) -> None:
-        if self.fails:
-            raise StoreError("the store is away")
-
-
 def test_a_store_that_fails_is_told_and_alerts_change_nothing(serve: Serve) -> None:
-    store = Failing(FakeClock())
+    store = FailingStore(FakeClock())
     served = serve(store=store, quarantine=Quarantine())
-    store.fails = True
+    store.error = AWAY
     status, code, message = served.post("/alerts", alertmanager(alert("gamma"), {"bad": 1})).error
     assert (status, code) == (503, "store")
     assert message.endswith("; try again")
@@ -488,7 +470,7 @@ def test_a_store_that_fails_is_told_and_alerts_change_nothing(serve: Serve) -> N
     assert served.get("/audit").status == 503
     assert served.post("/scanners/beta/disable", {"reason": "x"}).status == 503
     assert served.get("/scanners").status == 200  # what is known here
-    store.fails = False
+    store.error = None
     assert served.state("gamma") == "enabled"
     assert served.post("/alerts", alertmanager(alert("gamma"), {"bad": 1})).json["accepted"] == 1
     assert served.webhooks() == {("alertmanager", "accepted"): 1, ("alertmanager", "invalid"): 1}

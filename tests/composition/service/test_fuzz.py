@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from resilient_scan.service.openapi import document
-from tests.composition.service.conftest import Serve
-from tests.control import BEARER, JSON, Served, alert, alertmanager
+from tests.support.control import BEARER, JSON, Served, alert, alertmanager
+from tests.support.fixtures import Serve
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 QUICK = settings(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,8 @@ from resilient_scan import ConfigError, ControlService, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.service.bounds import Bounds
 from resilient_scan.testing import healthy
-from tests.composition.conftest import Background, Fleet
-from tests.composition.service.conftest import Serve
-from tests.control import TOKEN, Served
-
-Eventually = Callable[[Callable[[], bool]], None]
+from tests.support.control import TOKEN, Served
+from tests.support.fixtures import Background, Eventually, Fleet, Serve
 
 
 def ours() -> set[str]:

@@ -15,7 +15,8 @@ from resilient_scan.events import ProbeEnded, RunEnded
 from resilient_scan.quarantine import Alert
 from resilient_scan.service.schedule import POLL_INTERVAL, Schedule, Scheduler
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
-from tests.composition.conftest import Eventually, Fleet
+from tests.support.clocks import WatchedClock
+from tests.support.fixtures import Eventually, Fleet
 
 Begin = Callable[..., Scheduler]
 EVERY = 60.0
@@ -35,23 +36,9 @@ class Heard(Recorder):
             self.at.append(self._clock.monotonic())
 
 
-class ParkedClock(FakeClock):
-    """Knows until when the scheduler waits, so that no step of the clock goes by unseen."""
-
-    parked = -1.0
-
-    def wait(self, until: float, wake: Any, /) -> None:
-        if threading.current_thread().name == "resilient-scan-scheduler":
-            self.parked = until
-        super().wait(until, wake)
-
-    def rests(self) -> bool:
-        return self.monotonic() < self.parked <= self.monotonic() + POLL_INTERVAL
-
-
 @pytest.fixture
-def clock() -> ParkedClock:
-    return ParkedClock()
+def clock() -> WatchedClock:
+    return WatchedClock("resilient-scan-scheduler")
 
 
 @pytest.fixture
@@ -76,14 +63,14 @@ def pass_time(
     clock: FakeClock, seconds: float, heard: Heard, eventually: Eventually, *, runs: int, busy: bool = False
 ) -> None:
     """Let time pass in steps, each seen by the scheduler unless a run keeps it busy; hold what comes of it."""
-    assert isinstance(clock, ParkedClock)
+    assert isinstance(clock, WatchedClock)
     if not busy:
-        eventually(clock.rests)
+        eventually(lambda: clock.rests(within=POLL_INTERVAL))
     before = len(heard.at)
     for _ in range(int(seconds)):
         clock.advance(1.0)
         if not busy:
-            eventually(clock.rests)
+            eventually(lambda: clock.rests(within=POLL_INTERVAL))
     eventually(lambda: len(heard.at) >= before + runs)
     assert len(heard.at) == before + runs
 

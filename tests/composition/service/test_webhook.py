@@ -10,8 +10,9 @@ import pytest
 
 from resilient_scan import Quarantine
 from resilient_scan.testing import FakeClock, healthy
-from tests.composition.service.conftest import NAMES, Serve
-from tests.control import BASIC, BEARER, Served, alert, alertmanager, counts, grafana, signed
+from tests.composition.service.conftest import NAMES
+from tests.support.control import BASIC, BEARER, Served, alert, alertmanager, counts, grafana, signed
+from tests.support.fixtures import Serve
 
 AWAY = Quarantine(max_share=1.0)
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from resilient_scan.service.bounds import SAFE, Bounds
-from tests.composition.conftest import Background
-from tests.composition.service.conftest import Serve
-from tests.control import BEARER, JSON, Served, head, rest, until, until_cut
+from tests.support.control import BEARER, JSON, Served, head, rest, until, until_cut
+from tests.support.fixtures import Background, Eventually, Serve
 
-Eventually = Callable[[Callable[[], bool]], None]
 SHORT = Bounds(head=0.2, body=0.2, work=5.0)
 ORDER = b'{"reason": "x"}'
 

@@ -12,7 +12,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
-from tests.breakers import CLOSED, KEY, OPENED, TRYING, Fleet, fail, record, refusal, succeed
+from tests.support.breakers import CLOSED, KEY, OPENED, TRYING, Fleet, fail, record, refusal, succeed
 
 AWAY = StoreError("the store is away")
 

@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker.record import BreakerRecord, decode, encode
-from tests.breakers import CLOSED, KEY, OPENED, Fleet, fail, record, refusal, succeed
+from tests.support.breakers import CLOSED, KEY, OPENED, Fleet, fail, record, refusal, succeed
 
 # the clock
 

@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker.breaker import Permit
-from tests.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal, succeed
+from tests.support.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal, succeed
 
 # between processes, and after a restart
 

@@ -7,7 +7,7 @@ import pytest
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Turn
 from resilient_scan.quarantine.records import MAX_ALERTS, MAX_TEXT
-from tests.quarantine import START, Bench, alert
+from tests.support.quarantine import START, Bench, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
 

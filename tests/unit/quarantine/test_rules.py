@@ -6,7 +6,7 @@ import pytest
 
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Rules, Turn
-from tests.quarantine import START, Bench, alert
+from tests.support.quarantine import START, Bench, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
 

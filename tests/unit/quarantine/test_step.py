@@ -11,7 +11,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Turn
 from resilient_scan.quarantine.records import SCHEMA, FleetRecord, Order, ScannerRecord, decode, encode
-from tests.quarantine import START, Bench, Process, alert
+from tests.support.quarantine import START, Bench, Process, alert
 
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
 JUMPS = pytest.mark.parametrize("jump", [-1e7, -3600.0, -30.0, 30.0, 3600.0, 1e7])

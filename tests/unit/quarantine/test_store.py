@@ -17,30 +17,12 @@ from resilient_scan.quarantine.machine import Turn
 from resilient_scan.quarantine.store import KEY
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder
-from tests.quarantine import alert
+from tests.support.clocks import JumpingClock
+from tests.support.quarantine import alert
+from tests.support.stores import AWAY, FailingStore
 
 START = 1_000_000.0
 RUN, OUT, PROBE = Turn.RUN, Turn.DISABLED, Turn.PROBE
-
-
-class Unsteady(FakeClock):
-    """A clock whose wall time somebody sets."""
-
-    ahead = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.ahead
-
-
-class Flaky(MemoryStore):
-    """A store that can be out of reach."""
-
-    why: Exception | None = None
-
-    def _check_open(self) -> None:
-        if self.why is not None:
-            raise self.why
-        super()._check_open()
 
 
 class Side:
@@ -74,24 +56,24 @@ class Side:
 
 
 @pytest.fixture
-def clock() -> Unsteady:
-    return Unsteady(START)
+def clock() -> JumpingClock:
+    return JumpingClock(START)
 
 
 @pytest.fixture
-def store(clock: Unsteady) -> Flaky:
-    return Flaky(clock)
+def store(clock: JumpingClock) -> FailingStore:
+    return FailingStore(clock)
 
 
 @pytest.fixture
-def side(store: Flaky, clock: Unsteady) -> Callable[..., Side]:
+def side(store: FailingStore, clock: JumpingClock) -> Callable[..., Side]:
     return lambda **options: Side(store, clock, **options)
 
 
 # shared
 
 
-def test_an_alert_at_one_process_counts_for_another(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_an_alert_at_one_process_counts_for_another(side: Callable[..., Side], clock: JumpingClock) -> None:
     service, runner = side(), side()
     assert service.gate.alerts([alert("one")], "alertmanager")["accepted"] == 1
     assert runner.turn("one") is OUT
@@ -103,7 +85,7 @@ def test_an_alert_at_one_process_counts_for_another(side: Callable[..., Side], c
     assert runner.changes() == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
 
 
-def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours, theirs = side(), side()
     ours.gate.alerts([alert("one")], "alertmanager")
     clock.advance(60)
@@ -111,7 +93,7 @@ def test_only_one_of_two_processes_probes(side: Callable[..., Side], clock: Unst
     assert [ours.gate.turn("one", 30.0)[0], theirs.gate.turn("one", 30.0)[0]] == [PROBE, OUT]
 
 
-def test_an_expiry_is_sent_once_by_the_process_that_notices_it(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_an_expiry_is_sent_once_by_the_process_that_notices_it(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 60.0)
     theirs.gate.refresh()
@@ -121,7 +103,7 @@ def test_an_expiry_is_sent_once_by_the_process_that_notices_it(side: Callable[..
     assert ours.changes() == [("enabled", "disabled", "hand")]
 
 
-def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 60.0, who="kim")
     clock.advance(1)
@@ -141,7 +123,7 @@ def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., S
     assert ours.gate.audit(1) == (newest,)
 
 
-def test_garbage_in_the_audit_trail_is_left_out(side: Callable[..., Side], store: Flaky) -> None:
+def test_garbage_in_the_audit_trail_is_left_out(side: Callable[..., Side], store: FailingStore) -> None:
     ours = side()
     store.append("audit", b"\xff\xfe", 10)
     ours.gate.disable("one", "quota", 60.0)
@@ -163,14 +145,14 @@ def failure(name: str, outcome: str = "error") -> Any:
 
 
 def test_a_success_is_brought_to_the_store_only_where_failures_are_counted(
-    side: Callable[..., Side], store: Flaky
+    side: Callable[..., Side], store: FailingStore
 ) -> None:
     ours = side(after_failures=3)
-    store.why = StoreError("away")
+    store.error = AWAY
     ours.bus.send(failure("one", "success"))
     ours.bus.send(failure("one", "cancelled"))
     assert ours.failed == []
-    store.why = None
+    store.error = None
     ours.bus.send(failure("one"))
     assert ours.gate.view("one").failures == 1
     ours.bus.send(failure("one", "success"))
@@ -193,7 +175,7 @@ def test_alerts_are_sent_as_events(side: Callable[..., Side]) -> None:
     assert ours.recorder.of(HeartbeatSeen) == [HeartbeatSeen(START)]
 
 
-def test_the_list_is_asked_for_before_it_is_compared(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_the_list_is_asked_for_before_it_is_compared(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours = side()
 
     def fetch() -> list[Any]:
@@ -225,17 +207,17 @@ def test_a_list_that_does_not_come_changes_nothing(side: Callable[..., Side]) ->
 
 @pytest.mark.parametrize("why", [StoreError("the store cannot be reached"), RuntimeError("secret")])
 def test_a_manual_order_survives_a_store_that_fails(
-    side: Callable[..., Side], store: Flaky, clock: Unsteady, why: Exception
+    side: Callable[..., Side], store: FailingStore, clock: JumpingClock, why: Exception
 ) -> None:
     ours, theirs = side(), side()
-    store.why = why
+    store.error = why
     with pytest.raises(StoreError, match="one is disabled in this process only") as caught:
         ours.gate.disable("one", "quota", 100.0, who="kim")
     assert "secret" not in str(caught.value)
     assert ours.turn("one") is OUT
     assert ours.changes() == [("enabled", "disabled", "hand")]
     assert "update" in ours.failed
-    store.why = None
+    store.error = None
     clock.advance(40)
     assert theirs.turn("one") is RUN
     assert ours.turn("one") is OUT  # it looks, and brings the order along
@@ -247,58 +229,62 @@ def test_a_manual_order_survives_a_store_that_fails(
     assert [ours.turn("one"), theirs.turn("one")] == [RUN, RUN]
 
 
-def test_the_last_of_several_orders_counts_when_the_store_is_back(side: Callable[..., Side], store: Flaky) -> None:
+def test_the_last_of_several_orders_counts_when_the_store_is_back(
+    side: Callable[..., Side], store: FailingStore
+) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 100.0)
-    store.why = StoreError("away")
+    store.error = AWAY
     for order in (ours.gate.enable, ours.gate.disable, ours.gate.enable):
         with pytest.raises(StoreError):
             order("one", "by hand", 100.0)
     assert ours.turn("one") is RUN
-    store.why = None
+    store.error = None
     ours.gate.refresh()
     assert theirs.turn("one") is RUN
 
 
-def test_an_expired_order_is_not_brought_to_the_store(side: Callable[..., Side], store: Flaky, clock: Unsteady) -> None:
+def test_an_expired_order_is_not_brought_to_the_store(
+    side: Callable[..., Side], store: FailingStore, clock: JumpingClock
+) -> None:
     ours, theirs = side(), side()
-    store.why = StoreError("away")
+    store.error = AWAY
     with pytest.raises(StoreError):
         ours.gate.disable("one", "quota", 100.0)
     clock.advance(100)
-    store.why = None
+    store.error = None
     assert ours.turn("one") is RUN
     assert theirs.turn("one") is RUN
     assert ours.gate.audit(10) == ()
 
 
-def test_alerts_are_refused_while_the_store_fails(side: Callable[..., Side], store: Flaky) -> None:
+def test_alerts_are_refused_while_the_store_fails(side: Callable[..., Side], store: FailingStore) -> None:
     """The sender tries again; it would be lost otherwise."""
     ours = side()
-    store.why = StoreError("away")
+    store.error = AWAY
     with pytest.raises(StoreError, match="away"):
         ours.gate.alerts([alert("one")], "alertmanager")
     assert ours.turn("one") is RUN
     assert ours.recorder.of(AlertReceived) == []
-    store.why = None
+    store.error = None
     assert ours.gate.alerts([alert("one")], "alertmanager")["accepted"] == 1
 
 
 def test_without_a_store_a_quarantine_goes_its_way_alone(
-    side: Callable[..., Side], store: Flaky, clock: Unsteady
+    side: Callable[..., Side], store: FailingStore, clock: JumpingClock
 ) -> None:
     ours = side(successes=1)
     ours.gate.alerts([alert("one"), alert("one", "resolved")], "alertmanager")
-    store.why = StoreError("away")
+    store.error = AWAY
     assert ours.turn("one") is OUT
     clock.advance(60)
     ours.probe("one", "success")
     assert ours.turn("one") is RUN
-    store.why = None
+    store.error = None
     assert ours.turn("one") is PROBE  # the store knows of no probe
 
 
-def test_an_audit_trail_that_cannot_be_written_stops_nothing(side: Callable[..., Side], store: Flaky) -> None:
+def test_an_audit_trail_that_cannot_be_written_stops_nothing(side: Callable[..., Side], store: FailingStore) -> None:
     ours = side()
     ours.gate._quarantine.store.append = refuse  # type: ignore[method-assign]
     ours.gate.disable("one", "quota", 60.0)
@@ -313,7 +299,9 @@ def refuse(*_arguments: object) -> None:
 # what is in it
 
 
-def test_garbage_is_logged_once(side: Callable[..., Side], store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+def test_garbage_is_logged_once(
+    side: Callable[..., Side], store: FailingStore, caplog: pytest.LogCaptureFixture
+) -> None:
     ours = side()
     for garbage in (b"\xff", b"\xfe"):
         store.update(KEY, lambda _old, _now, garbage=garbage: (garbage, None))
@@ -325,7 +313,7 @@ def test_garbage_is_logged_once(side: Callable[..., Side], store: Flaky, caplog:
 
 
 def test_next_to_a_newer_version_manual_orders_hold_here_and_raise(
-    side: Callable[..., Side], store: Flaky, clock: Unsteady
+    side: Callable[..., Side], store: FailingStore, clock: JumpingClock
 ) -> None:
     newer = msgspec.msgpack.encode({"schema": 2, "born": 1.0})
     store.update(KEY, lambda _old, _now: (newer, None))
@@ -344,7 +332,7 @@ def test_alerts_of_another_sender_are_counted_as_unknown(side: Callable[..., Sid
 
 
 def test_a_probe_that_waits_beneath_an_order_is_due_when_that_expires(
-    side: Callable[..., Side], clock: Unsteady
+    side: Callable[..., Side], clock: JumpingClock
 ) -> None:
     ours = side()
     ours.gate.alerts([alert("one")], "alertmanager")
@@ -355,14 +343,14 @@ def test_a_probe_that_waits_beneath_an_order_is_due_when_that_expires(
     assert ours.gate.probes_due() == ("one",)
 
 
-def test_a_record_that_is_gone_is_a_fresh_one(side: Callable[..., Side], store: Flaky) -> None:
+def test_a_record_that_is_gone_is_a_fresh_one(side: Callable[..., Side], store: FailingStore) -> None:
     ours = side()
     ours.gate.disable("one", "quota", 60.0)
     store.update(KEY, lambda _old, _now: (None, None))
     assert ours.turn("one") is RUN
 
 
-def test_a_look_at_what_is_known_costs_no_step(side: Callable[..., Side], store: Flaky) -> None:
+def test_a_look_at_what_is_known_costs_no_step(side: Callable[..., Side], store: FailingStore) -> None:
     ours = side()
     ours.gate.disable("one", "quota", 60.0)
     fleet = ours.gate._quarantine.fleet
@@ -372,13 +360,13 @@ def test_a_look_at_what_is_known_costs_no_step(side: Callable[..., Side], store:
 
 @pytest.mark.parametrize("jump", [-1e6, 1e6])
 def test_a_clock_that_jumps_is_noticed_when_somebody_looks(
-    side: Callable[..., Side], clock: Unsteady, jump: float
+    side: Callable[..., Side], clock: JumpingClock, jump: float
 ) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("one", "quota", 100.0)
     theirs.gate.refresh()
     clock.advance(10)
-    clock.ahead = jump
+    clock.jumped = jump
     assert [ours.turn("one"), theirs.turn("one")] == [OUT, OUT]
     assert ours.gate.view("one").until == pytest.approx(START + 100 + jump)
     clock.advance(89)
@@ -391,7 +379,7 @@ def test_a_clock_that_jumps_is_noticed_when_somebody_looks(
 
 
 def test_unreachable_alerting_is_logged_once_and_ends_with_a_heartbeat(
-    side: Callable[..., Side], clock: Unsteady, caplog: pytest.LogCaptureFixture
+    side: Callable[..., Side], clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours = side(heartbeat=10)
     with caplog.at_level(logging.WARNING, "resilient_scan"):
@@ -409,7 +397,7 @@ def test_unreachable_alerting_is_logged_once_and_ends_with_a_heartbeat(
 # who asks
 
 
-def test_the_view_of_a_scanner(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_the_view_of_a_scanner(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours = side()
     ours.gate.alerts([alert("one")], "alertmanager")
     state = ours.gate.view("one")
@@ -434,7 +422,7 @@ def test_the_view_of_a_scanner(side: Callable[..., Side], clock: Unsteady) -> No
     assert plain.to_dict()["evidence"] == []
 
 
-def test_views_read_the_store(side: Callable[..., Side], clock: Unsteady) -> None:
+def test_views_read_the_store(side: Callable[..., Side], clock: JumpingClock) -> None:
     ours, theirs = side(), side()
     ours.gate.disable("two", "quota", 60.0)
     assert [state.state for state in theirs.gate.views()] == ["enabled", "disabled", "enabled", "enabled"]
@@ -443,7 +431,7 @@ def test_views_read_the_store(side: Callable[..., Side], clock: Unsteady) -> Non
     assert theirs.changes() == [("disabled", "enabled", "expiry")]
 
 
-def test_a_gate_with_a_store_of_its_own_reads_nothing(clock: Unsteady) -> None:
+def test_a_gate_with_a_store_of_its_own_reads_nothing(clock: JumpingClock) -> None:
     gate = Gate(("one",), clock, Bus([]))
     gate.disable("one", "quota", 60.0)
     fleet = gate._quarantine.fleet

@@ -11,8 +11,8 @@ import pytest
 
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
-from tests.needed import binary
-from tests.redis_server import RedisServer
+from tests.support.needed import binary
+from tests.support.servers import RedisServer
 
 
 class Home:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
-import pytest
-
 from resilient_scan.stores import Store, database
-from tests.forked import in_child, in_children_amid
+from tests.support.processes import in_child, in_children_amid, needs_fork
 from tests.unit.stores.conftest import keep
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-]
+pytestmark = needs_fork
 
 
 def test_a_child_has_the_state_and_writes_none_of_the_parents(store: Store) -> None:

@@ -19,8 +19,8 @@ from resilient_scan import ConfigError
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
 from resilient_scan.testing import FakeClock
-from tests.needed import binary
-from tests.redis_server import RedisServer
+from tests.support.needed import binary
+from tests.support.servers import RedisServer
 from tests.unit.stores.conftest import keep
 
 pytest.importorskip("redis")
@@ -41,13 +41,6 @@ def opened(clock: FakeClock) -> Iterator[Opener]:
     for store in stores:
         with contextlib.suppress(StoreError):
             store.close()
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """Return the URL of a server that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
-        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture

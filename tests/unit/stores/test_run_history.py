@@ -16,21 +16,12 @@ from resilient_scan.results import ErrorInfo
 from resilient_scan.stores.history import MAX_RUNS, MAX_SCANS, RunHistory, RunRecord, ScanRecord
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
-
-
-class Failing(MemoryStore):
-    """A store that can be switched off."""
-
-    away = False
-
-    def _check_open(self) -> None:
-        if self.away:
-            raise StoreError("the store is away")
+from tests.support.stores import AWAY, FailingStore
 
 
 @pytest.fixture
-def store() -> Failing:
-    return Failing(FakeClock())
+def store() -> FailingStore:
+    return FailingStore(FakeClock())
 
 
 @pytest.fixture
@@ -39,7 +30,7 @@ def errors() -> list[str]:
 
 
 @pytest.fixture
-def history(store: Failing, errors: list[str]) -> RunHistory:
+def history(store: FailingStore, errors: list[str]) -> RunHistory:
     return RunHistory(store, lambda operation, _error: errors.append(operation))
 
 
@@ -59,7 +50,7 @@ def past(number: int) -> Past:
     return Past(f"run-{number}", 1000.0, "completed", 1, 0.5, 0.0, None, False, 0, "miss", attempts, 3, "")
 
 
-def test_another_runner_finds_it_all(history: RunHistory, store: Failing) -> None:
+def test_another_runner_finds_it_all(history: RunHistory, store: FailingStore) -> None:
     failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
     history.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
     other = RunHistory(store, lambda *_: None)
@@ -85,7 +76,7 @@ def test_a_run_record_is_json_ready() -> None:
     }
 
 
-def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: Failing) -> None:
+def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: FailingStore) -> None:
     for number in range(MAX_SCANS + 5):
         history.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
     found = [scan.run_id for scan in RunHistory(store, lambda *_: None).past("a")]
@@ -96,7 +87,7 @@ def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: Fai
     assert len(history.runs(2 * MAX_RUNS)) == MAX_RUNS
 
 
-def test_what_an_earlier_process_left_is_gone_on_with(store: Failing) -> None:
+def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> None:
     for number in range(2):
         history = RunHistory(store, lambda *_: None)
         history.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
@@ -105,9 +96,9 @@ def test_what_an_earlier_process_left_is_gone_on_with(store: Failing) -> None:
 
 
 def test_an_unreachable_store_is_reported_and_stops_nothing(
-    history: RunHistory, store: Failing, errors: list[str]
+    history: RunHistory, store: FailingStore, errors: list[str]
 ) -> None:
-    store.away = True
+    store.error = AWAY
     assert history.expected() == {}
     assert history.past("a") == ()
     history.keep(report(1, result("a")), {}, {})
@@ -128,12 +119,12 @@ def test_garbage_counts_as_forgotten(data: bytes) -> None:
     assert len(history.runs(10)) <= 1
 
 
-def test_a_duration_that_is_no_number_counts_as_unknown(history: RunHistory, store: Failing) -> None:
+def test_a_duration_that_is_no_number_counts_as_unknown(history: RunHistory, store: FailingStore) -> None:
     durations = {"a": float("nan"), "b": -1.0, "c": 2.0}
     store.put("expected", msgspec.msgpack.encode({"schema": 1, "expected": durations}), 60)
     assert history.expected() == {"c": 2.0}
 
 
-def test_what_a_newer_version_wrote_counts_as_forgotten(history: RunHistory, store: Failing) -> None:
+def test_what_a_newer_version_wrote_counts_as_forgotten(history: RunHistory, store: FailingStore) -> None:
     store.put("expected", msgspec.msgpack.encode({"schema": 2, "expected": {"a": 1.0}}), 60)
     assert history.expected() == {}

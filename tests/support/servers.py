@@ -1,10 +1,12 @@
-"""A real Redis server for a test: on a free port of this machine, bounded, stopped by its process id."""
+"""Servers for tests: a real Redis, on a free port, bounded, stopped by its process id; and one that never answers."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PAUSE = threading.Event()
@@ -61,3 +63,10 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accept connections and answer nothing; yield the URL of a Redis that would be there, with a password."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"redis://:hunter2@127.0.0.1:{listener.getsockname()[1]}/0"

@@ -1,10 +1,10 @@
-"""A scan's result, as it may be."""
+"""Results of scans: made up, or looked at."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from resilient_scan import ScanResult, Status
+from resilient_scan import RunReport, ScanResult, ScanRunner, Status
 
 
 def result(**changes: Any) -> ScanResult:
@@ -25,3 +25,14 @@ def result(**changes: Any) -> ScanResult:
         "started_at": 0.0,
     }
     return ScanResult(**{**plain, **changes})
+
+
+def statuses(report: RunReport) -> list[Status]:
+    """Return how the scans ended, in the order of the scanners."""
+    return [result.status for result in report.results.values()]
+
+
+def only(runner: ScanRunner, state: dict[str, Any] | None = None, **options: Any) -> ScanResult:
+    """Run a fleet of one."""
+    (result,) = runner.run(state, **options).results.values()
+    return result

@@ -15,23 +15,13 @@ from resilient_scan.layers.breaker.record import BreakerRecord, decode
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
+from tests.support.clocks import JumpingClock
 
 T = TypeVar("T")
 KEY = "breaker/one"
 OPENED = BreakerChanged("one", "closed", "open", 8.0)
 TRYING = BreakerChanged("one", "open", "half_open", None)
 CLOSED = BreakerChanged("one", "half_open", "closed", None)
-
-
-class Wall(FakeClock):
-    """A clock whose wall time jumps when a test says so."""
-
-    def __init__(self, start: float = 1_359_050_400.0) -> None:
-        super().__init__(start)
-        self.jumped = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.jumped
 
 
 class CountingStore(MemoryStore):
@@ -59,18 +49,11 @@ class CountingStore(MemoryStore):
         return super().update(key, counted)
 
 
-class Chance(Random):
-    """Draws one of the two ends, so that a model knows the sums exactly."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return a if self.random() < 0.5 else b
-
-
 class Fleet:
     """Guards with one record, each as in a process of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.clock = Wall()
+        self.clock = JumpingClock()
         self.store = CountingStore(self.clock)
         self.options: dict[str, Any] = {"failures": 1, "open_for": 8, **options}
         self.errors: list[tuple[str, StoreError]] = []

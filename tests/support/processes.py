@@ -8,6 +8,13 @@ import threading
 import traceback
 from collections.abc import Callable
 
+import pytest
+
+needs_fork = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
 
 def in_child(check: Callable[[], None]) -> None:
     """Call `check` in a forked child, and fail with its text where it raises."""
