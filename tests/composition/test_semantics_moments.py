@@ -24,12 +24,20 @@ from resilient_scan.events import RunEnded, RunStarted
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
+from tests.support.scanners import held
+from tests.support.waiting import WAIT_TIMEOUT
 
 
-def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_polite(fleet: Fleet) -> None:
-    runner = fleet(*(polite(f"p{n}") for n in range(8)))
-    seen = {status for _ in range(5) for status in statuses(runner.run({}, deadline=0.15))}
-    assert seen == {Status.TIMEOUT}
+def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_polite(
+    fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    clock = FakeClock()
+    runner = fleet(*(polite(f"p{n}") for n in range(8)), policy=bare(timeout=Timeout(total=1000)), clock=clock)
+    for _ in range(5):
+        run = background(runner.run, {}, deadline=5)
+        clock.wait_for_sleepers(8, patience=WAIT_TIMEOUT)
+        clock.advance(5)
+        assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT] * 8
 
 
 def test_queued_scans_of_a_closed_runner_are_skipped(bare: Bare, background: Background) -> None:
@@ -46,9 +54,9 @@ def test_queued_scans_of_a_closed_runner_are_skipped(bare: Bare, background: Bac
         queued = [healthy(f"q{n}") for n in range(20)]
         with ScanRunner([first, *queued], policy=bare(), listeners=(), max_workers=1) as runner:
             run = background(runner.run, {})
-            assert begun.wait(5)
+            assert begun.wait(WAIT_TIMEOUT)
             runner.close()
-            seen |= set(statuses(run.result(5))[1:])
+            seen |= set(statuses(run.result(WAIT_TIMEOUT))[1:])
     assert seen <= {Status.SKIPPED, Status.COMPLETED}
 
 
@@ -61,7 +69,7 @@ def test_ctrl_c_at_the_very_start_of_a_run_ends_it(fleet: Fleet, background: Bac
 
     runner = fleet(healthy("one"), listeners=(recorder, interrupt))
     with pytest.raises(KeyboardInterrupt) as caught:
-        background(runner.run, {}).result(3)
+        background(runner.run, {}).result(WAIT_TIMEOUT)
     assert statuses(caught.value.report) == [Status.SKIPPED]
 
 
@@ -86,17 +94,21 @@ def test_a_ctrl_c_in_the_winding_up_keeps_the_report(bare: Bare) -> None:
         assert statuses(caught.value.report) == [Status.COMPLETED]  # type: ignore[attr-defined]
 
 
-def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(fleet: Fleet, bare: Bare) -> None:
+def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(fleet: Fleet, bare: Bare, background: Background) -> None:
+    clock = FakeClock()
+
     @scanner(pipeline="test")
-    def first(_state: dict[str, Any], context: ScanContext) -> list[Any]:
-        context.sleep(0.1)
+    def first(_state: dict[str, Any]) -> list[Any]:
+        clock.advance(2)
         return []
 
-    for policy in (bare(), bare(cache=Cache(), timeout=Timeout(total=3))):
-        runner = fleet(first, polite("second"), policy=policy, max_workers=1, order="given")
-        result = runner.run({}, deadline=0.8).results["second"]
-        assert result.status is Status.TIMEOUT
-        assert 0.09 <= result.queue_wait < 0.7
+    for policy in (bare(timeout=Timeout(total=1000)), bare(cache=Cache(), timeout=Timeout(total=1000))):
+        runner = fleet(first, polite("second"), policy=policy, clock=clock, max_workers=1, order="given")
+        run = background(runner.run, {}, deadline=10)
+        clock.wait_for_sleepers(patience=WAIT_TIMEOUT)
+        clock.advance(8)
+        result = run.result(WAIT_TIMEOUT).results["second"]
+        assert (result.status, result.queue_wait) == (Status.TIMEOUT, 2)
 
 
 def test_the_open_time_is_written_so_too(fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,9 +124,9 @@ def test_the_open_time_is_written_so_too(fleet: Fleet, bare: Bare, caplog: pytes
 
 
 def test_who_waits_for_a_hung_load_does_not_load_after_its_own_time(
-    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Eventually
 ) -> None:
-    loads = []
+    clock, loads = FakeClock(), []
 
     def load() -> int:
         loads.append(1)
@@ -129,8 +141,11 @@ def test_who_waits_for_a_hung_load_does_not_load_after_its_own_time(
 
         return scan
 
-    runner = fleet(*(make(n) for n in range(6)), policy=bare(timeout=Timeout(total=0.15)))
-    assert statuses(runner.run({})) == [Status.TIMEOUT] * 6
+    runner = fleet(*(make(n) for n in range(6)), policy=bare(timeout=Timeout(total=5)), clock=clock)
+    run = background(runner.run, {})
+    clock.wait_for_sleepers(5, patience=WAIT_TIMEOUT)  # all but the one that loads
+    clock.advance(5)
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT] * 6
     eventually(lambda: len(runner.abandoned()) <= 1)
     assert len(loads) == 1
 
@@ -163,17 +178,17 @@ def test_shutting_the_pool_down_never_waits_for_one_that_hangs_only_later(
 ) -> None:
     pool, job = ThreadPool(1, name="resilient-scan-hung"), Job(release)
     pool.execute(job)
-    assert job.begun.wait(5)
-    background(pool.shutdown, wait=True).result(2)
+    assert job.begun.wait(WAIT_TIMEOUT)
+    background(pool.shutdown, wait=True).result(WAIT_TIMEOUT)
 
 
 def test_what_is_queued_when_the_pool_shuts_down_still_runs_behind_a_hung_one(release: threading.Event) -> None:
     pool, job = ThreadPool(1, name="resilient-scan-hung"), Job(release)
     pool.execute(job)
     future = pool.submit(abs, -1)
-    assert job.begun.wait(5)
+    assert job.begun.wait(WAIT_TIMEOUT)
     pool.shutdown(wait=False)
-    assert future.result(2) == 1
+    assert future.result(WAIT_TIMEOUT) == 1
 
 
 def test_a_machine_without_threads_still_ends_its_runs(
@@ -189,14 +204,14 @@ def test_a_machine_without_threads_still_ends_its_runs(
     monkeypatch.setattr(threading.Thread, "start", start)
     runner = fleet(healthy("one"), policy=bare())
     try:
-        report = background(runner.run, {}).result(2)
+        report = background(runner.run, {}).result(WAIT_TIMEOUT)
         assert statuses(report) == [Status.REJECTED]
     finally:
         runner.close()
 
 
 def test_the_clock_for_tests_loses_no_deadline(
-    fleet: Fleet, bare: Bare, release: threading.Event, background: Background
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Eventually
 ) -> None:
     """The clock may be moved between the watchdog's look at it and its wait."""
 
@@ -214,20 +229,38 @@ def test_the_clock_for_tests_loses_no_deadline(
     clock = Tricky()
     runner = fleet(hanging("hung", release), policy=bare(timeout=Timeout(total=10)), clock=clock)
     run = background(runner.run, {})
-    for _ in range(500):
-        if clock.moved:
-            break
-        release.wait(0.002)
+    eventually(lambda: clock.moved)
     clock.advance(6)  # 12 of 10 seconds are over
-    assert statuses(run.result(2)) == [Status.TIMEOUT]
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT]
+
+
+class Passing(FakeClock):
+    """A clock on which time passes for whoever waits for a flag with a limit."""
+
+    def event(self) -> Any:
+        flag = super().event()
+        wait = flag.wait
+
+        def pass_time(timeout: float | None = None, /) -> bool:
+            if timeout is not None and not flag.is_set():
+                self.advance(timeout)
+            return wait(timeout and 0)
+
+        flag.wait = pass_time  # type: ignore[method-assign]
+        return flag
 
 
 def test_a_scanner_with_a_short_timeout_is_rejected_while_its_thread_hangs(
-    fleet: Fleet, bare: Bare, release: threading.Event
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background
 ) -> None:
     """The grace for a thread that is just ending is not longer than the scan's own time."""
-    runner = fleet(hanging("hung", release), policy=bare(timeout=Timeout(total=0.03)))
-    assert [statuses(runner.run({}))[0] for _ in range(6)] == [Status.TIMEOUT] + [Status.REJECTED] * 5
+    clock, begun = Passing(), threading.Event()
+    runner = fleet(held("hung", begun, release), policy=bare(timeout=Timeout(total=0.03125)), clock=clock)
+    run = background(runner.run, {})
+    assert begun.wait(WAIT_TIMEOUT)
+    clock.advance(0.03125)
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT]
+    assert [statuses(runner.run({})) for _ in range(5)] == [[Status.REJECTED]] * 5
 
 
 def test_an_error_that_the_runs_deadline_causes_has_no_vote(fleet: Fleet, bare: Bare) -> None:
@@ -262,7 +295,7 @@ def test_a_sleep_after_a_wake_up_lasts(fleet: Fleet, bare: Bare) -> None:
 
     @scanner(pipeline="test")
     def second(_state: dict[str, Any], context: ScanContext) -> list[Any]:
-        loading.wait(5)
+        loading.wait(WAIT_TIMEOUT)
         context.shared("k", int)
         began = time.monotonic()
         context.sleep(0.1)
@@ -273,13 +306,17 @@ def test_a_sleep_after_a_wake_up_lasts(fleet: Fleet, bare: Bare) -> None:
     assert lengths[0] >= 0.1
 
 
-def test_a_hung_load_does_not_keep_later_runs_from_loading(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+def test_a_hung_load_does_not_keep_later_runs_from_loading(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background
+) -> None:
     """A later run has as much time as the hung loader had; it must load in its stead, not wait its time away."""
+    clock, loading = FakeClock(), threading.Event()
     loads: list[int] = []
 
     def load() -> int:
         loads.append(1)
         if len(loads) == 1:
+            loading.set()
             release.wait()
         return 1
 
@@ -288,9 +325,12 @@ def test_a_hung_load_does_not_keep_later_runs_from_loading(fleet: Fleet, bare: B
         context.shared("history", load)
         return []
 
-    runner = fleet(source, policy=bare(timeout=Timeout(total=0.2, max_abandoned=2)))
-    assert statuses(runner.run({})) == [Status.TIMEOUT]
-    assert statuses(runner.run({})) == [Status.COMPLETED]
+    runner = fleet(source, policy=bare(timeout=Timeout(total=5, max_abandoned=2)), clock=clock)
+    run = background(runner.run, {})
+    assert loading.wait(WAIT_TIMEOUT)
+    clock.advance(5)
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT]
+    assert statuses(background(runner.run, {}).result(WAIT_TIMEOUT)) == [Status.COMPLETED]
 
 
 def test_a_closed_runner_leaves_no_watchdog_behind_a_hung_call(
@@ -307,9 +347,9 @@ def test_a_closed_runner_leaves_no_watchdog_behind_a_hung_call(
 
     runner = ScanRunner([hung], policy=bare(timeout=Timeout(total=0.1)), listeners=(), max_workers=1)
     run = background(runner.run, {})
-    assert begun.wait(5)
+    assert begun.wait(WAIT_TIMEOUT)
     runner.close()
-    run.result(5)
+    run.result(WAIT_TIMEOUT)
 
     def watchdogs() -> list[threading.Thread]:
         return [t for t in set(threading.enumerate()) - before if t.name.endswith("watchdog")]
@@ -317,17 +357,25 @@ def test_a_closed_runner_leaves_no_watchdog_behind_a_hung_call(
     eventually(lambda: not watchdogs())
 
 
-def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_async(fleet: Fleet) -> None:
+def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_async(
+    fleet: Fleet, bare: Bare, background: Background, eventually: Eventually
+) -> None:
     import asyncio
+
+    clock, begun = FakeClock(), []
 
     def make(number: int) -> Any:
         @scanner(name=f"a{number}", pipeline="test")
         async def scan(_state: dict[str, Any]) -> list[Any]:
-            await asyncio.sleep(60)
+            begun.append(number)
+            await asyncio.sleep(3600)
             return []
 
         return scan
 
-    runner = fleet(*(make(n) for n in range(8)))
-    seen = {status for _ in range(5) for status in statuses(runner.run({}, deadline=0.15))}
-    assert seen == {Status.TIMEOUT}
+    runner = fleet(*(make(n) for n in range(8)), policy=bare(timeout=Timeout(total=1000)), clock=clock)
+    for turn in range(5):
+        run = background(runner.run, {}, deadline=5)
+        eventually(lambda turn=turn: len(begun) == 8 * (turn + 1))
+        clock.advance(5)
+        assert statuses(run.result(WAIT_TIMEOUT)) == [Status.TIMEOUT] * 8

@@ -21,7 +21,8 @@ from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import healthy
 from tests.support.clocks import JumpingClock
 from tests.support.draws import SameDraw
-from tests.support.fixtures import Bare, Fleet
+from tests.support.fixtures import Background, Bare, Fleet
+from tests.support.waiting import WAIT_TIMEOUT
 
 DAY = {"trade_date": "2026-11-24", "tickers": ["AAPL"]}
 CACHE = Cache(ttl=300, jitter=0, stale_if_error=600)
@@ -427,18 +428,23 @@ def test_a_runner_that_is_closed_at_once_has_written_what_it_found(process: Proc
         assert runner.run(DAY).results["one"].status is Status.CACHED
 
 
-def test_a_cut_runs_execution_still_fills_the_store(process: Process, release: threading.Event) -> None:
+def test_a_cut_runs_execution_still_fills_the_store(
+    process: Process, release: threading.Event, background: Background
+) -> None:
     entered = threading.Event()
 
     @scanner(name="slow", pipeline="test", cache=CACHE)
     def slow(_state: dict[str, Any]) -> list[Any]:
         entered.set()
-        release.wait(5)
+        release.wait()
         return [{"ticker": "A", "source": "s", "context": "c"}]
 
-    clock = SystemClock()
+    clock = JumpingClock(process.wall, auto=True)
     with process(slow, clock=clock) as runner:
-        assert runner.run(DAY, deadline=0.1).results["slow"].status is Status.TIMEOUT
+        run = background(runner.run, DAY, deadline=1)
+        assert entered.wait(WAIT_TIMEOUT)
+        clock.advance(1)
+        assert run.result(WAIT_TIMEOUT).results["slow"].status is Status.TIMEOUT
         release.set()
         assert runner.run(DAY).results["slow"].status is Status.CACHED
     with process(slow, healthy("other"), clock=clock) as runner:

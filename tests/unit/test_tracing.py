@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from resilient_scan.events import traces
 from resilient_scan.observe import tracing
 from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.observe.tracing import TraceRuns
-from resilient_scan.testing import broken, flapping, hanging, healthy
+from resilient_scan.testing import FakeClock, broken, flapping, hanging, healthy
+from tests.support.waiting import WAIT_TIMEOUT
 
 POLICY = Policy(cache=None, retry=Retry(attempts=2, base=0, cap=0), breaker=None)
 
@@ -167,12 +169,13 @@ def test_a_hanging_attempt_ends_with_its_timeout(provider: TracerProvider, expor
 def test_an_execution_that_outlives_its_run_keeps_its_place(
     provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
-    release, calls = threading.Event(), iter([OSError("down"), None])
-    over = threading.Event()
+    clock, calls = FakeClock(), iter([OSError("down"), None])
+    begun, release, over = threading.Event(), threading.Event(), threading.Event()
 
     @scanner(pipeline="p", cache=Cache(ttl=300))
     def slow(_state: dict[str, Any]) -> list[Any]:
-        release.wait(10)
+        begun.set()
+        release.wait()
         failure = next(calls)
         if failure is not None:
             raise failure
@@ -186,10 +189,16 @@ def test_an_execution_that_outlives_its_run_keeps_its_place(
 
     listener = TraceRuns(provider)
     policy = Policy(retry=Retry(attempts=2, base=0, cap=0), breaker=None)
-    with ScanRunner([slow], policy=policy, listeners=(listener, Watch())) as runner:
-        runner.run({}, deadline=0.05)
+    with (
+        ScanRunner([slow], policy=policy, listeners=(listener, Watch()), clock=clock) as runner,
+        ThreadPoolExecutor() as pool,
+    ):
+        run = pool.submit(runner.run, {}, deadline=5)
+        assert begun.wait(WAIT_TIMEOUT)
+        clock.advance(5)
+        run.result(WAIT_TIMEOUT)
         release.set()
-        assert over.wait(5)
+        assert over.wait(WAIT_TIMEOUT)
     spans = exporter.get_finished_spans()
     assert sorted((span.name, parent_of(span, spans)) for span in spans) == [
         ("attempt slow", "scan slow"),
