@@ -13,7 +13,6 @@ import yaml
 
 from resilient_scan import Status, load_settings, scanner
 from tests.docs.reference import PARTS, README, anchor, parts_of
-from tests.support.chances import with_chances
 
 TEXT = README.read_text()
 PROJECT = README.with_name("pyproject.toml")
@@ -62,7 +61,6 @@ def without_times(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("arguments", "screen"), SCREENS, ids=[arguments for arguments, _ in SCREENS])
-@with_chances
 def test_a_screen_is_what_the_command_shows(arguments: str, screen: str) -> None:
     script = Path(sys.executable).with_name("resilient-scan")
     done = subprocess.run([script, *arguments.split()], capture_output=True, text=True, timeout=60)

@@ -11,7 +11,6 @@ import pytest
 
 from tests.e2e.command import PATIENCE, on_a_terminal, run, started, wait_for
 from tests.e2e.test_command import BUILT_IN
-from tests.support.chances import with_chances
 from tests.support.fixtures import Distribute
 from tests.support.settings import write_settings
 
@@ -209,7 +208,6 @@ def statuses(text: str) -> dict[str, str]:
     return {line.split()[0]: line.split()[1] for line in text.splitlines() if len(line.split()) > 3}
 
 
-@with_chances
 def test_faults_show_every_layer_at_work_and_cost_the_sound_ones_nothing() -> None:
     done = run("run", "--faults", code=1)
     first, mark, second = done.stdout.partition("SECOND RUN")
@@ -227,7 +225,6 @@ def test_faults_show_every_layer_at_work_and_cost_the_sound_ones_nothing() -> No
     assert "does not work" not in done.stderr
 
 
-@with_chances
 def test_faults_in_json_are_one_report() -> None:
     report = json.loads(run("run", "--faults", "--json", code=1).stdout)
     assert report["counts"] == {"completed": 6, "timeout": 2, "error": 1}

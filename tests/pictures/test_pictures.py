@@ -12,7 +12,6 @@ from grafana.source.__main__ import HOME
 from tests.docs.test_readme import without_times
 from tests.grafana.boards import BOARDS, board
 from tests.pictures import draw, faults
-from tests.support.chances import with_chances
 
 RARE = {"Breakers that are not closed", "How long hung work really took"}  # of one scanner in particular
 
@@ -49,7 +48,6 @@ def test_the_committed_pictures_are_small(name: str) -> None:
     assert 30_000 < len(picture) < 300_000
 
 
-@with_chances
 def test_the_picture_of_the_faulty_scanners_tells_what_a_run_shows() -> None:
     kept = faults.PICTURE.read_text()
     assert len(kept) < 200_000
