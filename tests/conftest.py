@@ -16,13 +16,18 @@ from hypothesis import settings
 
 from tests.support import waiting
 from tests.support.distributions import lay_out
+from tests.support.examples import examples
 from tests.support.fixtures import Distribute, Eventually
 from tests.support.needed import MEMORY, binary
 from tests.support.servers import RedisServer, silent_server
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("here", deadline=None)
+settings.register_profile("here", deadline=None, max_examples=examples(100))
 settings.load_profile("here")
+
+# Their tests start processes, or threads by the hundred: they take seconds each, and are left out unless asked for.
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = ("e2e", "peers", "pictures", "races")
 
 # Settings files without a store keep state in the user's state directory; the tests' is gone with the tests.
 _state = tempfile.TemporaryDirectory(prefix="resilient-scan-state-")
@@ -33,8 +38,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the choice by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what asks real sources, whatever else is chosen, unless somebody names it: `-m live`."""
+    """Mark the slow folders; leave out what asks real sources, whatever else is chosen, unless named: `-m live`."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
     if "live" not in config.option.markexpr:
         chosen = [item for item in items if "live" not in item.keywords]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

@@ -23,6 +23,8 @@ from resilient_scan.testing import FakeClock, hanging, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
 
+pytestmark = pytest.mark.slow
+
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
 
 

@@ -39,6 +39,8 @@ from tests.support.fixtures import Bare, Eventually, Fleet
 from tests.support.servers import RedisServer
 from tests.support.stores import FailingStore
 
+pytestmark = pytest.mark.slow
+
 LATE = 2.0  # seconds by which a run may be late for its store's sake: twice 250 ms, and what a busy machine adds
 ALL = 30
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HUNG = """
     import threading, time
     from resilient_scan import Policy, ScanRunner, Timeout, scanner

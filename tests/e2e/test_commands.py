@@ -167,7 +167,7 @@ def test_explain_runs_one_scanner_and_says_what_happened() -> None:
 def test_explain_names_the_line_that_set_a_number(tmp_path: Path) -> None:
     config = write_settings(tmp_path, '[scanners.gap_up]\ntimeout = { total = "7s" }\n')
     done = run("explain", "gap_up", "--no-run", "--config", config)
-    assert "scan.toml:2" in done.stdout
+    assert "scan.toml:2" in "".join(done.stdout.split())  # where the path is long, a line may end anywhere in it
     assert "7s" in done.stdout
 
 

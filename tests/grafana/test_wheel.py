@@ -17,6 +17,8 @@ from tests.unit.test_export import written
 ROOT = HOME.parent
 INSTALLED_AS = {"resilient_scan": "resilient_scan", "scanners": "resilient_scan_scanners"}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,7 @@ from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.testing import FakeClock
 from tests.support.draws import EitherEnd
+from tests.support.examples import examples
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
 
@@ -159,4 +160,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 def test_the_breaker_behaves_like_the_model(machine_settings: settings) -> None:
-    run_state_machine_as_test(BreakerMachine, settings=settings(machine_settings, max_examples=250))
+    run_state_machine_as_test(BreakerMachine, settings=settings(machine_settings, max_examples=examples(250)))

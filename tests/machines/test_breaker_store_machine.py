@@ -22,6 +22,7 @@ from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from resilient_scan.layers.breaker.record import decode
 from tests.support.breakers import KEY, Fleet
 from tests.support.draws import EitherEnd
+from tests.support.examples import examples
 
 OPEN_FOR, OPEN_CAP = 8.0, 20.0  # exact in binary, so that an instant can be hit exactly
 GUARDS = st.integers(0, 1)
@@ -300,4 +301,4 @@ class SharedBreakerMachine(RuleBasedStateMachine):
 
 
 def test_breakers_on_one_store_behave_like_the_model(machine_settings: settings) -> None:
-    run_state_machine_as_test(SharedBreakerMachine, settings=settings(machine_settings, max_examples=150))
+    run_state_machine_as_test(SharedBreakerMachine, settings=settings(machine_settings, max_examples=examples(150)))

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from resilient_scan import Retry
 from resilient_scan.layers.retry import RetryBudget
 from resilient_scan.testing import FakeClock
+from tests.support.examples import examples
 
 WINDOW = 60.0
 
@@ -55,4 +56,4 @@ class BudgetMachine(RuleBasedStateMachine):
 
 
 def test_the_budget_is_the_one_of_the_model(machine_settings: settings) -> None:
-    run_state_machine_as_test(BudgetMachine, settings=settings(machine_settings, max_examples=150))
+    run_state_machine_as_test(BudgetMachine, settings=settings(machine_settings, max_examples=examples(150)))

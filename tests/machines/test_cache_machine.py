@@ -22,6 +22,7 @@ from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 from tests.support.draws import SameDraw
+from tests.support.examples import examples
 
 TTL, TTL_EMPTY, TTL_ERROR, STALE = 8.0, 2.0, 16.0, 4.0
 KEYS = st.sampled_from([b"a", b"b", b"c"])
@@ -214,4 +215,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def test_the_cache_is_the_cache_of_the_model(machine_settings: settings) -> None:
-    run_state_machine_as_test(CacheMachine, settings=settings(machine_settings, max_examples=250))
+    run_state_machine_as_test(CacheMachine, settings=settings(machine_settings, max_examples=examples(250)))

@@ -19,6 +19,7 @@ from resilient_scan import Limit, LimitExceeded
 from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.options import parse_rate
 from resilient_scan.testing import FakeClock
+from tests.support.examples import examples
 
 TICK = 0.002  # seconds: the windows are kept to the millisecond, on the safe side
 RATES: list[tuple[str, ...]] = [(), ("1/s",), ("3/s",), ("2/s", "5/10s")]
@@ -162,4 +163,4 @@ class LimitMachine(RuleBasedStateMachine):
 
 
 def test_a_provider_keeps_its_promises(machine_settings: settings) -> None:
-    run_state_machine_as_test(LimitMachine, settings=settings(machine_settings, max_examples=150))
+    run_state_machine_as_test(LimitMachine, settings=settings(machine_settings, max_examples=examples(150)))

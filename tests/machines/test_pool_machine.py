@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.testing import FakeClock
+from tests.support.examples import examples
 from tests.support.fixtures import Eventually
 
 PATIENCE = 5.0
@@ -232,4 +233,6 @@ def _is_worker(thread: threading.Thread) -> bool:
 
 def test_the_pool_is_the_pool_of_the_model(machine_settings: settings, eventually: Eventually) -> None:
     machine = type("Machine", (PoolMachine,), {"eventually": staticmethod(eventually)})
-    run_state_machine_as_test(machine, settings=settings(machine_settings, max_examples=200, phases=[Phase.generate]))
+    run_state_machine_as_test(
+        machine, settings=settings(machine_settings, max_examples=examples(200), phases=[Phase.generate])
+    )

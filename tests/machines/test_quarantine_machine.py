@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import Alert, Turn
 from resilient_scan.quarantine.records import ScannerRecord
+from tests.support.examples import examples
 from tests.support.quarantine import Bench, Process, alert
 
 NAMES = ("a", "b", "c", "d")
@@ -341,5 +342,5 @@ class QuarantineMachine(RuleBasedStateMachine):
 
 def test_the_machine_does_what_the_model_says(machine_settings: settings) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        QuarantineMachine, settings=settings(machine_settings, max_examples=100, stateful_step_count=60)
+        QuarantineMachine, settings=settings(machine_settings, max_examples=examples(100), stateful_step_count=60)
     )

@@ -84,6 +84,7 @@ class RecordedServer:
     def __init__(self, answers: Mapping[str, Source] | None = None, *, manifest: bool = True) -> None:
         self.answers = dict(answers or {})
         self.asked: list[Asked] = []
+        self.outcome: BaseException | None = None  # of the test, raised in a thread of the server
         self._manifest = manifest
         self._server = _Server(self)
 
@@ -105,6 +106,8 @@ class RecordedServer:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+        if self.outcome is not None:  # it explains whatever the test made of the 500
+            raise self.outcome from None
 
     def respond(self, asked: Asked) -> Answer:
         """Answer one request."""
@@ -163,7 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, said, body = self.server.owner.respond(
                 Asked(self.command, unquote(parts.path), query, headers, sent)
             )
-        except BaseException as error:  # skips and failures of the test, raised in this thread
+        except BaseException as error:
+            if isinstance(error, pytest.skip.Exception | pytest.fail.Exception):
+                self.server.owner.outcome = error
             status, said, body = 500, {"content-type": "text/plain"}, f"{type(error).__name__}: {error}".encode()
         self.send_response(status)
         for name, value in {**said, "content-length": str(len(body))}.items():

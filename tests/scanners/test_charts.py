@@ -24,6 +24,7 @@ from resilient_scan_scanners.providers.yahoo import PriceHistory, SchemaDrift, U
 from resilient_scan_scanners.rsi_oversold import rsi_oversold
 from resilient_scan_scanners.volume_accumulation import volume_accumulation
 from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, payload_of, scan, weekdays
+from tests.support.examples import examples
 
 ALL = [market_movers, volume_accumulation, high_52w_breakout, gap_up, rsi_oversold]
 FALL = payload_of(bars_of([100.0, 80.0]))
@@ -283,7 +284,7 @@ def test_bars_after_the_trade_date_are_neither_asked_for_nor_used() -> None:
     assert server.asked[0][1]["period2"] == "1359090000"  # 2013-01-25 00:00 in New York
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     closes=st.lists(st.floats(min_value=5, max_value=1000), min_size=260, max_size=275),
     volumes=st.lists(st.integers(0, 10**9), min_size=275, max_size=275),

@@ -44,6 +44,7 @@ from tests.scanners.providers import (
     screened,
 )
 from tests.scanners.recorded import body
+from tests.support.examples import examples
 
 SCREENED = screened(*(quote(name, 22.0, 20.0) for name in ("AA", "BB", "CC", "DD", "EE", "FF")))
 CLOSES = [100.0 + day % 7 / 10 for day in range(260)]
@@ -197,7 +198,7 @@ def test_the_answer_as_it_is_finds_something(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data())
 def test_one_value_of_an_answer_is_wrong(name: str, data: st.DataObject) -> None:
     case = CASES[name]

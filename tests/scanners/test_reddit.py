@@ -23,6 +23,7 @@ from resilient_scan_scanners.reddit_trending import reddit_trending
 from tests.scanners.charts import scan
 from tests.scanners.providers import places, replaced
 from tests.scanners.recorded import Answer, Asked, RecordedServer, Source, body
+from tests.support.examples import examples
 
 KEY = {"client_id": "my-cl1ent-id", "client_secret": "my-cl1ent-secret"}
 TOKEN = "t0ken-0f-the-day"
@@ -420,7 +421,7 @@ JUNK = [None, "x", "", 10**30, -(10**30), 1e308, float("nan"), True, [], {}, "go
 READ = {"id", "subreddit", "title", "selftext", "score", "num_comments", "created_utc", "permalink", "stickied"}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(path=st.sampled_from(list(places(OWN, most=None))), value=st.sampled_from(JUNK))
 def test_whatever_one_field_becomes_there_is_no_false_candidate(path: tuple[Any, ...], value: Any) -> None:
     with served({"/r/stocks/hot": as_json(replaced(OWN, path, value))}) as server:

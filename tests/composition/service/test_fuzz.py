@@ -18,11 +18,14 @@ from schemathesis.specs.openapi.checks import (
 
 from resilient_scan.service.openapi import document
 from tests.support.control import BEARER, JSON, Served, alert, alertmanager
+from tests.support.examples import examples
 from tests.support.fixtures import Serve
+
+pytestmark = pytest.mark.slow
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 QUICK = settings(
-    max_examples=20,
+    max_examples=examples(20),
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
     database=None,

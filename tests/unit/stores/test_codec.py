@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from resilient_scan import Candidate, Status
 from resilient_scan.stores import codec
 from resilient_scan.stores.codec import DIGEST_SIZE, Undecodable, decode_candidates, encode_candidates
+from tests.support.examples import examples
 
 
 class Side(enum.Enum):
@@ -686,7 +687,7 @@ def test_flipped_and_cut_bytes_are_refused_or_give_candidates() -> None:
         assert types_in(back) <= ALLOWED
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_a_miss(data: bytes) -> None:
     assert decode_candidates(Candidate, data) is None
@@ -749,7 +750,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=4))
 def test_whatever_is_in_the_extras_comes_back_the_same_or_is_refused(extras: list[dict[str, Any]]) -> None:
     candidates = [Candidate("A", "me", "why", extras=each) for each in extras]
@@ -769,14 +770,14 @@ typed = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(typed)
 def test_whatever_is_in_declared_fields_comes_back_the_same_or_is_refused(fields: dict[str, Any]) -> None:
     with suppress(TypeError):
         assert same(there_and_back(Typed, Typed(**fields)), [Typed(**fields)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(plain_extras)
 def test_plain_extras_are_never_refused(extras: dict[str, Any]) -> None:
     """What JSON has, bytes, dates, Decimals and instants: else a store would forget what it should keep."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from resilient_scan.stores import Store, database
 from tests.support.processes import in_child, in_children_amid, needs_fork
 from tests.unit.stores.conftest import keep
 
-pytestmark = needs_fork
+pytestmark = [*needs_fork, pytest.mark.slow]
 
 
 def test_a_child_has_the_state_and_writes_none_of_the_parents(store: Store) -> None:
