@@ -41,9 +41,9 @@ def test_a_cooperative_scan_that_stops_at_the_runs_deadline_is_a_timeout(
     fleet: Fleet, bare: Bare, background: Background
 ) -> None:
     """What runs at the deadline is `timeout`; one that notices it before the run's own timer does ends `skipped`."""
-    clock = FakeClock()
-    runner = fleet(polite("one"), policy=bare(timeout=Timeout(total=1000)), clock=clock)
     for _ in range(20):
+        clock = FakeClock()  # a fresh one: the sleeper of the turn before may not have left the old one yet
+        runner = fleet(polite("one"), policy=bare(timeout=Timeout(total=1000)), clock=clock)
         run = background(runner.run, {}, deadline=5)
         clock.wait_for_sleepers(patience=WAIT_TIMEOUT)
         clock.advance(5)  # wakes the scan and the run's own timer at once

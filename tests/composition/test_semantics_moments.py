@@ -31,9 +31,9 @@ from tests.support.waiting import WAIT_TIMEOUT
 def test_what_runs_at_the_runs_deadline_is_timeout_even_if_it_is_polite(
     fleet: Fleet, bare: Bare, background: Background
 ) -> None:
-    clock = FakeClock()
-    runner = fleet(*(polite(f"p{n}") for n in range(8)), policy=bare(timeout=Timeout(total=1000)), clock=clock)
     for _ in range(5):
+        clock = FakeClock()  # a fresh one: sleepers of the turn before may not have left the old one yet
+        runner = fleet(*(polite(f"p{n}") for n in range(8)), policy=bare(timeout=Timeout(total=1000)), clock=clock)
         run = background(runner.run, {}, deadline=5)
         clock.wait_for_sleepers(8, patience=WAIT_TIMEOUT)
         clock.advance(5)
@@ -94,17 +94,18 @@ def test_a_ctrl_c_in_the_winding_up_keeps_the_report(bare: Bare) -> None:
         assert statuses(caught.value.report) == [Status.COMPLETED]  # type: ignore[attr-defined]
 
 
-def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(fleet: Fleet, bare: Bare, background: Background) -> None:
-    clock = FakeClock()
-
-    @scanner(pipeline="test")
-    def first(_state: dict[str, Any]) -> list[Any]:
-        clock.advance(2)
-        return []
-
-    for policy in (bare(timeout=Timeout(total=1000)), bare(cache=Cache(), timeout=Timeout(total=1000))):
-        runner = fleet(first, polite("second"), policy=policy, clock=clock, max_workers=1, order="given")
+def test_a_cut_scan_tells_how_long_it_waited_for_a_worker(
+    fleet: Fleet, bare: Bare, background: Background, eventually: Eventually
+) -> None:
+    for layers in ({}, {"cache": Cache()}):
+        clock, go = FakeClock(), threading.Event()
+        policy = bare(timeout=Timeout(total=1000), **layers)
+        scanners = held("first", threading.Event(), go), polite("second")
+        runner = fleet(*scanners, policy=policy, clock=clock, max_workers=1, order="given")
         run = background(runner.run, {}, deadline=10)
+        eventually(lambda runner=runner: runner._fleet.pool._unfinished == 2)
+        clock.advance(2)
+        go.set()
         clock.wait_for_sleepers(patience=WAIT_TIMEOUT)
         clock.advance(8)
         result = run.result(WAIT_TIMEOUT).results["second"]
