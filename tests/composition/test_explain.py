@@ -111,11 +111,12 @@ def test_disabled_by_hand(clock):
         assert verdict(runner, "movers") == ("yes", "", [])
 
 
-def test_an_open_breaker_says_why_and_when(clock):
+def test_an_open_breaker_says_why_and_when(clock, eventually):
     feed = broken("feed", cache=None, retry=None, breaker=Breaker(failures=2, open_for=60))
     with runner_of(feed, clock=clock) as runner:
         runner.run(STATE)
         runner.run(STATE)
+        eventually(lambda: runner._fleet.pool.counts()["busy"] == 0)  # else its worker is late, on this clock
         clock.advance(48)
         answer, status, ((layer, why, way_out),) = verdict(runner, "feed")
         assert (answer, status, layer) == ("no", "rejected", "breaker")
