@@ -82,7 +82,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def ask(self) -> None:
         now = self.clock.monotonic()
         refused = (self.state == "open" and now < self.open_until) or (
-            self.state == "half_open" and self.active() >= self.trials
+            self.state == "half_open" and self.under_way() >= self.trials
         )
         if refused:
             with pytest.raises(CircuitOpen):
@@ -145,7 +145,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def pass_to_the_end_of_the_open_time(self, before: float) -> None:
         self.clock.advance(self.open_until - self.clock.monotonic() - before)
 
-    @precondition(lambda self: self.state == "half_open" and self.active())
+    @precondition(lambda self: self.state == "half_open" and self.under_way())
     @rule(before=st.sampled_from([0.0, 0.25]))
     def pass_to_the_expiry_of_a_trial(self, before: float) -> None:
         now = self.clock.monotonic()
