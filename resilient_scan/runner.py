@@ -93,8 +93,8 @@ class ScanRunner:
         specs = distinct(scanners)
         config = Config(
             specs=specs,
-            policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
-            settings=settings_by_scanner(settings or {}, specs),
+            policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),
+            settings=settings_by_scanner({} if settings is None else settings, specs),
             listeners=callables((LogEvents(),) if listeners is None else listeners),
             max_workers=max_workers,
             max_abandoned=max_abandoned,
