@@ -204,3 +204,9 @@ def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
 
 def test_a_name_is_there_for_whoever_lists_them() -> None:
     assert set(resilient_scan.__all__) <= set(dir(resilient_scan))
+
+
+def test_a_type_checker_finds_a_misspelt_name() -> None:
+    api = pytest.importorskip("mypy.api")
+    said, _, _ = api.run(["--config-file=", "--no-incremental", "-c", "from resilient_scan import ScanRuner"])
+    assert 'Module "resilient_scan" has no attribute "ScanRuner"' in said
