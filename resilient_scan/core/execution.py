@@ -32,6 +32,8 @@ import contextvars
 import logging
 import threading
 from asyncio import CancelledError
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from resilient_scan._text import in_seconds
@@ -388,6 +390,7 @@ class Execution:
         for waiter in waiters:
             waiter.end(outcome, events)
             events = ()
+        self._send_on_own_thread(events)  # what no run's thread has taken
 
     def stop(self) -> None:
         """Cancel the work: the runner is closed, and nobody can ask its cache any more."""
@@ -438,12 +441,10 @@ class Execution:
             abandonment += self._decide(abandoned=True)
         error = ErrorInfo.of(failure)
         events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
-        if not waiters:  # every run that wanted it is over: no run's thread is left to send the events
+        if not waiters:
             self.land()
             context.cancel()
-            if not events:
-                return
-            threading.Thread(target=stack.send_stored, args=(events, context.run_id), daemon=True).start()
+            self._send_on_own_thread(events)
             return
         self._cache_error(TIMEOUT, error)
         self.land()
@@ -526,6 +527,13 @@ class Execution:
         return () if age is None or not abandoned else (self._late_completion(age),)
 
     # what is reported
+
+    def _send_on_own_thread(self, events: Sequence[Event]) -> None:
+        """Send events of an execution without waiters: no run's thread is left to do it, and the watchdog must not."""
+        if not events:
+            return
+        with suppress(RuntimeError):  # no thread can be started: raised here, it would end the watchdog
+            threading.Thread(target=self.stack.send_stored, args=(events, self.context.run_id), daemon=True).start()
 
     def outcome(
         self,
