@@ -158,7 +158,7 @@ class ScanRunner:
         try:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
-            if not run.has_ended:  # a second one, or it fell into the winding up
+            if run.has_started and not run.has_ended:  # a second one, or it fell into the winding up
                 with run.wait_budget():
                     self._runs.finish_run(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
