@@ -397,7 +397,7 @@ def _keep(history: RunHistory, run: Run) -> None:
 
 
 def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator[ScanResult]:
-    """Go on with a run briefly; what its reader does in between is not hurried."""
+    """Advance a run within its wait budget; the budget does not bind its reader, who has the thread in between."""
     try:
         while True:
             with wait_budget:
