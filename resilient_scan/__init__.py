@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         ScanTimeout,
     )
     from resilient_scan.events import Listener
-    from resilient_scan.observe.logs import LogEvents
-    from resilient_scan.observe.metrics import PrometheusMetrics
+    from resilient_scan.logs import LogEvents
+    from resilient_scan.metrics import PrometheusMetrics
     from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
     from resilient_scan.results import RunReport, ScanResult, Status
     from resilient_scan.runner import ScanRunner
@@ -95,12 +95,32 @@ _NAMES_BY_MODULE = {
 }
 _MODULE_OF = {name: f"resilient_scan.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names}
 
+# Our README writes `resilient_scan.metrics.worker_ended(pid)`, so `import resilient_scan` has to be enough for that. If
+# these modules were not imported here, it would depend on what the program has used before whether they are there.
+_MODULES = {
+    "clock",
+    "context",
+    "errors",
+    "events",
+    "logs",
+    "metrics",
+    "options",
+    "results",
+    "runner",
+    "scanning",
+    "service",
+    "settings",
+}
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take any name, a misspelt one too, for an `object`
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return _import_module(f"resilient_scan.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

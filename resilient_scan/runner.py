@@ -93,8 +93,8 @@ class ScanRunner:
         specs = distinct(scanners)
         config = Config(
             specs=specs,
-            policies=effective(specs, base_policy(policy, timeout_seconds), policies or {}),
-            settings=settings_by_scanner(settings or {}, specs),
+            policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),
+            settings=settings_by_scanner({} if settings is None else settings, specs),
             listeners=callables((LogEvents(),) if listeners is None else listeners),
             max_workers=max_workers,
             max_abandoned=max_abandoned,
@@ -158,7 +158,7 @@ class ScanRunner:
         try:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
-            if not run.has_ended:  # a second one, or it fell into the winding up
+            if run.has_started and not run.has_ended:  # a second one, or it fell into the winding up
                 with run.wait_budget():
                     self._runs.finish_run(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]

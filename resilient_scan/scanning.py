@@ -134,8 +134,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         settings: a msgspec struct that the scanner's table of settings has to fit: what does not fit is reported with
             file and line when settings are read. The function still finds the plain table in `context.settings`.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
-        is
-            not named is inherited from the runner.
+            is not named is inherited from the runner.
         retry: likewise.
         breaker: likewise.
         limit: likewise.

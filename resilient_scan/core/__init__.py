@@ -6,7 +6,7 @@
                            |                                                                   ^
     scan.py              begin        gate, cache, single-flight: a result at once, or         | outbox
                            |          an execution to wait for                                 |
-    execution.py       Execution      queued, begun once, ended once, by one of six parties ---+
+    execution.py       Execution      queued, begun once, ended once, by one of seven parties -+
                            |
     pool.py            ThreadPool     a worker runs it; the watchdog hands over on time   workers, one watchdog
                            |

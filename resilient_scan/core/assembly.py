@@ -133,7 +133,7 @@ class Fleet:
         return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.views())
 
     def detach(self) -> None:
-        """Leave it to the parent, in a forked child: nobody looks at it, a lock of its may be held for ever."""
+        """Leave it to the parent, in a forked child: nothing here is used any more, its locks may be held forever."""
         self.detached = True
         for stack in self.stacks.values():
             stack.retired = True

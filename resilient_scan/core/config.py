@@ -87,8 +87,8 @@ def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
     """Bring scanners into their normal form.
 
     Raises:
-        ConfigError: two have one name, or it is no list.
-        PluginError: one is no scanner.
+        ConfigError: two have the same name, or `scanners` is not iterable.
+        PluginError: one of them is not a scanner.
     """
     if not isinstance(scanners, Iterable):
         raise ConfigError(f"scanners must be a list of scanners, got {scanners!r:.200}")

@@ -8,19 +8,20 @@
                        v                   v pool shut down    v the thread may go on, abandoned
                      ended               ended               ended, or passed on to a successor
 
-It ends once. Six parties may want to end it, each on a thread of its own:
+It ends once. Seven parties may want to end it, on different threads:
 
     the worker          the layers returned or raised           `_succeed`, `_fail`
-    the watchdog        the time is up                          `expire`
+    the watchdog        the time is up                          `expire`, `expire_unstarted`
     a run's thread      its last waiter leaves                  `leave`
+    another process     has brought the answer                  `answered`
     the provider        no turn before the deadline             `_reject`
     the pool            no thread can run it                    `refuse`
     close()             the runner is closed                    `stop`
 
-`_end` decides between them, under `stack.lock`: the first caller is given the waiters and hands the outcome over; every
-other caller is given `None` and tells nobody anything. Take a scanner that returns 0.1 ms before its timeout: both its
-worker and the watchdog build an outcome. Without the lock both would hand theirs over, and the scan would be counted
-twice, as `completed` and as `timeout`.
+`stack.lock` decides between them: the first to set `ended` under it has the waiters, and hands the outcome over. Most
+do that through `_end`, which returns `None` to every other party; that one reports no outcome. Take a scanner that
+returns 0.1 ms before its timeout: both its worker and the watchdog build an outcome. Without the lock both would hand
+theirs over, and the execution would be counted twice, as a success and as a timeout.
 
 To end is one step, to *land* in the cache (so that the next scan with this key leads) is another, and waiters may join
 only before the first. A scan that finds an execution ended but not landed takes its place in the cache (see `scan`).
@@ -32,6 +33,8 @@ import contextvars
 import logging
 import threading
 from asyncio import CancelledError
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from resilient_scan._text import in_seconds
@@ -388,6 +391,7 @@ class Execution:
         for waiter in waiters:
             waiter.end(outcome, events)
             events = ()
+        self._send_on_own_thread(events)  # what no run's thread has taken
 
     def stop(self) -> None:
         """Cancel the work: the runner is closed, and nobody can ask its cache any more."""
@@ -401,7 +405,7 @@ class Execution:
             waiter.end(outcome)
 
     def _cancel(self, begun: bool) -> None:
-        """Undo what it holds, once it has ended without an outcome of its own."""
+        """Give back what it holds, wake the scanner and send the last events, once it has been cancelled."""
         stack, context = self.stack, self.context
         self._return_permit()
         self.land()
@@ -438,12 +442,10 @@ class Execution:
             abandonment += self._decide(abandoned=True)
         error = ErrorInfo.of(failure)
         events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
-        if not waiters:  # every run that wanted it is over: no run's thread is left to send the events
+        if not waiters:
             self.land()
             context.cancel()
-            if not events:
-                return
-            threading.Thread(target=stack.send_stored, args=(events, context.run_id), daemon=True).start()
+            self._send_on_own_thread(events)
             return
         self._cache_error(TIMEOUT, error)
         self.land()
@@ -505,9 +507,10 @@ class Execution:
     def late(self, age: float, /) -> None:
         """Note that the thread has ended after all; on that thread.
 
-        The watchdog may not have decided yet whether this thread counts as abandoned: it moved the place to the hung
+        The watchdog may not have decided yet whether this thread counts as abandoned: it moved the worker to the hung
         ones and is still in `expire`. Then it is left to the watchdog to report the return, so that no listener hears
-        of a return before, or without, the abandonment.
+        of the return of a thread that was never abandoned. It may hear of the return first, though: the watchdog's
+        events are sent by another thread, which may be slower than this one.
         """
         stack = self.stack
         stack.hung.returned()
@@ -526,6 +529,13 @@ class Execution:
         return () if age is None or not abandoned else (self._late_completion(age),)
 
     # what is reported
+
+    def _send_on_own_thread(self, events: Sequence[Event]) -> None:
+        """Send events of an execution without waiters: no run's thread is left to do it, and the watchdog must not."""
+        if not events:
+            return
+        with suppress(RuntimeError):  # no thread can be started: raised here, it would end the watchdog
+            threading.Thread(target=self.stack.send_stored, args=(events, self.context.run_id), daemon=True).start()
 
     def outcome(
         self,

@@ -303,11 +303,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def look_by(self, instant: float) -> None:
         """See to it that the watchdog looks at the deadlines no later than at `instant`.
 
-        The watchdog sets `_next_look` to infinity *before* it reads the workers' deadlines. A caller that sets a
-        deadline while it reads has one of two cases. Either the watchdog reads the new deadline, or it read the old one
-        first, and then this call sees the infinity (or a later look) and wakes it. Were the watchdog to read first and
-        set `_next_look` afterwards, a deadline of 1 s set in between would be compared with the previous look, found to
-        be late enough, and nobody would look until then.
+        The watchdog sets `_next_look` to infinity *before* it reads the workers' deadlines. When a caller sets a
+        deadline while the watchdog reads, there are two cases. Either the watchdog reads the new deadline, or it read
+        the old one first, and then this call sees the infinity (or a later look) and wakes it. Were `_next_look` still
+        the instant of the look under way, every new deadline would be later than that: this call would not wake the
+        watchdog, which would then sleep past the deadline that it has not read.
         """
         if instant < self._next_look:
             self._wake.set()

@@ -67,6 +67,7 @@ class Run:
         self._clock = clock
         self._seconds = seconds
         self.run_id = uuid.uuid4().hex
+        self.has_started = False
         self.open: set[Scan] = set()
         self._queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
@@ -82,6 +83,7 @@ class Run:
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
+        self.has_started = True  # last: from here on, the run can be ended, wherever a Ctrl-C interrupts it
 
     def wait_budget(self) -> WaitBudget:
         """Return the budget that bounds this thread's waits for a store, above all after the deadline."""
@@ -395,7 +397,7 @@ def _keep(history: RunHistory, run: Run) -> None:
 
 
 def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator[ScanResult]:
-    """Go on with a run briefly; what its reader does in between is not hurried."""
+    """Advance a run within its wait budget; the budget does not bind its reader, who has the thread in between."""
     try:
         while True:
             with wait_budget:

@@ -505,3 +505,18 @@ def test_the_run_ends_while_a_successor_is_at_work(
     assert recorder.of(ExecutionEnded)[-1].outcome == ("success" if goes_on else "cancelled")
     told = [event for event in recorder.of(AttemptEnded) if event.scanner == "stubborn"]
     assert [event.attempt for event in told] == sorted({event.attempt for event in told}), "none is told twice"
+
+
+def test_what_a_hung_attempt_has_to_tell_is_told_though_its_run_is_over_before_a_successor_gets_a_permit(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    recorder = Recorder()
+    limit = Limit("acme", concurrency=1)  # the hung attempt keeps the permit
+    policy = bare(cache=Cache(), retry=AT_ONCE, timeout=Timeout(0.6, 0.1, 4), limit=limit)
+    runner = fleet(hanging("mute", release), policy=policy, listeners=[recorder])
+    assert statuses(runner.run({}, deadline=0.3)) == [Status.TIMEOUT]
+    eventually(lambda: len(recorder.of(ExecutionEnded)) == 1)
+    assert attempts_of(recorder) == [(1, "timeout")]
+    assert len(recorder.of(ThreadAbandoned)) == 1
+    release.set()
+    eventually(lambda: len(recorder.of(LateCompletion)) == 1)

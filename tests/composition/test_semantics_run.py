@@ -21,6 +21,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import ScannerStateChanged
+from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, healthy, polite
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
@@ -307,6 +308,29 @@ def test_ctrl_c_while_a_scan_begins_ends_the_run(fleet: Fleet, background: Backg
     with pytest.raises(KeyboardInterrupt) as caught:
         background(runner.run, {}).result(3)
     assert list(caught.value.report.results) == ["one", "two"]  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_before_a_run_has_started_is_a_report_without_results() -> None:
+    class Interrupted(FakeClock):
+        calls = 0
+
+        def monotonic(self) -> float:
+            self.calls += self.armed
+            if self.calls == 2:  # the first one is of the run's beginning, the second one of its wait budget
+                self.calls += 1
+                raise KeyboardInterrupt
+            return super().monotonic()
+
+        armed = False
+
+    clock = Interrupted()
+    with ScanRunner([healthy("one")], listeners=(), clock=clock, store=MemoryStore(clock)) as runner:
+        clock.armed = True
+        with pytest.raises(KeyboardInterrupt) as caught:
+            runner.run({})
+        clock.armed = False
+        assert caught.value.report.results == {}  # type: ignore[attr-defined]
+        assert statuses(runner.run({})) == [Status.COMPLETED]
 
 
 def test_a_run_of_some_scanners_is_about_them_alone() -> None:

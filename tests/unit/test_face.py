@@ -179,6 +179,24 @@ def test_the_decorator_is_a_function_in_whatever_order_things_are_imported(code:
     assert ours(in_a_new_process(code))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "errors.ConfigError",
+        "events.AttemptEnded",
+        "logs.JsonLines",
+        "metrics.worker_ended",
+        "options.Retry",
+        "results.Status",
+        "service.ControlService",
+        "settings.examine_settings",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "; resilient_scan.PrometheusMetrics, resilient_scan.ScanRunner"])
+def test_importing_the_package_is_enough_for_the_public_names_of_its_modules(name: str, before: str) -> None:
+    assert in_a_new_process(f"import resilient_scan{before}; assert resilient_scan.{name}")
+
+
 def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
     with pytest.raises(AttributeError, match="module 'resilient_scan' has no attribute 'nothing'"):
         _ = resilient_scan.nothing
@@ -186,3 +204,9 @@ def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
 
 def test_a_name_is_there_for_whoever_lists_them() -> None:
     assert set(resilient_scan.__all__) <= set(dir(resilient_scan))
+
+
+def test_a_type_checker_finds_a_misspelt_name() -> None:
+    api = pytest.importorskip("mypy.api")
+    said, _, _ = api.run(["--config-file=", "--no-incremental", "-c", "from resilient_scan import ScanRuner"])
+    assert 'Module "resilient_scan" has no attribute "ScanRuner"' in said

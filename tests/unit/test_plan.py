@@ -73,6 +73,10 @@ def refused(**options: Any) -> str:
         ("policies", {"xyz": Policy()}, "policies: there is no scanner 'xyz'; there are one, two"),
         ("settings", {"one": 5}, "settings: one must be a Mapping, got 5"),
         ("settings", {"twoo": {}}, "settings: there is no scanner 'twoo'; did you mean 'two'?"),
+        ("policies", [], "policies must be a mapping from scanners' names, got []"),
+        ("policies", False, "policies must be a mapping from scanners' names, got False"),
+        ("settings", [], "settings must be a mapping from scanners' names, got []"),
+        ("settings", "", "settings must be a mapping from scanners' names, got ''"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(option: str, value: Any, sentence: str) -> None:

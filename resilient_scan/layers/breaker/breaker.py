@@ -172,7 +172,10 @@ class CircuitBreaker:
         if change is not None:
             emit(change.during(context.run_id))
         if isinstance(answer, CircuitOpen):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # or the exception, its traceback and this frame would keep each other alive until a gc
         return answer
 
     def verdict(self, error: BaseException, context: AttemptContext) -> bool | None:
@@ -203,7 +206,10 @@ class CircuitBreaker:
             return permit, None
         answer, change = self._ask_admission(ends)
         if isinstance(answer, CircuitOpen):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # or the exception, its traceback and this frame would keep each other alive until a gc
         return answer, change
 
     def allow_trial(self) -> None:

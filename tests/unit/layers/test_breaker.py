@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -74,6 +76,23 @@ def test_an_answer_comes_through() -> None:
     bench = Bench()
     assert bench.ask("found") == ["found"]
     assert (bench.breaker.state, bench.changes) == ("closed", [])
+
+
+def test_a_refusal_keeps_no_frame_alive() -> None:
+    bench = Bench().opened()
+    context = bench.context()
+    kept = weakref.ref(context)
+    gc.disable()
+    try:
+        with pytest.raises(CircuitOpen):
+            bench._call(context)
+        with pytest.raises(CircuitOpen):
+            bench.breaker.admit()
+        del context
+        assert kept() is None
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, CircuitOpen)]
+    finally:
+        gc.enable()
 
 
 def test_a_failure_comes_through_and_opens_it() -> None:
