@@ -29,7 +29,7 @@ from resilient_scan.core.config import Config, length_of
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import Event, Listener, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import DeadlineActedOn, Event, Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
@@ -162,6 +162,9 @@ class Run:
         if events and scan is not None:
             scan.stack.send_stored(events, self.run_id)
         if scan is None:
+            if answer == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
+                lateness = max(0.0, self._clock.monotonic() - self.deadline)
+                self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
             self._cut_off(by_user=answer == _CLOSE)
         elif scan in self.open:
             self._end(scan, answer)
