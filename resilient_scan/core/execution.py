@@ -36,7 +36,7 @@ from typing import Any
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
-from resilient_scan.core.pool import SHUT_DOWN, Worker
+from resilient_scan.core.pool import SHUT_DOWN, ThreadPool, Worker
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import (
@@ -60,6 +60,12 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
 _log = logging.getLogger("resilient_scan")
+_pools: contextvars.ContextVar[tuple[ThreadPool, ...]] = contextvars.ContextVar("pools", default=())
+
+
+def works_for(pool: ThreadPool) -> bool:
+    """Say whether the caller is part of work for this pool: a scanner, or what it calls or has started."""
+    return any(one is pool for one in _pools.get())
 
 
 class Execution:
@@ -232,6 +238,7 @@ class Execution:
             self.variables.run(self._work)
 
     def _work(self) -> None:
+        _pools.set((*_pools.get(), self.stack.pool))  # in a context of its own
         try:
             try:
                 if self.pending_events:

@@ -14,7 +14,7 @@ from resilient_scan.core.execution import Execution
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.events import DeadlineActedOn, ScanEnded, ThreadAbandoned
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
-from tests.composition.conftest import Eventually
+from tests.support.fixtures import Eventually
 
 
 class NoMoreThreads:
