@@ -205,6 +205,18 @@ class ThreadAbandoned(Event, frozen=True, gc=False):
     attempt: int = 0
 
 
+class DeadlineActedOn(Event, frozen=True, gc=False):
+    """A deadline was acted on, `lateness` seconds after it came; `scanner` is empty if it was a run's deadline.
+
+    A few milliseconds are normal. Seconds mean that other code held the interpreter's lock: then the watchdog cannot
+    run, and a scan can even end `completed` after its timeout.
+    """
+
+    scanner: str
+    lateness: float
+    run_id: str = ""
+
+
 class LateCompletion(Event, frozen=True, gc=False):
     """Abandoned work ended after all: `outcome` is `success` or `error`, and `duration` is how long it really took.
 

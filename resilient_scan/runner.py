@@ -150,7 +150,7 @@ class ScanRunner:
         Raises:
             TypeError: the state is no mapping, or cannot be copied.
             ConfigError: the deadline is wrong, or there is no such scanner.
-            RuntimeError: the runner is closed.
+            RuntimeError: the runner is closed, or one of its own scanners calls this.
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.
         """
         run = self._runs.prepare(state, deadline)

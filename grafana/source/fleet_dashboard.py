@@ -282,11 +282,12 @@ def _queue() -> timeseries.Panel:
 
 def _waits() -> timeseries.Panel:
     return graph(
-        "Wait in the queue, length of runs",
-        "Seconds that one scan, and one run, in twenty exceeds.",
+        "Wait in the queue, length of runs, late deadlines",
+        "Seconds that one scan, one run, and one deadline in twenty exceeds.",
         [
             Query(quantile(0.95, process("queue_wait_seconds_bucket")), "queue wait p95", least="1m"),
             Query(quantile(0.95, process("run_duration_seconds_bucket")), "run p95", least="1m"),
+            Query(quantile(0.95, process("watchdog_lateness_seconds_bucket")), "late deadlines p95", least="1m"),
         ],
         theme.SECONDS,
     )

@@ -98,6 +98,7 @@ class Fleet:
 
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
+        self.pool.run_errands()
         self.gate.refresh()
         if self._store is None:
             return

@@ -31,16 +31,14 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import threading
 from asyncio import CancelledError
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
-from resilient_scan.core.pool import SHUT_DOWN, Worker
+from resilient_scan.core.pool import SHUT_DOWN, ThreadPool, Worker
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
 from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
 from resilient_scan.events import (
@@ -49,6 +47,7 @@ from resilient_scan.events import (
     SUCCESS,
     TIMEOUT,
     AttemptEnded,
+    DeadlineActedOn,
     Event,
     ExecutionEnded,
     LateCompletion,
@@ -63,6 +62,12 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
 _log = logging.getLogger("resilient_scan")
+_pools: contextvars.ContextVar[tuple[ThreadPool, ...]] = contextvars.ContextVar("pools", default=())
+
+
+def works_for(pool: ThreadPool) -> bool:
+    """Say whether the caller is part of work for this pool: a scanner, or what it calls or has started."""
+    return any(one is pool for one in _pools.get())
 
 
 class Execution:
@@ -235,6 +240,7 @@ class Execution:
             self.variables.run(self._work)
 
     def _work(self) -> None:
+        _pools.set((*_pools.get(), self.stack.pool))  # in a context of its own
         try:
             try:
                 if self.pending_events:
@@ -252,11 +258,15 @@ class Execution:
                     self._return_permit()
         except BaseException as failure:  # a bug of ours must not cost the run its end
             _log.exception("%s: the scan could not be ended", self.name)
-            self._end()
-            self.land()
-            outcome = self.outcome(ERROR, [], None, ErrorInfo.of(failure))
-            for waiter in self.waiters:  # one that has its result already takes no notice
-                waiter.end(outcome)
+            self._give_up(failure)
+
+    def _give_up(self, failure: BaseException) -> None:
+        """Hand over a failure of our own; a scan that has its result already ignores it."""
+        self._end()
+        self.land()
+        outcome = self.outcome(ERROR, [], None, ErrorInfo.of(failure))
+        for waiter in self.waiters:
+            waiter.end(outcome)
 
     def _take_pending_events(self) -> tuple[Event, ...]:
         """Return, once, the events of the attempt that was abandoned: the watchdog does not send any."""
@@ -291,7 +301,7 @@ class Execution:
         if entry is None:
             self.land()
         took = (stack.clock.monotonic() if entry is None else entry.stored_at) - self.began
-        stack.took(took)
+        self._took(took, by_itself=True)
         if doubt is not None:
             stack.bus.send(
                 SuspiciousResult(
@@ -343,13 +353,28 @@ class Execution:
         self.land()
         outcome = self.outcome(kind, context.found, None, error)
         if reported != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
-            self.stack.took(outcome.duration)
+            self._took(outcome.duration, by_itself=reported == ERROR)
             if self.stack.send_execution is not None:
                 self.stack.send_execution(self._ended(reported, error, outcome.duration))
         if self.probe:
             self.stack.bus.send_all(self._probed(reported, error))
         for waiter in waiters:
             waiter.end(outcome)
+
+    def _took(self, seconds: float, *, by_itself: bool) -> None:
+        """Remember how long it took; report it if it ended by itself after its deadline.
+
+        Then the watchdog was held up, which needs the interpreter's lock to act. A scanner in a C call that keeps the
+        lock (a regular expression that explodes, say) stops every other thread. When the call returns, its worker may
+        be the first to go on, and the scan is `completed` long after its timeout.
+        """
+        stack = self.stack
+        stack.took(seconds)
+        lateness = seconds - stack.total
+        if by_itself and lateness > 0:
+            stack.pool.worst_lateness = max(stack.pool.worst_lateness, lateness)
+            if stack.bus.wants(DeadlineActedOn):
+                stack.bus.send(DeadlineActedOn(self.name, lateness, self.context.run_id))
 
     def _cache_answer(self, found: list[Any], trusted: bool) -> Entry | None:
         """Put an answer into the cache, a late one too; one that is not trusted is only shared."""
@@ -391,7 +416,7 @@ class Execution:
         for waiter in waiters:
             waiter.end(outcome, events)
             events = ()
-        self._send_on_own_thread(events)  # what no run's thread has taken
+        self._send_elsewhere(events)  # what no run's thread has taken
 
     def stop(self) -> None:
         """Cancel the work: the runner is closed, and nobody can ask its cache any more."""
@@ -420,8 +445,15 @@ class Execution:
 
     # on the watchdog's thread
 
-    def expire(self, thread: str, age: float, /) -> None:
+    def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Hand over at the deadline, while the scanner still runs; the events are sent by another thread."""
+        try:
+            self._expire(thread, age, lateness)
+        except BaseException as failure:  # a bug of ours must not cost the run its end
+            _log.exception("%s: the timeout could not be handed over", self.name)
+            self._give_up(failure)
+
+    def _expire(self, thread: str, age: float, lateness: float) -> None:
         stack, context = self.stack, self.context
         permit = context.permit
         change = None
@@ -431,6 +463,7 @@ class Execution:
         abandonment: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
         if change is not None:
             abandonment.append(change.during(context.run_id))
+        abandonment.append(DeadlineActedOn(self.name, lateness, context.run_id))
         failure = self._timeout()
         if self._may_retry(failure) and self._hand_to_successor(failure, abandonment):
             return
@@ -445,11 +478,11 @@ class Execution:
         if not waiters:
             self.land()
             context.cancel()
-            self._send_on_own_thread(events)
+            self._send_elsewhere(events)
             return
         self._cache_error(TIMEOUT, error)
         self.land()
-        stack.took(stack.clock.monotonic() - self.began)
+        self._took(stack.clock.monotonic() - self.began, by_itself=False)
         outcome = self.outcome(TIMEOUT, context.found, None, error)
         context.cancel()
         for waiter in waiters:
@@ -530,12 +563,10 @@ class Execution:
 
     # what is reported
 
-    def _send_on_own_thread(self, events: Sequence[Event]) -> None:
+    def _send_elsewhere(self, events: Sequence[Event]) -> None:
         """Send events of an execution without waiters: no run's thread is left to do it, and the watchdog must not."""
-        if not events:
-            return
-        with suppress(RuntimeError):  # no thread can be started: raised here, it would end the watchdog
-            threading.Thread(target=self.stack.send_stored, args=(events, self.context.run_id), daemon=True).start()
+        if events:
+            self.stack.pool.run_soon(lambda: self.stack.send_stored(events, self.context.run_id))
 
     def outcome(
         self,

@@ -19,10 +19,12 @@ import concurrent.futures
 import contextvars
 import heapq
 import itertools
+import logging
 import math
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
@@ -31,6 +33,7 @@ import msgspec
 
 from resilient_scan.clock import Clock, SystemClock, Wake
 
+_log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
@@ -55,8 +58,14 @@ class Task(Protocol):
     def run(self) -> None:
         """Do the work; on the worker."""
 
-    def expire(self, thread: str, age: float, /) -> None:
-        """Hand over without the work: the time is up. On the watchdog's thread, so it must be quick."""
+    def expire(self, thread: str, age: float, lateness: float, /) -> None:
+        """Hand over without the work: the time is up. On the watchdog's thread, so it must be quick.
+
+        Args:
+            thread: the name of the worker's thread.
+            age: seconds since the work began.
+            lateness: seconds since its deadline.
+        """
 
     def late(self, age: float, /) -> None:
         """Note that the work ended after `expire`, `age` seconds after it began; on the worker."""
@@ -146,7 +155,7 @@ class FutureTask:
         else:
             self._future.set_result(result)
 
-    def expire(self, thread: str, age: float, /) -> None:
+    def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Never called: there is no limit."""
 
     def late(self, age: float, /) -> None:
@@ -195,6 +204,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._next_look = NEVER
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._watchdog: threading.Thread | None = None
+        self._errands: deque[Callable[[], None]] = deque()
+        self.worst_lateness = 0.0  # seconds after a deadline at which the watchdog acted, at worst
 
     # what a user of executors knows
 
@@ -247,6 +258,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if self._closed:
                 raise RuntimeError(SHUT_DOWN)
+            if self._watchdog is None and self._workers:
+                _log.error("the watchdog of the thread pool had ended; a new one is started")
+                self._start_watchdog()
             self._unfinished += 1
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
@@ -267,6 +281,30 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._start_watchdog()
         self.look_by(instant)
         return lambda: self._forget(entry)
+
+    def run_soon(self, call: Callable[[], None]) -> None:
+        """Run `call` on a thread that may be made to wait, as soon as there is one; for the watchdog.
+
+        It starts no thread. Where the machine has none left, "can't start new thread" would come out of the watch loop,
+        and no deadline of this pool would be kept from then on. If no worker can take the call now (all hang, or the
+        pool is shut down), it waits for `run_errands`: the start of a run calls that, and so does a hung thread that
+        ends.
+        """
+        self._errands.append(call)
+        with self._mutex:
+            if self._closed or not self._workers or self._is_stuck():
+                return
+            self._unfinished += 1
+            self._queue.put(FutureTask(concurrent.futures.Future(), self.run_errands))
+
+    def run_errands(self) -> None:
+        """Do what the watchdog has put off; never raises."""
+        while self._errands:
+            try:
+                call = self._errands.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            _guarded(call, "what the watchdog had put off failed")
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
@@ -366,6 +404,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not worker.replaced:
                 self._unfinished -= 1
         task.late(self._clock.monotonic() - worker.started)
+        self.run_errands()
         self._replace_hung()
         return not worker.replaced
 
@@ -375,16 +414,39 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Start the watchdog if there is none; under the mutex."""
         if self._watchdog is None:
             watchdog = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
-            watchdog.start()
-            self._watchdog = watchdog
+            self._watchdog = watchdog  # first: a thread that ends at once takes its name out again
+            try:
+                watchdog.start()
+            except RuntimeError:
+                self._watchdog = None
+                raise
 
     def _watch(self) -> None:
+        """Keep the deadlines until the pool is done.
+
+        A failure in one look (a bug of ours, no memory) must not end the looking: every timeout and every deadline of
+        the runner depends on this thread. If it ends all the same, `execute` starts another one.
+        """
+        try:
+            while not _guarded(self._look, "the watchdog failed; it looks again", failed=False):
+                _guarded(self._pause, "the watchdog could not wait")
+        finally:
+            with self._mutex:
+                if self._watchdog is threading.current_thread():
+                    self._watchdog = None
+
+    def _pause(self) -> None:
+        """Wait a moment after a failure, which may last and would fill the log."""
+        self._clock.wait(self._clock.monotonic() + POLL_INTERVAL, self._wake)
+
+    def _look(self) -> bool:
+        """Act on the deadlines that have come and wait for the next one; `True`: the pool is done."""
         while True:
             # Cleared before the look around. The last worker of a closed pool leaves its slot first and sets this flag
             # then: cleared afterwards, its call would be lost, and this thread would wait for ever.
             self._wake.clear()
             if self._is_done():
-                return
+                return True
             self._next_look = NEVER  # before the deadlines are read, see `look_by`
             now = self._clock.monotonic()
             self._call_timers(now)
@@ -418,8 +480,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             with self._mutex:
                 if not self._timers or self._timers[0][0] > now:
                     return
-                call = heapq.heappop(self._timers)[2]
-            call()
+                instant, _, call = heapq.heappop(self._timers)
+            self.worst_lateness = max(self.worst_lateness, now - instant)
+            _guarded(call, "a timer failed")
 
     def _forget(self, entry: tuple[float, int, Callable[[], None]]) -> None:
         with self._mutex:
@@ -437,10 +500,12 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if task is None or worker.expired or worker.deadline > now:
                 return
             worker.expired = True
-            worker.deadline = NEVER
+            lateness, worker.deadline = now - worker.deadline, NEVER
             self._hung.add(worker)
+        self.worst_lateness = max(self.worst_lateness, lateness)
         thread = worker.thread.name if worker.thread is not None else ""
-        task.expire(thread, now - worker.started)
+        age = now - worker.started
+        _guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
 
     def _replace_hung(self) -> None:
         """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""
@@ -490,3 +555,12 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             with self._mutex:
                 self._unfinished -= 1
             task.refuse(reason)
+
+
+def _guarded(call: Callable[[], Any], what: str, *, failed: Any = None) -> Any:
+    """Call, and log what it raises: the caller serves others too."""
+    try:
+        return call()
+    except BaseException:
+        _log.exception("%s", what)
+        return failed

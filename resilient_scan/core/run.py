@@ -26,10 +26,11 @@ import msgspec
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet, opened
 from resilient_scan.core.config import Config, length_of
+from resilient_scan.core.execution import works_for
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import Event, Listener, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import DeadlineActedOn, Event, Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
@@ -43,6 +44,10 @@ FLUSH_TIMEOUT = 0.25  # seconds for which a run waits until what it brought is i
 WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, and is not waited for
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 _CLOSED = "the runner is closed; build another one to run again"
+_OWN_SCANNER = (
+    "a scanner runs the runner that it is part of, which would wait for itself; "
+    "build another runner for it, or call the other scanners' functions"
+)
 
 
 class Run:
@@ -164,6 +169,9 @@ class Run:
         if events and scan is not None:
             scan.stack.send_stored(events, self.run_id)
         if scan is None:
+            if answer == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
+                lateness = max(0.0, self._clock.monotonic() - self.deadline)
+                self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
             self._cut_off(by_user=answer == _CLOSE)
         elif scan in self.open:
             self._end(scan, answer)
@@ -334,10 +342,12 @@ class Runs:
         Raises:
             TypeError: the state is no mapping, or cannot be copied.
             ConfigError: the deadline is wrong.
-            RuntimeError: the runner is closed.
+            RuntimeError: the runner is closed, or the caller is one of its own scanners.
         """
         if self.closed:
             raise RuntimeError(_CLOSED)
+        if works_for(self._live_fleet.pool):
+            raise RuntimeError(_OWN_SCANNER)
         length = length_of(self.config.deadline if deadline is None else deadline)
         return Run({} if state is None else state, length, self.config.clock)
 

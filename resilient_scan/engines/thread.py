@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 from resilient_scan.engines.loop import Loops, collect
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import keep_valid, maker_of
 from resilient_scan.scanning import ScannerSpec
+
+_forks = 0  # between the first process and this one
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - one number for the process
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _end_child(scanner: str) -> NoReturn:
+    """End a forked child that came back from its scanner.
+
+    It has a copy of the worker's stack. If it went on, it would vote on the breaker, fill the cache, write to the store
+    and wait for tasks as a second worker, with locks that a thread of the parent held at the fork and no one will
+    release.
+    """
+    os.write(2, f"resilient-scan: a child that {scanner} forked came back from the scanner; it ends here\n".encode())
+    os._exit(os.EX_SOFTWARE)
 
 
 class ThreadEngine:
@@ -29,15 +52,20 @@ class ThreadEngine:
         make, scan, loops = maker_of(spec.candidate, spec.name), spec.call, self._loops
 
         def once(context: AttemptContext) -> list[Any]:
-            answer = scan(context.begin_attempt(), context)
-            if type(answer) is list:
-                if answer:
+            forks = _forks
+            try:
+                answer = scan(context.begin_attempt(), context)
+                if type(answer) is list:
+                    if answer:
+                        keep_valid(answer, make, context)
+                else:
+                    if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+                        answer = loops.finish(collect(answer, make, context), context)
                     keep_valid(answer, make, context)
-            else:
-                if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                    answer = loops.finish(collect(answer, make, context), context)
-                keep_valid(answer, make, context)
-            return context.found
+                return context.found
+            finally:
+                if _forks != forks:
+                    _end_child(spec.name)
 
         return once
 

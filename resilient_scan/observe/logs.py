@@ -16,6 +16,7 @@ from resilient_scan.errors import ConfigError
 from resilient_scan.events import (
     AttemptStarted,
     BreakerChanged,
+    DeadlineActedOn,
     Event,
     LateCompletion,
     RunStarted,
@@ -32,6 +33,9 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status, plain
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
 OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
+
+
+NOTABLE_LATENESS = 1.0  # seconds after a deadline from which on a log line says so
 
 
 class LogEvents:
@@ -60,6 +64,7 @@ class LogEvents:
         ScannerStateChanged,
         ThreadAbandoned,
         LateCompletion,
+        DeadlineActedOn,
         StoreFailed,
         StoreRecovered,
     )
@@ -88,6 +93,8 @@ class LogEvents:
         if isinstance(event, ScanEnded) and not self._is_news(event.result):
             return
         if isinstance(event, StoreFailed) and not event.first:
+            return
+        if isinstance(event, DeadlineActedOn) and event.lateness < NOTABLE_LATENESS:
             return
         if self._json:
             self._line(_level(event), _name(event), _fields(event))
@@ -141,6 +148,12 @@ class LogEvents:
             case LateCompletion():
                 took = in_seconds(event.duration)
                 self._logger.info("%s: the abandoned call ended after %ss (%s)", event.scanner, took, event.outcome)
+            case DeadlineActedOn():
+                what = event.scanner or "the run"
+                late = in_seconds(event.lateness)
+                self._logger.warning(
+                    "%s: its deadline was acted on %ss late: other code held the interpreter's lock", what, late
+                )
             case StoreFailed():
                 self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
             case StoreRecovered():
@@ -215,7 +228,7 @@ def _level(event: Event) -> int:
     outcome, new = getattr(event, "outcome", ""), getattr(event, "new", "")
     if name == "HeartbeatSeen" or (name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"):
         return logging.DEBUG
-    if name in {"SuspiciousResult", "ThreadAbandoned", "StoreFailed", "RetryBudgetExhausted"}:
+    if name in {"SuspiciousResult", "ThreadAbandoned", "DeadlineActedOn", "StoreFailed", "RetryBudgetExhausted"}:
         return logging.WARNING
     bad = (name == "BreakerChanged" and new == "open") or (name == "ScannerStateChanged" and new != "enabled")
     return logging.WARNING if bad else logging.INFO

@@ -389,3 +389,29 @@ def test_a_lock_that_the_parent_holds_while_it_forks_stops_no_child(fleet: Fleet
     with parts.pool._mutex, stack.lock:
         in_child(lambda: _completes(runner))
     assert stack.retired is False
+
+
+@pytest.mark.parametrize("way", ["returns", "raises", "yields"])
+def test_a_child_that_comes_back_from_its_scanner_ends_there(fleet: Fleet, way: str, capfd: Any) -> None:
+    codes: list[int] = []
+
+    def forks() -> None:
+        pid = os.fork()
+        if pid:
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        elif way == "raises":
+            raise ValueError("in the child")
+
+    def calls(_state: dict[str, Any]) -> list[Any]:
+        forks()
+        return []
+
+    def yields(_state: dict[str, Any]) -> Any:
+        forks()
+        yield from ()
+
+    scan = scanner(pipeline="test", name="forks", retry=None)(yields if way == "yields" else calls)
+    report = fleet(scan, healthy("sound")).run()
+    assert report.complete
+    assert codes == [os.EX_SOFTWARE]
+    assert "a child that forks forked came back from the scanner; it ends here" in capfd.readouterr().err

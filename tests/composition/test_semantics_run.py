@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -374,3 +375,44 @@ def test_counts_know_every_status(bare: Bare) -> None:
     with ScanRunner([healthy("one")], policy=bare(), listeners=()) as runner:
         counts = runner.run({}).counts
     assert (counts["completed"], counts["timeout"]) == (1, 0)  # type: ignore[index]
+
+
+# a runner inside its own scanner
+
+
+@pytest.mark.parametrize("way", ["run", "arun", "stream", "map", "through another"])
+def test_a_scanner_that_runs_its_own_runner_is_refused_at_once(way: str) -> None:
+    def outer(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        match way:
+            case "run":
+                runner.run()
+            case "arun":
+                asyncio.run(runner.arun())
+            case "stream":
+                next(iter(runner.stream()))
+            case "map":
+                context.map(lambda _item: runner.run(), [1, 2])
+            case _:
+                with ScanRunner([scanner(pipeline="p", name="inner")(lambda _state: runner.run())]) as other:
+                    report = other.run()
+                    raise RuntimeError(report.results["inner"].error.message)
+        return []
+
+    with ScanRunner([scanner(pipeline="p", retry=None)(outer), healthy("sound")], listeners=()) as runner:
+        report = runner.run()
+    error = report.results["outer"].error
+    assert error is not None
+    assert "a scanner runs the runner that it is part of, which would wait for itself" in error.message
+    assert report.results["sound"].status is Status.COMPLETED
+
+
+def test_a_scanner_may_run_another_runner_and_a_stream_may_be_read_while_its_reader_runs_again() -> None:
+    def outer(_state: dict[str, Any]) -> list[Any]:
+        with ScanRunner([healthy("inner")], listeners=()) as other:
+            assert other.run().complete
+        return []
+
+    with ScanRunner([scanner(pipeline="p")(outer), healthy("sound")], listeners=()) as runner:
+        for result in runner.stream({"run": 1}):
+            assert runner.run({"run": 2}).complete
+            assert result.status is Status.COMPLETED

@@ -49,7 +49,7 @@ class Job:
         assert self.go.wait(PATIENCE * 4), "the test forgot a job"
         self.told.append("ran")
 
-    def expire(self, _thread: str, age: float, /) -> None:
+    def expire(self, _thread: str, age: float, _lateness: float, /) -> None:
         self.age = age
         self.told.append("expire")
 

@@ -64,6 +64,7 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_store_errors": ("counter", ("operation",)),
     "resilient_scan_runs": ("counter", ("result",)),
     "resilient_scan_run_duration_seconds": ("histogram", ()),
+    "resilient_scan_watchdog_lateness_seconds": ("histogram", ()),
     "resilient_scan_last_run_timestamp_seconds": ("gauge", ()),
     "resilient_scan_alert_webhooks": ("counter", ("source", "result")),
     "resilient_scan_alert_last_heartbeat_timestamp_seconds": ("gauge", ()),

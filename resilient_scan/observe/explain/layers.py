@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.observe.explain.model import Layer, Number
+from resilient_scan.observe.logs import NOTABLE_LATENESS
 from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.scanning import Candidate, FunctionScanner, ScannerSpec
@@ -27,7 +28,9 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
     return (
         Layer("gate", _gate(state), (), tuple(_known(state))),
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
-        Layer("timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total)),
+        Layer(
+            "timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total), tuple(_lateness(stack))
+        ),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
         Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_breaker_now(stack))),
         Layer("limit", _limit(limit), _limits(policy, limit, origins), tuple(_provider(stack))),
@@ -142,6 +145,15 @@ def _cache(cache: Cache | None) -> str:
 
 def _total(policy: Policy) -> str:
     return f"a scan has {span(policy.timeout.total)} for all its attempts and waits, counted from the worker's start"
+
+
+def _lateness(stack: Stack) -> Iterator[str]:
+    worst = stack.pool.worst_lateness
+    if worst >= NOTABLE_LATENESS:
+        yield (
+            f"deadlines were acted on up to {span(worst)} late: some scanner's call held the interpreter's lock, "
+            "and nothing else could run meanwhile"
+        )
 
 
 def _retry(retry: Retry | None) -> str:

@@ -12,6 +12,7 @@ from resilient_scan.events import (
     AlertReceived,
     AttemptEnded,
     BreakerChanged,
+    DeadlineActedOn,
     Event,
     ExecutionEnded,
     HeartbeatSeen,
@@ -80,6 +81,7 @@ class PrometheusMetrics:
         ScanEnded,
         *OF_A_SCANNER,
         RunEnded,
+        DeadlineActedOn,
         ThreadAbandoned,
         StoreFailed,
         AlertReceived,
@@ -92,6 +94,7 @@ class PrometheusMetrics:
         child, children = self._metrics.child, self._metrics.children
         self._runs = children("runs_total")
         self._run_duration, self._last_run = child("run_duration_seconds"), child("last_run_timestamp_seconds")
+        self._lateness = child("watchdog_lateness_seconds")
         self._heartbeat = child("alert_last_heartbeat_timestamp_seconds")
 
     def __eq__(self, other: object) -> bool:
@@ -132,9 +135,9 @@ class PrometheusMetrics:
             case RunEnded():
                 self._run(event)
             case ScannersRegistered():
-                for scanner in event.scanners:
-                    self._metrics.watch(scanner)
-                self._metrics.watch_load(event.load)
+                self._watch(event)
+            case DeadlineActedOn():
+                self._lateness.observe(event.lateness)
             case StoreFailed():
                 self._metrics.child("store_errors_total", event.operation).inc()
             case AlertReceived():
@@ -143,6 +146,11 @@ class PrometheusMetrics:
                 self._heartbeat.set(event.at)
         if MULTIPROCESS:
             self._metrics.write()
+
+    def _watch(self, event: ScannersRegistered) -> None:
+        for scanner in event.scanners:
+            self._metrics.watch(scanner)
+        self._metrics.watch_load(event.load)
 
     def _run(self, event: RunEnded) -> None:
         answered = any(count for status, count in event.counts.items() if status.answered)

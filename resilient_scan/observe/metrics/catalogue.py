@@ -12,6 +12,7 @@ from resilient_scan.results import Status
 
 PREFIX = "resilient_scan_"
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+LATENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60)
 
 OUTCOMES = (SUCCESS, ERROR, TIMEOUT, CANCELLED)
 ATTEMPT_OUTCOMES = (SUCCESS, ERROR, TIMEOUT)
@@ -87,8 +88,8 @@ def _gauge(name: str, text: str, *labels: str, mode: Mode = "livemax", closed: C
     return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode)
 
 
-def _histogram(name: str, text: str, *labels: str) -> Family:
-    return Family(f"{PREFIX}{name}", "histogram", labels, text, buckets=BUCKETS)
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = BUCKETS) -> Family:
+    return Family(f"{PREFIX}{name}", "histogram", labels, text, buckets=buckets)
 
 
 _ALL = (
@@ -196,6 +197,11 @@ _ALL = (
         "Runs: complete (every scanner in service answered), partial, failed (none answered).",
         "result",
         closed=_each(RUN_RESULTS),
+    ),
+    _histogram(
+        "watchdog_lateness_seconds",
+        "Seconds between a deadline and what was done about it; seconds mean that code held the interpreter's lock.",
+        buckets=LATENESS_BUCKETS,
     ),
     _histogram("run_duration_seconds", "Duration of runs."),
     _gauge("last_run_timestamp_seconds", "When a run last ended, in epoch seconds; 0: not yet.", mode="max"),
