@@ -7,6 +7,7 @@ import threading
 from datetime import datetime
 from random import Random
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -158,12 +159,17 @@ def test_two_scanners_have_two_caches(fleet: Fleet, bare: Bare) -> None:
         assert [tickers(result) for result in report.results.values()] == [["A"], ["B"]]
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize("own", [object(), CYCLE], ids=["object", "cycle"])
 def test_a_state_without_a_stable_key_is_not_cached_and_warned_about_once(
-    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
+    own: Any, fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = fleet(flapping("s", [A, B, A]), policy=bare(cache=Cache()))
     with caplog.at_level(logging.WARNING, "resilient_scan"):
-        assert [tickers(only(runner, {"own": object()})) for _ in range(3)] == [["A"], ["B"], ["A"]]
+        assert [tickers(only(runner, {"own": own})) for _ in range(3)] == [["A"], ["B"], ["A"]]
     (line,) = caplog.messages
     assert line.startswith("s is not cached")
 
@@ -176,6 +182,17 @@ def test_values_of_different_types_have_keys_of_their_own(fleet: Fleet, bare: Ba
     runner = fleet(kind, policy=bare(cache=Cache()))
     day = datetime(2026, 11, 24)  # noqa: DTZ001
     assert [tickers(only(runner, {"day": value})) for value in (day, day.isoformat())] == [["datetime"], ["str"]]
+
+
+def test_one_instant_in_two_zones_has_two_answers(fleet: Fleet, bare: Bare) -> None:
+    @scanner(pipeline="test")
+    def today(state: dict[str, Any]) -> list[Any]:
+        return [{"ticker": state["now"].date().isoformat()}]
+
+    runner = fleet(today, policy=bare(cache=Cache()))
+    close = datetime(2026, 11, 24, 16, tzinfo=ZoneInfo("America/New_York"))
+    states = [{"now": now} for now in (close, close.astimezone(ZoneInfo("Asia/Tokyo")), close)]
+    assert [tickers(only(runner, state)) for state in states] == [["2026-11-24"], ["2026-11-25"], ["2026-11-24"]]
 
 
 @pytest.mark.parametrize("concurrent", [True, False])
