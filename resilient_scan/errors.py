@@ -1,8 +1,23 @@
-"""Every exception that this package raises, and those that a scanner raises to steer its own execution."""
+"""Every exception that this package raises, those that a scanner steers its execution with, and what a group counts as.
+
+`asyncio.TaskGroup` and anyio wrap whatever their tasks raise in an exception group. A group is judged by its leaves,
+that is, the exceptions in it and in the groups in it. The first line that fits decides:
+
+    a leaf is `SystemExit` or `KeyboardInterrupt`   the scanner wanted to end the process: no other leaf counts
+    a leaf is a `RetryAfter`                        the group is one too, with the longest wait
+    a leaf is a `PermanentError`                    no retry; a vote if another leaf has one
+    otherwise                                       a retry if a leaf would be retried, a vote if a leaf has one
+
+A group of nothing but `ScanCancelled` and `asyncio.CancelledError` is a cancellation.
+
+The functions at the end of this file are the only ones that look into a group. The layers call them for every failure:
+a plain exception is its own only leaf.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 
 class ScanError(Exception):
@@ -12,7 +27,8 @@ class ScanError(Exception):
 class PermanentError(ScanError):
     """Raise it from a scanner when trying again cannot help (a bad key, a premium endpoint).
 
-    It is never retried and casts no vote in the breaker.
+    It is never retried and casts no vote in the breaker. An exception group that contains one is not retried, unless
+    it contains a `RetryAfter` too, and votes only for its other exceptions.
     """
 
 
@@ -78,7 +94,8 @@ class RetryAfter(ScanError):
     """Raise it from a scanner when the source asks to be left alone for `seconds`.
 
     It is retried whether or not `Retry.on` names it, after exactly that wait (capped by
-    `Retry.retry_after_cap`), and it counts as a failure in the breaker.
+    `Retry.retry_after_cap`), and it counts as a failure in the breaker. An exception group with such
+    errors in it counts as the one with the longest wait.
 
     Args:
         seconds: how long to wait, finite and >= 0.
@@ -102,6 +119,79 @@ class ScanCancelled(BaseException):
 
     It is a `BaseException`, so that a scanner's own `except Exception` does not swallow it.
     """
+
+
+_UNLISTED: Final = (PermanentError, Rejected, ScanCancelled)  # no retry and no vote, whatever `on` lists
+_members: Final = BaseExceptionGroup.exceptions.__get__  # the group's own, whatever a subclass uses the name for
+
+
+def leaves(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the exceptions in a group and in the groups in it, in order; a plain exception is its own only leaf.
+
+    So is a group that is a `ScanError` too: its author has chosen how it is judged.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return (error,)
+    found: list[BaseException] = []
+    rest: list[BaseException] = [error]
+    while rest:  # a loop, because groups may be nested deeper than Python recurses
+        one = rest.pop()
+        if isinstance(one, BaseExceptionGroup) and not isinstance(one, ScanError):
+            rest.extend(reversed(_members(one)))
+        else:
+            found.append(one)
+    return tuple(found)
+
+
+def decisive_leaves(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the leaves that count: every `SystemExit` and `KeyboardInterrupt`, or all leaves if there are none."""
+    if not isinstance(error, BaseExceptionGroup):
+        return (error,)
+    found = leaves(error)
+    return tuple(leaf for leaf in found if isinstance(leaf, SystemExit | KeyboardInterrupt)) or found
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Say whether an error consists only of `ScanCancelled` and `asyncio.CancelledError`."""
+    if isinstance(error, ScanCancelled):
+        return True
+    if isinstance(error, Exception):  # not even an `ExceptionGroup` can contain one of the two
+        return False
+    from asyncio import CancelledError  # noqa: PLC0415 - slow to import, and `import resilient_scan` needs this file
+
+    return all(isinstance(leaf, ScanCancelled | CancelledError) for leaf in leaves(error))
+
+
+# The next three run for every failed attempt, most of them plain exceptions: a loop costs these less than a generator.
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Say whether an error contains a `PermanentError`: another attempt would meet it again."""
+    for leaf in leaves(error):  # noqa: SIM110
+        if isinstance(leaf, PermanentError):
+            return True
+    return False
+
+
+def requested_wait(error: BaseException) -> float | None:
+    """Return the longest wait in seconds that a `RetryAfter` in an error asks for, `None` if it contains none."""
+    longest = None
+    for leaf in decisive_leaves(error):
+        if isinstance(leaf, RetryAfter) and not isinstance(leaf, _UNLISTED):
+            longest = max(longest or 0.0, leaf.seconds)
+    return longest
+
+
+def is_listed(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Say whether `kinds`, from `Retry.on` or `Breaker.on`, list a leaf that counts.
+
+    Listing a group's class, `ExceptionGroup` for example, lists all its leaves.
+    """
+    by_group = isinstance(error, kinds)
+    for leaf in decisive_leaves(error):
+        if (by_group or isinstance(leaf, kinds)) and not isinstance(leaf, _UNLISTED):
+            return True
+    return False
 
 
 for _public in (

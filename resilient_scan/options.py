@@ -104,6 +104,7 @@ class Retry(Option, frozen=True):
 
     The wait before attempt n + 1 is drawn evenly from 0 to min(cap, base * 2**(n - 1)) seconds
     ("full jitter": Marc Brooker, *Exponential Backoff And Jitter*, AWS Architecture Blog, 2015).
+    An exception group is judged by the exceptions in it; see `resilient_scan.errors`.
 
     Attributes:
         attempts: attempts in total, >= 1; 1 means that nothing is retried.

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan._text import hide
-from resilient_scan.errors import ConfigError, ScanError, is_number
+from resilient_scan.errors import ConfigError, ScanError, is_number, leaves
 
 MAX_MESSAGE: Final = 10_000  # characters of an exception's text: a source may put its whole answer into it
 MAX_BITS: Final = 10_000  # bits of an integer
@@ -53,6 +53,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
         message: at most `MAX_MESSAGE` characters of its text, without the secrets that their names give away, because
             it is logged, stored and shown to everybody; the bare class name if it has no text.
+
+    An exception group is described by its first leaf, with the number of the others: `no route (and 2 more)`.
     """
 
     type: str
@@ -60,14 +62,17 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
-        """Describe an exception; one whose `str` fails is described by its class."""
-        kind = type(error)
+        """Describe an exception, of a group its first leaf; one whose `str` fails is described by its class."""
+        found = leaves(error)
+        first = found[0]
+        kind = type(first)
         prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         try:
-            message = hide(_short(str(error)))
+            message = hide(_short(str(first)))
         except BaseException:  # the scanner's exception class is foreign code
             message = ""
-        return cls(prefix + kind.__qualname__, message or kind.__name__)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return cls(prefix + kind.__qualname__, (message or kind.__name__) + more)
 
     @property
     def kind(self) -> str:

@@ -40,7 +40,7 @@ from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
 from resilient_scan.core.pool import SHUT_DOWN, ThreadPool, Worker
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
-from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
+from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation, leaves
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
@@ -339,12 +339,13 @@ class Execution:
         self.through = True
         context = self.context
         kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
+        cancelled = is_cancellation(failure)
         waiters = self._end()
         if waiters is None:
-            if isinstance(failure, ScanCancelled):  # it came back because it was cancelled
-                self._method = "cancel" if isinstance(failure.__context__, CancelledError) else "cooperative"
+            if cancelled:  # it came back because it was cancelled
+                self._method = _method(failure)
             return
-        if isinstance(failure, ScanCancelled) and kind != ERROR and not context.abandoned:
+        if cancelled and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
             failure = self._timeout() if kind == TIMEOUT else self.run_over(waiters[0])
             kind = TIMEOUT
@@ -634,3 +635,14 @@ class Execution:
 
     def _late_completion(self, age: float) -> LateCompletion:
         return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt, self._method)
+
+
+def _method(cancellation: BaseException) -> str:
+    """Return which cancel freed a thread: the event loop's, or the scanner's own look at its context.
+
+    The loop's is what `ScanCancelled` was raised for (its `__context__`), or stands next to it in a group.
+    """
+    for one in (cancellation, *leaves(cancellation)):
+        if isinstance(one, CancelledError) or isinstance(one.__context__, CancelledError):
+            return "cancel"
+    return "cooperative"

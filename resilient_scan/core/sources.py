@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ScanCancelled, ScanTimeout
+from resilient_scan.errors import ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.limit import Providers
@@ -79,8 +79,9 @@ class Sources:
             context.provider, context.requests = own, 0
         try:
             return call()
-        except ScanCancelled:
-            if context.abandoned or not end <= self._clock.monotonic() < whole:
+        except BaseException as error:
+            at_its_end = end <= self._clock.monotonic() < whole
+            if context.abandoned or not at_its_end or not is_cancellation(error):
                 raise
             raise ScanTimeout(f"{source}: no answer within {in_seconds(seconds)}s", by_clock=True) from None
         finally:

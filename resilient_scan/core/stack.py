@@ -22,7 +22,7 @@ from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines.thread import ThreadEngine
-from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout, StoreError
+from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
@@ -300,9 +300,10 @@ class Stack:
 
 def kind_of(failure: BaseException, context: AttemptContext) -> str:
     """Return in one word how an execution or attempt ended that raised this."""
-    if isinstance(failure, ScanCancelled):
+    if is_cancellation(failure):
         return TIMEOUT if context.timed_out else CANCELLED if context.cancelled else ERROR
-    if isinstance(failure, ScanTimeout) and failure.by_clock:
+    first = decisive_leaves(failure)[0]  # `ErrorInfo` names the first too: status and error have to fit
+    if isinstance(first, ScanTimeout) and first.by_clock:
         return TIMEOUT
     return REJECTED if isinstance(failure, Rejected) and context.attempt == 0 else ERROR
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_base
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import PermanentError, Rejected, RetryAfter, ScanCancelled
+from resilient_scan.errors import Rejected, is_listed, is_permanent, requested_wait
 from resilient_scan.layers.attempt import AttemptContext, Call, Step
 from resilient_scan.options import Retry
 from resilient_scan.results import ErrorInfo
@@ -159,7 +159,7 @@ class _Judge:
         self._rules = Retrying(
             stop=stop_after_attempt(options.attempts),
             wait=FullJitter(options.base, options.cap, random),
-            retry=retry_if_exception_type(options.on),
+            retry=retry_if_exception(lambda failure: is_listed(failure, options.on)),
         )
 
     def pause_after(self, failure: BaseException, context: AttemptContext, took: float) -> float | None:
@@ -179,7 +179,10 @@ class _Judge:
         return False
 
     def _pause(self, failure: BaseException, context: AttemptContext) -> float | None:
-        if context.cancelled or isinstance(failure, PermanentError | Rejected | ScanCancelled):
+        if context.cancelled:
+            return None
+        requested = requested_wait(failure)
+        if requested is None and is_permanent(failure):
             return None
         rules = self._rules
         state = RetryCallState(rules, None, (), {})
@@ -187,8 +190,8 @@ class _Judge:
         state.set_exception((type(failure), failure, failure.__traceback__))
         if rules.stop(state):
             return None
-        if isinstance(failure, RetryAfter):
-            pause = min(failure.seconds, self._cap)
+        if requested is not None:
+            pause = min(requested, self._cap)
         elif rules.retry(state):
             pause = float(rules.wait(state))
         else:

@@ -17,7 +17,7 @@ import cachetools
 
 from resilient_scan.clock import Clock
 from resilient_scan.context import ScanContext
-from resilient_scan.errors import ScanCancelled
+from resilient_scan.errors import is_cancellation
 
 T = TypeVar("T")
 REPLACEMENT_SHARE = 0.5  # of the time that the loader has spent, which a waiter must have left to replace it
@@ -75,7 +75,7 @@ class SharedValues:
                 return self._load(key, load, ttl, mine)
             assert loading is not None  # noqa: S101 - else this one leads
             self._wait(loading, context)
-            if loading.error is not None and not isinstance(loading.error, ScanCancelled):
+            if loading.error is not None and not is_cancellation(loading.error):
                 raise loading.error
             if loading.finished and loading.error is None:
                 return loading.value  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from typing import Any
 
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
-from resilient_scan.errors import Rejected, ScanCancelled, ScanTimeout
+from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
 
@@ -35,8 +35,9 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
         context.alarm(end)
         try:
             return call(context)
-        except ScanCancelled:
-            if context.abandoned or clock.monotonic() < end or clock.monotonic() >= before:
+        except BaseException as error:
+            at_its_end = end <= clock.monotonic() < before
+            if context.abandoned or not at_its_end or not is_cancellation(error):
                 raise
             raise ScanTimeout(
                 f"attempt {context.attempt}: timeout after {in_seconds(seconds)}s", by_clock=True

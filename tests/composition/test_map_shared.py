@@ -355,3 +355,27 @@ def test_who_waits_for_a_shared_value_is_woken_when_its_loader_is_cancelled(
     first.close()
     assert statuses(second.result(10)) == [Status.COMPLETED, Status.COMPLETED]
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "error", [ScanCancelled("over"), BaseExceptionGroup("x", [ScanCancelled("over"), ScanCancelled("over")])]
+)
+def test_a_waiter_loads_itself_if_the_loader_was_cancelled(
+    error: BaseException, background: Background, release: threading.Event
+) -> None:
+    clock = FakeClock()
+    values = SharedValues(clock)
+    began = threading.Event()
+
+    def cancelled() -> str:
+        began.set()
+        release.wait()
+        raise error
+
+    first = background(values.get, "key", cancelled, 60, ScanContext("one", clock=clock, deadline=100.0))
+    assert began.wait(5)
+    second = background(values.get, "key", lambda: "value", 60, ScanContext("two", clock=clock, deadline=100.0))
+    clock.wait_for_sleepers()
+    release.set()
+    assert second.result(5) == "value"
+    assert first.exception(5) is error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import pickle
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,8 @@ from resilient_scan import (
     ScanError,
     ScanTimeout,
 )
-from resilient_scan.errors import is_number
+from resilient_scan.errors import is_cancellation, is_number, leaves
+from resilient_scan.results import ErrorInfo
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,62 @@ def test_a_number_is_a_finite_one_and_no_bool(value: object, answer: bool) -> No
 )
 def test_a_number_may_have_bounds_that_belong_to_it(value: float, answer: bool) -> None:
     assert is_number(value, 0, 1) is answer
+
+
+A, B, C = OSError("a"), ValueError("b"), PermanentError("c")
+
+
+class Odd(ExceptionGroup[Exception]):
+    """A group whose class uses the name of its members for something else."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError("not these")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (A, (A,)),
+        (ExceptionGroup("x", [A]), (A,)),
+        (ExceptionGroup("x", [C, A, B]), (C, A, B)),
+        (ExceptionGroup("x", [ExceptionGroup("y", [B, C]), A]), (B, C, A)),
+        (ExceptionGroup("x", [A, ExceptionGroup("y", [B, ExceptionGroup("z", [A, C])]), B]), (A, B, A, C, B)),
+        (Odd("x", [A, B]), (A, B)),
+    ],
+)
+def test_the_leaves_of_a_group_come_in_order(error: BaseException, expected: tuple[BaseException, ...]) -> None:
+    assert leaves(error) == expected
+
+
+def test_groups_may_be_nested_deeper_than_python_recurses() -> None:
+    error: Exception = A
+    for _ in range(20_000):
+        error = ExceptionGroup("x", [error])
+    try:
+        assert leaves(error) == (A,)
+        assert ErrorInfo.of(error) == ErrorInfo("OSError", "a")
+    finally:
+        while isinstance(error, ExceptionGroup):  # from the outside: freeing them at once would recurse too
+            error = error.exceptions[0]
+
+
+OVER, STOPPED = ScanCancelled("over"), asyncio.CancelledError()
+
+
+@pytest.mark.parametrize(
+    ("error", "cancelled"),
+    [
+        (OVER, True),
+        (STOPPED, True),
+        (A, False),
+        (SystemExit(1), False),
+        (BaseExceptionGroup("x", [OVER]), True),
+        (BaseExceptionGroup("x", [STOPPED, BaseExceptionGroup("y", [OVER])]), True),
+        (BaseExceptionGroup("x", [OVER, A]), False),
+        (BaseExceptionGroup("x", [OVER, KeyboardInterrupt()]), False),
+        (ExceptionGroup("x", [A]), False),
+    ],
+)
+def test_a_group_of_nothing_but_cancellations_is_one(error: BaseException, cancelled: bool) -> None:
+    assert is_cancellation(error) is cancelled

@@ -107,6 +107,24 @@ def test_a_chained_exception_is_the_last_one() -> None:
     assert ErrorInfo.of(caught.value) == ErrorInfo("ValueError", "effect")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ExceptionGroup("x", [OSError("down")]), ErrorInfo("OSError", "down")),
+        (ExceptionGroup("x", [ValueError("bad"), OSError("down")]), ErrorInfo("ValueError", "bad (and 1 more)")),
+        (
+            ExceptionGroup("x", [ExceptionGroup("y", [ScanTimeout("late"), OSError("down")]), OSError("down")]),
+            ErrorInfo("resilient_scan.ScanTimeout", "late (and 2 more)"),
+        ),
+        (BaseExceptionGroup("x", [SystemExit(), ValueError()]), ErrorInfo("SystemExit", "SystemExit (and 1 more)")),
+        (ExceptionGroup("x", [Mute("x"), OSError()]), ErrorInfo(f"{__name__}.Mute", "Mute (and 1 more)")),
+        (ExceptionGroup("x", [OSError("?token=t"), OSError()]), ErrorInfo("OSError", "?token=REDACTED (and 1 more)")),
+    ],
+)
+def test_a_group_is_named_by_its_first_leaf(error: BaseException, expected: ErrorInfo) -> None:
+    assert ErrorInfo.of(error) == expected
+
+
 def test_of_a_text_without_end_the_beginning_is_kept() -> None:
     assert ErrorInfo.of(ValueError("x" * MAX_MESSAGE)).message == "x" * MAX_MESSAGE
     long = ErrorInfo.of(ValueError("x" * MAX_MESSAGE + "y" * 990_000)).message

@@ -65,7 +65,16 @@ def test_a_source_that_keeps_failing_is_not_asked_any_more_and_the_others_are(
     assert mine.ask("first", lambda: 9, 5, context) == 9
 
 
-@pytest.mark.parametrize(("error", "opens"), [(PermanentError("no"), False), (RetryAfter(1), True), (OSError(), True)])
+@pytest.mark.parametrize(
+    ("error", "opens"),
+    [
+        (PermanentError("no"), False),
+        (RetryAfter(1), True),
+        (OSError(), True),
+        (ExceptionGroup("x", [PermanentError("no")]), False),
+        (ExceptionGroup("x", [PermanentError("no"), OSError()]), True),
+    ],
+)
 def test_the_rules_of_voting_are_the_scanners(
     clock: FakeClock, context: AttemptContext, error: Exception, opens: bool
 ) -> None:
@@ -105,6 +114,17 @@ def test_a_source_that_takes_too_long_ends_in_time_for_the_next(clock: FakeClock
     assert context.remaining() == 88
     with pytest.raises(CircuitOpen):
         mine.ask("first", slow, 5, context)
+
+
+def test_tasks_that_notice_the_end_of_a_sources_seconds_together_are_its_timeout(
+    clock: FakeClock, context: AttemptContext
+) -> None:
+    def slow() -> None:
+        clock.advance(6)
+        raise BaseExceptionGroup("x", [ScanCancelled("over"), ScanCancelled("over")])
+
+    with pytest.raises(ScanTimeout, match="first: no answer within 5s"):
+        sources(clock).ask("first", slow, 5, context)
 
 
 def test_the_scans_own_end_stays_its_own_end(clock: FakeClock, context: AttemptContext) -> None:

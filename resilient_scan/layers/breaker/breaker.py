@@ -31,7 +31,7 @@ import msgspec
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
-from resilient_scan.errors import CircuitOpen, PermanentError, Rejected, RetryAfter, ScanCancelled, ScanTimeout
+from resilient_scan.errors import CircuitOpen, RetryAfter, ScanTimeout, decisive_leaves, is_cancellation, is_listed
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.breaker.record import HALF_OPEN, OPEN, Vote
@@ -182,13 +182,12 @@ class CircuitBreaker:
         """Return whether an exception is a failure of the source; `None` casts no vote."""
         if context.cut_short:  # the run's end is not the source's fault
             return None
-        if isinstance(error, ScanCancelled):
-            return True if context.timed_out else None
-        if isinstance(error, RetryAfter) or (isinstance(error, ScanTimeout) and error.by_clock):
-            return True
-        if isinstance(error, PermanentError | Rejected):
-            return None
-        return True if isinstance(error, self._options.on) else None
+        for leaf in decisive_leaves(error):
+            if is_cancellation(leaf) and context.timed_out:
+                return True
+            if isinstance(leaf, RetryAfter) or (isinstance(leaf, ScanTimeout) and leaf.by_clock):
+                return True
+        return True if is_listed(error, self._options.on) else None
 
     # Permits.
 

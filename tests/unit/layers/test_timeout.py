@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -59,6 +60,25 @@ def test_who_notices_that_the_attempt_is_over_has_a_timeout(clock: FakeClock) ->
     assert caught.value.by_clock
     assert caught.value.__cause__ is None
     assert context.remaining() == 7.0
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([ScanCancelled("over")], ScanTimeout),
+        ([ScanCancelled("over"), asyncio.CancelledError()], ScanTimeout),
+        ([ScanCancelled("over"), OSError("down")], BaseExceptionGroup),
+    ],
+)
+def test_a_group_of_cancellations_at_the_attempts_end_is_its_timeout(
+    clock: FakeClock, members: list[BaseException], expected: type[BaseException]
+) -> None:
+    def call(context: AttemptContext) -> list[Any]:
+        clock.advance(3.0)
+        raise BaseExceptionGroup("x", members)
+
+    with pytest.raises(expected):
+        limited(3.0, call, clock)(AttemptContext("one", clock=clock, deadline=10.0))
 
 
 def test_who_is_in_time_has_none(clock: FakeClock) -> None:
