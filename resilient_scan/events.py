@@ -215,6 +215,7 @@ class DeadlineActedOn(Event, frozen=True, gc=False):
     scanner: str
     lateness: float
     run_id: str = ""
+    attempt: int = 0
 
 
 class LateCompletion(Event, frozen=True, gc=False):

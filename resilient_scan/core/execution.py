@@ -375,7 +375,7 @@ class Execution:
         if by_itself and lateness > 0:
             stack.pool.worst_lateness = max(stack.pool.worst_lateness, lateness)
             if stack.bus.wants(DeadlineActedOn):
-                stack.bus.send(DeadlineActedOn(self.name, lateness, self.context.run_id))
+                stack.bus.send(DeadlineActedOn(self.name, lateness, self.context.run_id, self.context.attempt))
 
     def _cache_answer(self, found: list[Any], trusted: bool) -> Entry | None:
         """Put an answer into the cache, a late one too; one that is not trusted is only shared."""
@@ -464,7 +464,7 @@ class Execution:
         abandonment: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
         if change is not None:
             abandonment.append(change.during(context.run_id))
-        abandonment.append(DeadlineActedOn(self.name, lateness, context.run_id))
+        abandonment.append(DeadlineActedOn(self.name, lateness, context.run_id, context.attempt))
         failure = self._timeout()
         if self._may_retry(failure) and self._hand_to_successor(failure, abandonment):
             return

@@ -62,9 +62,10 @@ def test_timeouts_hold_after_one_that_nobody_waited_for_on_a_machine_without_thr
         assert {event.scanner for event in heard.of(ThreadAbandoned)} == {"slow", "other"}
 
 
-def test_what_nobody_can_send_now_is_sent_at_the_start_of_the_next_run(release: threading.Event) -> None:
+def test_what_nobody_can_send_now_is_sent_at_the_start_of_the_next_run(machine: NoMoreThreads) -> None:
     pool, said = ThreadPool(1), []
-    pool.run_soon(lambda: said.append("hung"))  # there is no worker yet, and none is started for it
+    machine.exhausted = True
+    pool.run_soon(lambda: said.append("hung"))
     assert said == []
     assert pool.counts() == {"busy": 0, "idle": 0, "abandoned": 0}
     pool.run_errands()
