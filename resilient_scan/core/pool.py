@@ -285,10 +285,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def run_soon(self, call: Callable[[], None]) -> None:
         """Run `call` on a thread that may be made to wait, as soon as there is one; for the watchdog.
 
-        It never raises. Where the machine has no thread left, "can't start new thread" would come out of the watch loop,
-        and no deadline of this pool would be kept from then on. If no worker can take the call now (all hang, or the
-        pool is shut down), it waits for `run_errands`: the start of a run calls that, and so does a hung thread that
-        ends.
+        It never raises. Where the machine has no thread left, "can't start new thread" would come out of the watch
+        loop, and no deadline of this pool would be kept from then on. If no worker can take the call now (all hang, or
+        the pool is shut down), it waits for `run_errands`: the start of a run calls that, and so does a hung thread
+        that ends.
         """
         self._errands.append(call)
         with self._mutex:
