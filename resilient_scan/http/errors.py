@@ -29,6 +29,10 @@ class SchemaDrift(ScanError):
     """The answer no longer has the shape it used to have; the message names the field."""
 
 
+for _public in (TransientError, NotFound, SchemaDrift):
+    _public.__module__ = "resilient_scan.http"  # reports, log lines and traces name them as users import them
+
+
 class NetworkError(Exception):
     """The network or the other side failed; the client turns it into a `TransientError`."""
 

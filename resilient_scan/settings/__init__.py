@@ -254,7 +254,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     def _unknown_scanners(self, names: Sequence[str]) -> Iterator[str]:
         critical = self.tables.options.get("quarantine", {}).get("critical")
-        places = [(table.place, name) for name, table in self.tables.scanners.items()]
+        places = [(place, name) for name, table in self.tables.scanners.items() for place in table.begins]
         if critical is not None:
             places += [(f"{critical.place}: quarantine.critical", name) for name in critical.value]
         for place, name in places:
@@ -267,7 +267,7 @@ class Settings(msgspec.Struct, frozen=True):
         for name, table in self.tables.providers.items():
             if name not in used:
                 meant = did_you_mean(name, used.values())
-                yield f"{table.place}: no scanner has the provider {table.name!r}; {meant}"
+                yield from (f"{place}: no scanner has the provider {table.name!r}; {meant}" for place in table.begins)
 
 
 def _specs(

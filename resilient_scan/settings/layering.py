@@ -51,12 +51,13 @@ def merged(below: Tables, above: Tables) -> Tables:
     for section, settings in above.options.items():
         options[section] = {**options.get(section, {}), **settings}
     for name, new in above.providers.items():
-        provider = providers.get(name, new)
-        providers[name] = ProviderTable(provider.name, provider.place, {**provider.numbers, **new.numbers})
+        provider = providers.get(name, ProviderTable(new.name, ()))
+        begins, numbers = (*provider.begins, *new.begins), {**provider.numbers, **new.numbers}
+        providers[name] = ProviderTable(provider.name, begins, numbers)
     for name, table in above.scanners.items():
-        scanner = scanners.get(name, ScannerTable(table.place))
+        scanner = scanners.get(name, ScannerTable())
         scanners[name] = ScannerTable(
-            scanner.place,
+            (*scanner.begins, *table.begins),
             {**scanner.own, **table.own},
             patched(scanner.layers, table.layers),
             over(scanner.settings, table.settings),

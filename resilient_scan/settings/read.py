@@ -75,10 +75,16 @@ Patch = dict[str, Setting] | Setting
 
 
 class ProviderTable(msgspec.Struct):
-    """A table `[providers.x]`."""
+    """A table `[providers.x]`.
+
+    Attributes:
+        name: as it was written first.
+        begins: where it begins, in each source.
+        numbers: its keys.
+    """
 
     name: str
-    place: str
+    begins: tuple[str, ...]
     numbers: dict[str, Setting] = {}
 
 
@@ -86,14 +92,14 @@ class ScannerTable(msgspec.Struct):
     """A table `[scanners.x]`.
 
     Attributes:
-        place: where it begins.
+        begins: where it begins, in each source.
         own: its keys besides the layers and the settings.
         layers: what it says about the layers; `provider` belongs to the limit.
         settings: what the scanner finds in `context.settings`.
         places: where each of these settings stands, by its key in lower case.
     """
 
-    place: str = ""
+    begins: tuple[str, ...] = ()
     own: dict[str, Setting] = {}
     layers: dict[str, Patch] = {}
     settings: dict[str, Any] = {}
@@ -258,9 +264,9 @@ def _providers(source: Source, path: Path, tables: Mapping[str, Any]) -> dict[st
     for name, inner in tables.items():
         here = (*path, name)
         numbers = _fields(source, here, _table(source, here, inner), LAYERS[LIMIT], provider_keys())
-        first = found.setdefault(name.lower(), table := ProviderTable(name, source.where(here)[1], numbers))
+        first = found.setdefault(name.lower(), table := ProviderTable(name, (source.where(here)[1],), numbers))
         if first is not table:
-            both = f"{path_text(here)} appears twice, as {first.name!r} in {first.place} too"
+            both = f"{path_text(here)} appears twice, as {first.name!r} in {first.begins[0]} too"
             source.fail(here, f"{both}; names match in any case")
     return found
 
@@ -274,7 +280,7 @@ def _scanner(source: Source, path: Path, value: Any) -> ScannerTable:
         layers[LIMIT] = {"provider": provider, **limit}
     settings = own.pop("settings").value if "settings" in own else {}
     places = {key.lower(): source.where((*path, "settings", key))[1] for key in settings}
-    return ScannerTable(source.where(path)[1], own, layers, settings, places)
+    return ScannerTable((source.where(path)[1],), own, layers, settings, places)
 
 
 def _layers(source: Source, path: Path, table: Mapping[str, Any]) -> dict[str, Patch]:

@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from itertools import chain, count
 from operator import methodcaller
+from types import CodeType
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -105,29 +108,72 @@ def _digest(kind: type) -> bytes:
     They guard against a class that changed: without them, a field that was renamed would be read as its default, and an
     enumeration's member as the one that has its value now.
     """
-    described: dict[type, str] = {}
+    described: list[str] = []
+    seen: dict[int, Any] = {}  # by identity: some hints cannot be hashed, and some name themselves
     waiting: list[Any] = [kind]
     while waiting:
         hint = waiting.pop()
-        waiting += filter(None, (get_origin(hint), *get_args(hint)))
-        if isinstance(hint, type) and hint not in described:
+        if id(hint) in seen:
+            continue
+        seen[id(hint)] = hint
+        named = (getattr(hint, name, None) for name in ("__supertype__", "__bound__", "__value__"))
+        waiting += filter(None, (get_origin(hint), *get_args(hint), *getattr(hint, "__constraints__", ()), *named))
+        if isinstance(hint, type):
             fields: Any = getattr(hint, "model_fields", None)
             is_model = isinstance(fields, dict)  # pydantic's
             hints = {name: each.annotation for name, each in fields.items()} if is_model else get_type_hints(hint)
             waiting += hints.values()
-            described[hint] = repr((hint, hints, *(getattr(hint, name, None) for name in _CHANGEABLE)))
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((VERSION, kind, sorted(described.values()))))
-    return hashlib.sha256(text.encode()).digest()[:DIGEST_SIZE]
+            described.append(_text([hint, hints, *_written(hint, fields if is_model else {}), *_functions(hint)]))
+    return hashlib.sha256(_text((VERSION, kind, sorted(described))).encode()).digest()[:DIGEST_SIZE]
 
 
-_CHANGEABLE = (
-    "__struct_encode_fields__",
-    "__struct_defaults__",
-    "__dataclass_fields__",
-    "model_config",
-    "model_fields",
-    "__members__",
-)
+_OF_FIELD = ("alias", "validation_alias", "serialization_alias", "exclude", "metadata", "default", "default_factory")
+
+
+def _written(kind: type, fields: dict[str, Any]) -> Iterable[Any]:
+    """Return what else decides how objects of a class are written, and what stands in for what is left out."""
+    if issubclass(kind, msgspec.Struct):
+        config = kind.__struct_config__
+        yield config.tag_field, config.tag, config.array_like
+        for field in msgspec.structs.fields(kind):
+            yield field.encode_name, field.default, field.default_factory
+    for name, each in fields.items():
+        yield name, [getattr(each, attribute, None) for attribute in _OF_FIELD]
+    yield getattr(kind, "model_config", None)
+    yield [(name, member.value) for name, member in getattr(kind, "__members__", {}).items()]
+    yield getattr(kind, "_fields", None)  # of a named tuple, whose fields need no annotations
+    yield [each.name for each in getattr(kind, "__attrs_attrs__", ())]
+
+
+def _functions(kind: type) -> Iterable[Any]:
+    """Return what may run when an object is made or written: `__post_init__`, validators, serializers.
+
+    Python's own do not count, and ours change with `VERSION`: a fleet in the middle of an update keeps finding answers.
+    """
+    for each in () if kind is Candidate else kind.__mro__:
+        if each.__module__.partition(".")[0] not in sys.stdlib_module_names:
+            yield from ((name, value) for name, value in vars(each).items() if _code(value) is not None)
+
+
+def _code(value: Any) -> CodeType | None:
+    code = getattr(getattr(value, "__func__", value), "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _text(value: Any) -> str:
+    """Return a text that is the same in every process, unlike a `repr`: no address, and no order of a set's items."""
+    code = value if isinstance(value, CodeType) else _code(value)
+    if code is not None:
+        return f"{code.co_code!r} {code.co_names} {_text(code.co_consts)}"
+    if is_dataclass(value) and not isinstance(value, type):  # a validator that is part of an annotation
+        return f"{type(value)} {_text(_attributes(value))}"
+    if isinstance(value, dict):
+        return _text(list(value.items()))
+    if isinstance(value, set | frozenset):
+        return str(sorted(map(_text, value)))
+    if isinstance(value, list | tuple):
+        return str([_text(each) for each in value])
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 # Among extras, where anything may be, a date or a Decimal would come back as text. Both are usual there: mark them.
@@ -171,7 +217,7 @@ def _difference(one: Any, two: Any) -> str | None:
     if not isinstance(one, list | tuple | dict | set | frozenset):
         attributes = _attributes(one)  # without any, it cannot be looked into
         return _difference(attributes, _attributes(two)) if attributes else ""
-    if len(one) != len(two):
+    if len(one) != len(two) or (hasattr(one, "__dict__") and _difference(vars(one), vars(two)) is not None):
         return ""
     for step, part, other in _pairs(one, two):
         path = _difference(part, other)

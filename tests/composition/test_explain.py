@@ -68,6 +68,11 @@ def test_a_fresh_answer_makes_it_unnecessary(clock):
         ) in says(runner, "movers")
 
 
+def test_a_cache_with_one_key_for_all_states_says_so(clock):
+    with runner_of(healthy("movers", FOUND, cache=Cache(inputs=(), jitter=0)), clock=clock) as runner:
+        assert "a scan of the same key (there is only one) gets it without a call" in says(runner, "movers")
+
+
 def test_a_worker_that_has_just_handed_over_is_as_good_as_free(clock, monkeypatch):
     """After a run of the only worker it said, now and then, that all of them are busy."""
     finish, looked = ThreadPool._finish, threading.Event()

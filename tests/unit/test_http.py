@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 
 from resilient_scan import ConfigError, LimitExceeded, PermanentError, RetryAfter, ScanCancelled, ScanContext
 from resilient_scan.cli.demo_server import LoopbackServer
-from resilient_scan.http import Client, TransientError, redact
+from resilient_scan.http import Client, NotFound, SchemaDrift, TransientError, redact
+from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import RecordedServer
 
@@ -332,6 +334,13 @@ def test_retry_after_in_the_past_asks_for_no_wait() -> None:
 def test_a_retry_after_that_says_nothing_leaves_the_wait_to_the_backoff(text: str) -> None:
     with answering(429, {"Retry-After": text}) as url, pytest.raises(TransientError, match="ask less often"):
         Client(url).get("/", context=context_for())
+
+
+@pytest.mark.parametrize("error", [NotFound, SchemaDrift, TransientError])
+def test_an_error_is_reported_under_the_name_that_settings_can_import(error: type[Exception]) -> None:
+    """`retry.on = [...]` takes what a report says, and a file that moves inside the package changes no report."""
+    assert ErrorInfo.of(error("why")).type == f"resilient_scan.http.{error.__name__}"
+    assert pkgutil.resolve_name(ErrorInfo.of(error("why")).type) is error
 
 
 def test_a_status_that_the_caller_accepts_is_an_answer() -> None:

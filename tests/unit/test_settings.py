@@ -504,6 +504,19 @@ def test_a_provider_that_nobody_has_is_wrong_where_all_scanners_are_known(load: 
     assert loaded.check([plain], known=["other"]) == ()
 
 
+def test_a_table_that_nobody_has_is_reported_in_the_file_and_in_the_environment(load: Any) -> None:
+    """Who corrects one of the two would meet the other in the next run."""
+    text = "[providers.sec]\nconcurrency = 4\n[scanners.other]\nenabled = false"
+    environ = {"RESILIENT_SCAN__PROVIDERS__SEC__RATE": "1/s", "RESILIENT_SCAN__SCANNERS__OTHER__RETRY": "false"}
+    problems = load(text, environ).check([plain])
+    assert [problem.partition(";")[0] for problem in problems] == [
+        "scan.toml:3: unknown scanner other",
+        "RESILIENT_SCAN__SCANNERS__OTHER__RETRY: unknown scanner other",
+        "scan.toml:1: no scanner has the provider 'sec'",
+        "RESILIENT_SCAN__PROVIDERS__SEC__RATE: no scanner has the provider 'sec'",
+    ]
+
+
 def test_layers_that_do_not_fit_a_decorator_are_reported_when_the_scanner_is_known(load: Any) -> None:
     loaded = load("[scanners.reddit_dd]\nretry = { base = 20 }")
     expected = "scan.toml:2: scanners.reddit_dd.retry.cap must be >= base (20), got 10.0"

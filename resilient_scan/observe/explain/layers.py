@@ -136,7 +136,7 @@ def is_probe(state: ScannerState) -> bool:
 def _cache(cache: Cache | None) -> str:
     if cache is None:
         return "none: every scan calls the source"
-    same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key, and there is only one"
+    same = "state" if cache.inputs is None else ", ".join(cache.inputs) or "key (there is only one)"
     jitter = f" (at random up to {cache.jitter:.0%} less)" if cache.jitter else ""
     stale = cache.stale_if_error
     then = f"for {span(stale)} after that it stands in when the source fails" if stale else "after that it is not used"

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import typing
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +61,10 @@ class Pair(NamedTuple):
     right: Any = None
 
 
+class NotedPair(Pair):
+    note: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Leg:
     strike: Decimal
@@ -100,6 +105,10 @@ class Typed:
     set: set[Any] = dataclasses.field(default_factory=set)
     frozen: frozenset[int] = frozenset()
     table: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+class Worded(msgspec.Struct):
+    words: frozenset[str] = frozenset({"one", "two", "three", "four", "five"})
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -144,7 +153,7 @@ with suppress(ImportError):
 
     class Model(pydantic.BaseModel):  # type: ignore[no-redef]
         ticker: str
-        parts: frozenset[str] = frozenset()
+        parts: frozenset[str] = frozenset({"one", "two", "three", "four", "five"})
         made: list[Leg] = pydantic.Field(default_factory=list)
 
 
@@ -341,6 +350,11 @@ def test_attributes_that_are_no_fields_are_refused() -> None:
         with pytest.raises(TypeError, match=r"candidates\[0\] would not come back as it is$"):
             encode_candidates(type(candidate), [candidate])
     assert there_and_back(Open, Open("A")) == [Open("A")]
+    named = NotedPair(1)
+    assert same(there_and_back(NotedPair, named), [named])
+    named.note = "lost"
+    with pytest.raises(TypeError, match=r"candidates\[0\] would not come back as it is$"):
+        encode_candidates(NotedPair, [named])
 
 
 def test_pydantic_models_come_back() -> None:
@@ -542,6 +556,113 @@ def test_a_renamed_field_and_an_exchanged_member_are_a_miss() -> None:
         assert decode_candidates(new(), data) is None
 
 
+BEFORE_AND_AFTER = {  # the fields are the same; old bytes would be read without an error, as something else
+    "tags": (
+        """
+class Up(msgspec.Struct, tag="up"): by: int
+class Down(msgspec.Struct, tag="down"): by: int
+class Made(msgspec.Struct): move: Up | Down
+one = Made(Up(1))
+""",
+        {'"up"': '"down"', '"down"': '"up"'},
+    ),
+    "members that do not show their values": (
+        """
+class Side(enum.Enum):
+    BUY = 1
+    SELL = 2
+    __repr__ = enum.Enum.__str__
+class Made(msgspec.Struct): side: Side
+one = Made(Side.BUY)
+""",
+        {"1": "2", "2": "1"},
+    ),
+    "members behind another name": (
+        """
+class Side(enum.Enum):
+    BUY = 1
+    SELL = 2
+Named = NewType("Named", Side)
+class Made(msgspec.Struct): side: Named
+one = Made(Side.BUY)
+""",
+        {"1": "2", "2": "1"},
+    ),
+    "members behind a type variable": (
+        """
+class Side(enum.Enum):
+    BUY = 1
+    SELL = 2
+Any_ = TypeVar("Any_", bound=Side)
+class Made(msgspec.Struct, Generic[Any_]): side: Any_
+one = Made(Side.BUY)
+""",
+        {"1": "2", "2": "1"},
+    ),
+    "what makes a default that was left out": (
+        """
+class Made(msgspec.Struct, omit_defaults=True):
+    ticker: str
+    legs: list[int] = msgspec.field(default_factory=list)
+one = Made("A")
+""",
+        {"=list": "=lambda: [1]"},
+    ),
+    "fields without annotations": (
+        """
+from collections import namedtuple
+Pair = namedtuple("Pair", "bid ask")
+class Made(msgspec.Struct): pair: Pair
+one = Made(Pair(1, 2))
+""",
+        {"bid ask": "ask bid"},
+    ),
+    "what runs when an object is made": (
+        """
+@dataclasses.dataclass
+class Made:
+    price: float
+    def __post_init__(self): self.price = round(self.price, 2)
+one = Made(1.25)
+""",
+        {", 2)": ", 1)"},
+    ),
+    "a model's default": (
+        """
+class Made(pydantic.BaseModel): legs: list[int] = pydantic.Field(default_factory=lambda: [1])
+one = Made()
+""",
+        {"[1]": "[2]"},
+    ),
+    "a model's validator": (
+        """
+class Made(pydantic.BaseModel): price: Annotated[float, pydantic.AfterValidator(lambda price: round(price, 2))]
+one = Made(price=1.25)
+""",
+        {", 2)": ", 1)"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", BEFORE_AND_AFTER)
+def test_a_class_that_changed_in_another_way_is_a_miss(change: str) -> None:
+    source, exchanged = BEFORE_AND_AFTER[change]
+    if "pydantic" in source:
+        pytest.importorskip("pydantic")
+
+    def made(source: str) -> dict[str, Any]:
+        names = {"__name__": "theirs", "pydantic": sys.modules.get("pydantic")}
+        known = {**vars(typing), "msgspec": msgspec, "enum": enum, "dataclasses": dataclasses, **names}
+        exec(compile(source, "theirs", "exec", dont_inherit=True), known)  # as a module that was edited
+        return known
+
+    old, same_again = made(source), made(source)
+    new = made(re.sub("|".join(map(re.escape, exchanged)), lambda found: exchanged[found[0]], source))
+    data = encode_candidates(old["Made"], [old["one"]])
+    assert decode_candidates(same_again["Made"], data) is not None
+    assert decode_candidates(new["Made"], data) is None
+
+
 def test_another_version_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_candidates(Candidate, [])
     monkeypatch.setattr(codec, "VERSION", codec.VERSION + 1)
@@ -565,8 +686,8 @@ import dataclasses, sys
 from typing import Any
 from resilient_scan import Candidate
 from resilient_scan.stores.codec import encode_candidates
-from tests.unit.stores.test_codec import Deal, Model, Tick, Typed
-print(*(encode_candidates(kind, []).hex() for kind in (Candidate, Deal, Model, Tick, Typed)))
+from tests.unit.stores.test_codec import Deal, Model, Tick, Typed, Worded
+print(*(encode_candidates(kind, []).hex() for kind in (Candidate, Deal, Model, Tick, Typed, Worded)))
 """
     found = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout

@@ -424,6 +424,18 @@ def test_a_file_that_another_hand_has_changed_is_damaged(path: Path, opened: Ope
     assert len(aside(path)) == 1
 
 
+@pytest.mark.parametrize("data", [b"", b"x" * 15, b"\xff" * 16])
+def test_a_row_without_its_times_has_expired(path: Path, opened: Opener, data: bytes) -> None:
+    """Its checksum fits, as that of all that is made on purpose; a run ended with a `struct.error`."""
+    fill(opened())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        row = (data, schema.seal(b"cache/7", data), b"cache/7")
+        connection.execute("UPDATE answers SET data = ?, sum = ? WHERE key = ?", row)
+    store = opened()
+    assert store.get("cache/7") is None
+    assert store.get("cache/8") is not None
+
+
 # what else may be wrong with it
 
 
