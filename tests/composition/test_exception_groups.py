@@ -6,7 +6,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from resilient_scan import (
     RetryAfter,
     ScanCancelled,
     ScanContext,
+    ScanTimeout,
     Status,
     Timeout,
     scanner,
@@ -187,21 +187,46 @@ def test_a_cancellation_that_the_scanner_makes_up_is_an_error_in_a_group_too(fle
     assert only(fleet(broken("bad", made_up))).status is Status.ERROR
 
 
-@pytest.mark.parametrize("method", ["cooperative", "cancel"])
-def test_a_late_group_of_cancellations_shows_what_freed_the_thread(
-    method: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
-) -> None:
-    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
-        release.wait()
-        return polite_threads(_state, context)
+def test_sources_that_have_no_time_left_are_a_timeout_in_a_group_too(fleet: Fleet, bare: Bare) -> None:
+    """Status and error are those of the first leaf."""
+    clock = FakeClock(auto=True)
 
-    async def hangs_in_a_loop(state: dict[str, Any], context: ScanContext) -> list[Any]:
+    @scanner(pipeline="test")
+    def tasks(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        failures: list[Exception] = []
+        for source in ("first", "second"):
+            try:
+                context.guarded(source, lambda: context.sleep(60), seconds=5)
+            except ScanTimeout as failure:
+                failures.append(failure)
+        raise ExceptionGroup("no source", [*failures, DOWN])
+
+    result = only(fleet(tasks, policy=bare(timeout=Timeout(total=100)), clock=clock))
+    assert result.status is Status.TIMEOUT
+    assert result.error == ErrorInfo("resilient_scan.ScanTimeout", "first: no answer within 5s (and 2 more)")
+
+
+def watched_thread(_state: dict[str, Any], _context: ScanContext) -> list[Any]:
+    """Raise what the tasks of a loop on the scanner's own thread would."""
+    raise BaseExceptionGroup("a loop of its own", [asyncio.CancelledError()])
+
+
+async def watched_tasks(state: dict[str, Any], context: ScanContext) -> list[Any]:
+    return await Watcher().scan(state, context)
+
+
+@pytest.mark.parametrize(
+    ("scan", "method"), [(polite_threads, "cooperative"), (watched_tasks, "cancel"), (watched_thread, "cancel")]
+)
+def test_a_late_group_of_cancellations_shows_what_freed_the_thread(
+    scan: Any, method: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    def hangs(state: dict[str, Any], context: ScanContext) -> Any:
         release.wait()
-        scan: Awaitable[list[Any]] = Watcher().scan(state, context)
-        return await scan
+        return scan(state, context)
 
     recorder = Recorder()
-    hung = scanner(name="hung", pipeline="test")(hangs_in_a_loop if method == "cancel" else hangs)
+    hung = scanner(name="hung", pipeline="test")(hangs)
     runner = fleet(hung, policy=bare(timeout=Timeout(total=0.05)), listeners=(recorder,))
     runner.run({})
     release.set()

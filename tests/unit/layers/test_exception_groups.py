@@ -120,6 +120,7 @@ class Wrapped(ExceptionGroup[Exception]):
         (group(SystemExit(1), ODD), (SystemExit,), True),
         (group(SystemExit(1), ODD), (BaseException,), True),
         (group(OVER), (BaseException,), False),
+        (group(CircuitOpen("a source's")), (Exception,), False),
         (group(ODD), (), False),
     ],
     ids=repr,
@@ -143,6 +144,16 @@ def test_a_group_that_is_one_of_our_errors_is_what_it_says() -> None:
     assert pauses(Refused("x", [DOWN])) == ONCE
     assert not votes(Refused("x", [DOWN]))
     assert pauses(group(Refused("x", [DOWN]), ODD)) == ONCE
+
+
+class Both(RetryAfter, PermanentError):
+    """A plain exception of two minds."""
+
+
+def test_an_error_that_is_permanent_too_is_not_retried_alone_or_in_a_group() -> None:
+    for error in (Both(5), group(Both(5), ODD)):
+        assert pauses(error) == ONCE
+        assert votes(error)
 
 
 PLAIN = st.sampled_from(
