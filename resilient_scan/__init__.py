@@ -115,12 +115,15 @@ _MODULES = {
 if not TYPE_CHECKING:  # a type checker that saw it would take any name, a misspelt one too, for an `object`
 
     def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return _import_module(f"resilient_scan.{name}")
-        if name not in _MODULE_OF:
+        if name not in _MODULES and name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
-        return value
+        from resilient_scan._imports import IMPORTING  # noqa: PLC0415 - with the first name
+
+        with IMPORTING:
+            if name in _MODULES:
+                return _import_module(f"resilient_scan.{name}")
+            value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
+            return value
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from resilient_scan._imports import IMPORTING
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
 from resilient_scan.core.assembly import Fleet
@@ -272,7 +273,8 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner; the message names the nearest.
         """
-        from resilient_scan.observe.explain import explain, origins_in_code  # noqa: PLC0415 - no run needs it
+        with IMPORTING:
+            from resilient_scan.observe.explain import explain, origins_in_code  # noqa: PLC0415 - no run needs it
 
         fleet = self._fleet
         stack = fleet.stack(name)

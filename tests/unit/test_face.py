@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -195,6 +196,33 @@ def test_the_decorator_is_a_function_in_whatever_order_things_are_imported(code:
 @pytest.mark.parametrize("before", ["", "; resilient_scan.PrometheusMetrics, resilient_scan.ScanRunner"])
 def test_importing_the_package_is_enough_for_the_public_names_of_its_modules(name: str, before: str) -> None:
     assert in_a_new_process(f"import resilient_scan{before}; assert resilient_scan.{name}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("use", "module"),
+    [
+        ("resilient_scan.ScanRunner", "resilient_scan.runner"),
+        ("resilient_scan.ScanRunner([one], listeners=())", "pybreaker"),
+    ],
+)
+def test_a_child_that_is_forked_in_the_middle_of_a_first_use_can_use_the_package(use: str, module: str) -> None:
+    code = f"""
+import os, signal, sys, threading, time, resilient_scan
+one = resilient_scan.scanner(pipeline="p", name="one")(lambda state: [])
+thread = threading.Thread(target=lambda: {use})
+thread.start()
+while thread.is_alive() and {module!r} not in sys.modules:
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    report = resilient_scan.ScanRunner([one], listeners=()).run()
+    os._exit(0 if report.complete else 1)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:

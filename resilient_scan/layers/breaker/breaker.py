@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan._imports import IMPORTING
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
@@ -77,7 +78,8 @@ class CircuitBreaker:
     def __init__(
         self, name: str, options: Breaker, clock: Clock, random: Random, store: BreakerStore | None = None
     ) -> None:
-        from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - see there: slow to import
+        with IMPORTING:
+            from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - see there: it is slow
 
         self._name = name
         self._options = options
