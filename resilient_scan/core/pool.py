@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import gc
 import heapq
 import itertools
 import logging
 import math
+import os
 import sys
 import threading
 import traceback
@@ -34,6 +36,11 @@ import msgspec
 from resilient_scan.clock import Clock, SystemClock, Wake
 
 _log = logging.getLogger("resilient_scan")
+_frames_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever
+    os.register_at_fork(
+        before=_frames_lock.acquire, after_in_parent=_frames_lock.release, after_in_child=_frames_lock.release
+    )
 T = TypeVar("T")
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
@@ -311,7 +318,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """List the threads that did not stop in time and still run, oldest first."""
         with self._mutex:
             hung = [(worker, worker.task) for worker in sorted(self._hung, key=lambda worker: worker.started)]
-        now, frames = self._clock.monotonic(), sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
+        if not hung:
+            return []
+        now, frames = self._clock.monotonic(), _current_frames()
         return [worker.describe(task, now, frames) for worker, task in hung if task is not None]
 
     def counts(self) -> dict[str, int]:
@@ -556,6 +565,23 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             with self._mutex:
                 self._unfinished -= 1
             task.refuse(reason)
+
+
+def _current_frames() -> dict[int, Any]:
+    """Return the innermost frame of every thread, by the thread's number.
+
+    On Python 3.11 `sys._current_frames` holds the interpreter's lock on the list of threads while it makes objects. If
+    that starts a garbage collection, and the collection frees the last reference to a thread's local data, it waits for
+    the same lock, for ever, and the whole process with it. So no collection may start in here.
+    """
+    with _frames_lock:  # else one caller could switch the collector on again in the middle of the other's call
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _guarded(call: Callable[[], Any], what: str, *, failed: Any = None) -> Any:

@@ -146,3 +146,39 @@ def test_importing_starts_no_thread_and_asks_no_network() -> None:
     """)
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_the_stacks_of_hung_threads_can_be_read_while_garbage_is_collected() -> None:
+    """On Python 3.11 a collection inside `sys._current_frames` may wait for a lock that its own thread holds."""
+    process = start("""
+    import gc
+
+    class Junk: pass
+
+    def litter():
+        for _ in range(100):
+            local, junk = threading.local(), Junk()
+            local.itself, junk.local, junk.itself = local, local, junk
+
+    def keep_littering():
+        while True:
+            thread = threading.Thread(target=litter)
+            thread.start()
+            thread.join()
+
+    with ScanRunner([hung], policy=policy, listeners=()) as runner:
+        runner.run({})
+        threading.Thread(target=keep_littering, daemon=True).start()
+        gc.set_threshold(1)  # a collection at nearly every allocation
+        for number in range(1500):
+            if number % 10 == 0:
+                litter()
+            assert len(runner.abandoned()) == 1
+        assert gc.isenabled()
+        print("read", flush=True)
+    """)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert output == "read\n", errors
