@@ -76,6 +76,9 @@ class Fleet:
         values = SharedValues(clock)
         shared = Shared(self.gate, self.pool, self.bus, self.providers, values, store, self.leases, self.store_failed)
         self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
+
+    def announce(self) -> None:
+        """Tell the listeners which scanners there are; before anything else happens."""
         self.bus.send(self._registered())
 
     def _registered(self) -> ScannersRegistered:

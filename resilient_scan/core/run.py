@@ -280,8 +280,11 @@ class Runs:
         self._store = opened(config.store, config.clock)
         self._window = max(WINDOW, 4 * config.max_workers) if config.concurrent else 1
         self._forked = False
+        self._renewing: int | None = None  # the thread that makes new live parts in a forked child
+        self._renewed = threading.Event()
         self._lock = threading.Lock()
         self._open()
+        self._live_fleet.announce()
         _all.add(self)
 
     def _open(self) -> None:
@@ -297,20 +300,48 @@ class Runs:
     def fleet(self) -> Fleet:
         """The live parts; after a fork new ones, because the parent's threads and locks do not work in the child."""
         if self._forked:
-            with self._lock:
-                if self._forked:
-                    gate = self._live_fleet.gate
-                    if self._store is not None:
-                        self._store.after_fork()
-                    self._open()
-                    self._live_fleet.gate.inherit(gate)
-                    self._forked = False
+            self._renew()
         return self._live_fleet
+
+    def _renew(self) -> None:
+        """Make new live parts, once, in a forked child.
+
+        The listeners hear of the scanners before anything else, and the store opens its connections: foreign code, so
+        the lock is not held. A listener that calls the runner from there (to ask for its scanners, say) is given the
+        parts that are being made; under the lock it would wait for itself. Other threads wait until all is done, or a
+        listener would hear of a run before it heard of the scanners.
+        """
+        me = threading.get_ident()
+        while self._forked and self._renewing != me:
+            with self._lock:
+                mine = self._renewing is None
+                if mine:
+                    self._renewing = me
+                    self._renewed.clear()
+            if not mine:
+                self._renewed.wait(POLL_INTERVAL)
+                continue
+            try:
+                if self._forked:  # another thread may have been through with it between our look and the lock
+                    self._make_new()
+            finally:
+                self._renewing = None  # if it failed, the next caller tries
+                self._renewed.set()
+
+    def _make_new(self) -> None:
+        gate = self._live_fleet.gate
+        if self._store is not None:
+            self._store.after_fork()
+        self._open()
+        self._live_fleet.gate.inherit(gate)
+        self._live_fleet.announce()
+        self._forked = False
 
     def after_fork(self) -> None:
         """Leave everything to the parent, in a forked child."""
         self._closer.detach()
         self._lock = threading.Lock()
+        self._renewing, self._renewed = None, threading.Event()
         self._forked = True
         self._live_fleet.detach()
         _left_to_the_parent.append(self._live_fleet)

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from resilient_scan import Breaker, Cache, Limit, ScanCancelled, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.engines.loop import Loops
+from resilient_scan.events import ScannersRegistered
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.support.fixtures import Background, Bare, Fleet
@@ -264,6 +265,24 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
         stack.engine._loops.finish(long(), context)
     timer.join()
     assert time.monotonic() - began < 2.9
+
+
+def test_a_listener_may_call_the_runner_when_it_hears_of_the_scanners_in_a_child(fleet: Fleet) -> None:
+    heard: list[tuple[str, ...]] = []
+
+    def ask(event: Any) -> None:
+        if isinstance(event, ScannersRegistered) and runners:
+            heard.append(tuple(scanner.name for scanner in runners[0].scanners()))
+
+    runners: list[ScanRunner] = []
+    runners.append(fleet(healthy("one"), listeners=(ask,)))
+    runners[0].run({})
+
+    def check() -> None:
+        _completes(runners[0])
+        assert heard == [("one",)]
+
+    in_child(check)
 
 
 def test_two_threads_of_a_child_share_one_fleet(fleet: Fleet, background: Background) -> None:
