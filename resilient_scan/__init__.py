@@ -117,7 +117,7 @@ if not TYPE_CHECKING:  # a type checker that saw it would take any name, a missp
     def __getattr__(name: str) -> object:
         if name not in _MODULES and name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from resilient_scan._imports import IMPORTING  # noqa: PLC0415 - with the first name
+        from resilient_scan._once import IMPORTING  # noqa: PLC0415 - with the first name
 
         with IMPORTING:
             if name in _MODULES:

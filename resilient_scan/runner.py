@@ -9,7 +9,7 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from resilient_scan._imports import IMPORTING
+from resilient_scan._once import IMPORTING
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import Traffic
 from resilient_scan.core.assembly import Fleet
@@ -22,9 +22,9 @@ from resilient_scan.core.config import (
     execution_table,
     settings_by_scanner,
 )
-from resilient_scan.core.flights import Flight
 from resilient_scan.core.pool import Abandoned
 from resilient_scan.core.run import Runs, in_thread
+from resilient_scan.core.stack import Flight
 from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents

@@ -18,7 +18,6 @@
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
     sources.py    Sources   the sources that one scanner tries in turn
-    flights.py    Flight    what is remembered of a scanner's last scans
 
 Threads meet in three places. A run's *outbox* takes what other threads have to say to the run's thread. An execution's
 `stack.lock` decides who ends it. The pool's mutex guards who works on what. No lock is held while scanner, listener or

@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan._text import without_secrets
+from resilient_scan._text import counted, without_secrets
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.config import Config
-from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines.thread import ThreadEngine
@@ -45,18 +44,39 @@ from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.quarantine import Gate
-from resilient_scan.results import ErrorInfo, ScanResult
+from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
-from resilient_scan.stores.history import Past
+from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
+MAX_FLIGHTS = 50  # scans remembered for each scanner
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: list[Any] = []
+
+
+class Flight(msgspec.Struct, frozen=True, gc=False):
+    """What the flight recorder keeps of a scan.
+
+    Attributes:
+        run_id: of the run that it was part of.
+        result: how it ended, without candidates and tool logs.
+        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
+        steps: the attempts that failed, in order.
+        found: how many candidates it had.
+        probe: whether it tested a scanner that was out of service.
+    """
+
+    run_id: str
+    result: ScanResult
+    cache: str
+    steps: tuple[Step, ...]
+    found: int = 0
+    probe: bool = False
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -314,3 +334,48 @@ def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerSt
     if shared.store is None or settings is None:
         return None
     return AnswerStore(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)
+
+
+# how a recorded scan is kept in the run history
+
+
+def past_of(flight: Flight, attempts: int) -> Past:
+    """Describe a recorded scan in plain values; `attempts` is how many the scanner's policy allows."""
+    result = flight.result
+    return Past(
+        run_id=flight.run_id,
+        started_at=result.started_at,
+        status=result.status.value,
+        found=flight.found,
+        duration=result.duration,
+        queue_wait=result.queue_wait,
+        age=result.age,
+        partial=result.partial,
+        dropped=result.dropped,
+        cache=flight.cache,
+        attempts=_attempts(flight),
+        allowed=attempts,
+        probe=flight.probe,
+        error="" if result.error is None else f"{result.error.kind}: {result.error.message}",
+    )
+
+
+def _attempts(flight: Flight) -> tuple[Attempt, ...]:
+    """Return the attempts that failed and, unless it is one of them, the last one."""
+    result, failed = flight.result, [_failed(step) for step in flight.steps if step.attempt]
+    if result.attempts > len(failed):
+        before = sum(attempt.duration + (attempt.pause or 0.0) for attempt in failed)
+        failed.append(_last(flight, max(0.0, result.duration - before)))
+    return tuple(failed)
+
+
+def _failed(step: Step) -> Attempt:
+    return Attempt(step.attempt, step.duration, f"{step.error.kind}: {step.error.message}", True, step.pause)
+
+
+def _last(flight: Flight, took: float) -> Attempt:
+    result = flight.result
+    if result.status is Status.COMPLETED:
+        return Attempt(result.attempts, took, f"answered with {counted(flight.found, 'candidate')}", failed=False)
+    how = "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
+    return Attempt(result.attempts, took, how, failed=True)

@@ -13,7 +13,7 @@ whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)
 `--replay DIR`), it keeps what comes back in a folder, without secrets, or answers from there without any network.
 """
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 from resilient_scan._text import REDACTED, redact
 from resilient_scan.http.client import Client, credential
 from resilient_scan.http.errors import NotFound, Response, SchemaDrift, TransientError

@@ -34,7 +34,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 from resilient_scan._text import REDACTED, Hide, granted_secrets, hider, is_secret, redact, without_secrets
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext

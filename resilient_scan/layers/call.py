@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 from resilient_scan.errors import InvalidCandidate
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.scanning import Candidate

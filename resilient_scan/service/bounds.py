@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 
 T = TypeVar("T")
 

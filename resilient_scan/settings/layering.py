@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 from resilient_scan._text import did_you_mean, may_be_secret
 from resilient_scan.errors import ConfigError
 from resilient_scan.options import LAYERS, Policy

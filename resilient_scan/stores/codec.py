@@ -29,7 +29,7 @@ from uuid import UUID
 import msgspec
 from msgspec.msgpack import Decoder, Encoder, Ext
 
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 from resilient_scan.results import ErrorInfo
 from resilient_scan.scanning import Candidate
 from resilient_scan.stores.batching import MAX_VALUE_BYTES

@@ -99,7 +99,7 @@ def test_the_picture_of_the_layout_has_every_room_in_order() -> None:
     rows = TEXT.partition("| room | what it does |")[2].partition("\n\n")[0].splitlines()[2:]
     drawn = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     rooms = [module.rpartition(".")[2] for floor in contract["layers"] for module in re.split(r"\s+[:|]\s+", floor)]
-    plain = {"__main__", "logs", "metrics", "tracing", "_text", "_msgspec"}
+    plain = {"__main__", "logs", "metrics", "tracing", "_text", "_once"}
     assert sorted(drawn) == sorted(set(rooms) - plain)
     assert [name for name in drawn if name in rooms] == drawn
 

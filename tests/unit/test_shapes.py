@@ -9,7 +9,7 @@ PROGRAM = """
 import sys, threading
 from types import ModuleType
 import msgspec
-from resilient_scan._msgspec import ready
+from resilient_scan._once import ready
 
 CLASSES = '''
 from __future__ import annotations

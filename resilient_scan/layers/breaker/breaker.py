@@ -28,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan._imports import IMPORTING
+from resilient_scan._once import IMPORTING
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER

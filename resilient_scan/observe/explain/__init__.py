@@ -1,7 +1,7 @@
 """Explain one scanner: its layers, its state, its last scans, and what would make it run.
 
-`model` has the values that an explanation consists of, `layers` describes the stack, `verdict` judges what a scan would
-come to, and `text` shows the whole to a person.
+`layers` describes the stack, `verdict` judges what a scan would come to, and `text` has the values that an explanation
+consists of and shows them to a person.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
-from resilient_scan.core.flights import past_of
-from resilient_scan.core.stack import Stack
+from resilient_scan.core.stack import Stack, past_of
 from resilient_scan.observe.explain.layers import layers_of, origins_in_code
-from resilient_scan.observe.explain.model import Hung, Layer, Number, Reason, Verdict
-from resilient_scan.observe.explain.text import Explanation
+from resilient_scan.observe.explain.text import Explanation, Hung, Layer, Number, Reason, Verdict
 from resilient_scan.observe.explain.verdict import verdict_of
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.stores.history import Attempt, Past

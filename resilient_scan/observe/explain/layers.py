@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
-from resilient_scan.observe.explain.model import Layer, Number
+from resilient_scan.observe.explain.text import Layer, Number
 from resilient_scan.observe.logs import NOTABLE_LATENESS
 from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
 from resilient_scan.quarantine import ScannerState

@@ -9,7 +9,7 @@ from resilient_scan.core.stack import Stack
 from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.cache import Entry
 from resilient_scan.observe.explain.layers import how_out, is_probe
-from resilient_scan.observe.explain.model import Hung, Reason, Verdict
+from resilient_scan.observe.explain.text import Hung, Reason, Verdict
 from resilient_scan.options import Breaker
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.results import Status
