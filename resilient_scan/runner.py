@@ -333,7 +333,7 @@ class ScanRunner:
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
-        return self._fleet.pool.abandoned()
+        return self._fleet.abandoned()
 
     @property
     def names(self) -> tuple[str, ...]:

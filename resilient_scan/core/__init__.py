@@ -17,6 +17,7 @@
     assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
+    calls.py      BlockingCalls   the blocking calls of coroutines, on a second pool
     sources.py    Sources   the sources that one scanner tries in turn
 
 Threads meet in three places. A run's *outbox* takes what other threads have to say to the run's thread. An execution's

@@ -11,9 +11,11 @@ import msgspec
 from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
+from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
-from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.stack import Shared, Stack
+from resilient_scan.core.pool import Abandoned, ThreadPool
+from resilient_scan.core.stack import Shared, Stack, abandoned_in
+from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX
@@ -71,10 +73,25 @@ class Fleet:
         )
         self.bus.subscribe(self.gate)
         self.pool = ThreadPool(config.max_workers, max_abandoned=config.max_abandoned, clock=clock)
+        self.call_pool = ThreadPool(  # no thread is started before the first call
+            config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
+        )
+        self.loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         self.providers = Providers(limits, clock, self.pool.at)
         values = SharedValues(clock)
-        shared = Shared(self.gate, self.pool, self.bus, self.providers, values, store, self.leases, self.store_failed)
+        shared = Shared(
+            gate=self.gate,
+            pool=self.pool,
+            loops=self.loops,
+            call_pool=self.call_pool,
+            bus=self.bus,
+            providers=self.providers,
+            values=values,
+            store=store,
+            leases=self.leases,
+            store_failed=self.store_failed,
+        )
         self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
 
     def announce(self) -> None:
@@ -102,6 +119,7 @@ class Fleet:
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
         self.pool.run_errands()
+        self.call_pool.run_errands()
         self.gate.refresh()
         if self._store is None:
             return
@@ -136,6 +154,10 @@ class Fleet:
         """Return how each scanner stands, with its pipeline, and how its last scan in this process ended."""
         return tuple(_with_last(state, self.stacks[state.name]) for state in self.gate.views())
 
+    def abandoned(self) -> list[Abandoned]:
+        """List the threads that did not stop in time and still run, oldest first."""
+        return abandoned_in(self.pool, self.call_pool)
+
     def detach(self) -> None:
         """Leave it to the parent, in a forked child: nothing here is used any more, its locks may be held forever."""
         self.detached = True
@@ -146,7 +168,8 @@ class Fleet:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.pool.stop()
         for stack in self.stacks.values():
-            stack.close()
+            stack.retired = True
+        self.loops.close()
         if self.leases is not None:
             self.leases.close(CLOSE_TIMEOUT, self._close_store)
 
@@ -154,7 +177,11 @@ class Fleet:
 def _load(fleet: weakref.ref[Fleet]) -> Load | None:
     """Return how busy a fleet's pool is; a listener must not keep one alive that is gone."""
     live = fleet()
-    return None if live is None or live.detached else Load(queued=live.pool.queued, **live.pool.counts())
+    if live is None or live.detached:
+        return None
+    counts = live.pool.counts()
+    counts["abandoned"] += live.call_pool.counts()["abandoned"]
+    return Load(queued=live.pool.queued, **counts)
 
 
 def _with_last(state: ScannerState, stack: Stack) -> ScannerState:

@@ -17,9 +17,11 @@ import msgspec
 
 from resilient_scan._text import counted, without_secrets
 from resilient_scan.context import NEVER, ScannerContext
+from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
-from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.pool import Abandoned, ThreadPool
 from resilient_scan.core.sources import Sources
+from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
 from resilient_scan.events import (
@@ -85,6 +87,8 @@ class Shared(msgspec.Struct, frozen=True):
     Attributes:
         gate: decides who is in service.
         pool: where work runs.
+        loops: where coroutines run, each on the thread of the worker that makes the attempt.
+        call_pool: where the blocking calls of coroutines run.
         bus: where events go.
         providers: whose limits are kept.
         values: what several scanners need, loaded once.
@@ -95,6 +99,8 @@ class Shared(msgspec.Struct, frozen=True):
 
     gate: Gate
     pool: ThreadPool
+    loops: Loops
+    call_pool: ThreadPool
     bus: Bus
     providers: Providers
     values: SharedValues
@@ -122,6 +128,7 @@ class Stack:
         "bus",
         "cache",
         "call",
+        "calls",
         "clock",
         "doubt",
         "engine",
@@ -169,7 +176,8 @@ class Stack:
         self.budget = RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         self.hung = HungThreads(policy.timeout, clock)
         self.doubt = Baseline(spec.empty_ok).doubt
-        self.engine = ThreadEngine()
+        self.calls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
+        self.engine = ThreadEngine(shared.loops, self.calls.submit)
         self.own = ScannerContext(
             name,
             config.settings.get(name, _NO_SETTINGS),
@@ -312,10 +320,14 @@ class Stack:
         breaker = None if self.breaker is None else breaker_state
         return Registered(self.name, self.pipeline, breaker, abandoned_threads, state)
 
-    def close(self) -> None:
-        """Let go of what the engine keeps; the scanner is not shown any more."""
-        self.retired = True
-        self.engine.close()
+    def abandoned(self) -> list[Abandoned]:
+        """List this scanner's threads that did not stop in time and still run, oldest first."""
+        return [thread for thread in abandoned_in(self.pool, self.calls.pool) if thread.name == self.name]
+
+
+def abandoned_in(*pools: ThreadPool) -> list[Abandoned]:
+    """List the threads of several pools that did not stop in time and still run, oldest first."""
+    return sorted((thread for pool in pools for thread in pool.abandoned()), key=lambda thread: -thread.age)
 
 
 def kind_of(failure: BaseException, context: AttemptContext) -> str:

@@ -1,7 +1,9 @@
-"""Event loops for `async def` scanners: one per scanner and thread at a time, kept for the next attempt.
+"""Event loops for `async def` scanners: one for each worker that runs a coroutine at the time, kept for the next one.
 
 A loop is run by the worker that the scan has anyway. So a coroutine that blocks its loop costs nobody but its own
-scanner, and a client that keeps connections (they belong to a loop) finds them again in the next run.
+scanner. The scanners of a runner share the idle loops: each loop holds three descriptors, and with a loop per scanner a
+fleet of 400 would use up the 1,024 that a process may have. So the next attempt of a scanner may get another loop, and
+a client that belongs to a loop must not outlive its attempt.
 """
 
 from __future__ import annotations
@@ -9,38 +11,63 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from resilient_scan.context import ScanContext
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.call import Maker, keep_valid
 
+Offload = Callable[[Callable[[], Any], AttemptContext], "Future[Any]"]
+"""Runs a blocking call of an attempt's coroutine on a thread that is not the loop's."""
+
 
 class Loops:
-    """One scanner's idle loops; safe to use from any thread."""
+    """The idle loops of a runner; safe to use from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        on_closed: called once it is closed and no loop is at work any more.
+    """
+
+    def __init__(self, on_closed: Callable[[], None] = lambda: None) -> None:
+        self._on_closed = on_closed
         self._lock = threading.Lock()
-        self._idle: list[asyncio.AbstractEventLoop] = []
+        self._idle: list[_Loop] = []
+        self._at_work = 0
         self._closed = False
 
-    def finish(self, work: Coroutine[Any, Any, Any], context: ScanContext) -> Any:
-        """Run a coroutine to its end on this thread; at the end of the scan it is cancelled, really.
+    def finish(self, answer: Any, make: Maker, context: AttemptContext, offload: Offload) -> Any:
+        """Run a scanner's coroutine to its end on this thread; at the end of the scan it is cancelled, really.
+
+        Args:
+            answer: what the scanner returned: an awaitable or an asynchronous iterator.
+            make: makes a candidate of what an asynchronous iterator yields.
+            context: of the attempt.
+            offload: takes the blocking calls that the coroutine hands to a thread.
 
         Raises:
             ScanCancelled: the scan is over.
+            OSError: the process has no descriptor left for a loop.
             BaseException: what the coroutine raised.
         """
-        loop = self._take()
-        task = loop.create_task(work)
-        canceller = _Canceller(loop, task, context)
-        alarm = loop.call_later(context.remaining(), task.cancel) if context.remaining() < 1e9 else None
+        loop = self._take(answer)
+        try:
+            loop.offload = lambda call: offload(call, context)
+            return self._run(loop, collect(answer, make, context), context)
+        finally:
+            loop.offload = None  # an idle loop must not keep the last scan's state alive
+            self._put_back(loop)
+
+    def _run(self, loop: _Loop, work: Any, context: AttemptContext) -> Any:
+        canceller = _Canceller(loop, loop.create_task(work), context)
+        alarm = loop.call_later(context.remaining(), canceller.cancel) if context.remaining() < 1e9 else None
         try:
             with context.watched(canceller):
                 canceller.set()  # it may have been cancelled before anybody watched
-                return loop.run_until_complete(task)
+                return loop.run_until_complete(canceller.task)
         except asyncio.CancelledError:
             context.check()
             raise
@@ -48,28 +75,48 @@ class Loops:
             if alarm is not None:
                 alarm.cancel()
             _end_tasks(loop)
-            self._put_back(loop)
 
     def close(self) -> None:
         """Close the idle loops; one that is at work is closed when it is through."""
         with self._lock:
-            self._closed = True
+            closed, self._closed = self._closed, True
             idle, self._idle = self._idle, []
+            last = not closed and not self._at_work
         for loop in idle:
             _close(loop)
+        if last:
+            self._on_closed()
 
-    def _take(self) -> asyncio.AbstractEventLoop:
+    def _take(self, answer: Any) -> _Loop:
         with self._lock:
+            self._at_work += 1
             if self._idle:
                 return self._idle.pop()
-        return _Loop()
+        try:
+            return _Loop()
+        except BaseException:
+            with self._lock:
+                self._at_work -= 1
+                last = self._closed and not self._at_work
+            if hasattr(answer, "close"):
+                answer.close()  # else Python warns of a coroutine that was never awaited
+            if last:
+                self._on_closed()
+            raise
 
-    def _put_back(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _put_back(self, loop: _Loop) -> None:
+        fresh = loop.as_made()
         with self._lock:
-            if not self._closed:
+            if fresh and not self._closed:
+                self._at_work -= 1
                 self._idle.append(loop)
                 return
-        _close(loop)
+        _close(loop)  # while it still counts as at work: an asynchronous generator may end with a call on a thread
+        with self._lock:
+            self._at_work -= 1
+            last = self._closed and not self._at_work
+        if last:
+            self._on_closed()
 
 
 async def collect(answer: Any, make: Maker, context: AttemptContext) -> Any:
@@ -83,29 +130,73 @@ async def collect(answer: Any, make: Maker, context: AttemptContext) -> Any:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that a forked child leaves alone: closing its copy would unhook the parent's."""
+    """An event loop that a forked child leaves alone: closing its copy would unhook the parent's.
+
+    Attributes:
+        offload: takes blocking calls while an attempt is under way, in place of asyncio's own executor.
+    """
+
+    _made_in = 0  # the process; 0: it could not be made, and there is nothing to close
+    _has_executor = False  # of the scanner's own
 
     def __init__(self) -> None:
-        super().__init__()
+        self.offload: Callable[[Callable[[], Any]], Future[Any]] | None = None
+        try:
+            super().__init__()
+        except BaseException:  # no descriptor left for the selector, or for the pipe that wakes it
+            asyncio.BaseEventLoop.close(self)  # its `__del__` would warn, and close a pipe that is not there
+            raise
         self._made_in = os.getpid()
 
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Do it on a thread of the runner's; `asyncio.to_thread` and the look-up of a name come here too.
+
+        Asyncio's default executor would be joined at the exit of the interpreter, however long its calls hang.
+        """
+        if executor is not None or self._has_executor or self.offload is None:
+            return super().run_in_executor(executor, func, *args)
+        return asyncio.wrap_future(self.offload(partial(func, *args)), loop=self)
+
+    def set_default_executor(self, executor: Any) -> None:
+        """Use an executor of the scanner's own."""
+        super().set_default_executor(executor)
+        self._has_executor = True
+
+    def as_made(self) -> bool:
+        """Say whether it may be given to another scanner: nothing was set that would change what that one does."""
+        return not self._has_executor and self.get_task_factory() is None and self.get_exception_handler() is None
+
     def close(self) -> None:
+        """Close it in the process that made it."""
         if os.getpid() == self._made_in:
             super().close()
 
 
 class _Canceller:
-    """What a cancel of the scan raises while a loop runs, in place of a flag that nobody would look at."""
+    """What a cancel of the scan raises while a loop runs, in place of a flag that nobody would look at.
+
+    The task is cancelled once. At a timeout both the loop's alarm and the watchdog want to: a second cancel would
+    interrupt the cleanup that the first one started, such as an `async with client:` that waits for its connections.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], context: ScanContext) -> None:
+        self.task = task
         self._loop = loop
-        self._task = task
         self._context = context
+        self._cancelled = False  # read and written on the loop's thread only
 
     def set(self) -> None:
         if self._context.abandoned:
             with suppress(RuntimeError):  # the loop was closed meanwhile: nothing is left to cancel
-                self._loop.call_soon_threadsafe(self._task.cancel)
+                self._loop.call_soon_threadsafe(self.cancel)
+
+    def cancel(self) -> None:
+        """Cancel the task, unless that was done; on the loop's thread."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.task.cancel()
 
 
 def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
-from resilient_scan.engines.loop import Loops, collect
+from resilient_scan.engines.loop import Loops, Offload
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import keep_valid, maker_of
 from resilient_scan.scanning import ScannerSpec
@@ -35,11 +35,27 @@ def _end_child(scanner: str) -> NoReturn:
     os._exit(os.EX_SOFTWARE)
 
 
-class ThreadEngine:
-    """Call the scanner's function where the caller is."""
+def in_parent_only(scanner: str, call: Callable[[], Any]) -> Any:
+    """Call `call`, and end a child that it forked and that comes back from it."""
+    forks = _forks
+    try:
+        return call()
+    finally:
+        if _forks != forks:
+            _end_child(scanner)
 
-    def __init__(self) -> None:
-        self._loops = Loops()
+
+class ThreadEngine:
+    """Call the scanner's function where the caller is.
+
+    Args:
+        loops: the event loops on which coroutines run.
+        offload: takes the blocking calls that coroutines hand to a thread.
+    """
+
+    def __init__(self, loops: Loops, offload: Offload) -> None:
+        self._loops = loops
+        self._offload = offload
 
     def attempt(self, spec: ScannerSpec, /) -> Call:
         """Return the call that asks the scanner once and keeps the valid candidates.
@@ -49,7 +65,7 @@ class ThreadEngine:
             ScanCancelled: the time was up while candidates were being yielded.
             BaseException: whatever the scanner raised.
         """
-        make, scan, loops = maker_of(spec.candidate, spec.name), spec.call, self._loops
+        make, scan, loops, offload = maker_of(spec.candidate, spec.name), spec.call, self._loops, self._offload
 
         def once(context: AttemptContext) -> list[Any]:
             forks = _forks
@@ -60,7 +76,7 @@ class ThreadEngine:
                         keep_valid(answer, make, context)
                 else:
                     if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                        answer = loops.finish(collect(answer, make, context), context)
+                        answer = loops.finish(answer, make, context, offload)
                     keep_valid(answer, make, context)
                 return context.found
             finally:
@@ -68,7 +84,3 @@ class ThreadEngine:
                     _end_child(spec.name)
 
         return once
-
-    def close(self) -> None:
-        """Close the event loops that are idle."""
-        self._loops.close()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from resilient_scan import Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.engines.loop import _Canceller
+from resilient_scan.events import Event, LateCompletion, ThreadAbandoned
 from resilient_scan.testing import broken, hanging, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
@@ -401,3 +406,225 @@ def test_a_runner_of_coroutines_is_closed_by_asyncio_code() -> None:
 
     assert statuses(asyncio.run(main())) == [Status.COMPLETED]
     assert ended == ["generator"]
+
+
+# blocking calls of coroutines
+
+
+def _calls(name: str, call: Callable[[], object], times: int = 1, **layers: Any) -> Any:
+    """Make a scanner that hands `call` to a thread, several times at once."""
+
+    @scanner(pipeline="test", name=name, **layers)
+    async def calls(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.gather(*(asyncio.to_thread(call) for _ in range(times)))
+        return [{"ticker": "AAPL"}]
+
+    return calls
+
+
+def test_a_call_that_hangs_is_in_the_ledger_and_counts(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    seen: list[Event] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, ThreadAbandoned | LateCompletion):
+            seen.append(event)
+
+    one = _calls("one", release.wait, timeout=Timeout(total=0.1))
+    runner = fleet(one, healthy("well"), listeners=(listener,), policy=bare())
+    assert statuses(runner.run({})) == [Status.TIMEOUT, Status.COMPLETED]
+    eventually(lambda: [thread.name for thread in runner.abandoned()] == ["one"])
+    (thread,) = runner.abandoned()
+    assert "wait" in thread.stack
+    eventually(lambda: any(isinstance(event, ThreadAbandoned) and event.thread == thread.thread for event in seen))
+    assert statuses(runner.run({})) == [Status.REJECTED, Status.COMPLETED]
+    explanation = runner.explain("one")
+    assert [hung.thread for hung in explanation.hung] == [thread.thread]
+    assert "timeout.max_abandoned=1" in str(explanation)
+    release.set()
+    eventually(lambda: runner.abandoned() == [])
+    eventually(lambda: any(isinstance(event, LateCompletion) for event in seen))
+    assert statuses(runner.run({})) == [Status.COMPLETED, Status.COMPLETED]
+
+
+def test_the_look_up_of_a_name_that_hangs_is_one_of_them(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @scanner(pipeline="test", timeout=Timeout(total=0.1))
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.get_running_loop().getaddrinfo("example.com", 80)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args: release.wait())
+    runner = fleet(one, policy=bare())
+    assert statuses(runner.run({})) == [Status.TIMEOUT]
+    eventually(lambda: [thread.name for thread in runner.abandoned()] == ["one"])
+
+
+def test_a_source_that_is_well_again_is_heard_after_many_hung_calls(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    """Hung threads are replaced: asyncio's own would all hang by now, and every further call would time out."""
+    sick = True
+    one = _calls("one", lambda: release.wait() if sick else None, timeout=Timeout(total=0.05, max_abandoned=99))
+    runner = fleet(one, policy=bare(), max_workers=1)
+    for hung in range(1, 13):
+        assert statuses(runner.run({})) == [Status.TIMEOUT]
+        eventually(lambda hung=hung: len(runner.abandoned()) == hung)
+    sick = False
+    assert statuses(runner.run({})) == [Status.COMPLETED]
+
+
+def test_when_every_thread_for_calls_hangs_they_are_refused_and_explained(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    one = _calls("one", release.wait, MAX_CALLS, timeout=Timeout(total=0.05, max_abandoned=99))
+    runner = fleet(one, _calls("two", lambda: None), policy=bare(), max_workers=1, max_abandoned=0)
+    runner.run({})
+    eventually(lambda: len(runner.abandoned()) == MAX_CALLS)
+    result = runner.run({}).results["two"]
+    assert result.error is not None
+    assert (result.error.type, "max_abandoned" in result.error.message) == ("resilient_scan.Rejected", True)
+    assert "hang" in str(runner.explain("two"))
+    release.set()
+    eventually(lambda: runner.abandoned() == [])
+    assert runner.run({}).results["two"].status is Status.COMPLETED
+
+
+def test_calls_do_not_need_the_workers_of_the_scans(fleet: Fleet) -> None:
+    """All workers are taken by coroutines that wait for calls, and each has more calls than it may make at once."""
+    threads: set[int] = set()
+    names = ["one", "two", "three", "four"]
+    runner = fleet(*(_calls(name, lambda: threads.add(threading.get_ident()), 40) for name in names), max_workers=2)
+    assert statuses(runner.run({})) == [Status.COMPLETED] * 4
+    assert len(threads) <= 2 * MAX_CALLS
+
+
+def test_many_hanging_calls_of_one_scanner_leave_threads_to_the_others(
+    fleet: Fleet, bare: Bare, release: threading.Event
+) -> None:
+    one = _calls("one", release.wait, 100, timeout=Timeout(total=0.3))
+    began: list[float] = []
+    two = _calls("two", lambda: began.append(time.monotonic()), timeout=Timeout(total=5))
+    runner = fleet(one, two, policy=bare(), max_workers=2)
+    start = time.monotonic()
+    assert statuses(runner.run({})) == [Status.TIMEOUT, Status.COMPLETED]
+    assert began[0] - start < 0.3
+
+
+def test_another_attempt_makes_no_call_while_as_many_threads_hang_as_may(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    calls: list[int] = []
+
+    def hangs() -> None:
+        calls.append(1)
+        release.wait()
+
+    policy = bare(retry=Retry(attempts=3, base=0, cap=0), timeout=Timeout(total=5, attempt=0.1))
+    runner = fleet(_calls("one", hangs), policy=policy)
+    assert runner.run({}).results["one"].status is not Status.COMPLETED
+    eventually(lambda: len(runner.abandoned()) == len(calls))
+    assert len(calls) == 1
+
+
+def test_a_cleanup_may_make_calls_after_the_timeout_and_while_the_runner_closes(
+    fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    began, cleaned = threading.Event(), threading.Event()
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        began.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.to_thread(cleaned.set)
+        return []
+
+    assert statuses(fleet(one, policy=bare(timeout=Timeout(total=0.1))).run({})) == [Status.TIMEOUT]
+    assert cleaned.wait(5)
+    began.clear()
+    cleaned.clear()
+    runner = fleet(one)
+    run = background(runner.run, {})
+    assert began.wait(5)
+    runner.close()
+    run.result(5)
+    assert cleaned.wait(5)
+
+
+def test_the_threads_for_calls_end_with_the_runner(fleet: Fleet, eventually: Eventually) -> None:
+    threads: list[threading.Thread] = []
+    runner = fleet(_calls("one", lambda: threads.append(threading.current_thread())))
+    runner.run({})
+    assert threads[0].daemon
+    runner.close()
+    eventually(lambda: not threads[0].is_alive())
+
+
+def test_a_call_that_hangs_does_not_delay_the_exit() -> None:
+    program = """
+import asyncio, time
+from resilient_scan import ScanRunner, scanner
+
+@scanner(pipeline="test")
+async def one(state):
+    await asyncio.to_thread(time.sleep, 20)
+    return []
+
+runner = ScanRunner([one], timeout_seconds=0.2, listeners=())
+print(runner.run({}).results["one"].status)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert time.monotonic() - began < 15
+    assert (done.stdout.strip(), done.stderr) == ("timeout", "")
+
+
+def test_a_runner_has_no_more_loops_than_workers(fleet: Fleet) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def scan(_state: dict[str, Any]) -> list[Any]:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return []
+
+    runner = fleet(*(scanner(name=f"s{number}", pipeline="test")(scan) for number in range(40)), max_workers=3)
+    runner.run({})
+    assert len(loops) == 40
+    assert len(set(loops)) <= 3
+
+
+def test_no_second_cancel_interrupts_the_cleanup_that_the_first_one_started(fleet: Fleet, bare: Bare) -> None:
+    """The loop's alarm, the watchdog and `close` all cancel; `async with client:` hears of it once."""
+    leaves, left = threading.Event(), threading.Event()
+    ends: list[str] = []
+
+    class Client:
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *_error: object) -> None:
+            leaves.set()
+            try:
+                await asyncio.sleep(0.2)
+                ends.append("closed")
+            except asyncio.CancelledError:
+                ends.append("interrupted")
+                raise
+            finally:
+                left.set()
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        async with Client():
+            await asyncio.sleep(3600)
+        return []
+
+    runner = fleet(one, policy=bare(timeout=Timeout(total=0.1)))
+    assert statuses(runner.run({})) == [Status.TIMEOUT]
+    assert leaves.wait(5)
+    runner.close()
+    assert left.wait(5)
+    assert ends == ["closed"]

@@ -13,18 +13,31 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from resilient_scan import Breaker, Cache, Limit, ScanCancelled, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Candidate,
+    Limit,
+    ScanCancelled,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
 from resilient_scan.engines.loop import Loops
 from resilient_scan.events import ScannersRegistered
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.call import maker_of
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
-from tests.support.fixtures import Background, Bare, Fleet
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.processes import in_child, in_children_amid, needs_fork
 from tests.support.results import statuses
 
@@ -233,6 +246,31 @@ def test_asynchronous_scanners_have_loops_of_their_own_in_the_child(fleet: Fleet
     assert statuses(asyncio.run(runner.arun({}))) == [Status.COMPLETED]
 
 
+def test_a_child_has_threads_of_its_own_for_the_blocking_calls_of_coroutines(
+    fleet: Fleet, release: threading.Event, eventually: Eventually
+) -> None:
+    """The parent's threads are not in the child, whether they are idle or hang."""
+    hang = True
+
+    @scanner(pipeline="test", timeout=Timeout(total=0.1))
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.to_thread(lambda: release.wait() if hang else None)
+        return []
+
+    runner = fleet(one)
+    runner.run({})
+    eventually(lambda: len(runner.abandoned()) == 1)
+    hang = False
+
+    def check() -> None:
+        assert statuses(runner.run({})) == [Status.COMPLETED]
+        assert runner.abandoned() == []
+        runner.close()
+
+    in_child(check)
+    assert len(runner.abandoned()) == 1
+
+
 def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare: Bare) -> None:
     """The child collects the inherited loop; closing it takes the parent's wake-up pipe out of the shared epoll."""
     loops = Loops()
@@ -242,27 +280,28 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
     async def long() -> None:
         await asyncio.sleep(3)
 
-    loops.finish(nothing(), ScanContext("one"))
+    def finish(loops: Loops, work: Any, context: AttemptContext) -> None:
+        loops.finish(work, maker_of(Candidate, "one"), context, lambda _call, _context: Future())
+
+    finish(loops, nothing(), AttemptContext("one"))
     (loop,) = loops._idle
     runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
-    stack = runner._fleet.stacks["one"]
-    stack.engine._loops._idle.append(loop)
+    runner._fleet.loops._idle.append(loop)
     del loop
     loops._idle.clear()
     pid = os.fork()
     if pid == 0:
         runner.run({})
-        del stack
         warnings.simplefilter("ignore")  # else the loop's own warning keeps it from closing itself
         gc.collect()
         os._exit(0)
     os.waitpid(pid, 0)
-    context = ScanContext("one")
+    context = AttemptContext("one")
     timer = threading.Timer(0.1, context.cancel)
     timer.start()
     began = time.monotonic()
     with pytest.raises(ScanCancelled):
-        stack.engine._loops.finish(long(), context)
+        finish(runner._fleet.loops, long(), context)
     timer.join()
     assert time.monotonic() - began < 2.9
 
@@ -410,7 +449,7 @@ def test_a_lock_that_the_parent_holds_while_it_forks_stops_no_child(fleet: Fleet
     assert stack.retired is False
 
 
-@pytest.mark.parametrize("way", ["returns", "raises", "yields"])
+@pytest.mark.parametrize("way", ["returns", "raises", "yields", "on a thread"])
 def test_a_child_that_comes_back_from_its_scanner_ends_there(fleet: Fleet, way: str, capfd: Any) -> None:
     codes: list[int] = []
 
@@ -429,7 +468,11 @@ def test_a_child_that_comes_back_from_its_scanner_ends_there(fleet: Fleet, way: 
         forks()
         yield from ()
 
-    scan = scanner(pipeline="test", name="forks", retry=None)(yields if way == "yields" else calls)
+    async def awaits(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.to_thread(forks)
+        return []
+
+    scan = scanner(pipeline="test", name="forks", retry=None)({"yields": yields, "on a thread": awaits}.get(way, calls))
     report = fleet(scan, healthy("sound")).run()
     assert report.complete
     assert codes == [os.EX_SOFTWARE]

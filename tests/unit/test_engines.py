@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import errno
+import gc
+import selectors
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +18,8 @@ import msgspec
 import pytest
 
 from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, scanner
+from resilient_scan.clock import SystemClock
+from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.call import maker_of
@@ -51,11 +59,18 @@ class Plain:
         self.ticker = ticker
 
 
+def on_a_thread(call: Callable[[], Any], _context: AttemptContext) -> Future[Any]:
+    """Run a blocking call of a coroutine."""
+    future: Future[Any] = Future()
+    threading.Thread(target=lambda: future.set_result(call())).start()
+    return future
+
+
 @pytest.fixture
 def engine() -> Iterator[ThreadEngine]:
-    own = ThreadEngine()
-    yield own
-    own.close()
+    loops = Loops()
+    yield ThreadEngine(loops, on_a_thread)
+    loops.close()
 
 
 def asked(
@@ -187,6 +202,109 @@ def test_what_an_async_generator_yielded_before_an_error_stays(engine: ThreadEng
     with pytest.raises(OSError, match="down"):
         asked(answer, engine, context=context)
     assert context.found == [AAPL]
+
+
+# event loops
+
+
+async def _loop_in_use(_context: AttemptContext) -> list[Any]:
+    _used.append(asyncio.get_running_loop())
+    return []
+
+
+_used: list[asyncio.AbstractEventLoop] = []
+
+
+@pytest.fixture
+def used() -> Iterator[list[asyncio.AbstractEventLoop]]:
+    """The loops that attempts ran on."""
+    _used.clear()
+    yield _used
+    _used.clear()
+
+
+def test_engines_with_the_same_loops_share_the_idle_ones(used: list[asyncio.AbstractEventLoop]) -> None:
+    """Each holds three descriptors: one for each of 400 scanners is more than a process may have."""
+    loops = Loops()
+    for _ in range(3):
+        asked(_loop_in_use, ThreadEngine(loops, on_a_thread))
+    assert len(set(used)) == 1
+    loops.close()
+    assert used[0].is_closed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda loop: loop.set_task_factory(lambda own, work, **options: asyncio.Task(work, loop=own, **options)),
+        lambda loop: loop.set_exception_handler(lambda _loop, _failure: None),
+        lambda loop: loop.set_default_executor(ThreadPoolExecutor(1)),
+    ],
+)
+def test_a_loop_that_a_scanner_has_changed_is_not_given_to_another(
+    change: Callable[[Any], None], engine: ThreadEngine, used: list[asyncio.AbstractEventLoop]
+) -> None:
+    async def changes(context: AttemptContext) -> list[Any]:
+        change(asyncio.get_running_loop())
+        return await _loop_in_use(context)
+
+    asked(changes, engine)
+    asked(_loop_in_use, engine)
+    assert used[0] is not used[1]
+    assert used[0].is_closed()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("part", ["selector", "pipe"])
+def test_a_loop_that_cannot_be_made_is_the_scanners_error_and_no_more(
+    part: str, engine: ThreadEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `__del__` would close a pipe that is not there, and the coroutine would never be awaited."""
+
+    def fails(*_args: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def answer(_context: AttemptContext) -> list[Any]:
+        return [AAPL]
+
+    with monkeypatch.context() as patch:
+        if part == "selector":
+            patch.setattr(selectors, "DefaultSelector", fails)
+        else:
+            patch.setattr(asyncio.SelectorEventLoop, "_make_self_pipe", fails)
+        with pytest.raises(OSError, match="Too many open files"):
+            asked(answer, engine)
+    gc.collect()
+    assert asked(answer, engine).found == [AAPL]
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+def test_a_coroutine_is_cancelled_once(cancels: int, engine: ThreadEngine) -> None:
+    """By the alarm of its loop and by the watchdog: the second cancel would interrupt the cleanup of the first."""
+    context = AttemptContext("one", deadline=SystemClock().monotonic() + 0.05)
+    cleaned: list[int] = []
+
+    async def answer(_context: AttemptContext) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            for _ in range(cancels):
+                context.cancel()
+            await asyncio.sleep(0.01)
+            cleaned.append(1)
+
+    with pytest.raises(ScanCancelled):
+        asked(answer, engine, context=context)
+    assert cleaned == [1]
+
+
+def test_a_blocking_call_is_handed_to_the_engines_threads(engine: ThreadEngine) -> None:
+    async def answer(_context: AttemptContext) -> list[Any]:
+        found = await asyncio.to_thread(lambda: [AAPL])
+        (address, *_) = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+        return [*found, {"ticker": address[4][0]}]
+
+    assert [candidate.ticker for candidate in asked(answer, engine).found] == ["AAPL", "127.0.0.1"]
 
 
 # candidates of mappings

@@ -67,8 +67,7 @@ def explain(
 
 
 def _hung(stack: Stack) -> tuple[Hung, ...]:
-    own = (thread for thread in stack.pool.abandoned() if thread.name == stack.name)
-    return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in own)
+    return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in stack.abandoned())
 
 
 def _all(recorded: tuple[Past, ...], before: Sequence[Past]) -> tuple[Past, ...]:

@@ -191,7 +191,7 @@ def _hung(stack: Stack, hung: tuple[Hung, ...]) -> Iterator[tuple[str, Reason]]:
 
 
 def _pool(stack: Stack) -> Iterator[tuple[str, Reason]]:
-    stuck = stack.pool.why_stuck()
+    stuck = stack.pool.why_stuck() or (stack.calls.pool.why_stuck() if stack.calls.used else None)
     if stuck is not None:
         yield HINDERS, Reason("workers", stuck, "raise the runner's max_abandoned, or restart the process")
     elif not stack.pool.free:
