@@ -204,10 +204,52 @@ class ScanRunner:
     def enable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
         """Bring a scanner back into service; nothing happens if it is there.
 
-        One that alerts, failures or probes took out stays in service against them for `duration` seconds. Arguments
-        and errors are those of `disable`.
+        One that alerts, failures or probes took out stays in service against them for `duration` seconds. If its
+        breaker is open, its next scan is a trial, whatever is left of the open time. Arguments and errors are those of
+        `disable`.
         """
-        self._fleet.gate.enable(name, reason, duration, who)
+        self._fleet.enable(name, reason, duration, who)
+
+    def reset(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
+        """Close a scanner's breaker and forget its failures, for all processes that share the store.
+
+        Forgotten are also the failures of its sources, and an error that this process remembers (`ttl_error`). An
+        attempt under way began before the reset, so its outcome does not count. Other processes learn of the reset when
+        their next run begins.
+
+        Args:
+            name: the scanner's.
+            reason: why, for the audit trail.
+            who: gives the order.
+
+        Raises:
+            ConfigError: there is no such scanner, it has nothing to reset, or an argument is wrong.
+            StoreError: the reset holds in this process only, until the store can be reached again.
+        """
+        self._fleet.reset(name, reason, who)
+
+    def forget(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
+        """Drop a scanner's cached answers and remembered errors, for all processes that share the store.
+
+        Other processes drop theirs when their next run begins. An execution under way still brings its answer.
+        Arguments are those of `reset`.
+
+        Raises:
+            ConfigError: there is no such scanner, it has no cache, or an argument is wrong.
+            StoreError: the answers are dropped from this process's memory only; try again.
+        """
+        self._fleet.forget(name, reason, who)
+
+    def probe(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
+        """Make the next scan of a quarantined scanner a probe, as if its cool-off had passed.
+
+        Nothing happens if it is being probed already. Arguments are those of `reset`.
+
+        Raises:
+            ConfigError: there is no such scanner, it is not quarantined, or an argument is wrong.
+            StoreError: the order holds in this process only, until the store can be reached again.
+        """
+        self._fleet.probe(name, reason, who)
 
     def alerts(self, alerts: Iterable[Alert], *, source: str = "alertmanager") -> dict[str, int]:
         """Act upon alerts, as a webhook brings them.

@@ -1,4 +1,4 @@
-"""Talk to the service that runs on this machine, for `disable`, `enable` and `explain`; else use the store."""
+"""Talk to the service that runs on this machine, for orders and `explain`; else use the store."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FIND_TIMEOUT = 1.0  # a service on this machine answers at once; another program
 
 
 def order(config: Path | None, name: str, action: str, reason: str, seconds: float = ORDER_DURATION) -> str:
-    """Take a scanner out of service, or bring it back: in the running service, else in the store.
+    """Give an order about a scanner: to the running service, else in the store.
 
     Args:
         config: the settings file.
         name: the scanner's.
-        action: `disable` or `enable`.
+        action: `disable`, `enable`, `reset`, `forget` or `probe`.
         reason: why.
-        seconds: how long it holds.
+        seconds: how long it holds, if it is one of the first two.
 
     Returns:
         A sentence about what was done, and where.
@@ -42,13 +42,11 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
     Raises:
         ConfigError: there is no such scanner, the service refuses, or nothing would remember the order.
     """
+    lasting = {"duration": seconds} if action in {"disable", "enable"} else {}
     client = running(config)
     if client is not None:
-        body: dict[str, Any] = {"reason": reason}
-        if action == "disable":
-            body["duration"] = seconds
-        answer = client.post(f"/scanners/{name}/{action}", body)
-        return f"{name} is {answer['state']} in the service at {client.url}"
+        answer = client.post(f"/scanners/{name}/{action}", {"reason": reason, **lasting})
+        return f"{_done(name, action, answer['state'])} in the service at {client.url}"
     settings = load_settings(config)
     if settings.store == "memory:":
         raise ConfigError(
@@ -62,13 +60,21 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
     # be out of service is a share of all of them.
     scanners = [found.scanner for found in plugins.scanners]
     with settings.runner(scanners, known=plugins.names, listeners=()) as runner:
-        act = runner.disable if action == "disable" else runner.enable
         try:
-            act(name, reason=reason, duration=seconds, who=_user())
+            getattr(runner, action)(name, reason=reason, who=_user(), **lasting)
         except StoreError as error:
             raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
         state = next(state.state for state in runner.scanners() if state.name == name)
-    return f"{name} is {state} in {without_password(settings.store)}"
+    return f"{_done(name, action, state)} in {without_password(settings.store)}"
+
+
+def _done(name: str, action: str, state: str) -> str:
+    said = {
+        "reset": f"the breaker of {name} is closed",
+        "forget": f"the cached answers of {name} are forgotten",
+        "probe": f"the next scan of {name} is a probe",
+    }
+    return said.get(action, f"{name} is {state}")
 
 
 def explained(config: Path | None, name: str) -> Explanation | None:

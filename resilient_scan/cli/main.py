@@ -325,9 +325,54 @@ def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
 @click.argument("name")
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept with the order.")
-def enable(name: str, config: Path | None, reason: str) -> int:
-    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store."""
-    sys.stdout.write(f"{order(config, name, 'enable', reason)}\n")
+@click.option(
+    "--for",
+    "seconds",
+    metavar="DURATION",
+    default="24h",
+    show_default=True,
+    callback=duration,
+    help="How long no alert takes it out again.",
+)
+def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store.
+
+    If its breaker is open, its next scan is a trial.
+    """
+    sys.stdout.write(f"{order(config, name, 'enable', reason, seconds)}\n")
+    return OK
+
+
+@command.command(short_help="Close a scanner's breaker and forget its failures.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
+def reset(name: str, config: Path | None, reason: str) -> int:
+    """Close the breaker of scanner NAME: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'reset', reason)}\n")
+    return OK
+
+
+@command.command(short_help="Drop a scanner's cached answers.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
+def forget(name: str, config: Path | None, reason: str) -> int:
+    """Drop the cached answers of scanner NAME: in the service that runs on this machine, else in the store."""
+    sys.stdout.write(f"{order(config, name, 'forget', reason)}\n")
+    return OK
+
+
+@command.command(short_help="Make a quarantined scanner's next scan a probe.")
+@click.argument("name")
+@config_option
+@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
+def probe(name: str, config: Path | None, reason: str) -> int:
+    """Do not wait for the cool-off of scanner NAME: its next scan is a probe.
+
+    The order goes to the service that runs on this machine, else to the store.
+    """
+    sys.stdout.write(f"{order(config, name, 'probe', reason)}\n")
     return OK
 
 

@@ -21,9 +21,10 @@ from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX
 from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
-from resilient_scan.quarantine import Gate, ScannerState
+from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Store, open_store
-from resilient_scan.stores.health import Health
+from resilient_scan.stores.answers import EPOCH_PREFIX
+from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
 
@@ -123,6 +124,7 @@ class Fleet:
         self.gate.refresh()
         if self._store is None:
             return
+        self._refresh_epochs(self._store)
         breakers = [(name, stack.breaker) for name, stack in self.stacks.items() if stack.breaker is not None]
         try:
             now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
@@ -133,6 +135,67 @@ class Fleet:
             return
         changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
         self.bus.send_all([change for change in changes if change is not None])
+
+    def _refresh_epochs(self, store: Store) -> None:
+        """Learn which scanners' answers another process has forgotten."""
+        cached = [stack for stack in self.stacks.values() if stack.shares_answers]
+        if not cached:
+            return
+        try:
+            epochs = store.read(EPOCH_PREFIX)
+        except StoreError as error:
+            self.store_failed("read", error)
+            return
+        for stack in cached:
+            stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
+
+    # orders of an operator
+
+    def enable(self, name: str, reason: str, duration: float, who: str) -> None:
+        """Bring a scanner back, and let its next scan be a trial if its breaker is open."""
+        try:
+            self.gate.enable(name, reason, duration, who)
+        except StoreError:  # then the order holds in this process, and so does the trial
+            self._end_open_time(name)
+            raise
+        self._end_open_time(name)
+
+    def _end_open_time(self, name: str) -> None:
+        with UnlimitedWait():
+            self.stacks[name].end_open_time()
+
+    def reset(self, name: str, reason: str, who: str) -> None:
+        """Close a scanner's breaker; see `ScanRunner.reset`."""
+        stack = self._ordered("reset", name, reason)
+        if stack.breaker is None and (stack.policy.cache is None or stack.policy.cache.ttl_error is None):
+            raise ConfigError(f"reset {name}: it has no breaker, and remembers no errors")
+        with UnlimitedWait():
+            error = stack.reset()
+        if error is not None:
+            raise StoreError(f"the breaker of {name} is reset in this process only, until its store is back: {error}")
+        self.gate.note(name, "reset", reason, who)
+
+    def forget(self, name: str, reason: str, who: str) -> None:
+        """Drop a scanner's cached answers; see `ScanRunner.forget`."""
+        stack = self._ordered("forget", name, reason)
+        if stack.cache is None:
+            raise ConfigError(f"forget {name}: it has no cache")
+        try:
+            with UnlimitedWait():
+                stack.forget(self._store)
+        except StoreError as error:
+            raise StoreError(f"the answers of {name} are forgotten in memory only, try again: {error}") from None
+        self.gate.note(name, "forget", reason, who)
+
+    def probe(self, name: str, reason: str, who: str) -> None:
+        """Make a scanner's next scan a probe; see `ScanRunner.probe`."""
+        self._ordered("probe", name, reason)
+        self.gate.probe(name, reason, who)
+
+    def _ordered(self, order: str, name: str, reason: str) -> Stack:
+        stack = self.stack(name)
+        check_reason(order, name, reason)
+        return stack
 
     def flush_votes(self, run_id: str) -> None:
         """Bring the breakers' votes that still wait to the store, at the end of a run."""

@@ -58,6 +58,20 @@ class Sources:
         finally:
             breaker.vote(permit, failed)
 
+    def end_open_time(self) -> None:
+        """Let the next call of each source be a trial, if its breaker is open."""
+        for breaker in self._known():
+            breaker.allow_trial()
+
+    def reset(self) -> None:
+        """Close the breakers of all sources, and forget their failures."""
+        for breaker in self._known():
+            breaker.reset()
+
+    def _known(self) -> tuple[CircuitBreaker, ...]:
+        with self._lock:
+            return tuple(self._breakers.values())
+
     def _breaker_of(self, source: str) -> CircuitBreaker | None:
         if self._options is None:
             return None

@@ -50,7 +50,7 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
-from resilient_scan.stores.answers import AnswerStore
+from resilient_scan.stores.answers import AnswerStore, new_epoch
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
 
@@ -148,6 +148,7 @@ class Stack:
         "provider",
         "retired",
         "send_execution",
+        "sources",
         "spec",
         "stored",
         "total",
@@ -178,18 +179,24 @@ class Stack:
         self.doubt = Baseline(spec.empty_ok).doubt
         self.calls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
         self.engine = ThreadEngine(shared.loops, self.calls.submit)
+        self.sources = Sources(name, policy.breaker, clock, random, shared.providers)
         self.own = ScannerContext(
             name,
             config.settings.get(name, _NO_SETTINGS),
             clock if config.traffic is None else config.traffic.clock(name, clock),
             shared.values,
             config.traffic,
-            Sources(name, policy.breaker, clock, random, shared.providers),
+            self.sources,
         )
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
         self.update_listeners()
+
+    @property
+    def shares_answers(self) -> bool:
+        """Whether its answers are in a store."""
+        return self.cache is not None and self._answers is not None
 
     def address(self, key: bytes) -> str:
         """Return the name by which all processes know the work on a key; empty where answers are not shared."""
@@ -276,6 +283,43 @@ class Stack:
         change = None if self.breaker is None else self.breaker.flush()
         if change is not None:
             self.bus.send(change.during(run_id))
+
+    def end_open_time(self) -> None:
+        """Let the next attempt be a trial of the breaker, if it is open; likewise for each source."""
+        self.sources.end_open_time()
+        change = None if self.breaker is None else self.breaker.end_open_time()
+        if change is not None:
+            self.bus.send(change)
+
+    def reset(self) -> StoreError | None:
+        """Close the breakers and forget the failures; return why the store could not be changed."""
+        self.sources.reset()
+        if self.cache is not None:
+            self.cache.forget_failures()
+        change, error = (None, None) if self.breaker is None else self.breaker.reset()
+        if change is not None:
+            self.bus.send(change)
+        return error
+
+    def forget(self, store: Store | None) -> None:
+        """Drop the cached answers, those in the store first.
+
+        The order matters: were the memory emptied first, a scan could take an answer from the store in between.
+
+        Raises:
+            StoreError: the store fails; the answers are dropped from memory only.
+        """
+        try:
+            if store is not None:
+                self.adopt_epoch(new_epoch(store, self.name))
+        finally:
+            if self.cache is not None:
+                self.cache.forget()
+
+    def adopt_epoch(self, epoch: bytes) -> None:
+        """Take over the epoch of the stored answers; a new one means that they were forgotten, by any process."""
+        if self._answers is not None and self._answers.adopt_epoch(epoch) and self.cache is not None:
+            self.cache.forget()
 
     def took(self, seconds: float) -> None:
         """Remember how long an execution took: half of what was expected before, half of what it was."""

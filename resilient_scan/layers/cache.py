@@ -108,6 +108,7 @@ class ResultCache(Generic[Flight]):
         "_entries",
         "_failures",
         "_flights",
+        "_forgotten",
         "_jitter",
         "_latest",
         "_lock",
@@ -141,6 +142,7 @@ class ResultCache(Generic[Flight]):
         self._ttl_empty = options.ttl if options.ttl_empty is None else options.ttl_empty
         self._stale = options.stale_if_error
         self._warned = False
+        self._forgotten = 0  # how often all answers have been dropped
         self._lock = lock or threading.Lock()
         self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
         self._entries = _Entries(options.maxsize)
@@ -166,6 +168,7 @@ class ResultCache(Generic[Flight]):
 
     def load(self, key: bytes) -> Entry | None:
         """Take the stored answer for `key` into this cache; return it if it is fresh."""
+        forgotten = self._forgotten
         found = None if self.answers is None else self.answers.find(key)
         if found is None:
             return None
@@ -177,7 +180,8 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             # While we read the store, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
-            if known is None or known.stored_at < entry.stored_at:
+            # Meanwhile an operator may also have ordered to forget the answers, this one among them.
+            if (known is None or known.stored_at < entry.stored_at) and forgotten == self._forgotten:
                 self._keep(key, entry)
             return self._fresh(key)
 
@@ -278,6 +282,20 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             self._failures.pop(key, None)
             self._failures[key] = Entry((), now, until, until, error)
+
+    def forget(self) -> None:
+        """Drop all answers and remembered failures; an execution under way still brings its answer."""
+        with self._lock:
+            self._forgotten += 1
+            self._latest = None
+            self._entries = _Entries(self._entries.maxsize)
+        self.forget_failures()
+
+    def forget_failures(self) -> None:
+        """Drop the remembered failures; answers are kept."""
+        if self._failures is not None:
+            with self._lock:
+                self._failures.clear()
 
     def sizes(self) -> tuple[int, int]:
         """Return the numbers of answers and of failures in the cache, expired ones included."""

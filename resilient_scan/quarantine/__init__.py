@@ -15,9 +15,20 @@ and keeps this process's copy, `view` describes it, and `gate` is the live face:
 listeners.
 """
 
-from resilient_scan.quarantine.gate import ORDER_DURATION, Gate
+from resilient_scan.quarantine.gate import ORDER_DURATION, Gate, check_reason
 from resilient_scan.quarantine.machine import RESULTS, Alert, Turn
 from resilient_scan.quarantine.records import MAX_TEXT
 from resilient_scan.quarantine.view import AuditEntry, Evidence, ScannerState
 
-__all__ = ["MAX_TEXT", "ORDER_DURATION", "RESULTS", "Alert", "AuditEntry", "Evidence", "Gate", "ScannerState", "Turn"]
+__all__ = [
+    "MAX_TEXT",
+    "ORDER_DURATION",
+    "RESULTS",
+    "Alert",
+    "AuditEntry",
+    "Evidence",
+    "Gate",
+    "ScannerState",
+    "Turn",
+    "check_reason",
+]

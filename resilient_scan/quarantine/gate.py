@@ -32,8 +32,26 @@ from resilient_scan.events import (
     ScannerStateChanged,
 )
 from resilient_scan.options import Quarantine
-from resilient_scan.quarantine.machine import HEARTBEAT, MISSED_HEARTBEATS, RESULTS, Alert, Turn, turn_of
-from resilient_scan.quarantine.records import DISABLED, ENABLED, FIRING, OrderedState, ScannerRecord
+from resilient_scan.quarantine.machine import (
+    BY_HAND,
+    HEARTBEAT,
+    MISSED_HEARTBEATS,
+    RESULTS,
+    Alert,
+    Change,
+    Turn,
+    turn_of,
+)
+from resilient_scan.quarantine.records import (
+    DISABLED,
+    ENABLED,
+    FIRING,
+    PROBING,
+    QUARANTINED,
+    OrderedState,
+    ScannerRecord,
+    texts,
+)
 from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update, store_errors, wait
 from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
@@ -165,9 +183,7 @@ class Gate:
     def _order(self, state: OrderedState, name: str, reason: str, duration: float, who: str) -> None:
         self._check(name)
         verb = "disable" if state == DISABLED else "enable"
-        given: object = reason
-        if not isinstance(given, str) or not given.strip():
-            raise ConfigError(f"{verb} {name}: reason must say why, got {given!r:.100}")
+        check_reason(verb, name, reason)
         if not is_number(duration, 0, 1e9) or duration == 0:
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = ManualOrder(state, name, who, reason, self._clock.monotonic() + duration)
@@ -176,6 +192,34 @@ class Gate:
         self._publish(update)
         if update.error is not None:
             raise StoreError(f"{name} is {state} in this process only, until its store is back: {update.error}")
+
+    def probe(self, name: str, reason: str, who: str = "") -> None:
+        """Let the next scan of a quarantined scanner be a probe; its cool-off counts as passed.
+
+        Raises:
+            ConfigError: there is no such scanner, or it is not quarantined.
+            StoreError: the order holds in this process only, until the store can be reached again.
+        """
+        self._check(name)
+        with UnlimitedWait():
+            update = self._quarantine.update(lambda machine: machine.probe_now(name))
+        self._publish(update)
+        if update.result not in {QUARANTINED, PROBING}:
+            raise ConfigError(f"probe {name}: it is {update.result}; only a quarantined scanner is probed")
+        if update.error is not None:
+            raise StoreError(f"{name} is probed next in this process only, until its store is back: {update.error}")
+        self.note(name, "probe", reason, who)
+
+    def note(self, name: str, action: str, reason: str, who: str) -> None:
+        """Write an order that changes no scanner's state to the audit trail."""
+        state, (who, reason) = self.state_of(name), texts(who, reason)
+        change = Change(name, state, state, BY_HAND, who, reason, None)
+        try:
+            with store_errors(self._quarantine.store):
+                entry = audit_bytes(change, self._quarantine.store.now(), action)
+                self._quarantine.store.append(AUDIT, entry, MAX_AUDIT_ENTRIES)
+        except StoreError as error:
+            self._on_error("append", error)
 
     # alerts
 
@@ -283,6 +327,16 @@ class Gate:
                     "no heartbeat of the alerting for %d periods: until one comes, no alert is believed to be resolved",
                     MISSED_HEARTBEATS,
                 )
+
+
+def check_reason(verb: str, name: str, reason: object) -> None:
+    """Refuse an order that does not say why.
+
+    Raises:
+        ConfigError: the reason is no text, or blank.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise ConfigError(f"{verb} {name}: reason must say why, got {reason!r:.100}")
 
 
 def _described(error: ErrorInfo | None) -> str:

@@ -232,6 +232,18 @@ class Machine:
             record.level = max(0, record.level - 1)
             record.state, record.probe, record.passed, record.since = ENABLED, None, 0, self.now
 
+    def probe_now(self, name: str) -> str:
+        """End a quarantined scanner's cool-off, so that its next scan is a probe; return the state that counts.
+
+        A probe under way is left alone: without its lease, a second one could run next to it.
+        """
+        record = self.fleet.scanners.get(name)
+        if record is None:
+            return ENABLED
+        if record.shown == QUARANTINED:
+            record.until = min(record.until, self.now)
+        return record.shown
+
     def _order(self, name: str, record: ScannerRecord, order: Order) -> None:
         old, record.order = record.shown, order
         self._note(name, old, order.state, BY_HAND, order.who, order.reason, order.until)

@@ -136,8 +136,11 @@ def _evidence(mark: str, alert: KnownAlert, blocks: bool) -> Evidence:
     return Evidence(mark, alert.name, alert.summary, alert.source, alert.status, alert.starts_at, alert.said, blocks)
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
-    """One line of the audit trail: who changed what, when, why, and until when it holds."""
+class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the audit trail: who changed what, when, why, and until when it holds.
+
+    `action` is `reset`, `forget` or `probe` for an order that changes no state; `from` and `to` are the same then.
+    """
 
     at: float
     scanner: str
@@ -147,6 +150,7 @@ class AuditEntry(msgspec.Struct, frozen=True):
     who: str
     reason: str
     until: float | None
+    action: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it with the keys that `GET /audit` documents: `from` and `to`."""
@@ -157,9 +161,9 @@ class AuditEntry(msgspec.Struct, frozen=True):
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(AuditEntry)
 
 
-def audit_bytes(change: Change, at: float) -> bytes:
+def audit_bytes(change: Change, at: float, action: str = "") -> bytes:
     """Return a change as an entry of the audit trail, encoded."""
-    why = (change.source, change.who, change.reason, change.until)
+    why = (change.source, change.who, change.reason, change.until, action)
     return _encode(AuditEntry(at, change.scanner, change.old, change.new, *why))
 
 

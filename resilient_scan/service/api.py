@@ -34,7 +34,7 @@ from resilient_scan.service.bounds import (
     problem,
     readable,
 )
-from resilient_scan.service.control import MAX_DURATION, Control, Disable, Enable, Health, UnknownScanner
+from resilient_scan.service.control import MAX_DURATION, Control, Disable, Enable, Health, Order, UnknownScanner
 from resilient_scan.service.openapi import DEFAULT_LIMIT, MAX_LIMIT, document
 from resilient_scan.service.page import HEADERS, page, scanner_page
 
@@ -68,6 +68,9 @@ def application(control: Control, auth: TokenAuth | None, pool: Executor, bounds
         routes += [
             Route("/scanners/{name}/disable", endpoints.disable, methods=["POST"]),
             Route("/scanners/{name}/enable", endpoints.enable, methods=["POST"]),
+            Route("/scanners/{name}/reset", endpoints.reset, methods=["POST"]),
+            Route("/scanners/{name}/forget", endpoints.forget, methods=["POST"]),
+            Route("/scanners/{name}/probe", endpoints.probe, methods=["POST"]),
             Route("/alerts", endpoints.alerts, methods=["POST"]),
         ]
     handlers: Mapping[Any, Any] = {RequestError: _refused, HTTPException: _not_routed, Exception: _failed}
@@ -127,14 +130,23 @@ class _Endpoints:
 
     async def disable(self, request: Request) -> Response:
         order = decoded(await self._body(request), Disable)
-        if not is_number(order.duration, 0, MAX_DURATION) or order.duration == 0:
-            why = f"duration must be seconds > 0 and at most {MAX_DURATION:g}, got {order.duration!r}"
-            raise RequestError(422, "invalid", why)
-        return await self._order(request, partial(self._control.disable, duration=order.duration), order.reason)
+        return await self._order(request, _lasting(self._control.disable, order.duration), order.reason)
 
     async def enable(self, request: Request) -> Response:
         order = decoded(await self._body(request), Enable)
-        return await self._order(request, self._control.enable, order.reason)
+        return await self._order(request, _lasting(self._control.enable, order.duration), order.reason)
+
+    async def reset(self, request: Request) -> Response:
+        order = decoded(await self._body(request), Order)
+        return await self._order(request, self._control.reset, order.reason)
+
+    async def forget(self, request: Request) -> Response:
+        order = decoded(await self._body(request), Order)
+        return await self._order(request, self._control.forget, order.reason)
+
+    async def probe(self, request: Request) -> Response:
+        order = decoded(await self._body(request), Order)
+        return await self._order(request, self._control.probe, order.reason)
 
     async def alerts(self, request: Request) -> Response:
         try:
@@ -188,6 +200,18 @@ class _Endpoints:
             raise RequestError(404, "unknown_scanner", str(error)) from None
         except ConfigError as error:
             raise RequestError(422, "invalid", str(error)) from None
+
+
+def _lasting(order: Callable[..., Any], duration: float) -> Callable[..., Any]:
+    """Return an order that holds for `duration` seconds.
+
+    Raises:
+        RequestError: the duration is wrong.
+    """
+    if not is_number(duration, 0, MAX_DURATION) or duration == 0:
+        why = f"duration must be seconds > 0 and at most {MAX_DURATION:g}, got {duration!r}"
+        raise RequestError(422, "invalid", why)
+    return partial(order, duration=duration)
 
 
 async def _body_of(request: Request, bounds: Bounds) -> bytes:

@@ -82,7 +82,14 @@ class Disable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Enable(msgspec.Struct, forbid_unknown_fields=True):
-    """Bring a scanner back into service: why."""
+    """Bring a scanner back into service: why, and for how many seconds no alert takes it out."""
+
+    reason: Reason
+    duration: Duration = ORDER_DURATION
+
+
+class Order(msgspec.Struct, forbid_unknown_fields=True):
+    """Reset a scanner's breaker, forget its answers, or probe it: why."""
 
     reason: Reason
 
@@ -170,14 +177,44 @@ class Control:
         self._runner.disable(name, reason=reason, duration=duration, who=_who(user))
         return self.details(name)
 
-    def enable(self, name: str, *, reason: str, user: str) -> ScannerDetails:
+    def enable(self, name: str, *, reason: str, duration: float, user: str) -> ScannerDetails:
         """Bring a scanner back; return it as it stands then.
 
         Raises:
             UnknownScanner: there is no such scanner.
         """
         self._check(name)
-        self._runner.enable(name, reason=reason, who=_who(user))
+        self._runner.enable(name, reason=reason, duration=duration, who=_who(user))
+        return self.details(name)
+
+    def reset(self, name: str, *, reason: str, user: str) -> ScannerDetails:
+        """Close a scanner's breaker and forget its failures; return it as it stands then.
+
+        Raises:
+            UnknownScanner: there is no such scanner.
+        """
+        self._check(name)
+        self._runner.reset(name, reason=reason, who=_who(user))
+        return self.details(name)
+
+    def forget(self, name: str, *, reason: str, user: str) -> ScannerDetails:
+        """Drop a scanner's cached answers; return it as it stands then.
+
+        Raises:
+            UnknownScanner: there is no such scanner.
+        """
+        self._check(name)
+        self._runner.forget(name, reason=reason, who=_who(user))
+        return self.details(name)
+
+    def probe(self, name: str, *, reason: str, user: str) -> ScannerDetails:
+        """Make a quarantined scanner's next scan a probe; return it as it stands then.
+
+        Raises:
+            UnknownScanner: there is no such scanner.
+        """
+        self._check(name)
+        self._runner.probe(name, reason=reason, who=_who(user))
         return self.details(name)
 
     def alerts(self, body: object) -> Counts:

@@ -21,6 +21,7 @@ from resilient_scan.service.control import (
     Disable,
     Enable,
     Health,
+    Order,
     ScannerDetails,
     Scanners,
 )
@@ -30,7 +31,21 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1000  # entries of the audit trail
 
 Json = dict[str, Any]
 
-_BODIES = (Audit, Counts, Disable, Enable, Error, Health, ScannerDetails, Scanners, Webhook, WebhookAlert, dict, str)
+_BODIES = (
+    Audit,
+    Counts,
+    Disable,
+    Enable,
+    Error,
+    Health,
+    Order,
+    ScannerDetails,
+    Scanners,
+    Webhook,
+    WebhookAlert,
+    dict,
+    str,
+)
 _refs, _SCHEMAS = msgspec.json.schema_components(_BODIES, ref_template="#/components/schemas/{name}")
 _SCHEMA: Mapping[Any, Json] = dict(zip(_BODIES, _refs, strict=True))
 for _schema in _SCHEMAS.values():  # msgspec takes docstrings as they stand in the file, indentation included
@@ -156,6 +171,9 @@ _READS: Json = {
 _CHANGES: Json = {
     "/scanners/{name}/disable": _post("Take a scanner out of service.", Disable, *_CHANGED, **_NAMED),
     "/scanners/{name}/enable": _post("Bring a scanner back.", Enable, *_CHANGED, **_NAMED),
+    "/scanners/{name}/reset": _post("Close a scanner's breaker and forget its failures.", Order, *_CHANGED, **_NAMED),
+    "/scanners/{name}/forget": _post("Drop a scanner's cached answers.", Order, *_CHANGED, **_NAMED),
+    "/scanners/{name}/probe": _post("Make a quarantined scanner's next scan a probe.", Order, *_CHANGED, **_NAMED),
     "/alerts": _post(
         "Alerts of Alertmanager (webhook version 4) or Grafana (version 1).",
         Webhook,

@@ -3,12 +3,17 @@
 Ages are measured by the store's wall time, the only time that two processes share. It may jump: an answer from the
 future does not count as fresh, whatever it says itself, though it may still stand in for a failed execution. Once an
 answer was seen here, it ages by the steady clock.
+
+A scanner's answers are forgotten by a new *epoch*, a random mark in a document of its own: answers of another epoch are
+not found. So nobody needs to know under which keys they are, and an answer that a process stores late, because it has
+not heard of the new epoch yet, is not found either. They expire by themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,20 +27,36 @@ from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_c
 _log = logging.getLogger("resilient_scan")
 SCHEMA = 2  # 1 had another codec
 MAX_CLOCK_SKEW = 5.0  # seconds by which another machine's clock may be ahead
+EPOCH_PREFIX = "answers/"  # of the documents that name the scanners' epochs
 MAX_SEEN = 1_000  # answers whose age is measured by the steady clock
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """An answer as it is stored: since when, for how many seconds it is fresh, and for how many it may be used."""
+    """An answer as it is stored: since when, for how many seconds it is fresh, and for how many it may be used.
+
+    `epoch` is the one of its scanner when it was stored.
+    """
 
     schema: int
     stored_at: float
     fresh: float
     stale: float
     data: bytes = b""
+    epoch: bytes = b""
 
 
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Row)
+
+
+def new_epoch(store: Store, scanner: str) -> bytes:
+    """Begin a new epoch of a scanner's answers, for all processes, and return it.
+
+    Raises:
+        StoreError: the store fails, and nothing is forgotten.
+    """
+    epoch = uuid.uuid4().bytes
+    store.update(EPOCH_PREFIX + scanner, lambda _old, _now: (epoch, None))
+    return epoch
 
 
 class AnswerStore:
@@ -70,6 +91,12 @@ class AnswerStore:
         self._clock = clock
         self._seen: dict[tuple[str, float], float] = {}  # when, on the steady clock, an answer was stored
         self._warned = False
+        self._epoch = b""
+
+    def adopt_epoch(self, epoch: bytes) -> bool:
+        """Find and store answers of this epoch only, from now on; return whether it is another one than before."""
+        before, self._epoch = self._epoch, epoch
+        return before != epoch
 
     def address(self, key: bytes) -> str:
         """Return the name of the answer to `key`: the scanner, and a digest of its settings and of what it reads."""
@@ -95,7 +122,7 @@ class AnswerStore:
                 _log.warning("%s: its answers are cached in memory only, %s", self._scanner, error)
             self._delete(key)  # an older answer would outlive this one
             return
-        self._put(key, _Row(SCHEMA, self._now(), fresh, stale, data))
+        self._put(key, _Row(SCHEMA, self._now(), fresh, stale, data, self._epoch))
 
     def _delete(self, key: bytes) -> None:
         try:
@@ -134,6 +161,8 @@ class AnswerStore:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Undecodable):
             return None
         age = now - row.stored_at
+        if row.epoch != self._epoch:
+            return None
         if found is None or not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
             return None
         since = self._age(address, row.stored_at, max(0.0, age))

@@ -199,6 +199,28 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         self.learn(one)
         return change, refused
 
+    @rule(one=GUARDS)
+    def reset(self, one: int) -> None:
+        """An operator closes the breaker."""
+        self.truth.settle_clock(self.wall)
+        before = self.truth.state
+        if before != "closed" or self.truth.failures:
+            self.truth.turn("closed")
+            self.truth.failed_trials = 0
+        change, error = self.breakers[one].reset()
+        assert error is None
+        assert change == (None if before == "closed" else BreakerChanged("one", before, "closed", None))
+        self.learn(one)
+
+    @rule(one=GUARDS)
+    def end_open_time(self, one: int) -> None:
+        """An operator brings the scanner back: the next attempt is a trial, also after a look of another process."""
+        self.truth.settle_clock(self.wall)
+        if self.truth.state == "open":
+            self.truth.open_until = min(self.truth.open_until, self.wall)
+        assert self.breakers[one].end_open_time() is None
+        self.learn(one)
+
     @rule(one=GUARDS, outcomes=st.lists(st.booleans(), min_size=1, max_size=5))
     def attempt(self, one: int, outcomes: list[bool]) -> None:
         """Ask and vote, once or several times; wait where that is what it takes, as a run of every minute does."""

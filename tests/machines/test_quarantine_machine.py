@@ -291,6 +291,14 @@ class QuarantineMachine(RuleBasedStateMachine):
         known.state, known.since, known.probe, known.passed = "enabled", self.now, None, 0
         known.level = max(0, known.level - 1)
 
+    @rule(process=processes, name=names)
+    def probe_now(self, process: int, name: str) -> None:
+        self.use(process)
+        known = self.known[name]
+        assert self.bench.probe_now(name) == known.shown
+        if known.shown == "quarantined":
+            known.out_until = min(known.out_until, self.now)
+
     # time and trouble
 
     @rule(seconds=SPANS)

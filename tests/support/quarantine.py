@@ -114,6 +114,10 @@ class Bench:
         """Give a manual order."""
         self.process.step(lambda machine: machine.enable(name, "kim", reason, seconds))
 
+    def probe_now(self, name: str) -> str:
+        """End the cool-off by hand."""
+        return self.process.step(lambda machine: machine.probe_now(name))
+
     # what is there
 
     @property

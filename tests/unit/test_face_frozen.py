@@ -35,8 +35,8 @@ METHODS = {
     "RunReport": "by_pipeline candidates complete counts duration merged require results run_id started_at to_dict "
     "tool_logs",
     "ScanContext": "before_request cancelled check doubt guarded log map now remaining settings shared sleep",
-    "ScanRunner": "abandoned arun audit breaker close disable enable explain flights from_config history names run "
-    "scanners stream",
+    "ScanRunner": "abandoned arun audit breaker close disable enable explain flights forget from_config history names "
+    "probe reset run scanners stream",
     "Settings": "check effective runner",
 }
 PATHS = {
@@ -78,3 +78,6 @@ def test_run_and_explain_keep_their_arguments() -> None:
     assert list(inspect.signature(runner.arun).parameters)[:3] == ["self", "state", "deadline"]
     assert list(inspect.signature(runner.explain).parameters) == ["self", "name", "trace"]
     assert list(inspect.signature(runner.disable).parameters)[:4] == ["self", "name", "reason", "duration"]
+    assert list(inspect.signature(runner.enable).parameters)[:4] == ["self", "name", "reason", "duration"]
+    for order in (runner.reset, runner.forget, runner.probe):
+        assert list(inspect.signature(order).parameters)[:3] == ["self", "name", "reason"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, ControlService, ScanRunner
+from resilient_scan import Breaker, ConfigError, ControlService, Policy, Quarantine, ScanRunner
 from resilient_scan.cli import client as asking
 from resilient_scan.cli import main as cli
 from resilient_scan.cli.serve import caught_signals, first
 from resilient_scan.settings import load_settings
-from resilient_scan.testing import healthy
+from resilient_scan.testing import broken, healthy
 from tests.support.settings import write_settings
 
 TOKEN = "a-token"
@@ -81,6 +81,32 @@ def test_how_long_it_holds_is_said_to_the_service(near: Path, say: Say, service:
     assert row["until"] - row["since"] == pytest.approx(7200)
 
 
+def test_what_went_wrong_is_undone_in_the_service_that_runs(near: Path, service: ControlService, say: Say) -> None:
+    at = f"in the service at {service.url}\n"
+    assert say("reset", "gap_up", "--reason", "key", "--config", near) == f"the breaker of gap_up is closed {at}"
+    assert say("forget", "gap_up", "--reason", "bad", "--config", near) == (
+        f"the cached answers of gap_up are forgotten {at}"
+    )
+    said = say("probe", "gap_up", "--reason", "fixed", "--config", near, code=2)
+    assert said == (
+        f"error: the service at {service.url} refuses: probe gap_up: it is enabled; only a quarantined scanner is "
+        "probed\n"
+    )
+
+
+def test_how_long_it_is_protected_from_alerts_is_said_to_the_service(
+    near: Path, say: Say, service: ControlService
+) -> None:
+    client = asking.running(near)
+    assert client is not None
+    say("disable", "gap_up", "--reason", "quota", "--config", near)
+    sent: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking.Client, "post", lambda _self, _path, body: sent.append(body) or {"state": "enabled"})
+        say("enable", "gap_up", "--reason", "paid", "--for", "2h", "--config", near)
+    assert sent == [{"reason": "paid", "duration": 7200.0}]
+
+
 def test_what_the_service_refuses_is_told_in_its_words(near: Path, service: ControlService, say: Say) -> None:
     said = say("disable", "gap_upp", "--reason", "quota", "--config", near, code=2)
     why = f"the service at {service.url} refuses: there is no scanner 'gap_upp'; did you mean 'gap_up'?"
@@ -134,6 +160,28 @@ def test_without_a_service_orders_go_to_the_store(config: Path, say: Say) -> Non
     assert states(config)["state"] == "enabled"
 
 
+def test_without_a_service_what_went_wrong_is_undone_in_the_store(config: Path, say: Say) -> None:
+    at = f"in sqlite:///{config.parent / 'state.db'}\n"
+    policy = Policy(retry=None, cache=None, breaker=Breaker(failures=1, open_for=600))
+    options: dict[str, Any] = {"listeners": (), "store": load_settings(config).store, "policy": policy}
+    options["quarantine"] = Quarantine(after_failures=2, cooloff=600)
+    with ScanRunner([broken("gap_up")], **options) as runner:
+        runner.run()
+        assert runner.breaker("gap_up") == "open"
+        assert say("reset", "gap_up", "--reason", "key", "--config", config) == f"the breaker of gap_up is closed {at}"
+        runner.run()
+        assert [state.state for state in runner.scanners()] == ["quarantined"]
+        assert (
+            say("probe", "gap_up", "--reason", "up", "--config", config) == f"the next scan of gap_up is a probe {at}"
+        )
+        assert runner.probes_due() == ("gap_up",)
+        assert say("forget", "gap_up", "--reason", "bad", "--config", config) == (
+            f"the cached answers of gap_up are forgotten {at}"
+        )
+        assert [entry.action for entry in runner.audit()] == ["forget", "probe", "", "reset"]
+        assert {entry.who for entry in runner.audit() if entry.action} == {getpass.getuser()}
+
+
 def test_an_order_needs_no_keys(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FINNHUB_API_KEY", "ALPHA_VANTAGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -173,6 +221,10 @@ def test_an_unknown_scanner_and_one_that_is_switched_off(config: Path, say: Say)
     [
         (["disable", "gap_up"], "Missing option '--reason'"),
         (["enable", "gap_up"], "Missing option '--reason'"),
+        (["reset", "gap_up"], "Missing option '--reason'"),
+        (["forget", "gap_up"], "Missing option '--reason'"),
+        (["probe", "gap_up"], "Missing option '--reason'"),
+        (["enable", "gap_up", "--reason", "x", "--for", "0s"], "'0s' is not a duration above zero"),
         (["disable", "--reason", "x"], "Missing argument 'NAME'"),
         (["disable", "gap_up", "--reason", "x", "--for", "0s"], "'0s' is not a duration above zero"),
     ],

@@ -32,11 +32,19 @@ from resilient_scan._once import IMPORTING
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
-from resilient_scan.errors import CircuitOpen, RetryAfter, ScanTimeout, decisive_leaves, is_cancellation, is_listed
+from resilient_scan.errors import (
+    CircuitOpen,
+    RetryAfter,
+    ScanTimeout,
+    StoreError,
+    decisive_leaves,
+    is_cancellation,
+    is_listed,
+)
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.breaker.record import HALF_OPEN, OPEN, Vote
-from resilient_scan.layers.breaker.sync import BreakerStore, StoreSync, TrialRequest, change_event
+from resilient_scan.layers.breaker.sync import BreakerStore, ManualChange, StoreSync, TrialRequest, change_event
 from resilient_scan.options import Breaker
 
 VOTE_GRACE = 1.0  # seconds after an attempt's deadline in which it may still vote, before its slot goes to another
@@ -216,7 +224,34 @@ class CircuitBreaker:
     def allow_trial(self) -> None:
         """Let the next attempt be a trial before the open time has passed: a quarantine's probe has waited enough."""
         with self._lock:
-            self._machine.open_until = min(self._machine.open_until, self._clock.monotonic())
+            self._machine.end_open_time(self._clock.monotonic())
+
+    # Orders of an operator.
+
+    def end_open_time(self) -> BreakerChanged | None:
+        """Let the next attempt be a trial, in whichever process it comes; return a change for listeners.
+
+        A process that has the breaker open learns of it when its next run begins. If the store fails, the order holds
+        in this process.
+        """
+        return self._change(type(self._machine).end_open_time)[0]
+
+    def reset(self) -> tuple[BreakerChanged | None, StoreError | None]:
+        """Close and forget all failures, in the store too; attempts under way have no vote.
+
+        Returns:
+            The change of state, for listeners, and why the store could not be changed; then the reset holds in this
+            process only.
+        """
+        return self._change(type(self._machine).reset)
+
+    def _change(self, order: ManualChange) -> tuple[BreakerChanged | None, StoreError | None]:
+        if self._sync is not None:
+            return self._sync.change(order)
+        with self._lock:
+            before = self._memory.state
+            order(self._machine, self._clock.monotonic())
+            return (self._change_since(before) if self._memory.state != before else None), None
 
     def _ask_admission(self, ends: float) -> tuple[Permit | CircuitOpen, BreakerChanged | None]:
         """Return a permit or a refusal, and a change for listeners.

@@ -218,6 +218,26 @@ class BreakerMachine:
             seconds = min(options.open_cap, jitter * doubled)
         self.opened_at, self.open_for, self.open_until = at, seconds, at + seconds
 
+    def reset(self, _now: float) -> None:
+        """Close, and forget all failures. Attempts under way have no vote: they began before the reset.
+
+        If there is nothing to forget, nothing changes, not even the generation: no record is written to the store then,
+        so other processes could not learn it, and votes from here would not count there.
+        """
+        if self.to_record().is_blank:
+            return
+        memory = self.memory
+        memory.failures = memory.successes = self._reopened = 0
+        self.trials.clear()
+        if self.window:
+            self.window.last.clear()
+        memory.enter(CLOSED, memory.generation + 1)
+        self._connect()
+
+    def end_open_time(self, now: float) -> None:
+        """Let the next attempt be a trial, if the machine is open."""
+        self.open_until = min(self.open_until, now)
+
     def to_record(self) -> BreakerRecord:
         """Return the state as a record."""
         memory = self.memory

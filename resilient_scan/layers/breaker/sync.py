@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from resilient_scan.layers.breaker.machine import BreakerMachine
 
 BREAKER_PREFIX = "breaker/"
+ManualChange = Callable[["BreakerMachine", float], None]
+"""What an operator orders: it changes a machine at an instant, on that machine's clock."""
 
 _log = logging.getLogger("resilient_scan")
 
@@ -124,9 +126,13 @@ NEWER, GARBAGE = "newer", "garbage"
 
 
 def merge(
-    pending: Pending, request: TrialRequest | None, old: bytes | None, now: float
+    pending: Pending,
+    request: TrialRequest | None,
+    old: bytes | None,
+    now: float,
+    order: ManualChange | None = None,
 ) -> tuple[bytes | None, SyncResult]:
-    """Bring a record up to date, on the store's clock.
+    """Bring a record up to date, on the store's clock; an `order` is carried out last, on top of all votes.
 
     A store may call this more than once for one update (Redis does, if somebody else wrote in between). So it changes
     nothing but what it returns, and it reads nothing but its arguments and the monotonic clock.
@@ -146,6 +152,8 @@ def merge(
         machine.load(stored.clamped(pending.options, now))
         for vote in pending.votes:
             machine.vote(vote, vote.at + ahead)
+    if order is not None:
+        order(machine, now)
     granted = request is not None and _admit(machine, request, now)
     before = pending.announced if stored is None else stored.state
     data, record = _encoded(machine, stored, old, pending.nonce)
@@ -155,7 +163,7 @@ def merge(
 
 def _admit(machine: BreakerMachine, request: TrialRequest, now: float) -> bool:
     if machine.memory.generation == request.expired:
-        machine.open_until = min(machine.open_until, now)
+        machine.end_open_time(now)
     return machine.admit(request.trial, now, now + request.seconds)
 
 
@@ -251,6 +259,24 @@ class StoreSync:
         """Ask the record whether an attempt may run; return a change for listeners, and the answer if there is one."""
         return self._exchange(request)
 
+    def change(self, order: ManualChange) -> tuple[BreakerChanged | None, StoreError | None]:
+        """Carry out an order in the record; return the change that it made, for listeners.
+
+        If the store fails, the order is carried out in this process only, and the error is returned. A new state is
+        then a divergence: without that note, the next run would read the open record and undo a reset.
+        """
+        with self._exchanging:
+            with self._lock:
+                pending = self._pack()
+            result, error = self._update(partial(merge, pending, None, order=order))
+            with self._lock:
+                change = self._apply(result, pending) if result is not None else self._change_alone(order)
+        if error is not None:
+            self._store.on_error("update", error)
+        if result is not None and result.flaw:
+            self._warn_once()
+        return change, error
+
     def sync(self, data: bytes | None, now: float) -> BreakerChanged | None:
         """Take over what was read from the store at its time `now`; flush the pending votes if there are any."""
         if self._pending or self._diverged:
@@ -342,6 +368,16 @@ class StoreSync:
             self._announced_state,
             uuid.uuid4().int >> 80,
         )
+
+    def _change_alone(self, order: ManualChange) -> BreakerChanged | None:
+        memory, generation = self._machine.memory, self._machine.memory.generation
+        order(self._machine, self._clock.monotonic())
+        if memory.generation != generation:
+            self._pending.clear()  # votes from before the order
+            self.diverge()
+        self._trust_local()
+        before, change = self._announced_state, self.announce()
+        return change if memory.state != before else None
 
     def _trust_local(self) -> None:
         memory = self._machine.memory

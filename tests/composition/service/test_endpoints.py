@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Quarantine
+from resilient_scan import Breaker, Cache, Policy, Quarantine
+from resilient_scan.quarantine import Alert
 from resilient_scan.service.bounds import SAFE
-from resilient_scan.testing import FakeClock, broken, healthy
+from resilient_scan.testing import FakeClock, broken, flapping, healthy
 from tests.composition.service.conftest import NAMES
 from tests.support.control import BASIC, BEARER, JSON, TOKEN, Served, alert, alertmanager, head, signed
 from tests.support.fixtures import Serve
 from tests.support.stores import AWAY, FailingStore
 
 LOOKS = ("/", "/metrics", "/healthz", "/readyz", "/openapi.json", "/audit", "/scanners", "/scanners/gamma")
-CHANGES = ("/scanners/gamma/disable", "/scanners/gamma/enable", "/alerts")
-GOOD: dict[str, Any] = {CHANGES[0]: {"reason": "x"}, CHANGES[1]: {"reason": "x"}, CHANGES[2]: alertmanager()}
+ORDERED = ("reset", "forget", "probe")
+ORDERS = tuple(f"/scanners/gamma/{order}" for order in ("disable", "enable", *ORDERED))
+CHANGES = (*ORDERS, "/alerts")
+GOOD: dict[str, Any] = {**{path: {"reason": "x"} for path in ORDERS}, "/alerts": alertmanager()}
 
 
 # to look at
@@ -127,6 +130,74 @@ def test_disable_and_enable(served: Served, credentials: dict[str, str], who: st
         ("disabled", "enabled", "hand", who, "new key"),
     ]
     assert set(oldest) == {"at", "scanner", "from", "to", "source", "who", "reason", "until"}
+
+
+def test_an_open_breaker_is_reset_and_given_a_trial(serve: Serve) -> None:
+    policy = Policy(retry=None, cache=None, breaker=Breaker(failures=1, open_for=600))
+    served = serve(flapping("alpha", [OSError("x"), [], OSError("x"), []]), policy=policy, clock=FakeClock())
+    served.runner.run()
+    assert served.get("/scanners/alpha").json["breaker"] == "open"
+    row = served.post("/scanners/alpha/reset", {"reason": "new key"}, BASIC).json
+    assert (row["name"], row["state"], row["breaker"]) == ("alpha", "enabled", "closed")
+    assert served.runner.run().results["alpha"].status == "completed"
+    (entry,) = served.get("/audit").json["entries"]
+    assert entry["action"] == "reset"
+    assert [entry[key] for key in ("from", "to", "source", "who", "reason", "until")] == [
+        *("enabled", "enabled", "hand"),
+        *("anna (control endpoint)", "new key", None),
+    ]
+    served.runner.run()
+    served.post("/scanners/alpha/enable", {"reason": "up again"})
+    assert served.runner.run().results["alpha"].status == "completed"
+
+
+def test_cached_answers_are_forgotten(serve: Serve) -> None:
+    served = serve(healthy("alpha"), policy=Policy(cache=Cache(ttl=300)), clock=FakeClock())
+    assert [served.runner.run().results["alpha"].status for _ in range(2)] == ["completed", "cached"]
+    assert served.post("/scanners/alpha/forget", {"reason": "bad data"}).json["name"] == "alpha"
+    assert served.runner.run().results["alpha"].status == "completed"
+    assert served.get("/audit").json["entries"][0]["action"] == "forget"
+
+
+def test_a_quarantined_scanner_is_probed_now(serve: Serve) -> None:
+    quarantine = Quarantine(after_failures=1, successes=1, cooloff=600)
+    policy = Policy(cache=None, retry=None)
+    served = serve(flapping("alpha", [OSError("x"), []]), policy=policy, quarantine=quarantine, clock=FakeClock())
+    served.runner.run()
+    assert served.state("alpha") == "quarantined"
+    row = served.post("/scanners/alpha/probe", {"reason": "fixed"}).json
+    assert (row["state"], row["next_probe"]) == ("quarantined", row["at"])
+    served.runner.run()
+    assert served.state("alpha") == "enabled"
+
+
+def test_what_cannot_be_undone_is_refused(serve: Serve) -> None:
+    served = serve(healthy("alpha"), policy=Policy(cache=None, breaker=None), clock=FakeClock())
+    said = {order: served.post(f"/scanners/alpha/{order}", {"reason": "x"}).error for order in ORDERED}
+    assert said == {
+        "reset": (422, "invalid", "reset alpha: it has no breaker, and remembers no errors"),
+        "forget": (422, "invalid", "forget alpha: it has no cache"),
+        "probe": (422, "invalid", "probe alpha: it is enabled; only a quarantined scanner is probed"),
+    }
+    for order in ORDERED:
+        assert served.post(f"/scanners/alpa/{order}", {"reason": "x"}).error == (
+            *(404, "unknown_scanner"),
+            "there is no scanner 'alpa'; did you mean 'alpha'?",
+        )
+        assert served.post(f"/scanners/alpha/{order}", {"reason": " "}).status == 422
+        assert served.post(f"/scanners/alpha/{order}", {"reason": "x", "duration": 60}).status == 422
+        assert served.post(f"/scanners/alpha/{order}", {"reason": "x"}, {}).status == 401
+    assert served.get("/audit").json["entries"] == []
+
+
+def test_enable_takes_a_duration(served: Served) -> None:
+    served.runner.alerts([Alert("disable", "gamma", "firing", "f1", 1.0)])
+    row = served.post("/scanners/gamma/enable", {"reason": "false alarm", "duration": 60}).json
+    assert (row["state"], row["until"] - row["since"]) == ("enabled", 60)
+    for wrong in (0, -1, 1e99):
+        status, code, message = served.post("/scanners/gamma/enable", {"reason": "x", "duration": wrong}).error
+        assert (status, code) == (422, "invalid")
+        assert message.startswith("duration must be seconds > 0")
 
 
 def test_an_order_lasts_a_day_unless_said(served: Served) -> None:
