@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -94,6 +95,10 @@ class Fleet:
             store_failed=self.store_failed,
         )
         self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
+        # Held from before the store is asked for the epochs of answers until they are taken over. Without it, A could
+        # read the epochs, B could forget a scanner's answers, and A could then return to the epoch that it has read:
+        # the scans of a run that begins after B's order would find the forgotten answers.
+        self._epochs = threading.Lock()
 
     def announce(self) -> None:
         """Tell the listeners which scanners there are; before anything else happens."""
@@ -142,12 +147,12 @@ class Fleet:
         if not cached:
             return
         try:
-            epochs = store.read(EPOCH_PREFIX)
+            with self._epochs:
+                epochs = store.read(EPOCH_PREFIX)
+                for stack in cached:
+                    stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
         except StoreError as error:
             self.store_failed("read", error)
-            return
-        for stack in cached:
-            stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
 
     # orders of an operator
 
@@ -181,7 +186,7 @@ class Fleet:
         if stack.cache is None:
             raise ConfigError(f"forget {name}: it has no cache")
         try:
-            with UnlimitedWait():
+            with UnlimitedWait(), self._epochs:
                 stack.forget(self._store)
         except StoreError as error:
             raise StoreError(f"the answers of {name} are forgotten in memory only, try again: {error}") from None

@@ -295,7 +295,7 @@ class ResultCache(Generic[Flight]):
         """Drop the remembered failures; answers are kept."""
         if self._failures is not None:
             with self._lock:
-                self._failures.clear()
+                self._failures = _Entries(self._failures.maxsize)
 
     def sizes(self) -> tuple[int, int]:
         """Return the numbers of answers and of failures in the cache, expired ones included."""

@@ -126,7 +126,10 @@ def test_an_open_breaker_says_why_and_when(clock, eventually):
         answer, status, ((layer, why, way_out),) = verdict(runner, "feed")
         assert (answer, status, layer) == ("no", "rejected", "breaker")
         assert why == "open after 2 failed attempts in a row, the last one with ScanError: HTTP 500 error"
-        assert way_out == "wait 12s: the first scan after that is a half-open trial, and one success closes the breaker"
+        assert way_out == (
+            "wait 12s: the first scan after that is a half-open trial, and one success closes the breaker; "
+            "or runner.reset('feed'), `resilient-scan reset feed --reason WHY`"
+        )
         assert "now: open, 2 failures in a row, next half-open trial in 12s" in says(runner, "feed")
         clock.advance(12)
         assert "YES. A scan would call the source at once, as a half-open trial" in says(runner, "feed")
@@ -186,7 +189,9 @@ def test_a_remembered_failure(clock):
         assert why == (
             "a failure of 10s ago is remembered (cache.ttl_error) and not repeated: ScanError: HTTP 500 error"
         )
-        assert way_out == "wait 20s, or run with another state"
+        assert way_out == (
+            "wait 20s, or run with another state, or runner.reset('feed'), `resilient-scan reset feed --reason WHY`"
+        )
         assert "0 answers kept now: 1 failure remembered" in says(runner, "feed")
         clock.advance(20)
         assert verdict(runner, "feed") == ("yes", "", [])

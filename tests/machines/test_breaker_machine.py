@@ -136,6 +136,23 @@ class BreakerMachine(RuleBasedStateMachine):
             else:
                 assert change is None
 
+    @rule()
+    def reset(self) -> None:
+        """An operator closes it; whatever is under way has no vote any more."""
+        before = self.state
+        if before != "closed" or self.failed_in_a_row:
+            self.turn("closed")
+            self.failed_in_a_row = self.failed_trials = 0
+        expected = None if before == "closed" else BreakerChanged("one", before, "closed", None)
+        assert self.breaker.reset() == (expected, None)
+
+    @rule()
+    def end_open_time(self) -> None:
+        """An operator brings the scanner back: the next attempt is a trial."""
+        assert self.breaker.end_open_time() is None
+        if self.state == "open":
+            self.open_until = min(self.open_until, self.clock.monotonic())
+
     @rule(seconds=st.sampled_from([0.5, 2.0, OPEN_FOR]))
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)

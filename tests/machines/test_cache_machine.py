@@ -188,6 +188,16 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             self.cache.land(key, flight)
 
+    @rule(failures_only=st.booleans())
+    def forget(self, failures_only: bool) -> None:
+        """Flights go on: they still bring their answers."""
+        self.failures.clear()
+        if failures_only:
+            self.cache.forget_failures()
+        else:
+            self.cache.forget()
+            self.kept.clear()
+
     def put(self, key: bytes, many: int, flight: Flight) -> None:
         tickers = [f"T{next(self.numbers)}" for _ in range(many)]
         candidates = found(*tickers)

@@ -127,8 +127,12 @@ def _failed(stack: Stack, failure: Entry) -> Reason:
     return Reason(
         "cache",
         f"a failure of {span(now - failure.stored_at)} ago is remembered (cache.ttl_error) and not repeated: {error}",
-        f"wait {span(failure.fresh_until - now)}, or run with another state",
+        f"wait {span(failure.fresh_until - now)}, or run with another state, or {_reset(stack)}",
     )
+
+
+def _reset(stack: Stack) -> str:
+    return f"runner.reset({stack.name!r}), `resilient-scan reset {stack.name} --reason WHY`"
 
 
 def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
@@ -145,7 +149,8 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             Reason(
                 "breaker",
                 f"{_opened(breaker, options)}{_last_error(stack)}",
-                f"wait {span(wait)}: the first scan after that is a half-open trial, and {trials} the breaker",
+                f"wait {span(wait)}: the first scan after that is a half-open trial, and {trials} the breaker; or "
+                f"{_reset(stack)}",
             ),
         )
     else:
