@@ -24,7 +24,7 @@ from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Store, open_store
-from resilient_scan.stores.answers import EPOCH_PREFIX
+from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
 from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
@@ -95,10 +95,8 @@ class Fleet:
             store_failed=self.store_failed,
         )
         self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
-        # Held from before the store is asked for the epochs of answers until they are taken over. Without it, A could
-        # read the epochs, B could forget a scanner's answers, and A could then return to the epoch that it has read:
-        # the scans of a run that begins after B's order would find the forgotten answers.
-        self._epochs = threading.Lock()
+        self._forgotten = 0  # orders to forget answers that this process has carried out
+        self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 
     def announce(self) -> None:
         """Tell the listeners which scanners there are; before anything else happens."""
@@ -146,13 +144,21 @@ class Fleet:
         cached = [stack for stack in self.stacks.values() if stack.shares_answers]
         if not cached:
             return
+        before = self._forgotten
         try:
-            with self._epochs:
-                epochs = store.read(EPOCH_PREFIX)
-                for stack in cached:
-                    stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
+            epochs = store.read(EPOCH_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
+            return
+        # A run may read the epochs just before an operator on another thread forgets a scanner's answers. If it took
+        # them over afterwards, it would return to the epoch before the order, and the forgotten answers would be found
+        # again. Then it leaves them; what other processes have forgotten meanwhile, the next run learns. The lock is
+        # not held while the store is read: an order waits for its store as long as it takes, and runs would wait with
+        # it.
+        with self._epochs:
+            if self._forgotten == before:
+                for stack in cached:
+                    stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
 
     # orders of an operator
 
@@ -186,10 +192,16 @@ class Fleet:
         if stack.cache is None:
             raise ConfigError(f"forget {name}: it has no cache")
         try:
-            with UnlimitedWait(), self._epochs:
-                stack.forget(self._store)
+            with UnlimitedWait():
+                epoch = None if self._store is None else new_epoch(self._store, name)
         except StoreError as error:
+            stack.cache.forget()
             raise StoreError(f"the answers of {name} are forgotten in memory only, try again: {error}") from None
+        with self._epochs:
+            self._forgotten += 1
+            if epoch is not None:
+                stack.adopt_epoch(epoch)
+        stack.cache.forget()  # after the store's: before, a scan could take an answer from the store in between
         self.gate.note(name, "forget", reason, who)
 
     def probe(self, name: str, reason: str, who: str) -> None:

@@ -50,7 +50,7 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
-from resilient_scan.stores.answers import AnswerStore, new_epoch
+from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
 
@@ -300,21 +300,6 @@ class Stack:
         if change is not None:
             self.bus.send(change)
         return error
-
-    def forget(self, store: Store | None) -> None:
-        """Drop the cached answers, those in the store first.
-
-        The order matters: were the memory emptied first, a scan could take an answer from the store in between.
-
-        Raises:
-            StoreError: the store fails; the answers are dropped from memory only.
-        """
-        try:
-            if store is not None:
-                self.adopt_epoch(new_epoch(store, self.name))
-        finally:
-            if self.cache is not None:
-                self.cache.forget()
 
     def adopt_epoch(self, epoch: bytes) -> None:
         """Take over the epoch of the stored answers; a new one means that they were forgotten, by any process."""

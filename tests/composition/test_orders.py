@@ -21,6 +21,7 @@ from resilient_scan import (
 )
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, ScannerStateChanged
+from resilient_scan.stores.answers import EPOCH_PREFIX
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, healthy
 from tests.support.fixtures import Bare, Fleet
@@ -275,6 +276,29 @@ def test_an_answer_that_is_being_read_from_the_store_is_forgotten_too(fleet: Fle
     runner = fleet(flapping("one", [[candidate("NEW")]]), **options)
     store.order = lambda: runner.forget("one", reason="bad data")
     assert [found(runner), found(runner)] == [("completed", ["NEW"]), ("cached", ["NEW"])]
+
+
+def test_a_run_that_was_just_reading_the_epochs_does_not_bring_forgotten_answers_back(fleet: Fleet, bare: Bare) -> None:
+    class Interrupted(MemoryStore):
+        """Lets an operator forget the answers right after a run has read the epochs."""
+
+        orders: list[str] = []  # noqa: RUF012 - one store
+
+        def read(self, prefix: str, /) -> dict[str, bytes]:
+            documents = super().read(prefix)
+            if prefix == EPOCH_PREFIX and self.orders:
+                runner.forget(self.orders.pop())
+            return documents
+
+    clock = FakeClock()
+    store = Interrupted(clock)
+    one = flapping("one", [[candidate("A")], [candidate("B")], [candidate("C")]])
+    runner = fleet(one, policy=bare(cache=Cache(ttl=300)), store=store, clock=clock)
+    assert found(runner) == ("completed", ["A"])
+    assert found(runner) == ("cached", ["A"])
+    store.orders.append("one")
+    assert found(runner) == ("completed", ["B"])
+    assert found(runner) == ("cached", ["B"])
 
 
 def test_a_store_that_is_away_forgets_nothing_and_says_so(fleet: Fleet, bare: Bare) -> None:
