@@ -51,15 +51,20 @@ class BlockingCalls:
         self._active = 0  # calls that the pool has, without those that hang
         self._waiting: deque[_Call] = deque()
 
-    def submit(self, call: Callable[[], Any], context: AttemptContext) -> Future[Any]:
-        """Call `call` on a thread, in a copy of the caller's context variables, until the attempt's time is up.
+    def admit(self, context: AttemptContext) -> None:
+        """Let an attempt pass, before its coroutine runs.
+
+        A new execution has been let pass already. A further attempt on the same worker has not, and each one could lose
+        more threads.
 
         Raises:
-            Rejected: this is a further attempt, and as many threads of the scanner hang as may. A new execution is
-                refused for that before it begins; a retry on the same worker would make each attempt lose threads.
+            Rejected: this is a further attempt, and as many threads of the scanner hang as may.
         """
         if context.attempt > 1 and self.hung.count:
             self.hung.admit(context)
+
+    def submit(self, call: Callable[[], Any], context: AttemptContext) -> Future[Any]:
+        """Call `call` on a thread, in a copy of the caller's context variables, until the attempt's time is up."""
         self.used = True
         task = _Call(self, call, context)
         with self._lock:

@@ -178,7 +178,7 @@ class Stack:
         self.hung = HungThreads(policy.timeout, clock)
         self.doubt = Baseline(spec.empty_ok).doubt
         self.calls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
-        self.engine = ThreadEngine(shared.loops, self.calls.submit)
+        self.engine = ThreadEngine(shared.loops, self.calls)
         self.sources = Sources(name, policy.breaker, clock, random, shared.providers)
         self.own = ScannerContext(
             name,

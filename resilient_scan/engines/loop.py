@@ -15,14 +15,21 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from resilient_scan.context import ScanContext
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.call import Maker, keep_valid
 
-Offload = Callable[[Callable[[], Any], AttemptContext], "Future[Any]"]
-"""Runs a blocking call of an attempt's coroutine on a thread that is not the loop's."""
+
+class Calls(Protocol):
+    """Takes the blocking calls that a scanner's coroutines hand to a thread."""
+
+    def admit(self, context: AttemptContext, /) -> None:
+        """Let an attempt pass, or raise why it may not run."""
+
+    def submit(self, call: Callable[[], Any], context: AttemptContext, /) -> Future[Any]:
+        """Run a call on a thread that is not the loop's."""
 
 
 class Loops:
@@ -39,23 +46,30 @@ class Loops:
         self._at_work = 0
         self._closed = False
 
-    def finish(self, answer: Any, make: Maker, context: AttemptContext, offload: Offload) -> Any:
+    def finish(self, answer: Any, make: Maker, context: AttemptContext, calls: Calls) -> Any:
         """Run a scanner's coroutine to its end on this thread; at the end of the scan it is cancelled, really.
 
         Args:
             answer: what the scanner returned: an awaitable or an asynchronous iterator.
             make: makes a candidate of what an asynchronous iterator yields.
             context: of the attempt.
-            offload: takes the blocking calls that the coroutine hands to a thread.
+            calls: takes the blocking calls that the coroutine hands to a thread.
 
         Raises:
             ScanCancelled: the scan is over.
+            Rejected: earlier attempts have left too many threads that hang.
             OSError: the process has no descriptor left for a loop.
             BaseException: what the coroutine raised.
         """
-        loop = self._take(answer)
         try:
-            loop.offload = lambda call: offload(call, context)
+            calls.admit(context)
+            loop = self._take()
+        except BaseException:
+            if hasattr(answer, "close"):
+                answer.close()  # else Python warns of a coroutine that was never awaited
+            raise
+        try:
+            loop.offload = lambda call: calls.submit(call, context)
             return self._run(loop, collect(answer, make, context), context)
         finally:
             loop.offload = None  # an idle loop must not keep the last scan's state alive
@@ -87,7 +101,7 @@ class Loops:
         if last:
             self._on_closed()
 
-    def _take(self, answer: Any) -> _Loop:
+    def _take(self) -> _Loop:
         with self._lock:
             self._at_work += 1
             if self._idle:
@@ -95,13 +109,7 @@ class Loops:
         try:
             return _Loop()
         except BaseException:
-            with self._lock:
-                self._at_work -= 1
-                last = self._closed and not self._at_work
-            if hasattr(answer, "close"):
-                answer.close()  # else Python warns of a coroutine that was never awaited
-            if last:
-                self._on_closed()
+            self._leave()
             raise
 
     def _put_back(self, loop: _Loop) -> None:
@@ -111,7 +119,11 @@ class Loops:
                 self._at_work -= 1
                 self._idle.append(loop)
                 return
-        _close(loop)  # while it still counts as at work: an asynchronous generator may end with a call on a thread
+        _close(loop)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Note that a loop is not at work any more, and is not idle either."""
         with self._lock:
             self._at_work -= 1
             last = self._closed and not self._at_work

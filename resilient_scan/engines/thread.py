@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
-from resilient_scan.engines.loop import Loops, Offload
+from resilient_scan.engines.loop import Calls, Loops
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import keep_valid, maker_of
 from resilient_scan.scanning import ScannerSpec
@@ -50,12 +50,12 @@ class ThreadEngine:
 
     Args:
         loops: the event loops on which coroutines run.
-        offload: takes the blocking calls that coroutines hand to a thread.
+        calls: takes the blocking calls that coroutines hand to a thread.
     """
 
-    def __init__(self, loops: Loops, offload: Offload) -> None:
+    def __init__(self, loops: Loops, calls: Calls) -> None:
         self._loops = loops
-        self._offload = offload
+        self._calls = calls
 
     def attempt(self, spec: ScannerSpec, /) -> Call:
         """Return the call that asks the scanner once and keeps the valid candidates.
@@ -65,7 +65,7 @@ class ThreadEngine:
             ScanCancelled: the time was up while candidates were being yielded.
             BaseException: whatever the scanner raised.
         """
-        make, scan, loops, offload = maker_of(spec.candidate, spec.name), spec.call, self._loops, self._offload
+        make, scan, loops, calls = maker_of(spec.candidate, spec.name), spec.call, self._loops, self._calls
 
         def once(context: AttemptContext) -> list[Any]:
             forks = _forks
@@ -76,7 +76,7 @@ class ThreadEngine:
                         keep_valid(answer, make, context)
                 else:
                     if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                        answer = loops.finish(answer, make, context, offload)
+                        answer = loops.finish(answer, make, context, calls)
                     keep_valid(answer, make, context)
                 return context.found
             finally:

@@ -13,7 +13,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -281,11 +280,11 @@ def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare
         await asyncio.sleep(3)
 
     def finish(loops: Loops, work: Any, context: AttemptContext) -> None:
-        loops.finish(work, maker_of(Candidate, "one"), context, lambda _call, _context: Future())
+        loops.finish(work, maker_of(Candidate, "one"), context, runner._fleet.stacks["one"].calls)
 
+    runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
     finish(loops, nothing(), AttemptContext("one"))
     (loop,) = loops._idle
-    runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
     runner._fleet.loops._idle.append(loop)
     del loop
     loops._idle.clear()

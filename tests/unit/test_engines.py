@@ -59,17 +59,23 @@ class Plain:
         self.ticker = ticker
 
 
-def on_a_thread(call: Callable[[], Any], _context: AttemptContext) -> Future[Any]:
-    """Run a blocking call of a coroutine."""
-    future: Future[Any] = Future()
-    threading.Thread(target=lambda: future.set_result(call())).start()
-    return future
+class OnThreads:
+    """Run each blocking call of a coroutine on a thread of its own."""
+
+    def admit(self, _context: AttemptContext, /) -> None:
+        """Let every attempt pass."""
+
+    def submit(self, call: Callable[[], Any], _context: AttemptContext, /) -> Future[Any]:
+        """Start the thread."""
+        future: Future[Any] = Future()
+        threading.Thread(target=lambda: future.set_result(call())).start()
+        return future
 
 
 @pytest.fixture
 def engine() -> Iterator[ThreadEngine]:
     loops = Loops()
-    yield ThreadEngine(loops, on_a_thread)
+    yield ThreadEngine(loops, OnThreads())
     loops.close()
 
 
@@ -227,7 +233,7 @@ def test_engines_with_the_same_loops_share_the_idle_ones(used: list[asyncio.Abst
     """Each holds three descriptors: one for each of 400 scanners is more than a process may have."""
     loops = Loops()
     for _ in range(3):
-        asked(_loop_in_use, ThreadEngine(loops, on_a_thread))
+        asked(_loop_in_use, ThreadEngine(loops, OnThreads()))
     assert len(set(used)) == 1
     loops.close()
     assert used[0].is_closed()
