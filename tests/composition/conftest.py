@@ -12,7 +12,7 @@ import pytest
 from resilient_scan import Policy, ScanRunner, Timeout
 from tests.support.fixtures import Background, Bare, Fleet
 
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def bare() -> Bare:
     """Return a function that makes a policy with no layer but those that are named."""
 
     def make(**layers: Any) -> Policy:
-        return Policy(**{"cache": None, "retry": None, "breaker": None, "timeout": Timeout(total=PATIENCE), **layers})
+        return Policy(
+            **{"cache": None, "retry": None, "breaker": None, "timeout": Timeout(total=WAIT_TIMEOUT), **layers}
+        )
 
     return make
 
@@ -45,7 +47,7 @@ def fleet(release: threading.Event, bare: Bare) -> Iterator[Fleet]:
         runner.close()
     for thread in set(threading.enumerate()) - before:
         if thread.name.startswith("resilient-scan"):
-            thread.join(PATIENCE)
+            thread.join(WAIT_TIMEOUT)
             assert not thread.is_alive(), f"{thread.name} outlives its test"
 
 
@@ -71,4 +73,4 @@ def background(release: threading.Event) -> Iterator[Background]:
     yield start
     release.set()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(WAIT_TIMEOUT)

@@ -17,7 +17,7 @@ from typing import Any
 from tests.support.needed import binary
 from tests.support.waiting import eventually
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 
 
 class Stale(AssertionError):

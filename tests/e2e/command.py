@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPT = Path(sys.executable).with_name("resilient-scan")
-PATIENCE = 120.0
+WAIT_TIMEOUT = 120.0
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -21,7 +21,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run(*arguments: str, code: int = 0, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [SCRIPT, *arguments], capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=environment(**extra)
+        [SCRIPT, *arguments], capture_output=True, text=True, timeout=WAIT_TIMEOUT, cwd=cwd, env=environment(**extra)
     )
     assert done.returncode == code, done.stderr
     return done
@@ -60,7 +60,7 @@ def on_a_terminal(*arguments: str, stream: str = "stdout", code: int = 0, **extr
         text = b""
         while chunk := _read(leader):
             text += chunk
-        assert process.wait(PATIENCE) == code
+        assert process.wait(WAIT_TIMEOUT) == code
     os.close(leader)
     return text.decode()
 

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 from tests.support.needed import binary
 from tests.support.waiting import eventually
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 LISTENING = re.compile(r'msg="?Listening on"? .*?address=(?:\S*?):(\d+)\b')
 
 
@@ -27,7 +27,7 @@ class Api:
         self.url = url
 
     def get(self, path: str, **parameters: Any) -> Any:
-        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=PATIENCE) as response:
+        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=WAIT_TIMEOUT) as response:
             return json.load(response)["data"]
 
     def instant(self, query: str) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def alertmanager(folder: Path, config: str, port: int = 0) -> Iterator[str]:
 
 
 def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + WAIT_TIMEOUT
     while time.monotonic() < until and process.poll() is None:
         if port := LISTENING.search(log.read_text()):
             return int(port[1])
@@ -103,11 +103,11 @@ def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
 
 
 def _ready(url: str) -> None:
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + WAIT_TIMEOUT
     while time.monotonic() < until:
         try:
             with urlopen(url, timeout=1):
                 return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError(f"{url} is not ready after {PATIENCE:g} s")
+    raise AssertionError(f"{url} is not ready after {WAIT_TIMEOUT:g} s")

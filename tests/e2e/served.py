@@ -18,7 +18,7 @@ from tests.e2e.command import SCRIPT, environment
 from tests.support.distributions import lay_out
 from tests.support.waiting import eventually
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 TOKEN = "token-of-these-tests"
 PIPELINE = "switched"
 MODULE = """
@@ -105,7 +105,7 @@ class Served:
             return [line for line in self.lines if text in line]
 
         with self._heard:
-            self._heard.wait_for(lambda: len(found()) >= count or not self._reader.is_alive(), PATIENCE)
+            self._heard.wait_for(lambda: len(found()) >= count or not self._reader.is_alive(), WAIT_TIMEOUT)
             assert len(found()) >= count, f"{text!r} is not {count} times in {self.lines}"
             return found()[count - 1]
 
@@ -117,28 +117,28 @@ class Served:
         """Send signals and return the exit code."""
         for each in signals:
             self.process.send_signal(each)
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        code = self.process.wait(WAIT_TIMEOUT)
+        self._reader.join(WAIT_TIMEOUT)
         return code
 
     def get(self, path: str) -> Any:
-        with urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
+        with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
             return json.load(answer)
 
     def text(self, path: str) -> str:
-        with urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
+        with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
             return str(answer.read().decode())
 
     def post(self, path: str, body: object, token: str = TOKEN) -> Any:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         request = Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
-        with urlopen(request, timeout=PATIENCE) as answer:
+        with urlopen(request, timeout=WAIT_TIMEOUT) as answer:
             return json.load(answer)
 
     def status(self, path: str) -> int:
         """Return the HTTP status of a GET."""
         try:
-            with urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
+            with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
                 return int(answer.status)
         except HTTPError as error:
             with error:
@@ -152,7 +152,7 @@ class Served:
         entries = self.get("/audit?limit=1000")["entries"]
         return [(each["to"], each["source"], each["reason"]) for each in reversed(entries) if each["scanner"] == name]
 
-    def wait_for(self, name: str, state: str, patience: float = PATIENCE) -> None:
+    def wait_for(self, name: str, state: str, patience: float = WAIT_TIMEOUT) -> None:
         """Wait until a scanner is in a state, and the trail says so: it is written a moment later."""
 
         def arrived() -> bool:

@@ -15,7 +15,7 @@ from resilient_scan.stores import Store, open_store
 
 Say = Callable[[object], None]
 Job = Callable[[Store, Say], None]
-PATIENCE = 60  # seconds after which a process ends itself
+WAIT_TIMEOUT = 60  # seconds after which a process ends itself
 
 
 class Worker:
@@ -47,13 +47,13 @@ class Worker:
         if not self._ended:
             os.waitpid(self.pid, 0)
             self._ended = True
-            self._follower.join(PATIENCE)
+            self._follower.join(WAIT_TIMEOUT)
         return self.lines
 
 
 def _be_child(url: str, job: Job, writer: int) -> None:
     try:
-        signal.alarm(PATIENCE)
+        signal.alarm(WAIT_TIMEOUT)
         store = open_store(url, SystemClock())
         job(store, lambda thing: _say(writer, thing))
         store.close()

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from grafana.source.__main__ import HOME
-from tests.e2e.monitoring import PATIENCE, alertmanager
+from tests.e2e.monitoring import WAIT_TIMEOUT, alertmanager
 
 pytestmark = pytest.mark.servers
 TOKEN = "a-token-of-this-test"
@@ -41,7 +41,7 @@ class Controller:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def next(self) -> tuple[str, dict[str, Any]]:
-        return self.heard.get(timeout=PATIENCE)
+        return self.heard.get(timeout=WAIT_TIMEOUT)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def controller() -> Iterator[Controller]:
 
 def send(url: str, *alerts: dict[str, Any]) -> None:
     request = Request(f"{url}/api/v2/alerts", json.dumps(alerts).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=PATIENCE) as response:
+    with urlopen(request, timeout=WAIT_TIMEOUT) as response:
         assert response.status == 200
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import PATIENCE, SCRIPT, on_a_terminal, run, started, wait_for
+from tests.e2e.command import SCRIPT, WAIT_TIMEOUT, on_a_terminal, run, started, wait_for
 from tests.support.fixtures import Distribute
 
 BUILT_IN = ["gap_up", "high_52w_breakout", "market_movers", "rsi_oversold", "volume_accumulation"]
@@ -142,7 +142,7 @@ def test_ctrl_c_gives_the_report_so_far_and_exit_code_130(distribute: Distribute
     with started("run", "--json", "--only", "hanging", PYTHONPATH=str(site)) as process:
         wait_for(process, "hanging began")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=WAIT_TIMEOUT)
     assert process.returncode == 130
     assert json.loads(out)["results"]["hanging"]["status"] == "skipped"
     assert "Traceback" not in err
@@ -152,9 +152,9 @@ def test_the_metrics_are_scraped_while_they_are_held() -> None:
     with started("run", "--metrics-port", "0", "--hold", "1h") as process:
         url = wait_for(process, "metrics stay at").split()[3]
         assert url.startswith("http://127.0.0.1:")
-        text = urllib.request.urlopen(url, timeout=PATIENCE).read().decode()
+        text = urllib.request.urlopen(url, timeout=WAIT_TIMEOUT).read().decode()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=WAIT_TIMEOUT)
     assert process.returncode == 0
     assert 'resilient_scan_scans_total{pipeline="' in text
     values = [
@@ -186,11 +186,11 @@ def test_an_output_that_nobody_reads_or_that_has_no_room_is_no_traceback() -> No
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=WAIT_TIMEOUT)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([SCRIPT, "run"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+        done = subprocess.run([SCRIPT, "run"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=WAIT_TIMEOUT)
     assert done.returncode == 1
     assert "error: the output cannot be written: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
@@ -209,7 +209,7 @@ def test_list_tells_what_is_there() -> None:
 
 def test_without_the_extra_the_command_names_it() -> None:
     code = "import sys; sys.modules['click'] = None; from resilient_scan.__main__ import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_TIMEOUT)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "pip install 'resilient-scan[cli]'" in line
@@ -218,7 +218,7 @@ def test_without_the_extra_the_command_names_it() -> None:
 def test_importing_the_library_pulls_in_the_core_dependencies_only() -> None:
     def modules(statement: str) -> set[str]:
         code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-        names = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=PATIENCE).split()
+        names = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=WAIT_TIMEOUT).split()
         return {name for name in names if not name.startswith("_sysconfigdata")}  # the interpreter's own, by platform
 
     core = {"cachetools", "msgspec", "prometheus_client", "tenacity"}  # pybreaker comes with the first breaker

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import PATIENCE, on_a_terminal, run, started, wait_for
+from tests.e2e.command import WAIT_TIMEOUT, on_a_terminal, run, started, wait_for
 from tests.e2e.test_command import BUILT_IN
 from tests.support.fixtures import Distribute
 from tests.support.settings import write_settings
@@ -254,7 +254,7 @@ def test_ctrl_c_shows_how_far_the_run_with_faults_came() -> None:
     with started("run", "--faults") as process:
         wait_for(process, "broken: breaker open")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=WAIT_TIMEOUT)
     assert process.returncode == 130
     assert "FIRST RUN: 9 scanners" in out
     assert "To look into one of them" not in out
@@ -265,7 +265,7 @@ def test_ctrl_c_in_the_middle_of_a_run_shows_what_there_is() -> None:
     with started("run", "--faults", "--only", "hanging,slow", "--sequential") as process:
         wait_for(process, "Running 2 scanners sequentially")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=WAIT_TIMEOUT)
     assert process.returncode == 130
     assert "skipped" in out
     assert "Traceback" not in err

@@ -18,7 +18,7 @@ from tests.e2e.store_crew import Say, Worker
 from tests.support.waiting import eventually
 
 DAY = {"trade_date": "2026-11-24"}
-PATIENCE = 10.0
+WAIT_TIMEOUT = 10.0
 _PAUSE = threading.Event()
 
 
@@ -62,7 +62,7 @@ def asking(source: Source, act: Act, name: str = "one") -> Any:
     return scan
 
 
-def runner_of(url: str, *scanners: Any, total: float = PATIENCE, **options: Any) -> ScanRunner:
+def runner_of(url: str, *scanners: Any, total: float = WAIT_TIMEOUT, **options: Any) -> ScanRunner:
     policy = Policy(cache=Cache(ttl=300), retry=None, breaker=Breaker(failures=50, open_for=1), timeout=Timeout(total))
     return ScanRunner(scanners, policy=policy, store=url, listeners=(), **options)
 
@@ -100,7 +100,7 @@ def test_eight_at_once_ask_once(url: str, source: Source) -> None:
     assert sorted(line[1] for line in found) == ["cached"] * 7 + ["completed"]
     assert {line[3] for line in found} == {"call 1"}
     assert {line[1]: line[2] for line in found} == {"completed": "1", "cached": "0"}
-    assert max(float(line[4]) for line in found) < PATIENCE
+    assert max(float(line[4]) for line in found) < WAIT_TIMEOUT
 
 
 def test_a_leader_that_is_killed_costs_the_others_its_timeout_at_most(url: str, source: Source) -> None:
@@ -116,7 +116,7 @@ def test_a_leader_that_is_killed_costs_the_others_its_timeout_at_most(url: str, 
     assert source.asked() == ["one", "one"]
     assert sorted(line[1] for line in found) == ["cached", "cached", "completed"]
     assert {line[3] for line in found} == {"call 2"}
-    assert all(float(line[4]) < PATIENCE for line in found), found
+    assert all(float(line[4]) < WAIT_TIMEOUT for line in found), found
 
 
 def test_a_leader_that_fails_is_followed_at_once(url: str, source: Source) -> None:
@@ -130,7 +130,7 @@ def test_a_leader_that_fails_is_followed_at_once(url: str, source: Source) -> No
     found = [told(worker)[0] for worker in crew]
     assert len(source.asked()) == 2
     assert sorted(line[1] for line in found) == ["cached", "cached", "completed", "error"]
-    assert max(float(line[4]) for line in found) < PATIENCE
+    assert max(float(line[4]) for line in found) < WAIT_TIMEOUT
 
 
 def test_a_leader_that_hangs_is_followed_after_its_timeout(url: str, source: Source) -> None:
@@ -142,7 +142,7 @@ def test_a_leader_that_hangs_is_followed_after_its_timeout(url: str, source: Sou
     follower = Worker(url, running(make))
     ((_, status, attempts, context, took),) = told(follower)
     assert (status, attempts, context) == ("completed", "1", "call 2")
-    assert float(took) < PATIENCE
+    assert float(took) < WAIT_TIMEOUT
     assert told(leader)[0][1] == "timeout"
 
 
@@ -174,12 +174,12 @@ def test_others_go_on_while_another_process_works_on_sixty_of_a_hundred(url: str
     assert {status for name, (status, _) in ended.items() if name in names[:60]} == {Status.CACHED}
     assert list(ended)[:40] == sorted(list(ended)[:40], key=lambda name: ended[name][1])
     assert set(list(ended)[:40]) == set(names[60:]), "who waits for another process holds up nobody"
-    assert max(took for _, took in ended.values()) < PATIENCE
+    assert max(took for _, took in ended.values()) < WAIT_TIMEOUT
 
 
 def test_a_forked_child_waits_for_its_parent_and_finds_its_answer(url: str, source: Source) -> None:
     release = threading.Event()
-    runner = runner_of(url, asking(source, lambda _number: release.wait(PATIENCE)))
+    runner = runner_of(url, asking(source, lambda _number: release.wait(WAIT_TIMEOUT)))
     with runner:
         leader = threading.Thread(target=runner.run, args=(DAY,))
         leader.start()
@@ -197,7 +197,7 @@ def test_a_forked_child_waits_for_its_parent_and_finds_its_answer(url: str, sour
         os.close(writer)
         _PAUSE.wait(0.3)
         release.set()
-        leader.join(PATIENCE)
+        leader.join(WAIT_TIMEOUT)
         with os.fdopen(reader) as pipe:
             assert pipe.read() == "cached call 1"
         os.waitpid(pid, 0)
@@ -211,7 +211,7 @@ def test_a_forked_child_waits_for_its_parent_and_finds_its_answer(url: str, sour
 def two(url: str, source: Source) -> Iterator[tuple[ScanRunner, ScanRunner, threading.Event]]:
     """Return a leader that is at work, a follower with one worker, and the event that the leader waits for."""
     release = threading.Event()
-    held = asking(source, lambda _number: release.wait(PATIENCE))
+    held = asking(source, lambda _number: release.wait(WAIT_TIMEOUT))
     other = asking(source, lambda _number: None, "other")
     leader, follower = runner_of(url, held), runner_of(url, held, other, max_workers=1)
     thread = threading.Thread(target=leader.run, args=(DAY,))
@@ -219,7 +219,7 @@ def two(url: str, source: Source) -> Iterator[tuple[ScanRunner, ScanRunner, thre
     source.wait_for(1)
     yield leader, follower, release
     release.set()
-    thread.join(PATIENCE)
+    thread.join(WAIT_TIMEOUT)
     leader.close()
     follower.close()
     assert source.asked().count("one") == 1
@@ -232,7 +232,7 @@ def test_a_followers_own_deadline_ends_it(two: Two) -> None:
     _, follower, _ = two
     began = time.monotonic()
     report = follower.run(DAY, deadline=0.4)
-    assert 0.4 <= time.monotonic() - began < PATIENCE / 2
+    assert 0.4 <= time.monotonic() - began < WAIT_TIMEOUT / 2
     assert report.results["one"].status is Status.SKIPPED
     assert report.results["other"].status is Status.COMPLETED, "who waits holds no worker"
 
@@ -245,8 +245,8 @@ def test_closing_ends_a_follower(two: Two) -> None:
     _PAUSE.wait(0.3)
     began = time.monotonic()
     follower.close()
-    run.join(PATIENCE)
-    assert time.monotonic() - began < PATIENCE / 2
+    run.join(WAIT_TIMEOUT)
+    assert time.monotonic() - began < WAIT_TIMEOUT / 2
     assert {name: str(result.status) for name, result in results[0].results.items()} == {
         "one": "skipped",
         "other": "completed",
@@ -260,7 +260,7 @@ def test_ctrl_c_ends_a_follower(two: Two) -> None:
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt) as stop:
         follower.run(DAY)
-    assert time.monotonic() - began < PATIENCE / 2
+    assert time.monotonic() - began < WAIT_TIMEOUT / 2
     assert stop.value.report.results["one"].status is Status.SKIPPED  # type: ignore[attr-defined]
 
 

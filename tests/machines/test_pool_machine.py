@@ -24,7 +24,7 @@ from resilient_scan.testing import FakeClock
 from tests.support.examples import examples
 from tests.support.fixtures import Eventually
 
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 THREADS = "pool-of-the-machine"
 
 
@@ -46,7 +46,7 @@ class Job:
         return now + self.limit if self.wanted else None
 
     def run(self) -> None:
-        assert self.go.wait(PATIENCE * 4), "the test forgot a job"
+        assert self.go.wait(WAIT_TIMEOUT * 4), "the test forgot a job"
         self.told.append("ran")
 
     def expire(self, _thread: str, age: float, _lateness: float, /) -> None:

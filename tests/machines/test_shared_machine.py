@@ -14,7 +14,7 @@ from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.testing import FakeClock
 from tests.support.fixtures import Eventually
 
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 APART = 2.0**-6  # seconds between any two deadlines, so that the model knows which one comes first
 
 
@@ -45,7 +45,7 @@ class Asker:
 
     def _load(self) -> Any:
         self.loads.set()
-        assert self.go.wait(PATIENCE * 4), "the test forgot a loader"
+        assert self.go.wait(WAIT_TIMEOUT * 4), "the test forgot a loader"
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome

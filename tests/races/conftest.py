@@ -12,14 +12,14 @@ import pytest
 
 from tests.support.fixtures import Crew
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 
 
 @pytest.fixture(autouse=True)
 def switching() -> Iterator[None]:
     """Switch threads as often as the interpreter can; a deadlock ends the tests and shows where all threads are."""
     before = sys.getswitchinterval()
-    faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)
+    faulthandler.dump_traceback_later(2 * WAIT_TIMEOUT, exit=True)
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
@@ -35,7 +35,7 @@ def crew() -> Crew:
 
     def start(*calls: Callable[..., Any], times: int = 0) -> list[Any]:
         work = [*calls] if not times else [lambda number=number: calls[0](number) for number in range(times)]
-        barrier = threading.Barrier(len(work), timeout=PATIENCE)
+        barrier = threading.Barrier(len(work), timeout=WAIT_TIMEOUT)
         results: list[Any] = [None] * len(work)
         errors: list[BaseException] = []
 
@@ -50,7 +50,7 @@ def crew() -> Crew:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(WAIT_TIMEOUT)
             assert not thread.is_alive(), "a thread does not come to an end"
         if errors:
             raise errors[0]

@@ -22,7 +22,7 @@ TOKEN = "open-sesame-42"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"anna:{TOKEN}".encode()).decode()}
 JSON = {"Content-Type": "application/json"}
-PATIENCE = 10.0
+WAIT_TIMEOUT = 10.0
 
 
 class Answer(msgspec.Struct):
@@ -57,7 +57,7 @@ class Served:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Send one request on a connection of its own."""
-        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self.address, timeout=WAIT_TIMEOUT)
         try:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()
@@ -76,7 +76,7 @@ class Served:
 
     def connect(self) -> socket.socket:
         """Open a connection to send bytes through."""
-        return socket.create_connection(self.address, timeout=PATIENCE)
+        return socket.create_connection(self.address, timeout=WAIT_TIMEOUT)
 
     def raw(self, data: bytes) -> bytes:
         """Send bytes, and return all that comes until the service closes."""

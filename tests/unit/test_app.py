@@ -20,7 +20,7 @@ from resilient_scan.cli.fleet import Request, open_fleet, state_for, survey
 from resilient_scan.observe.metrics import exposition
 from tests.support.settings import write_settings
 
-PATIENCE = 10.0
+WAIT_TIMEOUT = 10.0
 
 
 def test_a_scrape_has_every_number_and_no_instants() -> None:
@@ -40,13 +40,13 @@ def test_a_scrape_has_every_number_and_no_instants() -> None:
 def test_the_metrics_are_served_and_nothing_else() -> None:
     with open_fleet(Request(metrics_port=0, only=("gap_up",)), listeners=()) as fleet:
         assert fleet.run().complete
-        with urllib.request.urlopen(fleet.metrics_url, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(fleet.metrics_url, timeout=WAIT_TIMEOUT) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=")
             assert (
                 b'resilient_scan_scans_total{pipeline="momentum",scanner="gap_up",status="completed"}' in answer.read()
             )
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{fleet.metrics_url}/no", timeout=PATIENCE)
+            urllib.request.urlopen(f"{fleet.metrics_url}/no", timeout=WAIT_TIMEOUT)
         port = int(fleet.metrics_url.rpartition(":")[2].partition("/")[0])
         with (
             pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be had"),

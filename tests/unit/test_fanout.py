@@ -13,7 +13,7 @@ import pytest
 from resilient_scan.context import fan_out
 
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 
 
 def never() -> bool:
@@ -35,7 +35,7 @@ def test_so_many_at_a_time_and_no_more() -> None:
         with lock:
             under_way += 1
             most = max(most, under_way)
-        meet.wait(PATIENCE)  # three have to be at work at once, or it breaks
+        meet.wait(WAIT_TIMEOUT)  # three have to be at work at once, or it breaks
         with lock:
             under_way -= 1
 
@@ -51,7 +51,7 @@ def test_the_callers_thread_is_one_of_those_at_work() -> None:
     meet = threading.Barrier(3)
 
     def who(_item: int) -> threading.Thread:
-        meet.wait(PATIENCE)
+        meet.wait(WAIT_TIMEOUT)
         return threading.current_thread()
 
     threads = fan_out(who, range(3), 3, never)
@@ -72,7 +72,7 @@ def test_the_first_error_is_raised_after_the_rest_has_stopped() -> None:
 
     def work(item: int) -> None:
         seen.append(item)
-        both.wait(PATIENCE)
+        both.wait(WAIT_TIMEOUT)
         if item == 0:
             raise ValueError("first")
         ended.set()
@@ -115,7 +115,7 @@ def test_context_variables_arrive_and_stay_apart() -> None:
     meet = threading.Barrier(2)
 
     def work(item: int) -> str:
-        meet.wait(PATIENCE)
+        meet.wait(WAIT_TIMEOUT)
         seen = TICKET.get()
         if threading.current_thread() is not threading.main_thread():
             TICKET.set(f"changed by {item}")

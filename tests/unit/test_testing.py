@@ -12,7 +12,7 @@ from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.events import RunEnded, RunStarted, ScanEnded
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy, polite
 
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 
 
 class Sleeper(threading.Thread):
@@ -29,7 +29,7 @@ class Sleeper(threading.Thread):
         self.clock.sleep(self.until, self.wake)
 
     def ended(self) -> bool:
-        self.join(PATIENCE)
+        self.join(WAIT_TIMEOUT)
         return not self.is_alive()
 
 
@@ -96,7 +96,7 @@ def test_a_wait_is_no_sleep_but_ends_in_the_same_way() -> None:
     clock.advance(2.75)
     assert waiter.is_alive()
     clock.advance(0.25)
-    waiter.join(PATIENCE)
+    waiter.join(WAIT_TIMEOUT)
     assert not waiter.is_alive()
 
 
@@ -139,7 +139,7 @@ def test_a_wait_without_limit_ends_with_the_flag_alone() -> None:
     clock.advance(1e6)
     assert waiter.is_alive()
     flag.set()
-    waiter.join(PATIENCE)
+    waiter.join(WAIT_TIMEOUT)
     assert not waiter.is_alive()
 
 
@@ -208,7 +208,7 @@ def test_a_hanging_one_is_deaf_until_it_is_let_go() -> None:
     hung.start()
     assert hung.is_alive()
     release.set()
-    hung.join(PATIENCE)
+    hung.join(WAIT_TIMEOUT)
     assert not hung.is_alive()
     assert one({}) == []
 
