@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from resilient_scan.clock import Clock
-from resilient_scan.context import NEVER, ScanContext, ScannerContext, Shared, Traffic
+from resilient_scan.context import ScanContext, ScannerContext
 from resilient_scan.results import ErrorInfo
-from resilient_scan.snapshot import EMPTY, Snapshot
+from resilient_scan.snapshot import Snapshot
 
 Call = Callable[["AttemptContext"], list[Any]]
 """What a layer wraps, and what it returns: makes an attempt and returns the candidates, or raises."""
@@ -58,35 +56,16 @@ class AttemptContext(ScanContext):
     steps: tuple[Step, ...] = ()
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
 
-    def __init__(
-        self,
-        scanner: str = "scanner",
-        *,
-        clock: Clock | None = None,
-        deadline: float = NEVER,
-        settings: Mapping[str, Any] = MappingProxyType({}),
-        shared: Shared | None = None,
-        snapshot: Snapshot = EMPTY,
-        traffic: Traffic | None = None,
-    ) -> None:
-        super().__init__(
-            scanner,
-            clock=clock,
-            deadline=deadline,
-            settings=settings,
-            shared=shared,
-            snapshot=snapshot,
-            traffic=traffic,
-        )
-        self.found: list[Any] = []
-
     @classmethod
     def at(cls, own: ScannerContext, snapshot: Snapshot) -> AttemptContext:
         """Make the context of an execution without the constructor's work: one is made for every cache miss."""
         self = cls.__new__(cls)
         self._set(own, snapshot)
-        self.found = []
         return self
+
+    def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
+        super()._set(own, snapshot)
+        self.found: list[Any] = []
 
     @property
     def cut_short(self) -> bool:
