@@ -63,7 +63,7 @@ class Fleet:
         self.bus = Bus(config.listeners)
         health = Health(self.bus.send, clock)
         self.store_failed = health.failed
-        self.leases = None if store is None else LeaseKeeper(store, clock, health)
+        self.leases = None if store is None else LeaseKeeper(store, clock, health, config.max_workers)
         self.gate = Gate(
             config.names,
             clock,

@@ -111,6 +111,11 @@ class Execution:
         """The scanner's name."""
         return self.stack.name
 
+    @property
+    def expected(self) -> float:
+        """Seconds that it is expected to take; infinite where that is unknown."""
+        return self.stack.expected
+
     # waiters; on a run's thread
 
     def join(self, waiter: Waiter) -> bool:
@@ -162,6 +167,19 @@ class Execution:
         self.land()
         return True
 
+    def held_up(self) -> None:
+        """Note that another process works on the same, and that it waits for that one."""
+        with self.stack.lock:
+            waiters = [] if self.ended else self.waiters.copy()
+        for waiter in waiters:
+            waiter.hold_up()
+
+    def _leave_group(self) -> None:
+        """Let another execution be granted a lease: this one needs no worker yet, or has got one."""
+        leases, key = self.stack.leases, self._key
+        if leases is not None and key is not None:
+            leases.started(self.stack.address(key))
+
     def go(self) -> None:
         """Queue it, once its provider, if it has one, has a permit for it."""
         stack, context = self.stack, self.context
@@ -169,6 +187,7 @@ class Execution:
         if provider is None or (stack.breaker is not None and stack.breaker.is_open()):
             self.queue()
             return
+        self._leave_group()  # it may wait for its turn for long
         ticket = self._ticket = Ticket(self._permitted, self._reject)
         provider.request(ticket, min(context.deadline, stack.clock.monotonic() + stack.total))
 
@@ -230,13 +249,11 @@ class Execution:
 
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
-        stack, key = self.stack, self._key
-        if not stack.stored:
+        if not self.stack.stored:
             self.variables.run(self._work)
             return
         with WaitBudget():
-            if stack.leases is not None and key is not None:
-                stack.leases.renew(stack.address(key), stack.total)
+            self._leave_group()
             self.variables.run(self._work)
 
     def _work(self) -> None:

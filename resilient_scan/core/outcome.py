@@ -63,5 +63,8 @@ class Waiter(Protocol):
     def end_cached(self, entry: Entry) -> None:
         """Hand over an answer that another process brought."""
 
+    def hold_up(self) -> None:
+        """Let the run's thread know that another process works on the same."""
+
     def end_skipped(self) -> None:
         """Hand over that nothing was done, because the run is over."""

@@ -28,7 +28,7 @@ from resilient_scan.core.assembly import Fleet, opened
 from resilient_scan.core.config import Config, length_of
 from resilient_scan.core.execution import works_for
 from resilient_scan.core.outcome import Outcome
-from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
+from resilient_scan.core.scan import HELD_UP, NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import DeadlineActedOn, Event, Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
@@ -174,7 +174,11 @@ class Run:
                 self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
             self._cut_off(by_user=answer == _CLOSE)
         elif scan in self.open:
-            self._end(scan, answer)
+            if answer is HELD_UP:
+                self._queued -= scan.queued
+                scan.queued = False
+            else:
+                self._end(scan, answer)
         return True
 
     def _end(self, scan: Scan, answer: ScanResult | Outcome) -> None:

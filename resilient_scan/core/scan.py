@@ -24,6 +24,7 @@ from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
+HELD_UP = "held up"  # what a scan puts into its run's outbox, besides its end
 HIT, STALE, MISS, SHARED, BYPASS, NOT_ASKED = "hit", "stale", "miss", "shared", "bypass", ""
 _STATUS = {
     ERROR: Status.ERROR,
@@ -40,7 +41,7 @@ class Scan:
     key: bytes | None = None
     leads = False  # whether the execution was made for it
     probe = ""  # the mark of a probe, where it is one
-    queued = False  # whether this execution went straight to the pool (and does not wait for a provider)
+    queued = False  # whether it has a place in the run's window: it waits neither for a provider nor another process
     execution: Any  # the `Execution` that it waits for; None once it has a result
 
     def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
@@ -58,6 +59,10 @@ class Scan:
         self.leads, self.cache = False, SHARED
         copies = None if cache is None else cache.copies(self.key, entry)
         self.end(from_cache(self.stack, self.run, self.turn, entry, copies or []))
+
+    def hold_up(self) -> None:
+        """Let the run's thread know that another process works on the same: no place in the window is kept for it."""
+        self.run.outbox.put((self, HELD_UP, ()))
 
     def end_skipped(self) -> None:
         """Hand over that nothing was done, because the run is over."""
@@ -152,17 +157,13 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
 
 
 def _lead(scan: Scan, execution: Execution) -> None:
-    """Let a scan's own execution go, or wait until no other process works on the same key."""
+    """Let a scan's own execution go, once no other process works on the same key."""
     scan.execution, scan.leads = execution, True
     scan.queued = scan.stack.provider is None
     leases, key = scan.stack.leases, scan.key
-    if leases is not None and key is not None:
-        if not leases.acquire(scan.stack.address(key), scan.stack.total, execution):
-            scan.queued = False  # another process works on it, and no place in the window is kept for that
-            return
-        if execution.answered():  # between the look and the lease
-            return
-    if scan.stack.provider is None:
+    if leases is not None and key is not None and leases.request(scan.stack.address(key), execution):
+        return  # the lease keeper lets it go
+    if scan.queued:
         execution.queue()
     else:
         execution.go()

@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import msgspec
@@ -192,6 +192,14 @@ class BatchingStore(ABC):
             self._pending.drop(key)
             self._remove(key)
 
+    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
+        """Take a lease, or renew one's own; `False` if another owner holds it."""
+        return not self.exchange((key,), owner, seconds)
+
+    def release(self, key: str, owner: str, /) -> None:
+        """Give one's own lease back; another owner's is left alone."""
+        self.exchange((), owner, 0.0, (key,))
+
     def append(self, log: str, record: bytes, keep: int, /) -> None:
         """Add a record to a log: to `audit` at once, to others with the next flush."""
         self._check_open()
@@ -243,6 +251,12 @@ class BatchingStore(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError(f"the store {self.url} is closed")
+
+    @abstractmethod
+    def exchange(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Take, renew and give back leases in one transaction; see `GroupLeases`."""
 
     @abstractmethod
     def _reconnect(self) -> None:

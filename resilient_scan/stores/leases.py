@@ -1,41 +1,77 @@
 """One execution per key in all processes that share a store, and the thread that keeps a store's I/O out of the way.
 
-    acquire: the lease is free -----> go: work, end, `release`: write what was found, then give the lease back
-      |                               ^
-      +- another process holds it --> wait: an answer has come -> `answered`; the lease is free or has expired -> go
+    request -> wanted -> about to start: asked for in a group, one transaction
+                           |
+                           +- it is free, or a dead process has it --> granted: `go`, work, `release`: what was found
+                           |                                             ^      is written, then the lease given back
+                           `- another process has it -> waiting -- free -'
+                                                           `------ an answer has come -> `answered`
 
-A waiter blocks no worker and has no thread of its own: one thread, the lease keeper's, polls for all of them. It also
-writes what was put off, so that neither a worker nor the watchdog ever waits for a disk. A lease expires by itself, so
-a process that was killed holds nobody up; where the store fails, everyone may go on as if nobody else worked.
+A waiter blocks no worker and has no thread of its own: one thread, the lease keeper's, does all that has to do with
+leases. It also writes what was put off, so that neither a worker nor the watchdog ever waits for a disk.
+
+A process asks only for what is about to start. Had it the leases of a whole queue, a second process that wants the same
+would wait for it with all its workers idle. A lease lasts ten seconds and is renewed while its process lives. The lease
+of a process that was killed is taken over at once where its death can be seen (see `owner`); elsewhere it expires.
+Where the store fails, everyone may go on as if nobody else worked.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import uuid
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, runtime_checkable
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store
 from resilient_scan.stores.health import IDLE_TIMEOUT, Health, limit_waits
+from resilient_scan.stores.owner import is_dead, new_owner
 
 _log = logging.getLogger("resilient_scan")
 POLL_INTERVAL = 0.05  # seconds between two looks at what another process does
+LEASE_SECONDS = 10.0  # that a lease lasts, and that work is lost for when a machine dies
+RENEW_INTERVAL = 3.0  # seconds between two renewals: a store that is away for some seconds costs no lease
+MAX_GRANTED = 128  # leases of executions that wait for a worker and take next to no time
+QUICK = 0.01  # seconds; executions that take less are granted many at a time
+
+
+@runtime_checkable
+class GroupLeases(Protocol):
+    """A store that takes and gives back many leases in one transaction, and says who holds the others."""
+
+    def exchange(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Take or renew leases for `seconds`, those of `dead` owners included, and give one's own back.
+
+        Returns:
+            The leases of `take` that others hold, each with its owner.
+        """
 
 
 class Waiter(Protocol):
-    """An execution that has to wait until another process has finished."""
+    """An execution that has to wait until another process has finished.
+
+    Attributes:
+        ended: whether nobody waits for it any more.
+    """
 
     ended: bool
 
+    @property
+    def expected(self) -> float:
+        """Seconds that it is expected to take; infinite where that is unknown."""
+
     def answered(self) -> bool:
-        """Look whether the other process has stored an answer, and end with it; `False` if it has not."""
+        """Look whether another process has stored an answer, and end with it; `False` if none has."""
 
     def go(self) -> None:
         """Begin: nobody else works on it any more."""
+
+    def held_up(self) -> None:
+        """Note that another process works on it."""
 
 
 class LeaseKeeper:
@@ -45,61 +81,71 @@ class LeaseKeeper:
         store: where the leases are, and what is put off is written.
         clock: measures the waits.
         health: hears of failures, and of everything being written.
+        workers: executions that can run at a time.
     """
 
-    def __init__(self, store: Store, clock: Clock, health: Health) -> None:
+    def __init__(self, store: Store, clock: Clock, health: Health, workers: int) -> None:
         self._store = store
         self._clock = clock
         self._health = health
         self._on_error = health.failed
-        self._owner = uuid.uuid4().hex
+        self._workers = workers
+        self._owner = new_owner()
         self._lock = threading.Lock()  # for everything below; never held while the store or a waiter is called
         self._wake: Wake = clock.event()
-        self._held: dict[str, float] = {}  # since when, on the clock
-        self._waiting: dict[str, tuple[Waiter, float]] = {}
+        self._wanted: dict[str, Waiter] = {}  # not asked for yet, in order
+        self._waiting: dict[str, Waiter] = {}  # another process works on them
+        self._granted: set[str] = set()  # held by executions that no worker has begun
+        self._held: set[str] = set()
         self._released: list[str] = []
         self._jobs: list[Callable[[], None]] = []
         self._last: Callable[[], None] | None = None
         self._flushed: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._renew_at = 0.0  # on the keeper's thread only
 
     # leases
 
-    def acquire(self, key: str, seconds: float, waiter: Waiter) -> bool:
-        """Say whether an execution may begin; if not, its `answered` or `go` is called later.
+    def request(self, key: str, waiter: Waiter) -> bool:
+        """Have an execution begin as soon as no other process works on the same.
 
         Args:
             key: what the execution works on.
-            seconds: how long the work may take at most.
-            waiter: the execution.
+            waiter: the execution; its methods are called on the keeper's thread.
+
+        Returns:
+            `False` where nothing will be called: then the execution may begin at once.
         """
-        if self._take(key, seconds):
-            return True
         with self._lock:
             if self._closed or not self._wake_thread():
-                return True
-            self._waiting[key] = (waiter, seconds)
-        return False
+                return False
+            self._wanted[key] = waiter
+        return True
 
-    def renew(self, key: str, seconds: float) -> None:
-        """Restart the time of a lease that has spent more than half of it in a queue."""
-        since = self._held.get(key)
-        if since is not None and self._clock.monotonic() - since > seconds / 2:
-            self._take(key, seconds)
+    def started(self, key: str) -> None:
+        """Note that a worker has begun an execution; more may be granted."""
+        with self._lock:
+            self._granted.discard(key)
+            # At half, so that workers find the next ones granted, and these come in groups.
+            if self._wanted and len(self._granted) <= self._workers // 2:
+                self._wake_thread()
 
     def release(self, key: str) -> None:
         """Give a lease back once what was found is written, or stop waiting for it."""
         with self._lock:
+            self._wanted.pop(key, None)
             self._waiting.pop(key, None)
-            if self._held.pop(key, None) is not None:
+            self._granted.discard(key)
+            if key in self._held:
+                self._held.discard(key)
                 self._released.append(key)
                 self._wake_thread()
 
     # what is put off
 
     def flush(self, timeout: float, job: Callable[[], None] | None = None) -> bool:
-        """Have everything written that was put off; say whether that happened in time.
+        """Have everything written that was put off; return whether that happened in time.
 
         Args:
             timeout: seconds to wait at most; it is written later too, if that is not enough.
@@ -119,7 +165,9 @@ class LeaseKeeper:
         with self._lock:
             if self._closed:
                 return
+            self._wanted.clear()
             self._waiting.clear()
+            self._granted.clear()
             self._released += self._held
             self._held.clear()
             self._closed = True
@@ -128,19 +176,6 @@ class LeaseKeeper:
                 return
             self._flushed.append(done)
         done.wait(max(0.0, timeout))
-
-    # on any thread
-
-    def _take(self, key: str, seconds: float) -> bool:
-        try:
-            taken = self._store.lease(key, self._owner, seconds)
-        except StoreError as error:
-            self._on_error("lease", error)
-            return True
-        if taken:
-            with self._lock:
-                self._held[key] = self._clock.monotonic()
-        return taken
 
     def _wake_thread(self) -> bool:
         """Wake the keeper's thread, or start one; the caller holds the lock and adds its request before it lets go.
@@ -171,96 +206,176 @@ class LeaseKeeper:
                 released, self._released = self._released, []
                 flushed, self._flushed = self._flushed, []
                 jobs, self._jobs = self._jobs, []
-                last, waiting = self._last, list(self._waiting.items())
+                last = self._last
             if released or flushed:
-                self._write(jobs, released)
+                self._write(jobs)
+            self._trade(released)
             if last is not None:
                 self._finish(last)
             for done in flushed:
                 done.set()
-            for key, (waiter, seconds) in waiting:
-                self._poll(key, waiter, seconds)
-            if not self._stay(bool(waiting)):
+            if not self._stay():
                 return
 
-    def _stay(self, waiting: bool) -> bool:
+    def _stay(self) -> bool:
         """Wait for requests; `False` if there are none, and this thread must exit: nobody will wake it any more."""
         if not self._closed:
-            self._clock.wait(self._clock.monotonic() + (POLL_INTERVAL if waiting else IDLE_TIMEOUT), self._wake)
+            self._clock.wait(self._next_look(), self._wake)
         with self._lock:
-            if self._wake.is_set() or self._waiting or self._released or self._flushed:
+            busy = self._wanted or self._waiting or self._held
+            if self._wake.is_set() or self._released or self._flushed or (busy and not self._closed):
                 return True
             self._thread = None
             return False
 
-    def _write(self, jobs: list[Callable[[], None]], released: list[str]) -> None:
-        """Write everything, then give leases back, in this order.
+    def _next_look(self) -> float:
+        now = self._clock.monotonic()
+        if self._waiting:
+            return now + POLL_INTERVAL
+        return min(self._renew_at, now + IDLE_TIMEOUT) if self._held else now + IDLE_TIMEOUT
+
+    def _write(self, jobs: list[Callable[[], None]]) -> None:
+        """Write everything, before leases are given back.
 
         Process B polls while A holds the lease. Given back before A's answer is written, B could take the lease in
         between, find no answer and ask the source a second time.
         """
         for job in jobs:
-            self._do(job)
+            _guarded(job, "a run could not be brought to the store")
         try:
             self._store.flush()
         except StoreError as error:
             self._on_error("flush", error)
         if jobs:
             self._health.run_ended()
-        self._give_back(released)
-
-    def _do(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except Exception:  # a bug of ours; were this thread to die of it, waiters would wait for ever
-            _log.exception("a run could not be brought to the store")
-
-    def _give_back(self, released: list[str]) -> None:
-        for key in released:
-            # While the answer was being written, the next execution in this process may have acquired the same key. The
-            # store takes both for one owner: the lease is the new execution's, and giving it back would let another
-            # process begin the same work. (One that acquires it between this look and the release loses the lease all
-            # the same, as no lock is held while the store is called. Then two processes ask the source, as without it.)
-            with self._lock:
-                if key in self._held:
-                    continue
-            try:
-                self._store.release(key, self._owner)
-            except StoreError as error:
-                self._on_error("release", error)
 
     def _finish(self, last: Callable[[], None]) -> None:
+        """Give back what was granted while the runner was being closed, and call `last`, which closes the store."""
         self._last = None
+        with self._lock:
+            released, self._released = [*self._released, *self._held], []
+            self._held.clear()
+        self._exchange((), released)
         try:
             last()
         except StoreError as error:
             self._on_error("close", error)
 
-    def _poll(self, key: str, waiter: Waiter, seconds: float) -> None:
-        try:
-            if waiter.ended or waiter.answered():
-                self._forget(key, waiter)
-            elif self._take(key, seconds):
-                self._forget(key, waiter)
-                self._begin(key, waiter)
-        except Exception:  # a bug of ours; the other waiters still have to be looked after
-            _log.exception("%s: waiting for another process failed", key)
-            self._forget(key, waiter)
-            waiter.go()
+    def _trade(self, released: list[str]) -> None:
+        """Give back what was released, renew what is due, and take what is wanted, all in one transaction."""
+        for key, waiter in self._waiting_in_vain():
+            self._end_wait(key, waiter)
+        now = self._clock.monotonic()
+        with self._lock:
+            wanted = {**self._waiting, **self._next_group()}
+            renewed = self._held - wanted.keys() if now >= self._renew_at else set()
+            if renewed or not self._held:
+                self._renew_at = now + RENEW_INTERVAL
+            # A run may want again what the one before has just released: then it is kept.
+            given_back = [key for key in released if key not in self._held and key not in wanted]
+        refused = self._exchange([*wanted, *renewed], given_back)
+        for key, waiter in wanted.items():
+            if key in refused:
+                self._hold_up(key, waiter)
+            else:
+                self._grant(key, waiter)
 
-    def _begin(self, key: str, waiter: Waiter) -> None:
-        """Let an execution begin with the lease that was just taken, unless it has ended or its answer has come.
+    def _waiting_in_vain(self) -> list[tuple[str, Waiter]]:
+        """Return those that need not wait any more: their answer has come, or nobody waits for them."""
+        with self._lock:
+            waiting = list(self._waiting.items())
+        return [(key, waiter) for key, waiter in waiting if waiter.ended or _answered(key, waiter)]
+
+    def _next_group(self) -> dict[str, Waiter]:
+        """Take out the executions that are about to start. Under the lock."""
+        group: dict[str, Waiter] = {}
+        for key, waiter in self._wanted.items():
+            most = MAX_GRANTED if waiter.expected < QUICK else 2 * self._workers
+            if len(self._granted) + len(group) >= most:
+                break
+            group[key] = waiter
+        for key in group:
+            del self._wanted[key]
+        return group
+
+    def _exchange(self, take: Sequence[str], give_back: Sequence[str]) -> dict[str, str]:
+        """Take leases and give others back; return those that living processes hold, with their owners."""
+        if not take and not give_back:
+            return {}
+        try:
+            refused = exchange(self._store, take, self._owner, LEASE_SECONDS, give_back)
+            dead = {owner for owner in set(refused.values()) if is_dead(owner)}
+            if dead:
+                freed = [key for key, owner in refused.items() if owner in dead]
+                taken_since = exchange(self._store, freed, self._owner, LEASE_SECONDS, (), dead)
+                refused = {key: owner for key, owner in refused.items() if owner not in dead} | taken_since
+        except StoreError as error:
+            self._on_error("lease", error)
+            return {}
+        except Exception:  # a bug of ours; everyone who waits would wait forever
+            _log.exception("leases could not be taken")
+            return {}
+        return refused
+
+    def _grant(self, key: str, waiter: Waiter) -> None:
+        """Let an execution begin with its lease, unless it has ended or its answer has come meanwhile.
 
         The other process may write its answer and give the lease back after we looked for the answer and before we took
         the lease; so look once more.
         """
-        if waiter.ended or waiter.answered():
-            self.release(key)
-        else:
-            waiter.go()
+        with self._lock:
+            if self._waiting.get(key) is waiter:
+                del self._waiting[key]
+            self._held.add(key)
+            # It may have ended while the store was asked, and its `release` found nothing to give back. Then a new run
+            # may want the same already, so this takes back the lease and leaves that one's request alone.
+            if waiter.ended or self._closed:
+                self._held.discard(key)
+                self._released.append(key)
+                self._wake.set()
+                return
+            self._granted.add(key)
+        if not _answered(key, waiter):
+            _guarded(waiter.go, f"{key}: an execution could not begin")
 
-    def _forget(self, key: str, waiter: Waiter) -> None:
+    def _hold_up(self, key: str, waiter: Waiter) -> None:
+        """Let an execution wait until another process has ended its work."""
+        with self._lock:
+            if self._closed or self._waiting.get(key) is waiter:
+                return
+            self._waiting[key] = waiter
+        _guarded(waiter.held_up, f"{key}: an execution could not be held up")
+
+    def _end_wait(self, key: str, waiter: Waiter) -> None:
         """Stop waiting, unless another execution waits for the key by now: this one ended, and a new run asked."""
         with self._lock:
-            if self._waiting.get(key, (None,))[0] is waiter:
+            if self._waiting.get(key) is waiter:
                 del self._waiting[key]
+
+
+def exchange(
+    store: Store, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str], dead: Collection[str] = ()
+) -> dict[str, str]:
+    """Call a store's `exchange`, or take and give back one by one where it has none; see `GroupLeases`."""
+    if isinstance(store, GroupLeases):
+        return store.exchange(take, owner, seconds, give_back, dead)
+    refused = {key: "" for key in take if not store.lease(key, owner, seconds)}
+    for key in give_back:
+        store.release(key, owner)
+    return refused
+
+
+def _answered(key: str, waiter: Waiter) -> bool:
+    try:
+        return waiter.answered()
+    except Exception:  # a bug of ours; it begins when the lease is free, and the other waiters are looked after
+        _log.exception("%s: waiting for another process failed", key)
+        return False
+
+
+def _guarded(call: Callable[[], None], what: str) -> None:
+    """Call, and log what it raises: were this thread to die of it, waiters would wait for ever."""
+    try:
+        call()
+    except Exception:
+        _log.exception("%s", what)

@@ -8,7 +8,7 @@ one caller tries again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -59,13 +59,23 @@ for i = 1, #all, 2 do
 end
 return found
 """
-_LEASE = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+_EXCHANGE = """
+local dead, held = {}, {}
+for i = 4, #ARGV do dead[ARGV[i]] = true end
+for i = 1, tonumber(ARGV[3]) do
+  local holder = redis.call('GET', KEYS[i])
+  if holder and holder ~= ARGV[1] and not dead[holder] then
+    held[#held + 1] = i
+    held[#held + 1] = holder
+  else
+    redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
+  end
+end
+for i = ARGV[3] + 1, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end
+end
+return held
 """
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 class RedisStore(BatchingStore):
@@ -88,7 +98,7 @@ class RedisStore(BatchingStore):
 
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
-        names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "lease": _LEASE, "release": _RELEASE}
+        names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "exchange": _EXCHANGE}
         self._watchdog = CallWatchdog(self._client.connection_pool.disconnect, CALL_TIMEOUT)
         self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
 
@@ -110,7 +120,7 @@ class RedisStore(BatchingStore):
             self._updating.release()
 
     def _update(self, name: bytes, change: Change[T]) -> T:
-        there = self._run("look", DOCUMENTS, name, read=_seen)
+        there = self._run("look", (DOCUMENTS,), name, read=_seen)
         for _ in range(MAX_TRIES):
             old, now = there
             new, result = change(old, now)
@@ -119,23 +129,24 @@ class RedisStore(BatchingStore):
             check_size(new or b"")
             expected = (b"0", b"") if old is None else (b"1", old)
             wanted = (b"0", b"") if new is None else (b"1", new)
-            there = self._run("swap", DOCUMENTS, name, *expected, *wanted, read=_swapped)
+            there = self._run("swap", (DOCUMENTS,), name, *expected, *wanted, read=_swapped)
             if there is None:
                 return result
         raise StoreError(f"the store {self.url} is busy: {MAX_TRIES} times another process was faster")
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys begin with `prefix`."""
-        found: dict[str, bytes] = self._run("read", DOCUMENTS, to_bytes(prefix), read=_documents)
+        found: dict[str, bytes] = self._run("read", (DOCUMENTS,), to_bytes(prefix), read=_documents)
         return found
 
-    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or renew one's own; `False` if another owner holds it."""
-        return bool(self._run("lease", _key("lease", key), to_bytes(owner), _milliseconds(seconds)))
-
-    def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back; another owner's is left alone."""
-        self._run("release", _key("lease", key), to_bytes(owner))
+    def exchange(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Take, renew and give back leases in one step; return the owners of those that others hold."""
+        keys = [_key("lease", key) for key in (*take, *give_back)]
+        arguments = (to_bytes(owner), _milliseconds(seconds), len(take), *map(to_bytes, dead))
+        held: dict[int, str] = self._run("exchange", keys, *arguments, read=_holders)
+        return {take[place - 1]: holder for place, holder in held.items()}
 
     def _reconnect(self) -> None:
         self._backoff = Backoff(self._clock)
@@ -174,10 +185,8 @@ class RedisStore(BatchingStore):
         self._watchdog.stop()
         self._client.connection_pool.disconnect()
 
-    def _run(
-        self, script: str, key: str | bytes, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer
-    ) -> Any:
-        return self._call(lambda client: read(self._scripts[script](keys=[key], args=arguments, client=client)))
+    def _run(self, script: str, keys: Sequence[str | bytes], *arguments: Any, read: Callable[[Any], Any]) -> Any:
+        return self._call(lambda client: read(self._scripts[script](keys=keys, args=arguments, client=client)))
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         self._check_open()
@@ -253,6 +262,10 @@ def _seen(answer: Any) -> tuple[bytes | None, float]:
 
 def _swapped(answer: Any) -> tuple[bytes | None, float] | None:
     return None if answer == 1 else _seen(answer)
+
+
+def _holders(answer: Any) -> dict[int, str]:
+    return {int(place): to_text(holder) for place, holder in zip(answer[::2], answer[1::2], strict=True)}
 
 
 def _documents(answer: Any) -> dict[str, bytes]:

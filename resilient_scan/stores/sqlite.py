@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,29 +91,31 @@ class SqliteStore(BatchingStore):
         rows = self._database.read(lambda database: _all(database, select, len(begin), len(begin), begin))
         return {to_text(key): data for key, data in rows}
 
-    def lease(self, key: str, owner: str, seconds: float, /) -> bool:
-        """Take a lease, or renew one's own; `False` if another owner holds it."""
+    def exchange(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Take, renew and give back leases in one transaction; return the owners of those that others hold."""
         self._check_open()
-        name, holder = to_bytes(key), to_bytes(owner)
+        holder, gone = to_bytes(owner), {to_bytes(name) for name in dead}
 
-        def work(database: sqlite3.Connection) -> bool:
-            now = self._clock.time()
-            there = _one(database, "SELECT key, data, sum FROM leases WHERE key = ?", name)
-            if there is not None and there[_SPAN.size :] != holder and _holds(there, now):
-                return False
-            data = _SPAN.pack(now, now + seconds) + holder
-            database.execute("DELETE FROM leases WHERE until <= ?", (now,))
-            database.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, data, seal(name, data), now + seconds))
-            return True
+        def work(database: sqlite3.Connection) -> dict[str, str]:
+            now, refused = self._clock.time(), {}
+            span, until = _SPAN.pack(now, now + seconds), now + seconds
+            if take:
+                database.execute("DELETE FROM leases WHERE until <= ?", (now,))
+            for key in take:
+                name = to_bytes(key)
+                there = _one(database, "SELECT key, data, sum FROM leases WHERE key = ?", name)
+                if there is not None and _holds(there, now) and there[_SPAN.size :] not in (holder, *gone):
+                    refused[key] = to_text(there[_SPAN.size :])
+                    continue
+                data = span + holder
+                database.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, data, seal(name, data), until))
+            delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
+            database.executemany(delete, [(to_bytes(key), _SPAN.size + 1, holder) for key in give_back])
+            return refused
 
         return self._leases.write(work)
-
-    def release(self, key: str, owner: str, /) -> None:
-        """Give one's own lease back; another owner's is left alone."""
-        self._check_open()
-        name, holder = to_bytes(key), to_bytes(owner)
-        delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
-        self._leases.write(lambda database: database.execute(delete, (name, _SPAN.size + 1, holder)))
 
     def _reconnect(self) -> None:
         self._database.reset()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change, Store
+from resilient_scan.stores.leases import exchange
 
 T = TypeVar("T")
 
@@ -48,6 +49,14 @@ class _Forwarding:
 
     def release(self, key: str, owner: str, /) -> None:
         self._call(lambda store: store.release(self._key(key), owner))
+
+    def exchange(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
+    ) -> dict[str, str]:
+        names = {self._key(key): key for key in take}
+        returned = [self._key(key) for key in give_back]
+        held = self._call(lambda store: exchange(store, list(names), owner, seconds, returned, dead))
+        return {names[name]: holder for name, holder in held.items()}
 
     def append(self, log: str, record: bytes, keep: int, /) -> None:
         self._call(lambda store: store.append(self._key(log), record, keep))

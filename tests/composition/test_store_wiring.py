@@ -126,6 +126,19 @@ def test_runs_that_come_and_go_while_another_process_works_lose_nobody(fleet: Fl
     assert results[0] in {Status.COMPLETED, Status.CACHED}
 
 
+def test_a_scan_that_another_process_works_on_holds_up_no_other(fleet: Fleet, bare: Bare) -> None:
+    """It gives its place in the run's window away, of which there is one here."""
+    store = Slow()
+    store.lease = lambda key, *_rest: "held" not in key or not store.taken  # type: ignore[method-assign]
+    scanners = [healthy("held", empty_ok=True), healthy("free", empty_ok=True)]
+    runner = fleet(*scanners, policy=bare(cache=Cache(ttl=300)), store=store, concurrent=False)
+    ended = []
+    for result in runner.stream({}):
+        ended.append((result.scanner, result.status))
+        store.taken = False
+    assert ended == [("free", Status.COMPLETED), ("held", Status.COMPLETED)]
+
+
 def test_two_runners_with_one_store_object_in_a_forked_child(fleet: Fleet, bare: Bare) -> None:
     store = MemoryStore(SystemClock())
     runners = [fleet(healthy("one", empty_ok=True), policy=bare(cache=Cache(ttl=300)), store=store) for _ in "ab"]
@@ -195,7 +208,7 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
 
 
 def test_a_run_that_cannot_be_stored_does_not_stop_the_lease_keeper(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = LeaseKeeper(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()))
+    keeper = LeaseKeeper(MemoryStore(SystemClock()), SystemClock(), Health(lambda _event: None, SystemClock()), 8)
 
     def bug() -> None:
         raise ValueError("a bug of ours")

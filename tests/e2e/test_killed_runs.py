@@ -1,22 +1,27 @@
-"""kill -9 of whole runs at random moments: the next run works, the file is whole, no acknowledged order is lost."""
+"""kill -9 of whole runs at random moments: the next run loses nothing, the file is whole, no order is lost."""
 
 from __future__ import annotations
 
 import random
 import sqlite3
+import statistics
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Cache, Policy, Quarantine, ScanRunner, Timeout
+from resilient_scan import Breaker, Cache, Policy, Quarantine, RunReport, ScanRunner, scanner
 from resilient_scan.stores import Store
 from resilient_scan.testing import broken, healthy
 from tests.e2e.store_crew import Say, Worker
 
 NAMES = [f"s{number}" for number in range(6)]
+FLEET = 24
+TAKES = 0.05  # seconds, each of them
 _PAUSE = threading.Event()
 
 
@@ -29,7 +34,7 @@ def runner_of(path: Path) -> ScanRunner:
     found = [{"ticker": "AAPL", "source": "s", "context": "c" * 500}]
     scanners = [*(healthy(name, found) for name in NAMES), broken("bad", OSError("down"))]
     layers = {"cache": Cache(ttl=0.01, stale_if_error=60), "breaker": Breaker(failures=3, open_for=0.01)}
-    policy = Policy(retry=None, timeout=Timeout(0.5), **layers)  # which is how long a killed leader is waited for
+    policy = Policy(retry=None, **layers)
     quarantine = Quarantine(after_failures=1000)
     return ScanRunner(scanners, policy=policy, quarantine=quarantine, store=f"sqlite:///{path}", listeners=())
 
@@ -123,3 +128,91 @@ def test_two_processes_of_which_one_is_killed_again_and_again(path: Path) -> Non
                 "disabled",
             }
     assert not list(path.parent.glob("*.corrupt-*"))
+
+
+# what is left of a killed run for the next one, with the timeouts that everybody has
+
+
+def asking(number: int) -> Any:
+    """Make a scanner whose source takes its time."""
+
+    @scanner(name=f"s{number}", pipeline="test")
+    def scan(_state: dict[str, Any]) -> list[Any]:
+        time.sleep(TAKES)
+        return [{"ticker": "AAPL", "source": f"s{number}", "context": "c"}]
+
+    return scan
+
+
+def usual(url: str) -> ScanRunner:
+    policy = Policy(cache=Cache(ttl=300))
+    return ScanRunner([asking(number) for number in range(FLEET)], policy=policy, store=url, listeners=())
+
+
+def answered(report: RunReport) -> str:
+    return f"{sum(result.status.answered for result in report.results.values())} of {FLEET}: {dict(report.counts)}"
+
+
+def running(url: str, states: list[int]) -> Callable[[Store, Say], None]:
+    """Return a job: run on each of these states, and say how that ended."""
+
+    def job(_store: Store, say: Say) -> None:
+        with usual(url) as runner:
+            for state in states:
+                say(answered(runner.run({"n": state})))
+
+    return job
+
+
+class Survivor:
+    """A process that works on what the others work on, and is never killed."""
+
+    def __init__(self, url: str, states: list[int]) -> None:
+        self.worker = Worker("memory:", running(url, states))
+
+    def check(self) -> None:
+        lines = self.worker.wait()
+        assert lines
+        assert all(line.startswith(f"{FLEET} of {FLEET}") for line in lines), lines
+
+
+def killed_again_and_again(url: str, count: int, *, second: bool) -> str:
+    """Kill a process in the middle of a run, `count` times; run the same here each time, and say how long that took.
+
+    Args:
+        url: of the store.
+        count: how often.
+        second: whether another process works on the same all the time.
+    """
+    chance, took = random.Random(count), []
+    with usual(url) as runner:
+
+        def timed(state: int) -> float:
+            began = time.monotonic()
+            line = answered(runner.run({"n": state}))
+            assert line.startswith(f"{FLEET} of {FLEET}"), f"after kill {state}: {line}"
+            return time.monotonic() - began
+
+        undisturbed = statistics.median(timed(-1 - number) for number in range(5))
+        for number in range(count):
+            killed = Worker("memory:", running(url, [number]))
+            survivor = Survivor(url, [number]) if second else None
+            _PAUSE.wait(chance.uniform(0, 1.5 * undisturbed))
+            killed.kill()
+            took.append(timed(number))
+            if survivor is not None:
+                survivor.check()
+    assert statistics.median(took) <= 1.2 * undisturbed
+    assert max(took) <= 1.2 * undisturbed + 1.0, "nobody waited for the dead; the machine may have been busy"
+    return f"undisturbed {undisturbed:.3f} s; median {statistics.median(took):.3f} s, worst {max(took):.3f} s"
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["alone", "next to another process"])
+def test_a_killed_run_costs_the_next_one_nothing(url: str, second: bool) -> None:
+    killed_again_and_again(url, 4, second=second)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("second", [False, True], ids=["alone", "next to another process"])
+def test_thirty_killed_runs_cost_the_next_ones_nothing(url: str, second: bool) -> None:
+    killed_again_and_again(url, 30, second=second)

@@ -10,6 +10,7 @@ import pytest
 
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.leases import exchange
 from resilient_scan.testing import FakeClock
 from tests.unit.stores.conftest import keep
 
@@ -168,6 +169,28 @@ def test_a_lease_expires_by_itself(home: Any) -> None:
     assert not store.lease("a", "me", 60)
 
 
+def test_many_leases_are_exchanged_in_one_step(home: Any) -> None:
+    store = home.open()
+    assert not exchange(store, ["a", "é/中", "nul\0in", "d"], "me", 600, [])
+    assert not exchange(store, ["b"], "you", 600, [])
+    held = exchange(store, ["b", "c", "d"], "me", 600, ["a", "b", "never held"])
+    assert held == {"b": "you" if store.shared else ""}
+    assert not exchange(store, ["a"], "you", 600, [])
+    assert list(exchange(store, ["c", "d", "é/中", "nul\0in", "b"], "you", 600, [])) == ["c", "d", "é/中", "nul\0in"]
+    home.pass_time(601)
+    assert not exchange(store, ["c", "b"], "she", 600, [])
+
+
+def test_the_leases_of_the_dead_are_free(home: Any) -> None:
+    store = home.open()
+    if not store.shared:
+        return
+    for key, owner in (("a", "dead"), ("b", "gone"), ("c", "alive")):
+        exchange(store, [key], owner, 600, [])
+    assert exchange(store, ["a", "b", "c"], "me", 600, [], {"dead", "gone"}) == {"c": "alive"}
+    assert exchange(store, ["a", "b", "c"], "you", 600, [], {"dead", "gone"}) == {"a": "me", "b": "me", "c": "alive"}
+
+
 # logs
 
 
@@ -252,6 +275,7 @@ OPERATIONS = {
     "delete": lambda store: store.delete("a"),
     "lease": lambda store: store.lease("a", "me", 1),
     "release": lambda store: store.release("a", "me"),
+    "exchange": lambda store: exchange(store, ["a"], "me", 1, []),
     "append": lambda store: store.append("runs", b"1", 1),
     "append audit": lambda store: store.append("audit", b"1", 1),
     "tail": lambda store: store.tail("runs", 1),

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
+from resilient_scan.stores import leases, open_store
 from resilient_scan.stores.health import Health
-from resilient_scan.stores.leases import LeaseKeeper
+from resilient_scan.stores.leases import LEASE_SECONDS, MAX_GRANTED, QUICK, RENEW_INTERVAL, LeaseKeeper, exchange
 from resilient_scan.stores.memory import MemoryStore
+from resilient_scan.testing import FakeClock
+from tests.support.waiting import eventually
 
 TIMEOUT = 5.0
+WORKERS = 3
 
 
 class Work:
     """An execution that waits; it is answered once there is an answer in the store."""
 
-    def __init__(self, store: Any, key: str = "k") -> None:
+    def __init__(self, store: Any, key: str = "k", expected: float = math.inf) -> None:
         self.ended = False
         self.store, self.key = store, key
+        self.expected = expected
         self.found: bytes | None = None
-        self.went, self.finished = threading.Event(), threading.Event()
+        self.went, self.finished, self.waits = threading.Event(), threading.Event(), threading.Event()
 
     def answered(self) -> bool:
         self.found = self.store.get(f"value/{self.key}")
@@ -35,6 +45,26 @@ class Work:
 
     def go(self) -> None:
         self.went.set()
+
+    def held_up(self) -> None:
+        self.waits.set()
+
+
+def begun(keeper: LeaseKeeper, store: Any, key: str = "k") -> Work:
+    """Return an execution that has its lease."""
+    work = Work(store, key)
+    assert keeper.request(key, work)
+    assert work.went.wait(TIMEOUT)
+    return work
+
+
+def held_up(keeper: LeaseKeeper, store: Any, key: str = "k") -> Work:
+    """Return an execution that waits for another process."""
+    work = Work(store, key)
+    assert keeper.request(key, work)
+    assert work.waits.wait(TIMEOUT)
+    assert not work.went.is_set()
+    return work
 
 
 class Late(MemoryStore):
@@ -79,10 +109,10 @@ def store() -> Late:
 def keeper(store: Late) -> Iterator[Callable[[], LeaseKeeper]]:
     keepers: list[LeaseKeeper] = []
 
-    def make(errors: list[str] | None = None) -> LeaseKeeper:
+    def make(errors: list[str] | None = None, clock: Any = None, store: Any = store) -> LeaseKeeper:
         found = [] if errors is None else errors
         health = Health(lambda event: found.append(event.operation), SystemClock())
-        keepers.append(LeaseKeeper(store, SystemClock(), health))
+        keepers.append(LeaseKeeper(store, clock or SystemClock(), health, WORKERS))
         return keepers[-1]
 
     yield make
@@ -97,9 +127,8 @@ def keeper(store: Late) -> Iterator[Callable[[], LeaseKeeper]]:
 
 def test_the_first_works_and_the_second_finds_its_answer(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, theirs = keeper(), keeper()
-    work = Work(store)
-    assert ours.acquire("k", 60, Work(store))
-    assert not theirs.acquire("k", 60, work)
+    begun(ours, store)
+    work = held_up(theirs, store)
     store.put("value/k", b"answer", 60)
     ours.release("k")
     assert work.finished.wait(TIMEOUT)
@@ -109,7 +138,7 @@ def test_the_first_works_and_the_second_finds_its_answer(store: Late, keeper: Ca
 
 def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours = keeper()
-    ours.acquire("k", 60, Work(store))
+    begun(ours, store)
     ours.release("k")
     assert ours.flush(TIMEOUT)
     assert store.calls[:2] == ["flush", "release"]
@@ -117,18 +146,16 @@ def test_the_answer_is_written_before_the_lease_is_given_back(store: Late, keepe
 
 def test_the_second_works_when_the_first_brought_nothing(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, theirs, third = keeper(), keeper(), keeper()
-    work = Work(store)
-    ours.acquire("k", 60, Work(store))
-    assert not theirs.acquire("k", 60, work)
+    begun(ours, store)
+    work = held_up(theirs, store)
     ours.release("k")
     assert work.went.wait(TIMEOUT)
-    assert not third.acquire("k", 60, Work(store)), "it is the second one's now"
+    held_up(third, store)
 
 
-def test_nobody_waits_for_a_process_that_was_killed(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
-    assert store.lease("k", "a process that is gone", 0.1)
-    work = Work(store)
-    assert not keeper().acquire("k", 60, work)
+def test_the_lease_of_an_unknown_process_expires(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    assert store.lease("k", "a process elsewhere", 0.2)
+    work = held_up(keeper(), store)
     assert work.went.wait(TIMEOUT)
 
 
@@ -136,9 +163,8 @@ def test_a_waiter_that_gives_up_is_not_started_and_keeps_no_lease(
     store: Late, keeper: Callable[..., LeaseKeeper]
 ) -> None:
     ours, theirs = keeper(), keeper()
-    work = Work(store)
-    ours.acquire("k", 60, Work(store))
-    theirs.acquire("k", 60, work)
+    begun(ours, store)
+    work = held_up(theirs, store)
     work.ended = True
     theirs.release("k")
     ours.release("k")
@@ -148,40 +174,187 @@ def test_a_waiter_that_gives_up_is_not_started_and_keeps_no_lease(
     assert store.lease("k", "anybody", 1)
 
 
+def test_a_waiter_that_gives_up_while_the_store_is_asked_leaves_its_lease_to_the_next(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    """Its `release` comes before it is granted and finds nothing to give back; the next one wants the key by then."""
+    ours, lease = keeper(), store.lease
+    first, second = Work(store), Work(store)
+
+    def slow(key: str, owner: str, seconds: float) -> bool:
+        store.lease = lease  # type: ignore[method-assign]
+        first.ended = True
+        ours.release("k")
+        assert ours.request("k", second)
+        return lease(key, owner, seconds)
+
+    store.lease = slow  # type: ignore[method-assign, assignment]
+    assert ours.request("k", first)
+    assert second.went.wait(TIMEOUT)
+    assert not first.went.is_set()
+    held_up(keeper(), store)
+
+
+def test_a_new_waiter_takes_the_place_of_one_that_gave_up(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, theirs = keeper(), keeper()
+    begun(theirs, store)
+    first = held_up(ours, store)
+    first.ended = True
+    second = held_up(ours, store)
+    theirs.release("k")
+    assert second.went.wait(TIMEOUT)
+    assert not first.went.is_set()
+
+
 def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, theirs = keeper(), keeper()
-    held = threading.Event()
+    flushing, resumed = threading.Event(), threading.Event()
     flush = store.flush
 
     def slow() -> None:
-        held.wait(TIMEOUT)
+        flushing.set()
+        resumed.wait(TIMEOUT)
         flush()
 
     store.flush = slow  # type: ignore[method-assign]
-    ours.acquire("k", 60, Work(store))
+    begun(ours, store)
     ours.release("k")
-    assert ours.acquire("k", 60, Work(store))
-    held.set()
+    assert flushing.wait(TIMEOUT)
+    again = Work(store)
+    assert ours.request("k", again)
+    resumed.set()
+    assert again.went.wait(TIMEOUT)
     assert ours.flush(TIMEOUT)
-    assert not theirs.acquire("k", 60, Work(store))
+    held_up(theirs, store)
+    assert "release" not in store.calls
+
+
+# what is about to start
+
+
+def test_only_what_is_about_to_start_is_asked_for(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    """Another process would wait for the rest of the queue, with idle workers."""
+    ours, works = keeper(), [Work(store, f"k{number}") for number in range(20)]
+    for work in works:
+        ours.request(work.key, work)
+    assert works[2 * WORKERS - 1].went.wait(TIMEOUT)
+    assert ours.flush(TIMEOUT)
+    assert len(store._leases) == 2 * WORKERS
+    for work in works:
+        assert work.went.wait(TIMEOUT), "a worker has begun one, so that the next is granted"
+        assert len(ours._granted) <= 2 * WORKERS
+        ours.started(work.key)
+
+
+def test_more_is_asked_for_at_a_time_where_it_takes_next_to_no_time(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    ours, works = keeper(), [Work(store, f"k{number}", QUICK / 2) for number in range(MAX_GRANTED + 5)]
+    for work in works:
+        ours.request(work.key, work)
+    assert works[MAX_GRANTED - 1].went.wait(TIMEOUT)
+    assert ours.flush(TIMEOUT)
+    assert len(store._leases) == MAX_GRANTED
+
+
+def test_what_ended_before_a_worker_began_it_makes_room(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, works = keeper(), [Work(store, f"k{number}") for number in range(20)]
+    for work in works:
+        ours.request(work.key, work)
+    for work in works:
+        assert work.went.wait(TIMEOUT)
+        ours.release(work.key)
+    assert ours.flush(TIMEOUT)
+    assert not store._leases
+
+
+def test_what_ended_before_it_was_asked_for_is_not_begun(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, works = keeper(), [Work(store, f"k{number}") for number in range(2 * WORKERS + 1)]
+    for work in works:
+        ours.request(work.key, work)
+    assert works[-2].went.wait(TIMEOUT)
+    ours.release(works[-1].key)
+    for work in works[:-1]:
+        ours.started(work.key)
+    assert ours.flush(TIMEOUT)
+    assert not works[-1].went.is_set()
+
+
+# while it is held
+
+
+def test_a_lease_is_renewed_while_its_holder_lives(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    clock = FakeClock()
+    store._clock = clock
+    ours = keeper(clock=clock)
+    begun(ours, store)
+    for _ in range(10):
+        clock.advance(RENEW_INTERVAL + 0.1)
+        eventually(lambda: store._leases["k"][1] >= clock.monotonic() + LEASE_SECONDS - 1, "it is renewed")
+    assert not store.lease("k", "another", 1)
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_at_once(tmp_path: Path, keeper: Callable[..., LeaseKeeper]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "from resilient_scan.stores.owner import new_owner; print(new_owner())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    with closing(open_store(f"sqlite:///{tmp_path / 'scan.db'}", SystemClock())) as store:
+        assert not exchange(store, ["a", "b"], ended, 600, [])
+        assert not exchange(store, ["c"], "a process elsewhere", 600, [])
+        assert exchange(store, ["a", "b", "c"], "ours", 600, []) == {"a": ended, "b": ended, "c": "a process elsewhere"}
+        ours = keeper(store=store)
+        for key in "ab":
+            begun(ours, store, key)
+        held_up(ours, store, "c")
+        ours.close(TIMEOUT)
+
+
+def test_a_lease_that_another_process_took_over_first_is_waited_for(
+    store: Late, keeper: Callable[..., LeaseKeeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "is_dead", lambda owner: owner == "dead")
+
+    class Grouped(Late):
+        def exchange(self, take: Any, *_rest: Any) -> dict[str, str]:
+            dead = _rest[3] if len(_rest) > 3 else ()
+            return dict.fromkeys(take, "faster" if dead else "dead")
+
+    grouped = Grouped()
+    held_up(keeper(store=grouped), grouped)
+
+
+# a store that fails
 
 
 def test_a_store_that_fails_stops_nobody_and_is_reported(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     errors: list[str] = []
     ours = keeper(errors)
     store.fails = True
-    assert ours.acquire("k", 60, Work(store))
+    begun(ours, store)
     assert ours.flush(TIMEOUT), "it was tried"
     assert errors == ["lease", "flush"]
 
 
 def test_a_store_that_fails_later_lets_the_waiting_go(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, theirs = keeper(), keeper()
-    work = Work(store)
-    ours.acquire("k", 60, Work(store))
-    theirs.acquire("k", 60, work)
+    begun(ours, store)
+    work = held_up(theirs, store)
     store.fails = True
     assert work.went.wait(TIMEOUT)
+
+
+def test_a_bug_in_a_store_lets_everyone_go(
+    store: Late, keeper: Callable[..., LeaseKeeper], caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(*_arguments: object) -> bool:
+        raise ValueError("a bug")
+
+    store.lease = bug  # type: ignore[method-assign, assignment]
+    begun(keeper(), store)
+    assert "leases could not be taken" in caplog.text
 
 
 def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
@@ -191,51 +364,70 @@ def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
         def answered(self) -> bool:
             raise ValueError("cannot be read")
 
+        def held_up(self) -> None:
+            super().held_up()
+            raise ValueError("cannot wait")
+
     ours, theirs = keeper(), keeper()
     broken, work = Broken(store, "a"), Work(store, "b")
     for key in "ab":
-        ours.acquire(key, 60, Work(store))
-    assert not theirs.acquire("a", 60, broken)
-    assert not theirs.acquire("b", 60, work)
+        begun(ours, store, key)
+    theirs.request("a", broken)
+    theirs.request("b", work)
+    assert broken.waits.wait(TIMEOUT)
+    assert work.waits.wait(TIMEOUT)
     store.put("value/b", b"answer", 60)
     ours.release("b")
     assert work.finished.wait(TIMEOUT)
+    ours.release("a")
     assert broken.went.wait(TIMEOUT)
     assert "a: waiting for another process failed" in caplog.text
+    assert "a: an execution could not be held up" in caplog.text
 
 
-def test_a_long_queue_renews_the_lease(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
-    ours = keeper()
-    ours.acquire("k", 60, Work(store))
-    first = store._leases["k"]
-    ours.renew("k", 60)
-    assert store._leases["k"] is first, "not much of it has gone by"
-    ours._held["k"] -= 31
-    ours.renew("k", 60)
-    assert store._leases["k"][1] > first[1]
-    ours.renew("other", 60)
-    assert "other" not in store._leases
+# the end
 
 
 def test_closing_writes_gives_back_and_ends(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, theirs = keeper(), keeper()
-    ours.acquire("k", 60, Work(store))
+    begun(ours, store)
     store.put("value/k", b"late", 60)
     ours.close(TIMEOUT)
     assert store.get("value/k") == b"late"
-    assert theirs.acquire("k", 60, Work(store))
-    assert ours.acquire("k", 60, Work(store)), "who is closed waits for nobody"
+    store.delete("value/k")
+    begun(theirs, store)
+    assert not ours.request("k", Work(store)), "a closed runner waits for nobody"
     ours.close(TIMEOUT)
     assert not ours.flush(TIMEOUT)
+
+
+def test_what_is_granted_while_it_is_closed_is_given_back(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, lease = keeper(), store.lease
+    asked, resumed = threading.Event(), threading.Event()
+
+    def slow(key: str, owner: str, seconds: float) -> bool:
+        asked.set()
+        resumed.wait(TIMEOUT)
+        return lease(key, owner, seconds)
+
+    store.lease = slow  # type: ignore[method-assign, assignment]
+    work = Work(store)
+    ours.request("k", work)
+    assert asked.wait(TIMEOUT)
+    ours.close(0)
+    resumed.set()
+    eventually(lambda: not ours._thread, "the keeper's thread exits")
+    assert not work.went.is_set()
+    assert not store._leases
 
 
 def test_where_no_thread_can_be_started_everybody_may_work(
     store: Late, keeper: Callable[..., LeaseKeeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = keeper(), keeper()
-    ours.acquire("k", 60, Work(store))
+    begun(ours, store)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread")))
-        assert theirs.acquire("k", 60, Work(store))
+        assert not theirs.request("k", Work(store))
         assert not theirs.flush(0)
         theirs.close(0)
