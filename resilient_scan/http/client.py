@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -179,13 +180,13 @@ class Client:
         raise kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")
 
     def _read(self, answer: Answer, shown: str, context: ScanContext) -> bytes:
-        body = bytearray()
+        body = BytesIO()  # hands its buffer over as it is; `bytes(bytearray)` would hold the body twice
         for piece in answer.pieces:
             context.check()
-            body += piece
-            if len(body) > self._max_bytes:
+            body.write(piece)
+            if body.tell() > self._max_bytes:
                 raise PermanentError(f"{shown}: the body is larger than {self._max_bytes} bytes; raise max_bytes")
-        return bytes(body)
+        return body.getvalue()
 
 
 def _is_base(url: str) -> bool:
@@ -200,12 +201,11 @@ def _is_base(url: str) -> bool:
 
 def _raised_for(error: NetworkError, shown: str, hide: Hide, limit: float) -> ScanError:
     """Return the exception that the scanner gets for a failure of the network."""
+    message = hide(str(error))
     if isinstance(error, DeadlineExceeded):
-        return TransientError(f"{shown}: no whole answer within {limit:.3g}s; try again later")
-    message = f"{shown}: {hide(str(error))}"
-    if isinstance(error, RequestError):
-        return PermanentError(f"{message}; check base_url, the path and the headers")
-    return TransientError(f"{message}; the source is in trouble or cannot be reached, try again later")
+        message = f"no whole answer within {limit:.3g}s" + (f": {message}" if message else "")
+    kind = PermanentError if isinstance(error, RequestError) else TransientError
+    return kind(f"{shown}: {message}; {error.advice}")
 
 
 def _excerpt(answer: Answer) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -34,15 +34,30 @@ for _public in (TransientError, NotFound, SchemaDrift):
 
 
 class NetworkError(Exception):
-    """The network or the other side failed; the client turns it into a `TransientError`."""
+    """The network or the other side failed; the client turns it into a `TransientError`.
+
+    Args:
+        message: what failed, and whose fault it is.
+        advice: the way out.
+    """
+
+    ADVICE: ClassVar = "the source is in trouble or cannot be reached, try again later"
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice or self.ADVICE
 
 
 class DeadlineExceeded(NetworkError):
-    """The request's time was up before the answer was whole."""
+    """The request's time was up before the answer was whole; the message, if any, says what took it."""
+
+    ADVICE = "try again later"
 
 
 class RequestError(NetworkError):
-    """The request cannot be sent as it is; the client turns it into a `PermanentError`."""
+    """Another attempt would fail in the same way; the client turns it into a `PermanentError`."""
+
+    ADVICE = "check base_url, the path and the headers"
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -1,13 +1,19 @@
 """The connections: the only file that knows httpx (extra `scanners`).
 
 A request has one deadline from the first byte to the last. httpx's own timeouts are per read, so a server that sends a
-byte now and then never exceeds them; here every read and write of the socket gets what is left until the deadline
-(`_Backend`).
+byte now and then never exceeds them; here every connection, read and write of the socket gets what is left until the
+deadline (`_Backend`).
+
+One step cannot be interrupted: looking up the host's name. The system's resolver has a time limit of its own (with
+glibc 5 s for each server and attempt, 10 s and more in all: `options timeout:1 attempts:2` in resolv.conf), and what
+comes later than the deadline is not used. A scan is handed over at its timeout all the same; its thread is abandoned.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import ssl
 import time
 import urllib.request
@@ -15,13 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from resilient_scan._text import Hide, redact
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
+from resilient_scan.http.encoding import ACCEPTED, decoded
 from resilient_scan.http.errors import Answer, DeadlineExceeded, NetworkError, RequestError
 
 if TYPE_CHECKING:
@@ -44,16 +52,18 @@ class Wire:
         headers: sent with every request.
 
     Raises:
-        ConfigError: httpx is not installed, or the environment's proxy is of a kind that is not supported.
+        ConfigError: httpx is not installed, or the environment's proxy or certificates cannot be used.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
         need_httpx()
         # No cookie is kept: nobody would know that it is sent, what it changes, and that it is a secret.
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-        self._client = httpx.Client(
-            transport=_Transport(base_url), headers=_raw(headers), cookies=no_cookies, follow_redirects=False
-        )
+        sent = httpx.Headers({"Accept-Encoding": ACCEPTED})
+        sent.update(_raw(headers))
+        transport = _Transport(base_url)
+        self._proxy = transport.proxy
+        self._client = httpx.Client(transport=transport, headers=sent, cookies=no_cookies, follow_redirects=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -88,24 +98,24 @@ class Wire:
         token, hiding = _left.set(_countdown(timeout, context)), _hide.set(hide)
         try:
             with self._client.stream(method, url, headers=_raw(headers), content=body, timeout=timeout) as answer:
-                yield Answer(answer.status_code, dict(answer.headers), _pieces(answer))
+                encoding = answer.headers.get("content-encoding", "")
+                yield Answer(answer.status_code, dict(answer.headers), decoded(self._pieces(answer), encoding))
         except _NETWORK_ERRORS as error:
-            raise _network_error(error) from None
+            raise _network_error(error, self._proxy) from None
         finally:
             _left.reset(token)
             _hide.reset(hiding)
+
+    def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_raw()
+        except _NETWORK_ERRORS as error:
+            raise _network_error(error, self._proxy) from None
 
 
 def _raw(headers: Mapping[str, str]) -> dict[bytes, bytes]:
     """Return headers as they are sent; httpx itself fails on a name with an accent in a User-Agent."""
     return {name.encode(): value.encode() for name, value in headers.items()}
-
-
-def _pieces(answer: httpx.Response) -> Iterator[bytes]:
-    try:
-        yield from answer.iter_bytes()
-    except _NETWORK_ERRORS as error:
-        raise _network_error(error) from None
 
 
 def need_httpx() -> None:
@@ -114,12 +124,25 @@ def need_httpx() -> None:
         raise ConfigError("HTTP needs httpx, which is not installed: pip install 'resilient-scan[scanners]'")
 
 
-def _network_error(error: Exception) -> NetworkError:
-    message = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: no details"
+def _network_error(error: Exception, proxy: str) -> NetworkError:
+    """Return our own error for one of httpx's and httpcore's; it names the proxy, if there is one."""
+    through = f" (through the proxy {proxy})" if proxy else ""
     if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
-        return DeadlineExceeded(message)
+        return DeadlineExceeded(through.strip(" ()"))
+    if isinstance(error, httpcore.ProxyError):
+        return _refusal(str(error), proxy)
+    message = f"{type(error).__name__}: {str(error) or 'no details'}{through}"
     unsendable = isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError)
     return RequestError(message) if unsendable else NetworkError(message)
+
+
+def _refusal(answer: str, proxy: str) -> NetworkError:
+    """Return the error for a proxy that opens no tunnel; `answer` is its status and reason."""
+    if answer.startswith("4") and answer[:3] not in {"408", "425", "429"}:
+        return RequestError(
+            f"the proxy {proxy} refuses: {answer}", "check its address, user and password, and NO_PROXY"
+        )
+    return NetworkError(f"the proxy {proxy} opens no connection to the source: {answer}")
 
 
 _left: ContextVar[Callable[[], float]] = ContextVar("left")  # seconds until the deadline of the request under way
@@ -139,6 +162,9 @@ def _cut(timeout: float | None) -> float:
     return left if timeout is None else min(timeout, left)
 
 
+_WRITTEN: Final = 16 * 1024  # bytes; the system takes as many at once, or waits until it can
+
+
 class _Stream(httpcore.NetworkStream):
     """A connection whose every read and write ends at the deadline of the request that uses it."""
 
@@ -155,24 +181,73 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, _cut(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _cut(timeout))
+        # httpcore gives each `send` the whole timeout, and a peer that reads slowly takes a large body in many of them.
+        for start in range(0, len(buffer), _WRITTEN):
+            self._stream.write(buffer[start : start + _WRITTEN], _cut(timeout))
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _cut(timeout)))
+        try:
+            return _Stream(self._stream.start_tls(ssl_context, server_hostname, _cut(timeout)))
+        except httpcore.ConnectError as error:
+            reason = error.__cause__
+            if not isinstance(reason, ssl.SSLCertVerificationError):
+                raise
+            raise RequestError(
+                f"the certificate of {server_hostname} is rejected: {reason.verify_message}",
+                "correct the address, or add who issued it to the file that SSL_CERT_FILE names",
+            ) from None
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Opens connections that keep to the deadline."""
+    """Opens connections that keep to the deadline.
 
-    def __init__(self) -> None:
+    A host with several addresses gets its time once, not once for each: what is left is shared equally by the address
+    whose turn it is and those after it. So one dead address of two costs half of the time, and the other has its turn.
+
+    Args:
+        proxy: whom it connects to instead of the source, or an empty text.
+    """
+
+    def __init__(self, proxy: str) -> None:
+        self._proxy = proxy
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *arguments: Any, **options: Any
     ) -> httpcore.NetworkStream:
-        return _Stream(self._backend.connect_tcp(host, port, _cut(timeout), *arguments, **options))
+        # What is raised here is ours: httpcore lets it through, and only here it is known that nobody else is to blame.
+        peer = f"the proxy {self._proxy}" if self._proxy else host
+        failure: Exception | None = None
+        addresses = _addresses(host, port, peer)
+        for number, address in enumerate(addresses):
+            share = _cut(timeout) / (len(addresses) - number)
+            try:
+                return _Stream(self._backend.connect_tcp(address, port, share, *arguments, **options))
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        where = f" at any of its {len(addresses)} addresses" if len(addresses) > 1 else ""
+        message = f"no connection to {peer}{where}"
+        if isinstance(failure, httpcore.ConnectTimeout):
+            raise DeadlineExceeded(message)
+        raise NetworkError(f"{message}: {failure}", _PROXY_ADVICE if self._proxy else "")
+
+
+_PROXY_ADVICE: Final = "start it or correct the variable, or put the source's host in NO_PROXY"
+
+
+def _addresses(host: str, port: int, peer: str) -> list[str]:
+    """Return the addresses that a name stands for, in the system's order."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # such as a part of more than 63 letters
+        raise RequestError(f"no host can have the name of {peer}") from None
+    except OSError as error:
+        raise NetworkError(f"the name of {peer} cannot be resolved: {error.strerror}") from None
+    # An address of one network interface (fe80::1%eth0) comes with the interface's number instead of its name.
+    places = ((at[0], at[3] if len(at) == 4 else 0) for *_, at in found)
+    return list(dict.fromkeys(f"{address}%{scope}" if scope else str(address) for address, scope in places))
 
 
 class _Body(httpx.SyncByteStream):
@@ -187,19 +262,30 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Transport(httpx.BaseTransport):
-    """httpx's default transport on connections of `_Backend`, which httpx has no public option for."""
+    """httpx's default transport on connections of `_Backend`, which httpx has no public option for.
+
+    Attributes:
+        proxy: the proxy as it may be shown, and who named it; empty: there is none.
+    """
 
     def __init__(self, base_url: str) -> None:
         parts = urlsplit(base_url)
-        options: dict[str, Any] = {"network_backend": _Backend(), "max_connections": 32, "keepalive_expiry": 30.0}
+        proxy = _proxy(parts.scheme, parts.hostname or "", parts.port)
+        self.proxy = "" if proxy is None else proxy[1]
+        options: dict[str, Any] = {
+            "network_backend": _Backend(self.proxy),
+            "max_connections": 32,
+            "keepalive_expiry": 30.0,
+        }
         if parts.scheme == "https":
-            options["ssl_context"] = httpx.create_ssl_context()
-        proxy = _proxy(parts.scheme, parts.hostname or "")
+            options["ssl_context"] = _tls()
         self._pool: httpcore.ConnectionPool
         if proxy is None:
             self._pool = httpcore.ConnectionPool(**options)
         else:
-            self._pool = httpcore.HTTPProxy(str(proxy.url), proxy_auth=proxy.raw_auth, **options)
+            if proxy[0].url.scheme == "https":
+                options["proxy_ssl_context"] = _tls()
+            self._pool = httpcore.HTTPProxy(str(proxy[0].url), proxy_auth=proxy[0].raw_auth, **options)
 
     def close(self) -> None:
         self._pool.close()
@@ -219,15 +305,54 @@ class _Transport(httpx.BaseTransport):
         return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer.stream))
 
 
-def _proxy(scheme: str, host: str) -> httpx.Proxy | None:
-    """Return the environment's proxy for `host` (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if it names one."""
-    proxies = urllib.request.getproxies()
-    url = proxies.get(scheme) or proxies.get("all")
-    if not url or urllib.request.proxy_bypass(host):
+def _proxy(scheme: str, host: str, port: int | None) -> tuple[httpx.Proxy, str] | None:
+    """Return the proxy that the environment names for a host (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), and its name.
+
+    Raises:
+        ConfigError: it is not an HTTP proxy.
+    """
+    given = {name: url.strip() for name, url in urllib.request.getproxies().items()}
+    name = next((name for name in (scheme, "all") if given.get(name)), None)
+    if name is None or urllib.request.proxy_bypass(host if port is None else f"{host}:{port}"):
         return None
-    if url.startswith("socks"):
-        raise ConfigError(f"the proxy {redact(url)} is not supported; name an HTTP proxy, or put {host} in NO_PROXY")
-    return httpx.Proxy(url if "://" in url else f"http://{url}")
+    url = given[name] if "://" in given[name] else f"http://{given[name]}"
+    shown = f"{without_user(url)} (of {name.upper()}_PROXY)"
+    try:
+        proxy = httpx.Proxy(url)
+    except (ValueError, httpx.InvalidURL):
+        proxy = None
+    if proxy is None or not proxy.url.host or proxy.url.scheme not in {"http", "https"}:
+        raise ConfigError(
+            f"the proxy {shown} is not supported; name an HTTP proxy, http://host:port, or put {host} in NO_PROXY"
+        )
+    return proxy, shown
+
+
+def without_user(url: str) -> str:
+    """Return an address without user and password, even if it is not valid because of a mark in the password."""
+    user, at, rest = url.rpartition("@")
+    scheme, mark, _ = user.partition("://")
+    return f"{scheme}{mark}{rest}" if at and mark else rest
+
+
+def _tls() -> ssl.SSLContext:
+    """Return the certificates that are trusted: the environment's, else those that come with certifi.
+
+    Raises:
+        ConfigError: a variable of the environment names what is not there, or cannot be used.
+    """
+    named = {name: os.environ[name] for name in _TLS_VARIABLES if os.environ.get(name)}
+    for name, path in named.items():
+        if name != "SSLKEYLOGFILE" and not Path(path).exists():  # the standard library does not say which is missing
+            raise ConfigError(f"{name} names {path!r}, and there is no such file or directory")
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        values = ", ".join(f"{name}={path}" for name, path in named.items()) or "the certificates of certifi"
+        raise ConfigError(f"TLS cannot be used with {values}: {error.strerror or error}") from None
+
+
+_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 _NETWORK_ERRORS: tuple[type[Exception], ...] = ()
