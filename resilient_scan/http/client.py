@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,10 +25,15 @@ from resilient_scan.http.errors import (
     retry_after,
 )
 from resilient_scan.http.recording import Recorder, Replay, Request
-from resilient_scan.http.wire import Wire, need_httpx
+from resilient_scan.http.wire import Wire, is_address, need_httpx, without_user
 
 _EXCERPT: Final = 800  # bytes of an error's body that are looked at
-_ADVICE: Final = {401: "check the key", 403: "check the key and what it may read", 429: "ask less often"}
+_ADVICE: Final = {
+    401: "check the key",
+    403: "check the key and what it may read",
+    407: "the proxy wants a user and a password: put them into HTTP_PROXY",
+    429: "ask less often",
+}
 
 
 class Client:
@@ -59,10 +63,10 @@ class Client:
         need_httpx()
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout must be finite and > 0, got {timeout!r}")
-        if not _is_base(base_url):
+        if not is_address(base_url):
             raise ConfigError(
                 "base_url must begin with http:// or https:// and a host, a port and a path may follow, no query, "
-                f"got {redact(base_url)!r}"
+                f"got {redact(without_user(base_url))!r}"
             )
         self._base = base_url.rstrip("/")
         self._headers = dict(headers or {})
@@ -84,7 +88,7 @@ class Client:
 
         Args:
             path: appended to `base_url`; quote what may hold `/`, `?` or `#`.
-            params: the query: texts and numbers, by name.
+            params: the query: texts and numbers, by name; a list repeats its name, and `None` is left out.
             context: of the scan that makes the request, which ends with it.
             accept: statuses besides 2xx that the caller wants to read itself.
             headers: in addition to the client's own.
@@ -106,7 +110,7 @@ class Client:
     ) -> Response:
         """Send a form to `path`, and return the answer; everything else is as in `get`."""
         sent = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
-        return self._send(Request("POST", self._url(path, None), urlencode(form)), sent, context, accept)
+        return self._send(Request("POST", self._url(path, None), _query(form)), sent, context, accept)
 
     def close(self) -> None:
         """Close the connections; a later request opens new ones."""
@@ -114,7 +118,8 @@ class Client:
             self._wires.popitem()[1].close()
 
     def _url(self, path: str, params: Mapping[str, Any] | None) -> str:
-        return f"{self._base}/{path.lstrip('/')}" + (f"?{urlencode(params)}" if params else "")
+        url, query = f"{self._base}/{path.lstrip('/')}", _query(params or {})
+        return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
 
     def _send(
         self, request: Request, headers: Mapping[str, str], context: ScanContext, accept: Collection[int]
@@ -189,14 +194,10 @@ class Client:
         return body.getvalue()
 
 
-def _is_base(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return False
-    whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
-    return whole and not re.search(r"[?#\s]", url)
+def _query(params: Mapping[str, Any]) -> str:
+    """Return parameters as they are sent in an address or a form, without those that are `None`."""
+    lists = ((name, value if isinstance(value, list | tuple) else [value]) for name, value in params.items())
+    return urlencode([(name, value) for name, values in lists for value in values if value is not None])
 
 
 def _raised_for(error: NetworkError, shown: str, hide: Hide, limit: float) -> ScanError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import ssl
 import time
@@ -126,12 +127,12 @@ def need_httpx() -> None:
 
 def _network_error(error: Exception, proxy: str) -> NetworkError:
     """Return our own error for one of httpx's and httpcore's; it names the proxy, if there is one."""
-    through = f" (through the proxy {proxy})" if proxy else ""
+    through = f"through the proxy {proxy}" if proxy else ""
     if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
-        return DeadlineExceeded(through.strip(" ()"))
+        return DeadlineExceeded(through)
     if isinstance(error, httpcore.ProxyError):
         return _refusal(str(error), proxy)
-    message = f"{type(error).__name__}: {str(error) or 'no details'}{through}"
+    message = f"{type(error).__name__}: {str(error) or 'no details'}" + f" {through}" * bool(through)
     unsendable = isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError)
     return RequestError(message) if unsendable else NetworkError(message)
 
@@ -318,14 +319,24 @@ def _proxy(scheme: str, host: str, port: int | None) -> tuple[httpx.Proxy, str] 
     url = given[name] if "://" in given[name] else f"http://{given[name]}"
     shown = f"{without_user(url)} (of {name.upper()}_PROXY)"
     try:
-        proxy = httpx.Proxy(url)
+        if is_address(url):
+            return httpx.Proxy(url), shown
     except (ValueError, httpx.InvalidURL):
-        proxy = None
-    if proxy is None or not proxy.url.host or proxy.url.scheme not in {"http", "https"}:
-        raise ConfigError(
-            f"the proxy {shown} is not supported; name an HTTP proxy, http://host:port, or put {host} in NO_PROXY"
-        )
-    return proxy, shown
+        pass  # httpx has a stricter idea of an address; below we say how one looks
+    raise ConfigError(
+        f"the proxy {shown} is not supported; name an HTTP proxy, http://host:port, or put {host} in NO_PROXY"
+    )
+
+
+def is_address(url: str) -> bool:
+    """Say whether this is `http` or `https`, a host, and no more than a port, a path and a user."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
+    return whole and not re.search(r"[?#\s]", url)
 
 
 def without_user(url: str) -> str:

@@ -510,3 +510,10 @@ def test_without_httpx_the_error_names_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "resilient-scan[scanners]" in done.stdout
+
+
+@pytest.mark.parametrize("url", ["https://me:{}/x@h/", "https://me:{}?x@h", "https://me:{}#x@h", "ftp://h/?apikey={}"])
+def test_a_base_url_that_is_refused_is_shown_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Client(url.format(SECRET))
+    assert SECRET not in str(caught.value)

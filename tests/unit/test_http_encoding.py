@@ -117,7 +117,7 @@ def test_what_follows_the_last_member_is_ignored(rest: bytes) -> None:
 
 
 @pytest.mark.parametrize("left", [1, 2, 9, 15, -9, -1])
-@pytest.mark.parametrize("before", [b"", gzip.compress(b"a member before it")])
+@pytest.mark.parametrize("before", [b"", gzip.compress(b"a member before it")], ids=["first", "second"])
 def test_a_body_that_ends_in_the_middle_of_its_stream_is_transient(left: int, before: bytes) -> None:
     packed = before + gzip.compress(b"a body that is long enough to be cut in the middle")[:left]
     with (
