@@ -199,7 +199,9 @@ def _bare(value: Any) -> Any:
 
 Hide = Callable[[str], str]
 
-_SHORTEST: Final = 4  # a secret of fewer characters would be found in many innocent words
+_SHORTEST: Final = 4  # a secret of fewer characters would be found in many innocent texts
+_LONG: Final = 8  # one of fewer may be a word, and part of others: `demo` is no secret in `democracy`
+_BEGINS: Final = r"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbf])|(?<=\\u[0-9A-Fa-f]{4}))"  # also after %3D, \n, \u0022
 _HEX: Final = re.compile(r"%[0-9A-F]{2}")
 _GRANTED: Final = re.compile(
     r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""
@@ -223,11 +225,22 @@ def granted_secrets(text: str, path: str) -> set[str]:
 
 
 def hider(secrets: Iterable[str]) -> Hide:
-    """Return a function that takes these values out of a text, however they are quoted."""
+    """Return a function that takes these values out of a text, however they are quoted.
+
+    A value of fewer than 8 characters is taken out as a whole token only, not as a part of a longer word.
+    """
     long = [secret for secret in secrets if len(secret) >= _SHORTEST]
-    forms = {form for secret in long for form in _forms(secret)}
-    pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) or r"(?!)")
+    forms = {form: len(secret) >= _LONG for secret in long for form in _forms(secret)}
+    patterns = [re.escape(form) if forms[form] else _as_token(form) for form in sorted(forms, key=len, reverse=True)]
+    pattern = re.compile("|".join(patterns) or r"(?!)")
     return lambda text: pattern.sub(REDACTED, text)
+
+
+def _as_token(form: str) -> str:
+    """Return the pattern of a form that no letter, digit or underscore continues on either side."""
+    begins = _BEGINS if re.match(r"\w", form) else ""
+    ends = r"(?!\w)" if re.search(r"\w\Z", form) else ""
+    return begins + re.escape(form) + ends
 
 
 def _forms(secret: str) -> Iterator[str]:

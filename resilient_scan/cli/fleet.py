@@ -93,6 +93,7 @@ class ReadyFleet(msgspec.Struct, frozen=True):
         not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
         switched_off: names of scanners that the settings leave out; they are not in the report either.
         metrics_url: where the metrics are served, or an empty text.
+        recorder: keeps what the sources answer, or `None`.
     """
 
     runner: ScanRunner
@@ -103,10 +104,15 @@ class ReadyFleet(msgspec.Struct, frozen=True):
     not_configured: dict[str, str]
     switched_off: list[str]
     metrics_url: str
+    recorder: Recorder | None = None
 
     def run(self) -> RunReport:
         """Run all of them once. Errors are those of `ScanRunner.run`."""
         return self.runner.run(self.state, deadline=self.deadline)
+
+    def loses_nothing(self) -> bool:
+        """Say whether all that was wanted could be loaded, and every answer that was to be recorded was."""
+        return not self.problems and (self.recorder is None or self.recorder.failure is None)
 
     def summary(self, report: RunReport) -> str:
         """Return the sentence that says what was found, and in what."""
@@ -173,6 +179,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
             not_configured=choice.not_configured,
             switched_off=choice.switched_off,
             metrics_url=url,
+            recorder=traffic if isinstance(traffic, Recorder) else None,
         )
 
 

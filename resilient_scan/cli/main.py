@@ -189,7 +189,7 @@ def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_f
         report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
         if hold is not None:
             _hold(hold, fleet)
-    return OK if report.complete and not fleet.problems else INCOMPLETE
+    return OK if report.complete and fleet.loses_nothing() else INCOMPLETE
 
 
 def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from resilient_scan._text import Hide, hider, redact, secret_values
 from resilient_scan.context import ScanContext
@@ -27,7 +28,7 @@ from resilient_scan.http.errors import (
 from resilient_scan.http.recording import Recorder, Replay, Request
 from resilient_scan.http.wire import Wire, is_address, need_httpx, without_user
 
-_EXCERPT: Final = 800  # bytes of an error's body that are looked at
+_EXCERPT: Final = 8192  # bytes of an error's body that are looked at; a secret is found only if it is whole
 _ADVICE: Final = {
     401: "check the key",
     403: "check the key and what it may read",
@@ -72,7 +73,7 @@ class Client:
         self._headers = dict(headers or {})
         self._timeout = timeout
         self._max_bytes = max_bytes
-        self._secrets = {*secrets, *secret_values(self._headers.items()), urlsplit(base_url).password or ""}
+        self._secrets = {*secrets, *secret_values(self._headers.items()), *_secrets_of(base_url)}
         self._wires: dict[int, Wire] = {}
 
     def get(
@@ -132,7 +133,7 @@ class Client:
         shown = hide(redact(request.url))
         limit = min(self._timeout, context.remaining())
         try:
-            with self._answer(request, headers, hide, limit, context) as answer:
+            with self._answer(request, headers, hide, limit, context, accept) as answer:
                 return self._judge(answer, shown, hide, context, accept)
         except NetworkError as error:
             context.check()
@@ -140,22 +141,30 @@ class Client:
 
     @contextmanager
     def _answer(
-        self, request: Request, headers: Mapping[str, str], hide: Hide, limit: float, context: ScanContext
+        self,
+        request: Request,
+        headers: Mapping[str, str],
+        hide: Hide,
+        limit: float,
+        context: ScanContext,
+        accept: Collection[int],
     ) -> Iterator[Answer]:
         """Yield the source's answer, or a recorded one instead of it; let a recorder keep it, if there is one."""
         traffic = context.traffic
         if isinstance(traffic, Replay):
             yield traffic.answer(request.without_secrets(hide), context.scanner)
             return
-        body = None if request.body is None else request.body.encode()
+        form = None if request.body is None else request.body.encode()
         sending = self._wire().send(
-            request.method, request.url, headers, body, timeout=limit, context=context, hide=hide
+            request.method, request.url, headers, form, timeout=limit, context=context, hide=hide
         )
         with sending as answer:
             if isinstance(traffic, Recorder):
-                whole = self._read(answer, hide(redact(request.url)), context)
-                traffic.keep(request.without_secrets(hide), answer, whole, hide, context)
-                yield Answer(answer.status, answer.headers, iter([whole]))
+                # Of an error no more is read than without a recorder: a body that breaks off must not hide the status.
+                wanted = _is_wanted(answer.status, accept)
+                body = self._read(answer, hide(redact(request.url)), context) if wanted else _beginning(answer)
+                traffic.keep(request.without_secrets(hide), answer, body, hide, context)
+                yield Answer(answer.status, answer.headers, iter([body]))
             else:
                 yield answer
 
@@ -170,9 +179,9 @@ class Client:
 
     def _judge(self, answer: Answer, shown: str, hide: Hide, context: ScanContext, accept: Collection[int]) -> Response:
         status = answer.status
-        if 200 <= status < 300 or status in accept:
+        if _is_wanted(status, accept):
             return Response(shown, status, answer.headers, self._read(answer, shown, context))
-        message = f"{shown}: HTTP {status}{hide(_excerpt(answer))}"
+        message = f"{shown}: HTTP {status}{_excerpt(answer, hide)}"
         wait = retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
         if wait is not None:
             raise RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
@@ -209,20 +218,39 @@ def _raised_for(error: NetworkError, shown: str, hide: Hide, limit: float) -> Sc
     return kind(f"{shown}: {message}; {error.advice}")
 
 
-def _excerpt(answer: Answer) -> str:
-    """Return the beginning of an error's body, unless that is a page for people or does not come."""
-    if "html" in answer.headers.get("content-type", ""):
-        return ""
-    text = ""
+def _is_wanted(status: int, accept: Collection[int]) -> bool:
+    return 200 <= status < 300 or status in accept
+
+
+def _beginning(answer: Answer) -> bytes:
+    """Return the beginning of an error's body, or nothing if it does not come."""
+    body = b""
     try:
         for piece in answer.pieces:
-            text += piece[:_EXCERPT].decode(errors="replace")
-            if len(text) >= _EXCERPT:
+            body += piece
+            if len(body) >= _EXCERPT:
                 break
     except NetworkError:
+        return b""
+    return body[:_EXCERPT]
+
+
+def _excerpt(answer: Answer, hide: Hide) -> str:
+    """Return what an error says in one short line, unless it is a page for people."""
+    if "html" in answer.headers.get("content-type", ""):
         return ""
-    words = " ".join(text.split())
+    words = " ".join(hide(_beginning(answer).decode(errors="replace")).split())  # hidden first: a cut could halve a key
     return f" ({words[:200]})" if words and not words.startswith("<") else ""
+
+
+def _secrets_of(base_url: str) -> set[str]:
+    """Return what an address logs in with, also as it is sent (`Authorization: Basic ...`) and echoed."""
+    parts = urlsplit(base_url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not user and not password:
+        return set()
+    sent = b64encode(f"{user}:{password}".encode()).decode()
+    return {sent, password or user}  # a key may be sent as a user without a password
 
 
 def credential(context: ScanContext, setting: str, variable: str) -> str:

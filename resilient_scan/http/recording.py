@@ -9,7 +9,7 @@ A folder holds `manifest.json`, a list with a row for each answer, in the order 
     headers       of the answer, without those of the connection and without secrets
     recorded_at   when, in UTC (`2026-04-13T20:49:46Z`); null: not known
     scanner       which scanner made the request; may be missing
-    bytes, sha256 of the body
+    bytes, sha256 of the body, checked when a replay is opened; may be missing
 
 `state.json`, if it is there, is the state that the run got, and `scanners.json` a list of the scanners that ran.
 Further keys and files are allowed.
@@ -20,14 +20,17 @@ place in the recordings.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -36,10 +39,13 @@ import msgspec
 
 from resilient_scan._once import ready
 from resilient_scan._text import REDACTED, Hide, granted_secrets, hider, is_secret, redact, without_secrets
+from resilient_scan._text import hide as hide_named
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.errors import Answer, NotFound, http_date
+
+_log = logging.getLogger("resilient_scan")
 
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
@@ -75,6 +81,9 @@ class Request(msgspec.Struct, frozen=True):
 class Recorder:
     """Keep every answer in a new folder, without secrets; the folder is complete after each of them.
 
+    If one cannot be written (the disk is full, say), the scanner that asked gets its answer all the same. The log says
+    so once, `failure` holds the reason, and nothing more is kept: the folder replays what came before.
+
     What is taken out: user, password and telling parameters of an address; cookies and telling headers; every secret
     that the client knows, wherever it turns up; tokens that an answer hands out, in that answer and in all later ones.
     Headers of requests are not kept at all.
@@ -90,12 +99,12 @@ class Recorder:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            full = any(self.folder.iterdir())
+            if any(self.folder.iterdir()):
+                raise ConfigError(f"cannot record into {self.folder}: it is not empty; name a new folder")
+            begin_manifest(self.folder)
         except OSError as error:
             raise ConfigError(f"cannot record into {self.folder}: {error.strerror}") from None
-        if full:
-            raise ConfigError(f"cannot record into {self.folder}: it is not empty; name a new folder")
-        begin_manifest(self.folder)
+        self.failure: str | None = None
         self._lock = threading.Lock()
         self._answers = 0
         self._secrets: set[str] = set()
@@ -106,8 +115,11 @@ class Recorder:
 
     def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
         """Keep a run's state and the names of its scanners, for its replay."""
-        (self.folder / STATE).write_bytes(msgspec.json.encode(without_secrets(state)))
-        (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
+        try:
+            (self.folder / STATE).write_bytes(msgspec.json.encode(without_secrets(state)))
+            (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
+        except OSError as error:
+            self._end_with(error)
 
     def keep(self, request: Request, answer: Answer, body: bytes, hide: Hide, context: ScanContext) -> None:
         """Keep one answer.
@@ -119,36 +131,66 @@ class Recorder:
             hide: takes out the secrets that the client knows.
             context: the scan's.
         """
-        text = body.decode(errors="surrogateescape")
         # One lock for the secrets and the manifest. Scanner A logs in and its answer hands out a token, while B gets
         # an answer that repeats it. If A noted the token without the lock, B could build its hider just before, and
         # write the token to disk just after. And two rows appended at once would overwrite each other.
         with self._lock:
-            self._secrets |= granted_secrets(text, urlsplit(request.url).path)
-            hide_more = hider(self._secrets)
-            clean = hide_more(hide(text)).encode(errors="surrogateescape")
-            self._answers += 1
-            kept = ((name, value) for name, value in answer.headers.items() if name not in _TRANSFER_HEADERS)
-            row = Row(
-                file=self._name(request, answer, self._answers),
-                url=hide_more(request.url),
-                method=request.method,
-                status=answer.status,
-                headers={name: hide_more(hide(value)) for name, value in kept if not is_secret(name)},
-                request_body=None if request.body is None else hide_more(request.body),
-                recorded_at=context.now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-                scanner=context.scanner,
-                bytes=len(clean),
-                sha256=hashlib.sha256(clean).hexdigest(),
-            )
-            path = self.folder / row.file
+            if self.failure is not None:
+                return
+            row, clean = self._row(request, answer, body.decode(errors="surrogateescape"), hide, context)
+            try:
+                self._write(row, clean)
+                return
+            except OSError as error:
+                failure = error
+                self.failure = str(error)  # before the lock is free: nobody writes after the first who could not
+        self._end_with(failure)
+
+    def _row(self, request: Request, answer: Answer, text: str, hide: Hide, context: ScanContext) -> tuple[Row, bytes]:
+        """Return an answer's row and body, without secrets."""
+        self._secrets |= granted_secrets(text, urlsplit(request.url).path)
+        hide_more = hider(self._secrets)
+        clean = hide_more(hide(text)).encode(errors="surrogateescape")
+        self._answers += 1
+        kept = ((name, value) for name, value in answer.headers.items() if name not in _TRANSFER_HEADERS)
+        url = hide_more(request.url)
+        row = Row(
+            file=self._name(url, answer, self._answers),
+            url=url,
+            method=request.method,
+            status=answer.status,
+            headers={name: hide_more(hide(hide_named(value))) for name, value in kept if not is_secret(name)},
+            request_body=None if request.body is None else hide_more(request.body),
+            recorded_at=context.now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            scanner=context.scanner,
+            bytes=len(clean),
+            sha256=hashlib.sha256(clean).hexdigest(),
+        )
+        return row, clean
+
+    def _write(self, row: Row, body: bytes) -> None:
+        path = self.folder / row.file
+        try:
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(clean)
+            path.write_bytes(body)
             add_row(self.folder, row)
+        except OSError:
+            with contextlib.suppress(OSError):  # half a body that no row names
+                path.unlink(missing_ok=True)
+            raise
+
+    def _end_with(self, error: OSError) -> None:
+        """Keep nothing more, and say so. No lock is held: a logging handler is foreign code."""
+        self.failure = error.strerror or str(error)
+        _log.warning(
+            "the recording in %s ends here: %s; its replay will miss what comes after. The run goes on",
+            self.folder,
+            self.failure,
+        )
 
     @staticmethod
-    def _name(request: Request, answer: Answer, number: int) -> str:
-        parts = urlsplit(request.url)
+    def _name(url: str, answer: Answer, number: int) -> str:
+        parts = urlsplit(url)
         content_type = answer.headers.get("content-type", "")
         suffix = next((suffix for kind, suffix in _SUFFIXES.items() if kind in content_type), "txt")
         words = re.sub(r"[^A-Za-z0-9]+", "-", unquote(parts.path)).strip("-")[-60:].strip("-")
@@ -168,7 +210,7 @@ class Replay:
         sources: hosts that scanners call, by the scanner's name.
 
     Raises:
-        ConfigError: there is no manifest, it has another shape, or a body is missing.
+        ConfigError: there is no manifest, it has another shape, or a body is missing or not what was recorded.
     """
 
     def __init__(self, folder: str | Path, sources: Mapping[str, Iterable[str]] | None = None) -> None:
@@ -314,7 +356,7 @@ def read_manifest(folder: Path) -> Sequence[Row]:
     """Return the rows of a folder's manifest.
 
     Raises:
-        ConfigError: there is no manifest, it has another shape, or a body is missing.
+        ConfigError: there is no manifest, it has another shape, or a body is missing or not what was recorded.
     """
     path = folder / MANIFEST
     try:
@@ -328,7 +370,23 @@ def read_manifest(folder: Path) -> Sequence[Row]:
         body = (folder / row.file).resolve()
         if not body.is_relative_to(inside) or not body.is_file():
             raise ConfigError(f"{path} names {row.file!r}, and there is no such file in the folder")
+        _check(body, row, path)
     return rows
+
+
+def _check(body: Path, row: Row, manifest: Path) -> None:
+    """Raise `ConfigError` if a body is not what its row says: it was edited, damaged or cut off."""
+    try:
+        size = body.stat().st_size
+        if row.bytes is not None and row.bytes != size:
+            raise ConfigError(f"{body} has {size} bytes, and {manifest} says {row.bytes}; record it again")
+        if row.sha256 is not None:
+            with body.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != row.sha256.lower():
+                raise ConfigError(f"{body} is not what was recorded: {manifest} has another sha256; record it again")
+    except OSError as error:
+        raise ConfigError(f"{body} cannot be read: {error.strerror}") from None
 
 
 def begin_manifest(folder: Path) -> None:
@@ -337,12 +395,29 @@ def begin_manifest(folder: Path) -> None:
 
 
 def add_row(folder: Path, row: Row) -> None:
-    """Append a row to a folder's manifest, in a form that people can read too; it is valid JSON before and after."""
+    """Append a row to a folder's manifest, in a form that people can read too.
+
+    It is valid JSON before and after, even if there is no room for the row.
+    """
     text = json.dumps(msgspec.to_builtins(row), indent=1, ensure_ascii=False).encode()
-    with (folder / MANIFEST).open("r+b") as file:
-        first = file.seek(0, os.SEEK_END) == len(_EMPTY)
-        file.seek(1 if first else -len(_END), os.SEEK_SET if first else os.SEEK_END)
-        file.write((b"\n" if first else b",\n") + text + _END)
+    with (folder / MANIFEST).open("r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        first = size == len(_EMPTY)
+        end = _EMPTY[1:] if first else _END
+        try:
+            _write_at(file, size - len(end), (b"\n" if first else b",\n") + text + _END)
+        except OSError:
+            # The end goes back to where it was, and only then is the file cut: it overwrites bytes that are there and
+            # needs no room. The other way round, the cut could give away the block that the end needs.
+            _write_at(file, size - len(end), end)
+            file.truncate(size)
+            raise
+
+
+def _write_at(file: FileIO, place: int, data: bytes) -> None:
+    file.seek(place)
+    while data:  # without a buffer a write may take only a part, and the next one says why
+        data = data[file.write(data) :]
 
 
 def target_of(method: str, url: str) -> Target:
@@ -353,15 +428,26 @@ def target_of(method: str, url: str) -> Target:
 
 def _same(recorded: str, requested: str) -> bool:
     """Say whether two queries agree, in any order, and whatever stands in the place of a secret."""
-    mine, yours = (dict(parse_qsl(query, keep_blank_values=True)) for query in (recorded, requested))
+    mine, yours = _by_name(recorded), _by_name(requested)
     # A secret that is missing altogether counts as one, too: a key may have moved from the query into a header.
     names = {name for name in {*mine, *yours} if not is_secret(name)}
-    return all(_stands_for(mine.get(name), yours.get(name)) for name in names)
+    return all(_stand_for(mine.get(name, []), yours.get(name, [])) for name in names)
 
 
-def _stands_for(recorded: str | None, requested: str | None) -> bool:
-    placeholder = recorded is not None and (recorded in {REDACTED, ".."} or recorded.startswith("MOCK_"))
-    return recorded == requested or (placeholder and requested is not None)
+def _by_name(query: str) -> dict[str, list[str]]:
+    """Return the values of each parameter, in order: `id=1&id=2` is neither `id=2` nor `id=2&id=1`."""
+    values: dict[str, list[str]] = defaultdict(list)
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        values[name].append(value)
+    return values
+
+
+def _stand_for(recorded: list[str], requested: list[str]) -> bool:
+    return len(recorded) == len(requested) and all(map(_stands_for, recorded, requested))
+
+
+def _stands_for(recorded: str, requested: str) -> bool:
+    return recorded == requested or recorded in {REDACTED, ".."} or recorded.startswith("MOCK_")
 
 
 def _date(text: str) -> datetime | None:

@@ -15,6 +15,7 @@ from resilient_scan.cli import main as cli
 from resilient_scan.cli.fleet import Request, open_fleet
 from tests.scanners.filings import COMPANIES, entry, feed, form4, line, owner, submission
 from tests.scanners.recorded import Answer, Asked, RecordedServer, folder
+from tests.support.disks import no_file_beyond
 
 USER = "Jane Doe jane-d0e@example.com"
 ID, SECRET, TOKEN = "my-cl1ent-id", "my-cl1ent-secret", "t0ken-0f-the-day"
@@ -70,6 +71,19 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, di
     code = cli.main(["run", "--json", "--only", FLEET, *map(str, arguments)])
     said = capsys.readouterr()
     return code, json.loads(said.out or "{}"), said.err
+
+
+def test_a_full_disk_costs_the_recording_and_no_scanner(
+    server: RecordedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, tape = config(tmp_path, server.url), tmp_path / "tape"
+    with no_file_beyond(1500):
+        code, report, said = run(capsys, "--config", settings, "--record", tape)
+    assert report["counts"] == {"completed": 4}
+    assert report["complete"]
+    assert said.count(f"the recording in {tape} ends here: File too large") == 1
+    assert code == 1  # as `tee` does: the results are whole, and something that was asked for is not
+    assert 0 < len(json.loads((tape / "manifest.json").read_text())) < len(server.asked)
 
 
 def test_a_run_is_recorded_replayed_offline_and_no_secret_is_written(

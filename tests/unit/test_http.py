@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -20,7 +21,7 @@ from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.http import Client, NotFound, SchemaDrift, TransientError, redact
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
-from tests.scanners.recorded import RecordedServer
+from tests.scanners.recorded import Answer, Asked, RecordedServer
 from tests.support.http import answering, context_for, raw_server, read_request
 
 SECRET = "k3y-0f-the-h0use"
@@ -517,3 +518,25 @@ def test_a_base_url_that_is_refused_is_shown_without_its_password(url: str) -> N
     with pytest.raises(ConfigError) as caught:
         Client(url.format(SECRET))
     assert SECRET not in str(caught.value)
+
+
+def test_a_key_is_not_shown_in_part_where_an_error_is_cut() -> None:
+    said = b"x " * 95 + SECRET.encode()  # the message ends after 200 characters
+    with answering(403, body=said) as url, pytest.raises(PermanentError) as caught:
+        Client(url, secrets=[SECRET]).get("/", context=context_for())
+    assert SECRET[:8] not in str(caught.value)
+
+
+def test_what_an_address_logs_in_with_is_hidden_however_it_is_sent() -> None:
+    def echo(asked: Asked) -> Answer:
+        return 400, {}, f"you sent {asked.headers['authorization']}".encode()
+
+    with RecordedServer({"/*": echo}, manifest=False) as server:
+        for user, plain in (("me:s%40cret-w0rd", "me:s@cret-w0rd"), (f"{SECRET}:", f"{SECRET}:")):
+            client = Client(server.url.replace("//", f"//{user}@"))
+            with pytest.raises(PermanentError) as caught:
+                client.get(f"/{plain.strip(':').removeprefix('me:')}", context=context_for())
+            client.close()
+            assert b64encode(plain.encode()).decode() == server.asked[-1].headers["authorization"].split()[1]
+            assert "you sent Basic REDACTED" in str(caught.value)
+            assert "/REDACTED: HTTP 400" in str(caught.value)

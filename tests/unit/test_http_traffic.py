@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +17,11 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from resilient_scan import Candidate, ConfigError, Limit, PermanentError, RetryAfter, ScanContext, ScanRunner, scanner
-from resilient_scan.http import REDACTED, Client, Recorder, Replay, TransientError
+from resilient_scan.http import REDACTED, Client, NotFound, Recorder, Replay, TransientError
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import Answer, Asked, RecordedServer
+from tests.support.disks import no_file_beyond
+from tests.support.http import raw_server, say
 
 KEY = "k3y-0f-the-h0use"
 TOKEN = "t0ken-fr0m-the-s0urce"
@@ -138,7 +142,7 @@ def test_the_manifest_has_the_shape_that_is_described(folder: Path, server: Reco
     assert (row["method"], row["status"], row["scanner"], row["request_body"]) == ("GET", 200, "mine", None)
     assert row["url"] == f"{server.url}/a?token=REDACTED&q=1"
     assert row["recorded_at"] == "2026-05-15T14:30:00Z"
-    assert row["bytes"] == len(body)
+    assert (row["bytes"], row["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
     assert row["headers"]["x-kept"] == f"for {REDACTED}"
     assert "set-cookie" not in row["headers"]
     assert row["file"].endswith("/0001-a.json")
@@ -320,3 +324,170 @@ def test_a_replay_waits_for_no_quota(folder: Path, server: RecordedServer) -> No
     replay = Replay(folder)
     with ScanRunner([asks], traffic=replay, listeners=()) as runner:
         assert [len(runner.run({"run": count}).candidates) for count in range(3)] == [3, 3, 3]
+
+
+# ------------------------------------------------------------------------------------------- what is really recorded
+
+
+@pytest.mark.parametrize("key", ["demo", "t0ken-7", "a.b+c=d"])
+def test_a_short_key_is_taken_out_as_a_whole_word_only(key: str, folder: Path) -> None:
+    """A key that is a word must not change the news."""
+    kept = [f"{key}cracy", f"super{key}", f"{key}_{key}", f"é{key}", f"{key}1"]
+    taken = [
+        key,
+        f'"{key}"',
+        f"({key})",
+        f"{key}.",
+        f"-{key}-",
+        f"apikey%3D{quote(key)}%26",
+        rf"\n{key}\n",
+        rf"\u0022{key}",
+    ]
+    if not key[0].isalnum() or not key[-1].isalnum():
+        kept = []
+    body = "\n".join([*kept, *taken]).encode()
+    with RecordedServer({"/*": (200, {}, body)}, manifest=False) as server:
+        Client(server.url).get("/a", {"apikey": key}, context=context_for(Recorder(folder)))
+    (row,) = json.loads((folder / "manifest.json").read_text())
+    lines = (folder / row["file"]).read_text().split("\n")
+    assert lines[: len(kept)] == kept
+    assert [line.count(REDACTED) for line in lines[len(kept) :]] == [1] * len(taken)
+    assert not [line for line in lines[len(kept) :] if key in line]
+
+
+def test_a_long_key_is_taken_out_wherever_it_is(folder: Path) -> None:
+    key = "abcdefgh"
+    with RecordedServer({"/*": (200, {}, f"x{key}y".encode())}, manifest=False) as server:
+        Client(server.url).get("/a", {"apikey": key}, context=context_for(Recorder(folder)))
+    assert f"x{REDACTED}y" in written(folder)
+
+
+def test_a_token_that_was_handed_out_is_in_no_file_name_and_no_place_that_an_answer_points_to(folder: Path) -> None:
+    granted = json.dumps({"access_token": "t0kenfr0mthes0urce"})
+    answers = {
+        "/login": (200, {}, granted.encode()),
+        "/away": (302, {"location": "https://h.example/?session_id=s3ss10n-0f-the-day&page=2"}, b""),
+        "/*": (200, {}, b"{}"),
+    }
+    with RecordedServer(answers, manifest=False) as server:
+        client, context = Client(server.url), context_for(Recorder(folder))
+        client.get("/login", context=context)
+        client.get("/t0kenfr0mthes0urce/me", context=context)
+        client.get("/away", context=context, accept=[302])
+    names = [row["file"].partition("/")[2] for row in json.loads((folder / "manifest.json").read_text())]
+    assert names == ["0001-login.txt", "0002-REDACTED-me.txt", "0003-away.txt"]
+    assert "t0kenfr0mthes0urce" not in written(folder)
+    assert "s3ss10n-0f-the-day" not in written(folder)
+    assert "https://h.example/?session_id=REDACTED&page=2" in written(folder)
+
+
+def test_parameters_that_come_several_times_are_told_apart(folder: Path) -> None:
+    replay = tape(
+        folder,
+        {"url": "http://one.example/a?id=1&id=2", "text": "12"},
+        {"url": "http://one.example/a?id=3&id=2", "text": "32"},
+        {"url": "http://one.example/a?id=2", "text": "2"},
+        {"url": "http://one.example/a?day=..&day=..", "text": "days"},
+        {"method": "POST", "request_body": "id=1&id=2", "text": "form"},
+    )
+    client, context = Client("http://one.example"), context_for(replay)
+    said = [client.get("/a", {"id": ids}, context=context).text for ids in ([3, 2], [2], [1, 2])]
+    assert said == ["32", "2", "12"]
+    assert client.get("/a", {"day": ["1", "2"]}, context=context).text == "days"
+    assert client.post("/a", {"id": [1, 2]}, context=context).text == "form"
+    for other in ({"id": [2, 1]}, {"id": [1, 2, 2]}, {"day": ["1"]}):
+        with pytest.raises(PermanentError, match="not recorded"):
+            client.get("/a", other, context=context)
+        with pytest.raises(PermanentError, match="not recorded"):
+            client.post("/a", other, context=context)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body: body + b" ", r"0001-a\.json has \d+ bytes, and .*manifest\.json says \d+; record it again"),
+        (lambda body: body[:-1], r"0001-a\.json has \d+ bytes, and .*manifest\.json says \d+; record it again"),
+        (lambda body: body[:-1] + b"x", r"0001-a\.json is not what was recorded: .*manifest\.json has another sha256"),
+    ],
+    ids=["longer", "shorter", "other"],
+)
+def test_a_body_that_is_not_what_was_recorded_is_refused_when_the_replay_is_opened(
+    change: Any, words: str, folder: Path, server: RecordedServer
+) -> None:
+    Client(server.url).get("/a", context=context_for(Recorder(folder)))
+    assert Replay(folder).hosts
+    (body,) = folder.rglob("0001-a.json")
+    body.write_bytes(change(body.read_bytes()))
+    with pytest.raises(ConfigError, match=words):
+        Replay(folder)
+
+
+def test_a_digest_may_be_written_in_capitals_and_may_be_missing(folder: Path) -> None:
+    digest = hashlib.sha256(b"{}").hexdigest()
+    replay = tape(folder, {"sha256": digest.upper(), "bytes": 2}, {"sha256": None, "bytes": None})
+    assert len(replay._rows) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_is_not_the_scanners_error(
+    folder: Path, server: RecordedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The manifest is cut in the middle of a row; what came before can be replayed."""
+    client, recorder = Client(server.url), Recorder(folder)
+    context = context_for(recorder)
+    pages = [client.get("/a", {"page": page}, context=context).text for page in range(2)]
+    before = (folder / "manifest.json").read_bytes()
+    with caplog.at_level(logging.WARNING, "resilient_scan"):
+        with no_file_beyond(len(before) + 100):
+            pages += [client.get("/a", {"page": page}, context=context).text for page in range(2, 4)]
+        pages += [client.get("/a", {"page": page}, context=context).text for page in range(4, 6)]
+    assert [json.loads(page)[1] for page in pages] == [{"page": str(page)} for page in range(6)]
+    assert recorder.failure == "File too large"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the recording in {folder} ends here: File too large; its replay will miss what comes after. The run goes on"
+    ]
+    assert (folder / "manifest.json").read_bytes() == before
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 3
+    again, replayed = Client(server.url), context_for(Replay(folder))
+    assert [again.get("/a", {"page": page}, context=replayed).text for page in range(2)] == pages[:2]
+
+
+def test_a_disk_that_is_full_at_the_first_row_leaves_an_empty_recording(folder: Path, server: RecordedServer) -> None:
+    recorder = Recorder(folder)
+    with no_file_beyond(100):
+        assert Client(server.url).get("/busy", context=context_for(recorder), accept=[429]).text == "slow down"
+    assert recorder.failure == "File too large"
+    assert (folder / "manifest.json").read_bytes() == b"[]\n"
+    assert not Replay(folder).hosts
+
+
+def test_a_state_that_does_not_fit_ends_the_recording_and_a_folder_without_room_is_refused(folder: Path) -> None:
+    recorder = Recorder(folder)
+    with no_file_beyond(1):
+        recorder.note_run({"tickers": ["A"] * 100}, ["mine"])
+        with pytest.raises(ConfigError, match=r"cannot record into .*second: File too large"):
+            Recorder(folder / "second")
+    assert recorder.failure == "File too large"
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"503 Busy\r\nRetry-After: 7", RetryAfter), (b"500 Oops", TransientError), (b"404 Gone", NotFound)],
+)
+def test_an_error_is_the_same_error_while_it_is_recorded(head: bytes, kind: type[Exception], folder: Path) -> None:
+    """Neither a body that breaks off nor one beyond the limit hides the status."""
+    broken = b"HTTP/1.1 %b\r\nContent-Length: 100\r\n\r\nhalf" % head
+    huge = b"HTTP/1.1 %b\r\nContent-Length: 100000\r\n\r\n%b" % (head, b"x" * 100_000)
+    said = []
+    for traffic in (None, Recorder(folder)):
+        for answer in (broken, huge):
+            with raw_server(say(answer)) as url:
+                client = Client(url, max_bytes=1000)
+                with pytest.raises(kind) as caught:
+                    client.get("/", context=context_for(traffic))
+                said.append(str(caught.value).replace(url, ""))
+                client.close()
+    assert said[:2] == said[2:]
+    assert len(Replay(folder)._rows) == 2
