@@ -148,7 +148,7 @@ def command() -> None:
     "--record",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep what the sources answer in this new folder, without secrets.",
+    help="Keep what the sources answer in this new folder, without secrets; exit with 1 if the disk gets full.",
 )
 @click.option(
     "--replay",

@@ -7,10 +7,13 @@ What comes back decides what a scanner raises:
     408, 425, 429, 5xx, broken connections  TransientError: another attempt may help
     404, 410                                NotFound, a PermanentError: there is no such thing
     3xx, all other 4xx, an oversize body    PermanentError: another attempt cannot help
+    a rejected certificate                  PermanentError
+    a proxy or certificates that are wrong  ConfigError, a PermanentError that names the variable
 
 A request has one deadline from the first byte to the last: the client's timeout or the scan's remaining time,
-whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`, `resilient-scan run --record DIR` and
-`--replay DIR`), it keeps what comes back in a folder, without secrets, or answers from there without any network.
+whichever is shorter, for all addresses of the host together. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`,
+`resilient-scan run --record DIR` and `--replay DIR`), it keeps what comes back in a folder, without secrets, or answers
+from there without any network.
 """
 
 from resilient_scan._once import ready

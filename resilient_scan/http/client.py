@@ -43,8 +43,9 @@ class Client:
     Args:
         base_url: every path is appended to it; `http` or `https`.
         headers: sent with every request.
-        timeout: seconds for one request from the first byte to the last; cut to the scan's remaining time.
-        max_bytes: largest body accepted, after decoding.
+        timeout: seconds for one request from the first byte to the last, shared by all addresses of the host; cut to
+            the scan's remaining time. Only the lookup of the host's name can take longer.
+        max_bytes: largest body accepted, after decoding; a request takes little more memory than that.
         secrets: values that must never be shown. Those of headers and parameters with a telling name (`apikey`,
             `token`, `key`, `crumb`, `authorization`, ...) need not be listed.
 
