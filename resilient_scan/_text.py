@@ -201,7 +201,9 @@ Hide = Callable[[str], str]
 
 _SHORTEST: Final = 4  # a secret of fewer characters would be found in many innocent texts
 _LONG: Final = 8  # one of fewer may be a word, and part of others: `demo` is no secret in `democracy`
-_BEGINS: Final = r"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbf])|(?<=\\u[0-9A-Fa-f]{4}))"  # also after %3D, \n, \u0022
+_BEGINS: Final = (  # a token begins after an escape too: %3D, \n, \x3d, \u0022
+    r"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbf])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
+)
 _HEX: Final = re.compile(r"%[0-9A-F]{2}")
 _GRANTED: Final = re.compile(
     r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""

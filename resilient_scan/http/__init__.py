@@ -10,8 +10,8 @@ What comes back decides what a scanner raises:
     a rejected certificate                  PermanentError
     a proxy or certificates that are wrong  ConfigError, a PermanentError that names the variable
 
-A request has one deadline from the first byte to the last: the client's timeout or the scan's remaining time,
-whichever is shorter, for all addresses of the host together. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`,
+A request has one deadline from the first byte to the last, for all addresses of the host together: the client's timeout
+or the scan's remaining time, whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`,
 `resilient-scan run --record DIR` and `--replay DIR`), it keeps what comes back in a folder, without secrets, or answers
 from there without any network.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import weakref
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -111,7 +112,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a form to `path`, and return the answer; everything else is as in `get`."""
-        sent = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
+        own = {
+            name.lower(): value for name, value in (headers or {}).items()
+        }  # its case must not make two of one header
+        sent = {"content-type": "application/x-www-form-urlencoded", **own}
         return self._send(Request("POST", self._url(path, None), _query(form)), sent, context, accept)
 
     def close(self) -> None:
@@ -268,6 +272,8 @@ def credential(context: ScanContext, setting: str, variable: str) -> str:
         ConfigError: neither has it; the message says what to set.
     """
     value = context.settings.get(setting) or os.environ.get(variable, "")
+    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):  # how Python keeps bytes that are no text
+        raise ConfigError(f"{context.scanner}: the environment variable {variable} holds bytes that are not UTF-8")
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(
             f"{context.scanner} needs {setting}: set scanners.{context.scanner}.settings.{setting} "

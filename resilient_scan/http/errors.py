@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ import msgspec
 from resilient_scan.errors import PermanentError, ScanError
 
 _CHARSET: Final = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
+# Codecs of Python's that are no charsets. Punycode costs time with the square of its length, and nothing can end that.
+_NO_CHARSETS: Final = {"punycode", "idna", "unicode-escape", "raw-unicode-escape"}
 _MAX_WAIT: Final = 366 * 86400.0
 
 
@@ -88,7 +91,8 @@ class Response(msgspec.Struct, frozen=True):
         """The body as text, in the charset that its content type names, else UTF-8; invalid bytes are replaced."""
         named = _CHARSET.search(self.headers.get("content-type", ""))
         try:
-            text = self.body.decode(named[1] if named else "utf-8", errors="replace")
+            codec = codecs.lookup(named[1] if named else "utf-8").name
+            text = self.body.decode("utf-8" if codec in _NO_CHARSETS else codec, errors="replace")
         except (LookupError, ValueError):  # a charset that Python does not know
             text = self.body.decode(errors="replace")
         return text.removeprefix("\ufeff")

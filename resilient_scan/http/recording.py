@@ -367,11 +367,20 @@ def read_manifest(folder: Path) -> Sequence[Row]:
         raise ConfigError(f"{path} is no manifest of recordings: {error}") from None
     inside = folder.resolve()
     for row in rows:
+        if not _is_valid(row):
+            raise ConfigError(f"{path} names {row.url!r}, and that is no address")
         body = (folder / row.file).resolve()
         if not body.is_relative_to(inside) or not body.is_file():
             raise ConfigError(f"{path} names {row.file!r}, and there is no such file in the folder")
         _check(body, row, path)
     return rows
+
+
+def _is_valid(row: Row) -> bool:
+    try:
+        return bool(row.target)
+    except ValueError:  # such as http://[
+        return False
 
 
 def _check(body: Path, row: Row, manifest: Path) -> None:

@@ -352,18 +352,18 @@ def _tls() -> ssl.SSLContext:
     Raises:
         ConfigError: a variable of the environment names what is not there, or cannot be used.
     """
-    named = {name: os.environ[name] for name in _TLS_VARIABLES if os.environ.get(name)}
-    for name, path in named.items():
-        if name != "SSLKEYLOGFILE" and not Path(path).exists():  # the standard library does not say which is missing
-            raise ConfigError(f"{name} names {path!r}, and there is no such file or directory")
+    named = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)}
+    for name, value in list(named.items())[:1]:  # the file wins, and then the directory is not looked at
+        # The standard library would not say what is missing, and of a directory not even that.
+        if not any(Path(path).exists() for path in (value.split(os.pathsep) if name == "SSL_CERT_DIR" else [value])):
+            raise ConfigError(f"{name} names {value!r}, and there is no such file or directory")
+    if os.environ.get("SSLKEYLOGFILE"):
+        named["SSLKEYLOGFILE"] = os.environ["SSLKEYLOGFILE"]
     try:
         return httpx.create_ssl_context()
     except OSError as error:
         values = ", ".join(f"{name}={path}" for name, path in named.items()) or "the certificates of certifi"
         raise ConfigError(f"TLS cannot be used with {values}: {error.strerror or error}") from None
-
-
-_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 _NETWORK_ERRORS: tuple[type[Exception], ...] = ()

@@ -18,7 +18,7 @@ import pytest
 
 from resilient_scan import ConfigError, LimitExceeded, PermanentError, RetryAfter, ScanCancelled, ScanContext
 from resilient_scan.cli.demo_server import LoopbackServer
-from resilient_scan.http import Client, NotFound, SchemaDrift, TransientError, redact
+from resilient_scan.http import Client, NotFound, SchemaDrift, TransientError, credential, redact
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import Answer, Asked, RecordedServer
@@ -540,3 +540,38 @@ def test_what_an_address_logs_in_with_is_hidden_however_it_is_sent() -> None:
             assert b64encode(plain.encode()).decode() == server.asked[-1].headers["authorization"].split()[1]
             assert "you sent Basic REDACTED" in str(caught.value)
             assert "/REDACTED: HTTP 400" in str(caught.value)
+
+
+@pytest.mark.parametrize("charset", ["punycode", "IDNA", "unicode_escape", "raw-unicode-escape", "no-such", "hex"])
+def test_a_codec_that_is_no_charset_is_not_used(charset: str) -> None:
+    """Decoding 16 MB of Punycode would take hours, and no timeout could end it."""
+    with answering(200, {"Content-Type": f"text/plain; charset={charset}"}, b"M\\u0041nchen-3ya") as url:
+        assert Client(url).get("/", context=context_for()).text == "M\\u0041nchen-3ya"
+
+
+def test_a_charset_is_used_that_is_one() -> None:
+    with answering(200, {"Content-Type": "text/plain; charset=latin-1"}, "é".encode("latin-1")) as url:
+        assert Client(url).get("/", context=context_for()).text == "é"
+
+
+def test_a_header_of_the_callers_own_replaces_the_forms() -> None:
+    heads: list[bytes] = []
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        heads.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        client.post("/", {"a": 1}, context=context_for(), headers={"CONTENT-type": "text/plain"})
+        client.close()
+    assert heads[0].lower().count(b"content-type:") == 1
+    assert b"content-type: text/plain" in heads[0].lower()
+
+
+def test_a_key_that_is_no_text_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"ACME_API_KEY", b"caf\xe9")
+    with pytest.raises(ConfigError, match="variable ACME_API_KEY holds bytes that are not UTF-8"):
+        credential(context_for(), "api_key", "ACME_API_KEY")
+    monkeypatch.setenv("ACME_API_KEY", " café ")
+    assert credential(context_for(), "api_key", "ACME_API_KEY") == "café"

@@ -310,6 +310,20 @@ def test_certificates_that_are_not_there_are_a_setting_to_correct(
         assert Client(url).get("/", context=context_for()).text == "{}"
 
 
+def test_of_several_directories_one_is_enough_and_beside_a_file_none_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tls_server(tmp_path, say(OK)) as url:
+        monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([f"{tmp_path}/gone", str(tmp_path)]))
+        assert isinstance(failure_of(url), PermanentError)  # it holds no certificate under the name that OpenSSL wants
+        assert "rejected" in str(failure_of(url))
+        monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}/gone")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        client = Client(url)
+        assert client.get("/", context=context_for()).text == "ok"
+        client.close()
+
+
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 

@@ -258,6 +258,7 @@ def test_it_knows_for_whom_there_is_something(folder: Path) -> None:
         ('[{"url": "http://a"}]', "no manifest of recordings: .*file"),
         ('[{"file": "../secret", "url": "http://a"}]', "'../secret', and there is no such file"),
         ('[{"file": "gone", "url": "http://a"}]', "'gone', and there is no such file"),
+        ('[{"file": "manifest.json", "url": "http://["}]', r"names 'http://\[', and that is no address"),
     ],
 )
 def test_a_folder_that_is_none_is_refused(folder: Path, manifest: str | None, words: str) -> None:
@@ -342,6 +343,7 @@ def test_a_short_key_is_taken_out_as_a_whole_word_only(key: str, folder: Path) -
         f"apikey%3D{quote(key)}%26",
         rf"\n{key}\n",
         rf"\u0022{key}",
+        rf"\xe9{key}",
     ]
     if not key[0].isalnum() or not key[-1].isalnum():
         kept = []
