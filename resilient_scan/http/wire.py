@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from resilient_scan._text import Hide, redact
+from resilient_scan._text import Hide, redact, shortened
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
 from resilient_scan.http.encoding import ACCEPTED, decoded
@@ -132,13 +132,15 @@ def _network_error(error: Exception, proxy: str) -> NetworkError:
         return DeadlineExceeded(through)
     if isinstance(error, httpcore.ProxyError):
         return _refusal(str(error), proxy)
-    message = f"{type(error).__name__}: {str(error) or 'no details'}" + f" {through}" * bool(through)
-    unsendable = isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError)
-    return RequestError(message) if unsendable else NetworkError(message)
+    message = f"{type(error).__name__}: {str(error) or 'no details'}"
+    if isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError):
+        return RequestError(message)
+    return NetworkError(f"{message} {through}".rstrip())
 
 
 def _refusal(answer: str, proxy: str) -> NetworkError:
     """Return the error for a proxy that opens no tunnel; `answer` is its status and reason."""
+    answer = shortened(answer, 100)
     if answer.startswith("4") and answer[:3] not in {"408", "425", "429"}:
         return RequestError(
             f"the proxy {proxy} refuses: {answer}", "check its address, user and password, and NO_PROXY"
@@ -199,6 +201,9 @@ class _Stream(httpcore.NetworkStream):
                 f"the certificate of {server_hostname} is rejected: {reason.verify_message}",
                 "correct the address, or add who issued it to the file that SSL_CERT_FILE names",
             ) from None
+        except BaseException:
+            self.close()  # httpcore closes it only if the handshake had begun
+            raise
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -220,32 +225,32 @@ class _Backend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         # What is raised here is ours: httpcore lets it through, and only here it is known that nobody else is to blame.
         peer = f"the proxy {self._proxy}" if self._proxy else host
-        failure: Exception | None = None
-        addresses = _addresses(host, port, peer)
+        advice = _PROXY_ADVICE if self._proxy else ""
+        addresses, reason = _addresses(host, port, peer, advice), ""
         for number, address in enumerate(addresses):
             share = _cut(timeout) / (len(addresses) - number)
             try:
                 return _Stream(self._backend.connect_tcp(address, port, share, *arguments, **options))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
+            except httpcore.ConnectTimeout:
+                reason = ""
+            except httpcore.ConnectError as error:
+                reason = str(error) or "no details"
         where = f" at any of its {len(addresses)} addresses" if len(addresses) > 1 else ""
         message = f"no connection to {peer}{where}"
-        if isinstance(failure, httpcore.ConnectTimeout):
-            raise DeadlineExceeded(message)
-        raise NetworkError(f"{message}: {failure}", _PROXY_ADVICE if self._proxy else "")
+        raise NetworkError(f"{message}: {reason}", advice) if reason else DeadlineExceeded(message)
 
 
 _PROXY_ADVICE: Final = "start it or correct the variable, or put the source's host in NO_PROXY"
 
 
-def _addresses(host: str, port: int, peer: str) -> list[str]:
-    """Return the addresses that a name stands for, in the system's order."""
+def _addresses(host: str, port: int, peer: str, advice: str) -> list[str]:
+    """Return the addresses that the name of `peer` stands for, in the system's order."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:  # such as a part of more than 63 letters
         raise RequestError(f"no host can have the name of {peer}") from None
     except OSError as error:
-        raise NetworkError(f"the name of {peer} cannot be resolved: {error.strerror}") from None
+        raise NetworkError(f"the name of {peer} cannot be resolved: {error.strerror}", advice) from None
     # An address of one network interface (fe80::1%eth0) comes with the interface's number instead of its name.
     places = ((at[0], at[3] if len(at) == 4 else 0) for *_, at in found)
     return list(dict.fromkeys(f"{address}%{scope}" if scope else str(address) for address, scope in places))

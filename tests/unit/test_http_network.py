@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from resilient_scan import ConfigError, PermanentError, ScanCancelled
+from resilient_scan import ConfigError, PermanentError, ScanCancelled, ScanContext
 from resilient_scan.http import Client, TransientError
 from tests.scanners.recorded import RecordedServer
 from tests.support.http import (
@@ -182,7 +182,8 @@ def test_a_proxy_whose_name_is_unknown_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
     failure = str(failure_of("http://source.test"))
-    assert "the name of the proxy http://proxy.test:3128 (of HTTP_PROXY) cannot be resolved" in failure
+    assert "the name of the proxy http://proxy.test:3128 (of HTTP_PROXY) cannot be resolved: Name or service" in failure
+    assert failure.endswith("; start it or correct the variable, or put the source's host in NO_PROXY")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -287,6 +288,38 @@ def test_a_certificate_that_is_rejected_is_permanent_and_says_why(
         assert "correct the address, or add who issued it to the file that SSL_CERT_FILE names" in str(each)
     assert "the certificate of 127.0.0.1 is rejected: self" in str(failure)
     assert "the certificate of other.test is rejected: Hostname mismatch" in str(other)
+
+
+def test_a_connection_that_is_late_for_its_handshake_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Late(ScanContext):
+        connected = False
+
+        def remaining(self) -> float:
+            return 0.0 if self.connected else super().remaining()
+
+    context = Late("test", deadline=time.monotonic() + 30)
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        if not connection.recv(1):
+            ended.set()
+
+    with raw_server(handle) as url:
+        client = Client(url.replace("http:", "https:"))
+        real = socket.create_connection
+
+        def connect(*arguments: object, **options: object) -> socket.socket:
+            connection = real(*arguments, **options)  # type: ignore[arg-type]
+            context.connected = True
+            return connection
+
+        monkeypatch.setattr(socket, "create_connection", connect)
+        with pytest.raises(TransientError, match="no whole answer") as caught:
+            client.get("/", context=context)
+        assert ended.wait(10)  # while `caught` still holds the frames, and with them the connection
+        assert caught
+        client.close()
 
 
 @pytest.mark.parametrize(
