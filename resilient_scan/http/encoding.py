@@ -65,10 +65,8 @@ def _gunzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _inflated(member: zlib._Decompress, data: bytes) -> Iterator[bytes]:
     """Yield what a member makes of some bytes, in steps."""
-    full = True
-    # After the last byte of input zlib may hold output back that did not fit into the step before. At the member's end
-    # its `unconsumed_tail` is what follows the member, once more: that is not for this member.
-    while (data or full) and not member.eof:
+    # At the member's end its `unconsumed_tail` is what follows the member, once more: that is not for this member.
+    while data and not member.eof:
         try:
             out = member.decompress(data, STEP)
         except zlib.error as error:
@@ -76,7 +74,7 @@ def _inflated(member: zlib._Decompress, data: bytes) -> Iterator[bytes]:
             raise NetworkError(f"the body is not the gzip that its Content-Encoding promises ({reason})") from None
         if out:
             yield out
-        data, full = member.unconsumed_tail, len(out) == STEP
+        data = member.unconsumed_tail
 
 
 def _member() -> zlib._Decompress:

@@ -289,8 +289,6 @@ class _Transport(httpx.BaseTransport):
         if proxy is None:
             self._pool = httpcore.ConnectionPool(**options)
         else:
-            if proxy[0].url.scheme == "https":
-                options["proxy_ssl_context"] = _tls()
             self._pool = httpcore.HTTPProxy(str(proxy[0].url), proxy_auth=proxy[0].raw_auth, **options)
 
     def close(self) -> None:

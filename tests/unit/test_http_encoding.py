@@ -104,6 +104,11 @@ def test_a_body_is_whole_however_it_is_cut(size: int, cut: int) -> None:
     assert max(map(len, steps)) <= STEP
 
 
+def test_a_body_that_is_empty_is_whole() -> None:
+    with answering(200, GZIP, b"") as url:
+        assert Client(url).get("/", context=context_for()).body == b""
+
+
 def test_members_that_follow_one_another_are_one_body() -> None:
     packed = gzip.compress(b"one, ") + gzip.compress(b"two")
     with answering(200, GZIP, packed) as url:
