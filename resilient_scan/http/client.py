@@ -192,8 +192,8 @@ class Client:
             raise RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
         if status >= 500 or status in {408, 425, 429}:
             raise TransientError(f"{message}; {_ADVICE.get(status, 'the source is in trouble, try again later')}")
-        if 300 <= status < 400:
-            place = hide(redact(answer.headers.get("location", "nowhere")))
+        if 300 <= status < 400 and "location" in answer.headers:
+            place = hide(redact(answer.headers["location"]))
             raise PermanentError(f"{message}: moved to {place}; redirects are not followed, correct base_url")
         kind = NotFound if status in {404, 410} else PermanentError
         raise kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")

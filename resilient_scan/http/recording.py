@@ -119,7 +119,8 @@ class Recorder:
             (self.folder / STATE).write_bytes(msgspec.json.encode(without_secrets(state)))
             (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
         except OSError as error:
-            self._end_with(error)
+            self.failure = error.strerror or str(error)
+            self._warn()
 
     def keep(self, request: Request, answer: Answer, body: bytes, hide: Hide, context: ScanContext) -> None:
         """Keep one answer.
@@ -142,9 +143,8 @@ class Recorder:
                 self._write(row, clean)
                 return
             except OSError as error:
-                failure = error
-                self.failure = str(error)  # before the lock is free: nobody writes after the first who could not
-        self._end_with(failure)
+                self.failure = error.strerror or str(error)  # under the lock: nobody writes after the first who failed
+        self._warn()
 
     def _row(self, request: Request, answer: Answer, text: str, hide: Hide, context: ScanContext) -> tuple[Row, bytes]:
         """Return an answer's row and body, without secrets."""
@@ -179,9 +179,8 @@ class Recorder:
                 path.unlink(missing_ok=True)
             raise
 
-    def _end_with(self, error: OSError) -> None:
-        """Keep nothing more, and say so. No lock is held: a logging handler is foreign code."""
-        self.failure = error.strerror or str(error)
+    def _warn(self) -> None:
+        """Say that nothing more is kept. No lock is held: a logging handler is foreign code."""
         _log.warning(
             "the recording in %s ends here: %s; its replay will miss what comes after. The run goes on",
             self.folder,

@@ -169,10 +169,15 @@ _WRITTEN: Final = 16 * 1024  # bytes; the system takes as many at once, or waits
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose every read and write ends at the deadline of the request that uses it."""
+    """A connection whose every read and write ends at the deadline of the request that uses it.
+
+    Attributes:
+        heard: whether anything was read since the last write.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self.heard = False
 
     def close(self) -> None:
         self._stream.close()
@@ -181,9 +186,11 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        self.heard = True
         return self._stream.read(max_bytes, _cut(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.heard = False
         # httpcore gives each `send` the whole timeout, and a peer that reads slowly takes a large body in many of them.
         for start in range(0, len(buffer), _WRITTEN):
             self._stream.write(buffer[start : start + _WRITTEN], _cut(timeout))
@@ -306,6 +313,11 @@ class _Transport(httpx.BaseTransport):
                 extensions=request.extensions,
             )
         )
+        # A server may send two answers to one request, say an error page after the page. The second one waits in the
+        # buffer until the connection is used again, and would be the answer to whatever is asked then.
+        if not getattr(answer.extensions["network_stream"], "heard", True):  # httpcore wraps that of an upgrade
+            answer.close()
+            raise httpcore.RemoteProtocolError("the connection held an answer that nobody had asked for")
         return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer.stream))
 
 

@@ -307,6 +307,36 @@ def test_redirects_are_told_and_not_followed() -> None:
     assert "moved to https://elsewhere.example/login?token=REDACTED" in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [300, 304])
+def test_a_status_that_points_nowhere_is_not_called_a_move(status: int) -> None:
+    with answering(status, body=b"") as url, pytest.raises(PermanentError) as caught:
+        Client(url).get("/", context=context_for())
+    assert str(caught.value) == f"{url}/: HTTP {status}; check the address and what was asked for"
+
+
+def test_a_second_answer_to_one_request_is_not_the_answer_to_the_next() -> None:
+    """As of a server that sends an error page after the page."""
+    peers: list[object] = []
+
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        peers.append(connection)
+        number = 0
+        while True:
+            read_request(connection)
+            number += 1
+            page = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage"
+            connection.sendall(page + b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\noops!" * (number == 2))
+
+    with raw_server(handle) as url:
+        client = Client(url)
+        assert [client.get("/", context=context_for()).text for _ in range(2)] == ["page", "page"]
+        with pytest.raises(TransientError, match="held an answer that nobody had asked for"):
+            client.get("/", context=context_for())
+        assert client.get("/", context=context_for()).text == "page"
+        client.close()
+    assert len(peers) == 2
+
+
 def test_a_body_beyond_the_limit_is_refused() -> None:
     with answering(200, body=b"x" * 2000) as url:
         client = Client(url, max_bytes=1000)
