@@ -33,7 +33,7 @@ _EXCERPT: Final = 8192  # bytes of an error's body that are looked at; a secret 
 _ADVICE: Final = {
     401: "check the key",
     403: "check the key and what it may read",
-    407: "the proxy wants a user and a password: put them into HTTP_PROXY",
+    407: "the proxy wants a user and a password: add them to its address, in HTTP_PROXY or ALL_PROXY",
     429: "ask less often",
 }
 
