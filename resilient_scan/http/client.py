@@ -112,9 +112,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a form to `path`, and return the answer; everything else is as in `get`."""
-        own = {
-            name.lower(): value for name, value in (headers or {}).items()
-        }  # its case must not make two of one header
+        own = {name.lower(): value for name, value in (headers or {}).items()}  # one in another case is no second one
         sent = {"content-type": "application/x-www-form-urlencoded", **own}
         return self._send(Request("POST", self._url(path, None), _query(form)), sent, context, accept)
 
@@ -254,7 +252,7 @@ def _secrets_of(base_url: str) -> set[str]:
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if not user and not password:
         return set()
-    sent = b64encode(f"{user}:{password}".encode()).decode()
+    sent = b64encode(f"{user}:{password}".encode(errors="replace")).decode()
     return {sent, password or user}  # a key may be sent as a user without a password
 
 

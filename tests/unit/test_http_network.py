@@ -221,7 +221,9 @@ def test_a_proxy_that_wants_a_password_for_plain_http_is_to_blame(monkeypatch: p
         monkeypatch.setenv("http_proxy", proxy)
         failure = failure_of("http://source.test")
     assert isinstance(failure, PermanentError)
-    assert str(failure).endswith("HTTP 407; the proxy wants a user and a password: add them to its address, in HTTP_PROXY or ALL_PROXY")
+    assert str(failure).endswith(
+        "HTTP 407; the proxy wants a user and a password: add them to its address, in HTTP_PROXY or ALL_PROXY"
+    )
 
 
 @pytest.mark.parametrize(
