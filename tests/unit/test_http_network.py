@@ -53,22 +53,22 @@ def test_a_host_with_several_dead_addresses_costs_its_timeout_once(monkeypatch: 
     with black_holes(4) as (addresses, port):
         resolve(monkeypatch, "many.test", addresses)
         began = time.monotonic()
-        failure = failure_of(f"http://many.test:{port}", timeout=0.5)
+        failure = failure_of(f"http://many.test:{port}", timeout=0.8)
         took = time.monotonic() - began
     assert isinstance(failure, TransientError)
-    assert "no whole answer within 0.5s: no connection to many.test at any of its 4 addresses; try" in str(failure)
-    assert 0.45 < took < 1.9  # four times 0.5 s would be 2
+    assert "no whole answer within 0.8s: no connection to many.test at any of its 4 addresses; try" in str(failure)
+    assert 0.7 < took < 3  # four times 0.8 s would be 3.2
 
 
 def test_a_host_with_several_dead_addresses_ends_with_its_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     with black_holes(4) as (addresses, port):
         resolve(monkeypatch, "many.test", addresses)
-        client, context, began = Client(f"http://many.test:{port}", timeout=30), context_for(0.5), time.monotonic()
+        client, context, began = Client(f"http://many.test:{port}", timeout=30), context_for(0.8), time.monotonic()
         with pytest.raises(ScanCancelled):
             client.get("/", context=context)
         took = time.monotonic() - began
         client.close()
-    assert took < 1.9
+    assert took < 3
 
 
 @pytest.mark.parametrize("dead", [1, 3])
@@ -136,18 +136,19 @@ def test_a_name_that_is_resolved_too_late_is_not_connected_to(monkeypatch: pytes
 
 def test_a_large_form_is_sent_within_the_timeout() -> None:
     """A server that reads slowly takes it in many pieces, each of them in time."""
+    whole, taken = 48 * 2**20, 0
 
     def sip(connection: socket.socket, over: threading.Event) -> None:
+        nonlocal taken
         while not over.wait(0.05):
-            connection.recv(2**19)
+            taken += len(connection.recv(2**19))
 
     with raw_server(sip) as url:
-        client, began = Client(url, timeout=0.5), time.monotonic()
+        client = Client(url, timeout=0.5)
         with pytest.raises(TransientError, match=r"no whole answer within 0\.5s"):
-            client.post("/", {"text": "x" * 48 * 2**20}, context=context_for(30))
-        took = time.monotonic() - began
+            client.post("/", {"text": "x" * whole}, context=context_for(60))
+        assert 0 < taken < 0.75 * whole  # the time was up long before; counted in bytes, a slow machine changes nothing
         client.close()
-    assert took < 3
 
 
 # ------------------------------------------------------------------------------------------------------------- proxies
