@@ -95,7 +95,7 @@ _NAMES_BY_MODULE = {
 }
 _MODULE_OF = {name: f"resilient_scan.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names}
 
-# Our README writes `resilient_scan.metrics.worker_ended(pid)`, so `import resilient_scan` has to be enough for that. If
+# The docs write `resilient_scan.metrics.worker_ended(pid)`, so `import resilient_scan` has to be enough for that. If
 # these modules were not imported here, it would depend on what the program has used before whether they are there.
 _MODULES = {
     "clock",

@@ -42,7 +42,7 @@ class Alert:
     """One alert: when it fires, and what it says.
 
     Attributes:
-        name: also its heading in README's runbook.
+        name: also its heading in the runbook, `docs/runbook.md`.
         cases: it fires if any of them holds.
         summary, description: for people; they may contain the labels `job` and `scanner`.
         severity: `critical` (somebody should look now), `warning` (today) or `none` (nothing is wrong).

@@ -23,7 +23,7 @@ from grafana.source.alerts import (
 from grafana.source.boards import FLEET_UID, SCANNER_UID
 from grafana.source.presets import Preset
 
-RUNBOOK = "README.md"  # users choose where it can be read: `export-grafana --runbook URL`
+RUNBOOK = "docs/runbook.md"  # users choose where it can be read: `export-grafana --runbook URL`
 FOLDER = "resilient-scan"
 DATASOURCE = "resilient-scan-prometheus"
 HEADER = "# Made by `python -m grafana.source`; change grafana/source instead.\n"

@@ -9,7 +9,7 @@ from typing import Final
 from resilient_scan.errors import ConfigError
 
 PRESETS: Final = ("service", "cron")
-RUNBOOK: Final = "README.md"  # the beginning of the rules' links to the runbook
+RUNBOOK: Final = "docs/runbook.md"  # the beginning of the rules' links to the runbook
 SHIPPED: Final = (
     "Dockerfile",
     "alerting",
@@ -31,7 +31,7 @@ def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOO
     Args:
         into: a directory, which is created if it does not exist.
         preset: `service` or `cron`: for runs that follow one another closely, or for runs that are hours apart.
-        runbook: where README can be read; alerts link to it.
+        runbook: where the runbook can be read; alerts link to it.
         force: whether existing files that differ are overwritten.
 
     Raises:

@@ -446,7 +446,11 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     help="Rules for a service that runs every minute or so, or for runs from cron, up to an hour apart.",
 )
 @click.option(
-    "--runbook", metavar="URL", default=RUNBOOK, show_default=True, help="Where README can be read: alerts link to it."
+    "--runbook",
+    metavar="URL",
+    default=RUNBOOK,
+    show_default=True,
+    help="Where the runbook is; alerts link to it.",
 )
 @click.option("--force", is_flag=True, help="Overwrite files that are there and differ.")
 def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> int:

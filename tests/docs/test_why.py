@@ -1,4 +1,4 @@
-"""The table in README's "Why": each line by hand first, then here."""
+"""The first table in `docs/compare.md`: each line by hand first, then here."""
 
 from __future__ import annotations
 

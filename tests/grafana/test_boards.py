@@ -22,7 +22,6 @@ from resilient_scan.observe.metrics import families
 from tests.grafana.boards import BOARDS, board, expressions, findings, queries, strangers, text
 from tests.support.needed import testdata as folder_of
 
-README = HOME.parent / "README.md"
 FILES = made()
 RULES = [path for path in FILES if path.endswith(".yml")]
 PARTS = {"stat": "stat", "gauge": "gauge", "bargauge": "bargauge", "table": "table", "timeseries": "timeseries"}

@@ -18,7 +18,7 @@ from resilient_scan import load_settings
 from tests.grafana.boards import REFERENCE
 from tests.support.needed import binary
 
-README = (HOME.parent / "README.md").read_text()
+RUNBOOK = (HOME.parent / "docs" / "runbook.md").read_text()
 FOLDERS = [HOME, HOME / "presets" / "cron"]
 YAML = sorted(path for kind in ("*.yml", "*.yaml") for path in HOME.rglob(kind))
 ROUTES = [
@@ -120,19 +120,19 @@ def test_the_service_takes_its_settings() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_every_alert_has_a_page_in_the_runbook(preset: Any) -> None:
-    titles = re.findall(r"(?m)^#+ (.*)$", README)
+    titles = re.findall(r"(?m)^#+ (.*)$", RUNBOOK)
     anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
     for alert in alerts(preset):
-        assert alert.name.lower() in anchors, f"README has no heading {alert.name}"
+        assert alert.name.lower() in anchors, f"the runbook has no heading {alert.name}"
     folder = "" if preset.name == "service" else f"presets/{preset.name}/"
     links = re.findall(r"runbook_url: (\S+)", made()[f"{folder}prometheus/alerts.yml"])
-    assert {link.partition("#")[0] for link in links} == {"README.md"}
+    assert {link.partition("#")[0] for link in links} == {"docs/runbook.md"}
     assert {link.partition("#")[2] for link in links} <= anchors
 
 
 def test_the_runbook_says_what_to_do() -> None:
     for name in {alert.name for preset in PRESETS.values() for alert in alerts(preset)}:
-        page = re.split(r"(?m)^#+ ", README.partition(f"#### {name}\n")[2])[0]
+        page = re.split(r"(?m)^#+ ", RUNBOOK.partition(f"## {name}\n")[2])[0]
         assert len(page) > 60, name
         if "as above" not in page.lower():
             assert all(word in page for word in ("**Means**", "**Look at**", "**Do**")), name
@@ -140,4 +140,4 @@ def test_the_runbook_says_what_to_do() -> None:
 
 def test_the_runbook_has_no_page_too_many() -> None:
     known = {alert.name for preset in PRESETS.values() for alert in alerts(preset)}
-    assert set(re.findall(r"(?m)^#### ((?:Scanner|ResilientScan)\w+)$", README)) == known
+    assert set(re.findall(r"(?m)^## ((?:Scanner|ResilientScan)\w+)$", RUNBOOK)) == known

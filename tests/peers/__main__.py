@@ -1,4 +1,4 @@
-"""`uv run python -m tests.peers [ROW...]`: measure all rows, or these, and write results.json and README."""
+"""`uv run python -m tests.peers [ROW...]`: measure all rows, or these, and write results.json and the page."""
 
 from __future__ import annotations
 

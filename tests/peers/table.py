@@ -1,4 +1,4 @@
-"""README's table, from what was measured last."""
+"""The table in `docs/compare.md`, from what was measured last."""
 
 from __future__ import annotations
 

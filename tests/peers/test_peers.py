@@ -1,4 +1,4 @@
-"""What README says of this library and of its peers is what happens."""
+"""What the documentation says of this library and of its peers is what happens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.reference import README
+from tests.docs.pages import DOCS
 from tests.peers import measure
 from tests.peers.costs import KINDS
 from tests.peers.faults import FAULTS
@@ -28,18 +28,18 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.servers
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_has_the_effects_that_readme_tells(name: str, packages: Path) -> None:
+def test_a_fault_has_the_effects_that_the_page_shows(name: str, packages: Path) -> None:
     assert measure.row(name, packages) == results()["told"][name], "run: uv run python -m tests.peers"
 
 
-def test_the_rows_that_readme_explains_are_those_that_need_it() -> None:
+def test_the_rows_that_the_page_explains_are_those_that_need_it() -> None:
     refused = [name for name, told in results()["told"].items() if "refused" in told["here"]]
     assert refused == ["forty_hang", "same_source"]
-    assert "`refused` in two rows" in README.read_text()
+    assert "`refused` in two rows" in (DOCS / "compare.md").read_text()
     assert results()["told"]["every_other"]["here"] == "stays closed"
 
 
-def test_the_costs_that_readme_admits_are_those_that_were_measured() -> None:
+def test_the_costs_that_the_page_admits_are_those_that_were_measured() -> None:
     alone, cached = (
         {stack: float(cost.split()[0]) for stack, cost in results()["told"][name].items() if cost != "–"}
         for name in ("alone", "cached")

@@ -13,10 +13,10 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from tests.docs.reference import README
+from tests.docs.pages import DOCS
 from tests.e2e.command import on_a_terminal
 
-PICTURE: Final = README.parent / "tests" / "docs" / "faults.svg"
+PICTURE: Final = DOCS / "pictures" / "faults.svg"
 COMMAND: Final = "resilient-scan run --faults"
 WIDTH: Final = 128
 RULE: Final = "─"

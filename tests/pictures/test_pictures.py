@@ -1,4 +1,4 @@
-"""The pictures in README: nothing in the dashboards fails, what should have data has some; a screen is a real one."""
+"""The pictures in the docs: nothing in the dashboards fails, what should have data has some; a screen is a real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grafana.source.__main__ import HOME
-from tests.docs.test_readme import without_times
+from tests.docs.pages import without_times
 from tests.grafana.boards import BOARDS, board
 from tests.pictures import draw, faults
 

@@ -72,7 +72,7 @@ def test_the_runbook_is_where_the_user_says(tmp_path: Path) -> None:
     for name in ("prometheus/alerts.yml", "alerting/rules.yml"):
         text = (tmp_path / name).read_text()
         assert "runbook_url: https://wiki.test/scans#scannererrorratiohigh" in text
-        assert "README.md#" not in text
+        assert "runbook.md#" not in text
 
 
 def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_names_types_and_labels_are_those_of_the_documentation(registry: Collect
 
 
 def test_the_list_of_metrics_says_what_is_exported(registry: CollectorRegistry) -> None:
-    """README's table, dashboards and alert rules are held against the list, so the list is held against a scrape."""
+    """The reference, dashboards and alert rules are held against the list, so the list is held against a scrape."""
     with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})
     listed = {

@@ -1,4 +1,4 @@
-"""Every metric: name, type, labels, buckets, meaning. README's table, the dashboards and the rules follow this list."""
+"""Every metric: name, type, labels, buckets, meaning. The reference, the dashboards and the rules follow this list."""
 
 from __future__ import annotations
 
@@ -222,5 +222,5 @@ _ALL = (
 
 
 def families() -> tuple[Family, ...]:
-    """Return every metric that `PrometheusMetrics` exports, in the order of README's table."""
+    """Return every metric that `PrometheusMetrics` exports, in the order of the reference."""
     return _ALL

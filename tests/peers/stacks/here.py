@@ -30,7 +30,7 @@ class Refused(Exception):
 
 
 class Here(Stack):
-    """The runner lives as long as the process, as README says."""
+    """The runner lives as long as the process, as the documentation says."""
 
     packages = ("resilient-scan",)
 

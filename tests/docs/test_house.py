@@ -1,0 +1,28 @@
+"""CONTRIBUTING and the hooks keep up with CI."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from tests.docs.pages import ROOT
+
+
+def test_the_hooks_run_what_ci_runs_first() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    first = script.partition('step "Style: ruff"')[2].partition('step "Documentation')[0]
+    in_ci = re.findall(r'^"\$uv" run --quiet (.+)$', first, re.MULTILINE)
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"].removeprefix("uv run --quiet ") for hook in local["hooks"]]
+    assert in_ci == entries[: len(in_ci)]
+    assert len(in_ci) == 4
+
+
+def test_contributing_lists_every_marker_and_folder_of_tests() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for marker in re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE):
+        assert re.search(rf"-m .*\b{marker}\b|\b{marker}`", text), marker
+    folders = [path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("*.py"))]
+    for folder in folders:
+        assert f"tests/{folder}`" in text or folder == "pictures", folder
