@@ -163,7 +163,7 @@ def hide(text: str) -> str:
     """Return foreign text without the secrets that their names give away.
 
     URLs lose user, password and secret parameters; `apikey=...`, `"token": "..."` and `Authorization: Bearer ...` lose
-    the value. A secret without such a name cannot be told from any other word.
+    the value. A secret without such a name cannot be distinguished from any other word.
     """
     if not any(sign in text for sign in "=:/ "):
         return text

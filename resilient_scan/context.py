@@ -67,7 +67,7 @@ class ScanContext:
 
     Attributes:
         attempt: number of the current attempt, counted from 1.
-        deadline: the instant, on the runner's monotonic clock, at which the execution's time is over.
+        deadline: the instant, on the runner's monotonic clock, at which the execution's time is up.
         abandoned: whether the execution went on, or ended, without this thread.
     """
 
@@ -146,7 +146,7 @@ class ScanContext:
     def check(self) -> None:
         """Raise `ScanCancelled` when the answer is no longer waited for."""
         if self.cancelled:
-            raise ScanCancelled(f"{self.scanner}: the scan is over")
+            raise ScanCancelled(f"{self.scanner}: the scan has ended")
 
     def sleep(self, seconds: float) -> None:
         """Sleep for `seconds`, but not past the end of the scan: that raises `ScanCancelled`, at once."""

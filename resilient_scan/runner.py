@@ -145,11 +145,11 @@ class ScanRunner:
         Args:
             state: what every scanner gets a copy of; `None`: an empty one. Only a `tool_logs` list in it is changed:
                 the run's new entries are added to it.
-            deadline: seconds from now after which the run is over, >= 0; `None`: the runner's own, if it has one.
+            deadline: seconds from now after which the run ends, >= 0; `None`: the runner's own, if it has one.
             only: names of the scanners that take part, in any order; `None`: all. The report has no others.
 
         Raises:
-            TypeError: the state is no mapping, or cannot be copied.
+            TypeError: the state is not a mapping, or cannot be copied.
             ConfigError: the deadline is wrong, or there is no such scanner.
             RuntimeError: the runner is closed, or one of its own scanners calls this.
             KeyboardInterrupt: Ctrl-C; the report so far is its attribute `report`.

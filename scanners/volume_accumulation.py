@@ -36,7 +36,7 @@ def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Itera
     """Unusual volume without a price move: somebody buys what others sell.
 
     The rule: the last volume is `min_ratio` times the mean of the `mean_days` days before it, or more; the close moved
-    by `max_move` percent at most; it is no distribution day, that is, the close did not fall by `distribution` percent
+    by `max_move` percent at most; it is not a distribution day: the close did not fall by `distribution` percent
     or more (0.2 % on higher volume is the definition of William O'Neil, *How to Make Money in Stocks*, for indexes).
     """
     return scan_charts(state, context, VolumeSettings, find_accumulation, bars=lambda settings: settings.mean_days + 1)

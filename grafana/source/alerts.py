@@ -319,7 +319,7 @@ def _down() -> Alert:
         "ResilientScanTargetDown",
         (one(gone, ">", 0), one(ours, ">", 0)),
         "Prometheus cannot scrape {{ $labels.instance }} of {{ $labels.job }}.",
-        "Nothing is known of its scanners; alerts about them resolve, which is no sign of health.",
+        "Nothing is known of its scanners; alerts about them resolve, which does not mean health.",
         "critical",
         pending="1m",
     )

@@ -196,7 +196,7 @@ def _errors() -> timeseries.Panel:
     return per_second(
         "Errors by kind",
         "Failed executions per second by the class of the exception. The first one of a kind is not drawn, its line "
-        "begins with it. Timeouts are no errors: see outcomes.",
+        "begins with it. Timeouts are not errors: see outcomes.",
         "kind",
         series("errors_total"),
         {},

@@ -121,7 +121,7 @@ class Watch:
             case Status.TIMEOUT if result.partial:
                 return f"{_why(result)}: what it had yielded by then is kept"
             case Status.TIMEOUT if result.scanner in self.abandoned:
-                return f"{_why(result)}: its thread does not stop, so it is left behind"
+                return f"{_why(result)}: its thread does not stop, so it is abandoned"
             case Status.TIMEOUT:
                 return _why(result)
             case Status.ERROR:

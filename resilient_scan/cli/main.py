@@ -163,7 +163,7 @@ def command() -> None:
     help="Serve Prometheus metrics on 127.0.0.1:PORT during the run; 0 takes a free port, stderr says which.",
 )
 @click.option(
-    "--hold", metavar="DURATION", callback=duration, help="Serve the metrics so much longer (Ctrl-C ends it)."
+    "--hold", metavar="DURATION", callback=duration, help="Serve the metrics for this much longer (Ctrl-C ends it)."
 )
 @click.option("--push", metavar="URL", help="Send the metrics to this Pushgateway after the run.")
 @click.option(
@@ -405,7 +405,7 @@ def check(config: Path | None, interval: float | None) -> int:
     default="50ms",
     show_default=True,
     callback=duration,
-    help="Hold back each answer of the bundled data by so much, as a network would.",
+    help="Delay each answer of the bundled data by this, as a network would.",
 )
 def verify(**options: Any) -> int:
     """Run the fleet concurrently and sequentially, and show that the candidates are the same.

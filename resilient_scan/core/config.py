@@ -176,7 +176,7 @@ def callables(listeners: Any) -> tuple[Listener, ...]:
     """Return listeners as a tuple, each once: of two that are equal the second would count everything again.
 
     Raises:
-        ConfigError: they are no iterable of callables.
+        ConfigError: they are not an iterable of callables.
     """
     found = tuple(listeners) if isinstance(listeners, Iterable) else (None,)
     if not all(callable(listener) for listener in found):
@@ -207,7 +207,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def length_of(deadline: float | None) -> float:
-    """Return a run's deadline in seconds, infinite where there is none; raise `ConfigError` if it is no number >= 0."""
+    """Return a run's deadline in seconds, infinite where there is none; raise `ConfigError` unless it is >= 0."""
     if deadline is None:
         return math.inf
     if not is_number(deadline, 0):

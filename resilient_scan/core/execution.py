@@ -131,7 +131,7 @@ class Execution:
         return successor.join(waiter)
 
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
-        """Take back a scan whose run is over.
+        """Take back a scan whose run has ended.
 
         Args:
             waiter: one that waits for this execution.
@@ -215,7 +215,7 @@ class Execution:
     # on a worker
 
     def start(self, now: float, worker: Worker, /) -> float | None:
-        """Begin and return the deadline, unless every run that wanted it is over."""
+        """Begin and return the deadline, unless every run that wanted it has ended."""
         stack, context = self.stack, self.context
         if stack.has_attempt_timeout:
             context.alarm = worker.alarm
@@ -232,7 +232,7 @@ class Execution:
         return None
 
     def _begin(self, now: float) -> bool:
-        """Set the deadline; `False`: the runs of all waiters are over. Under the lock."""
+        """Set the deadline; `False`: the runs of all waiters have ended. Under the lock."""
         if self.began != NEVER:  # a successor: the time runs since the first attempt
             self._running = True
             return True

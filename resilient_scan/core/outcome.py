@@ -35,7 +35,7 @@ class WaitingRun(Protocol):
     Attributes:
         run_id: the run's.
         snapshot: its state.
-        deadline: the monotonic instant at which it is over.
+        deadline: the monotonic instant at which it ends.
         since: the monotonic instant from which its queue waits are counted.
         epoch: what added to a monotonic instant gives epoch seconds.
         outbox: where its thread looks for what has ended.
@@ -67,4 +67,4 @@ class Waiter(Protocol):
         """Let the run's thread know that another process works on the same."""
 
     def end_skipped(self) -> None:
-        """Hand over that nothing was done, because the run is over."""
+        """Hand over that nothing was done, because the run has ended."""

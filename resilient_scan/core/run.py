@@ -55,11 +55,11 @@ class Run:
 
     Args:
         state: what the scanners get copies of.
-        seconds: after which the run is over.
+        seconds: after which the run ends.
         clock: where time comes from.
 
     Raises:
-        TypeError: the state is no mapping, or cannot be copied.
+        TypeError: the state is not a mapping, or cannot be copied.
     """
 
     def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
@@ -375,7 +375,7 @@ class Runs:
         """Return a run that has not begun.
 
         Raises:
-            TypeError: the state is no mapping, or cannot be copied.
+            TypeError: the state is not a mapping, or cannot be copied.
             ConfigError: the deadline is wrong.
             RuntimeError: the runner is closed, or the caller is one of its own scanners.
         """

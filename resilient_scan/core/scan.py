@@ -65,7 +65,7 @@ class Scan:
         self.run.outbox.put((self, HELD_UP, ()))
 
     def end_skipped(self) -> None:
-        """Hand over that nothing was done, because the run is over."""
+        """Hand over that nothing was done, because the run has ended."""
         self.end(without_work(self.stack, self.run, self.turn, Status.SKIPPED))
 
 

@@ -370,7 +370,7 @@ def kind_of(failure: BaseException, context: AttemptContext) -> str:
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
-    """Return where a scanner's answers are kept: by its settings too, as far as these are no secrets."""
+    """Return where a scanner's answers are kept: by its settings too, without what is secret in them."""
     settings = stable_key(without_secrets(stable_settings(config.settings.get(spec.name, _NO_SETTINGS))))
     if shared.store is None or settings is None:
         return None

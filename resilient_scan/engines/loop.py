@@ -56,7 +56,7 @@ class Loops:
             calls: takes the blocking calls that the coroutine hands to a thread.
 
         Raises:
-            ScanCancelled: the scan is over.
+            ScanCancelled: the scan has ended.
             Rejected: earlier attempts have left too many threads that hang.
             OSError: the process has no descriptor left for a loop.
             BaseException: what the coroutine raised.

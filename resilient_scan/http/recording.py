@@ -254,7 +254,7 @@ class Replay:
         try:
             return msgspec.json.decode(path.read_bytes(), type=ready(kind)) if path.is_file() else None
         except (msgspec.DecodeError, OSError) as error:
-            raise ConfigError(f"{path} is no JSON {what}: {error}") from None
+            raise ConfigError(f"{path} is not a JSON {what}: {error}") from None
 
     def clock(self, scanner: str, clock: Clock) -> Clock:
         """Return a scanner's clock: waits and deadlines are real, the time of day stands still."""
@@ -363,7 +363,7 @@ def read_manifest(folder: Path) -> Sequence[Row]:
     except OSError as error:
         raise ConfigError(f"no recordings in {folder}: {MANIFEST}: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no manifest of recordings: {error}") from None
+        raise ConfigError(f"{path} is not a manifest of recordings: {error}") from None
     inside = folder.resolve()
     for row in rows:
         if not _is_valid(row):

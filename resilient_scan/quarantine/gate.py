@@ -333,7 +333,7 @@ def check_reason(verb: str, name: str, reason: object) -> None:
     """Refuse an order that does not say why.
 
     Raises:
-        ConfigError: the reason is no text, or blank.
+        ConfigError: the reason is not a text, or blank.
     """
     if not isinstance(reason, str) or not reason.strip():
         raise ConfigError(f"{verb} {name}: reason must say why, got {reason!r:.100}")

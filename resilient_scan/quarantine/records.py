@@ -26,7 +26,7 @@ UNKNOWN: Final = "unknown"
 SCHEMA = 1
 MAX_ALERTS = 32  # kept per scanner
 MAX_TEXT = 300  # characters kept of a text that somebody else wrote
-MAX_SECONDS = 1e11  # a larger number is no instant, and adding to it changes nothing
+MAX_SECONDS = 1e11  # a larger number is not an instant, and adding to it changes nothing
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 

@@ -101,7 +101,7 @@ class ControlService:
     def _started(self) -> tuple[HttpThread, ThreadPool]:
         if not _is_loopback(self._host):
             _log.warning(
-                "the control endpoint listens at %s without TLS: whoever reads the network reads the token too; "
+                "the control endpoint listens at %s without TLS: anyone who reads the network reads the token too; "
                 "put a proxy in front that encrypts",
                 self._host,
             )

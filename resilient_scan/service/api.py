@@ -185,7 +185,7 @@ class _Endpoints:
         """Call into the runner on a thread; what it refuses becomes the answer.
 
         When the time is up, only the wait ends: the thread is inside the store and goes on, so an order may still be
-        carried out after its sender was told 503. That is why the message says to look before trying again.
+        carried out after its sender was answered with 503. That is why the message says to look before trying again.
         """
         call = partial(function, *arguments, **named)
         try:

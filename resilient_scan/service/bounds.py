@@ -27,7 +27,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         head, body: seconds for a whole request head, and for a whole body.
-        work: seconds after which the client is told that the runner's store takes too long.
+        work: seconds after which the client learns that the runner's store takes too long.
         drain: seconds that running requests get when the service stops.
         size: bytes of a body.
         discard: bytes read beyond `size`, so that the sender of a larger body gets to see the answer.

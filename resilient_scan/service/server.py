@@ -169,7 +169,7 @@ class _TimedConnection(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the base class's
-        self._refuse(400, "malformed", "this is no HTTP/1.1 request; send one as RFC 9112 says")
+        self._refuse(400, "malformed", "this is not an HTTP/1.1 request; send one as RFC 9112 says")
 
     def _check_progress(self) -> None:
         cycle: Any = self.cycle  # None until there is a request, whatever the annotation says

@@ -317,7 +317,7 @@ class Database:
             except Damaged as damage:
                 self._replace(str(damage))
             except UnicodeDecodeError:  # an error's text with damaged names in it, or raised by `work`
-                if not self._replace("its names are no text"):
+                if not self._replace("its names are not text"):
                     raise
             else:
                 self._backoff.succeeded()

@@ -286,7 +286,7 @@ def fault_of(url: str) -> str:
             pool.connection_class(**pool.connection_kwargs)  # connects nowhere yet
         except (ValueError, TypeError, redis.exceptions.RedisError) as error:
             why = str(error)
-    return f"is no URL of a Redis server such as redis://:password@host:6379/0: {why}" if why else ""
+    return f"is not the URL of a Redis server such as redis://:password@host:6379/0: {why}" if why else ""
 
 
 def _why_not(url: str) -> str:

@@ -196,7 +196,7 @@ def _all(database: sqlite3.Connection, select: str, *values: Any) -> list[tuple[
 def _holds(data: bytes, now: float) -> bool:
     """Say whether a row has not expired, and is not from the future either: then the clock has gone back since.
 
-    A row without its times is not ours, although its checksum fits: whoever can write to the file can make that, too.
+    A row without its times is not ours, although its checksum fits: anyone who can write to the file can make that too.
     """
     if len(data) < _SPAN.size:
         return False

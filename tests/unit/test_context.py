@@ -79,7 +79,7 @@ def test_it_is_over_at_the_deadline_and_not_before(clock: FakeClock) -> None:
     clock.advance(0.25)
     assert context.cancelled
     assert context.timed_out
-    with pytest.raises(ScanCancelled, match=r"^one: the scan is over$"):
+    with pytest.raises(ScanCancelled, match=r"^one: the scan has ended$"):
         context.check()
 
 

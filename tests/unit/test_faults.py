@@ -63,8 +63,6 @@ def test_what_happened_besides_the_scan_is_described_too() -> None:
     watch(ThreadAbandoned("one", "worker-0", 0.4))
     assert watch.opened == watch.abandoned == {"one"}
     assert watch.describe(result(Status.ERROR, error="x")) == "1 attempt failed (x), which opens its breaker"
-    assert (
-        watch.describe(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is left behind"
-    )
+    assert watch.describe(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is abandoned"
     hangs = "its thread of the last run still hangs, so it gets no second one"
     assert watch.describe(result(Status.REJECTED, attempts=0, error="x")) == hangs

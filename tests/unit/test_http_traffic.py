@@ -254,8 +254,8 @@ def test_it_knows_for_whom_there_is_something(folder: Path) -> None:
     ("manifest", "words"),
     [
         (None, r"no recordings in .*manifest\.json"),
-        ("{", "no manifest of recordings"),
-        ('[{"url": "http://a"}]', "no manifest of recordings: .*file"),
+        ("{", "not a manifest of recordings"),
+        ('[{"url": "http://a"}]', "not a manifest of recordings: .*file"),
         ('[{"file": "../secret", "url": "http://a"}]', "'../secret', and there is no such file"),
         ('[{"file": "gone", "url": "http://a"}]', "'gone', and there is no such file"),
         ('[{"file": "manifest.json", "url": "http://["}]', r"names 'http://\[', and that is no address"),
@@ -274,10 +274,10 @@ def test_a_state_or_a_list_of_scanners_that_is_none_is_refused(folder: Path) -> 
     replay = tape(folder, {})
     assert replay.state() == {}
     (folder / "state.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"state\.json is no JSON object"):
+    with pytest.raises(ConfigError, match=r"state\.json is not a JSON object"):
         replay.state()
     (folder / "scanners.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"scanners\.json is no JSON list of names"):
+    with pytest.raises(ConfigError, match=r"scanners\.json is not a JSON list of names"):
         replay.has("one")
 
 

@@ -144,7 +144,7 @@ class CircuitBreaker:
         def guarded(context: AttemptContext) -> list[Any]:
             # The generation is read before `closed`. If the breaker opens in between, this attempt has the older
             # generation and no vote. The other way round, it could see `closed`, then the breaker could open and
-            # become half-open, and then this attempt, which is no trial, would vote in the half-open generation.
+            # become half-open, and then this attempt, which is not a trial, would vote in the half-open generation.
             permit = Permit(memory.generation)
             if not memory.closed:
                 permit = self._permit_or_refuse(context, emit)
@@ -257,7 +257,7 @@ class CircuitBreaker:
         """Return a permit or a refusal, and a change for listeners.
 
         The store decides if there is one and it can be reached, unless the open time has not passed here: then the
-        answer is no without it, so a source that is down costs its store nothing.
+        answer is "no" without it, so a source that is down costs its store nothing.
         """
         now = self._clock.monotonic()
         with self._lock:

@@ -415,7 +415,7 @@ class StoreSync:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s: what the store keeps of its breaker cannot be read; it begins anew, %s",
+                "%s: what the store keeps of its breaker cannot be read; it begins again, %s",
                 self._name,
                 self._store.key,
             )

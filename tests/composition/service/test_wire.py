@@ -176,7 +176,7 @@ def test_a_store_that_takes_too_long_is_told(serve: Serve, release: threading.Ev
     ],
 )
 def test_what_is_no_request_is_refused_in_the_same_form(shared: Served, data: bytes) -> None:
-    message = "this is no HTTP/1.1 request; send one as RFC 9112 says"
+    message = "this is not an HTTP/1.1 request; send one as RFC 9112 says"
     assert one(shared.raw(data)) == (400, "malformed", message)
     assert shared.get("/healthz").status == 200
 

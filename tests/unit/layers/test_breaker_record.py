@@ -174,7 +174,7 @@ def test_garbage_is_a_new_breaker_with_one_warning(data: bytes, look: bool, capl
         assert breaker.state == "closed"
         assert [fail(breaker), fail(breaker)] == [None, OPENED]
     assert [entry.getMessage() for entry in caplog.records] == [
-        "one: what the store keeps of its breaker cannot be read; it begins anew, breaker/one"
+        "one: what the store keeps of its breaker cannot be read; it begins again, breaker/one"
     ]
     assert record(fleet).state == "open"
     assert fleet.errors == []

@@ -77,7 +77,9 @@ def command(url: str, *words: Any) -> Any:
 def test_a_wrong_url_is_refused_without_the_password(rest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_store(f"redis://me:hunter2@{rest}", FakeClock())
-    assert str(caught.value).startswith("store is no URL of a Redis server such as redis://:password@host:6379/0: ")
+    assert str(caught.value).startswith(
+        "store is not the URL of a Redis server such as redis://:password@host:6379/0: "
+    )
     assert "hunter2" not in str(caught.value)
 
 
