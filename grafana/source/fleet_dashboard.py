@@ -87,7 +87,7 @@ def _scanners() -> list[stat.Panel]:
         ),
         stat_panel(
             "Breakers not closed",
-            "Scanners whose breaker is open or half-open: their sources are not asked, or on trial.",
+            "Scanners whose breaker is open or half-open: their sources are not called, or only by a trial.",
             Query(f"sum(max {BY} ({NOT_CLOSED}))"),
             theme.COUNT,
             theme.ANY_IS_ODD,
@@ -181,7 +181,7 @@ def _out_of_service() -> timeseries.Panel:
 def _breakers() -> timeseries.Panel:
     return stepped(
         "Breakers that are not closed",
-        "While a breaker is open its source is not asked; half-open lets one trial through.",
+        "While a breaker is open its source is not called; half-open lets one trial through.",
         [Query(f"(\n{breaker_number(BY)}\n) > 0", "{{scanner}}")],
         theme.COUNT,
         theme.BREAKER,

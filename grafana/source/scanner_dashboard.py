@@ -63,7 +63,7 @@ def _standing() -> list[stat.Panel]:
         ),
         state_panel(
             "Breaker",
-            "Open: its source is not asked for a while, because attempts failed one after another.",
+            "Open: its source is not called for a while, because attempts failed one after another.",
             Query(breaker_number("")),
             theme.BREAKER,
         ).no_value("no breaker"),

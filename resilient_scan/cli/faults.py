@@ -110,7 +110,7 @@ class Watch:
             case Status.COMPLETED:
                 return "answered"
             case Status.CACHED:
-                return "cache: not asked again"
+                return "cache: not called again"
             case Status.STALE:
                 return f"stale cache: {_times(result.attempts)} failed, the last good answer stands in"
             case _:
@@ -133,7 +133,7 @@ class Watch:
 
     def _rejected(self, result: ScanResult) -> str:
         if result.error is not None and result.error.kind == "CircuitOpen":
-            return "open breaker: not asked, which spares the source and costs no time"
+            return "open breaker: not called, which spares the source and costs no time"
         if result.scanner in self.abandoned:
             return "its thread of the last run still hangs, so it gets no second one"
         return f"rejected: {_why(result)}"

@@ -217,7 +217,7 @@ def test_faults_show_every_layer_at_work_and_cost_the_sound_ones_nothing() -> No
     assert statuses(first).items() >= {**sound, **faulty}.items()
     later = {"slow": "timeout", "hanging": "rejected", "flapping": "stale", "broken": "rejected"}
     assert statuses(second).items() >= {**dict.fromkeys(BUILT_IN, "cached"), **later}.items()
-    for words in ("retry: ", "stale cache: ", "open breaker: ", "abandoned", "cache: not asked again"):
+    for words in ("retry: ", "stale cache: ", "open breaker: ", "abandoned", "cache: not called again"):
         assert words in done.stdout
     assert "5 of the 5 sound scanners answered both times." in done.stdout
     assert "hanging hangs to this moment" in done.stdout

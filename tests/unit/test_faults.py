@@ -39,7 +39,7 @@ def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:
     [
         (result(Status.COMPLETED), "answered"),
         (result(Status.COMPLETED, attempts=3), "retry: 2 attempts failed, the next one answered"),
-        (result(Status.CACHED, attempts=0), "cache: not asked again"),
+        (result(Status.CACHED, attempts=0), "cache: not called again"),
         (result(Status.STALE, attempts=2, error="x"), "stale cache: 2 attempts failed, the last good answer stands in"),
         (result(Status.TIMEOUT, error="timeout after 0.4s"), "timeout after 0.4s"),
         (

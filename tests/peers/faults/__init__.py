@@ -14,7 +14,7 @@ class Fault:
     """One row of the table.
 
     Attributes:
-        title: what happens, and what is told of it.
+        title: what happens, and what is reported.
         run: makes it happen and returns what is told.
         ends: what is told goes on with whether the process ends by itself after that.
         interrupted: the process gets Ctrl-C when it has said that it is ready.
@@ -44,10 +44,10 @@ FAULTS = {
     "half_open": Fault("64 threads meet a half-open breaker: let through at once", threads.half_open),
     "hung_trial": Fault("a half-open breaker's trial hangs: later the source is", threads.hung_trial),
     "open_breaker": Fault(
-        "a source that is down, breaker of 5 failures, 20 calls of 3 attempts: asked", calls.open_breaker
+        "a source that is down, breaker of 5 failures, 20 calls of 3 attempts: called", calls.open_breaker
     ),
     "told_to_wait": Fault('a source says "again in 1 s"; "in 5 s" with 1 s left', calls.told_to_wait),
-    "ten_miss": Fault("10 callers miss one cache key: the source is asked; a failing one", caches.ten_miss),
+    "ten_miss": Fault("10 callers miss one cache key: the source is called; a failing one", caches.ten_miss),
     "follower": Fault("a caller with 0.5 s to wait behind one that hangs for 3 s, same key", caches.follower),
     "mutation": Fault("a caller changes the list that came from the cache", caches.mutation),
     "stale": Fault("the source fails when its answer has expired", caches.stale),

@@ -39,7 +39,7 @@ def follower(stack: Stack) -> str:
     seconds = time.monotonic() - began
     if seconds < 1.5:
         return "free in time"
-    return "waits for it" if seconds < 4.5 else "waits for it, then asks"
+    return "waits for it" if seconds < 4.5 else "waits for it, then calls"
 
 
 def mutation(stack: Stack) -> str:
@@ -87,4 +87,4 @@ def after_restart(stack: Stack) -> str:
         ended(stack.protect(source, CACHED))
     except NotOffered:
         return f"{breaker}; –"
-    return f"{breaker}; {'asked again' if source.asked else 'there'}"
+    return f"{breaker}; {'called again' if source.asked else 'there'}"

@@ -148,6 +148,6 @@ def hung_trial(stack: Stack) -> str:
     began = time.monotonic()
     while time.monotonic() - began < 8:
         if ended(call) == "answered":
-            return "asked again"
+            return "called again"
         pause(0.05)
-    return "never asked again"
+    return "never called again"
