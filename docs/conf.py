@@ -15,10 +15,11 @@ project = "resilient_scan"
 release = version = __version__
 copyright = "the authors of resilient_scan"  # noqa: A001 - Sphinx's name for it
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "resilient_scan"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_show_sphinx = False
 
 myst_heading_anchors = 4

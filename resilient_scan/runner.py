@@ -48,7 +48,7 @@ class ScanRunner:
     Args:
         scanners: scanner objects or classes, each with a name of its own.
         policy: the layers around every scanner, where the scanner itself does not say otherwise.
-        max_workers: scanners at work at a time, >= 1.
+        max_workers: how many scanners may work at a time, >= 1.
         concurrent: `False`: one scanner at a time, in the given order, by the same code.
         timeout_seconds: replaces `policy.timeout.total`, in seconds, > 0.
         store: where state lives, so that it survives restarts and is shared: `"sqlite:///path.db"`,
@@ -57,11 +57,11 @@ class ScanRunner:
         engine: where work runs: `"threads"`.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.
-        order: `"longest_first"` starts the scanner first that is expected to take longest (unknown ones before all),
-            `"given"` keeps the given order. The results keep it in any case.
-        settings: by scanner's name, what it finds in `context.settings`.
-        policies: by scanner's name, its whole policy; wins over the scanner's own layers and over `policy`.
-        deadline: of runs that are given none; seconds, >= 0; `None`: no deadline.
+        order: `"longest_first"` starts the scanners first that are expected to take longest, and unknown ones before
+            them; `"given"` keeps the given order. Results are in the given order either way.
+        settings: what each scanner finds in `context.settings`, by the scanner's name.
+        policies: whole policies by scanner's name; they override the scanner's own layers and `policy`.
+        deadline: seconds for runs that are not given a deadline of their own, >= 0; `None`: no deadline.
         traffic: a `resilient_scan.http.Recorder` or `Replay`, which stands between the scanners and the network.
         clock, random: where time and chance come from; for tests.
 
@@ -126,7 +126,7 @@ class ScanRunner:
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
         """Build a runner from `{"scanner_execution": {"concurrent", "max_workers", "timeout_seconds"}}`.
 
-        The table may also stand under `"discovery"`. Other top-level keys are ignored; `options` win.
+        The table may also be under `"discovery"`. Other top-level keys are ignored; `options` take precedence.
 
         Raises:
             ConfigError: a key inside the table is unknown, or a value is wrong.
@@ -140,11 +140,11 @@ class ScanRunner:
         deadline: float | None = None,
         only: Iterable[str] | None = None,
     ) -> RunReport:
-        """Ask every scanner once and report; a scanner's fault never raises.
+        """Run every scanner once and return a report; a scanner's fault is never raised.
 
         Args:
-            state: what every scanner gets a copy of; `None`: an empty one. Only a `tool_logs` list in it is changed:
-                the run's new entries are added to it.
+            state: passed to every scanner as a copy; `None`: an empty one. Only a `tool_logs` list in it is changed: the
+                run's new entries are added to it.
             deadline: seconds from now after which the run ends, >= 0; `None`: the runner's own, if it has one.
             only: names of the scanners that take part, in any order; `None`: all. The report has no others.
 
@@ -202,7 +202,7 @@ class ScanRunner:
         self._fleet.gate.disable(name, reason, duration, who)
 
     def enable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
-        """Bring a scanner back into service; nothing happens if it is there.
+        """Bring a scanner back into service; nothing happens if it is in service.
 
         One that alerts, failures or probes took out stays in service against them for `duration` seconds. If its
         breaker is open, its next scan is a trial, whatever is left of the open time. Arguments and errors are those of
@@ -283,7 +283,7 @@ class ScanRunner:
         return self._fleet.gate.reconcile(fetch, source)
 
     def scanners(self) -> tuple[ScannerState, ...]:
-        """Return how each scanner stands: in service or not, why, since and until when, with evidence."""
+        """Return the state of each scanner: in service or not, why, since and until when, with evidence."""
         return self._fleet.states()
 
     def probes_due(self) -> tuple[str, ...]:
@@ -370,7 +370,7 @@ class ScanRunner:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, and runs no more."""
+        """Whether the runner was closed; then it runs nothing any more."""
         return self._runs.closed
 
     def abandoned(self) -> list[Abandoned]:

@@ -52,7 +52,7 @@ class Block(NamedTuple):
 def pages() -> list[Path]:
     """Return the pages at the top, README first, and all pages of `docs/`."""
     top = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
-    return [*top, *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+    return [*top, *sorted(DOCS.rglob("*.md"))]
 
 
 def name(page: Path) -> str:

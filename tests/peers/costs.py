@@ -48,9 +48,9 @@ class Kind:
 
 
 KINDS = {
-    "fleet": Kind("cost of a call that does nothing (retry, breaker, timeout), 200 at once", fleet),
-    "alone": Kind("the same, by itself", alone),
-    "cached": Kind("cost of an answer from the cache, by itself", cached),
+    "fleet": Kind("Cost of a call that does nothing (retry, breaker, timeout), 200 at once", fleet),
+    "alone": Kind("Cost of one such call by itself", alone),
+    "cached": Kind("Cost of one answer from the cache", cached),
 }
 
 
