@@ -143,8 +143,8 @@ class ScanRunner:
         """Run every scanner once and return a report; a scanner's fault is never raised.
 
         Args:
-            state: passed to every scanner as a copy; `None`: an empty one. Only a `tool_logs` list in it is changed: the
-                run's new entries are added to it.
+            state: passed to every scanner as a copy; `None`: an empty one. Only a `tool_logs` list in it is changed:
+                the run's new entries are added to it.
             deadline: seconds from now after which the run ends, >= 0; `None`: the runner's own, if it has one.
             only: names of the scanners that take part, in any order; `None`: all. The report has no others.
 

@@ -89,7 +89,7 @@ config_option = click.option(
     "--config",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Read settings from this TOML file; none is looked for by itself.",
+    help="Read settings from this TOML file; there is no default one.",
 )
 as_of_option = click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
 deadline_option = click.option(
@@ -139,28 +139,30 @@ def command() -> None:
 @click.option(
     "--faults",
     is_flag=True,
-    help="Add a slow, a hanging, a flapping and a broken scanner, and run twice to see what becomes of them "
+    help="Add a slow, a hanging, a flapping and a broken scanner, and run twice to see what happens to them "
     "(with --json once).",
 )
-@click.option("--merged", is_flag=True, help="Show what was found by ticker, what several scanners found first.")
+@click.option(
+    "--merged", is_flag=True, help="Merge candidates by ticker; those that several scanners found come first."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option(
     "--record",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep what the sources answer in this new folder, without secrets; exit with 1 if the disk gets full.",
+    help="Record what the sources answer in this new folder, without secrets.",
 )
 @click.option(
     "--replay",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Answer from such a folder, as of its dates, without any network.",
+    help="Replay such a folder, as of its dates, without any network.",
 )
 @click.option(
     "--metrics-port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
-    help="Serve Prometheus metrics on 127.0.0.1:PORT during the run; 0 takes a free port, stderr says which.",
+    help="Serve Prometheus metrics on 127.0.0.1:PORT during the run; 0 takes a free port, which stderr names.",
 )
 @click.option(
     "--hold", metavar="DURATION", callback=duration, help="Serve the metrics for this much longer (Ctrl-C ends it)."
@@ -219,14 +221,14 @@ def _hold(duration: float, fleet: ReadyFleet) -> None:
     type=click.FloatRange(0, 0.5),
     default=0.1,
     show_default=True,
-    help="Share of that by which a run may be late, by chance.",
+    help="Share of that time by which a run may be late, at random.",
 )
 @click.option(
     "--catch-up",
     type=click.Choice([ONCE, SKIP]),
     default=ONCE,
     show_default=True,
-    help="Make up for missed runs by one at once, or leave them out.",
+    help="Make up for missed runs with one run at once, or skip them.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
 @click.option(
@@ -235,7 +237,7 @@ def _hold(duration: float, fleet: ReadyFleet) -> None:
     default="30s",
     show_default=True,
     callback=duration,
-    help="Time that a run under way gets when the service is stopped.",
+    help="Time that the current run gets when the service is stopped.",
 )
 @log_format_option
 def serve(
@@ -244,7 +246,7 @@ def serve(
     """Run the scanners again and again, and answer over HTTP: page, metrics, alerts, orders.
 
     Alerts that come in take a failing scanner out of service; a probe brings it back. SIGTERM and Ctrl-C end it: the
-    run under way gets its time, a second one cuts it off.
+    current run gets its time, and a second signal cuts it off.
     """
     MESSAGES.json = log_format == "json"
     request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
@@ -287,8 +289,8 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
 def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> int:
     """Run one scanner once and explain it: its layers, who set which number, and what happened.
 
-    The first line says whether it would run now and, if not, what would make it run. The service on this machine
-    is asked, if one runs; else the scanner is run once here. --run and --no-run decide that by hand.
+    The first line says whether it would run now and, if not, what would make it run. If a service runs
+    on this machine, it answers; otherwise the scanner is run once here. --run and --no-run override that.
     """
     known = None if run_first or options["faults"] else explained(options["config"], name)
     if known is not None:
@@ -313,10 +315,10 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
     default="24h",
     show_default=True,
     callback=duration,
-    help="How long it holds; nothing is disabled for ever.",
+    help="How long it holds; nothing is disabled forever.",
 )
 def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
-    """Take scanner NAME out of service: in the service that runs on this machine, else in the store."""
+    """Take scanner NAME out of service: in the service on this machine, or else in the store."""
     sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
     return OK
 
@@ -332,10 +334,10 @@ def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
     default="24h",
     show_default=True,
     callback=duration,
-    help="How long no alert takes it out again.",
+    help="How long alerts cannot take it out again.",
 )
 def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
-    """Bring scanner NAME back into service: in the service that runs on this machine, else in the store.
+    """Bring scanner NAME back into service: in the service on this machine, or else in the store.
 
     If its breaker is open, its next scan is a trial.
     """
@@ -348,7 +350,7 @@ def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
 def reset(name: str, config: Path | None, reason: str) -> int:
-    """Close the breaker of scanner NAME: in the service that runs on this machine, else in the store."""
+    """Close the breaker of scanner NAME: in the service on this machine, or else in the store."""
     sys.stdout.write(f"{order(config, name, 'reset', reason)}\n")
     return OK
 
@@ -358,7 +360,7 @@ def reset(name: str, config: Path | None, reason: str) -> int:
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
 def forget(name: str, config: Path | None, reason: str) -> int:
-    """Drop the cached answers of scanner NAME: in the service that runs on this machine, else in the store."""
+    """Drop the cached answers of scanner NAME: in the service on this machine, or else in the store."""
     sys.stdout.write(f"{order(config, name, 'forget', reason)}\n")
     return OK
 
@@ -368,26 +370,26 @@ def forget(name: str, config: Path | None, reason: str) -> int:
 @config_option
 @click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
 def probe(name: str, config: Path | None, reason: str) -> int:
-    """Do not wait for the cool-off of scanner NAME: its next scan is a probe.
+    """End the cool-off of scanner NAME: its next scan is a probe.
 
-    The order goes to the service that runs on this machine, else to the store.
+    The order goes to the service on this machine, or else to the store.
     """
     sys.stdout.write(f"{order(config, name, 'probe', reason)}\n")
     return OK
 
 
-@command.command(short_help="Look for what is wrong with the settings; run nothing.")
+@command.command(short_help="Find what is wrong with the settings; run nothing.")
 @config_option
 @click.option(
     "--interval",
     metavar="DURATION",
     callback=duration,
-    help="Time from one run to the next; with it, lifetimes and rates are held against the schedule.",
+    help="Time from one run to the next; lifetimes and rates are then checked against it.",
 )
 def check(config: Path | None, interval: float | None) -> int:
     """Check settings, plugins and options that do not work together; run nothing.
 
-    Everything that is wrong is printed, one a line. Exit codes: 0 nothing or warnings only, 2 errors.
+    Everything that is wrong is printed, one problem a line. Exit codes: 0 nothing or warnings only, 2 errors.
     """
     checked = check_all(config, interval)
     sys.stdout.writelines(f"error: {text}\n" for text in checked.errors)
@@ -424,7 +426,7 @@ def verify(**options: Any) -> int:
 def history(config: Path | None, limit: int, as_json: bool) -> int:
     """Show the last runs that the store remembers, newest first, those of other processes too.
 
-    Each with its beginning (UTC), its length, how many of the scanners in service answered, and who did not.
+    Each with its start (UTC), its length, how many of the scanners in service answered, and which did not.
     """
     runs = past_runs(config, limit)
     if as_json:
@@ -452,11 +454,11 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     show_default=True,
     help="Where the runbook is; alerts link to it.",
 )
-@click.option("--force", is_flag=True, help="Overwrite files that are there and differ.")
+@click.option("--force", is_flag=True, help="Overwrite existing files that differ.")
 def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> int:
     """Write Grafana's dashboards, alert rules, their configuration and a compose file into DIR.
 
-    Start with DIR/compose.yaml. Files that are there and differ are not overwritten.
+    Start with DIR/compose.yaml. Existing files that differ are not overwritten.
     """
     for path in write_files(directory, preset, runbook=runbook, force=force):
         sys.stdout.write(f"{path}\n")
