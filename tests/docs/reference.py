@@ -7,6 +7,7 @@ pages; a test compares.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def settings(name: str) -> str:
     return table(
         ("key", "default", "value", "meaning"),
         (
-            (f"`{key}`", f"`{in_toml(field.default)}`", sentence(field.must), sentence(texts[key]))
+            (f"`{key}`", in_toml(field.default), sentence(field.must), sentence(without_python(texts[key])))
             for key, field in fields_of(kind).items()
         ),
     )
@@ -174,13 +175,13 @@ def in_toml(value: Any) -> str:
     """Return a default as a reader would write it in TOML."""
     if value is None:
         return "not set"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[]" if not value else str(list(value))
-    if isinstance(value, dict):
-        return "{}"
-    return f"{value:g}" if isinstance(value, float) else repr(value).replace("'", '"')
+    text = f"{value:g}" if isinstance(value, float) else json.dumps(value)
+    return f"`{text}`"
+
+
+def without_python(text: str) -> str:
+    """Return a text about an option as readers of TOML know its values."""
+    return re.sub(r"`?\bNone\b`?", "not set", text).replace("`False`", "`false`")
 
 
 def sentence(text: str) -> str:

@@ -98,14 +98,29 @@ def test_readme_is_read_in_one_go() -> None:
     assert len(README.read_text().splitlines()) <= 250
 
 
+def test_each_layer_has_the_same_sections_and_a_diagram() -> None:
+    for page in sorted((DOCS / "layers").glob("*.md")):
+        if page.name != "index.md":
+            assert "**What it does.**" in page.read_text(), page.name
+            assert {"Usage", "What it reports", "Do and don't"} <= set(headings(page)), page.name
+            assert any(link.endswith(".svg") for link in links(page)), page.name
+            assert "Defaults" in headings(page) or page.name == "suspicion.md"
+
+
+def test_the_node_of_a_pipeline_takes_25_lines() -> None:
+    before, after = (block for block in blocks(DOCS / "from-a-loop.md") if block.language == "python")
+    assert "ThreadPoolExecutor" in before.text
+    node = after.text.partition("\n\nconfig = ")[0]
+    assert len(node.splitlines()) <= 25
+
+
 # The checks themselves
 
 
 def reader_of(text: str, tmp_path: Path) -> None:
-    page = ROOT / "docs" / "index.md"
-    written = tmp_path / "page.md"
-    written.write_text(text)
-    Reader(tmp_path).follow(type(page)(written))
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    Reader(tmp_path).follow(page)
 
 
 @pytest.mark.parametrize(
