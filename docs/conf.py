@@ -59,13 +59,24 @@ def _add_tree(_app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] += "\n" + "\n".join(trees)
 
 
-def _keep_colons(_app: Sphinx, what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
-    """Keep napoleon from reading "Whether every scanner answered: completed, ..." as a type and its description."""
+def _prepare(_app: Sphinx, what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """Bring a docstring into the form that napoleon reads as it is meant.
+
+    It takes "Whether every scanner answered: completed, ..." of a property for a type and its description, and does not
+    know `name, pipeline: of the scanner`, which describes two attributes.
+    """
     if what == "property" and lines:
         lines[0] = lines[0].replace(": ", " – ").replace("`", "``")
+    text = re.sub(
+        r"^    (\w+), (\w+(?:, \w+)*): (.*(?:\n {8,}.*)*)",
+        lambda found: "\n".join(f"    {name}: {found[3]}" for name in (found[1], *found[2].split(", "))),
+        "\n".join(lines),
+        flags=re.MULTILINE,
+    )
+    lines[:] = text.split("\n")
 
 
 def setup(app: Sphinx) -> None:
     """Register what this file adds."""
-    app.connect("autodoc-process-docstring", _keep_colons, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", _prepare, priority=100)  # before napoleon
     app.connect("source-read", _add_tree)

@@ -88,7 +88,7 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
     """One scanner's part of a run, after its end.
 
     Attributes:
-        scanner, pipeline: which scanner it was.
+        scanner, pipeline: names of the scanner and of its pipeline.
         status: how the scan ended.
         candidates: what was found, in the scanner's order; the caller's own objects.
         error: why there is no fresh answer, or `None`. A stale answer has one too.

@@ -190,10 +190,10 @@ class ScanRunner:
         """Take a scanner out of service for `duration` seconds (24 hours unless given), whatever alerts say.
 
         Args:
-            name: the scanner's.
+            name: the scanner's name.
             reason: why, for the audit trail.
             duration: seconds, > 0.
-            who: gives the order.
+            who: the person who gives the order, for the audit trail.
 
         Raises:
             ConfigError: there is no such scanner, or an argument is wrong.
@@ -204,23 +204,22 @@ class ScanRunner:
     def enable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
         """Bring a scanner back into service; nothing happens if it is in service.
 
-        One that alerts, failures or probes took out stays in service against them for `duration` seconds. If its
-        breaker is open, its next scan is a trial, whatever is left of the open time. Arguments and errors are those of
-        `disable`.
+        If alerts, failures or probes took it out, they cannot do so again for `duration` seconds. If its breaker is
+        open, its next scan is a trial, whatever is left of the open time. Arguments and errors are those of `disable`.
         """
         self._fleet.enable(name, reason, duration, who)
 
     def reset(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
         """Close a scanner's breaker and forget its failures, for all processes that share the store.
 
-        Forgotten are also the failures of its sources, and an error that this process remembers (`ttl_error`). An
+        The failures of its sources are forgotten too, and so is an error that this process remembers (`ttl_error`). An
         attempt under way began before the reset, so its outcome does not count. Other processes learn of the reset when
         their next run begins.
 
         Args:
-            name: the scanner's.
+            name: the scanner's name.
             reason: why, for the audit trail.
-            who: gives the order.
+            who: the person who gives the order, for the audit trail.
 
         Raises:
             ConfigError: there is no such scanner, it has nothing to reset, or an argument is wrong.
@@ -252,33 +251,33 @@ class ScanRunner:
         self._fleet.probe(name, reason, who)
 
     def alerts(self, alerts: Iterable[Alert], *, source: str = "alertmanager") -> dict[str, int]:
-        """Act upon alerts, as a webhook brings them.
+        """Act on alerts that a webhook delivered.
 
         Args:
             alerts: in the order of the message.
-            source: who sent them: `alertmanager` or `grafana`.
+            source: their sender, `alertmanager` or `grafana`.
 
         Returns:
             How many were `accepted`, `duplicate`, of an `unknown_scanner`, or `refused` (the scanner is critical, too
             many are out already, or an order by hand stands against it).
 
         Raises:
-            StoreError: the store fails, and nothing was done; the sender is to try again.
+            StoreError: the store failed, and nothing was done; the sender should try again.
         """
         return self._fleet.gate.alerts(alerts, source)
 
     def reconcile(self, fetch: Callable[[], Iterable[Alert]], *, source: str = "alertmanager") -> dict[str, int]:
-        """Bring what is known of a sender's alerts in line with its own list of the active ones.
+        """Bring the alerts that are known of a sender in line with the sender's own list of active ones.
 
         Args:
-            fetch: asks for that list; what it raises comes out, and nothing is changed then.
-            source: whose list it is.
+            fetch: called for that list; if it raises, the exception is passed on, and nothing is changed.
+            source: the sender of the list.
 
         Returns:
-            The counts, as of `alerts`.
+            The same counts as `alerts`.
 
         Raises:
-            StoreError: the store fails, and nothing was done.
+            StoreError: the store failed, and nothing was done.
         """
         return self._fleet.gate.reconcile(fetch, source)
 
@@ -291,11 +290,11 @@ class ScanRunner:
         return self._fleet.gate.probes_due()
 
     def blind_since(self) -> float | None:
-        """Return since when the heartbeats of the alerting have been missing, epoch seconds; `None`: they have not."""
+        """Return the epoch seconds since which heartbeats of the alerting have been missing; `None`: they have not."""
         return self._fleet.gate.unreachable_since()
 
     def audit(self, limit: int = 100) -> tuple[AuditEntry, ...]:
-        """Return the newest changes of who is in service, newest first, at most `limit`.
+        """Return the newest changes of scanners' states, newest first, at most `limit`.
 
         Raises:
             StoreError: the store fails.
@@ -306,7 +305,7 @@ class ScanRunner:
         """Explain one scanner: whether it would run now, what would make it run, its stack and its last scans.
 
         Args:
-            name: the scanner's.
+            name: the scanner's name.
             trace: whether the text shows the past scans layer by layer.
 
         Returns:
@@ -357,9 +356,9 @@ class ScanRunner:
         return None if breaker is None else breaker.state
 
     def listen(self, listener: Listener) -> None:
-        """Add a listener: it hears of the scanners at once, and of what happens in runs that begin from now on.
+        """Add a listener: it gets the scanners at once, and the events of runs that begin from now on.
 
-        A listener that equals one that is there already is not added again.
+        A listener that equals an earlier one is not added again.
         """
         (listener,) = callables((listener,))
         self._runs.listen(listener)
