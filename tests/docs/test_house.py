@@ -23,6 +23,8 @@ def test_contributing_lists_every_marker_and_folder_of_tests() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for marker in re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE):
         assert re.search(rf"-m .*\b{marker}\b|\b{marker}`", text), marker
+    for path in re.findall(r"`(?:[^`]* )?((?:tests|docs|resilient_scan)/[\w/.-]+)", text):
+        assert (ROOT / path).exists(), path
     folders = [path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("*.py"))]
     for folder in folders:
         assert f"tests/{folder}`" in text or folder == "pictures", folder
