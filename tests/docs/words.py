@@ -37,7 +37,10 @@ RULES: Final = (
     Rule(r"whoever|whomever", "the caller, the waiter, anyone who", "Whoever asks waits.", "The caller waits."),
     Rule(r"anew", "again", "It begins anew.", "It begins again."),
     Rule(
-        r"(?<!there )(?:is|are|was|were) (?-i:none)", "isn't one", "One that is none.", "If there is none, it is None."
+        r"(?<!there )(?:is|are|was|were) (?-i:none)(?! of| the)",
+        "isn't one",
+        "One that is none.",
+        "If there is none, it is None; they are none of ours.",
     ),
     Rule(
         r"(?<!there )(?:is|are|was|were) no (?!one\b|longer|more\b|later|earlier|sooner|worse|better)",
@@ -45,7 +48,7 @@ RULES: Final = (
         "That is no error.",
         "There is no such scanner, and it is no longer there.",
     ),
-    Rule(r"told", "notified, logged, described, returned, reported", "It is told at once.", "It tolled."),
+    Rule(r"told(?! apart)", "notified, logged, described, returned, reported", "It is told.", "They are told apart."),
     Rule(r"beside", "next to, besides", "It runs beside the service.", "Besides, it runs."),
     Rule(r"at the latest", "by", "It ends at the latest after a minute.", "The latest one ends."),
     Rule(
@@ -63,7 +66,13 @@ RULES: Final = (
     ),
     Rule(r"left behind|leaves? behind", "abandoned", "Its thread is left behind.", "It leaves a thread."),
     Rule(r"rungs?", "method", "the rung that freed it", "It wrung them."),
+    # Words to use, by what would stand for them.
     Rule(r"(?:he|she|those) who", "waiter, holder, caller", "he who waits", "people who wait"),
+    Rule(r"back-off|waiting time between", "backoff", "a back-off of 1 s", "the backoff"),
+    Rule(r"time[ -]to[ -]live", "TTL", "its time to live", "its TTL"),
+    Rule(r"(?:quota|allowance) of retries", "retry budget", "the quota of retries", "the retry budget"),
+    Rule(r"write-out|writing-out", "flush", "a write-out of the batch", "a flush of the batch"),
+    Rule(r"grave ?stone|death marker", "tombstone", "a gravestone in the store", "a tombstone in the store"),
 )
 
 _FOUND: Final = [(rule, re.compile(rf"\b(?:{rule.pattern})\b", re.IGNORECASE)) for rule in RULES]
