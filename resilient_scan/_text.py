@@ -200,7 +200,7 @@ def _bare(value: Any) -> Any:
 Hide = Callable[[str], str]
 
 _SHORTEST: Final = 4  # a secret of fewer characters would be found in many innocent texts
-_LONG: Final = 8  # one of fewer may be a word, and part of others: `demo` is no secret in `democracy`
+_LONG: Final = 8  # one of fewer may be a word, and part of others: `demo` is not a secret in `democracy`
 _BEGINS: Final = (  # a token begins after an escape too: %3D, \n, \x3d, \u0022
     r"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbf])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
 )

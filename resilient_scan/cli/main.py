@@ -150,7 +150,7 @@ def command() -> None:
     "--record",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Record what the sources answer in this new folder, without secrets.",
+    help="Record what the sources answer in this new folder, without secrets; exit with 1 if the disk gets full.",
 )
 @click.option(
     "--replay",

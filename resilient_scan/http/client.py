@@ -112,7 +112,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a form to `path`, and return the answer; everything else is as in `get`."""
-        own = {name.lower(): value for name, value in (headers or {}).items()}  # one in another case is no second one
+        own = {name.lower(): value for name, value in (headers or {}).items()}  # in any case of letters
         sent = {"content-type": "application/x-www-form-urlencoded", **own}
         return self._send(Request("POST", self._url(path, None), _query(form)), sent, context, accept)
 
@@ -270,7 +270,7 @@ def credential(context: ScanContext, setting: str, variable: str) -> str:
         ConfigError: neither has it; the message says what to set.
     """
     value = context.settings.get(setting) or os.environ.get(variable, "")
-    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):  # how Python keeps bytes that are no text
+    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):  # how Python keeps bytes that are not text
         raise ConfigError(f"{context.scanner}: the environment variable {variable} holds bytes that are not UTF-8")
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(

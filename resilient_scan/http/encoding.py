@@ -2,7 +2,7 @@
 
 gzip is the only coding that is asked for. zlib can make 1,032 bytes of one, and a second coding a million: 1,143 bytes
 that were packed twice took 1.2 GB. So a second coding is refused, and the first one yields at most `STEP` bytes at a
-time. Whoever reads counts them and stops at the limit, and then nothing more is decoded.
+time. The reader counts them and stops at the limit, and then nothing more is decoded.
 """
 
 from __future__ import annotations

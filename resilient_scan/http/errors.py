@@ -15,7 +15,7 @@ import msgspec
 from resilient_scan.errors import PermanentError, ScanError
 
 _CHARSET: Final = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
-# Codecs of Python's that are no charsets. Punycode costs time with the square of its length, and nothing can end that.
+# Codecs of Python's that are not charsets. Punycode costs time with the square of its length, and nothing can end that.
 _NO_CHARSETS: Final = {"punycode", "idna", "unicode-escape", "raw-unicode-escape"}
 _MAX_WAIT: Final = 366 * 86400.0
 

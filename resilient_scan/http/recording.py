@@ -367,7 +367,7 @@ def read_manifest(folder: Path) -> Sequence[Row]:
     inside = folder.resolve()
     for row in rows:
         if not _is_valid(row):
-            raise ConfigError(f"{path} names {row.url!r}, and that is no address")
+            raise ConfigError(f"{path} names {row.url!r}, and that is not an address")
         body = (folder / row.file).resolve()
         if not body.is_relative_to(inside) or not body.is_file():
             raise ConfigError(f"{path} names {row.file!r}, and there is no such file in the folder")

@@ -258,7 +258,7 @@ def test_it_knows_for_whom_there_is_something(folder: Path) -> None:
         ('[{"url": "http://a"}]', "not a manifest of recordings: .*file"),
         ('[{"file": "../secret", "url": "http://a"}]', "'../secret', and there is no such file"),
         ('[{"file": "gone", "url": "http://a"}]', "'gone', and there is no such file"),
-        ('[{"file": "manifest.json", "url": "http://["}]', r"names 'http://\[', and that is no address"),
+        ('[{"file": "manifest.json", "url": "http://["}]', r"names 'http://\[', and that is not an address"),
     ],
 )
 def test_a_folder_that_is_none_is_refused(folder: Path, manifest: str | None, words: str) -> None:
