@@ -8,7 +8,10 @@ deadline. Durations are in seconds, and `at` is in epoch seconds.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import attrgetter, call, length_hint
 from typing import Any
 
 import msgspec
@@ -292,18 +295,18 @@ class Bus:
     """Brings events to listeners; a listener that raises is logged once and breaks nothing."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
-        guarded = [(_guarded(listener), getattr(listener, "events", None)) for listener in listeners]
-        self._listeners: dict[type, list[Callable[[Event], None]]] = {
-            kind: [notify for notify, wanted in guarded if wanted is None or kind in wanted]
+        guarded = [(_Guarded(listener), getattr(listener, "events", None)) for listener in listeners]
+        self._listeners: dict[type, tuple[_Guarded, ...]] = {
+            kind: tuple(notify for notify, wanted in guarded if wanted is None or kind in wanted)
             for kind in Event.__subclasses__()
         }
 
     def subscribe(self, listener: Listener) -> None:
         """Add a listener, which is notified before all others."""
-        notify, wanted = _guarded(listener), getattr(listener, "events", None)
-        for kind, listeners in self._listeners.items():
+        notify, wanted = _Guarded(listener), getattr(listener, "events", None)
+        for kind in self._listeners:
             if wanted is None or kind in wanted:
-                listeners.insert(0, notify)
+                self._listeners[kind] = (notify, *self._listeners[kind])  # an event under way keeps its listeners
 
     def wants(self, kind: type[Event]) -> bool:
         """Return whether any listener wants events of this class."""
@@ -326,19 +329,66 @@ class Bus:
         for event in events:
             self.send(event)
 
+    def delivery(self, event: Event) -> Delivery:
+        """Return an event that is still to be sent, to all listeners that want it now."""
+        return Delivery(self._listeners[type(event)], event)
 
-def _guarded(listener: Listener) -> Callable[[Event], None]:
-    logged = False
 
-    def notify(event: Event) -> None:
-        nonlocal logged
+class Delivery:
+    """An event on its way to its listeners: it reaches each of them once, even if interrupts cut the sending short.
+
+    A signal handler may raise at any point of the main thread's Python code. Take a loop that calls the listeners: if
+    the interrupt falls between a call and the note that it was made, nobody can say afterwards whether the listener
+    has the event. Here `map` takes a listener and calls it. That is one step in C, between whose halves no handler
+    runs, so calling `finish` again goes on with the first listener that was not called. One that was interrupted
+    itself counts as called.
+    """
+
+    __slots__ = ("_calls", "_left", "_listeners")
+
+    def __init__(self, listeners: tuple[_Guarded, ...], event: Event) -> None:
+        self._listeners = listeners
+        self._left = iter(listeners)
+        self._calls = map(call, map(_LISTENER, self._left), repeat(event))
+
+    def finish(self) -> None:
+        """Call the listeners that were not called yet."""
+        while True:
+            try:
+                deque(self._calls, 0)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # see `_Guarded`
+                called = len(self._listeners) - length_hint(self._left)
+                if not called:  # an interrupt before the first
+                    raise
+                self._listeners[called - 1].failed()
+            else:
+                return
+
+
+class _Guarded:
+    """A listener whose failures are logged, the first one at least, and break nothing."""
+
+    __slots__ = ("_logged", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._logged = False
+
+    def __call__(self, event: Event) -> None:
         try:
-            listener(event)
+            self.listener(event)
         except KeyboardInterrupt:  # the user's Ctrl-C, not the listener's fault
             raise
         except BaseException:  # foreign code; even its `sys.exit()` must not cost a run its end
-            if not logged:
-                logged = True
-                _log.exception("listener %r failed; this is logged once, its later failures are not", listener)
+            self.failed()
 
-    return notify
+    def failed(self) -> None:
+        """Log the exception that is being handled, unless one was logged before."""
+        if not self._logged:
+            self._logged = True
+            _log.exception("listener %r failed; this is logged once, its later failures are not", self.listener)
+
+
+_LISTENER = attrgetter("listener")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
@@ -159,9 +158,6 @@ class ScanRunner:
         try:
             self._runs.finish(run, names)
         except KeyboardInterrupt as interrupt:
-            if run.has_started and not run.has_ended:  # a second one, or it fell into the winding up
-                with run.wait_budget():
-                    self._runs.finish_run(run)
             interrupt.report = run.report()  # type: ignore[attr-defined]
             raise
         return run.report()
@@ -174,7 +170,7 @@ class ScanRunner:
         run = self._runs.prepare(state, deadline)
         try:
             await in_thread(lambda: self._runs.finish(run, self.names))
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or a signal handler raised
             run.cancel()
             raise
         return run.report()
@@ -382,7 +378,11 @@ class ScanRunner:
         return self._names
 
     def close(self) -> None:
-        """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for."""
+        """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for.
+
+        It returns once the store is closed, or after a second. A signal handler or a finalizer may call it, too: amid a
+        run it waits for nothing, because the run goes on, and ends, only when the handler has returned.
+        """
         self._runs.close()
 
     def __enter__(self) -> Self:

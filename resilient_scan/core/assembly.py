@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -244,6 +245,17 @@ class Fleet:
         for stack in self.stacks.values():
             stack.retired = True
 
+    def close_soon(self) -> threading.Thread | None:
+        """Have a thread close all this, and return it; take no lock that the caller may hold, see `Runs.close`.
+
+        The garbage collector may call this, too: on any thread, at any point. On a machine that has no thread left, a
+        worker closes it; where there is no worker either, no scan is under way, and the caller does it.
+        """
+        closer = start_closer(self.close)
+        if closer is None and not self.pool.lend_worker(self.close):
+            self.close()
+        return closer
+
     def close(self) -> None:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.pool.stop()
@@ -252,6 +264,18 @@ class Fleet:
         self.loops.close()
         if self.leases is not None:
             self.leases.close(CLOSE_TIMEOUT, self._close_store)
+
+
+def start_closer(call: Callable[[], None]) -> threading.Thread | None:
+    """Call `call` on a thread of its own; `None`: there is none to be had, and it is not called."""
+    if sys.is_finalizing():  # a thread that is started now never runs, and its start would wait for it
+        return None
+    closer = threading.Thread(target=call, name="resilient-scan-close", daemon=True)
+    try:
+        closer.start()
+    except RuntimeError:
+        return None
+    return closer
 
 
 def _load(fleet: weakref.ref[Fleet]) -> Load | None:

@@ -89,6 +89,7 @@ class Execution:
     through = False  # whether its worker is done with it and hands over, or has
     pending_events: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
     _running = False
+    _left = False  # ended because its last waiter left
     _late_kind = ERROR
     _method = "abandoned"  # the method that freed its thread, where that comes late
     _abandoned: bool | None = None  # whether listeners learn that its thread was abandoned; None: not decided yet
@@ -139,16 +140,19 @@ class Execution:
 
         Returns:
             Whether the work has begun; `None`: it has ended, and the outcome is on its way to the scan.
+
+        Where an interrupt has cut it short, it can be called again: what the execution holds is given back then.
         """
         with self.stack.lock:
             successor, begun = self._successor, self.began != NEVER
-            if successor is None:
+            if successor is None and not self._left:
                 if self.ended:
                     return None
-                self.waiters.remove(waiter)
+                if waiter in self.waiters:
+                    self.waiters.remove(waiter)
                 if self.waiters or (begun and keep_working and self._key is not None):
                     return begun
-                self.ended = True
+                self.ended = self._left = True
         if successor is not None:
             return successor.leave(waiter, keep_working=keep_working)
         self._cancel(begun)
@@ -349,7 +353,7 @@ class Execution:
                 self.began + waiter.run.epoch,
                 doubt,
             )
-            waiter.run.outbox.put((waiter, result, ()))
+            waiter.end(result)
 
     def _fail(self, failure: BaseException) -> None:
         """Hand the failure over; after the end, note how the thread was freed."""

@@ -38,6 +38,7 @@ class WaitingRun(Protocol):
         deadline: the monotonic instant at which it ends.
         since: the monotonic instant from which its queue waits are counted.
         epoch: what added to a monotonic instant gives epoch seconds.
+        open: the scans that have begun and have no result yet; for its thread only.
         outbox: where its thread looks for what has ended.
     """
 
@@ -46,7 +47,8 @@ class WaitingRun(Protocol):
     deadline: float
     since: float
     epoch: float
-    outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]]
+    open: set[Any]
+    outbox: SimpleQueue[Any]
 
 
 class Waiter(Protocol):
@@ -56,6 +58,7 @@ class Waiter(Protocol):
     turn: float
     leads: bool
     execution: Any
+    answer: ScanResult | Outcome | None
 
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""

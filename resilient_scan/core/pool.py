@@ -289,6 +289,12 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.look_by(instant)
         return lambda: self._forget(entry)
 
+    def lend_worker(self, call: Callable[[], None]) -> bool:
+        """Have a worker call `call`; `False`: there is none. No lock is taken: for signal handlers and finalizers."""
+        if self._workers:
+            self._queue.put(FutureTask(concurrent.futures.Future(), call))
+        return bool(self._workers)
+
     def run_soon(self, call: Callable[[], None]) -> None:
         """Run `call` on a thread that may be made to wait, as soon as there is one; for the watchdog.
 
@@ -384,6 +390,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._workers.add(worker)
 
     def _work(self, worker: Worker) -> None:
+        with self._mutex:
+            if worker not in self._workers:  # an interrupt kept its starter from adding it: nobody would time it out
+                if self._closed:
+                    return
+                self._workers.add(worker)
         while (task := self._queue.get()) is not None:
             started = self._clock.monotonic()
             deadline = task.start(started, worker)
@@ -427,7 +438,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._watchdog = watchdog  # first: a thread that ends at once takes its name out again
             try:
                 watchdog.start()
-            except RuntimeError:
+            except BaseException:  # no thread is left; or an interrupt, and nobody knows whether it runs: see `_watch`
                 self._watchdog = None
                 raise
 
@@ -437,6 +448,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         A failure in one look (a bug of ours, no memory) must not end the looking: every timeout and every deadline of
         the runner depends on this thread. If it ends all the same, `execute` starts another one.
         """
+        with self._mutex:
+            self._watchdog = self._watchdog or threading.current_thread()
+            if self._watchdog is not threading.current_thread():
+                return
         try:
             while not _guarded(self._look, "the watchdog failed; it looks again", failed=False):
                 _guarded(self._pause, "the watchdog could not wait")

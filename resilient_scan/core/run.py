@@ -2,6 +2,10 @@
 
 Everything in `Run` happens on the run's thread, which is the caller's. Other threads only put messages into the run's
 outbox: the end of a scan, the run's deadline, a cancel. So a run needs no lock, and its events come in one order.
+
+A signal handler may raise on that thread at any point: a Ctrl-C, or an alarm of the caller's. All the same, what starts
+ends, and each event is sent once. So `wind_up` may be called again after it was cut short, and whatever must not fall
+apart is written in one statement, after all calls: Python runs no signal handler between two assignments.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import asyncio
 import contextvars
 import math
 import os
+import sys
 import threading
 import time
 import uuid
@@ -17,20 +22,22 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import GEN_RUNNING, GEN_SUSPENDED, getgeneratorstate
 from operator import attrgetter
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any
 
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.core.assembly import Fleet, opened
+from resilient_scan.core.assembly import CLOSE_TIMEOUT, Fleet, opened, start_closer
 from resilient_scan.core.config import Config, length_of
 from resilient_scan.core.execution import works_for
 from resilient_scan.core.outcome import Outcome
-from resilient_scan.core.scan import HELD_UP, NOT_ASKED, Scan, begin, cut_short, result_of, without_work
+from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import DeadlineActedOn, Event, Listener, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import DeadlineActedOn, Delivery, Listener, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
@@ -43,6 +50,7 @@ POLL_INTERVAL = 0.25
 FLUSH_TIMEOUT = 0.25  # seconds for which a run waits until what it brought is in the store
 WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, and is not waited for
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
+_CORE = f"{__package__}."
 _CLOSED = "the runner is closed; build another one to run again"
 _OWN_SCANNER = (
     "a scanner runs the runner that it is part of, which would wait for itself; "
@@ -67,24 +75,28 @@ class Run:
         self.snapshot = Snapshot(state)
         self.deadline = math.inf
         self.epoch = self.since = 0.0
-        self.outbox: SimpleQueue[tuple[Any, Any, tuple[Event, ...]]] = SimpleQueue()
+        self.outbox: SimpleQueue[Scan | str] = SimpleQueue()
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
         self._seconds = seconds
         self.run_id = uuid.uuid4().hex
-        self.has_started = False
+        self.has_started = self.has_ended = False
+        self._announced = False
         self.open: set[Scan] = set()
         self._queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self._over = False
         self._unread: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
+        self._sending: Delivery | None = None  # the event that is being sent; None: there was none yet
+        self._last: tuple[Stack, ScanResult, str, tuple[Step, ...], bool] | None = None  # what ended last
 
-    def start(self, fleet: Fleet, names: tuple[str, ...]) -> None:
+    def start(self, fleet: Fleet, names: tuple[str, ...], *, concurrent: bool) -> None:
         """Start the clock; `names` are the scanners that take part."""
         self.fleet = fleet
         self._names = names
-        self._send_scan = fleet.bus.sender(ScanEnded)
+        self._concurrent = concurrent
+        self._wants_scans = fleet.bus.wants(ScanEnded)
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
@@ -99,27 +111,26 @@ class Run:
 
     def cancel(self) -> None:
         """Ask the run's thread to end the run now."""
-        self.outbox.put((None, _CLOSE, ()))
+        self.outbox.put(_CLOSE)
 
     def deadline_came(self) -> None:
         """Put the deadline into the outbox; on the watchdog's thread."""
-        self.outbox.put((None, _DEADLINE, ()))
+        self.outbox.put(_DEADLINE)
 
     # on the run's thread
 
-    def stream(self, stacks: Sequence[Stack], window: int, *, concurrent: bool, read: bool) -> Iterator[ScanResult]:
+    def stream(self, stacks: Sequence[Stack], window: int, *, read: bool) -> Iterator[ScanResult]:
         """Go through the run; yield the results as they come, if `read`.
 
         At most `window` scans are open at a time. A large fleet's scans begin as others end, so that their objects are
         few and short-lived: the garbage collector then has next to nothing to look at.
         """
-        fleet = self.fleet
-        fleet.refresh()
-        fleet.bus.send(RunStarted(self.run_id, len(self._names), concurrent, fleet.workers, self.started_at))
+        self.fleet.refresh()
+        self._announce()
         self._unread = [] if read else None
         with self._timer():
             for stack in stacks:
-                if not concurrent:
+                if not self._concurrent:
                     self.since = self._clock.monotonic()
                 self._begin(stack)
                 while self._queued >= window:
@@ -130,6 +141,14 @@ class Run:
                 self._receive()
                 if self._unread:
                     yield from self._read()
+
+    def _announce(self) -> None:
+        if self._announced:
+            return
+        fleet = self.fleet
+        event = RunStarted(self.run_id, len(self._names), self._concurrent, fleet.workers, self.started_at)
+        self._sending, self._announced = fleet.bus.delivery(event), True
+        self._sending.finish()
 
     @contextmanager
     def _timer(self) -> Iterator[None]:
@@ -154,7 +173,6 @@ class Run:
             return
         started = begin(stack, self)
         if isinstance(started, Scan):
-            self.open.add(started)
             self._queued += started.queued
         else:
             self._finish(stack, *started)
@@ -163,23 +181,29 @@ class Run:
         """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
-            scan, answer, events = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
+            message = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
         except Empty:
             return False
-        if events and scan is not None:
-            scan.stack.send_stored(events, self.run_id)
-        if scan is None:
-            if answer == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
-                lateness = max(0.0, self._clock.monotonic() - self.deadline)
-                self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
-            self._cut_off(by_user=answer == _CLOSE)
-        elif scan in self.open:
-            if answer is HELD_UP:
-                self._queued -= scan.queued
-                scan.queued = False
-            else:
-                self._end(scan, answer)
+        if isinstance(message, Scan):
+            self._take(message)
+            return True
+        if message == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
+            lateness = max(0.0, self._clock.monotonic() - self.deadline)
+            self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
+        self._cut_off(by_user=message == _CLOSE)
         return True
+
+    def _take(self, scan: Scan) -> None:
+        """Take over what another thread has brought for a scan, if it has: events, and its answer."""
+        events, scan.events = scan.events, ()
+        if events:
+            scan.stack.send_stored(events, self.run_id)
+        if scan not in self.open:
+            return
+        if scan.answer is not None:
+            self._end(scan, scan.answer)
+        elif scan.held_up:
+            self._queued, scan.queued = self._queued - scan.queued, False
 
     def _end(self, scan: Scan, answer: ScanResult | Outcome) -> None:
         self.open.discard(scan)
@@ -219,46 +243,66 @@ class Run:
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        self.results[stack.name] = result
+        last = stack, result, cache, steps, probe
+        sending = None
+        if self._wants_scans:
+            sending = self.fleet.bus.delivery(ScanEnded(self.run_id, result, cache, invalid, probe))
+        self.results[stack.name], self._last, self._sending = result, last, sending  # see the top of this file
         if self._unread is not None:
             self._unread.append(result)
         stack.record(self.run_id, result, cache, steps, probe)
-        if self._send_scan is not None:
-            self._send_scan(ScanEnded(self.run_id, result, cache, invalid, probe))
+        if sending is not None:
+            sending.finish()
 
     # its end
 
-    def end_all(self) -> None:
-        """Give every scan a result, whichever way the run ended."""
+    def wind_up(self) -> None:
+        """Give every scan a result, whichever way the run ended, and then end the run."""
+        self._catch_up()
+        self._announce()
         if self.open:
-            self._cut_off(by_user=True)
-            looks = 8  # in vain; an end can only be missing where a Ctrl-C interrupted its handling
-            while self.open and looks:
-                looks -= not self._receive()
-            for scan in tuple(self.open):
-                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
-        fleet = self.fleet
+            self._end_open()
         if len(self.results) < len(self._names):  # cancelled before their turn
             for name in self._names:
                 if name not in self.results:
-                    self._skip(fleet.stacks[name])
+                    self._skip(self.fleet.stacks[name])
+        self._end_run()
+        self.has_ended = True
 
-    def end(self) -> None:
-        """Make the report, send the last event, and add the run's tool logs to the caller's list, if there is one."""
+    def _catch_up(self) -> None:
+        """Do what an interrupt has kept from being done about the scan that ended last, or about the last event."""
+        if self._last is not None:
+            stack, result, cache, steps, probe = self._last
+            if not any(flight.run_id == self.run_id for flight in reversed(stack.flights.copy())):
+                stack.record(self.run_id, result, cache, steps, probe)
+        if self._sending is not None:
+            self._sending.finish()
+
+    def _end_open(self) -> None:
+        self._cut_off(by_user=True)
+        for scan in tuple(self.open):
+            self._take(scan)
+        looks = 8  # in vain: who has ended an execution hands its outcome over in a moment
+        while self.open and looks:
+            looks -= not self._receive()
+        for scan in tuple(self.open):
+            self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+
+    def _end_run(self) -> None:
+        """Make the report, add the run's tool logs to the caller's list, if there is one, and send the last event."""
         fleet = self.fleet
-        fleet.flush_votes(self.run_id)
-        duration = self._clock.monotonic() - self._began
-        report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
-        self._report = report
-        if isinstance(self._caller_logs, list):
-            self._caller_logs.extend(report.tool_logs)
-        if fleet.bus.wants(RunEnded):
-            fleet.bus.send(RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time()))
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether there is a report."""
-        return self._report is not None
+        if self._report is None:
+            fleet.flush_votes(self.run_id)
+            duration = self._clock.monotonic() - self._began
+            report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
+            event = RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time())
+            logs = self._caller_logs if isinstance(self._caller_logs, list) else []
+            adding = map(logs.extend, [report.tool_logs])  # one step in C, as in `Delivery`
+            self._report, self._adding, self._sending = report, adding, fleet.bus.delivery(event)
+        for _ in self._adding:
+            pass
+        if self._sending is not None:
+            self._sending.finish()
 
     def report(self) -> RunReport:
         """Return the report of a run that has ended."""
@@ -297,8 +341,9 @@ class Runs:
         self._live_fleet = fleet = Fleet(self.config, self._store)
         self.history = None if self._store is None else RunHistory(self._store, fleet.store_failed)
         self._fresh = self.history is not None  # nothing has been recalled yet
-        self._closer = weakref.finalize(self, fleet.close)
+        self._closer = weakref.finalize(self, fleet.close_soon)
         self._closer.atexit = False
+        self._closing: threading.Thread | None = None
 
     @property
     def fleet(self) -> Fleet:
@@ -359,15 +404,21 @@ class Runs:
         self.fleet.listen(listener)
 
     def close(self) -> None:
-        """End all runs and let the threads go."""
+        """End all runs and let the threads go; wait for it, but not for long.
+
+        A signal handler may call this, on a thread that is in the middle of any of our functions and holds a lock of
+        the runner. That thread would wait for itself if it took the lock again here. So nothing in here takes one: the
+        outboxes and the start of a thread need none of ours, and that thread (`Fleet.close_soon`) does the rest. If it
+        needs the very lock that our caller holds, it gets it once we have returned, and we do not wait for it.
+        """
         self.closed = True
         if self._forked:
             return  # the threads are the parent's
-        with self._lock:
-            runs = tuple(self.active)
-        for run in runs:
+        for run in self.active.copy():
             run.cancel()
-        self._closer()
+        self._closing = self._closer() or self._closing  # None, from the second call on
+        if self._closing is not None and not _is_in_core(sys._getframe(1)):  # noqa: SLF001 - documented
+            self._closing.join(CLOSE_TIMEOUT)
 
     # one run
 
@@ -388,14 +439,19 @@ class Runs:
 
     def finish(self, run: Run, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""
-        for _ in self._results(run, self._window, names, read=False):
-            pass
+        try:
+            for _ in self._results(run, self._window, names, read=False):
+                pass
+        except BaseException:
+            self.finish_run(run)  # again, if an interrupt fell into the winding up
+            raise
 
     def stream(self, run: Run, names: tuple[str, ...]) -> Iterator[ScanResult]:
-        """Yield the results as they come to a reader who may be slow."""
-        return self._results(run, ALL if self.config.concurrent else 1, names, read=True)
+        """Return the results as they come to a reader who may be slow."""
+        steps = self._results(run, ALL if self.config.concurrent else 1, names, read=True)
+        return Stream(steps, partial(self.finish_run, run))
 
-    def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Iterator[ScanResult]:
+    def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Generator[ScanResult]:
         """Yield the results as they come, if they are read, never waiting for a store for long."""
         steps = self._steps(run, window, names, read)
         return steps if self._store is None else _budgeted(steps, run.wait_budget())
@@ -403,16 +459,15 @@ class Runs:
     def _steps(self, run: Run, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
         """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
         fleet = self.fleet
-        run.start(fleet, names)
-        with self._lock:
+        try:
+            self.active.add(run)  # before the look: `close` does the two in the opposite order, so one sees the other
             if self.closed:
                 raise RuntimeError(_CLOSED)
-            self.active.add(run)
+            run.start(fleet, names, concurrent=self.config.concurrent)
             fresh, self._fresh = self._fresh, False
-        if fresh and self.history is not None:
-            fleet.seed_durations(self.history.expected())
-        try:
-            yield from run.stream(self._in_order(fleet, names), window, concurrent=self.config.concurrent, read=read)
+            if fresh and self.history is not None:
+                fleet.seed_durations(self.history.expected())
+            yield from run.stream(self._in_order(fleet, names), window, read=read)
         finally:
             self.finish_run(run)
 
@@ -424,11 +479,12 @@ class Runs:
         return stacks
 
     def finish_run(self, run: Run) -> None:
-        """Wind a run up, whichever way it ended."""
-        run.end_all()
-        with self._lock:
-            self.active.discard(run)
-        run.end()
+        """Wind a run up, whichever way it ended; again, after an interrupt in here."""
+        self.active.discard(run)
+        if not run.has_started or run.has_ended:
+            return
+        with run.wait_budget():
+            run.wind_up()
         if self.history is not None and run.fleet.leases is not None:
             left = run.deadline - self.config.clock.monotonic()
             run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.history, run))
@@ -441,7 +497,50 @@ def _keep(history: RunHistory, run: Run) -> None:
     history.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
 
 
-def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator[ScanResult]:
+class Stream(Iterator[ScanResult]):
+    """The results of a run as they come. Leaving it early ends the run, closing it does too.
+
+    It is no bare generator, because the garbage collector may be the one that finds it left: on any thread, at any
+    point, under any lock of ours. A generator would end its run right there, and wait for the lock for ever. Here the
+    finalizer keeps the generator, so it is no garbage when this object is, and has another thread close it.
+
+    Args:
+        steps: what goes through the run.
+        finish: winds the run up, if it has started and has not ended.
+    """
+
+    def __init__(self, steps: Generator[ScanResult], finish: Callable[[], None]) -> None:
+        self._steps = steps
+        self._finish = finish
+        weakref.finalize(self, _close_soon, steps).atexit = False
+
+    def __next__(self) -> ScanResult:
+        try:
+            return next(self._steps)
+        except StopIteration:
+            raise
+        except BaseException:
+            if (
+                getgeneratorstate(self._steps) != GEN_RUNNING
+            ):  # else another thread is in it, and ours has no business here
+                self._finish()
+            raise
+
+    def close(self) -> None:
+        """End the run, if it has begun."""
+        try:
+            self._steps.close()
+        finally:
+            self._finish()
+
+
+def _close_soon(steps: Generator[ScanResult]) -> None:
+    closer = start_closer(steps.close) if getgeneratorstate(steps) == GEN_SUSPENDED else None
+    if closer is not None:  # else it is closed when it goes, a moment later
+        closer.join(CLOSE_TIMEOUT)
+
+
+def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Generator[ScanResult]:
     """Advance a run within its wait budget; the budget does not bind its reader, who has the thread in between."""
     try:
         while True:
@@ -453,6 +552,13 @@ def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Iterator
     finally:
         with wait_budget:
             steps.close()
+
+
+def _is_in_core(frame: FrameType | None) -> bool:
+    """Say whether a call came from inside the core: from a signal handler amid a run, a listener, or a scanner."""
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith(_CORE):
+        frame = frame.f_back
+    return frame is not None
 
 
 async def in_thread(work: Callable[[], None]) -> None:

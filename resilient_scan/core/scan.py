@@ -24,7 +24,6 @@ from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
-HELD_UP = "held up"  # what a scan puts into its run's outbox, besides its end
 HIT, STALE, MISS, SHARED, BYPASS, NOT_ASKED = "hit", "stale", "miss", "shared", "bypass", ""
 _STATUS = {
     ERROR: Status.ERROR,
@@ -43,6 +42,11 @@ class Scan:
     probe = ""  # the mark of a probe, where it is one
     queued = False  # whether it has a place in the run's window: it waits neither for a provider nor another process
     execution: Any  # the `Execution` that it waits for; None once it has a result
+    # What another thread has put here before it put the scan into the outbox: an interrupt of the run's thread may cost
+    # the run a message that was just taken out, but not the answer.
+    answer: ScanResult | Outcome | None = None
+    held_up = False  # another process works on the same
+    events: tuple[Event, ...] = ()  # that the run's thread has to send to the listeners
 
     def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
         self.stack = stack
@@ -51,7 +55,18 @@ class Scan:
 
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
-        self.run.outbox.put((self, answer, events))
+        self.answer, self.events = answer, events
+        self.run.outbox.put(self)
+
+    def wait_for(self, execution: Execution) -> None:
+        """Note, before anybody else learns of it, the execution of its own that it waits for.
+
+        An interrupt may end the run's thread's work at any point. If the execution led in the cache by then, or had
+        been queued, and its run did not know the scan, nobody would end it: every later scan with this key would wait
+        for an execution that nobody works on.
+        """
+        self.execution = execution
+        self.run.open.add(self)
 
     def end_cached(self, entry: Entry) -> None:
         """Hand over an answer that another process brought."""
@@ -62,7 +77,8 @@ class Scan:
 
     def hold_up(self) -> None:
         """Let the run's thread know that another process works on the same: no place in the window is kept for it."""
-        self.run.outbox.put((self, HELD_UP, ()))
+        self.held_up = True
+        self.run.outbox.put(self)
 
     def end_skipped(self) -> None:
         """Hand over that nothing was done, because the run has ended."""
@@ -95,7 +111,8 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
         if cache is not None:
             cache.warn_once(stack.name)
         scan = Scan(stack, run, turn)
-        _lead(scan, Execution(stack, scan, None))
+        scan.wait_for(execution := Execution(stack, scan, None))
+        _lead(scan, execution)
         return scan
     entry = cache.peek(key)
     if entry is None and cache.answers is not None:
@@ -129,6 +146,7 @@ def _probe(scan: Scan, mark: str) -> Scan:
     key = None if stack.cache is None else scan.run.snapshot.keys[stack.cache.inputs]
     execution = Execution(stack, scan, key)
     scan.probe = execution.probe = mark
+    scan.wait_for(execution)
     if stack.breaker is not None:
         stack.breaker.allow_trial()
     _lead(scan, execution)
@@ -144,9 +162,11 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
     """
     mine = Execution(scan.stack, scan, key)
     scan.cache, scan.key = MISS, key
+    scan.wait_for(mine)
     while True:
         leader = cache.lead(key, mine)
         if isinstance(leader, Entry):
+            scan.run.open.discard(scan)
             return leader
         if leader is not mine and leader.join(scan):
             scan.cache = SHARED
@@ -158,7 +178,7 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
 
 def _lead(scan: Scan, execution: Execution) -> None:
     """Let a scan's own execution go, once no other process works on the same key."""
-    scan.execution, scan.leads = execution, True
+    scan.leads = True
     scan.queued = scan.stack.provider is None
     leases, key = scan.stack.leases, scan.key
     if leases is not None and key is not None and leases.request(scan.stack.address(key), execution):

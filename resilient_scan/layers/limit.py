@@ -21,6 +21,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from resilient_scan.clock import Clock
@@ -121,7 +122,8 @@ class Provider:
             if ticket.done:
                 return False
             ticket.done = True
-            self._queue_of(ticket).remove(ticket)
+            with suppress(ValueError):  # an interrupt kept it from joining the queue
+                self._queue_of(ticket).remove(ticket)
         ticket.cancel_timer()
         self._pump()
         return True
