@@ -21,9 +21,9 @@ from resilient_scan.core.config import (
     execution_table,
     settings_by_scanner,
 )
-from resilient_scan.core.pool import Abandoned
 from resilient_scan.core.run import Runs, in_thread
 from resilient_scan.core.stack import Flight
+from resilient_scan.core.task import Abandoned
 from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents

@@ -15,8 +15,9 @@ from resilient_scan.clock import Clock
 from resilient_scan.context import NEVER
 from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
-from resilient_scan.core.pool import Abandoned, ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack, abandoned_in
+from resilient_scan.core.task import Abandoned
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered

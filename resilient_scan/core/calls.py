@@ -19,7 +19,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from resilient_scan.core.pool import FutureTask, ThreadPool, Worker
+from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.task import FutureTask, Worker
 from resilient_scan.engines.thread import in_parent_only
 from resilient_scan.errors import Rejected
 from resilient_scan.events import ERROR, SUCCESS, Event, LateCompletion, ThreadAbandoned

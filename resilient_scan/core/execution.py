@@ -38,8 +38,9 @@ from typing import Any
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
-from resilient_scan.core.pool import SHUT_DOWN, ThreadPool, Worker
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
+from resilient_scan.core.task import SHUT_DOWN, Worker
 from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation, leaves
 from resilient_scan.events import (
     CANCELLED,

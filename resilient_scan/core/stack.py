@@ -19,8 +19,9 @@ from resilient_scan._text import counted, without_secrets
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
-from resilient_scan.core.pool import Abandoned, ThreadPool
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
+from resilient_scan.core.task import Abandoned
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
