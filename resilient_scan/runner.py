@@ -21,7 +21,7 @@ from resilient_scan.core.config import (
     execution_table,
     settings_by_scanner,
 )
-from resilient_scan.core.run import Runs, in_thread
+from resilient_scan.core.runs import Runs, in_thread
 from resilient_scan.core.stack import Flight
 from resilient_scan.core.task import Abandoned
 from resilient_scan.events import Event, Listener

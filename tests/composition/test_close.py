@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Cache, Limit, Policy, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
-from resilient_scan.core import assembly, run
+from resilient_scan.core import assembly, runs
 from resilient_scan.events import Event, ExecutionEnded, RunEnded, ScanEnded
 from resilient_scan.testing import healthy
 from tests.composition.conftest import WAIT_TIMEOUT
@@ -87,7 +87,7 @@ class Fleet:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `close` wait for a moment only: where its caller holds a lock that is needed, it waits in vain."""
-    monkeypatch.setattr(run, "CLOSE_TIMEOUT", 0.02)
+    monkeypatch.setattr(runs, "CLOSE_TIMEOUT", 0.02)
 
 
 def url(store: str | None, path: Path) -> str | None:
@@ -222,7 +222,7 @@ def test_amid_a_run_close_waits_for_nothing_and_the_next_close_waits_for_it(
     background: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it would wait for may need the function that was interrupted to go on."""
-    monkeypatch.setattr(run, "CLOSE_TIMEOUT", 2 * WAIT_TIMEOUT)
+    monkeypatch.setattr(runs, "CLOSE_TIMEOUT", 2 * WAIT_TIMEOUT)
     fleet = Fleet(url("sqlite", tmp_path))
     flags: list[bool] = []
 

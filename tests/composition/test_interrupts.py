@@ -22,7 +22,7 @@ from tests.support.fixtures import Background
 
 PACKAGE = str(Path(resilient_scan.__file__).parent)
 EVERYTHING = ("core/", "layers/", "engines/", "events.py", "runner.py", "quarantine/", "snapshot.py")
-RUN_AND_SCAN = ("core/run.py", "core/scan.py", "runner.py")
+RUN_AND_SCAN = ("core/run.py", "core/runs.py", "core/scan.py", "runner.py")
 
 
 class Interrupt(BaseException):
