@@ -134,7 +134,7 @@ def test_an_interrupt_at_any_line_leaves_no_scan_and_no_run_without_its_end(
         try:
             check(seen, runner.names, report)
             assert not runner._runs.active
-            again = background(runner.run, {}, deadline=1.0).result(WAIT_TIMEOUT)
+            again = background(runner.run, {}, deadline=WAIT_TIMEOUT).result(2 * WAIT_TIMEOUT)
             assert again.counts["completed"] + again.counts["cached"] == 3, again.counts
             assert again.counts["error"] == 1, again.counts
         except (AssertionError, TimeoutError) as error:
