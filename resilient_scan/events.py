@@ -8,10 +8,9 @@ deadline. Durations are in seconds, and `at` is in epoch seconds.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from operator import attrgetter, call, length_hint
+from operator import call, length_hint
 from typing import Any
 
 import msgspec
@@ -329,13 +328,17 @@ class Bus:
         for event in events:
             self.send(event)
 
-    def delivery(self, event: Event) -> Delivery:
-        """Return an event that is still to be sent, to all listeners that want it now."""
-        return Delivery(self._listeners[type(event)], event)
+    def channel(self, kind: type[Event]) -> Channel:
+        """Return what sends events of one class to the listeners that want them now, each of them once."""
+        return Channel(self._listeners[kind])
 
 
-class Delivery:
-    """An event on its way to its listeners: it reaches each of them once, even if interrupts cut the sending short.
+Delivery = tuple[Iterator[Listener], Iterator[Any]]
+"""An event on its way: the listeners that were not called yet, and the calls that are left."""
+
+
+class Channel:
+    """Sends events so that each listener gets them once, even if interrupts cut the sending short.
 
     A signal handler may raise at any point of the main thread's Python code. Take a loop that calls the listeners: if
     the interrupt falls between a call and the note that it was made, nobody can say afterwards whether the listener
@@ -344,25 +347,31 @@ class Delivery:
     itself counts as called.
     """
 
-    __slots__ = ("_calls", "_left", "_listeners")
+    __slots__ = ("_guarded", "listeners")
 
-    def __init__(self, listeners: tuple[_Guarded, ...], event: Event) -> None:
-        self._listeners = listeners
-        self._left = iter(listeners)
-        self._calls = map(call, map(_LISTENER, self._left), repeat(event))
+    def __init__(self, guarded: tuple[_Guarded, ...]) -> None:
+        self._guarded = guarded
+        self.listeners = tuple(each.listener for each in guarded)
 
-    def finish(self) -> None:
+    def begin(self, event: Event) -> Delivery:
+        """Return an event that is still to be sent: `finish` does that."""
+        left = iter(self.listeners)
+        return left, map(call, left, repeat(event))
+
+    def finish(self, delivery: Delivery) -> None:
         """Call the listeners that were not called yet."""
+        left, calls = delivery
         while True:
             try:
-                deque(self._calls, 0)
+                for _ in calls:
+                    pass
             except KeyboardInterrupt:
                 raise
             except BaseException:  # see `_Guarded`
-                called = len(self._listeners) - length_hint(self._left)
+                called = len(self.listeners) - length_hint(left)
                 if not called:  # an interrupt before the first
                     raise
-                self._listeners[called - 1].failed()
+                self._guarded[called - 1].failed()
             else:
                 return
 
@@ -389,6 +398,3 @@ class _Guarded:
         if not self._logged:
             self._logged = True
             _log.exception("listener %r failed; this is logged once, its later failures are not", self.listener)
-
-
-_LISTENER = attrgetter("listener")

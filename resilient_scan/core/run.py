@@ -23,7 +23,7 @@ from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import DeadlineActedOn, Delivery, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import Channel, DeadlineActedOn, Delivery, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
@@ -65,7 +65,7 @@ class Run:
         self._over = False
         self._unread: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
-        self._sending: Delivery | None = None  # the event that is being sent; None: there was none yet
+        self._sending: tuple[Channel, Delivery] | None = None  # the event that is being sent, or was sent last
         self._last: tuple[Stack, ScanResult, str, tuple[Step, ...], bool] | None = None  # what ended last
 
     def start(self, fleet: Fleet, names: tuple[str, ...], *, concurrent: bool) -> None:
@@ -73,7 +73,7 @@ class Run:
         self.fleet = fleet
         self._names = names
         self._concurrent = concurrent
-        self._wants_scans = fleet.bus.wants(ScanEnded)
+        self._scans = fleet.bus.channel(ScanEnded)
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
@@ -124,8 +124,15 @@ class Run:
             return
         fleet = self.fleet
         event = RunStarted(self.run_id, len(self._names), self._concurrent, fleet.workers, self.started_at)
-        self._sending, self._announced = fleet.bus.delivery(event), True
-        self._sending.finish()
+        channel = fleet.bus.channel(RunStarted)
+        self._sending, self._announced = (channel, channel.begin(event)), True
+        self._send()
+
+    def _send(self) -> None:
+        """Send the last event, or what is left of that."""
+        if self._sending is not None:
+            channel, delivery = self._sending
+            channel.finish(delivery)
 
     @contextmanager
     def _timer(self) -> Iterator[None]:
@@ -221,15 +228,15 @@ class Run:
         probe: bool = False,
     ) -> None:
         last = stack, result, cache, steps, probe
-        sending = None
-        if self._wants_scans:
-            sending = self.fleet.bus.delivery(ScanEnded(self.run_id, result, cache, invalid, probe))
+        scans, sending = self._scans, None
+        if scans.listeners:
+            sending = scans, scans.begin(ScanEnded(self.run_id, result, cache, invalid, probe))
         self.results[stack.name], self._last, self._sending = result, last, sending  # see the top of this file
         if self._unread is not None:
             self._unread.append(result)
         stack.record(self.run_id, result, cache, steps, probe)
         if sending is not None:
-            sending.finish()
+            scans.finish(sending[1])
 
     # its end
 
@@ -252,8 +259,7 @@ class Run:
             stack, result, cache, steps, probe = self._last
             if not any(flight.run_id == self.run_id for flight in reversed(stack.flights.copy())):
                 stack.record(self.run_id, result, cache, steps, probe)
-        if self._sending is not None:
-            self._sending.finish()
+        self._send()
 
     def _end_open(self) -> None:
         self._cut_off(by_user=True)
@@ -274,12 +280,12 @@ class Run:
             report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
             event = RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time())
             logs = self._caller_logs if isinstance(self._caller_logs, list) else []
-            adding = map(logs.extend, [report.tool_logs])  # one step in C, as in `Delivery`
-            self._report, self._adding, self._sending = report, adding, fleet.bus.delivery(event)
+            adding = map(logs.extend, [report.tool_logs])  # one step in C, as in `Channel`
+            channel = fleet.bus.channel(RunEnded)
+            self._report, self._adding, self._sending = report, adding, (channel, channel.begin(event))
         for _ in self._adding:
             pass
-        if self._sending is not None:
-            self._sending.finish()
+        self._send()
 
     def report(self) -> RunReport:
         """Return the report of a run that has ended."""
