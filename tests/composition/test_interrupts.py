@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from types import FrameType
@@ -13,12 +14,12 @@ from typing import Any
 import pytest
 
 import resilient_scan
-from resilient_scan import Breaker, Cache, Policy, ScanRunner, Timeout
+from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout
 from resilient_scan.events import Event, RunEnded, RunStarted, ScanEnded
 from resilient_scan.results import RunReport
-from resilient_scan.testing import broken, healthy
+from resilient_scan.testing import broken, hanging, healthy
 from tests.composition.conftest import WAIT_TIMEOUT
-from tests.support.fixtures import Background
+from tests.support.fixtures import Background, Bare
 
 PACKAGE = str(Path(resilient_scan.__file__).parent)
 EVERYTHING = ("core/", "layers/", "engines/", "events.py", "runner.py", "quarantine/", "snapshot.py")
@@ -144,3 +145,34 @@ def test_an_interrupt_at_any_line_leaves_no_scan_and_no_run_without_its_end(
     runner.close()
     assert at > 200
     assert not wrong, f"{len(wrong)} of {at}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("thread", "runs"), [("worker", True), ("worker", False), ("watchdog", True), ("watchdog", False)]
+)
+def test_the_start_of_a_thread_is_interrupted_and_timeouts_still_hold(
+    thread: str,
+    runs: bool,
+    release: threading.Event,
+    bare: Bare,
+    background: Background,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody knows then whether the thread runs: without its worker in the list, no watchdog would time it out."""
+    start, interrupts = threading.Thread.start, iter([True])
+
+    def interrupted(self: threading.Thread) -> None:
+        ours = self.name.startswith("resilient-scan") and self.name.endswith("watchdog") == (thread == "watchdog")
+        if not (ours and next(interrupts, False)):
+            start(self)
+            return
+        if runs:
+            start(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with ScanRunner([hanging("hung", release)], policy=bare(timeout=Timeout(total=0.05)), max_workers=1) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            background(runner.run, {}).result(WAIT_TIMEOUT)
+        report = background(runner.run, {}).result(WAIT_TIMEOUT)
+        assert report.results["hung"].status is Status.TIMEOUT

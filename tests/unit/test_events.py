@@ -164,3 +164,37 @@ def test_a_sender_logs_once_too(others: int, caplog: pytest.LogCaptureFixture) -
     assert failing.calls == 3
     assert recorder.events_seen == [CHANGED, CHANGED, LATE][: 3 * others]
     assert len(caplog.records) == 1
+
+
+def test_a_sending_that_was_cut_short_goes_on_with_the_next_listener(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+
+    def interrupted(_event: Event) -> None:
+        heard.append("interrupted")
+        raise KeyboardInterrupt
+
+    def failing(_event: Event) -> None:
+        heard.append("failing")
+        raise ValueError("no")
+
+    bus = Bus((lambda _event: heard.append("first"), interrupted, failing, lambda _event: heard.append("last")))
+    channel = bus.channel(RunStarted)
+    event = RunStarted("r", 1, True, 1, 0.0)
+    delivery = channel.begin(event)
+    with pytest.raises(KeyboardInterrupt):
+        channel.finish(delivery)
+    assert heard == ["first", "interrupted"]
+    channel.finish(delivery)
+    channel.finish(delivery)
+    assert heard == ["first", "interrupted", "failing", "last"]
+    assert [record.args for record in caplog.records] == [(failing,)]
+
+
+def test_a_listener_that_joins_while_an_event_is_sent_takes_nobody_elses_turn() -> None:
+    heard: list[str] = []
+    bus = Bus((lambda _event: bus.subscribe(lambda _event: heard.append("new")), lambda _event: heard.append("second")))
+    channel = bus.channel(RunStarted)
+    channel.finish(channel.begin(RunStarted("r", 1, True, 1, 0.0)))
+    assert heard == ["second"]
+    bus.send(RunStarted("r", 1, True, 1, 0.0))
+    assert heard == ["second", "new", "second"]
