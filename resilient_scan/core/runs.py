@@ -231,9 +231,9 @@ def _keep(history: RunHistory, run: Run) -> None:
 class Stream(Iterator[ScanResult]):
     """The results of a run as they come. Leaving it early ends the run, closing it does too.
 
-    It is no bare generator, because the garbage collector may be the one that finds it left: on any thread, at any
-    point, under any lock of ours. A generator would end its run right there, and wait for the lock for ever. Here the
-    finalizer keeps the generator, so it is no garbage when this object is, and has another thread close it.
+    It wraps a generator, because the garbage collector may be the one that finds it left: on any thread, at any point,
+    under any lock of ours. A bare generator would end its run right there, and wait for the lock for ever. Here the
+    finalizer keeps the generator out of the garbage, and has another thread close it.
 
     Args:
         steps: what goes through the run.
