@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from resilient_scan._suspend import off_loop
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.options import Limit
@@ -186,7 +187,7 @@ class ScanContext:
             Exception: what `load` raised, for every caller that waited for it.
         """
         shared = self._own.shared
-        return load() if shared is None else shared.get(key, load, ttl, self)
+        return load() if shared is None else shared.get(key, lambda: off_loop(load), ttl, self)
 
     def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER, limit: Limit | None = None) -> T:
         """Call one of several sources that this scanner tries in turn, behind a breaker of that source's own.
@@ -208,7 +209,7 @@ class ScanContext:
             Exception: what `call` raised.
         """
         sources = self._own.sources
-        return call() if sources is None else sources.ask(source, call, seconds, self, limit)
+        return call() if sources is None else sources.ask(source, lambda: off_loop(call), seconds, self, limit)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item], *, concurrency: int = 4) -> list[T]:
         """Call `function` with each item, several at a time, under this scan's deadline.
@@ -228,7 +229,7 @@ class ScanContext:
         if concurrency < 1:
             raise ConfigError(f"map: concurrency must be >= 1, got {concurrency!r}")
         todo = list(items)
-        done = fan_out(function, todo, concurrency, lambda: self.cancelled)
+        done = off_loop(lambda: fan_out(function, todo, concurrency, lambda: self.cancelled))
         if len(done) < len(todo):
             self.check()
         return done

@@ -73,6 +73,10 @@ class LimitExceeded(Rejected):
     """A limit had no permit left before the deadline."""
 
 
+class WorkerLost(ScanError):
+    """What an attempt ran on is gone. That says nothing about its source, so it casts no vote."""
+
+
 class ScanTimeout(ScanError, TimeoutError):
     """The scan did not end before its deadline.
 

@@ -220,6 +220,19 @@ class DeadlineActedOn(Event, frozen=True, gc=False):
     attempt: int = 0
 
 
+class LoopBlocked(Event, frozen=True, gc=False):
+    """A coroutine has kept the event loop that it shares with others from turning, for `seconds` so far.
+
+    `where` is the place in its code, `file:line in function`. Its scanner takes a worker from its next scan on.
+    """
+
+    scanner: str
+    seconds: float
+    where: str
+    run_id: str = ""
+    attempt: int = 0
+
+
 class LateCompletion(Event, frozen=True, gc=False):
     """Abandoned work ended after all: `outcome` is `success` or `error`, and `duration` is how long it really took.
 

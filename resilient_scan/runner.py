@@ -56,6 +56,7 @@ class ScanRunner:
         engine: where work runs: `"threads"`.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.
+        max_async: scans of `async def` scanners at a time, >= 1; with the extra `async` they take no worker.
         order: `"longest_first"` starts the scanners first that are expected to take longest, and unknown ones before
             them; `"given"` keeps the given order. Results are in the given order either way.
         settings: what each scanner finds in `context.settings`, by the scanner's name.
@@ -82,6 +83,7 @@ class ScanRunner:
         engine: str = "threads",
         quarantine: Quarantine | None = None,
         max_abandoned: int = 16,
+        max_async: int = 1000,
         order: str = "longest_first",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         policies: Mapping[str, Policy] | None = None,
@@ -98,6 +100,7 @@ class ScanRunner:
             listeners=callables((LogEvents(),) if listeners is None else listeners),
             max_workers=max_workers,
             max_abandoned=max_abandoned,
+            max_async=max_async,
             concurrent=concurrent,
             order=order,
             engine=engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     origin: Any
     empty_ok: bool | None = None
     settings: type[msgspec.Struct] | None = None
+    is_async: bool = False
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -212,7 +214,16 @@ def spec_of(thing: Any) -> ScannerSpec:
         origin=thing,
         empty_ok=empty_ok if isinstance(empty_ok := getattr(thing, "empty_ok", None), bool) else None,
         settings=thing.settings if isinstance(thing, FunctionScanner) else None,
+        is_async=_is_async(thing.scan),
     )
+
+
+def _is_async(scan: Any) -> bool:
+    """Return whether `scan` is an `async def`, with `yield` or without; one that just returns an awaitable is not."""
+    while isinstance(scan, functools.partial):
+        scan = scan.func
+    ways = (scan, getattr(type(scan), "__call__", None))  # noqa: B004 - an object whose `__call__` is `async def`
+    return any(inspect.iscoroutinefunction(way) or inspect.isasyncgenfunction(way) for way in ways)
 
 
 def check_identity(thing: Any) -> None:

@@ -300,6 +300,7 @@ def _odd() -> timeseries.Panel:
         [
             Query(f"sum({rate(series('candidates_dropped_total'))})", "dropped"),
             Query(f"sum({rate(series('suspicious_results_total'))})", "suspicious"),
+            Query(f"sum({rate(series('loop_blocked_total'))})", "loop blocked"),
         ],
         theme.PER_SECOND,
     )

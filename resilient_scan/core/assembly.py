@@ -11,13 +11,15 @@ from functools import partial
 import msgspec
 
 from resilient_scan._text import no_scanner
-from resilient_scan.clock import Clock
+from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER
 from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
+from resilient_scan.core.lane import Lane
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack, abandoned_in
 from resilient_scan.core.task import Abandoned
+from resilient_scan.engines.greenlets import AVAILABLE
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
@@ -81,6 +83,8 @@ class Fleet:
             config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
         )
         self.loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
+        shares_loop = any(spec.is_async for spec in config.specs) and AVAILABLE and isinstance(clock, SystemClock)
+        self.lane = Lane(config.max_async, self.pool, self.call_pool, self.loops, clock) if shares_loop else None
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         self.providers = Providers(limits, clock, self.pool.at)
         values = SharedValues(clock)
@@ -89,6 +93,7 @@ class Fleet:
             pool=self.pool,
             loops=self.loops,
             call_pool=self.call_pool,
+            lane=self.lane,
             bus=self.bus,
             providers=self.providers,
             values=values,
@@ -238,7 +243,7 @@ class Fleet:
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
-        return abandoned_in(self.pool, self.call_pool)
+        return abandoned_in(self.lane, self.pool, self.call_pool)
 
     def detach(self) -> None:
         """Leave it to the parent, in a forked child: nothing here is used any more, its locks may be held forever."""
@@ -260,6 +265,8 @@ class Fleet:
     def close(self) -> None:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.pool.stop()
+        if self.lane is not None:
+            self.lane.stop()
         for stack in self.stacks.values():
             stack.retired = True
         self.loops.close()

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.task import FutureTask, Worker
+from resilient_scan.core.task import FutureTask, Place
 from resilient_scan.engines.thread import in_parent_only
 from resilient_scan.errors import Rejected
 from resilient_scan.events import ERROR, SUCCESS, Event, LateCompletion, ThreadAbandoned
@@ -114,9 +114,9 @@ class _Call(FutureTask):
         # Not the context itself: a hung call would keep the state and the candidates of its scan alive.
         self._run_id, self._attempt = context.run_id, context.attempt
 
-    def start(self, now: float, worker: Worker, /) -> float | None:
+    def start(self, now: float, place: Place, /) -> float | None:
         """Begin and return the deadline, unless the coroutine was cancelled while the call was queued."""
-        if super().start(now, worker) is None:
+        if super().start(now, place) is None:
             self._leave()
             return None
         return self._ends if now < self._ends else now + CLEANUP_TIMEOUT

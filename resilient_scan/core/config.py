@@ -47,6 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     listeners: tuple[Listener, ...]
     max_workers: int
     max_abandoned: int
+    max_async: int
     concurrent: bool
     order: str
     engine: str
@@ -63,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         one_of("engine", self.engine, ENGINES)
         whole("max_workers", self.max_workers, 1)
         whole("max_abandoned", self.max_abandoned, 0)
+        whole("max_async", self.max_async, 1)
         length_of(self.deadline)
         check_quarantine(self.quarantine, self.names)
 

@@ -40,8 +40,8 @@ from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
-from resilient_scan.core.task import SHUT_DOWN, Worker
-from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation, leaves
+from resilient_scan.core.task import SHUT_DOWN, Place
+from resilient_scan.errors import Rejected, ScanTimeout, WorkerLost, is_cancellation, leaves
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
@@ -52,6 +52,7 @@ from resilient_scan.events import (
     Event,
     ExecutionEnded,
     LateCompletion,
+    LoopBlocked,
     ProbeEnded,
     SuspiciousResult,
     ThreadAbandoned,
@@ -94,6 +95,7 @@ class Execution:
     _late_kind = ERROR
     _method = "abandoned"  # the method that freed its thread, where that comes late
     _abandoned: bool | None = None  # whether listeners learn that its thread was abandoned; None: not decided yet
+    _on_lane = False  # whether it runs on the shared event loop
     _late_age: float | None = None  # its age when the thread came back before that was decided
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
@@ -117,6 +119,11 @@ class Execution:
     def expected(self) -> float:
         """Seconds that it is expected to take; infinite where that is unknown."""
         return self.stack.expected
+
+    @property
+    def total(self) -> float:
+        """Seconds that it may take."""
+        return self.stack.total
 
     # waiters; on a run's thread
 
@@ -203,10 +210,15 @@ class Execution:
         self.queue()
 
     def queue(self) -> None:
-        """Hand it to the pool."""
+        """Hand it to the pool, or to the lane."""
+        lane = self.stack.lane
         try:
-            self.stack.pool.execute(self)
-        except RuntimeError as error:  # shut down, or the machine has no thread to give
+            if lane is None:
+                self.stack.pool.execute(self)
+            else:
+                self._on_lane = True
+                lane.execute(self)
+        except (RuntimeError, OSError) as error:  # shut down, or the machine has no thread or descriptor to give
             self.refuse(str(error))
 
     def _return_permit(self) -> None:
@@ -219,11 +231,11 @@ class Execution:
 
     # on a worker
 
-    def start(self, now: float, worker: Worker, /) -> float | None:
+    def start(self, now: float, place: Place, /) -> float | None:
         """Begin and return the deadline, unless every run that wanted it has ended."""
         stack, context = self.stack, self.context
         if stack.has_attempt_timeout:
-            context.alarm = worker.alarm
+            context.alarm = place.alarm
         with stack.lock:
             if not self.ended and self._begin(now):
                 return context.deadline
@@ -254,7 +266,9 @@ class Execution:
 
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
-        if not self.stack.stored:
+        if not self.stack.stored or self._on_lane:  # there, the stores' calls are made elsewhere
+            if self.stack.stored:
+                self._leave_group()
             self.variables.run(self._work)
             return
         with WaitBudget():
@@ -270,7 +284,7 @@ class Execution:
                 stack = self.stack
                 if stack.hung.count:
                     stack.hung.admit(self.context)
-                found = stack.call(self.context)
+                found = stack.lane_call(self.context) if self._on_lane else stack.call(self.context)
             except BaseException as failure:
                 self._fail(failure)
             else:
@@ -519,7 +533,7 @@ class Execution:
             return False
         return isinstance(failure, retry.on) and stack.may_retry()
 
-    def _hand_to_successor(self, failure: ScanTimeout, events: list[Event]) -> bool:
+    def _hand_to_successor(self, failure: ScanTimeout | WorkerLost | None, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.
 
         `ended` and `_successor` change in one step. A waiter that joined or left between the two would be lost: it
@@ -532,10 +546,13 @@ class Execution:
                 return False
             self.ended = True
             began, context.open_attempt = context.open_attempt, None
-            if began is not None:
+            took = 0.0
+            if began is not None and failure is not None:
                 took, error = stack.clock.monotonic() - began, ErrorInfo.of(failure)
-                events.insert(0, AttemptEnded(self.name, context.attempt, TIMEOUT, took, error, context.run_id))
-            successor.context = context.next(failure, stack.policy.timeout.attempt or 0.0)
+                kind = TIMEOUT if isinstance(failure, ScanTimeout) else ERROR
+                events.insert(0, AttemptEnded(self.name, context.attempt, kind, took, error, context.run_id))
+            spent = stack.policy.timeout.attempt or 0.0 if isinstance(failure, ScanTimeout) else took
+            successor.context = context.next(failure, spent)
             successor.waiters, successor.began = self.waiters, self.began
             successor.variables, successor.probe = self.variables.copy(), self.probe
             self._abandoned = True
@@ -583,6 +600,43 @@ class Execution:
             self._abandoned = abandoned
             age = self._late_age
         return () if age is None or not abandoned else (self._late_completion(age),)
+
+    # on the lane
+
+    def postpone(self, seconds: float, /) -> None:
+        """Move the deadlines: another scanner has blocked the loop, and this one could do nothing meanwhile."""
+        self.context.postpone(seconds)
+
+    def blocks(self, seconds: float, where: str, /) -> None:
+        """Leave the lane from the next execution on, and report that: this one blocks the loop."""
+        stack, context = self.stack, self.context
+        stack.leave_lane()
+        event = LoopBlocked(self.name, seconds, where, context.run_id, context.attempt)
+        stack.pool.run_soon(lambda: stack.bus.send(event))
+
+    def lose(self, reason: str, /) -> None:
+        """Go on with a further attempt, or end, without a vote: the loop it was on is given up."""
+        stack, context = self.stack, self.context
+        failure = WorkerLost(reason) if context.attempt else None  # it may not have come to its first attempt
+        permit = context.permit
+        if stack.breaker is not None and permit is not None:
+            stack.breaker.vote(permit, None, wait=False)
+        retry = stack.policy.retry
+        again = failure is None or (retry is not None and context.attempt < retry.attempts)
+        if again and self._hand_to_successor(failure, []):
+            return
+        waiters = self._end()
+        self.land()
+        context.cancel()
+        if waiters is None:
+            return
+        error = ErrorInfo.of(failure or WorkerLost(reason))
+        events = tuple(self._endings(ERROR, error))
+        outcome = self.outcome(ERROR, context.found, None, error)
+        for waiter in waiters:
+            waiter.end(outcome, events if waiter is waiters[0] else ())
+        if not waiters:
+            self._send_elsewhere(events)
 
     # what is reported
 

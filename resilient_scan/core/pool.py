@@ -182,7 +182,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 call = self._errands.popleft()
             except IndexError:  # another thread took the last one
                 return
-            _guarded(call, "what the watchdog had put off failed")
+            guarded(call, "what the watchdog had put off failed")
 
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
@@ -190,7 +190,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             hung = [(worker, worker.task) for worker in sorted(self._hung, key=lambda worker: worker.started)]
         if not hung:
             return []
-        now, frames = self._clock.monotonic(), _current_frames()
+        now, frames = self._clock.monotonic(), current_frames()
         return [worker.describe(task, now, frames) for worker, task in hung if task is not None]
 
     def counts(self) -> dict[str, int]:
@@ -317,8 +317,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if self._watchdog is not threading.current_thread():
                 return
         try:
-            while not _guarded(self._look, "the watchdog failed; it looks again", failed=False):
-                _guarded(self._pause, "the watchdog could not wait")
+            while not guarded(self._look, "the watchdog failed; it looks again", failed=False):
+                guarded(self._pause, "the watchdog could not wait")
         finally:
             with self._mutex:
                 if self._watchdog is threading.current_thread():
@@ -371,7 +371,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                     return
                 instant, _, call = heapq.heappop(self._timers)
             self.worst_lateness = max(self.worst_lateness, now - instant)
-            _guarded(call, "a timer failed")
+            guarded(call, "a timer failed")
 
     def _forget(self, entry: tuple[float, int, Callable[[], None]]) -> None:
         with self._mutex:
@@ -394,7 +394,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.worst_lateness = max(self.worst_lateness, lateness)
         thread = worker.thread.name if worker.thread is not None else ""
         age = now - worker.started
-        _guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
+        guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
 
     def _replace_hung(self) -> None:
         """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""
@@ -446,7 +446,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             task.refuse(reason)
 
 
-def _current_frames() -> dict[int, Any]:
+def current_frames() -> dict[int, Any]:
     """Return the innermost frame of every thread, by the thread's number.
 
     On Python 3.11 `sys._current_frames` holds the interpreter's lock on the list of threads while it makes objects. If
@@ -463,7 +463,7 @@ def _current_frames() -> dict[int, Any]:
                 gc.enable()
 
 
-def _guarded(call: Callable[[], Any], what: str, *, failed: Any = None) -> Any:
+def guarded(call: Callable[[], Any], what: str, *, failed: Any = None) -> Any:
     """Call, and log what it raises: the caller serves others too."""
     try:
         return call()

@@ -179,11 +179,11 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
 def _lead(scan: Scan, execution: Execution) -> None:
     """Let a scan's own execution go, once no other process works on the same key."""
     scan.leads = True
-    scan.queued = scan.stack.provider is None
+    scan.queued = scan.stack.in_window
     leases, key = scan.stack.leases, scan.key
     if leases is not None and key is not None and leases.request(scan.stack.address(key), execution):
         return  # the lease keeper lets it go
-    if scan.queued:
+    if scan.stack.provider is None:
         execution.queue()
     else:
         execution.go()

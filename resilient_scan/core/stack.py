@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import counted, without_secrets
+from resilient_scan.clock import SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
+from resilient_scan.core.lane import Lane
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.core.task import Abandoned
-from resilient_scan.engines.loop import Loops
+from resilient_scan.engines.loop import Loops, OnSharedLoop
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
 from resilient_scan.events import (
@@ -54,12 +57,19 @@ from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
+from resilient_scan.stores.wrappers import OffLoop
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
 MAX_FLIGHTS = 50  # scans remembered for each scanner
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: list[Any] = []
+
+
+class SharedLoopClock(SystemClock):
+    """The machine's clocks, with flags that can be waited for on a loop that others share."""
+
+    event = staticmethod(SharedEvent)
 
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
@@ -90,6 +100,7 @@ class Shared(msgspec.Struct, frozen=True):
         pool: where work runs.
         loops: where coroutines run, each on the thread of the worker that makes the attempt.
         call_pool: where the blocking calls of coroutines run.
+        lane: where `async def` scanners run, all on one loop; `None`: on workers.
         bus: where events go.
         providers: whose limits are kept.
         values: what several scanners need, loaded once.
@@ -102,6 +113,7 @@ class Shared(msgspec.Struct, frozen=True):
     pool: ThreadPool
     loops: Loops
     call_pool: ThreadPool
+    lane: Lane | None
     bus: Bus
     providers: Providers
     values: SharedValues
@@ -124,6 +136,7 @@ class Stack:
         "__weakref__",
         "_answers",
         "_config",
+        "_lane",
         "breaker",
         "budget",
         "bus",
@@ -139,6 +152,9 @@ class Stack:
         "gated",
         "has_attempt_timeout",
         "hung",
+        "in_window",
+        "lane",
+        "lane_call",
         "leases",
         "lock",
         "name",
@@ -157,6 +173,10 @@ class Stack:
 
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
+        self.lane = self._lane = shared.lane if spec.is_async else None
+        if self.lane is not None:
+            clock = SharedLoopClock()
+            shared = msgspec.structs.replace(shared, store=None if shared.store is None else OffLoop(shared.store))
         self.spec, self.name, self.pipeline = spec, name, spec.pipeline
         self._config = config
         self.policy = policy = config.policies[name]
@@ -169,6 +189,7 @@ class Stack:
         self._answers = _answer_store(spec, config, shared)
         self.leases = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
+        self.in_window = self.provider is None and (self.lane is None or not config.concurrent)
         store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
         self.breaker = CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
         on_landed = None if self.leases is None else self._landed
@@ -209,13 +230,24 @@ class Stack:
 
     def update_listeners(self) -> None:
         """Fold the call for the listeners there are: an event that no listener wants is never made."""
-        self.call = self._fold()
+        self.call = self._fold(self.engine.attempt(self.spec))
+        if self.lane is not None:
+            self.lane_call = self._fold(ThreadEngine(OnSharedLoop(), self.calls).attempt(self.spec))
         self.send_execution = self.bus.sender(ExecutionEnded)
 
-    def _fold(self) -> Call:
-        """Put the layers that run on a worker around the engine's call, innermost first."""
+    @property
+    def left_lane(self) -> bool:
+        """Whether it has blocked the loop that it shared with others."""
+        return self._lane is not None and self.lane is None
+
+    def leave_lane(self) -> None:
+        """Run on workers from now on: it blocks the loop that it shares with others."""
+        self.lane = None
+        self.in_window = self.provider is None
+
+    def _fold(self, call: Call) -> Call:
+        """Put the layers around an engine's call, innermost first."""
         policy = self.policy
-        call = self.engine.attempt(self.spec)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
         send_attempt = self.bus.sender(AttemptEnded)
@@ -352,12 +384,16 @@ class Stack:
 
     def abandoned(self) -> list[Abandoned]:
         """List this scanner's threads that did not stop in time and still run, oldest first."""
-        return [thread for thread in abandoned_in(self.pool, self.calls.pool) if thread.name == self.name]
+        found = abandoned_in(self._lane, self.pool, self.calls.pool)
+        return [thread for thread in found if thread.name == self.name]
 
 
-def abandoned_in(*pools: ThreadPool) -> list[Abandoned]:
-    """List the threads of several pools that did not stop in time and still run, oldest first."""
-    return sorted((thread for pool in pools for thread in pool.abandoned()), key=lambda thread: -thread.age)
+def abandoned_in(lane: Lane | None, *pools: ThreadPool) -> list[Abandoned]:
+    """List the threads and coroutines that did not stop in time and still run, oldest first."""
+    found = [thread for pool in pools for thread in pool.abandoned()]
+    if lane is not None:
+        found += lane.abandoned()
+    return sorted(found, key=lambda thread: -thread.age)
 
 
 def kind_of(failure: BaseException, context: AttemptContext) -> str:

@@ -15,6 +15,13 @@ NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
 
 
+class Place(Protocol):
+    """Where a task runs: a worker of a pool, or a slot on an event loop."""
+
+    def alarm(self, deadline: float, /) -> None:
+        """Set another deadline for the task under way."""
+
+
 class Task(Protocol):
     """Work for the pool. `run`, `expire` and `refuse` must not raise."""
 
@@ -26,7 +33,7 @@ class Task(Protocol):
     def through(self) -> bool:
         """Whether its worker has done the work and is handing over, or has: the worker is free in a moment."""
 
-    def start(self, now: float, worker: Worker, /) -> float | None:
+    def start(self, now: float, place: Place, /) -> float | None:
         """Note that a worker begins it, and return its deadline; `None`: it is not wanted any more, do not run it."""
 
     def run(self) -> None:
@@ -114,7 +121,7 @@ class FutureTask:
         """Whether its result is there."""
         return self._future.done()
 
-    def start(self, _now: float, _worker: Worker, /) -> float | None:
+    def start(self, _now: float, _place: Place, /) -> float | None:
         """Begin, unless the caller cancelled its future."""
         return NEVER if self._future.set_running_or_notify_cancel() else None
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
-from resilient_scan.engines.loop import Calls, Loops
+from resilient_scan.engines.loop import Calls, Coroutines
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import keep_valid, maker_of
 from resilient_scan.scanning import ScannerSpec
@@ -49,11 +49,11 @@ class ThreadEngine:
     """Call the scanner's function where the caller is.
 
     Args:
-        loops: the event loops on which coroutines run.
+        loops: run coroutines.
         calls: takes the blocking calls that coroutines hand to a thread.
     """
 
-    def __init__(self, loops: Loops, calls: Calls) -> None:
+    def __init__(self, loops: Coroutines, calls: Calls) -> None:
         self._loops = loops
         self._calls = calls
 

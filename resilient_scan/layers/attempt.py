@@ -49,6 +49,7 @@ class AttemptContext(ScanContext):
     dropped = 0
     invalid = ""
     permit: Any = None
+    postponed = 0.0  # seconds by which its deadlines were moved
     attempt_began = 0.0
     open_attempt: float | None = None  # when the current attempt began, until its end is reported
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
@@ -85,6 +86,12 @@ class AttemptContext(ScanContext):
         self._state = self._snapshot.copy()
         return self._state
 
+    def postpone(self, seconds: float) -> None:
+        """Move its own deadlines by `seconds`; the run's deadline stays where it is."""
+        self.postponed += seconds
+        self.deadline += seconds
+        self.ends = min(self.ends + seconds, self.cut_at)
+
     def close_attempt(self, lock: AbstractContextManager[Any]) -> float | None:
         """Return when the attempt under way began, to the first caller only.
 
@@ -95,7 +102,7 @@ class AttemptContext(ScanContext):
             began, self.open_attempt = self.open_attempt, None
         return began
 
-    def next(self, failure: BaseException, took: float) -> AttemptContext:
+    def next(self, failure: BaseException | None, took: float) -> AttemptContext:
         """Return the context in which another thread makes the next attempt; this one's thread hangs in the current."""
         other = AttemptContext.at(self._own, self._snapshot)
         other.run_id = self.run_id

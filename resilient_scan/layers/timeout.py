@@ -31,19 +31,20 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
         end = clock.monotonic() + seconds
         if end >= context.ends:  # the scan's own deadline comes first
             return call(context)
-        before, context.ends = context.ends, end
+        before, context.ends, postponed = context.ends, end, context.postponed
         context.alarm(end)
         try:
             return call(context)
         except BaseException as error:
-            at_its_end = end <= clock.monotonic() < before
+            later = context.postponed - postponed
+            at_its_end = end + later <= clock.monotonic() < before + later
             if context.abandoned or not at_its_end or not is_cancellation(error):
                 raise
             raise ScanTimeout(
                 f"attempt {context.attempt}: timeout after {in_seconds(seconds)}s", by_clock=True
             ) from None
         finally:
-            context.ends = before
+            context.ends = min(before + context.postponed - postponed, context.cut_at)
             context.alarm(context.deadline)
 
     return timed

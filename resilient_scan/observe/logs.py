@@ -19,6 +19,7 @@ from resilient_scan.events import (
     DeadlineActedOn,
     Event,
     LateCompletion,
+    LoopBlocked,
     RunStarted,
     ScanEnded,
     ScannersRegistered,
@@ -35,6 +36,9 @@ logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
 
 
+TROUBLE = frozenset(
+    ["SuspiciousResult", "ThreadAbandoned", "DeadlineActedOn", "LoopBlocked", "StoreFailed", "RetryBudgetExhausted"]
+)
 NOTABLE_LATENESS = 1.0  # seconds after a deadline from which on a log line says so
 
 
@@ -65,6 +69,7 @@ class LogEvents:
         ThreadAbandoned,
         LateCompletion,
         DeadlineActedOn,
+        LoopBlocked,
         StoreFailed,
         StoreRecovered,
     )
@@ -154,6 +159,14 @@ class LogEvents:
                 self._logger.warning(
                     "%s: its deadline was acted on %ss late: other code held the interpreter's lock", what, late
                 )
+            case LoopBlocked():
+                took = in_seconds(event.seconds)
+                self._logger.warning(
+                    "%s: blocks the event loop (%ss so far, at %s); it takes a worker from now on",
+                    event.scanner,
+                    took,
+                    event.where,
+                )
             case StoreFailed():
                 self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
             case StoreRecovered():
@@ -228,7 +241,14 @@ def _level(event: Event) -> int:
     outcome, new = getattr(event, "outcome", ""), getattr(event, "new", "")
     if name == "HeartbeatSeen" or (name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"):
         return logging.DEBUG
-    if name in {"SuspiciousResult", "ThreadAbandoned", "DeadlineActedOn", "StoreFailed", "RetryBudgetExhausted"}:
+    if name in {
+        "SuspiciousResult",
+        "ThreadAbandoned",
+        "DeadlineActedOn",
+        "LoopBlocked",
+        "StoreFailed",
+        "RetryBudgetExhausted",
+    }:
         return logging.WARNING
     bad = (name == "BreakerChanged" and new == "open") or (name == "ScannerStateChanged" and new != "enabled")
     return logging.WARNING if bad else logging.INFO

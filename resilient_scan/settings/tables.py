@@ -30,6 +30,7 @@ class Execution(Option, frozen=True, kw_only=True):
     Attributes:
         concurrent: `False`: one scanner at a time, in the given order.
         max_workers: scanners that run at a time, >= 1.
+        max_async: scans of `async def` scanners under way at a time, >= 1.
         timeout_seconds: `timeout.total` of every scanner without one of its own, in seconds, > 0.
         deadline: seconds for a whole run, > 0.
         engine: where work runs: `"threads"`.
@@ -37,13 +38,15 @@ class Execution(Option, frozen=True, kw_only=True):
 
     concurrent: bool | None = None
     max_workers: int | None = None
+    max_async: int | None = None
     timeout_seconds: Seconds | None = None
     deadline: Seconds | None = None
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_workers is not None:
-            self._whole("max_workers", 1)
+        for name in ("max_workers", "max_async"):
+            if getattr(self, name) is not None:
+                self._whole(name, 1)
         self._optional("timeout_seconds", above=0)
         self._optional("deadline", above=0)
         _only(self, "engine", "threads", later=("processes", "dask"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
+from resilient_scan._suspend import off_loop
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change, Store
+from resilient_scan.stores.health import WaitBudget
 from resilient_scan.stores.leases import exchange
 
 T = TypeVar("T")
@@ -93,6 +95,17 @@ class Namespaced(_Forwarding):
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys start with `prefix`, under their keys in this namespace."""
         return {key.removeprefix(self._prefix): data for key, data in super().read(prefix).items()}
+
+
+class OffLoop(_Forwarding):
+    """A store that may be called on a thread that many executions share: its calls are made on another one."""
+
+    def _call(self, method: Callable[[Store], T]) -> T:
+        return off_loop(lambda: self._wait(method))
+
+    def _wait(self, method: Callable[[Store], T]) -> T:
+        with WaitBudget():
+            return method(self._store)
 
 
 class Checked(_Forwarding):

@@ -198,11 +198,14 @@ def test_one_that_swallows_its_cancel_is_over_all_the_same(fleet: Fleet, bare: B
     eventually(lambda: runner.abandoned() == [])
 
 
-def test_one_that_blocks_its_loop_harms_nobody(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+def test_one_that_blocks_a_loop_of_its_own_harms_nobody(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
     @scanner(pipeline="test", timeout=Timeout(total=0.2))
-    async def blocks(_state: dict[str, Any]) -> list[Any]:
-        release.wait()
-        return []
+    def blocks(_state: dict[str, Any]) -> Any:
+        async def work() -> list[Any]:
+            release.wait()
+            return []
+
+        return work()
 
     @scanner(pipeline="test")
     async def ticks(_state: dict[str, Any]) -> list[Any]:
@@ -384,7 +387,7 @@ def test_several_at_once(fleet: Fleet) -> None:
     assert [report.candidates[0].ticker for report in reports] == [f"T{number}" for number in range(12)]
 
 
-def test_a_runner_of_coroutines_is_closed_by_asyncio_code() -> None:
+def test_a_runner_of_coroutines_is_closed_by_asyncio_code(eventually: Eventually) -> None:
     """A loop of its own is closed in a loop of the caller's, and an asynchronous generator in it to its end."""
     ended: list[str] = []
     kept: list[Any] = []
@@ -407,7 +410,7 @@ def test_a_runner_of_coroutines_is_closed_by_asyncio_code() -> None:
             return await runner.arun()
 
     assert statuses(asyncio.run(main())) == [Status.COMPLETED]
-    assert ended == ["generator"]
+    eventually(lambda: ended == ["generator"])
 
 
 # blocking calls of coroutines

@@ -26,7 +26,7 @@ ARGUMENTS = {
     "ScanResult": "scanner pipeline status candidates error attempts duration queue_wait age partial dropped tool_logs "
     "started_at suspicious",
     "ScanRunner": "scanners policy max_workers concurrent timeout_seconds store listeners engine quarantine "
-    "max_abandoned order settings policies deadline traffic clock random",
+    "max_abandoned max_async order settings policies deadline traffic clock random",
     "Timeout": "total attempt max_abandoned",
     "load_settings": "path environ",
     "scanner": "pipeline name candidate empty_ok needs sources settings cache retry breaker limit timeout",
@@ -40,7 +40,7 @@ METHODS = {
     "Settings": "check effective runner",
 }
 PATHS = {
-    "resilient_scan.events": "AttemptEnded BreakerChanged LateCompletion RunEnded RunStarted ScanEnded "
+    "resilient_scan.events": "AttemptEnded BreakerChanged LateCompletion LoopBlocked RunEnded RunStarted ScanEnded "
     "ScannerStateChanged ScannersRegistered ThreadAbandoned",
     "resilient_scan.http": "Client NotFound Recorder Replay Response SchemaDrift TransientError credential",
     "resilient_scan.logs": "JsonLines LogEvents",

@@ -60,6 +60,7 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_abandoned_threads": ("gauge", (S,)),
     "resilient_scan_late_completion_duration_seconds": ("histogram", (S,)),
     "resilient_scan_timeout_freed": ("counter", (S, "method")),
+    "resilient_scan_loop_blocked": ("counter", (S,)),
     "resilient_scan_suspicious_results": ("counter", (S,)),
     "resilient_scan_store_errors": ("counter", ("operation",)),
     "resilient_scan_runs": ("counter", ("result",)),

@@ -29,7 +29,10 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
         Layer("gate", _gate(state), (), tuple(_known(state))),
         Layer("cache", _cache(policy.cache), _numbers(policy, "cache", origins), tuple(_kept(stack))),
         Layer(
-            "timeout.total", _total(policy), tuple(n for n in timeouts if n.option in total), tuple(_lateness(stack))
+            "timeout.total",
+            _total(policy),
+            tuple(n for n in timeouts if n.option in total),
+            (*_lateness(stack), *_lane(stack)),
         ),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
         Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_breaker_now(stack))),
@@ -145,6 +148,15 @@ def _cache(cache: Cache | None) -> str:
 
 def _total(policy: Policy) -> str:
     return f"a scan has {span(policy.timeout.total)} for all its attempts and waits, counted from the worker's start"
+
+
+def _lane(stack: Stack) -> Iterator[str]:
+    """Say where an `async def` scanner runs."""
+    if stack.lane is not None:
+        queued, under_way, _ = stack.lane.counts()
+        yield f"its coroutine shares an event loop with others: {under_way} under way, {queued} queued"
+    elif stack.left_lane:
+        yield "its coroutine blocked the event loop that it shared with others; it takes a worker now"
 
 
 def _lateness(stack: Stack) -> Iterator[str]:

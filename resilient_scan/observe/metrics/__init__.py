@@ -17,6 +17,7 @@ from resilient_scan.events import (
     ExecutionEnded,
     HeartbeatSeen,
     LateCompletion,
+    LoopBlocked,
     ProbeEnded,
     RetryBudgetExhausted,
     RunEnded,
@@ -60,6 +61,7 @@ OF_A_SCANNER = (
     RetryBudgetExhausted,
     SuspiciousResult,
     LateCompletion,
+    LoopBlocked,
 )
 
 

@@ -190,6 +190,7 @@ _ALL = (
         "method",
         closed=_each(METHODS),
     ),
+    _counter("loop_blocked_total", "Times that a coroutine blocked the event loop it shares with others.", "scanner"),
     _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
     _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),
     _counter(

@@ -18,6 +18,7 @@ from resilient_scan.events import (
     Event,
     ExecutionEnded,
     LateCompletion,
+    LoopBlocked,
     ProbeEnded,
     Registered,
     RetryBudgetExhausted,
@@ -107,6 +108,7 @@ class PendingCounts:
         self._retries = source.child("retries_total", scanner)
         self._exhausted = source.child("retry_budget_exhausted_total", scanner)
         self._suspicious = source.child("suspicious_results_total", scanner)
+        self._blocked = source.child("loop_blocked_total", scanner)
         self._candidates = source.child("candidates", scanner)
         self._dropped = source.child("candidates_dropped_total", scanner)
         self._success = source.child("last_success_timestamp_seconds", scanner)
@@ -121,6 +123,7 @@ class PendingCounts:
             ProbeEnded: lambda event: self._count("probes_total", event.outcome),
             RetryBudgetExhausted: lambda _event: self._add(self._exhausted),
             SuspiciousResult: lambda _event: self._add(self._suspicious),
+            LoopBlocked: lambda _event: self._add(self._blocked),
             LateCompletion: self._late_completion,
         }
 

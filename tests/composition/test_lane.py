@@ -1,0 +1,496 @@
+"""The lane: `async def` scanners on one event loop, which none of them can hold up at the expense of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import (
+    Breaker,
+    Cache,
+    Limit,
+    Policy,
+    Retry,
+    ScanContext,
+    ScanRunner,
+    Status,
+    Timeout,
+    scanner,
+)
+from resilient_scan.core import lane as lane_module
+from resilient_scan.errors import WorkerLost
+from resilient_scan.events import (
+    BreakerChanged,
+    Event,
+    LateCompletion,
+    LoopBlocked,
+    ThreadAbandoned,
+)
+from resilient_scan.testing import Recorder, healthy
+from tests.support.fixtures import Bare, Eventually, Fleet
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+FOUND = [{"ticker": "AAPL"}]
+
+
+def waiting(name: str, seconds: float = 0.05, **layers: Any) -> Any:
+    """Make a scanner that awaits, and notes which threads and loops it was on."""
+
+    @scanner(name=name, pipeline="test", **layers)
+    async def scan(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.sleep(seconds)
+        return FOUND
+
+    return scan
+
+
+def statuses(report: Any) -> dict[str, Status]:
+    return {name: result.status for name, result in report.results.items()}
+
+
+def test_hundreds_wait_at_a_time_on_one_thread(fleet: Fleet, bare: Bare) -> None:
+    threads: set[int] = set()
+    at_once: list[int] = []
+    inside = 0
+
+    def make(number: int) -> Any:
+        @scanner(name=f"s{number}", pipeline="test")
+        async def scan(_state: dict[str, Any]) -> list[Any]:
+            nonlocal inside
+            threads.add(threading.get_ident())
+            inside += 1
+            at_once.append(inside)
+            await asyncio.sleep(0.3)
+            inside -= 1
+            return FOUND
+
+        return scan
+
+    before = descriptors()
+    runner = fleet(*[make(number) for number in range(300)], policy=bare(), max_workers=2)
+    report = runner.run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert max(at_once) == 300
+    assert len(threads) == 1
+    assert descriptors() - before <= 5
+    assert runner._fleet.pool.counts()["idle"] == 0, "no worker was started"
+
+
+def test_at_most_max_async_are_under_way(fleet: Fleet, bare: Bare) -> None:
+    inside, most = 0, 0
+
+    def make(number: int) -> Any:
+        @scanner(name=f"s{number}", pipeline="test")
+        async def scan(_state: dict[str, Any]) -> list[Any]:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.01)
+            inside -= 1
+            return FOUND
+
+        return scan
+
+    report = fleet(*[make(number) for number in range(20)], policy=bare(), max_async=3).run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert most == 3
+
+
+def test_one_at_a_time_where_nothing_is_concurrent(fleet: Fleet, bare: Bare) -> None:
+    order: list[str] = []
+
+    def make(name: str) -> Any:
+        @scanner(name=name, pipeline="test")
+        async def scan(_state: dict[str, Any]) -> list[Any]:
+            order.append(f"{name} begins")
+            await asyncio.sleep(0.01)
+            order.append(f"{name} ends")
+            return FOUND
+
+        return scan
+
+    fleet(*map(make, "abc"), policy=bare(), concurrent=False).run({})
+    assert order == ["a begins", "a ends", "b begins", "b ends", "c begins", "c ends"]
+
+
+def test_functions_methods_generators_and_objects_are_on_it(fleet: Fleet, bare: Bare) -> None:
+    names: dict[str, str] = {}
+
+    def note(name: str) -> list[Any]:
+        names[name] = threading.current_thread().name
+        return FOUND
+
+    @scanner(pipeline="test")
+    async def function(_state: dict[str, Any]) -> list[Any]:
+        return note("function")
+
+    @scanner(pipeline="test")
+    async def generator(_state: dict[str, Any]) -> AsyncIterator[Any]:
+        yield note("generator")[0]
+
+    class Method:
+        name, pipeline = "method", "test"
+
+        async def scan(self, _state: dict[str, Any]) -> list[Any]:
+            return note("method")
+
+    class Called:
+        async def __call__(self, _state: dict[str, Any]) -> list[Any]:
+            return note("object")
+
+    class Object:
+        name, pipeline, scan = "object", "test", Called()
+
+    @scanner(pipeline="test")
+    def returns_one(_state: dict[str, Any]) -> Any:
+        return function.scan(_state)
+
+    report = fleet(function, generator, Method, Object, returns_one, policy=bare()).run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    lane = {name for name, thread in names.items() if thread.startswith("resilient-scan-loop")}
+    assert lane >= {"generator", "method", "object"}
+
+
+# whose fault it is
+
+
+def blocking(name: str, seconds: float, **layers: Any) -> Any:
+    @scanner(name=name, pipeline="test", **layers)
+    async def scan(_state: dict[str, Any]) -> list[Any]:
+        time.sleep(seconds)  # noqa: ASYNC251 - what this is about
+        return FOUND
+
+    return scan
+
+
+@pytest.mark.parametrize("seconds", [0.6])
+def test_one_that_blocks_the_loop_costs_the_others_nothing_but_time(seconds: float, fleet: Fleet, bare: Bare) -> None:
+    recorder = Recorder()
+    policy = bare(breaker=Breaker(failures=1), timeout=Timeout(total=0.4))
+    innocents = [waiting(f"s{number}", 0.1) for number in range(100)]
+    culprit = blocking("culprit", seconds, timeout=Timeout(total=30))
+    runner = fleet(*innocents[:50], culprit, *innocents[50:], policy=policy, listeners=(recorder,))
+    report = runner.run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert not recorder.of(BreakerChanged)
+    (blocked,) = recorder.of(LoopBlocked)
+    assert blocked.scanner == "culprit"
+    assert 0.25 <= blocked.seconds <= seconds
+    assert re.search(r"test_lane\.py:\d+ in scan$", blocked.where)
+
+
+def test_one_that_blocked_it_takes_a_worker_from_then_on(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
+    recorder = Recorder()
+    threads: list[str] = []
+
+    @scanner(pipeline="test")
+    async def culprit(_state: dict[str, Any]) -> list[Any]:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.4)  # noqa: ASYNC251
+        return FOUND
+
+    runner = fleet(culprit, waiting("innocent"), policy=bare(), listeners=(recorder,))
+    for _ in range(3):
+        assert set(statuses(runner.run({})).values()) == {Status.COMPLETED}
+    assert threads[0].startswith("resilient-scan-loop")
+    assert not any(thread.startswith("resilient-scan-loop") for thread in threads[1:])
+    assert len(recorder.of(LoopBlocked)) == 1
+
+
+def test_its_own_time_is_what_it_blocks_the_loop_for(fleet: Fleet, bare: Bare) -> None:
+    runner = fleet(blocking("culprit", 1.0, timeout=Timeout(total=0.3)), waiting("innocent"), policy=bare())
+    began = time.monotonic()
+    seen = {}
+    for result in runner.stream({}):
+        seen[result.scanner] = (result.status, time.monotonic() - began)
+    assert seen["culprit"][0] is Status.TIMEOUT
+    assert seen["culprit"][1] < 0.9, "it is handed over on time, while the loop is still blocked"
+    assert seen["innocent"][0] is Status.COMPLETED
+
+
+def test_a_thread_that_holds_the_interpreters_lock_is_nobodys_fault_here(fleet: Fleet, bare: Bare) -> None:
+    recorder = Recorder()
+
+    @scanner(pipeline="test")
+    def holds(_state: dict[str, Any]) -> list[Any]:
+        re.match("(a+)+$", "a" * 23 + "b")
+        return FOUND
+
+    innocents = [waiting(f"s{number}", 0.05) for number in range(30)]
+    report = fleet(*innocents, holds, policy=bare(), listeners=(recorder,)).run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert not recorder.of(LoopBlocked)
+
+
+def test_a_loop_that_stays_blocked_is_given_up(
+    fleet: Fleet, bare: Bare, release: threading.Event, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(lane_module, "LOST_AFTER", 0.6)
+    recorder = Recorder()
+    began: dict[str, int] = {}
+
+    def make(name: str, **layers: Any) -> Any:
+        @scanner(name=name, pipeline="test", **layers)
+        async def scan(_state: dict[str, Any]) -> list[Any]:
+            began[name] = began.get(name, 0) + 1
+            await asyncio.sleep(0.05)
+            return FOUND
+
+        return scan
+
+    @scanner(pipeline="test", timeout=Timeout(total=0.2))
+    async def culprit(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.sleep(0.01)
+        release.wait(30)
+        return FOUND
+
+    policy = bare(timeout=Timeout(total=0.2), breaker=Breaker(failures=1))
+    again = make("again", retry=Retry(attempts=2, base=0, cap=0))
+    runner = fleet(make("once"), again, culprit, policy=policy, listeners=(recorder,))
+    report = runner.run({})
+    assert statuses(report) == {"once": Status.ERROR, "again": Status.COMPLETED, "culprit": Status.TIMEOUT}
+    error = report.results["once"].error
+    assert error is not None
+    assert error.kind == WorkerLost.__name__
+    assert "culprit has blocked the event loop for" in error.message
+    assert report.results["again"].attempts == 2
+    assert began == {"once": 1, "again": 2}
+    assert [change.scanner for change in recorder.of(BreakerChanged)] == ["culprit"]
+    assert [thread.name for thread in runner.abandoned()] == ["culprit"]
+    assert "release.wait" in runner.abandoned()[0].stack
+    assert set(statuses(runner.run({}, only=["once", "again"])).values()) == {Status.COMPLETED}
+    release.set()
+    eventually(lambda: not runner.abandoned())
+    assert began == {"once": 2, "again": 3}, "nothing that was lost goes on when the old loop is free"
+
+
+# nothing that waits in a layer, or in the context, blocks the loop
+
+
+def heart() -> tuple[Any, list[float]]:
+    """Make a scanner that ticks, and the list of its longest pause."""
+    pauses: list[float] = []
+
+    @scanner(name="heart", pipeline="test", timeout=Timeout(total=30))
+    async def scan(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        while not context.abandoned and len(pauses) < 60:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            pauses.append(time.monotonic() - before)
+        return FOUND
+
+    return scan, pauses
+
+
+@pytest.mark.parametrize("inside", ["coroutine", "task"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda context: context.sleep(0.25),
+        lambda context: context.map(lambda _item: time.sleep(0.2), [1, 2], concurrency=2),
+        lambda context: context.shared("key", lambda: time.sleep(0.25)),
+        lambda context: context.guarded("source", lambda: time.sleep(0.25)),
+        lambda context: [context.before_request() for _ in range(3)],
+    ],
+    ids=["sleep", "map", "shared", "guarded", "rate"],
+)
+def test_the_contexts_waits_let_the_others_go_on(
+    act: Callable[[ScanContext], Any], inside: str, fleet: Fleet, bare: Bare
+) -> None:
+    pulse, pauses = heart()
+    ended: list[int] = []
+
+    async def child(context: ScanContext) -> None:
+        act(context)
+        ended.append(1)
+
+    @scanner(pipeline="test", limit=Limit("api", rate="2/1s"))
+    async def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        if inside == "task":
+            await asyncio.gather(child(context), child(context))
+        else:
+            await child(context)
+        return FOUND
+
+    @scanner(pipeline="test", limit=Limit("api"))
+    async def other(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        await child(context)
+        return FOUND
+
+    recorder = Recorder()
+    report = fleet(pulse, one, other, policy=bare(breaker=Breaker()), listeners=(recorder,)).run({})
+    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert len(ended) == (3 if inside == "task" else 2)
+    assert statistics.median(pauses) < 0.1
+    assert max(pauses) < 0.2, "a wait of a quarter of a second, on a busy machine"
+    assert not recorder.of(LoopBlocked)
+
+
+def test_a_pause_between_attempts_lets_the_others_go_on(fleet: Fleet, bare: Bare) -> None:
+    pulse, pauses = heart()
+    tries: list[int] = []
+
+    @scanner(pipeline="test", retry=Retry(attempts=2, base=0.3, cap=0.3))
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("down")
+        return FOUND
+
+    class High:
+        """The jitter's whole width."""
+
+        def uniform(self, _low: float, high: float) -> float:
+            return high
+
+        random = staticmethod(lambda: 0.5)
+
+    report = fleet(pulse, one, policy=bare(), random=High()).run({})
+    assert report.results["one"].attempts == 2
+    assert max(pauses) < 0.2
+
+
+def test_the_store_is_called_elsewhere(bare: Bare, quick_path: Path) -> None:
+    pulse, pauses = heart()
+    fast = [waiting(f"s{number}", 0.01) for number in range(40)]
+    policy = Policy(cache=Cache(ttl=300), breaker=Breaker(), retry=None, timeout=Timeout(total=30))
+    with ScanRunner([pulse, *fast], policy=policy, store=f"sqlite:///{quick_path}/scan.db", listeners=()) as runner:
+        assert set(statuses(runner.run({"n": 1})).values()) == {Status.COMPLETED}
+        again = statuses(runner.run({"n": 1}))
+    assert set(again.values()) == {Status.CACHED}
+    assert max(pauses) < 0.2
+
+
+# its end
+
+
+def test_hanging_ones_are_handed_over_on_time_with_what_they_have_found(
+    fleet: Fleet, bare: Bare, eventually: Eventually
+) -> None:
+    cleaned: list[str] = []
+
+    def hanging(number: int) -> Any:
+        @scanner(name=f"h{number}", pipeline="test", timeout=Timeout(total=0.3))
+        async def scan(_state: dict[str, Any], context: ScanContext) -> AsyncIterator[Any]:
+            context.log("tool", number=number)
+            yield {"ticker": "AAPL"}
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.01)
+                cleaned.append(f"h{number}")
+
+        return scan
+
+    recorder = Recorder()
+    runner = fleet(
+        *map(hanging, range(20)), *[waiting(f"s{n}") for n in range(100)], policy=bare(), listeners=(recorder,)
+    )
+    report = runner.run({})
+    for number in range(20):
+        result = report.results[f"h{number}"]
+        assert (result.status, result.partial, len(result.candidates)) == (Status.TIMEOUT, True, 1)
+        assert [entry["number"] for entry in result.tool_logs] == [number]
+        assert 0.3 <= result.duration < 0.5
+    assert sum(result.status is Status.COMPLETED for result in report.results.values()) == 100
+    eventually(lambda: len(cleaned) == 20)
+    eventually(lambda: not runner.abandoned())
+
+
+def test_one_that_swallows_its_cancel_is_listed_and_costs_no_thread(
+    fleet: Fleet, bare: Bare, eventually: Eventually
+) -> None:
+    ends: list[asyncio.Event] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @scanner(pipeline="test", timeout=Timeout(total=0.1))
+    async def stubborn(_state: dict[str, Any]) -> list[Any]:
+        ends.append(asyncio.Event())
+        loops.append(asyncio.get_running_loop())
+        while not ends[0].is_set():
+            with suppress(asyncio.CancelledError):
+                await ends[0].wait()
+        return FOUND
+
+    events: list[Event] = []
+    runner = fleet(stubborn, waiting("well"), policy=bare(), listeners=(events.append,))
+    threads = threading.active_count()
+    assert statuses(runner.run({})) == {"stubborn": Status.TIMEOUT, "well": Status.COMPLETED}
+    (hung,) = runner.abandoned()
+    assert (hung.name, hung.holds_place) == ("stubborn", False)
+    assert "await ends[0].wait()" in hung.stack
+    assert threading.active_count() - threads <= 3, "the loop, the watchdog, and one that sends events"
+    assert statuses(runner.run({})) == {"stubborn": Status.REJECTED, "well": Status.COMPLETED}
+    loops[0].call_soon_threadsafe(ends[0].set)
+    eventually(lambda: not runner.abandoned())
+    eventually(lambda: any(isinstance(event, LateCompletion) for event in events))
+    assert any(isinstance(event, ThreadAbandoned) for event in events)
+    assert statuses(runner.run({})) == {"stubborn": Status.COMPLETED, "well": Status.COMPLETED}
+
+
+def test_what_a_scanner_leaves_running_ends_with_its_attempt(fleet: Fleet, bare: Bare) -> None:
+    ended: list[str] = []
+
+    async def straggler() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    @scanner(pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        asyncio.get_running_loop().create_task(straggler())
+        await asyncio.sleep(0)
+        return FOUND
+
+    assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
+    assert ended == ["cancelled"]
+
+
+def test_one_that_stops_the_loop_or_changes_its_tasks_harms_nobody(fleet: Fleet, bare: Bare) -> None:
+    @scanner(pipeline="test")
+    async def stops(_state: dict[str, Any]) -> list[Any]:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+        return FOUND
+
+    @scanner(pipeline="test")
+    async def changes(_state: dict[str, Any]) -> list[Any]:
+        asyncio.get_running_loop().set_task_factory(lambda *_args, **_options: None)
+        return FOUND
+
+    report = fleet(stops, changes, waiting("well"), policy=bare()).run({})
+    assert statuses(report) == {"stops": Status.COMPLETED, "changes": Status.ERROR, "well": Status.COMPLETED}
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_closing_ends_what_is_under_way_and_what_is_queued(queued: bool, fleet: Fleet, bare: Bare) -> None:
+    runner = fleet(*[waiting(f"s{n}", 60) for n in range(5)], policy=bare(), max_async=2 if queued else 100)
+    reports: list[Any] = []
+    run = threading.Thread(target=lambda: reports.append(runner.run({})))
+    run.start()
+    while runner._fleet.lane.counts()[1] < 2:
+        time.sleep(0.001)
+    runner.close()
+    run.join(5)
+    assert set(statuses(reports[0]).values()) == {Status.SKIPPED}
+
+
+def test_workers_and_the_lane_work_side_by_side(fleet: Fleet, bare: Bare) -> None:
+    report = fleet(*[waiting(f"a{n}") for n in range(20)], *[healthy(f"s{n}") for n in range(20)], policy=bare()).run(
+        {}
+    )
+    assert set(statuses(report).values()) == {Status.COMPLETED}
