@@ -49,12 +49,12 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How busy a runner's pool of threads is.
+    """How busy a runner's pool of threads is, and its shared event loop.
 
     Attributes:
-        queued: executions that wait for a worker.
-        busy, idle: workers that run an execution, and workers that wait for one.
-        abandoned: threads that did not stop in time and still run.
+        queued: executions that wait for a worker, or for their turn on the loop.
+        busy, idle: executions under way, on workers and on the loop, and workers that wait for one.
+        abandoned: threads and coroutines that did not stop in time and still run.
     """
 
     queued: int = 0

@@ -296,7 +296,8 @@ def _freed() -> timeseries.Panel:
 def _odd() -> timeseries.Panel:
     panel = graph(
         "Odd answers",
-        "Per second: candidates dropped as invalid, and suspicious answers: empty where none was, or malformed.",
+        "Per second: candidates dropped as invalid, suspicious answers (empty where none was, or malformed), and "
+        "coroutines that blocked their event loop.",
         [
             Query(f"sum({rate(series('candidates_dropped_total'))})", "dropped"),
             Query(f"sum({rate(series('suspicious_results_total'))})", "suspicious"),

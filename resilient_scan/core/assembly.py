@@ -292,8 +292,10 @@ def _load(fleet: weakref.ref[Fleet]) -> Load | None:
     if live is None or live.detached:
         return None
     counts = live.pool.counts()
-    counts["abandoned"] += live.call_pool.counts()["abandoned"]
-    return Load(queued=live.pool.queued, **counts)
+    queued, under_way, hung = (0, 0, 0) if live.lane is None else live.lane.counts()
+    counts["abandoned"] += live.call_pool.counts()["abandoned"] + hung
+    counts["busy"] += under_way
+    return Load(queued=live.pool.queued + queued, **counts)
 
 
 def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
