@@ -52,6 +52,8 @@ class ScanRunner:
         timeout_seconds: replaces `policy.timeout.total`, in seconds, > 0.
         store: where state lives, so that it survives restarts and is shared: `"sqlite:///path.db"`,
             `"redis://host:port/db"`, or a store object, which is yours to close; `None`, `"memory:"`: in this object.
+            `?space=NAME` after a URL names a part that is separate from the rest; runners without it share orders and
+            breakers by the scanner's name.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none; equal ones count as one.
         engine: where work runs: `"threads"`.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.

@@ -27,7 +27,7 @@ from resilient_scan.layers.breaker import BREAKER_PREFIX
 from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
-from resilient_scan.stores import Store, open_store
+from resilient_scan.stores import Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
 from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.leases import LeaseKeeper
@@ -42,7 +42,7 @@ def opened(store: str | Store | None, clock: Clock) -> Store | None:
     Raises:
         ConfigError: it is neither, or cannot be opened.
     """
-    if store is None or (isinstance(store, str) and store == "memory:"):
+    if store is None or (isinstance(store, str) and split_space(store)[0] == "memory:"):
         return None
     found = open_store(store, clock)
     return found if isinstance(store, str) else Checked(found)

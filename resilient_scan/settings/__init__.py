@@ -58,6 +58,7 @@ from resilient_scan.settings.read import (
 )
 from resilient_scan.settings.tables import Execution, Service, own_fault
 from resilient_scan.settings.toml import path_text
+from resilient_scan.stores import with_space
 
 __all__ = ["Effective", "Execution", "Settings", "SettingsError", "examine_settings", "load_installed", "load_settings"]
 
@@ -348,21 +349,35 @@ def _defaults(tables: Tables) -> Layers:
 
 def _store(tables: Tables, path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str:
     """Return the store's URL: what the settings say, else a file in the user's state directory."""
-    url = tables.options.get("store", {}).get("url")
-    if url is None:
-        return "memory:" if path is None else _in_state_directory(Path(path), environ)
+    table = tables.options.get("store", {})
+    url, space = (table.get(key) for key in ("url", "space"))
+    store = _in_state_directory(environ) if url is None else _absolute_url(url, path)
+    if url is None and path is None:
+        return "memory:"
+    if store.partition("?")[0] == "memory:":  # nobody else sees it, whatever its space is called
+        return "memory:"
+    if space is not None:
+        return with_space(store, space.value)
+    return store if path is None or url is not None else with_space(store, _own_space(Path(path)))
+
+
+def _absolute_url(url: Setting, path: str | os.PathLike[str] | None) -> str:
     relative = url.value.removeprefix(_SQLITE)
     if path is None or not url.is_of_file or relative == url.value or relative.startswith("/"):
         return str(url.value)
     return f"{_SQLITE}{Path(path).absolute().parent / relative}"  # a cron job starts in another directory
 
 
-def _in_state_directory(settings: Path, environ: Mapping[str, str]) -> str:
-    """Return a file that all settings files of a user share, with a space in it for each of them."""
+def _in_state_directory(environ: Mapping[str, str]) -> str:
+    """Return a file that all settings files of a user share."""
     directory = Path(environ.get("XDG_STATE_HOME", ""))
     try:
         directory = directory if directory.is_absolute() else Path.home() / ".local" / "state"
     except RuntimeError:  # a user without a home
         return "memory:"
-    space = hashlib.sha256(os.fsencode(settings.resolve())).hexdigest()[:12]
-    return f"{_SQLITE}{directory / 'resilient-scan.db'}?space={space}"
+    return f"{_SQLITE}{directory / 'resilient-scan.db'}"
+
+
+def _own_space(settings: Path) -> str:
+    """Return the space that a settings file has of its own, where it names none."""
+    return hashlib.sha256(os.fsencode(settings.resolve())).hexdigest()[:12]

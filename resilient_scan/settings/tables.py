@@ -21,7 +21,7 @@ from resilient_scan._text import did_you_mean, parse_duration
 from resilient_scan.errors import ConfigError
 from resilient_scan.options import Exceptions, Option, Seconds, durations
 from resilient_scan.settings.toml import value_of
-from resilient_scan.stores import check_form
+from resilient_scan.stores import check_form, check_space, split_space
 
 
 class Execution(Option, frozen=True, kw_only=True):
@@ -58,13 +58,20 @@ class Store(Option, frozen=True):
     Attributes:
         url: `"sqlite:///path.db"` (a relative path starts in the directory of the settings file),
             `"redis://host:port/db"`, or `"memory:"`: in the runner itself. None: a file in the user's state directory.
+        space: a part of the store that is separate from the rest, so that fleets which share the store share nothing
+            in it: 1 to 64 letters, digits, `_`, `.` or `-`. The same as `?space=` after the URL.
     """
 
     url: str | None = None
+    space: str | None = None
 
     def __post_init__(self) -> None:
         if self.url is not None:
             check_form(self.url)
+        if self.space is not None:
+            check_space(self.space)
+        if self.url is not None and self.space is not None and split_space(self.url)[1]:
+            raise ConfigError("store.space: store.url names a space too; remove one of the two")
 
 
 class Service(Option, frozen=True):

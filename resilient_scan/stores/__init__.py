@@ -35,6 +35,12 @@ Change = Callable[[bytes | None, float], tuple[bytes | None, T]]
 
 AUDIT = "audit"  # the one log whose records are durable before `append` returns
 _FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
+# The first words of our own keys are not allowed as names: in a space called `last`, the key `expected` would be the
+# same as that of a scanner called `expected` outside of it.
+_SPACE = re.compile(r"(?!(?:answers|breaker|cache|flight|last|quarantine)$)[A-Za-z0-9_.-]{1,64}")
+_NO_SPACE = (
+    "must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, breaker, cache, flight, last, quarantine"
+)
 
 
 @runtime_checkable
@@ -96,8 +102,8 @@ def open_store(store: str | Store, clock: Clock) -> Store:
 
     Args:
         store: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...`, `rediss://...`,
-            `unix://path`, or an object with the methods of `Store`. `?space=NAME` after a file's URL names a part of
-            it that is separate from the rest.
+            `unix://path`, or an object with the methods of `Store`. `?space=NAME` after any URL names a part of the
+            store that is separate from the rest.
         clock: where time comes from.
 
     Raises:
@@ -108,6 +114,16 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         if isinstance(store, Store):
             return store
         raise ConfigError(f"store must be a URL ({_FORMS}) or an object with the methods of Store, got {store!r:.200}")
+    place, space = split_space(store)
+    opened = _open(place, clock)
+    if not space:
+        return opened
+    from resilient_scan.stores.wrappers import Namespaced  # noqa: PLC0415 - loaded when it is used
+
+    return Namespaced(opened, space)
+
+
+def _open(store: str, clock: Clock) -> Store:
     if store == "memory:":
         from resilient_scan.stores.memory import MemoryStore  # noqa: PLC0415 - loaded when it is used
 
@@ -115,17 +131,41 @@ def open_store(store: str | Store, clock: Clock) -> Store:
     if store.startswith("sqlite:"):
         from resilient_scan.stores.sqlite import SqliteStore  # noqa: PLC0415
 
-        place, _, space = store.partition("?space=")
-        if not space:
-            return SqliteStore(store, clock)
-        from resilient_scan.stores.wrappers import Namespaced  # noqa: PLC0415
-
-        return Namespaced(SqliteStore(place, clock), space)
+        return SqliteStore(store, clock)
     if store.startswith(("redis://", "rediss://", "unix://")):
         from resilient_scan.stores.redis import RedisStore  # noqa: PLC0415
 
         return RedisStore(store, clock)
     raise ConfigError(f"store must be one of {_FORMS}, got {without_password(store)!r}")
+
+
+def split_space(url: str) -> tuple[str, str]:
+    """Return a URL without its space, and that space, which is empty where the URL names none.
+
+    Raises:
+        ConfigError: the name of the space is wrong, or there are several; the message shows nothing of the URL.
+    """
+    place, mark, query = url.partition("?")
+    options = query.split("&") if mark else []
+    names = [option.removeprefix("space=") for option in options if option.startswith("space=")]
+    if not names:
+        return url, ""
+    if len(names) > 1:
+        raise ConfigError("store.space: the URL names more than one")
+    check_space(names[0])
+    rest = "&".join(option for option in options if not option.startswith("space="))
+    return f"{place}?{rest}" if rest else place, names[0]
+
+
+def with_space(url: str, space: str) -> str:
+    """Return a URL that has no space, with one."""
+    return f"{url}{'&' if '?' in url else '?'}space={space}"
+
+
+def check_space(name: str) -> None:
+    """Raise `ConfigError` unless `name` can be the name of a space."""
+    if not _SPACE.fullmatch(name):
+        raise ConfigError(f"store.space {_NO_SPACE}")
 
 
 def check_form(url: str) -> None:
@@ -134,6 +174,7 @@ def check_form(url: str) -> None:
     Raises:
         ConfigError: the URL has no such form, or an extra is missing; of the URL, the message shows only the scheme.
     """
+    url, _ = split_space(url)
     if url == "memory:":
         return
     if not re.match(r"sqlite:///.|(rediss?|unix)://.", url):
@@ -143,7 +184,7 @@ def check_form(url: str) -> None:
     if url.startswith("sqlite:"):
         from resilient_scan.stores.sqlite import fault_of  # noqa: PLC0415 - loaded when it is used
 
-        fault = fault_of(url.partition("?space=")[0])
+        fault = fault_of(url)
     else:
         from resilient_scan.stores import redis  # noqa: PLC0415
 

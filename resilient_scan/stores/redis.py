@@ -31,7 +31,7 @@ CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, so that the answer
 OPTIONS: Final = """db username password client_name protocol health_check_interval max_connections socket_keepalive
     socket_timeout socket_connect_timeout retry_on_timeout decode_responses ssl_ca_certs ssl_ca_path ssl_ca_data
     ssl_cert_reqs ssl_certfile ssl_keyfile ssl_password ssl_check_hostname"""
-"""What may follow the `?` of a URL; all else that the library takes are objects, which a URL cannot hold."""
+"""What may follow the `?` of a URL besides `space`; all else that the library takes are objects."""
 
 _LOOK = """
 local time = redis.call('TIME')
@@ -300,7 +300,11 @@ def _why_not(url: str) -> str:
     if parts.scheme != "unix" and database and not database.isdecimal():
         return "after the host comes the number of a database"
     unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - set(OPTIONS.split()))
-    return f"there is no option {unknown[0]!r:.40}; those there are: {', '.join(OPTIONS.split())}" if unknown else ""
+    return (
+        f"there is no option {unknown[0]!r:.40}; those there are: {', '.join(OPTIONS.split())}, space"
+        if unknown
+        else ""
+    )
 
 
 def _library() -> Any:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
-from resilient_scan.stores import Change
+from resilient_scan.stores import Change, split_space
 from resilient_scan.stores.batching import (
     MAX_BYTES,
     MAX_VALUES,
@@ -167,7 +167,7 @@ def fault_of(url: str) -> str:
 
 def refusal(url: str) -> str:
     """Say why a store's file would be refused, without writing to it; an empty text: it would not, or is missing."""
-    path = _path(url.partition("?space=")[0])
+    path = _path(split_space(url)[0])
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
             version_of(database, str(path))

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from resilient_scan._suspend import off_loop
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import Change, Store
+from resilient_scan.stores import Change, Store, with_space
 from resilient_scan.stores.health import WaitBudget
 from resilient_scan.stores.leases import exchange
 
@@ -87,7 +87,7 @@ class Namespaced(_Forwarding):
     def __init__(self, store: Store, name: str) -> None:
         super().__init__(store)
         self._prefix = f"{name}/"
-        self.url = f"{store.url}?space={name}"
+        self.url = with_space(self.url, name)
 
     def _key(self, key: str) -> str:
         return self._prefix + key

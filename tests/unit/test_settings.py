@@ -94,7 +94,7 @@ WRONG = [
     ('[scanners."brk.b"]\nretry = { " " = 1 }', '2: unknown key scanners."brk.b".retry." "; the keys are attempts, '),
     ("[scanner_execution]\ntimeout = 3", "2: unknown key scanner_execution.timeout; did you mean 'timeout_seconds'?"),
     ("[scanner_execution]\nworkers = 3", "2: unknown key scanner_execution.workers; did you mean 'max_workers'?"),
-    ("[store]\npath = 'x'", "2: unknown key store.path; the keys are url"),
+    ("[store]\npath = 'x'", "2: unknown key store.path; the keys are url, space"),
     # kinds
     ("[defaults]\ncache = { ttl = true }", f"2: defaults.cache.ttl {DURATION} true"),
     ("[defaults]\ncache.ttl = 'five'", f'2: defaults.cache.ttl {DURATION} "five"'),
@@ -658,6 +658,32 @@ def test_a_relative_path_of_a_store_is_read_from_the_settings_files_directory(lo
     assert load("[store]\nurl = 'redis://h'").store == "redis://h"
     assert load(text, {"RESILIENT_SCAN__STORE__URL": "sqlite:///here.db"}).store == "sqlite:///here.db"
     assert load_settings(environ={"RESILIENT_SCAN__STORE__URL": "redis://h"}).store == "redis://h"
+
+
+def test_the_settings_name_a_space_of_any_store(load: Any, tmp_path: Path) -> None:
+    own = "[store]\nspace = 'blue'"
+    assert load(own).store == f"sqlite:///{tmp_path}/.local/state/resilient-scan.db?space=blue"
+    assert load(f"{own}\nurl = 'sqlite:///scan.db'").store == f"sqlite:///{tmp_path}/scan.db?space=blue"
+    assert load("[store]\nurl = 'sqlite:///scan.db?space=red'").store == f"sqlite:///{tmp_path}/scan.db?space=red"
+    assert load(f"{own}\nurl = 'redis://h/1'").store == "redis://h/1?space=blue"
+    assert load(f"{own}\nurl = 'unix:///s?db=1'").store == "unix:///s?db=1&space=blue"
+    assert load(f"{own}\nurl = 'memory:'").store == load("[store]\nurl = 'memory:?space=red'").store == "memory:"
+    assert load("", {"RESILIENT_SCAN__STORE__SPACE": "green"}).store.endswith("resilient-scan.db?space=green")
+    assert load_settings(environ={"RESILIENT_SCAN__STORE__SPACE": "green"}).store == "memory:"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("space = 'a/b'", "store.space must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, breaker, "),
+        ("space = 'a'\nurl = 'redis://h?space=b'", "store.space: url names a space too; remove one of the two"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(load: Any, text: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(f"[store]\n{text}")
+    assert problem in str(caught.value)
+    assert "scan.toml:2" in str(caught.value)
 
 
 def test_where_the_service_listens(load: Any) -> None:

@@ -62,7 +62,8 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-HOMES = ["memory", "sqlite", "space", pytest.param("redis", marks=pytest.mark.servers)]
+HOMES = ["memory", "memory space", "sqlite", "space"]
+HOMES += [pytest.param(kind, marks=pytest.mark.servers) for kind in ("redis", "redis space")]
 
 
 @pytest.fixture(params=HOMES)
@@ -70,10 +71,12 @@ def home(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[Home]:
     """Return each kind of place in turn."""
     urls = {
         "memory": lambda: "memory:",
+        "memory space": lambda: "memory:?space=one",
         "sqlite": lambda: f"sqlite:///{quick_path}/state/scan.db",
         "space": lambda: f"sqlite:///{quick_path}/state/scan.db?space=one",
     }
-    place = Home(urls.get(request.param, lambda: request.getfixturevalue("redis_url"))())
+    space = "?space=one" if request.param == "redis space" else ""
+    place = Home(urls.get(request.param, lambda: request.getfixturevalue("redis_url") + space)())
     yield place
     place.close()
 

@@ -177,8 +177,9 @@ def test_many_leases_are_exchanged_in_one_step(home: Any) -> None:
     assert held == {"b": "you" if store.shared else ""}
     assert not exchange(store, ["a"], "you", 600, [])
     assert list(exchange(store, ["c", "d", "é/中", "nul\0in", "b"], "you", 600, [])) == ["c", "d", "é/中", "nul\0in"]
-    home.pass_time(601)
-    assert not exchange(store, ["c", "b"], "she", 600, [])
+    if not home.url.startswith("redis:"):  # a server would let ten minutes pass
+        home.pass_time(601)
+        assert not exchange(store, ["c", "b"], "she", 600, [])
 
 
 def test_the_leases_of_the_dead_are_free(home: Any) -> None:

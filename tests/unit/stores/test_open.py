@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.stores import check_form, open_store, without_password
+from resilient_scan.core.assembly import opened
+from resilient_scan.stores import check_form, open_store, split_space, with_space, without_password
 from resilient_scan.testing import FakeClock
 
 FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
@@ -64,6 +65,43 @@ def test_spaces_of_one_file_know_nothing_of_each_other(tmp_path: Path) -> None:
     assert (again.get("value"), again.read(""), again.tail("audit", 9)) == (b"1", {"document": b"2"}, [b"3"])
     assert again.url.endswith("x.db?space=one")
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("memory:", ("memory:", "")),
+        ("memory:?space=a", ("memory:", "a")),
+        ("sqlite:////x.db?space=A_1.b-2", ("sqlite:////x.db", "A_1.b-2")),
+        ("redis://h:1/0?space=a", ("redis://h:1/0", "a")),
+        ("unix:///s?db=1&space=a&client_name=b", ("unix:///s?db=1&client_name=b", "a")),
+        ("unix:///s?space=a&db=1", ("unix:///s?db=1", "a")),
+        ("sqlite:///x.db?mode=ro", ("sqlite:///x.db?mode=ro", "")),
+    ],
+)
+def test_every_url_can_name_a_space(url: str, parts: tuple[str, str]) -> None:
+    assert split_space(url) == parts
+    check_form(url) if "mode" not in url else None
+    if parts[1]:
+        assert split_space(with_space(*parts)) == parts
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "é", "a b", "hunter2@host", "x" * 65, "last", "quarantine", "cache"])
+def test_a_space_whose_keys_would_be_anothers_is_refused_without_showing_the_url(name: str) -> None:
+    for url in (f"sqlite:///x.db?space={name}", f"redis://h?db=1&space={name}", f"memory:?space={name}"):
+        for attempt in (check_form, lambda each: open_store(each, FakeClock())):
+            with pytest.raises(ConfigError, match=r"^store\.space must be 1 to 64 letters, digits, ") as caught:
+                attempt(url)
+            assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_names_one_space() -> None:
+    with pytest.raises(ConfigError, match=r"^store\.space: the URL names more than one$"):
+        check_form("redis://h?space=a&space=b")
+
+
+def test_a_runner_needs_no_store_for_a_space_in_its_own_memory() -> None:
+    assert opened("memory:?space=a", FakeClock()) is None
 
 
 @pytest.mark.parametrize(
