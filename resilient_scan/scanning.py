@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,7 +68,7 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count if they are option
-    objects, as well as `candidate` (a class), `empty_ok`, `needs` and `sources`, as in `@scanner`.
+    objects, as well as `candidate` (a class), `empty_ok`, `needs`, `sources` and `version`, as in `@scanner`.
     """
 
     name: str
@@ -73,6 +77,20 @@ class Scanner(Protocol):
     @property
     def scan(self) -> Callable[..., Any]:
         """Call the source and return candidates."""
+
+
+class Code(msgspec.Struct, frozen=True):
+    """Which code a scanner runs, in words that are the same in all processes of one deploy.
+
+    Attributes:
+        module: where it is, by the name under which others import it.
+        qualname: of its function or class.
+        version: what the scanner itself says, else a digest of the module's source; empty where that cannot be read.
+    """
+
+    module: str
+    qualname: str
+    version: str
 
 
 @dataclass(eq=False, repr=False)
@@ -88,11 +106,16 @@ class FunctionScanner:
     needs: Mapping[str, str]
     sources: Sequence[str]
     settings: type[msgspec.Struct] | None
+    version: str | None
 
     def __post_init__(self) -> None:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
+        # Here, because the module is being imported: later, a deploy may have replaced its file, and the old code would
+        # store its answers under the new one's name. A worker that was forked before would do so each time.
+        self.code = code_of(self.scan, self.version)
         self.__doc__ = self.scan.__doc__
         self.__name__ = getattr(self.scan, "__name__", self.name)
+        self.__qualname__ = self.code.qualname
         self.__module__ = self.scan.__module__
         self.__wrapped__ = self.scan
 
@@ -113,6 +136,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     needs: Mapping[str, str] = MappingProxyType({}),
     sources: Sequence[str] = (),
     settings: type[msgspec.Struct] | None = None,
+    version: str | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -134,6 +158,9 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         sources: hosts that it calls (`"finnhub.io"`); a replay sets the scanner's clock to their recordings.
         settings: a msgspec struct that the scanner's table of settings has to fit: what does not fit is reported with
             file and line when settings are read. The function still finds the plain table in `context.settings`.
+        version: of its code. Stored answers of another version are not found, so code that was put right never gets
+            those of the wrong code. `None`: a digest of its module's source, where that can be read; then set it if the
+            answers depend on other modules too, or if they should outlive other changes to this one.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.
@@ -142,7 +169,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok` or `settings` is wrong.
+        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings` or `version`
+            is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
@@ -153,6 +181,9 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     kind: Any = settings
     if kind is not None and not (inspect.isclass(kind) and issubclass(kind, msgspec.Struct)):
         raise ConfigError(f"@scanner: settings must be a msgspec.Struct class or None, got {settings!r:.200}")
+    said: Any = version
+    if said is not None and not (isinstance(said, str) and said):
+        raise ConfigError(f"@scanner: version must be a text that is not empty, or None, got {version!r:.200}")
 
     def make(function: Callable[..., Any]) -> FunctionScanner:
         if not callable(function):
@@ -162,7 +193,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
-        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings)
+        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings, version)
         check_identity(made)
         return made
 
@@ -178,6 +209,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     layers: dict[str, Any]
     candidate: type
     origin: Any
+    code: Code
     empty_ok: bool | None = None
     settings: type[msgspec.Struct] | None = None
     is_async: bool = False
@@ -212,6 +244,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         layers=dict(layers or {}),
         candidate=candidate,
         origin=thing,
+        code=thing.code if isinstance(thing, FunctionScanner) else code_of(thing, _own_version(thing)),
         empty_ok=empty_ok if isinstance(empty_ok := getattr(thing, "empty_ok", None), bool) else None,
         settings=thing.settings if isinstance(thing, FunctionScanner) else None,
         is_async=_is_async(thing.scan),
@@ -257,3 +290,64 @@ def _two_arguments(scan: Callable[..., Any]) -> Callable[[dict[str, Any], ScanCo
     if any(p.kind is p.KEYWORD_ONLY and p.name == "context" for p in parameters):
         return lambda state, context: scan(state, context=context)
     return lambda state, _context: scan(state)
+
+
+# which code a scanner runs
+
+_COMPILED = (*BYTECODE_SUFFIXES, *EXTENSION_SUFFIXES)
+_digests: dict[str, tuple[object, str]] = {}  # by file: when it was changed and how long it is, and its digest
+
+
+def code_of(thing: Any, version: object) -> Code:
+    """Say which code a function, or the class of an object, is; `version` counts if it is a text that is not empty."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    name = getattr(thing, "__qualname__", None)
+    if inspect.ismethod(thing):  # an inherited one does what its object's class makes of it
+        owner = thing.__self__ if inspect.isclass(thing.__self__) else type(thing.__self__)
+        thing, name = owner, f"{owner.__qualname__}.{thing.__name__}"
+    elif not isinstance(name, str):
+        thing, name = type(thing), type(thing).__qualname__
+    module = str(getattr(thing, "__module__", None) or "")
+    said = version if isinstance(version, str) else ""
+    return Code(_imported_name(module), name, said or _source_digest(module))
+
+
+def _own_version(thing: Any) -> object:
+    try:
+        return getattr(thing, "version", None)
+    except Exception:  # a property of that name that means something else
+        return None
+
+
+def _imported_name(module: str) -> str:
+    """Return the name under which others know a module: `python -m fleet` calls it `__main__`.
+
+    A process that `multiprocessing` has spawned calls its parent's `__main__` `__mp_main__`.
+    """
+    if module not in {"__main__", "__mp_main__"}:
+        return module
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return str(getattr(spec, "name", None) or "__main__")
+
+
+def _source_digest(module: str) -> str:
+    """Return a digest of a module's source; an empty text if it has none, as in a notebook, or it cannot be read."""
+    found = sys.modules.get(module)
+    path, loader = getattr(found, "__file__", None), getattr(found, "__loader__", None)
+    if not isinstance(path, str) or path.endswith(_COMPILED):
+        return ""
+    try:
+        file = Path(path).stat()
+        changed = file.st_mtime_ns, file.st_size
+    except OSError:
+        changed = None  # in a zip archive, which only its loader can read
+    known = _digests.get(path)
+    if known is None or known[0] != changed:
+        try:
+            source = Path(path).read_bytes() if changed else loader.get_data(path)  # type: ignore[union-attr]
+            known = changed, hashlib.sha256(source).hexdigest()
+        except Exception:  # a loader is foreign code
+            return ""
+        _digests[path] = known
+    return known[1]

@@ -407,11 +407,16 @@ def kind_of(failure: BaseException, context: AttemptContext) -> str:
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
-    """Return where a scanner's answers are kept: by its settings too, without what is secret in them."""
+    """Return where a scanner's answers are kept: by its code, and by its settings without what is secret in them.
+
+    Fleets that share a store may have scanners of one name that do different things, and so have two releases of one
+    fleet. Neither may be given the other's answers, nor wait for them.
+    """
     settings = stable_key(without_secrets(stable_settings(config.settings.get(spec.name, _NO_SETTINGS))))
     if shared.store is None or settings is None:
         return None
-    return AnswerStore(shared.store, spec.name, spec.candidate, settings, shared.store_failed, config.clock)
+    identity = ascii((spec.pipeline, spec.code.module, spec.code.qualname, spec.code.version)).encode() + settings
+    return AnswerStore(shared.store, spec.name, spec.candidate, identity, shared.store_failed, config.clock)
 
 
 # how a recorded scan is kept in the run history

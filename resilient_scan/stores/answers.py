@@ -69,7 +69,7 @@ class AnswerStore:
         store: where they are.
         scanner: the scanner's name.
         kind: the type of its candidates.
-        settings: bytes that stand for its settings, without secrets.
+        identity: bytes that stand for its code and its settings, without secrets.
         on_error: called with the operation and the error when the store fails.
         clock: measures the age of what was seen in this process.
     """
@@ -79,14 +79,14 @@ class AnswerStore:
         store: Store,
         scanner: str,
         kind: type,
-        settings: bytes,
+        identity: bytes,
         on_error: Callable[[str, StoreError], None],
         clock: Clock,
     ) -> None:
         self._store = store
         self._scanner = scanner
         self._kind = kind
-        self._settings = hashlib.sha256(settings).digest()
+        self._identity = hashlib.sha256(identity).digest()
         self._on_error = on_error
         self._clock = clock
         self._seen: dict[tuple[str, float], float] = {}  # when, on the steady clock, an answer was stored
@@ -99,8 +99,8 @@ class AnswerStore:
         return before != epoch
 
     def address(self, key: bytes) -> str:
-        """Return the name of the answer to `key`: the scanner, and a digest of its settings and of what it reads."""
-        return f"{self._scanner}/{hashlib.sha256(self._settings + key).hexdigest()[:40]}"
+        """Return the name of the answer to `key`: the scanner, and a digest of its code, settings and what it reads."""
+        return f"{self._scanner}/{hashlib.sha256(self._identity + key).hexdigest()[:40]}"
 
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
         """Return what is stored for `key`: candidates, age, and for how many more seconds they are fresh and usable."""

@@ -29,7 +29,7 @@ ARGUMENTS = {
     "max_abandoned max_async order settings policies deadline traffic clock random",
     "Timeout": "total attempt max_abandoned",
     "load_settings": "path environ",
-    "scanner": "pipeline name candidate empty_ok needs sources settings cache retry breaker limit timeout",
+    "scanner": "pipeline name candidate empty_ok needs sources settings version cache retry breaker limit timeout",
 }
 METHODS = {
     "RunReport": "by_pipeline candidates complete counts duration merged require results run_id started_at to_dict "

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import subprocess
+import sys
+import types
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from resilient_scan import (
@@ -22,7 +30,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.scanning import FunctionScanner, spec_of
+from resilient_scan.scanning import Code, FunctionScanner, code_of, spec_of
 
 STATE: dict[str, Any] = {"trade_date": "2026-11-24"}
 CONTEXT = ScanContext("one")
@@ -313,3 +321,128 @@ def test_it_is_frozen() -> None:
 def test_a_decorator_wants_a_function() -> None:
     with pytest.raises(PluginError, match=r"^@scanner makes a scanner of a function \(state\) .*, got 5$"):
         scanner(pipeline="x")(5)  # type: ignore[arg-type]
+
+
+# which code a scanner runs
+
+
+class Feeds:
+    """A class with a method that is made a scanner of, and a scanner itself."""
+
+    name, pipeline = "feeds", "p"
+
+    def scan(self, state: Any) -> list[Any]:
+        """Find nothing."""
+        return []
+
+    def __call__(self, state: Any) -> list[Any]:
+        """Find nothing."""
+        return []
+
+
+class Others(Feeds):
+    """Inherits what it scans with."""
+
+
+@pytest.mark.parametrize(
+    ("thing", "qualname"),
+    [
+        (lambda: lambda state: [], "<lambda>.<locals>.<lambda>"),
+        (lambda: Feeds().scan, "Feeds.scan"),
+        (lambda: Others().scan, "Others.scan"),
+        (Feeds, "Feeds"),
+        (lambda: functools.partial(functools.partial(found), 1), "found"),
+        (lambda: functools.partial(Others().scan), "Others.scan"),
+        (lambda: functools.cache(found), "found"),
+        (lambda: scanner(pipeline="p")(found), "found"),
+    ],
+)
+def test_code_is_named_as_others_would_import_it(thing: Callable[[], Any], qualname: str) -> None:
+    code = scanner(pipeline="p", name="x")(thing()).code
+    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    assert (code.module, code.qualname, code.version) == (__name__, qualname, own)
+    assert spec_of(scanner(pipeline="p", name="x")(thing())).code == code
+
+
+def found(state: Any, *_: Any) -> list[Any]:
+    """Find nothing."""
+    return []
+
+
+def test_code_without_a_source_has_no_version() -> None:
+    assert scanner(pipeline="p", name="x")(sorted).code == Code("builtins", "sorted", "")
+    assert scanner(pipeline="p", name="x")(msgspec.json.encode).code.version == "", "compiled"
+    notebook: dict[str, Any] = {"__name__": "a_cell"}
+    exec("def cell(state): return []", notebook)
+    assert scanner(pipeline="p")(notebook["cell"]).code == Code("a_cell", "cell", "")
+
+
+def test_a_classs_version_counts_if_it_is_a_text() -> None:
+    assert [spec_of(type("X", (Feeds,), {"version": said})).code.version for said in ("7", "a")] == ["7", "a"]
+    for said in ("", 7, None, property(lambda self: 1 / 0)):
+        assert len(spec_of(type("X", (Feeds,), {"version": said})).code.version) == 64
+
+
+@pytest.mark.parametrize("version", ["", 2, b"2", True])
+def test_a_version_that_is_no_text_is_refused(version: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^@scanner: version must be a text that is not empty, or None, got "):
+        scanner(pipeline="p", version=version)
+
+
+def test_a_modules_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "feed_x.py", []
+    module = types.ModuleType("feed_x")
+    module.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "feed_x", module)
+    bytes_of = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or bytes_of(path))  # type: ignore[func-returns-value]
+    feeds = type("Feeds", (), {"__module__": "feed_x"})()
+    assert code_of(feeds, None).version == ""
+    versions = []
+    for text in ("one", "the other"):
+        file.write_text(text)
+        versions += [code_of(feeds, None).version for _ in range(3)]
+    assert read == [file, file]
+    assert versions == [hashlib.sha256(text).hexdigest() for text in (b"one", b"the other") for _ in range(3)]
+
+
+FLEET = """
+import multiprocessing, sys
+from resilient_scan import scanner
+
+@scanner(pipeline="p")
+def one(state):
+    return []
+
+def tell(_=None):
+    return tuple(one.code.__getattribute__(field) for field in ("module", "qualname", "version"))
+
+if __name__ == "__main__":
+    print(tell())
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(tell, [0])[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "module"), [(["fleet_x.py"], "__main__"), (["-m", "fleet_x"], "fleet_x")])
+def test_all_processes_of_one_deploy_name_their_code_alike(tmp_path: Path, command: list[str], module: str) -> None:
+    (tmp_path / "fleet_x.py").write_text(FLEET)
+    run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    first, second = run([sys.executable, *command]).stdout.splitlines()
+    assert first == second
+    assert first.startswith(f"('{module}', 'one', '")
+    assert len(first) > 64
+    if module != "__main__":
+        assert first == run([sys.executable, "-c", "import fleet_x; print(fleet_x.tell())"]).stdout.strip()
+
+
+@pytest.mark.slow
+def test_code_in_a_zip_archive_has_a_version(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
+        archive.writestr("fleet_x.py", FLEET)
+    command = [sys.executable, "-c", "import fleet_x; print(fleet_x.tell()[2])"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": "code.zip"}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == hashlib.sha256(FLEET.encode()).hexdigest()
