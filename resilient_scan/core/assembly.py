@@ -42,7 +42,7 @@ def opened(store: str | Store | None, clock: Clock) -> Store | None:
     Raises:
         ConfigError: it is neither, or cannot be opened.
     """
-    if store is None or (isinstance(store, str) and split_space(store)[0] == "memory:"):
+    if store is None or (isinstance(store, str) and split_space(store).url == "memory:"):
         return None
     found = open_store(store, clock)
     return found if isinstance(store, str) else Checked(found)

@@ -358,7 +358,7 @@ def _store(tables: Tables, path: str | os.PathLike[str] | None, environ: Mapping
         return "memory:"
     if space is not None:
         return with_space(store, space.value)
-    return store if path is None or url is not None else with_space(store, _own_space(Path(path)))
+    return store if path is None or url is not None else with_space(store, *_own_space(Path(path), environ))
 
 
 def _absolute_url(url: Setting, path: str | os.PathLike[str] | None) -> str:
@@ -378,6 +378,32 @@ def _in_state_directory(environ: Mapping[str, str]) -> str:
     return f"{_SQLITE}{directory / 'resilient-scan.db'}"
 
 
-def _own_space(settings: Path) -> str:
-    """Return the space that a settings file has of its own, where it names none."""
-    return hashlib.sha256(os.fsencode(settings.resolve())).hexdigest()[:12]
+def _own_space(settings: Path, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the space that a settings file has of its own where it names none, and the one that it had before.
+
+    It is named by the path as it is given. Where that leads through a link, as in `/srv/app/current/scan.toml`, the
+    path behind it changes with every deploy, and state kept by that path would be forgotten each time. Earlier versions
+    did so; the second space is theirs, empty where it is the same.
+    """
+    given, behind = (
+        hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        for path in (_absolute(settings, environ), os.path.realpath(settings))
+    )
+    return given, "" if behind == given else behind
+
+
+def _absolute(path: Path, environ: Mapping[str, str]) -> Path:
+    """Return a path as it is given, absolute, with its links.
+
+    A relative one begins in the shell's working directory, which may lead through a link too; the system knows only
+    what is behind that.
+    """
+    shells = Path(environ.get("PWD", ""))
+    here = shells if shells.is_absolute() and shells.exists() and shells.samefile(Path.cwd()) else Path.cwd()
+    found = Path("/")
+    for part in (here / path).parts[1:]:
+        if part == "..":
+            found = Path(os.path.realpath(found)).parent if found.is_symlink() else found.parent
+        else:
+            found /= part
+    return found

@@ -70,7 +70,7 @@ class Store(Option, frozen=True):
             check_form(self.url)
         if self.space is not None:
             check_space(self.space)
-        if self.url is not None and self.space is not None and split_space(self.url)[1]:
+        if self.url is not None and self.space is not None and split_space(self.url).space:
             raise ConfigError("store.space: store.url names a space too; remove one of the two")
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError
@@ -114,52 +114,68 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         if isinstance(store, Store):
             return store
         raise ConfigError(f"store must be a URL ({_FORMS}) or an object with the methods of Store, got {store!r:.200}")
-    place, space = split_space(store)
+    place = split_space(store)
     opened = _open(place, clock)
-    if not space:
+    if not place.space:
         return opened
     from resilient_scan.stores.wrappers import Namespaced  # noqa: PLC0415 - loaded when it is used
 
-    return Namespaced(opened, space)
+    return Namespaced(opened, place.space)
 
 
-def _open(store: str, clock: Clock) -> Store:
-    if store == "memory:":
+def _open(place: Place, clock: Clock) -> Store:
+    url = place.url
+    if url == "memory:":
         from resilient_scan.stores.memory import MemoryStore  # noqa: PLC0415 - loaded when it is used
 
         return MemoryStore(clock)
-    if store.startswith("sqlite:"):
+    if url.startswith("sqlite:"):
         from resilient_scan.stores.sqlite import SqliteStore  # noqa: PLC0415
 
-        return SqliteStore(store, clock)
-    if store.startswith(("redis://", "rediss://", "unix://")):
+        return SqliteStore(url, clock, (place.was, place.space) if place.was else None)
+    if url.startswith(("redis://", "rediss://", "unix://")):
         from resilient_scan.stores.redis import RedisStore  # noqa: PLC0415
 
-        return RedisStore(store, clock)
-    raise ConfigError(f"store must be one of {_FORMS}, got {without_password(store)!r}")
+        return RedisStore(url, clock)
+    raise ConfigError(f"store must be one of {_FORMS}, got {without_password(url)!r}")
 
 
-def split_space(url: str) -> tuple[str, str]:
-    """Return a URL without its space, and that space, which is empty where the URL names none.
+class Place(NamedTuple):
+    """What a URL names.
+
+    Attributes:
+        url: of the whole store.
+        space: the part of it that is meant; empty: what is in no space.
+        was: the space whose state this one begins with; empty: none. Only a file in the state directory has one, and
+            no user writes it.
+    """
+
+    url: str
+    space: str
+    was: str
+
+
+def split_space(url: str) -> Place:
+    """Return a URL without its space, and that space.
 
     Raises:
         ConfigError: the name of the space is wrong, or there are several; the message shows nothing of the URL.
     """
     place, mark, query = url.partition("?")
-    options = query.split("&") if mark else []
-    names = [option.removeprefix("space=") for option in options if option.startswith("space=")]
-    if not names:
-        return url, ""
-    if len(names) > 1:
+    ours, options = ("space", "was") if url.startswith("sqlite:") else ("space",), query.split("&") if mark else []
+    named = [option.partition("=") for option in options if option.partition("=")[0] in ours]
+    spaces = {word: name for word, _, name in named}
+    if len(spaces) < len(named):
         raise ConfigError("store.space: the URL names more than one")
-    check_space(names[0])
-    rest = "&".join(option for option in options if not option.startswith("space="))
-    return f"{place}?{rest}" if rest else place, names[0]
+    for name in spaces.values():
+        check_space(name)
+    rest = "&".join(option for option in options if option.partition("=")[0] not in ours)
+    return Place(f"{place}?{rest}" if rest else place, spaces.get("space", ""), spaces.get("was", ""))
 
 
-def with_space(url: str, space: str) -> str:
-    """Return a URL that has no space, with one."""
-    return f"{url}{'&' if '?' in url else '?'}space={space}"
+def with_space(url: str, space: str, was: str = "") -> str:
+    """Return a URL that has no space, with one; `was` names the one that it begins with."""
+    return f"{url}{'&' if '?' in url else '?'}space={space}{was and f'&was={was}'}"
 
 
 def check_space(name: str) -> None:
@@ -174,7 +190,7 @@ def check_form(url: str) -> None:
     Raises:
         ConfigError: the URL has no such form, or an extra is missing; of the URL, the message shows only the scheme.
     """
-    url, _ = split_space(url)
+    url = split_space(url).url
     if url == "memory:":
         return
     if not re.match(r"sqlite:///.|(rediss?|unix)://.", url):
@@ -194,5 +210,6 @@ def check_form(url: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """Return a URL without its secrets: everything before an `@`, and the value of `password=`."""
-    return re.sub(r"((?:^|[?&])password=)[^&]*", r"\1***", re.sub(r"(://).*@", r"\1***@", url), flags=re.IGNORECASE)
+    """Return a URL for people: without everything before an `@`, the value of `password=`, and the space that was."""
+    url = re.sub(r"((?:^|[?&])password=)[^&]*", r"\1***", re.sub(r"(://).*@", r"\1***@", url), flags=re.IGNORECASE)
+    return re.sub(r"&was=\w+$", "", url)

@@ -248,10 +248,19 @@ class Database:
         path: where it is, absolute.
         clock: where time comes from.
         durable: whether what was written survives a loss of power; it survives the end of the process in any case.
+        prepare: is called with the first connection to a file, before anything is read or written there.
     """
 
-    def __init__(self, path: Path, clock: Clock, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        durable: bool = True,
+        prepare: Callable[[sqlite3.Connection], None] = lambda _database: None,
+    ) -> None:
         self._path = path
+        self._prepare = prepare
         self._clock = clock
         self._synchronous = "FULL" if durable else "OFF"
         self._idle: list[_Open] = []
@@ -388,6 +397,7 @@ class Database:
             if identity != self._checked:
                 bring_up_to_date(raw, str(self._path))
                 check_documents(raw)
+                self._prepare(raw)
         except BaseException:
             raw.close()
             raise

@@ -221,6 +221,56 @@ def restore(database: sqlite3.Connection, rows: dict[str, list[Row]]) -> None:
     database.execute("COMMIT")
 
 
+_USED = "SELECT 1 FROM {} WHERE key > ? AND key < ? LIMIT 1"
+_COPIED = (  # what is read of a table, and how it is written; a range of keys is found by an index
+    (
+        "SELECT key, data, sum FROM documents WHERE key > ? AND key < ?",
+        "INSERT INTO documents VALUES (?, ?, ?)",
+    ),
+    (
+        "SELECT key, data, sum, until, size FROM answers WHERE key > ? AND key < ?",
+        "INSERT INTO answers VALUES (?, ?, ?, ?, ?)",
+    ),
+    (
+        "SELECT key, data, sum FROM records WHERE key > ? AND key < ? ORDER BY id",
+        "INSERT INTO records (key, data, sum) VALUES (?, ?, ?)",
+    ),
+)
+
+
+def take_over(database: sqlite3.Connection, old: bytes, new: bytes) -> bool:
+    """Give a space that has no state yet a copy of another one's, and say whether there was any.
+
+    A copy, because the other one may still be in use: of two links to one settings file, the first would take away the
+    second's orders. Cached answers are left out: they can be fetched again, and may be large.
+
+    Args:
+        database: of a store.
+        old: what the keys of the other one begin with, up to the slash.
+        new: likewise.
+    """
+    if _is_used(database, new) or not _is_used(database, old):
+        return False
+    database.execute("BEGIN IMMEDIATE")  # another process may just have done the same
+    found = not _is_used(database, new)
+    if found:
+        for select, insert in _COPIED:
+            for key, data, checksum, *rest in database.execute(select, _span(old)).fetchall():
+                if not key.startswith(old + b"cache/"):
+                    name = new + key.removeprefix(old)
+                    database.execute(insert, (name, unseal(key, data, checksum), seal(name, data), *rest))
+    database.execute("COMMIT")
+    return found
+
+
+def _is_used(database: sqlite3.Connection, prefix: bytes) -> bool:
+    return any(database.execute(_USED.format(table), _span(prefix)).fetchall() for table in ("documents", "records"))
+
+
+def _span(prefix: bytes) -> tuple[bytes, bytes]:
+    return prefix, prefix[:-1] + b"0"  # the sign after the slash
+
+
 def _check_table(database: sqlite3.Connection, table: str) -> None:
     complaint = _complaint(database, f"('{table}')")
     if complaint:

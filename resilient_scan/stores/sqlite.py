@@ -8,6 +8,7 @@ given back while scanners run: a write that waits for the disk takes millisecond
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import struct
@@ -31,8 +32,9 @@ from resilient_scan.stores.batching import (
     to_text,
 )
 from resilient_scan.stores.database import Database
-from resilient_scan.stores.schema import Damaged, Refused, seal, unseal, version_of
+from resilient_scan.stores.schema import Damaged, Refused, seal, take_over, unseal, version_of
 
+_log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
 CLOCK_TOLERANCE = 1.0  # seconds by which a clock may go back before what was written "later" counts as expired
@@ -44,14 +46,16 @@ class SqliteStore(BatchingStore):
     Args:
         url: `sqlite:///relative.db` or `sqlite:////absolute.db`.
         clock: where time comes from.
+        moved: a space, and the one that begins with its state; see `take_over`.
 
     Raises:
         ConfigError: the URL has no such form, or the file belongs to a newer version or to another program.
     """
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, moved: tuple[str, str] | None = None) -> None:
         path = _path(url)
-        self._database = Database(path, clock)
+        self._moved = moved
+        self._database = Database(path, clock, prepare=self._take_over)
         self._leases = Database(path.with_name(path.name + "-leases"), clock, durable=False)
         super().__init__(url, clock)
         try:
@@ -60,6 +64,17 @@ class SqliteStore(BatchingStore):
             raise ConfigError(str(error)) from None
         except StoreError:  # the file may be usable by the time the store is
             pass
+
+    def _take_over(self, database: sqlite3.Connection) -> None:
+        if self._moved is None:
+            return
+        old, new = (to_bytes(f"{space}/") for space in self._moved)
+        if take_over(database, old, new):
+            _log.info(
+                "the store %s: state is kept by the path of the settings file as it is given; what was kept by the "
+                "path behind a link is taken over",
+                self.url,
+            )
 
     def now(self) -> float:
         """Return the clock's wall time."""
@@ -167,7 +182,7 @@ def fault_of(url: str) -> str:
 
 def refusal(url: str) -> str:
     """Say why a store's file would be refused, without writing to it; an empty text: it would not, or is missing."""
-    path = _path(split_space(url)[0])
+    path = _path(split_space(url).url)
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
             version_of(database, str(path))

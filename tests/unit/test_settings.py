@@ -39,6 +39,7 @@ from resilient_scan.options import LAYERS, Seconds
 from resilient_scan.settings import Effective, Settings, SettingsError, layering, load_settings, read
 from resilient_scan.settings.plugins import discover
 from resilient_scan.settings.read import Source, scanner_keys
+from resilient_scan.stores import split_space
 
 FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
 
@@ -658,6 +659,36 @@ def test_a_relative_path_of_a_store_is_read_from_the_settings_files_directory(lo
     assert load("[store]\nurl = 'redis://h'").store == "redis://h"
     assert load(text, {"RESILIENT_SCAN__STORE__URL": "sqlite:///here.db"}).store == "sqlite:///here.db"
     assert load_settings(environ={"RESILIENT_SCAN__STORE__URL": "redis://h"}).store == "redis://h"
+
+
+def space_of(path: Path | str, **environ: str) -> str:
+    return split_space(load_settings(path, environ=environ).store).space
+
+
+def test_a_deploy_by_link_keeps_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = tmp_path / "current"
+    spaces = []
+    for release in ("one", "two"):
+        (tmp_path / release / "bin").mkdir(parents=True)
+        (tmp_path / release / "scan.toml").write_text("")
+        current.unlink(missing_ok=True)
+        current.symlink_to(release)
+        monkeypatch.chdir(current)  # the system calls it by its name behind the link
+        spaces += [space_of(current / "scan.toml"), space_of("scan.toml", PWD=str(current))]
+        spaces += [space_of("./bin/../scan.toml", PWD=str(current)), space_of(current / "../current/scan.toml")]
+        was = split_space(load_settings(current / "scan.toml", environ={}).store).was
+        assert was == space_of(tmp_path / release / "scan.toml"), "where earlier versions kept it"
+    assert len(set(spaces)) == 1
+    assert split_space(load_settings(tmp_path / "two" / "scan.toml", environ={}).store).was == ""
+
+
+@pytest.mark.parametrize("shells", ["", "relative", "/", "/no/such"])
+def test_a_shells_directory_that_is_not_ours_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shells: str
+) -> None:
+    (tmp_path / "scan.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert space_of("scan.toml", PWD=shells) == space_of(tmp_path / "scan.toml")
 
 
 def test_the_settings_name_a_space_of_any_store(load: Any, tmp_path: Path) -> None:

@@ -80,10 +80,10 @@ def test_spaces_of_one_file_know_nothing_of_each_other(tmp_path: Path) -> None:
     ],
 )
 def test_every_url_can_name_a_space(url: str, parts: tuple[str, str]) -> None:
-    assert split_space(url) == parts
+    assert split_space(url) == (*parts, "")
     check_form(url) if "mode" not in url else None
     if parts[1]:
-        assert split_space(with_space(*parts)) == parts
+        assert split_space(with_space(*parts)) == (*parts, "")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "é", "a b", "hunter2@host", "x" * 65, "last", "quarantine", "cache"])
@@ -98,6 +98,14 @@ def test_a_space_whose_keys_would_be_anothers_is_refused_without_showing_the_url
 def test_a_url_names_one_space() -> None:
     with pytest.raises(ConfigError, match=r"^store\.space: the URL names more than one$"):
         check_form("redis://h?space=a&space=b")
+
+
+def test_only_a_file_can_begin_with_the_state_of_another_space() -> None:
+    url = with_space("sqlite:///x.db", "a", "b")
+    assert split_space(url) == ("sqlite:///x.db", "a", "b")
+    assert without_password(url) == "sqlite:///x.db?space=a"
+    with pytest.raises(ConfigError, match="there is no option 'was'"):
+        check_form("redis://h?space=a&was=b")
 
 
 def test_a_runner_needs_no_store_for_a_space_in_its_own_memory() -> None:
