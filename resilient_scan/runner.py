@@ -198,7 +198,8 @@ class ScanRunner:
 
         Raises:
             ConfigError: there is no such scanner, or an argument is wrong.
-            StoreError: the order holds in this process only, until the store can be reached again.
+            StoreError: the order holds in this process only, until the store can be reached again; it does not hold at
+                all where the store belongs to a newer version or to another program.
         """
         self._fleet.gate.disable(name, reason, duration, who)
 

@@ -27,7 +27,7 @@ from resilient_scan.layers.breaker import BREAKER_PREFIX
 from resilient_scan.layers.limit import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
-from resilient_scan.stores import Store, open_store, split_space
+from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
 from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.leases import LeaseKeeper
@@ -40,7 +40,7 @@ def opened(store: str | Store | None, clock: Clock) -> Store | None:
     """Return the store that a URL names, or one around the given object; `None`: state stays in memory.
 
     Raises:
-        ConfigError: it is neither, or cannot be opened.
+        ConfigError: it is neither, or its extra is missing.
     """
     if store is None or (isinstance(store, str) and split_space(store).url == "memory:"):
         return None
@@ -173,6 +173,8 @@ class Fleet:
         """Bring a scanner back, and let its next scan be a trial if its breaker is open."""
         try:
             self.gate.enable(name, reason, duration, who)
+        except Refused:
+            raise
         except StoreError:  # then the order holds in this process, and so does the trial
             self._end_open_time(name)
             raise

@@ -55,7 +55,7 @@ from resilient_scan.quarantine.records import (
 from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update, store_errors, wait
 from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
-from resilient_scan.stores import AUDIT, Store
+from resilient_scan.stores import AUDIT, Refused, Store
 from resilient_scan.stores.health import UnlimitedWait
 
 _log = logging.getLogger("resilient_scan")
@@ -169,7 +169,8 @@ class Gate:
 
         Raises:
             ConfigError: there is no such scanner, or the duration is wrong.
-            StoreError: the order holds in this process only, until the store can be reached again.
+            StoreError: the order holds in this process only, until the store can be reached again; or (`Refused`) it
+                does not hold at all, because the store belongs to a newer version or to another program.
         """
         self._order(DISABLED, name, reason, duration, who)
 
@@ -187,8 +188,11 @@ class Gate:
         if not is_number(duration, 0, 1e9) or duration == 0:
             raise ConfigError(f"{verb} {name}: duration must be a number of seconds > 0, got {duration!r}")
         order = ManualOrder(state, name, who, reason, self._clock.monotonic() + duration)
-        with UnlimitedWait():
-            update = self._quarantine.update(lambda machine: order.give(machine, duration), order=order)
+        try:
+            with UnlimitedWait():
+                update = self._quarantine.update(lambda machine: order.give(machine, duration), order=order)
+        except Refused as error:
+            raise Refused(f"{name} is not {state}, no order can be given: {error}") from None
         self._publish(update)
         if update.error is not None:
             raise StoreError(f"{name} is {state} in this process only, until its store is back: {update.error}")

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from resilient_scan.errors import StoreError
+from resilient_scan.stores import Refused
 
 MachineState = Literal["enabled", "quarantined", "probing"]
 OrderedState = Literal["enabled", "disabled"]
@@ -172,7 +172,7 @@ def decode(stored: bytes | None) -> tuple[FleetRecord, bool]:
     """Return the stored record and True, or an empty record and False if the bytes make no sense.
 
     Raises:
-        StoreError: a newer version has written it; writing it back from here would lose what only that version knows.
+        Refused: a newer version has written it; writing it back from here would lose what only that version knows.
     """
     if stored is None:
         return FleetRecord(), True
@@ -181,7 +181,7 @@ def decode(stored: bytes | None) -> tuple[FleetRecord, bool]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return FleetRecord(), False
     if fleet.schema > SCHEMA:
-        raise StoreError("a newer version of this package keeps the quarantine in the store; upgrade this one")
+        raise Refused("a newer version of this package keeps the quarantine in the store; upgrade this one")
     return fleet, True
 
 

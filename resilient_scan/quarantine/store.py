@@ -35,7 +35,7 @@ from resilient_scan.quarantine.records import (
     decode,
     encode,
 )
-from resilient_scan.stores import Store
+from resilient_scan.stores import Refused, Store
 from resilient_scan.stores.memory import MemoryStore
 
 T = TypeVar("T")
@@ -243,16 +243,23 @@ class QuarantineStore:
         Args:
             act: what happens; may be called more than once, and must not call the store.
             order: the same as a manual order, which must not be lost.
+
+        Raises:
+            Refused: the store belongs to a newer version, so the order would wait for it in vain; nothing was done.
         """
         with self._lock:
             try:
                 return self._in_store(act)
             except StoreError as error:
                 failure = error
-            update = self._alone(act, failure)
-            if order is not None:
-                self._waiting[order.name] = order
+            update = None
+            if order is None or not isinstance(failure, Refused):
+                update = self._alone(act, failure)
+                if order is not None:
+                    self._waiting[order.name] = order
         self._on_error("update", failure)
+        if update is None:
+            raise failure
         return update
 
     def update_or_fail(self, act: Callable[[Machine], T]) -> Update[T]:

@@ -14,7 +14,8 @@ later, in batches. *Logs* keep their newest records. *Leases* expire by themselv
     leases                       one execution per key in all processes
     history                      what is remembered of runs
 
-A store that fails raises `StoreError`; the caller decides what becomes of the run.
+A store that fails raises `StoreError`; the caller decides what becomes of the run. So does one that belongs to a newer
+version, whenever that is found out: `Refused`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError
+from resilient_scan.errors import ConfigError, StoreError
 
 T = TypeVar("T")
 Change = Callable[[bytes | None, float], tuple[bytes | None, T]]
@@ -41,6 +42,14 @@ _SPACE = re.compile(r"(?!(?:answers|breaker|cache|flight|last|quarantine)$)[A-Za
 _NO_SPACE = (
     "must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, breaker, cache, flight, last, quarantine"
 )
+
+
+class Refused(StoreError):
+    """The store is whole, but not for us: it belongs to a newer version, or to another program.
+
+    Runs go on without it, as without one that is away. A manual order is refused: it would hold in this process only,
+    and there is nothing to wait for.
+    """
 
 
 @runtime_checkable
@@ -98,7 +107,8 @@ class Store(Protocol):
 def open_store(store: str | Store, clock: Clock) -> Store:
     """Return the store that a URL names; a store object is returned as it is.
 
-    No server is contacted yet. A file that exists is opened, so that one which cannot be used is refused at once.
+    No server is contacted yet. A file that exists is opened, so that it is brought up to date; one that cannot be used
+    raises when it is used.
 
     Args:
         store: `memory:`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...`, `rediss://...`,
@@ -107,8 +117,7 @@ def open_store(store: str | Store, clock: Clock) -> Store:
         clock: where time comes from.
 
     Raises:
-        ConfigError: the URL has no such form, an extra is missing, or the file belongs to a newer version or to another
-            program.
+        ConfigError: the URL has no such form, or an extra is missing.
     """
     if not isinstance(store, str):
         if isinstance(store, Store):

@@ -10,7 +10,8 @@ one process moves the file aside and makes a new one, with the documents and rec
     a transaction finds damage -> `_replace`: lock the directory; look at all of the file that is there *now*
                                     -> it is whole: another process was faster; try again
                                     -> it is damaged: rescue what is whole, move the file aside, make a new one, restore
-    every transaction checks after it has its lock that the file is still the one of that name, else it tries again
+    every transaction checks after it has its lock that the file is still the one of that name, and still of this
+    version, else it tries again: then the file is opened anew, and brought up to date, replaced or refused
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
+from resilient_scan.stores import Refused
 from resilient_scan.stores.batching import MAX_VALUE_BYTES
-from resilient_scan.stores.health import Backoff, allowed_wait, waits_are_unlimited
+from resilient_scan.stores.health import Backoff, WaitBudget, allowed_wait, waits_are_unlimited
 from resilient_scan.stores.schema import (
     Damaged,
     Row,
     bring_up_to_date,
     check_documents,
     code_of,
+    is_current,
     is_damage,
     is_damaged,
     rescue,
@@ -50,6 +53,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 LOCK_TIMEOUT = 5.0  # seconds to wait for another process that has locked the file
+OPEN_TIMEOUT = 0.5  # seconds, when a runner is built: what cannot be done then is done by its first run
 LOCK_TIMEOUT_AFTER_FAILURE = 0.05  # once that was in vain
 THREAD_WAIT_MARGIN = 0.1  # seconds more for a thread that waits for another thread of this process
 POLL_INTERVAL = 0.0005  # seconds between two attempts to lock the file
@@ -202,7 +206,7 @@ def move_aside(path: Path, now: float) -> Path:
 
 
 class Moved(Exception):
-    """Another file has taken the place of the one that a connection has open."""
+    """The file is not what it was when a connection opened it: another one has taken its place, or its version."""
 
 
 class _Open:
@@ -281,17 +285,17 @@ class Database:
         _close_all(self._idle)
 
     def look(self) -> None:
-        """Open the file if it exists.
+        """Open the file if it exists; if it is locked, wait a moment, and no longer than an outer budget allows.
 
         Raises:
             StoreError: it cannot be used.
         """
-        with suppress(OSError):
+        with suppress(OSError), WaitBudget(time.monotonic() + OPEN_TIMEOUT):
             if self._path.exists():
                 self.read(lambda _database: None)
 
     def read(self, work: Work[T]) -> T:
-        """Return what one statement finds.
+        """Return what `work` finds, as it is at one instant.
 
         Raises:
             StoreError: the file cannot be used.
@@ -338,21 +342,42 @@ class Database:
             with CALLS.no_fork():
                 connection = self._take()
                 try:
-                    result = self._transaction(connection, work) if writing else work(connection.raw)
+                    result = (self._write if writing else self._read)(connection, work)
                 except BaseException:
                     connection.raw.close()  # rolls back
                     raise
                 self._give_back(connection)
         except sqlite3.Error as error:
             raise self._meaning(error) from error
+        except Refused as refusal:
+            self._backoff.failed(str(refusal))
+            raise
         return result
 
-    def _transaction(self, connection: _Open, work: Work[T]) -> T:
+    def _read(self, connection: _Open, work: Work[T]) -> T:
+        connection.raw.execute("BEGIN")  # one lock for both statements: that costs less than one for each
+        self._check_version(connection)
+        result = work(connection.raw)
+        connection.raw.execute("COMMIT")
+        return result
+
+    def _check_version(self, connection: _Open) -> None:
+        """See that the file is of this version still; else have it opened anew, which tells what is wrong.
+
+        A newer version of this package brings the file up to date while this process runs. What this process writes
+        into its tables then, the newer version may misread.
+        """
+        if not is_current(connection.raw):
+            self._checked = None
+            raise Moved
+
+    def _write(self, connection: _Open, work: Work[T]) -> T:
         waited = connection.begin(self._timeout)
         # Process A finds the file damaged: it locks it, moves it aside and makes a new one. B waited for that lock and
         # has it now, on the file that was moved: what B writes there would be lost. So B looks again before it writes.
         if identity_of(self._path) != connection.identity:
             raise Moved
+        self._check_version(connection)
         result = work(connection.raw)
         connection.raw.execute("COMMIT")
         if waited:  # so may others: let one of them in, before this process takes the lock again

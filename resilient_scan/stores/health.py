@@ -52,6 +52,9 @@ def limit_waits() -> None:
 class WaitBudget:
     """Within it, the calling thread waits half a second at a time, and hardly at all after `until`.
 
+    One within another one ends no later than that: a runner that is built in another one's run keeps that run's
+    deadline.
+
     Args:
         until: an instant of `time.monotonic`, real time, as the lock's holder is in another process.
     """
@@ -65,7 +68,8 @@ class WaitBudget:
     def __enter__(self) -> None:
         here = _this_thread
         self._before = here.seconds, here.until, here.unlimited
-        here.seconds, here.until, here.unlimited = self._seconds, self._until, self._unlimited
+        until = self._until if self._unlimited else min(self._until, here.until)
+        here.seconds, here.until, here.unlimited = self._seconds, until, self._unlimited
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,12 +13,13 @@ from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
-from resilient_scan.errors import StoreError
+from resilient_scan.stores import Refused
 
 APPLICATION = 0x7265736C  # "resl"
 
 # One step per version; the first turns an empty file into a store of version 1. Never change a released one: add one.
 # A new form of what is stored in a row needs no step: answers carry their own version, and others are forgotten.
+# Each transaction looks at the version: a process that still runs the code before a step writes no more.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE documents (key BLOB PRIMARY KEY, data BLOB, sum INTEGER) WITHOUT ROWID",
@@ -48,10 +49,6 @@ _DAMAGE = frozenset(
 
 class Damaged(Exception):
     """The file is not what was written."""
-
-
-class Refused(StoreError):
-    """The file is whole, but not for us: it belongs to a newer version, or to another program."""
 
 
 def is_damage(error: sqlite3.Error, path: Path) -> bool:
@@ -114,21 +111,35 @@ def bring_up_to_date(database: sqlite3.Connection, path: str) -> None:
     database.execute("COMMIT")
 
 
+def stamp(version: int) -> int:
+    """Return the number that stands in a file for its version: with a checksum, unless it is the first.
+
+    One flipped bit makes 3 of 1. Taken for a newer version, the file would be refused by all processes, for ever. No
+    flipped bit makes a number that fits its checksum, so one that does not fit is damage, which is repaired.
+    """
+    return version if version == 1 else version | (zlib.crc32(b"%d" % version) & 0x7FFFFF) << 8
+
+
+def is_current(database: sqlite3.Connection) -> bool:
+    """Say whether a file is of this version; one page is read for that, which a transaction reads anyway."""
+    (number,) = database.execute("PRAGMA user_version").fetchone()
+    return bool(number == stamp(len(STEPS)))
+
+
 def version_of(database: sqlite3.Connection, path: str) -> int:
     """Return the version of a store's file, 0 for an empty one, without writing to it.
 
     Raises:
         Damaged, Refused: as in `bring_up_to_date`.
     """
-    version: int
-    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (number,) = database.execute("PRAGMA user_version").fetchone()
     (application,) = database.execute("PRAGMA application_id").fetchone()
     if _schema(database):
         _check_whose(database, application, path)
-        _check_version(version, path)
-    elif application == APPLICATION or version:
+        return _checked_version(number, path)
+    if application == APPLICATION or number:
         raise Damaged("its tables are gone")
-    return version
+    return 0
 
 
 def _check_whose(database: sqlite3.Connection, application: int, path: str) -> None:
@@ -140,14 +151,16 @@ def _check_whose(database: sqlite3.Connection, application: int, path: str) -> N
     raise Refused(f"the store {path} is a database of another program; name another file")
 
 
-def _check_version(version: int, path: str) -> None:
+def _checked_version(number: int, path: str) -> int:
+    version = number & 0xFF
+    if version < 1 or number != stamp(version):
+        raise Damaged(f"its version is impossible: {number}")
     if version > len(STEPS):
         raise Refused(
             f"the store {path} was written by a newer version of resilient_scan (its schema is {version}, "
             f"this one knows {len(STEPS)}); update, or name another file"
         )
-    if version < 1:
-        raise Damaged("its version is gone")
+    return version
 
 
 def _migrate(database: sqlite3.Connection, version: int) -> None:
@@ -157,7 +170,7 @@ def _migrate(database: sqlite3.Connection, version: int) -> None:
         for statement in step:
             database.execute(statement)
     database.execute(f"PRAGMA application_id = {APPLICATION}")
-    database.execute(f"PRAGMA user_version = {len(STEPS)}")
+    database.execute(f"PRAGMA user_version = {stamp(len(STEPS))}")
 
 
 def _schema(database: sqlite3.Connection) -> frozenset[tuple[object, str, object]]:

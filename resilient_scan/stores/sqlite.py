@@ -13,14 +13,14 @@ import os
 import sqlite3
 import struct
 from collections.abc import Collection, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
-from resilient_scan.stores import Change, split_space
+from resilient_scan.stores import Change, Refused, split_space
 from resilient_scan.stores.batching import (
     MAX_BYTES,
     MAX_VALUES,
@@ -32,7 +32,7 @@ from resilient_scan.stores.batching import (
     to_text,
 )
 from resilient_scan.stores.database import Database
-from resilient_scan.stores.schema import Damaged, Refused, seal, take_over, unseal, version_of
+from resilient_scan.stores.schema import Damaged, seal, take_over, unseal, version_of
 
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class SqliteStore(BatchingStore):
         moved: a space, and the one that begins with its state; see `take_over`.
 
     Raises:
-        ConfigError: the URL has no such form, or the file belongs to a newer version or to another program.
+        ConfigError: the URL has no such form.
     """
 
     def __init__(self, url: str, clock: Clock, moved: tuple[str, str] | None = None) -> None:
@@ -58,12 +58,10 @@ class SqliteStore(BatchingStore):
         self._database = Database(path, clock, prepare=self._take_over)
         self._leases = Database(path.with_name(path.name + "-leases"), clock, durable=False)
         super().__init__(url, clock)
-        try:
+        # The file may be usable by the time the store is used. If it is not, runs go on without it, and say so: the
+        # same whether a newer version has the file before this process starts or afterwards.
+        with suppress(StoreError):
             self._database.look()
-        except Refused as error:
-            raise ConfigError(str(error)) from None
-        except StoreError:  # the file may be usable by the time the store is
-            pass
 
     def _take_over(self, database: sqlite3.Connection) -> None:
         if self._moved is None:

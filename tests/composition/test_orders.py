@@ -231,7 +231,7 @@ def test_a_forgotten_answer_does_not_stand_in_for_a_failure_either(fleet: Fleet,
 def test_other_processes_forget_what_is_in_their_memory(fleet: Fleet, bare: Bare, file: str) -> None:
     options = {"policy": bare(cache=Cache(ttl=300)), "store": file, "clock": FakeClock()}
     first = fleet(flapping("one", [[candidate("OLD")], [candidate("NEW")]]), **options)
-    second = fleet(healthy("one"), **options)
+    second = fleet(flapping("one", [[candidate("NEW")]]), **options)
     assert [found(first), found(second)] == [("completed", ["OLD"]), ("cached", ["OLD"])]
     second.forget("one", reason="bad data")
     assert [found(first), found(first), found(second)] == [

@@ -138,7 +138,10 @@ def test_a_check_warns_of_a_token_that_serve_would_not_find(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("statements", "why"),
     [
-        ("PRAGMA application_id = 1919251308; PRAGMA user_version = 99; CREATE TABLE a (b)", "was written by a newer"),
+        (
+            "PRAGMA application_id = 1919251308; PRAGMA user_version = 1438518530; CREATE TABLE a (b)",
+            "was written by a newer",
+        ),
         ("CREATE TABLE a (b)", "is a database of another program; name another file"),
     ],
 )

@@ -312,15 +312,16 @@ def test_garbage_is_logged_once(
     ]
 
 
-def test_next_to_a_newer_version_manual_orders_hold_here_and_raise(
+def test_next_to_a_newer_version_manual_orders_are_refused(
     side: Callable[..., Side], store: FailingStore, clock: JumpingClock
 ) -> None:
     newer = msgspec.msgpack.encode({"schema": 2, "born": 1.0})
     store.update(KEY, lambda _old, _now: (newer, None))
     ours = side()
-    with pytest.raises(StoreError, match="in this process only, until its store is back: a newer version"):
-        ours.gate.disable("one", "quota", 60.0)
-    assert ours.turn("one") is OUT
+    for order, state in ((ours.gate.disable, "disabled"), (ours.gate.enable, "enabled")):
+        with pytest.raises(StoreError, match=f"^one is not {state}, no order can be given: a newer version of this"):
+            order("one", "quota", 60.0)
+    assert ours.turn("one") is RUN, "nor does the order hold here only"
     assert store.read(KEY)[KEY] == newer
 
 

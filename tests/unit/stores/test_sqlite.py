@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,9 +22,10 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import Store, database, open_store, schema, sqlite
+from resilient_scan.stores import Refused, Store, database, open_store, schema, sqlite
 from resilient_scan.stores import database as files
 from resilient_scan.stores.database import Database
+from resilient_scan.stores.health import WaitBudget, allowed_wait
 from resilient_scan.testing import FakeClock
 from tests.unit.stores.conftest import keep
 
@@ -181,28 +183,107 @@ def test_a_file_that_was_deleted_is_made_again(path: Path, opened: Opener) -> No
 
 def test_a_newer_file_is_refused_and_left_alone(path: Path, opened: Opener) -> None:
     fill(opened())
-    raw(path, "PRAGMA user_version = 7")
+    raw(path, f"PRAGMA user_version = {schema.stamp(7)}")
     before = path.read_bytes()
-    with pytest.raises(ConfigError) as caught:
-        opened()
-    assert str(caught.value) == (
-        f"the store {path} was written by a newer version of resilient_scan (its schema is 7, this one knows 1); "
-        "update, or name another file"
-    )
+    store = opened()
+    for operation in operations(store):
+        with pytest.raises(StoreError) as caught:
+            operation()
+        assert str(caught.value) == (
+            f"the store {path} was written by a newer version of resilient_scan (its schema is 7, this one knows 1); "
+            "update, or name another file"
+        )
     assert path.read_bytes() == before
     assert aside(path) == []
 
 
-def test_a_file_that_became_newer_in_the_middle_of_a_run_fails_the_store(path: Path, opened: Opener) -> None:
+def operations(store: Store) -> list[Callable[[], object]]:
+    """Return what a store does with its file, apart from leases."""
+    audit = lambda: store.append("audit", b"new", 9)  # noqa: E731
+    return [
+        lambda: store.update("a", keep(b"new")),
+        lambda: store.read(""),
+        lambda: store.get("cache/1"),
+        lambda: store.delete("cache/1"),
+        lambda: store.tail("runs", 9),
+        audit,
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_file_that_became_newer_in_the_middle_of_a_run_is_not_touched(
+    path: Path, opened: Opener, clock: FakeClock, number: int
+) -> None:
+    """Another process brings the file up to date while this one has it open."""
     store = opened()
-    raw_path = path.with_name("newer.db")
-    with closing(open_store(f"sqlite:///{raw_path}", FakeClock())) as other:
-        fill(other)
-    raw(raw_path, "PRAGMA user_version = 7")
-    path.parent.mkdir(exist_ok=True)
-    raw_path.rename(path)
-    with pytest.raises(StoreError, match="newer version"):
+    fill(store)
+    operations(store)[number]()
+    raw(
+        path, f"PRAGMA user_version = {schema.stamp(2)}", "INSERT INTO documents VALUES (x'00', 'not as we know it', 0)"
+    )
+    before = path.read_bytes()
+    with pytest.raises(Refused, match=r"newer version of resilient_scan \(its schema is 2, this one knows 1\)"):
+        operations(store)[number]()
+    with pytest.raises(StoreError, match="newer version"):  # and for a second nobody asks again
         store.read("")
+    clock.advance(1)
+    with pytest.raises(Refused):
+        store.read("")
+    assert path.read_bytes() == before
+    assert aside(path) == []
+
+
+def test_leases_are_not_taken_in_a_newer_file(path: Path, opened: Opener) -> None:
+    store = opened()
+    assert store.lease("a", "me", 60)
+    raw(path.with_name("scan.db-leases"), f"PRAGMA user_version = {schema.stamp(2)}")
+    with pytest.raises(Refused):
+        store.lease("b", "me", 60)
+
+
+def test_a_file_that_an_older_version_has_put_back_is_brought_up_to_date_again(
+    path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, as `cp` from a backup does it: the file is the same one, of another version."""
+    store = opened()
+    fill(store)
+    backup = path.read_bytes()
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, ("CREATE TABLE added (x BLOB)",)))
+    store.update("a", keep(b"1"))
+    assert raw(path, "PRAGMA user_version") == [(schema.stamp(2),)]
+    with path.open("r+b") as file:
+        file.write(backup)
+        file.truncate()
+    store.update("b", keep(b"2"))
+    assert raw(path, "PRAGMA user_version", "SELECT count(*) FROM added") == [(schema.stamp(2),), (0,)]
+    assert set(store.read("")) == {*WRITTEN, "b"}
+    assert aside(path) == []
+
+
+def test_no_flipped_bit_makes_a_version_of_another() -> None:
+    numbers = {schema.stamp(version) for version in range(1, 256)}
+    assert len(numbers) == 255
+    assert schema.stamp(1) == 1, "as in the files that there are"
+    assert all(0 < number < 2**31 for number in numbers)
+    flipped = {number ^ 1 << bit for number in numbers for bit in range(31)}
+    assert not flipped & numbers
+
+
+@pytest.mark.parametrize("bit", range(32))
+@pytest.mark.parametrize("running", [False, True])
+def test_a_flipped_bit_of_the_version_is_damage(
+    path: Path, opened: Opener, bit: int, running: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened()
+    fill(store)
+    number = 1 ^ 1 << bit
+    raw(path, f"PRAGMA user_version = {number - 2**32 if bit == 31 else number}")
+    if not running:
+        store = opened()
+    assert len(store.read("")) == 20
+    store.update("new", keep(b"1"))
+    assert len(aside(path)) == 1
+    assert f"is damaged (its version is impossible: {number - 2**32 if bit == 31 else number})" in caplog.text
 
 
 def test_an_older_file_is_brought_up_to_date(path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +291,7 @@ def test_an_older_file_is_brought_up_to_date(path: Path, opened: Opener, monkeyp
     newer = (*schema.STEPS, ("CREATE TABLE added (x BLOB)", "INSERT INTO added SELECT data FROM documents"))
     monkeypatch.setattr(schema, "STEPS", newer)
     assert opened().read("breaker/7") == {"breaker/7": b"7" * 20}
-    assert raw(path, "PRAGMA user_version", "SELECT count(*) FROM added") == [(2,), (20,)]
+    assert raw(path, "PRAGMA user_version", "SELECT count(*) FROM added") == [(schema.stamp(2),), (20,)]
     assert aside(path) == []
 
 
@@ -218,8 +299,9 @@ def test_another_programs_database_is_refused_and_left_alone(path: Path, opened:
     path.parent.mkdir()
     raw(path, "CREATE TABLE documents (a)", "INSERT INTO documents VALUES (1)")
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match=r"scan\.db is a database of another program; name another file$"):
-        opened()
+    for operation in operations(opened()):
+        with pytest.raises(StoreError, match=r"scan\.db is a database of another program; name another file$"):
+            operation()
     assert path.read_bytes() == before
 
 
@@ -491,6 +573,23 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
     clock.advance(1)
     assert store.update("a", keep(b"3")) == b"1"
     assert store.read("") == {"a": b"3"}
+
+
+def test_a_runner_is_built_within_a_second_though_the_file_is_locked(path: Path, opened: Opener) -> None:
+    opened().update("a", keep(b"1"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        opened()
+        assert time.monotonic() - began < 1, "though nothing bounds it"
+        for outer in (WaitBudget(time.monotonic() + 0.1), WaitBudget()):
+            began = time.monotonic()
+            with outer, WaitBudget(time.monotonic() + 0.1):
+                opened()
+            assert time.monotonic() - began < 0.4, "in a run its deadline holds"
+        began = time.monotonic()
+        with WaitBudget(time.monotonic() + 0.05), WaitBudget():
+            assert allowed_wait(9) <= 0.05, "whatever is begun within it"
 
 
 def test_who_waits_comes_in_between_others_that_begin_again_at_once(opened: Opener, monkeypatch: Any) -> None:
