@@ -35,11 +35,11 @@ from resilient_scan.quarantine.records import (
     decode,
     encode,
 )
-from resilient_scan.stores import Refused, Store
+from resilient_scan.stores import ORDERS, Refused, Store
 from resilient_scan.stores.memory import MemoryStore
 
 T = TypeVar("T")
-KEY = "quarantine/fleet"
+KEY = ORDERS
 CLOCK_TOLERANCE = 1.0  # seconds by which the two clocks may differ: clocks are slewed, and stores are far away
 
 _log = logging.getLogger("resilient_scan")

@@ -5,7 +5,8 @@ ever opens the file in another way: when a process closes any handle of a file, 
 has on that file, those of its other connections included.
 
 Damage is found in one of three ways: SQLite says so, a row does not fit its checksum, or the tables are not ours. Then
-one process moves the file aside and makes a new one, with the documents and records that are still whole:
+one process moves the file aside and makes a new one, with the documents and records that are still whole. The three
+newest files that were moved aside are kept.
 
     a transaction finds damage -> `_replace`: lock the directory; look at all of the file that is there *now*
                                     -> it is whole: another process was faster; try again
@@ -19,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -44,6 +46,7 @@ from resilient_scan.stores.schema import (
     is_current,
     is_damage,
     is_damaged,
+    ordered_in,
     rescue,
     restore,
 )
@@ -62,6 +65,8 @@ FORK_TIMEOUT = 5.0  # seconds for which a fork waits for database calls to end; 
 MAX_IDLE = 16  # connections kept for the next thread
 MAX_TRIES = 4  # of one transaction, when the file is replaced under it
 WAL_SINCE = (3, 51, 3)  # older versions may lose pages of a WAL that is reset
+MAX_ASIDE = 3  # damaged files that are kept
+_JOURNALS = ("-journal", "-wal", "-shm", "")  # what a file's name is followed by, and the file itself last
 _LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
@@ -196,10 +201,26 @@ def move_aside(path: Path, now: float) -> Path:
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
-    for suffix in ("-journal", "-wal", "-shm", ""):
+    for suffix in _JOURNALS:
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
     return target
+
+
+def remove_older(path: Path, newest: Path) -> None:
+    """Remove what was moved aside before, except for the last ones; nothing that has any other name.
+
+    A disk that damages files again and again would be full of them otherwise. `newest` stays whatever its name says:
+    the clock may have gone back.
+    """
+    form = re.compile(rf"{re.escape(path.name)}\.corrupt-(\d{{8}}T\d{{6}}Z)(?:-(\d+))?")
+    named = [(form.fullmatch(each.name), each) for each in path.parent.iterdir() if each != newest]
+    older = sorted((match[1], int(match[2] or 1), each) for match, each in named if match)
+    for _, _, each in older[: 1 - MAX_ASIDE]:
+        if each.is_file() and not each.is_symlink():
+            for suffix in _JOURNALS:
+                with suppress(OSError):
+                    each.with_name(each.name + suffix).unlink()
 
 
 # connections and transactions
@@ -253,6 +274,7 @@ class Database:
         clock: where time comes from.
         durable: whether what was written survives a loss of power; it survives the end of the process in any case.
         prepare: is called with the first connection to a file, before anything is read or written there.
+        copies: returns the second copies that there are of its documents; `None`: it has none that people would miss.
     """
 
     def __init__(
@@ -262,8 +284,10 @@ class Database:
         *,
         durable: bool = True,
         prepare: Callable[[sqlite3.Connection], None] = lambda _database: None,
+        copies: Callable[[], list[Row]] | None = None,
     ) -> None:
         self._path = path
+        self._copies = copies
         self._prepare = prepare
         self._clock = clock
         self._synchronous = "FULL" if durable else "OFF"
@@ -448,6 +472,7 @@ class Database:
                 if not is_damaged(raw, self._path):
                     return False
                 kept, aside = rescue(raw), move_aside(self._path, self._clock.time())
+                remove_older(self._path, aside)
         except Moved:  # by another process, just now
             return True
         except sqlite3.Error as error:
@@ -460,8 +485,17 @@ class Database:
         return True
 
     def _start_over(self, why: str, aside: Path, kept: dict[str, list[Row]]) -> None:
-        """Make a new file, with what was rescued from the one that was moved aside."""
-        rescued = ""
+        """Make a new file, with what was rescued from the one that was moved aside, else from its second copies."""
+        rescued = lost = ""
+        if self._copies is not None:
+            whole = {row[0] for row in kept["documents"]}
+            kept["documents"] += [row for row in self._copies() if row[0] not in whole]
+            found = ordered_in(kept["documents"])
+            lost = (
+                f"; manual overrides may be lost, found are those of {', '.join(found)}"
+                if found
+                else ("; manual overrides may be lost, none was found")
+            )
         if any(kept.values()):
             with (
                 suppress(sqlite3.Error, StoreError, OSError, Moved, Damaged),
@@ -471,11 +505,12 @@ class Database:
                 restore(raw, kept)
                 rescued = ", with the orders, breakers and records that are whole"
         _log.warning(
-            "the store %s is damaged (%s); it is moved aside to %s, and a new one is made%s",
+            "the store %s is damaged (%s); it is moved aside to %s, and a new one is made%s%s",
             self._path,
             why,
             aside,
             rescued,
+            lost,
         )
 
     def _meaning(self, error: sqlite3.Error) -> Exception:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from resilient_scan.stores import Refused
+import msgspec
+
+from resilient_scan.stores import ORDERS, Refused
 
 APPLICATION = 0x7265736C  # "resl"
 
@@ -213,6 +216,10 @@ def check_everything(database: sqlite3.Connection) -> None:
 
 def rescue(database: sqlite3.Connection) -> dict[str, list[Row]]:
     """Return the documents and records of a damaged file that are whole; answers can be fetched again."""
+    with suppress(sqlite3.Error):
+        # Otherwise SQLite reads nothing at all of a file that is shorter than its head says. Documents are few and
+        # stand near its beginning, so most of what was cut off is something else.
+        database.execute("PRAGMA writable_schema = ON")
     return {table: list(_whole(database, table)) for table in ("documents", "records")}
 
 
@@ -221,6 +228,39 @@ def _whole(database: sqlite3.Connection, table: str) -> Iterator[Row]:
         for key, data, checksum in rows:
             with suppress(Damaged):
                 yield key, unseal(key, data, checksum), checksum
+
+
+class _Record(msgspec.Struct):
+    order: dict[str, Any] | None = None
+
+
+class _Fleet(msgspec.Struct):
+    """As much as is needed here of what the quarantine stores."""
+
+    scanners: dict[str, _Record] = {}
+
+
+_fleet = msgspec.msgpack.Decoder(_Fleet)
+
+
+def holds_orders(key: bytes) -> bool:
+    """Say whether a document has the manual orders of a fleet, in whichever space."""
+    return key == ORDERS.encode() or key.endswith(f"/{ORDERS}".encode())
+
+
+def ordered_in(documents: Iterable[Row]) -> list[str]:
+    """Return the names of the scanners for which documents hold a manual order."""
+    found: set[str] = set()
+    for key, data, _ in documents:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            if holds_orders(key):
+                found |= {name for name, record in _fleet.decode(data).scanners.items() if record.order is not None}
+    return sorted(found)
+
+
+def copies(database: sqlite3.Connection) -> list[Row]:
+    """Return the second copies that are whole; they are in the file of the leases."""
+    return list(_whole(database, "documents"))
 
 
 def restore(database: sqlite3.Connection, rows: dict[str, list[Row]]) -> None:

@@ -4,6 +4,7 @@ At most 20,000 values are kept, of 64 MiB in all; those that would expire first 
 
 Leases have a file of their own next to it, `NAME-leases`. They need not survive a loss of power, and are taken and
 given back while scanners run: a write that waits for the disk takes milliseconds, one that does not a tenth of one.
+That file also has a second copy of the manual orders, for the day on which the first one is damaged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sqlite3
 import struct
 from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -31,8 +33,8 @@ from resilient_scan.stores.batching import (
     to_bytes,
     to_text,
 )
-from resilient_scan.stores.database import Database
-from resilient_scan.stores.schema import Damaged, seal, take_over, unseal, version_of
+from resilient_scan.stores.database import MAX_TRIES, Database
+from resilient_scan.stores.schema import Damaged, Row, copies, holds_orders, seal, take_over, unseal, version_of
 
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
@@ -55,7 +57,7 @@ class SqliteStore(BatchingStore):
     def __init__(self, url: str, clock: Clock, moved: tuple[str, str] | None = None) -> None:
         path = _path(url)
         self._moved = moved
-        self._database = Database(path, clock, prepare=self._take_over)
+        self._database = Database(path, clock, prepare=self._take_over, copies=self._copies)
         self._leases = Database(path.with_name(path.name + "-leases"), clock, durable=False)
         super().__init__(url, clock)
         # The file may be usable by the time the store is used. If it is not, runs go on without it, and say so: the
@@ -83,18 +85,41 @@ class SqliteStore(BatchingStore):
         self._check_open()
         name = to_bytes(key)
 
-        def work(database: sqlite3.Connection) -> T:
-            old = _one(database, "SELECT key, data, sum FROM documents WHERE key = ?", name)
+        def work(database: sqlite3.Connection) -> tuple[bool, T]:
+            old = _document(database, name)
             new, result = change(old, self._clock.time())
-            if new is None:
-                if old is not None:
-                    database.execute("DELETE FROM documents WHERE key = ?", (name,))
-            elif new is not old:
-                check_size(new)
-                database.execute("REPLACE INTO documents VALUES (?, ?, ?)", (name, new, seal(name, new)))
-            return result
+            if new is old:
+                return False, result
+            check_size(new or b"")
+            _put_document(database, name, new)
+            return True, result
 
-        return self._database.write(work)
+        changed, result = self._database.write(work)
+        if changed and holds_orders(name):
+            self._copy(name)
+        return result
+
+    def _copy(self, name: bytes) -> None:
+        """Bring the second copy of a document up to date; where that fails, the document itself is written still.
+
+        Process A changes the document, then B does, then B copies its version and A copies its own, the older one. So
+        each looks at the document once more after it has copied it, and does not stop before the two agree: whoever
+        copies last has seen the last version.
+        """
+        with suppress(StoreError):
+            copied = self._database.read(lambda database: _document(database, name))
+            for _ in range(MAX_TRIES):
+                self._leases.write(partial(_put_document, name=name, data=copied))
+                now = self._database.read(lambda database: _document(database, name))
+                if now == copied:
+                    return
+                copied = now
+
+    def _copies(self) -> list[Row]:
+        try:
+            return self._leases.read(copies)
+        except StoreError:
+            return []
 
     def read(self, prefix: str, /) -> dict[str, bytes]:
         """Return all documents whose keys begin with `prefix`."""
@@ -195,6 +220,17 @@ def _path(url: str) -> Path:
     if fault := fault_of(url):
         raise ConfigError(f"store {fault}, got {url!r}")
     return Path(os.path.realpath(url.removeprefix("sqlite:///")))
+
+
+def _document(database: sqlite3.Connection, name: bytes) -> bytes | None:
+    return _one(database, "SELECT key, data, sum FROM documents WHERE key = ?", name)
+
+
+def _put_document(database: sqlite3.Connection, name: bytes, data: bytes | None) -> None:
+    if data is None:
+        database.execute("DELETE FROM documents WHERE key = ?", (name,))
+    else:
+        database.execute("REPLACE INTO documents VALUES (?, ?, ?)", (name, data, seal(name, data)))
 
 
 def _one(database: sqlite3.Connection, select: str, key: bytes) -> bytes | None:
