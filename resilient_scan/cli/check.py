@@ -59,7 +59,11 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     )
     return Checked(
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
-        (*_token(settings), *sentences(finding for finding in findings if finding.severity == WARNING)),
+        (
+            *_token(settings),
+            *_eviction(settings),
+            *sentences(finding for finding in findings if finding.severity == WARNING),
+        ),
         looked_at,
         _not_configured(settings, plugins),
     )
@@ -71,6 +75,15 @@ def _token(settings: Settings) -> Iterator[str]:
         settings.token()
     except ConfigError as error:
         yield f"{error}; `serve` will not start"
+
+
+def _eviction(settings: Settings) -> Iterator[str]:
+    """Yield a warning if a server in which state is kept may drop it; one that is away is the run's business."""
+    if settings.store.startswith(("redis", "unix")):
+        from resilient_scan.stores.redis import eviction  # noqa: PLC0415 - an extra
+
+        if warning := eviction(settings.store):
+            yield warning
 
 
 def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:

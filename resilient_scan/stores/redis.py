@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from resilient_scan.clock import Clock
+from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, StoreError
-from resilient_scan.stores import Change, without_password
+from resilient_scan.stores import Change, split_space, without_password
 from resilient_scan.stores.batching import BatchingStore, Records, Value, Writes, check_size, to_bytes, to_text
 from resilient_scan.stores.health import Backoff, CallWatchdog, allowed_wait, waits_are_unlimited
 
@@ -147,6 +148,11 @@ class RedisStore(BatchingStore):
         arguments = (to_bytes(owner), _milliseconds(seconds), len(take), *map(to_bytes, dead))
         held: dict[int, str] = self._run("exchange", keys, *arguments, read=_holders)
         return {take[place - 1]: holder for place, holder in held.items()}
+
+    def memory(self) -> dict[str, Any]:
+        """Return what the server says of its memory; also where `CONFIG` is forbidden, as managed servers do."""
+        facts: dict[str, Any] = self._call(lambda client: dict(client.info("memory")))
+        return facts
 
     def _reconnect(self) -> None:
         self._backoff = Backoff(self._clock)
@@ -287,6 +293,26 @@ def fault_of(url: str) -> str:
         except (ValueError, TypeError, redis.exceptions.RedisError) as error:
             why = str(error)
     return f"is not the URL of a Redis server such as redis://:password@host:6379/0: {why}" if why else ""
+
+
+def eviction(url: str) -> str:
+    """Say what the server drops of ours when its memory is full; an empty text: nothing that lasts, or nobody knows.
+
+    Under `volatile-*` it drops answers and leases, which is as if they had expired.
+    """
+    try:
+        store = RedisStore(split_space(url).url, SystemClock())
+        with closing(store):
+            facts = store.memory()
+    except (StoreError, ConfigError):  # a run reports it
+        return ""
+    policy = str(facts.get("maxmemory_policy", ""))
+    if not policy.startswith("allkeys") or not facts.get("maxmemory"):
+        return ""
+    return (
+        f"the store {store.url} may drop manual overrides, breakers and the audit trail when its memory is full "
+        f"(its maxmemory-policy is {policy}); set it to noeviction or to volatile-lru"
+    )
 
 
 def _why_not(url: str) -> str:

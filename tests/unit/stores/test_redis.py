@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError
+from resilient_scan.cli.check import check
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.redis import eviction
 from resilient_scan.testing import FakeClock
 from tests.support.needed import binary
 from tests.support.servers import RedisServer
@@ -380,3 +382,61 @@ for close in (True, False):
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# what the server drops when its memory is full
+
+
+@pytest.fixture
+def policy(redis_url: str) -> Iterator[Callable[..., None]]:
+    """Return a function that sets the server's policy, and how much memory it may take."""
+
+    def change(name: str, most: str = "256mb") -> None:
+        command(redis_url, "CONFIG", "SET", "maxmemory-policy", name)
+        command(redis_url, "CONFIG", "SET", "maxmemory", most)
+
+    yield change
+    change("noeviction")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("name", "most", "drops"),
+    [
+        ("noeviction", "256mb", False),
+        ("volatile-lru", "256mb", False),
+        ("allkeys-lru", "256mb", True),
+        ("allkeys-random", "256mb", True),
+        ("allkeys-lru", "0", False),
+    ],
+)
+def test_a_check_warns_of_a_server_that_may_drop_orders(
+    redis_url: str, policy: Callable[..., None], name: str, most: str, drops: bool, tmp_path: Path
+) -> None:
+    policy(name, most)
+    config = tmp_path / "scan.toml"
+    config.write_text(f"[store]\nurl = '{redis_url}'\nspace = 'blue'")
+    checked = check(config)
+    assert checked.errors == ()
+    warning = (
+        f"the store {redis_url} may drop manual overrides, breakers and the audit trail when its memory is full "
+        f"(its maxmemory-policy is {name}); set it to noeviction or to volatile-lru"
+    )
+    assert checked.warnings == ((warning,) if drops else ())
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("forbidden", "known"), [("-config", True), ("-info", False)])
+def test_the_policy_is_known_where_the_servers_options_are_not_shown(
+    redis_url: str, policy: Callable[..., None], forbidden: str, known: bool
+) -> None:
+    policy("allkeys-lru")
+    command(redis_url, "ACL", "SETUSER", "limited", "on", ">hunter2", "~*", "+@all", forbidden)
+    said = eviction(redis_url.replace("redis://", "redis://limited:hunter2@"))
+    assert bool(said) is known
+    assert "hunter2" not in said
+    command(redis_url, "ACL", "DELUSER", "limited")
+
+
+def test_a_server_that_is_away_has_no_policy(nobody: str) -> None:
+    assert eviction(nobody) == eviction("redis://h?no_such=1") == ""
