@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -398,12 +399,20 @@ def _absolute(path: Path, environ: Mapping[str, str]) -> Path:
     A relative one begins in the shell's working directory, which may lead through a link too; the system knows only
     what is behind that.
     """
-    shells = Path(environ.get("PWD", ""))
-    here = shells if shells.is_absolute() and shells.exists() and shells.samefile(Path.cwd()) else Path.cwd()
-    found = Path("/")
-    for part in (here / path).parts[1:]:
+    if not path.is_absolute():
+        path = _working_directory(environ) / path
+    found = Path(path.anchor)
+    for part in path.parts[1:]:
         if part == "..":
             found = Path(os.path.realpath(found)).parent if found.is_symlink() else found.parent
         else:
             found /= part
     return found
+
+
+def _working_directory(environ: Mapping[str, str]) -> Path:
+    named = Path(environ.get("PWD", ""))
+    with suppress(OSError):  # it does not exist, or may not be looked at
+        if named.is_absolute() and named.samefile(Path.cwd()):
+            return named
+    return Path.cwd()

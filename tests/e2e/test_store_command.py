@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from resilient_scan.stores.schema import stamp
 from tests.e2e.command import on_a_terminal, run
 from tests.support.needed import binary
 from tests.support.servers import RedisServer
@@ -20,7 +24,7 @@ def settings(folder: Path, url: str | None = None) -> Path:
     return path
 
 
-def statuses(config: Path, *arguments: str, code: int = 0, **extra: str) -> dict[str, str]:
+def statuses(config: Path, *arguments: str, code: int = 0, **extra: Any) -> dict[str, str]:
     report = json.loads(run("run", "--config", str(config), "--json", *arguments, code=code, **extra).stdout)
     return {name: result["status"] for name, result in report["results"].items()}
 
@@ -41,6 +45,34 @@ def test_the_second_run_is_served_from_the_first_ones_answers(tmp_path: Path) ->
     other = tmp_path / "other"
     other.mkdir()
     assert set(statuses(settings(other), XDG_STATE_HOME=str(state)).values()) == {"completed"}, "a part by itself"
+
+
+def test_a_deploy_by_link_keeps_orders(tmp_path: Path) -> None:
+    current, state = tmp_path / "current", {"XDG_STATE_HOME": str(tmp_path / "state")}
+    for release in ("one", "two"):
+        (tmp_path / release).mkdir()
+        settings(tmp_path / release)
+    current.symlink_to("one")
+    run("disable", "market_movers", "--reason", "quota", "--config", str(current / "x.toml"), **state)
+    current.unlink()
+    current.symlink_to("two")
+    assert statuses(current / "x.toml", *ONE, **state) == {"market_movers": "disabled"}
+    assert statuses(Path("x.toml"), *ONE, cwd=current, PWD=str(current), **state) == {"market_movers": "disabled"}
+
+
+def test_a_newer_store_costs_no_run_and_is_told(tmp_path: Path) -> None:
+    config = settings(tmp_path, "sqlite:///kept.db")
+    run("run", "--config", str(config), *ONE)
+    with closing(sqlite3.connect(tmp_path / "kept.db", isolation_level=None)) as database:
+        database.execute(f"PRAGMA user_version = {stamp(2)}")
+    done = run("run", "--config", str(config), *ONE)
+    (line,) = [line for line in done.stderr.splitlines() if "store" in line]
+    assert "was written by a newer version of resilient_scan" in line
+    assert line.endswith("; runs go on without it")
+    refused = run("disable", "market_movers", "--reason", "quota", "--config", str(config), code=2)
+    assert "market_movers is not disabled, no order can be given: the store" in refused.stderr
+    assert "a newer version" in run("history", "--config", str(config), code=2).stderr
+    assert "a newer version" in run("check", "--config", str(config), code=2).stdout
 
 
 def test_without_settings_no_file_is_made_anywhere(tmp_path: Path) -> None:

@@ -641,7 +641,9 @@ def test_settings_are_put_together_key_by_key(load: Any) -> None:
 
 def test_state_lives_in_the_users_state_directory_unless_somebody_says_so(load: Any, tmp_path: Path) -> None:
     default = load("").store
-    assert re.fullmatch(rf"sqlite:///{tmp_path}/.local/state/resilient-scan.db[?]space=[0-9a-f]{{12}}", default)
+    assert re.fullmatch(
+        rf"sqlite:///{tmp_path}/.local/state/resilient-scan.db[?]space=[0-9a-f]{{12}}(&was=\w+)?", default
+    )
     assert load("").store == default
     kept = load("", {"XDG_STATE_HOME": "/var/kept"}).store
     assert kept.startswith("sqlite:////var/kept/resilient-scan.db?space=")
@@ -682,13 +684,22 @@ def test_a_deploy_by_link_keeps_its_state(tmp_path: Path, monkeypatch: pytest.Mo
     assert split_space(load_settings(tmp_path / "two" / "scan.toml", environ={}).store).was == ""
 
 
-@pytest.mark.parametrize("shells", ["", "relative", "/", "/no/such"])
+@pytest.mark.parametrize("shells", ["", "relative", "/", "/no/such", "/" + "x" * 5000])
 def test_a_shells_directory_that_is_not_ours_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shells: str
 ) -> None:
     (tmp_path / "scan.toml").write_text("")
     monkeypatch.chdir(tmp_path)
     assert space_of("scan.toml", PWD=shells) == space_of(tmp_path / "scan.toml")
+
+
+def test_an_absolute_path_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scan.toml").write_text("")
+    (tmp_path / "gone").mkdir()
+    space = space_of(tmp_path / "scan.toml")
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert space_of(tmp_path / "scan.toml") == space
 
 
 def test_the_settings_name_a_space_of_any_store(load: Any, tmp_path: Path) -> None:
