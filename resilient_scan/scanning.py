@@ -159,8 +159,9 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         settings: a msgspec struct that the scanner's table of settings has to fit: what does not fit is reported with
             file and line when settings are read. The function still finds the plain table in `context.settings`.
         version: of its code. Stored answers of another version are not found, so code that was put right never gets
-            those of the wrong code. `None`: a digest of its module's source, where that can be read; then set it if the
-            answers depend on other modules too, or if they should outlive other changes to this one.
+            those of the wrong code. `None`: a digest of its module's source, where that can be read. Set it if answers
+            depend on other code too, or on what a closure or an object holds; or if they should outlive other changes
+            to the module.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Cache, LogEvents, Quarantine, ScanRunner, Status
+from resilient_scan import Breaker, Cache, LogEvents, Quarantine, ScanRunner, Status
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import schema
-from resilient_scan.testing import Recorder, healthy
+from resilient_scan.testing import Recorder, broken, healthy
 from tests.support.fixtures import Bare, Fleet
 
 Build = Callable[..., ScanRunner]
@@ -79,6 +79,16 @@ def test_runs_go_on_loudly_and_orders_are_refused(
     assert runner.run({"n": 3}).results["one"].status is Status.COMPLETED, "the order was not kept here either"
     runner.close()
     assert path.read_bytes() == before
+
+
+def test_an_order_that_is_refused_grants_no_trial_either(fleet: Fleet, bare: Bare, path: Path) -> None:
+    policy = bare(breaker=Breaker(failures=1, open_for=60))
+    runner = fleet(broken("one"), policy=policy, store=f"sqlite:///{path}", listeners=())
+    runner.run()
+    upgrade(path)
+    with pytest.raises(StoreError, match="no order can be given"):
+        runner.enable("one", reason="by hand")
+    assert runner.run().results["one"].status is Status.REJECTED
 
 
 def test_orders_are_refused_where_only_the_quarantines_record_is_newer(build: Build, path: Path) -> None:
