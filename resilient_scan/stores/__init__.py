@@ -5,7 +5,8 @@ atomic for all threads and processes, and durable when it returns. *Values* (cac
 later, in batches. *Logs* keep their newest records. *Leases* expire by themselves: nobody waits for a killed process.
 
     memory                       in this process only
-    sqlite   schema database     one file: what is in it; connections to it, locks, and what happens when it is damaged
+    sqlite   schema database     one file: what is in it; connections to it, and what happens when it is damaged
+             files               which file that is; it is made, locked and moved aside
     redis                        a server
     batching                     what the last two have in common: values and records that are not written yet
     wrappers                     a part of another store; a store that somebody else wrote

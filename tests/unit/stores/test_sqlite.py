@@ -22,8 +22,7 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import Refused, Store, database, open_store, schema, sqlite
-from resilient_scan.stores import database as files
+from resilient_scan.stores import Refused, Store, database, files, open_store, schema, sqlite
 from resilient_scan.stores.database import Database
 from resilient_scan.stores.health import WaitBudget, allowed_wait
 from resilient_scan.testing import FakeClock
