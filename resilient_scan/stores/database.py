@@ -12,7 +12,7 @@ newest files that were moved aside are kept.
                                     -> it is whole: another process was faster; try again
                                     -> it is damaged: rescue what is whole, move the file aside, make a new one, restore
     every transaction checks after it has its lock that the file is still the one of that name, and still of this
-    version, else it tries again: then the file is opened anew, and brought up to date, replaced or refused
+    version, else it tries again: then the file is opened again, and brought up to date, replaced or refused
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ class Database:
         return result
 
     def _check_version(self, connection: _Open) -> None:
-        """See that the file is of this version still; else have it opened anew, which tells what is wrong.
+        """See that the file is of this version still; else have it opened again, which tells what is wrong.
 
         A newer version of this package brings the file up to date while this process runs. What this process writes
         into its tables then, the newer version may misread.

@@ -103,8 +103,8 @@ class SqliteStore(BatchingStore):
         """Bring the second copy of a document up to date; where that fails, the document itself is written still.
 
         Process A changes the document, then B does, then B copies its version and A copies its own, the older one. So
-        each looks at the document once more after it has copied it, and does not stop before the two agree: whoever
-        copies last has seen the last version.
+        each looks at the document once more after it has copied it, and does not stop before the two agree: the one
+        that copies last has seen the last version.
         """
         with suppress(StoreError):
             copied = self._database.read(lambda database: _document(database, name))
