@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -26,6 +25,7 @@ from resilient_scan.cli.export import PRESETS, RUNBOOK
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
 from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, past_runs, survey
+from resilient_scan.cli.process import INTERRUPTED, OUTPUT, UNREAD, end_at_once, stopped_by, take_over
 from resilient_scan.cli.screens import (
     MESSAGES,
     draw,
@@ -48,7 +48,7 @@ from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
 
-OK, INCOMPLETE, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
+OK, INCOMPLETE, USAGE = 0, 1, 2  # exit codes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -122,14 +122,35 @@ def run_options(command: Command) -> Command:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class OwnProcess(click.Command):
+    """A command that takes its process over before it does anything, if the process is its own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; only now, because --help and usage errors come before and write as usual."""
+        if ctx.obj:
+            take_over()
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click has exit codes of its own for these
+            raise click.exceptions.Exit(UNREAD) from None
+        except KeyboardInterrupt as stop:
+            raise click.exceptions.Exit(stopped_by(stop)) from None
+
+
+class Commands(click.Group):
+    """The group of all commands."""
+
+    command_class = OwnProcess
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="resilient-scan")
 def command() -> None:
     """Run many scanners so that one bad scanner never costs another its result.
 
-    Results go to stdout, messages to stderr. Exit codes: 0 every scanner in service answered, 1 some did not or could
-    not be loaded, 2 usage or settings, 130 Ctrl-C. Variables such as RESILIENT_SCAN__DEFAULTS__CACHE__TTL=5m win over
-    the settings file.
+    Results go to stdout, messages to stderr, and so does what scanners print. Exit codes: 0 every scanner in service
+    answered, 1 some did not or could not be loaded, 2 usage or settings, 130 Ctrl-C, 141 nobody reads stdout, 143
+    SIGTERM. Variables such as RESILIENT_SCAN__SCANNERS__gap_up__TIMEOUT__TOTAL=5s win over the settings file.
     """
 
 
@@ -273,9 +294,9 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
         return OK
     columns = ("name", "pipeline", "configured", "enabled", "summary")
     words = [{key: {True: "yes", False: "no"}.get(value, value) for key, value in row.items()} for row in rows]
-    draw(columns, [[row[column] for column in columns] for row in words], sys.stdout)
+    draw(columns, [[row[column] for column in columns] for row in words], OUTPUT.stream)
     lacking = [f"not configured: {row['name']}: {row['to_set']}\n" for row in rows if row["to_set"]]
-    sys.stdout.writelines(["\n", *lacking] if lacking else [])
+    OUTPUT.stream.writelines(["\n", *lacking] if lacking else [])
     return OK
 
 
@@ -294,13 +315,13 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
     """
     known = None if run_first or options["faults"] else explained(options["config"], name)
     if known is not None:
-        sys.stdout.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
+        OUTPUT.stream.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
         return OK
     with open_fleet(Request(only=(name,), **options)) as fleet:
         introduce(fleet)
         if run_first is not False:
             fleet.run()
-        sys.stdout.write(f"{fleet.runner.explain(name, trace=trace)}\n")
+        OUTPUT.stream.write(f"{fleet.runner.explain(name, trace=trace)}\n")
     return OK
 
 
@@ -319,7 +340,7 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
 )
 def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
     """Take scanner NAME out of service: in the service on this machine, or else in the store."""
-    sys.stdout.write(f"{order(config, name, 'disable', reason, seconds)}\n")
+    OUTPUT.stream.write(f"{order(config, name, 'disable', reason, seconds)}\n")
     return OK
 
 
@@ -341,7 +362,7 @@ def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
 
     If its breaker is open, its next scan is a trial.
     """
-    sys.stdout.write(f"{order(config, name, 'enable', reason, seconds)}\n")
+    OUTPUT.stream.write(f"{order(config, name, 'enable', reason, seconds)}\n")
     return OK
 
 
@@ -351,7 +372,7 @@ def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
 @click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
 def reset(name: str, config: Path | None, reason: str) -> int:
     """Close the breaker of scanner NAME: in the service on this machine, or else in the store."""
-    sys.stdout.write(f"{order(config, name, 'reset', reason)}\n")
+    OUTPUT.stream.write(f"{order(config, name, 'reset', reason)}\n")
     return OK
 
 
@@ -361,7 +382,7 @@ def reset(name: str, config: Path | None, reason: str) -> int:
 @click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
 def forget(name: str, config: Path | None, reason: str) -> int:
     """Drop the cached answers of scanner NAME: in the service on this machine, or else in the store."""
-    sys.stdout.write(f"{order(config, name, 'forget', reason)}\n")
+    OUTPUT.stream.write(f"{order(config, name, 'forget', reason)}\n")
     return OK
 
 
@@ -374,7 +395,7 @@ def probe(name: str, config: Path | None, reason: str) -> int:
 
     The order goes to the service on this machine, or else to the store.
     """
-    sys.stdout.write(f"{order(config, name, 'probe', reason)}\n")
+    OUTPUT.stream.write(f"{order(config, name, 'probe', reason)}\n")
     return OK
 
 
@@ -392,10 +413,10 @@ def check(config: Path | None, interval: float | None) -> int:
     Everything that is wrong is printed, one problem a line. Exit codes: 0 nothing or warnings only, 2 errors.
     """
     checked = check_all(config, interval)
-    sys.stdout.writelines(f"error: {text}\n" for text in checked.errors)
-    sys.stdout.writelines(f"warning: {text}\n" for text in checked.warnings)
-    sys.stdout.writelines(f"not configured: {text}\n" for text in checked.not_configured)
-    sys.stdout.write(f"{checked.summary}\n")
+    OUTPUT.stream.writelines(f"error: {text}\n" for text in checked.errors)
+    OUTPUT.stream.writelines(f"warning: {text}\n" for text in checked.warnings)
+    OUTPUT.stream.writelines(f"not configured: {text}\n" for text in checked.not_configured)
+    OUTPUT.stream.write(f"{checked.summary}\n")
     return USAGE if checked.errors else OK
 
 
@@ -461,17 +482,34 @@ def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> i
     Start with DIR/compose.yaml. Existing files that differ are not overwritten.
     """
     for path in write_files(directory, preset, runbook=runbook, force=force):
-        sys.stdout.write(f"{path}\n")
+        OUTPUT.stream.write(f"{path}\n")
     return OK
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with `arguments` (`None`: the process's) and return its exit code."""
+def main(arguments: Sequence[str] | None = None, *, own_process: bool = False) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: the command line; `None`: the process's.
+        own_process: whether the process ends with the command, so that descriptors and signals are the command's.
+    """
     MESSAGES.json = False
     try:
+        return _outcome(arguments, own_process)
+    except KeyboardInterrupt as stop:
+        return stopped_by(stop)
+    except click.Abort:  # Ctrl-C where click was at work
+        return INTERRUPTED
+    finally:
+        if own_process:
+            end_at_once()
+
+
+def _outcome(arguments: Sequence[str] | None, own_process: bool) -> int:
+    try:
         with messages_on_stderr():
-            code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False)
-            sys.stdout.flush()
+            code = command.main(arguments, prog_name="resilient-scan", standalone_mode=False, obj=own_process)
+            OUTPUT.stream.flush()
     except click.exceptions.NoArgsIsHelpError as missing:
         say([missing.format_message()])
         return USAGE
@@ -482,8 +520,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = error.problems if isinstance(error, SettingsError) else [error]
         say((f"error: {line}" for line in lines), logging.ERROR)
         return USAGE
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
     except OSError as error:
         return _unwritten(error)
     return code if isinstance(code, int) else OK
@@ -491,9 +527,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _unwritten(error: OSError) -> int:
     """Say that the output could not be written, unless its reader has gone (`| head`)."""
-    if not isinstance(error, BrokenPipeError):
-        what = error.filename or "the output cannot be written"
-        say([f"error: {what}: {error.strerror or error}"], logging.ERROR)
-    # The interpreter flushes stdout when it exits, which would fail once more and print a traceback.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # The interpreter flushes the stream when it exits, which would fail once more and print a traceback.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), OUTPUT.stream.fileno())
+    if isinstance(error, BrokenPipeError):
+        return UNREAD
+    what = error.filename or "the output cannot be written"
+    say([f"error: {what}: {error.strerror or error}"], logging.ERROR)
     return INCOMPLETE

@@ -29,6 +29,7 @@ from rich.text import Text
 from resilient_scan._text import clean, counted
 from resilient_scan.cli.faults import PIPELINE, Watch
 from resilient_scan.cli.fleet import ReadyFleet
+from resilient_scan.cli.process import OUTPUT
 from resilient_scan.cli.verify import Verified, summary
 from resilient_scan.events import (
     AttemptEnded,
@@ -86,14 +87,16 @@ def say(lines: Iterable[str], level: int = logging.INFO) -> None:
     """Write messages, one a line, to stderr."""
     for line in lines:
         record = logging.LogRecord("resilient_scan", level, "", 0, line, None, None)
-        sys.stderr.write(f"{MESSAGES.format(record)}\n")
+        # On a full disk, and after a scanner has closed or removed stderr, the line is lost and nothing else.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"{MESSAGES.format(record)}\n")
 
 
 def print_json(value: Any) -> None:
     """Write one JSON document to stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    json.dump(value, OUTPUT.stream, indent=2, ensure_ascii=False, allow_nan=False)
+    OUTPUT.stream.write("\n")
+    OUTPUT.stream.flush()
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
@@ -166,7 +169,10 @@ def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], right: S
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, right: Sequence[str]) -> None:
-    _console(stream).print(_table(columns, rows, right))
+    console = _console(stream)
+    if not os.environ.get("COLUMNS"):  # rich asks the standard descriptors only, of which none may lead to this stream
+        console.width = os.get_terminal_size(stream.fileno()).columns or console.width
+    console.print(_table(columns, rows, right))
 
 
 def _console(stream: TextIO) -> Console:
@@ -212,15 +218,15 @@ def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, 
         together = {"merged": [one.to_dict() for one in report.merged()]} if merged else {}
         print_json({**report.to_dict(), **together})
         return
-    show_results(report.results.values(), sys.stdout)
+    show_results(report.results.values(), OUTPUT.stream)
     if report.candidates:
-        sys.stdout.write("\n")
+        OUTPUT.stream.write("\n")
         if merged:
-            show_merged(report.merged(), sys.stdout)
+            show_merged(report.merged(), OUTPUT.stream)
         else:
-            show_candidates(report.candidates, sys.stdout)
-    sys.stdout.write(f"\n{fleet.summary(report)}\n")
-    sys.stdout.flush()
+            show_candidates(report.candidates, OUTPUT.stream)
+    OUTPUT.stream.write(f"\n{fleet.summary(report)}\n")
+    OUTPUT.stream.flush()
 
 
 def show_results(results: Iterable[ScanResult], stream: TextIO) -> None:
@@ -279,7 +285,7 @@ def _candidate_row(candidate: Any) -> tuple[str, str, str, str]:
 def print_history(runs: Iterable[RunRecord]) -> None:
     """Write one line per run of the past."""
     columns = ("started", "took", "answered", "statuses", "note")
-    draw(columns, map(history_row, runs), sys.stdout, right=("took", "answered"))
+    draw(columns, map(history_row, runs), OUTPUT.stream, right=("took", "answered"))
 
 
 def history_row(run: RunRecord) -> tuple[str, ...]:
@@ -351,7 +357,7 @@ class LiveTable:
             console=_console(stream),
             refresh_per_second=PER_SECOND,
             transient=True,
-            redirect_stdout=False,
+            redirect_stdout=OUTPUT.is_kept,  # it leads to stderr then, and what is printed goes above the rows
         )
 
     def __enter__(self) -> Self:
@@ -428,8 +434,8 @@ def rehearse(fleet: ReadyFleet, watch: Watch) -> RunReport:
     first = _rehearsed("FIRST RUN", fleet, watch)
     time.sleep(REHEARSAL_PAUSE)
     second = _rehearsed("SECOND RUN, by the same runner a second later", fleet, watch)
-    sys.stdout.write(f"{_moral(first, second, fleet)}\n")
-    sys.stdout.flush()
+    OUTPUT.stream.write(f"{_moral(first, second, fleet)}\n")
+    OUTPUT.stream.flush()
     return second
 
 
@@ -445,15 +451,15 @@ def _rehearsed(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
 
 
 def _print_rehearsed(title: str, report: RunReport, watch: Watch) -> None:
-    sys.stdout.write(f"{title}: {counted(len(report.results), 'scanner')}, {elapsed(report.duration)}\n\n")
+    OUTPUT.stream.write(f"{title}: {counted(len(report.results), 'scanner')}, {elapsed(report.duration)}\n\n")
     columns = ("scanner", "status", "found", "took", "what happened")
     rows = [
         (r.scanner, r.status.value, str(len(r.candidates)), elapsed(r.duration), watch.describe(r))
         for r in report.results.values()
     ]
-    draw(columns, rows, sys.stdout, right=("found", "took"))
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    draw(columns, rows, OUTPUT.stream, right=("found", "took"))
+    OUTPUT.stream.write("\n")
+    OUTPUT.stream.flush()
 
 
 def _moral(first: RunReport, second: RunReport, fleet: ReadyFleet) -> str:
@@ -484,9 +490,9 @@ def print_verified(verified: Verified, latency: float | None) -> None:
         )
         for pair in verified.pairs
     ]
-    draw(columns, rows, sys.stdout, right=columns[1:4])
+    draw(columns, rows, OUTPUT.stream, right=columns[1:4])
     lines = ["", *map(clean, verified.differences), f"{summary(verified)}; {verified.gain}."]
     if verified.data and latency:
         held = elapsed(latency)
         lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")
-    sys.stdout.writelines(f"{line}\n" for line in lines)
+    OUTPUT.stream.writelines(f"{line}\n" for line in lines)

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,20 +50,28 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"{text!r} is not in {seen}")
 
 
-def on_a_terminal(*arguments: str, stream: str = "stdout", code: int = 0, **extra: str) -> str:
+def on_a_terminal(*arguments: str, stream: str = "stdout", code: int = 0, columns: int = 0, **extra: str) -> str:
     """Run the command with one stream on a terminal, the other nowhere, and return what the terminal got."""
     leader, follower = pty.openpty()
+    if columns:
+        termios.tcsetwinsize(follower, (24, columns))
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: follower}
     with subprocess.Popen(
         [SCRIPT, *arguments], env=environment(**{"TERM": "xterm-256color", **extra}), **streams
     ) as process:
         os.close(follower)
-        text = b""
-        while chunk := _read(leader):
-            text += chunk
+        text = read_all(leader)
         assert process.wait(WAIT_TIMEOUT) == code
     os.close(leader)
     return text.decode()
+
+
+def read_all(terminal: int) -> bytes:
+    """Return what a terminal gets until nobody holds its other end any more."""
+    text = b""
+    while chunk := _read(terminal):
+        text += chunk
+    return text
 
 
 def _read(terminal: int) -> bytes:
