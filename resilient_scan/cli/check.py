@@ -48,10 +48,10 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         config: the settings file; `None`: environment variables only.
         interval: seconds from one run to the next, for the rules that need it, or `None`.
     """
-    plugins = discover()
-    looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
     settings, wrong = examine_settings(config)
-    errors = [*wrong, *(text for text in settings.check() if text not in wrong)]
+    plugins = discover(timeout=settings.import_timeout)
+    looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
+    errors = [*wrong, *(text for text in settings.misfits(plugins) if text not in wrong)]
     if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
         errors.append(refused)
     findings = lint_fleet(

@@ -53,9 +53,8 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
             f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
             "start 'resilient-scan serve', or name a settings file with --config"
         )
-    wanted = Request(config=config, only=(name,))
-    plugins = installed(wanted)
-    choose(plugins, wanted, settings)
+    settings, plugins = installed(Request(config=config))
+    choose(plugins, Request(only=(name,)), settings)
     # The whole fleet, including scanners that could not run here: an order needs no keys, and the cap on how many may
     # be out of service is a share of all of them.
     scanners = [found.scanner for found in plugins.scanners]

@@ -32,7 +32,7 @@ from resilient_scan.observe.metrics import PrometheusMetrics, exposition, push, 
 from resilient_scan.results import RunReport, Status
 from resilient_scan.runner import ScanRunner
 from resilient_scan.settings import Settings, load_installed, load_settings
-from resilient_scan.settings.plugins import Found, Plugins, Problem, discover, found_of, load_demo
+from resilient_scan.settings.plugins import Found, Plugins, Problem, found_of, load_demo
 from resilient_scan.snapshot import Ephemeral
 from resilient_scan.stores import open_store
 from resilient_scan.stores.history import RunHistory, RunRecord
@@ -93,6 +93,7 @@ class ReadyFleet(msgspec.Struct, frozen=True):
         not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
         switched_off: names of scanners that the settings leave out; they are not in the report either.
         metrics_url: where the metrics are served, or an empty text.
+        settings: what file and environment say.
         recorder: keeps what the sources answer, or `None`.
     """
 
@@ -104,6 +105,7 @@ class ReadyFleet(msgspec.Struct, frozen=True):
     not_configured: dict[str, str]
     switched_off: list[str]
     metrics_url: str
+    settings: Settings
     recorder: Recorder | None = None
 
     def run(self) -> RunReport:
@@ -142,8 +144,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         ConfigError: the settings are wrong, nothing is left to run, a name is unknown, the data do not reach to a date,
             a port is taken, or a folder cannot be recorded into or replayed.
     """
-    plugins = installed(request)
-    settings = load_installed(request.config, known=plugins.names)
+    settings, plugins = installed(request)
     replay = _replay(request, plugins)
     choice = choice_of(request, plugins, settings, replay)
     ready = choice.ready
@@ -179,6 +180,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
             not_configured=choice.not_configured,
             switched_off=choice.switched_off,
             metrics_url=url,
+            settings=settings,
             recorder=traffic if isinstance(traffic, Recorder) else None,
         )
 
@@ -258,7 +260,8 @@ def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Re
     """
     chosen = choose(plugins, request, settings)
     wanted = [found for found in chosen if settings.enabled(found.name)]
-    demo = None if request.record or request.replay else bundled(load_demo(), wanted, settings)
+    ours = any(found.built_in for found in wanted) and not (request.record or request.replay)
+    demo = bundled(load_demo(), wanted, settings) if ours else None
     lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
     ready = [found for found in wanted if not lacking[found.name]]
     if not ready:
@@ -282,7 +285,7 @@ def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found
             raise ConfigError(f"scanner {name!r} is switched off by {_switch(settings, name)}")
     pipelines = [found.pipeline for found in plugins.scanners]
     for pipeline in request.pipeline:
-        if pipeline not in pipelines:
+        if pipeline not in pipelines and not plugins.unopened:  # whose pipelines nobody knows
             raise ConfigError(_unknown("pipeline", pipeline, pipelines))
     return [
         found
@@ -321,16 +324,19 @@ def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapp
     return "nothing to run: no scanner is installed, or none belongs to both --only and --pipeline"
 
 
-def installed(request: Request) -> Plugins:
-    """Return the installed scanners, and the faulty ones if they are wanted."""
-    plugins = discover()
-    if not request.faults:
-        return plugins
-    faulty = [found_of(thing) for thing in faulty_scanners()]
-    for found in faulty:
-        if found.name in plugins.names:
-            raise ConfigError(f"--faults: an installed scanner is named {found.name!r} too; leave --faults out")
-    return Plugins((*plugins.scanners, *faulty), plugins.problems)
+def installed(request: Request) -> tuple[Settings, Plugins]:
+    """Return the settings, and the wanted ones of the installed scanners, with the faulty ones if they are wanted.
+
+    Raises:
+        ConfigError: the settings are wrong, or an installed scanner has the name of a faulty one.
+    """
+    faulty = [found_of(thing) for thing in faulty_scanners()] if request.faults else []
+    names = {found.name for found in faulty}
+    only = set(request.only) - names if request.only else None
+    settings, plugins = load_installed(request.config, only=only, known=names)
+    for name in names.intersection(plugins.names):
+        raise ConfigError(f"--faults: an installed scanner is named {name!r} too; leave --faults out")
+    return settings, msgspec.structs.replace(plugins, scanners=(*plugins.scanners, *faulty))
 
 
 def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -339,7 +345,7 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
     Raises:
         ConfigError: the settings are wrong.
     """
-    settings, plugins = load_installed(config), discover()
+    settings, plugins = load_installed(config)
     demo = bundled(load_demo(), plugins.scanners, settings)
     rows = [
         {

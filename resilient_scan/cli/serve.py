@@ -18,7 +18,6 @@ from resilient_scan.events import Listener
 from resilient_scan.service import ControlService
 from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.service.schedule import ONCE, Schedule, Scheduler
-from resilient_scan.settings import load_installed
 
 EVERY = 300.0
 STORE_TIMEOUT = 2.0  # seconds that a run which was cut off gets to write down its results
@@ -70,27 +69,26 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
     Raises:
         ConfigError: settings are wrong, an extra is missing, or the address is taken; otherwise as `open_fleet`.
     """
-    settings = load_installed(request.run.config)
-    serve = settings.service
-    if request.listen is not None:
-        serve = msgspec.structs.replace(serve, listen=request.listen)
-    token, clock = settings.token(), SystemClock()
-    schedule = Schedule(
-        request.every,
-        jitter=request.jitter,
-        catch_up=request.catch_up,
-        start=clock.monotonic(),
-        random=Random(),  # noqa: S311 - jitter
-    )
+    clock = SystemClock()
     with ExitStack() as stack:
         after_close = stack.enter_context(ExitStack())
         fleet = stack.enter_context(open_fleet(request.run, listeners=listeners))
+        serve, token = fleet.settings.service, fleet.settings.token()
+        if request.listen is not None:
+            serve = msgspec.structs.replace(serve, listen=request.listen)
+        schedule = Schedule(
+            request.every,
+            jitter=request.jitter,
+            catch_up=request.catch_up,
+            start=clock.monotonic(),
+            random=Random(),  # noqa: S311 - jitter
+        )
         scheduler = Scheduler(
             fleet.runner,
             schedule,
             state=lambda: state_for(request.run.as_of, fleet.demo),
             deadline=fleet.deadline,
-            probe_every=settings.quarantine.cooloff / 4,
+            probe_every=fleet.settings.quarantine.cooloff / 4,
             clock=clock,
         )
         service = ControlService(

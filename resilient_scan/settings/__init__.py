@@ -9,7 +9,8 @@ default stays a default wherever it is set, and a scanner's own table overrides 
 layer, a table only the fields that it names.
 
 The path of a setting through the files here: `toml` (text to data) -> `read` (data to tables, with `tables`: what a key
-can be) -> `layering` (file, environment and code, one over the other). `plugins` finds the installed scanners.
+can be) -> `layering` (file, environment and code, one over the other). `plugins` finds the installed scanners,
+`imports` gives them a limit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -32,6 +33,7 @@ from resilient_scan.layers.limit import differing
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.settings.imports import IMPORT_TIMEOUT
 from resilient_scan.settings.layering import (
     BUILT_IN,
     Effective,
@@ -111,6 +113,17 @@ class Settings(msgspec.Struct, frozen=True):
         """Seconds for a whole run, or `None`: no limit."""
         return self.execution.deadline
 
+    @property
+    def import_timeout(self) -> float:
+        """Seconds that the import of each scanner gets."""
+        return self.execution.import_timeout_seconds or IMPORT_TIMEOUT
+
+    @property
+    def mentioned(self) -> set[str]:
+        """Names of scanners that settings are about, whether they exist or not."""
+        critical = self.tables.options.get("quarantine", {}).get("critical")
+        return {*self.tables.scanners, *(critical.value if critical else ())}
+
     def token(self) -> str | None:
         """Return the service's token, read from its file, or `None` if no file is named.
 
@@ -168,10 +181,16 @@ class Settings(msgspec.Struct, frozen=True):
             scanners: as in `ScanRunner`; `None`: all that are installed.
             known: names of other scanners, which may have tables too.
         """
-        specs, names, unusable = _specs(scanners, known)
+        specs, names, unusable = _specs(scanners, known, self.import_timeout)
         problems = [*map(str, unusable), *self._faults(specs, names)]
         self._build(specs, self._base(None, None), problems)
         return tuple(problems)
+
+    def misfits(self, plugins: Plugins, *, known: Iterable[str] = ()) -> tuple[str, ...]:
+        """Do the same for plugins that have been found, those that cannot be used included."""
+        scanners = [found.scanner for found in plugins.scanners]
+        refused = [str(problem.error) for problem in plugins.problems]
+        return (*refused, *self.check(scanners, known=[*plugins.names, *known]))
 
     def runner(self, scanners: Iterable[Any] | None = None, *, known: Iterable[str] = (), **options: Any) -> ScanRunner:
         """Return a runner of the scanners that are not `enabled = false`.
@@ -186,7 +205,7 @@ class Settings(msgspec.Struct, frozen=True):
             ConfigError: a table names an unknown scanner, layers do not fit together, or an option is wrong.
             PluginError: one of `scanners` is not a scanner.
         """
-        specs, names, unusable = _specs(scanners, known)
+        specs, names, unusable = _specs(scanners, known, self.import_timeout)
         for error in unusable:
             if scanners is not None:
                 raise error
@@ -207,7 +226,7 @@ class Settings(msgspec.Struct, frozen=True):
     ) -> dict[str, Any]:
         """Return the runner's arguments for these scanners."""
         execution = msgspec.structs.asdict(self.execution)
-        del execution["timeout_seconds"]  # it is in the policies
+        del execution["timeout_seconds"], execution["import_timeout_seconds"]  # they are in the policies, and over
         critical = tuple(name for name in self.quarantine.critical if name in names)
         tables = {n: over(self.settings_of(n), settings.get(n, {})) for n in dict.fromkeys([*names, *settings])}
         return {
@@ -273,10 +292,10 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def _specs(
-    scanners: Iterable[Any] | None, known: Iterable[str]
+    scanners: Iterable[Any] | None, known: Iterable[str], import_timeout: float
 ) -> tuple[list[ScannerSpec], list[str], list[PluginError]]:
     """Return the scanners (`None`: all that are installed), the names of all that are known, and what is unusable."""
-    plugins = discover() if scanners is None else Plugins((), ())
+    plugins = discover(timeout=import_timeout) if scanners is None else Plugins((), ())
     specs, unusable = [], [problem.error for problem in plugins.problems]
     for thing in [found.scanner for found in plugins.scanners] if scanners is None else scanners:
         try:
@@ -303,20 +322,25 @@ def load_settings(path: str | os.PathLike[str] | None = None, *, environ: Mappin
     return settings
 
 
-def load_installed(path: str | os.PathLike[str] | None = None, *, known: Iterable[str] = ()) -> Settings:
-    """Read settings for the installed scanners; problems with regard to these are reported with the rest.
+def load_installed(
+    path: str | os.PathLike[str] | None = None, *, only: Collection[str] | None = None, known: Iterable[str] = ()
+) -> tuple[Settings, Plugins]:
+    """Read settings and find the installed scanners; problems with regard to these are reported with the rest.
 
     Args:
         path: as in `load_settings`.
+        only: the scanners that are wanted; others are imported only if that cannot be avoided. `None`: all.
         known: names of other scanners, which may have tables too.
 
     Raises:
         ConfigError: as in `load_settings`.
     """
     settings, problems = examine_settings(path)
+    known = set(known)
+    plugins = discover(only=only, mentioned=settings.mentioned - known, timeout=settings.import_timeout)
     if problems:
-        raise SettingsError(dict.fromkeys([*problems, *settings.check(known=known)]))
-    return settings
+        raise SettingsError(dict.fromkeys([*problems, *settings.misfits(plugins, known=known)]))
+    return settings, plugins
 
 
 def examine_settings(

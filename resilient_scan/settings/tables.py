@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import msgspec
 
-from resilient_scan._text import did_you_mean, parse_duration
+from resilient_scan._text import brief, did_you_mean, hide, parse_duration
 from resilient_scan.errors import ConfigError
 from resilient_scan.options import Exceptions, Option, Seconds, durations
+from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
 from resilient_scan.stores import check_form, check_space, split_space
 
@@ -34,6 +35,7 @@ class Execution(Option, frozen=True, kw_only=True):
         timeout_seconds: `timeout.total` of every scanner without one of its own, in seconds, > 0.
         deadline: seconds for a whole run, > 0.
         engine: where work runs: `"threads"`.
+        import_timeout_seconds: seconds that the import of each scanner gets, > 0; 10, unless set.
     """
 
     concurrent: bool | None = None
@@ -42,6 +44,7 @@ class Execution(Option, frozen=True, kw_only=True):
     timeout_seconds: Seconds | None = None
     deadline: Seconds | None = None
     engine: str | None = None
+    import_timeout_seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_workers", "max_async"):
@@ -49,6 +52,7 @@ class Execution(Option, frozen=True, kw_only=True):
                 self._whole(name, 1)
         self._optional("timeout_seconds", above=0)
         self._optional("deadline", above=0)
+        self._optional("import_timeout_seconds", above=0)
         _only(self, "engine", "threads", later=("processes", "dask"))
 
 
@@ -264,14 +268,18 @@ def _exceptions(value: Any) -> Exceptions:
 
 def _exception(name: str) -> type[BaseException]:
     try:
-        found = pkgutil.resolve_name(name if "." in name else f"builtins.{name}")
+        found = (
+            within(IMPORT_TIMEOUT, lambda: pkgutil.resolve_name(name), f"the exception {name!r}")
+            if "." in name
+            else pkgutil.resolve_name(f"builtins.{name}")
+        )
     except AttributeError as error:
         raise Wrong(_not_there(name, error)) from None
     except ValueError:
         raise Wrong(f"{name!r} is not the name of an exception") from None
     except (Exception, SystemExit) as error:  # foreign code runs when a module is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Wrong(f"{name!r} cannot be imported: {reason}") from None
+        reason = str(error) if isinstance(error, ImportHangs) else f"{type(error).__name__}: {error}"
+        raise Wrong(f"{name!r} cannot be imported: {brief(hide(reason))}") from None
     if not _is_exception(found):
         raise Wrong(f"{name!r} is not an exception class")
     return typing.cast("type[BaseException]", found)

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from resilient_scan import PluginError, __main__
+from resilient_scan import PluginError, __main__, settings
 from resilient_scan.cli import fleet as choice
 from resilient_scan.cli import main as arguments
 from resilient_scan.cli import main as cli
@@ -62,11 +62,11 @@ def test_without_bundled_data_the_built_in_scanners_are_not_configured(
     said = capsys.readouterr().err
     assert "nothing to run: not configured: " in said
     assert "gap_up: set scanners.gap_up.settings" in said
-    monkeypatch.setattr(choice, "discover", lambda: Plugins((), ()))
+    monkeypatch.setattr(settings, "discover", lambda **_: Plugins((), ()))
     assert cli.main(["run"]) == 2
     assert "nothing to run: no scanner is installed" in capsys.readouterr().err
     lost = Problem("gap_up", PluginError("it is broken"))
-    monkeypatch.setattr(choice, "discover", lambda: Plugins((), (lost,)))
+    monkeypatch.setattr(settings, "discover", lambda **_: Plugins((), (lost,)))
     assert cli.main(["run"]) == 2
     assert "nothing to run: it is broken" in capsys.readouterr().err
 

@@ -39,8 +39,8 @@ def free(state: dict[str, Any]) -> list[Candidate]:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KEYED_API_KEY", raising=False)
     found = Plugins((found_of(keyed), found_of(free)), ())
-    for module in ("cli.fleet", "cli.check", "settings"):
-        monkeypatch.setattr(f"resilient_scan.{module}.discover", lambda: found)
+    for module in ("cli.check", "settings"):
+        monkeypatch.setattr(f"resilient_scan.{module}.discover", lambda **_: found)
 
 
 def test_it_is_listed_and_not_run() -> None:

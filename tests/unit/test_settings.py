@@ -824,7 +824,7 @@ def test_without_scanners_the_installed_ones_run_and_what_cannot_is_logged(
     monkeypatch.setitem(sys.modules, home.__name__, home)
     targets = {"plain": "home_of_scanners:plain", "reddit_dd": "home_of_scanners:reddit_dd", "broken": "no_such_home:x"}
     points = [EntryPoint(name, target, "resilient_scan.scanners") for name, target in targets.items()]
-    monkeypatch.setattr(package, "discover", lambda: discover(points))
+    monkeypatch.setattr(package, "discover", lambda **_: discover(points))
     loaded = load("[scanners.plain]\nenabled = false\n[scanners.broken]\nretry.attempts = 2")
     with caplog.at_level(logging.WARNING, "resilient_scan"), loaded.runner(listeners=()) as runner:
         assert runner.names == ("reddit_dd",)
