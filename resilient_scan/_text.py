@@ -39,6 +39,15 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Say whether a text from the system was UTF-8; Python puts half characters where bytes were not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def counted(number: int, thing: str) -> str:
     """Write a number of things: `1 scan`, `2 scans`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

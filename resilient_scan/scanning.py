@@ -62,7 +62,7 @@ class Scanner(Protocol):
     """A plugin: an object, or a class without required arguments, with these three.
 
     Attributes:
-        name: unique in a runner; 1 to 64 of `a-z 0-9 _ . -`.
+        name: unique in a runner; 1 to 64 of `a-z 0-9 _ . -`, the first not `-`.
         pipeline: which pipeline it belongs to, free text.
         scan: `scan(state)` or `scan(state, context)`; returns an iterable of candidates or mappings, or yields them;
             `async def` is allowed.
@@ -268,6 +268,8 @@ def check_identity(thing: Any) -> None:
         raise PluginError(f"scanner {type(thing).__qualname__} cannot be looked at: {error}") from error
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"scanner {thing!r}: name must be 1 to 64 of a-z, 0-9, '_', '.', '-', got {name!r}")
+    if name.startswith("-"):
+        raise PluginError(f"scanner {thing!r}: name must not begin with '-', which begins options, got {name!r}")
     if not isinstance(pipeline, str) or not pipeline.strip():
         raise PluginError(f"scanner {name}: pipeline must be a text that is not empty, got {pipeline!r}")
     if not callable(scan):

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from resilient_scan._text import counted, hide, redact
+from resilient_scan._text import counted, hide, is_utf8, redact
 from resilient_scan.cli.demo_server import Answer, LoopbackServer, Respond
 from resilient_scan.cli.faults import NAMES as FAULTY
 from resilient_scan.cli.faults import faulty_scanners
@@ -438,6 +438,10 @@ def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | 
         for setting, variable in found.needs.items()
         if not (replay and variable) and not state.get(FROM_STATE.get(setting, ""))
     }
+    given = [variable for setting, variable in needs.items() if variable and not table.get(setting)]
+    for variable in given:
+        if not is_utf8(os.environ.get(variable, "")):
+            return f"the environment variable {variable} is not UTF-8"
     missing = [
         f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
         for setting, variable in needs.items()

@@ -85,10 +85,36 @@ def day(_ctx: click.Context, _param: click.Parameter, value: str | None) -> date
         raise click.BadParameter(f"{value!r} is not a date; write it as 2013-01-24") from None
 
 
+def filled(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return a text that is not blank: `--push "$GATEWAY"` without that variable must not pass for no `--push`."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; name one, or leave the option out")
+    return value
+
+
+class FilledPath(click.Path):
+    """A path that is not empty: `--config "$CONFIG"` without that variable must not mean the working directory.
+
+    Args:
+        absolute: whether it is made absolute, from where the command was started: a scanner may change the directory.
+    """
+
+    def __init__(self, *, absolute: bool = False, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+        self.absolute = absolute
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path that a text means."""
+        if not str(value).strip():
+            self.fail("it is empty; name a path, or leave the option out", param, ctx)
+        path = super().convert(value, param, ctx)
+        return Path(path).absolute() if self.absolute else path
+
+
 config_option = click.option(
     "--config",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=FilledPath(),
     help="Read settings from this TOML file; there is no default one.",
 )
 as_of_option = click.option("--as-of", metavar="DATE", callback=day, help="Trade date, such as 2013-01-24.")
@@ -148,7 +174,7 @@ class Commands(click.Group):
 def command() -> None:
     """Run many scanners so that one bad scanner never costs another its result.
 
-    Results go to stdout, messages to stderr, and so does what scanners print. Exit codes: 0 every scanner in service
+    Results go to stdout; messages, and what scanners print, go to stderr. Exit codes: 0 every scanner in service
     answered, 1 some did not or could not be loaded, 2 usage or settings, 130 Ctrl-C, 141 nobody reads stdout, 143
     SIGTERM. Variables such as RESILIENT_SCAN__SCANNERS__gap_up__TIMEOUT__TOTAL=5s win over the settings file.
     """
@@ -170,13 +196,13 @@ def command() -> None:
 @click.option(
     "--record",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FilledPath(absolute=True),
     help="Record what the sources answer in this new folder, without secrets; exit with 1 if the disk gets full.",
 )
 @click.option(
     "--replay",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FilledPath(absolute=True),
     help="Replay such a folder, as of its dates, without any network.",
 )
 @click.option(
@@ -188,11 +214,11 @@ def command() -> None:
 @click.option(
     "--hold", metavar="DURATION", callback=duration, help="Serve the metrics for this much longer (Ctrl-C ends it)."
 )
-@click.option("--push", metavar="URL", help="Send the metrics to this Pushgateway after the run.")
+@click.option("--push", metavar="URL", callback=filled, help="Send the metrics to this Pushgateway after the run.")
 @click.option(
     "--textfile",
     metavar="PATH",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilledPath(absolute=True, dir_okay=False),
     help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
 )
 @log_format_option
@@ -251,7 +277,12 @@ def _hold(duration: float, fleet: ReadyFleet) -> None:
     show_default=True,
     help="Make up for missed runs with one run at once, or skip them.",
 )
-@click.option("--listen", metavar="HOST:PORT", help="Where to answer; 127.0.0.1:9108, unless the settings say.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=filled,
+    help="Where to answer; 127.0.0.1:9108, unless the settings say.",
+)
 @click.option(
     "--grace",
     metavar="DURATION",
@@ -460,7 +491,7 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
 
 
 @command.command(name="export-grafana", short_help="Write dashboards, alert rules and a compose file.")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FilledPath())
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
@@ -473,6 +504,7 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
     metavar="URL",
     default=RUNBOOK,
     show_default=True,
+    callback=filled,
     help="Where the runbook is; alerts link to it.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files that differ.")

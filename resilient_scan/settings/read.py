@@ -10,6 +10,7 @@ reported at once.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import date, datetime, time
 from pathlib import Path as File
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from resilient_scan._text import did_you_mean, may_be_secret
+from resilient_scan._text import did_you_mean, is_utf8, may_be_secret
 from resilient_scan.options import LAYERS, Option, Quarantine
 from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
@@ -185,9 +186,16 @@ def from_environment(environ: Mapping[str, str]) -> Source:
         return list(variables.values()).index(names[0]), names[0]
 
     source = Source({}, where, [])
-    for path, name in sorted((_path(name), name) for name in environ if name.upper().startswith(_PREFIX)):
+    ours = [name for name in environ if name.upper().startswith(_PREFIX)]
+    for name in [name for name in ours if not is_utf8(name)]:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        source.problems.append((0, f"{shown}: the variable's name is not UTF-8"))
+        ours.remove(name)
+    for path, name in sorted((_path(name), name) for name in ours):
         if (first := variables.setdefault(path, name)) != name:
             source.problems.append((where(path)[0], f"{name}: {first} sets the same; use one of the two"))
+        elif not is_utf8(environ[name]):
+            source.fail(path, "its value is not UTF-8")
         elif whole := _put(source.data, path, Variable(environ[name])):
             source.fail(path, f"{variables[whole]} sets the whole of it; use one of the two")
     return source
