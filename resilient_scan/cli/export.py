@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from resilient_scan._files import make_folder, refuse_unless_plain, write_file
 from resilient_scan.errors import ConfigError
 
 PRESETS: Final = ("service", "cron")
@@ -26,7 +27,8 @@ SHIPPED: Final = (
 def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOOK, force: bool = False) -> list[Path]:
     """Write the files for Prometheus, Alertmanager and Grafana, and return their paths, sorted.
 
-    All of them are written or none: obstacles are found first.
+    All of them are written or none: obstacles are found first. Containers run as other users, so everybody can read
+    what is new, under any umask. Links are followed, and files that are there keep their modes.
 
     Args:
         into: a directory, which is created if it does not exist.
@@ -43,9 +45,11 @@ def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOO
     if not force:
         _refuse_to_overwrite(files)
     try:
+        for path in files:
+            refuse_unless_plain(path)
         for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text)
+            make_folder(path.parent)
+            write_file(path, text)
     except OSError as error:
         raise ConfigError(f"{error.filename or into} cannot be written: {error.strerror}") from None
     return sorted(files)

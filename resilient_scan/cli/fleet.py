@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from resilient_scan._files import refuse_unless_plain
 from resilient_scan._text import counted, hide, is_utf8, redact
 from resilient_scan.cli.demo_server import Answer, LoopbackServer, Respond
 from resilient_scan.cli.faults import NAMES as FAULTY
@@ -144,6 +145,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         ConfigError: the settings are wrong, nothing is left to run, a name is unknown, the data do not reach to a date,
             a port is taken, or a folder cannot be recorded into or replayed.
     """
+    _check_textfile(request)
     settings, plugins = installed(request)
     replay = _replay(request, plugins)
     choice = choice_of(request, plugins, settings, replay)
@@ -202,6 +204,14 @@ def _replay(request: Request, plugins: Plugins) -> Replay | None:
     if request.record is not None:
         raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
     return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
+
+
+def _check_textfile(request: Request) -> None:
+    try:
+        if request.textfile:
+            refuse_unless_plain(request.textfile)
+    except OSError as error:
+        raise ConfigError(f"--textfile {request.textfile}: {error.strerror}") from None
 
 
 def _deliver(request: Request) -> None:

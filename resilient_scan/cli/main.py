@@ -108,7 +108,7 @@ class FilledPath(click.Path):
         if not str(value).strip():
             self.fail("it is empty; name a path, or leave the option out", param, ctx)
         path = super().convert(value, param, ctx)
-        return Path(path).absolute() if self.absolute else path
+        return Path(os.fsdecode(path)).absolute() if self.absolute else path
 
 
 config_option = click.option(

@@ -37,6 +37,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from resilient_scan._files import make_folder, write_file
 from resilient_scan._once import ready
 from resilient_scan._text import REDACTED, Hide, granted_secrets, hider, is_secret, redact, without_secrets
 from resilient_scan._text import hide as hide_named
@@ -89,16 +90,16 @@ class Recorder:
     Headers of requests are not kept at all.
 
     Args:
-        folder: created if it does not exist; must be empty.
+        folder: created if it does not exist; must be empty. Everybody can read what is kept, under any umask.
 
     Raises:
         ConfigError: the folder is not empty, or cannot be created.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # a scanner may change the working directory
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             if any(self.folder.iterdir()):
                 raise ConfigError(f"cannot record into {self.folder}: it is not empty; name a new folder")
             begin_manifest(self.folder)
@@ -116,8 +117,8 @@ class Recorder:
     def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
         """Keep a run's state and the names of its scanners, for its replay."""
         try:
-            (self.folder / STATE).write_bytes(msgspec.json.encode(without_secrets(state)))
-            (self.folder / SCANNERS).write_bytes(msgspec.json.encode(list(scanners)))
+            write_file(self.folder / STATE, msgspec.json.encode(without_secrets(state)))
+            write_file(self.folder / SCANNERS, msgspec.json.encode(list(scanners)))
         except OSError as error:
             self.failure = error.strerror or str(error)
             self._warn()
@@ -171,8 +172,8 @@ class Recorder:
     def _write(self, row: Row, body: bytes) -> None:
         path = self.folder / row.file
         try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(body)
+            make_folder(path.parent)
+            write_file(path, body)
             add_row(self.folder, row)
         except OSError:
             with contextlib.suppress(OSError):  # half a body that no row names
@@ -213,7 +214,7 @@ class Replay:
     """
 
     def __init__(self, folder: str | Path, sources: Mapping[str, Iterable[str]] | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self._rows = read_manifest(self.folder)
         self._sources = {name: frozenset(hosts) for name, hosts in (sources or {}).items()}
         self._rows_by_target: dict[Target, list[Row]] = defaultdict(list)
@@ -399,7 +400,7 @@ def _check(body: Path, row: Row, manifest: Path) -> None:
 
 def begin_manifest(folder: Path) -> None:
     """Write a manifest without rows."""
-    (folder / MANIFEST).write_bytes(_EMPTY)
+    write_file(folder / MANIFEST, _EMPTY)
 
 
 def add_row(folder: Path, row: Row) -> None:

@@ -86,8 +86,6 @@ def test_a_push_that_fails_is_one_warning() -> None:
 
 def test_a_file_is_written_for_others_to_read(tmp_path: Path) -> None:
     target = tmp_path / "scan.prom"
-    target.write_text("old")
-    target.chmod(0o600)
     previous = os.umask(0o077)
     try:
         run(*ONE, "--textfile", str(target))

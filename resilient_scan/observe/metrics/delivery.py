@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -16,6 +16,7 @@ from prometheus_client.exposition import basic_auth_handler, choose_encoder, def
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from resilient_scan._files import write_file
 from resilient_scan.errors import ConfigError
 from resilient_scan.observe.metrics.catalogue import PREFIX
 from resilient_scan.observe.metrics.collectors import MULTIPROCESS
@@ -115,24 +116,13 @@ def push(url: str, registry: CollectorRegistry = REGISTRY) -> None:
 def write_textfile(path: Path, registry: CollectorRegistry = REGISTRY) -> None:
     """Write the metrics to a file that others may read, as node_exporter's textfile collector does.
 
-    A reader finds the old file or the new one, never half of one.
+    A reader finds the old file or the new one, never half of one. A link is followed, and a file that is there keeps
+    its mode; a new one is 0644 under any umask.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or something else than a plain file is there.
     """
-    text = generate_latest(_Ours(registry))
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_file(path, generate_latest(_Ours(registry)), durable=True)
 
 
 # prefork workers
