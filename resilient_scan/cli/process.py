@@ -15,6 +15,7 @@ Only the real command does this. Tests, and programs that call the command's fun
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -45,6 +46,7 @@ class Output:
 
     def __init__(self) -> None:
         self._kept: TextIO | None = None
+        self._file: os.stat_result | None = None
 
     @property
     def is_kept(self) -> bool:
@@ -53,13 +55,25 @@ class Output:
 
     @property
     def stream(self) -> TextIO:
-        """The stream to write data to."""
-        return self._kept or sys.stdout
+        """The stream to write data to.
+
+        Raises:
+            OSError: a scanner has closed its descriptor, as one does that closes all there are. By now its number may
+                be that of a database, and the report must not be written into that.
+        """
+        if self._kept is None or self._file is None:
+            return sys.stdout
+        if not os.path.samestat(os.fstat(self._kept.fileno()), self._file):
+            raise OSError(errno.EBADF, "a scanner has closed it")
+        return self._kept
 
     def keep(self) -> None:
         """Keep descriptor 1 for data, and point it and `sys.stdout` to stderr."""
         sys.stdout.flush()
-        kept = os.dup(STDOUT)  # not inheritable: a child that lives on must not keep the reader of a pipe waiting
+        kept, self._file = (
+            os.dup(STDOUT),
+            os.fstat(STDOUT),
+        )  # not inheritable: a child that lives on must not keep the reader of a pipe waiting
         self._kept = open(kept, "w", encoding=sys.stdout.encoding, errors="replace")  # noqa: PTH123, SIM115
         os.dup2(STDERR, STDOUT)
         sys.stdout, sys.stderr = _Messages(STDOUT, sys.stderr), _Messages(STDERR, sys.stderr)
@@ -101,6 +115,8 @@ def take_over() -> None:
         setattr(os, name, _refusing(name, getattr(os, name), own))
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+        # A child has nothing to wind up; `multiprocessing` relies on SIGTERM to end it.
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def end_at_once() -> Any:

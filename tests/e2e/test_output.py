@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,39 @@ def test_a_child_of_a_scanner_may_end_as_it_likes(distribute: Distribute) -> Non
     deed += "p.join(); assert p.exitcode == 3, p.exitcode"
     done = run("run", "--json", *ONE, PYTHONPATH=noisy(distribute, deed))
     assert json.loads(done.stdout)["counts"] == {"completed": 1}
+
+
+def test_a_child_of_a_scanner_can_be_terminated(distribute: Distribute) -> None:
+    deed = "import multiprocessing as m, time; p = m.get_context('fork').Process(target=time.sleep, args=(60,)); "
+    deed += "p.start(); p.terminate(); p.join(); assert p.exitcode == -15, p.exitcode"
+    done = run("run", "--json", *ONE, PYTHONPATH=noisy(distribute, deed))
+    assert json.loads(done.stdout)["counts"] == {"completed": 1}
+    assert "Traceback" not in done.stderr
+
+
+def test_os_exit_in_a_coroutine_costs_no_other_either(distribute: Distribute) -> None:
+    noisy(distribute)
+    text = NOISY.format(at_import="pass", in_scan="os._exit(0)").replace("    def scan", "    async def scan")
+    site = distribute(
+        "acme_quitter", {"quitter": "acme_quitter:Noisy"}, {"acme_quitter.py": text.replace('"noisy"', '"quitter"')}
+    )
+    done = run("run", "--json", "--only", "noisy,quitter", code=1, PYTHONPATH=str(site))
+    assert json.loads(done.stdout)["counts"] == {"completed": 1, "error": 1}
+
+
+def test_a_scanner_that_closes_every_descriptor_gets_no_report_into_a_file_of_its_own(
+    distribute: Distribute, tmp_path: Path
+) -> None:
+    target = tmp_path / "data"
+    opened = f"self.kept = [os.open({str(target)!r}, os.O_RDWR | os.O_CREAT) for _ in range(20)]"
+    for deed, why in ((opened, "a scanner has closed it"), ("pass", "Bad file descriptor")):
+        site = noisy(distribute, f"os.closerange(3, 256); {deed}")
+        done = run("run", "--json", *ONE, code=1, PYTHONPATH=site)
+        assert done.stderr.splitlines()[-1] == f"error: the output cannot be written: {why}"
+        assert done.stdout == ""
+        for path in Path(site).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert target.read_bytes() == b""
 
 
 def test_in_a_process_of_others_nothing_is_taken_over() -> None:
