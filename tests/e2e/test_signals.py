@@ -24,6 +24,20 @@ import sys, threading
 print("import began", file=sys.stderr, flush=True)
 threading.Event().wait()
 """
+LEAVING = """
+import sys, threading, time
+def stay():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    print("the interpreter exits", file=sys.stderr, flush=True)
+    threading.Event().wait()
+class Leaving:
+    name = "leaving"
+    pipeline = "own"
+    def scan(self, state):
+        threading.Thread(target=stay, daemon=False).start()
+        return []
+"""
 SLOW_START = """
 import sys, threading
 if sys.argv[0].endswith("resilient-scan"):
@@ -135,14 +149,9 @@ def test_a_signal_while_packages_are_imported_is_no_traceback(
 
 
 def test_ctrl_c_while_the_interpreter_waits_for_foreign_threads_is_no_traceback(distribute: Distribute) -> None:
-    text = HANGING.replace("threading.Event().wait()", "threading.Thread(target=threading.Event().wait).start()\n")
-    text = text.rstrip() + "\n        return []\n"
-    site = distribute("acme_left", {"hanging": "acme_left:Hanging"}, {"acme_left.py": text})
-    with started("run", "--only", "hanging", PYTHONPATH=str(site)) as process:
-        wait_for(process, "hanging began")
-        wait_for(process, "hanging: 0 candidates")
-        assert process.stdout is not None
-        process.stdout.readline()  # the report has been written
+    site = distribute("acme_left", {"leaving": "acme_left:Leaving"}, {"acme_left.py": LEAVING})
+    with started("run", "--only", "leaving", PYTHONPATH=str(site)) as process:
+        wait_for(process, "the interpreter exits")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=WAIT_TIMEOUT)
     assert process.returncode == 130
