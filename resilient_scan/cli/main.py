@@ -44,6 +44,7 @@ from resilient_scan.cli.serve import ServeRequest, caught_signals, first, open_s
 from resilient_scan.cli.verify import verify as run_both
 from resilient_scan.errors import ConfigError
 from resilient_scan.observe.logs import LogEvents
+from resilient_scan.quarantine import ORDER_DURATION
 from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
@@ -356,78 +357,66 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
     return OK
 
 
-@command.command(short_help="Take a scanner out of service for a while.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept with the order.")
-@click.option(
-    "--for",
-    "seconds",
-    metavar="DURATION",
-    default="24h",
-    show_default=True,
-    callback=duration,
-    help="How long it holds; nothing is disabled forever.",
-)
-def disable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+def an_order(short_help: str, lasting: str = "") -> Callable[[Callable[[], None]], click.Command]:
+    """Make a command of a documented name: it gives the order of that name about one scanner.
+
+    Args:
+        short_help: for the list of all commands.
+        lasting: what `--for` means; empty: the order has no duration.
+    """
+
+    def made(named: Callable[[], None]) -> click.Command:
+        def give(name: str, config: Path | None, reason: str, seconds: float = ORDER_DURATION) -> int:
+            OUTPUT.stream.write(f"{order(config, name, named.__name__, reason, seconds)}\n")
+            return OK
+
+        give.__doc__ = named.__doc__
+        if lasting:
+            give = click.option(
+                "--for",
+                "seconds",
+                metavar="DURATION",
+                default="24h",
+                show_default=True,
+                callback=duration,
+                help=lasting,
+            )(give)
+        kept = "with the order" if lasting else "in the audit trail"
+        give = click.option("--reason", required=True, help=f"Why; it is kept {kept}.")(give)
+        return command.command(named.__name__, short_help=short_help)(click.argument("name")(config_option(give)))
+
+    return made
+
+
+@an_order("Take a scanner out of service for a while.", lasting="How long it holds; nothing is disabled forever.")
+def disable() -> None:
     """Take scanner NAME out of service: in the service on this machine, or else in the store."""
-    OUTPUT.stream.write(f"{order(config, name, 'disable', reason, seconds)}\n")
-    return OK
 
 
-@command.command(short_help="Bring a scanner back into service.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept with the order.")
-@click.option(
-    "--for",
-    "seconds",
-    metavar="DURATION",
-    default="24h",
-    show_default=True,
-    callback=duration,
-    help="How long alerts cannot take it out again.",
-)
-def enable(name: str, config: Path | None, reason: str, seconds: float) -> int:
+@an_order("Bring a scanner back into service.", lasting="How long alerts cannot take it out again.")
+def enable() -> None:
     """Bring scanner NAME back into service: in the service on this machine, or else in the store.
 
     If its breaker is open, its next scan is a trial.
     """
-    OUTPUT.stream.write(f"{order(config, name, 'enable', reason, seconds)}\n")
-    return OK
 
 
-@command.command(short_help="Close a scanner's breaker and forget its failures.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
-def reset(name: str, config: Path | None, reason: str) -> int:
+@an_order("Close a scanner's breaker and forget its failures.")
+def reset() -> None:
     """Close the breaker of scanner NAME: in the service on this machine, or else in the store."""
-    OUTPUT.stream.write(f"{order(config, name, 'reset', reason)}\n")
-    return OK
 
 
-@command.command(short_help="Drop a scanner's cached answers.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
-def forget(name: str, config: Path | None, reason: str) -> int:
+@an_order("Drop a scanner's cached answers.")
+def forget() -> None:
     """Drop the cached answers of scanner NAME: in the service on this machine, or else in the store."""
-    OUTPUT.stream.write(f"{order(config, name, 'forget', reason)}\n")
-    return OK
 
 
-@command.command(short_help="Make a quarantined scanner's next scan a probe.")
-@click.argument("name")
-@config_option
-@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
-def probe(name: str, config: Path | None, reason: str) -> int:
+@an_order("Make a quarantined scanner's next scan a probe.")
+def probe() -> None:
     """End the cool-off of scanner NAME: its next scan is a probe.
 
     The order goes to the service on this machine, or else to the store.
     """
-    OUTPUT.stream.write(f"{order(config, name, 'probe', reason)}\n")
-    return OK
 
 
 @command.command(short_help="Find what is wrong with the settings; run nothing.")

@@ -129,24 +129,19 @@ class _Endpoints:
     # to change
 
     async def disable(self, request: Request) -> Response:
-        order = decoded(await self._body(request), Disable)
-        return await self._order(request, _lasting(self._control.disable, order.duration), order.reason)
+        return await self._order(request, "disable", Disable)
 
     async def enable(self, request: Request) -> Response:
-        order = decoded(await self._body(request), Enable)
-        return await self._order(request, _lasting(self._control.enable, order.duration), order.reason)
+        return await self._order(request, "enable", Enable)
 
     async def reset(self, request: Request) -> Response:
-        order = decoded(await self._body(request), Order)
-        return await self._order(request, self._control.reset, order.reason)
+        return await self._order(request, "reset", Order)
 
     async def forget(self, request: Request) -> Response:
-        order = decoded(await self._body(request), Order)
-        return await self._order(request, self._control.forget, order.reason)
+        return await self._order(request, "forget", Order)
 
     async def probe(self, request: Request) -> Response:
-        order = decoded(await self._body(request), Order)
-        return await self._order(request, self._control.probe, order.reason)
+        return await self._order(request, "probe", Order)
 
     async def alerts(self, request: Request) -> Response:
         try:
@@ -156,12 +151,14 @@ class _Endpoints:
             raise
         return _json(await self._on_thread(self._control.alerts, body))
 
-    async def _order(self, request: Request, order: Callable[..., Any], reason: str) -> Response:
-        if not reason.strip() or len(reason) > MAX_TEXT:
+    async def _order(self, request: Request, action: str, kind: type[Disable | Enable | Order]) -> Response:
+        order = decoded(await self._body(request), kind)
+        lasting = {} if isinstance(order, Order) else {"duration": _checked(order.duration)}
+        if not order.reason.strip() or len(order.reason) > MAX_TEXT:
             raise RequestError(422, "invalid", f"reason must say why, in 1 to {MAX_TEXT} characters")
         user = "" if self._auth is None else self._auth.user(request.headers.get("authorization", ""))
-        name, why = request.path_params["name"], readable(reason)
-        return _json(await self._on_thread(order, name, reason=why, user=user))
+        name, why = request.path_params["name"], readable(order.reason)
+        return _json(await self._on_thread(self._control.order, action, name, reason=why, user=user, **lasting))
 
     async def _body(self, request: Request, *, signature: bool = False) -> bytes:
         """Return the body of a request that may change something; read it first, because a signature covers it."""
@@ -202,8 +199,8 @@ class _Endpoints:
             raise RequestError(422, "invalid", str(error)) from None
 
 
-def _lasting(order: Callable[..., Any], duration: float) -> Callable[..., Any]:
-    """Return an order that holds for `duration` seconds.
+def _checked(duration: float) -> float:
+    """Return the seconds for which an order holds.
 
     Raises:
         RequestError: the duration is wrong.
@@ -211,7 +208,7 @@ def _lasting(order: Callable[..., Any], duration: float) -> Callable[..., Any]:
     if not is_number(duration, 0, MAX_DURATION) or duration == 0:
         why = f"duration must be seconds > 0 and at most {MAX_DURATION:g}, got {duration!r}"
         raise RequestError(422, "invalid", why)
-    return partial(order, duration=duration)
+    return duration
 
 
 async def _body_of(request: Request, bounds: Bounds) -> bytes:

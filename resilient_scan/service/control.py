@@ -167,54 +167,21 @@ class Control:
         """Return the newest changes of who is in service, newest first."""
         return Audit(self._runner.audit(limit))
 
-    def disable(self, name: str, *, reason: str, duration: float, user: str) -> ScannerDetails:
-        """Take a scanner out of service; return it as it stands then.
+    def order(self, action: str, name: str, *, reason: str, user: str, **lasting: float) -> ScannerDetails:
+        """Give an order about a scanner; return it as it stands then.
+
+        Args:
+            action: `disable`, `enable`, `reset`, `forget` or `probe`, which are methods of `ScanRunner`.
+            name: the scanner's.
+            reason: why.
+            user: who says so; empty: somebody who knows the token.
+            lasting: `duration` in seconds, for the first two.
 
         Raises:
             UnknownScanner: there is no such scanner.
         """
         self._check(name)
-        self._runner.disable(name, reason=reason, duration=duration, who=_who(user))
-        return self.details(name)
-
-    def enable(self, name: str, *, reason: str, duration: float, user: str) -> ScannerDetails:
-        """Bring a scanner back; return it as it stands then.
-
-        Raises:
-            UnknownScanner: there is no such scanner.
-        """
-        self._check(name)
-        self._runner.enable(name, reason=reason, duration=duration, who=_who(user))
-        return self.details(name)
-
-    def reset(self, name: str, *, reason: str, user: str) -> ScannerDetails:
-        """Close a scanner's breaker and forget its failures; return it as it stands then.
-
-        Raises:
-            UnknownScanner: there is no such scanner.
-        """
-        self._check(name)
-        self._runner.reset(name, reason=reason, who=_who(user))
-        return self.details(name)
-
-    def forget(self, name: str, *, reason: str, user: str) -> ScannerDetails:
-        """Drop a scanner's cached answers; return it as it stands then.
-
-        Raises:
-            UnknownScanner: there is no such scanner.
-        """
-        self._check(name)
-        self._runner.forget(name, reason=reason, who=_who(user))
-        return self.details(name)
-
-    def probe(self, name: str, *, reason: str, user: str) -> ScannerDetails:
-        """Make a quarantined scanner's next scan a probe; return it as it stands then.
-
-        Raises:
-            UnknownScanner: there is no such scanner.
-        """
-        self._check(name)
-        self._runner.probe(name, reason=reason, who=_who(user))
+        getattr(self._runner, action)(name, reason=reason, who=_who(user), **lasting)
         return self.details(name)
 
     def alerts(self, body: object) -> Counts:
