@@ -190,6 +190,16 @@ def test_streams_that_are_missing_or_full_cost_nothing_but_what_goes_there(
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_closed_stream_leaves_no_number_for_the_next_file(distribute: Distribute) -> None:
+    deed = "assert all(os.path.samestat(os.fstat(n), os.stat(os.devnull)) and os.get_inheritable(n) for n in range(3))"
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join([str(SCRIPT), 'run', *ONE])} <&- >&- 2>&-"],
+        timeout=WAIT_TIMEOUT,
+        env=environment(PYTHONPATH=noisy(distribute, deed)),
+    )
+    assert done.returncode == 0
+
+
 def test_os_exit_costs_a_scanner_its_own_answer_only(distribute: Distribute) -> None:
     noisy(distribute)
     quitter = NOISY.format(at_import="pass", in_scan="os._exit(0)").replace('"noisy"', '"quitter"')
