@@ -1,4 +1,4 @@
-"""Write files that other programs read: whole or not at all, through links, and never in place of what is no file.
+"""Write files that other programs read: whole or not at all, through links, and never in place of what is not a file.
 
 A file is written next to its place and then put there, so that a reader finds the old text or the new one. This
 replaces whatever has the name: a symbolic link would become a plain file, and so would a FIFO, or for root a device,

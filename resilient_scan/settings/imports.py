@@ -1,4 +1,4 @@
-"""Import foreign packages under a time limit, on threads that may be left behind.
+"""Import foreign packages under a time limit, on threads that may be abandoned.
 
 A package may hang at import: it asks a server that does not answer, or waits for a lock. Python cannot stop a thread,
 so the import runs on one of its own, a daemon, which is abandoned when the time is up.
@@ -81,10 +81,10 @@ def within(timeout: float, call: Callable[[], Value], what: str) -> Value:
     Args:
         timeout: seconds that it gets.
         call: imports something.
-        what: names that, for those who wait for it too.
+        what: names that, for messages about imports that wait for it.
 
     Raises:
-        ImportHangs: the time was up; the thread is left behind.
+        ImportHangs: the time was up; the thread is abandoned.
     """
     if _is_importing():
         return call()
