@@ -20,6 +20,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, NoReturn, TextIO
@@ -115,8 +116,28 @@ def take_over() -> None:
         setattr(os, name, _refusing(name, getattr(os, name), own))
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
-        # A child has nothing to wind up; `multiprocessing` relies on SIGTERM to end it.
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        _let_children_be_terminated()
+
+
+def _let_children_be_terminated() -> None:
+    """Give forked children the usual SIGTERM: they have nothing to wind up, and `multiprocessing` ends them by it.
+
+    A SIGTERM may come right after the fork, before the child has changed what it does. Python would note it for our
+    handler, and a new process forgets what was noted. So it is blocked meanwhile, and the kernel keeps it.
+    """
+    blocked = threading.local()
+
+    def block() -> None:
+        blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked.before)
+
+    def reset() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def end_at_once() -> Any:
