@@ -46,6 +46,16 @@ class Clock(Protocol):
         """Do the same on behalf of a scanner; a clock for tests may advance instead of waiting."""
 
 
+class MovingClock(Clock, Protocol):
+    """A clock for tests that advances instead of waiting; what a runner asks of it in addition."""
+
+    def attend(self, until: float, wake: Wake, /) -> None:
+        """Wait on behalf of a scanner for what another thread does, until an instant at most; never advance."""
+
+    def skip(self, until: float, /, *, idle: bool) -> None:
+        """Advance to an instant for which scanners wait without a thread that sleeps; `idle`: no other is at work."""
+
+
 class SystemClock:
     """The machine's own clocks."""
 

@@ -151,7 +151,7 @@ class ScanContext:
 
     def sleep(self, seconds: float) -> None:
         """Sleep for `seconds`, but not past the end of the scan: that raises `ScanCancelled`, at once."""
-        self.wait(seconds, lambda: False)
+        self._wait(self._clock.sleep, seconds, lambda: False)
 
     def log(self, tool: str, /, **fields: Any) -> None:
         """Add an entry to this scan's tool log: `{"tool", "scanner", "at" (epoch seconds), **fields}`."""
@@ -263,6 +263,16 @@ class ScanContext:
         Raises:
             ScanCancelled: the end of the scan came first.
         """
+        # Not `sleep`: a clock that advances instead of sleeping would reach the scan's end before the other thread came.
+        self._wait(getattr(self._clock, "attend", self._clock.sleep), seconds, done, watched)
+
+    def _wait(
+        self,
+        pause: Callable[[float, Any], None],
+        seconds: float,
+        done: Callable[[], bool],
+        watched: ScanContext | None = None,
+    ) -> None:
         # A thread that cancels or pokes first sets its condition (`abandoned`, or what `done` looks at) and then wakes
         # what is in `_wakes`. Here the event is added and cleared before the conditions are read. So a cancel that
         # comes in between either is seen by this read, or sets the event after it was cleared: it cannot be lost, as it
@@ -275,7 +285,7 @@ class ScanContext:
                 wake.clear()
                 if self.abandoned or done():
                     break
-                self._clock.sleep(until, wake)
+                pause(until, wake)
         if not done():
             self.check()
 

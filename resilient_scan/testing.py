@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -11,14 +12,16 @@ from resilient_scan.errors import ScanError
 from resilient_scan.events import Event
 from resilient_scan.scanning import FunctionScanner, scanner
 
+QUIET = 0.05  # seconds of real time after which whoever has not moved a `FakeClock` waits for something else
+
 
 class FakeClock:
     """A clock that moves only when a test moves it; thread-safe.
 
     Args:
         start: its initial time in epoch seconds; monotonic time starts at 0.
-        auto: whether a sleep moves the clock instead of waiting, so that backoff costs no time. Deadlines still pass
-            only when the clock moves.
+        auto: whether a sleep moves the clock instead of waiting, so that backoff costs no time, and neither does the
+            wait for a provider's rate. Deadlines still pass only when the clock moves.
     """
 
     def __init__(self, start: float = 1_359_050_400.0, *, auto: bool = False) -> None:
@@ -27,6 +30,7 @@ class FakeClock:
         self._now = 0.0
         self._moved = threading.Condition()
         self._sleepers = 0
+        self._next_skip = math.inf  # where it moves when nothing happens any more
 
     def monotonic(self) -> float:
         """Return the seconds since this clock was made."""
@@ -43,16 +47,28 @@ class FakeClock:
     def wait(self, until: float, wake: Any, /) -> None:
         """Wait until the clock reaches `until` or `wake` is set."""
         with self._moved:
-            self._moved.wait_for(lambda: wake.is_set() or self._now >= until)
+            while not wake.is_set() and self._now < until:
+                happened = self._moved.wait(None if self._next_skip == math.inf else QUIET)
+                if not happened and self._next_skip < math.inf:  # several wait here: another one may have moved it
+                    self._now, self._next_skip = max(self._now, self._next_skip), math.inf
+                    self._moved.notify_all()
 
     def sleep(self, until: float, wake: Any, /) -> None:
         """Wait in the same way, counted as a sleeper, or move the clock to `until` (`auto`)."""
+        if not self._auto:
+            self._rest(until, wake)
+        elif not wake.is_set():
+            self.skip(until, idle=True)
+
+    def attend(self, until: float, wake: Any, /) -> None:
+        """Wait in the same way for what another thread does: then the clock does not move (`auto`)."""
+        if self._auto:
+            self._rest(until, wake)
+        else:
+            self.sleep(until, wake)
+
+    def _rest(self, until: float, wake: Any) -> None:
         with self._moved:
-            if self._auto:
-                if not wake.is_set():
-                    self._now = max(self._now, until)
-                    self._moved.notify_all()
-                return
             self._sleepers += 1
             self._moved.notify_all()
         try:
@@ -60,6 +76,16 @@ class FakeClock:
         finally:
             with self._moved:
                 self._sleepers -= 1
+
+    def skip(self, until: float, /, *, idle: bool) -> None:
+        """Move the clock to `until` (`auto`); unless `idle`, not before nothing has happened on it for a moment."""
+        if self._auto:
+            with self._moved:
+                if idle:
+                    self._now = max(self._now, until)
+                else:
+                    self._next_skip = until
+                self._moved.notify_all()
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward and wake every waiter whose time has come."""

@@ -319,6 +319,9 @@ class _FrozenClock:
     def sleep(self, until: float, wake: Wake, /) -> None:
         self._clock.sleep(until, wake)
 
+    def attend(self, until: float, wake: Wake, /) -> None:
+        getattr(self._clock, "attend", self._clock.sleep)(until, wake)
+
 
 class Row(msgspec.Struct, frozen=True):
     """A row of the manifest; the top of this file describes it."""

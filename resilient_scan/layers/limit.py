@@ -41,9 +41,10 @@ class Ticket:
         refused: likewise, if the time for waiting has passed instead.
         with_permit: whether it is for an attempt, which takes a permit, or for a further request of one.
         on_worker: whether it holds a worker while it waits, and so goes first.
+        attempt: the attempt under way that makes the request, if it is one.
     """
 
-    __slots__ = ("cancel_timer", "done", "granted", "on_worker", "refused", "with_permit")
+    __slots__ = ("attempt", "cancel_timer", "done", "granted", "on_worker", "refused", "until", "with_permit")
 
     def __init__(
         self,
@@ -52,11 +53,14 @@ class Ticket:
         *,
         with_permit: bool = True,
         on_worker: bool = False,
+        attempt: AttemptContext | None = None,
     ) -> None:
         self.granted = granted
         self.refused = refused
         self.on_worker = on_worker
         self.with_permit = with_permit
+        self.attempt = attempt
+        self.until = 0.0  # when it is refused, monotonic
         self.done = False  # granted, refused or withdrawn; changes once, under the provider's lock
         self.cancel_timer: Callable[[], None] = lambda: None
 
@@ -86,6 +90,7 @@ class Provider:
         self._bucket = _bucket(limit)
         self._timer_set = False
         self._pumping = False
+        self._skip: Callable[..., None] | None = getattr(clock, "skip", None)
 
     @property
     def taken(self) -> int:
@@ -99,6 +104,7 @@ class Provider:
 
     def request(self, ticket: Ticket, until: float) -> None:
         """Join the queue; `granted` or `refused` is called by `until` (monotonic)."""
+        ticket.until = until
         with self._lock:
             self._queue_of(ticket).append(ticket)
         self._pump()
@@ -187,7 +193,7 @@ class Provider:
                 self.release()
             context.poke()
 
-        ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit, on_worker=True)
+        ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit, on_worker=True, attempt=context)
         self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - DEADLINE_MARGIN))
         try:
             context.wait(context.remaining(), lambda: bool(answer))
@@ -273,6 +279,21 @@ class Provider:
         if not self._timer_set:
             self._timer_set = True
             self._at(self._clock.monotonic() + wait, self._pump_now)
+        if self._skip is not None:
+            self._skip_to(self._clock.monotonic() + wait, self._skip)
+
+    def _skip_to(self, refill: float, skip: Callable[..., None]) -> None:
+        """Have a clock that advances instead of waiting pass the wait for the rate. Under the lock.
+
+        No thread sleeps until then, so nothing else would move it. While an attempt of this provider is at work, it
+        does not move yet: that attempt would time out, although it takes no time on this clock. When it ends, it comes
+        by here. It may also wait for something else (a worker, a shared value that another one loads); the clock then
+        moves when nothing has happened on it for a moment. It never moves past a ticket's end: with a rate per day, it
+        would let everything that is cached expire, for nobody.
+        """
+        waiting = {ticket.attempt for ticket in self._requests}
+        tickets = (*self._requests, *self._on_workers, *self._attempts)
+        skip(min(refill, *(ticket.until for ticket in tickets)), idle=self._taken <= len(waiting))
 
     def _pump_now(self) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ from resilient_scan.testing import FakeClock, healthy
 from tests.support.clocks import WatchedClock
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 def drive(run: Future[Any], clock: FakeClock, step: float) -> Any:
@@ -192,6 +193,99 @@ def test_without_a_limit_a_request_does_not_wait(fleet: Fleet) -> None:
         return []
 
     assert statuses(fleet(pages).run({})) == [Status.COMPLETED]
+
+
+# a clock that moves itself
+
+
+def paged(name: str, requests: int, concurrency: int = 1, **layers: Any) -> Any:
+    @scanner(pipeline="test", name=name, **layers)
+    def pages(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.map(lambda _number: context.before_request(), range(requests), concurrency=concurrency)
+        return []
+
+    return pages
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_clock_that_moves_itself_passes_the_waits_for_a_permit(
+    concurrent: bool, workers: int, fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    clock, policy = FakeClock(auto=True), bare(limit=Limit("acme", rate="2/s"))
+    scanners = [healthy(f"s{number}") for number in range(6)]
+    runner = fleet(*scanners, policy=policy, clock=clock, concurrent=concurrent, max_workers=workers)
+    assert statuses(background(runner.run, {}).result(WAIT_TIMEOUT)) == [Status.COMPLETED] * 6
+    assert 2 <= clock.monotonic() < 2.1
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_clock_that_moves_itself_passes_the_waits_of_attempts_for_their_requests(
+    concurrency: int, workers: int, fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    """With one worker, the others have their permits and wait for it: they are not at work, and the clock moves."""
+    clock, policy = FakeClock(auto=True), bare(limit=Limit("acme", rate="2/s"))
+    runner = fleet(*(paged(f"s{n}", 3, concurrency) for n in range(3)), policy=policy, clock=clock, max_workers=workers)
+    assert statuses(background(runner.run, {}).result(WAIT_TIMEOUT)) == [Status.COMPLETED] * 3
+    assert 4 <= clock.monotonic() < 4.1
+
+
+def test_a_clock_that_moves_itself_leaves_an_attempt_that_is_at_work_its_time(
+    fleet: Fleet, bare: Bare, background: Background, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resilient_scan.testing.QUIET", WAIT_TIMEOUT)
+    clock, go = FakeClock(auto=True), threading.Event()
+
+    @scanner(pipeline="test")
+    def busy(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        assert go.wait(WAIT_TIMEOUT)
+        return [{"ticker": "A"}]
+
+    policy = bare(limit=Limit("acme", rate="1/20s"), timeout=Timeout(total=30))
+    runner = fleet(busy, healthy("other"), policy=policy, clock=clock, order="given")
+    run = background(runner.run, {})
+    eventually(lambda: runner._fleet.providers["acme"].waiting == 1)
+    assert clock.monotonic() == 0
+    go.set()
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.COMPLETED] * 2
+    assert 20 <= clock.monotonic() < 20.1
+
+
+def test_a_clock_that_moves_itself_moves_although_an_attempt_waits_for_another_one(
+    fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    """One that waits for a shared value cannot be told from one at work: the clock moves when nothing else does."""
+    clock = FakeClock(auto=True)
+    both = threading.Barrier(2)
+
+    def make(name: str) -> Any:
+        @scanner(pipeline="test", name=name)
+        def scan(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            def load() -> int:
+                for _ in range(3):
+                    context.before_request()
+                return 1
+
+            both.wait(WAIT_TIMEOUT)
+            context.shared("history", load)
+            return []
+
+        return scan
+
+    runner = fleet(make("one"), make("two"), policy=bare(limit=Limit("acme", rate="2/s")), clock=clock)
+    assert statuses(background(runner.run, {}).result(WAIT_TIMEOUT)) == [Status.COMPLETED] * 2
+    assert 1 <= clock.monotonic() < 1.1
+
+
+def test_a_clock_that_moves_itself_does_not_move_past_the_time_of_the_last_waiter(
+    fleet: Fleet, bare: Bare, background: Background
+) -> None:
+    clock, policy = FakeClock(auto=True), bare(limit=Limit("acme", rate="2/day"), timeout=Timeout(total=30))
+    runner = fleet(*(healthy(f"s{n}") for n in range(4)), policy=policy, clock=clock, order="given")
+    run = background(runner.run, {})
+    assert statuses(run.result(WAIT_TIMEOUT)) == [Status.COMPLETED] * 2 + [Status.REJECTED] * 2
+    assert clock.monotonic() == 30
 
 
 # what can be wrong about it

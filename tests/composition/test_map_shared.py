@@ -379,3 +379,21 @@ def test_a_waiter_loads_itself_if_the_loader_was_cancelled(
     release.set()
     assert second.result(5) == "value"
     assert first.exception(5) is error
+
+
+def test_a_clock_that_moves_itself_does_not_move_for_who_waits_for_a_loader(background: Background) -> None:
+    clock, began, go = FakeClock(auto=True), threading.Event(), threading.Event()
+    values = SharedValues(clock)
+
+    def load() -> str:
+        began.set()
+        assert go.wait(5)
+        return "value"
+
+    first = background(values.get, "key", load, 60, ScanContext("one", clock=clock, deadline=100.0))
+    assert began.wait(5)
+    second = background(values.get, "key", load, 60, ScanContext("two", clock=clock, deadline=100.0))
+    clock.wait_for_sleepers()
+    go.set()
+    assert first.result(5) == second.result(5) == "value"
+    assert clock.monotonic() == 0
