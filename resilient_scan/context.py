@@ -263,7 +263,7 @@ class ScanContext:
         Raises:
             ScanCancelled: the end of the scan came first.
         """
-        # Not `sleep`: a clock that advances instead of sleeping would reach the scan's end before the other thread came.
+        # Not `sleep`: a clock that advances instead of sleeping would reach the end of the scan before that thread.
         self._wait(getattr(self._clock, "attend", self._clock.sleep), seconds, done, watched)
 
     def _wait(

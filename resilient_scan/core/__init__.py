@@ -14,6 +14,7 @@
                            |
     engines/             attempt      one call of the scanner
 
+    copies.py     AnswerCopy  a large answer of the cache, copied on a worker for one scan
     assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it

@@ -37,7 +37,7 @@ from typing import Any
 
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
-from resilient_scan.core.outcome import Outcome, Waiter
+from resilient_scan.core.outcome import Outcome, Waiter, run_over
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
 from resilient_scan.core.task import SHUT_DOWN, Place
@@ -72,6 +72,11 @@ def works_for(pool: ThreadPool) -> bool:
     return any(one is pool for one in _pools.get())
 
 
+def mark_work(pool: ThreadPool) -> None:
+    """Note that what runs in these context variables from now on is part of work for this pool."""
+    _pools.set((*_pools.get(), pool))
+
+
 class Execution:
     """The work, as a task of the pool and as its waiters see it.
 
@@ -87,6 +92,7 @@ class Execution:
     """
 
     # Set only where they differ: most executions are of one scan, succeed, and are done soon.
+    passes_over_stored = False  # whether it asks its source although there may be an answer, which cannot be copied
     probe = ""  # its mark, where it tests a scanner that is out of service
     through = False  # whether its worker is done with it and hands over, or has
     pending_events: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
@@ -171,7 +177,7 @@ class Execution:
     def answered(self) -> bool:
         """Look whether another process has brought the answer, and end with it; `False`: there is none."""
         cache, key = self.stack.cache, self._key
-        entry = None if cache is None or key is None else cache.load(key)
+        entry = None if cache is None or key is None or self.passes_over_stored else cache.load(key)
         if entry is None or entry.error is not None:
             return False
         for waiter in self._end() or ():
@@ -276,7 +282,7 @@ class Execution:
             self.variables.run(self._work)
 
     def _work(self) -> None:
-        _pools.set((*_pools.get(), self.stack.pool))  # in a context of its own
+        mark_work(self.stack.pool)  # in a context of its own
         try:
             try:
                 if self.pending_events:
@@ -383,7 +389,7 @@ class Execution:
             return
         if cancelled and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
-            failure = self._timeout() if kind == TIMEOUT else self.run_over(waiters[0])
+            failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
             kind = TIMEOUT
         error = ErrorInfo.of(failure)
         self._cache_error(reported, error)
@@ -420,7 +426,7 @@ class Execution:
             return None
         try:
             return cache.put(key, found, self, keep=trusted)
-        except Exception as error:  # copying a candidate runs foreign code
+        except BaseException as error:  # copying a candidate runs foreign code
             _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
             return None
 
@@ -672,11 +678,6 @@ class Execution:
             began + waiter.run.epoch if waiter is not None else 0.0,
             suspicious,
         )
-
-    def run_over(self, waiter: Waiter) -> ScanTimeout:
-        """Return the error of a scan that its run's deadline cuts off."""
-        waited = self.stack.clock.monotonic() - waiter.turn
-        return ScanTimeout(f"the run's deadline came after {in_seconds(waited)}s", by_clock=True)
 
     def _timeout(self) -> ScanTimeout:
         policy = self.stack.policy.timeout

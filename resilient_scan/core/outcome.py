@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from resilient_scan._text import in_seconds
+from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import Event
 from resilient_scan.layers.cache import Entry
 from resilient_scan.results import ErrorInfo, ScanResult
@@ -58,7 +60,7 @@ class Waiter(Protocol):
     turn: float
     leads: bool
     execution: Any
-    answer: ScanResult | Outcome | None
+    answer: Any
 
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
@@ -71,3 +73,8 @@ class Waiter(Protocol):
 
     def end_skipped(self) -> None:
         """Hand over that nothing was done, because the run has ended."""
+
+
+def run_over(waiter: Waiter, now: float) -> ScanTimeout:
+    """Return the error of a scan that its run's deadline cuts off."""
+    return ScanTimeout(f"the run's deadline came after {in_seconds(now - waiter.turn)}s", by_clock=True)

@@ -20,11 +20,13 @@ from typing import Any
 
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
+from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.outcome import Outcome
-from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_short, result_of, without_work
+from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, without_work
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import Channel, DeadlineActedOn, Delivery, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
+from resilient_scan.layers.cache import Entry
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
 from resilient_scan.stores.health import WaitBudget
@@ -189,10 +191,13 @@ class Run:
         elif scan.held_up:
             self._queued, scan.queued = self._queued - scan.queued, False
 
-    def _end(self, scan: Scan, answer: ScanResult | Outcome) -> None:
+    def _end(self, scan: Scan, answer: ScanResult | Outcome | Entry | AnswerCopy) -> None:
         self.open.discard(scan)
         self._queued -= scan.queued
-        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer)
+        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer, over=self._over)
+        if result is None:  # it is open again: a worker copies the answer for it, or it asks for another one
+            self._queued += scan.queued
+            return
         # Scan and execution refer to each other. Taken apart, they are freed at once and need no garbage collection.
         context, scan.execution = scan.execution.context, None
         if scan.leads:
@@ -204,13 +209,9 @@ class Run:
         """End the open scans: the run's deadline has come, or the run was cancelled."""
         self._over = True
         for scan in tuple(self.open):
-            begun = scan.execution.leave(scan, keep_working=not by_user)
-            if begun is None:
-                continue  # its execution has ended: the outcome is in the outbox, or about to be
-            if begun and scan.leads and not by_user:
-                self._end(scan, cut_short(scan))
-            else:
-                self._end(scan, without_work(scan.stack, self, scan.turn, Status.SKIPPED))
+            result = cut_off(scan, by_user=by_user)
+            if result is not None:
+                self._end(scan, result)
 
     def _skip(self, stack: Stack) -> None:
         """End a scan whose turn does not come; a scanner that is out of service is still reported as `disabled`."""

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution
-from resilient_scan.core.outcome import Outcome, WaitingRun
+from resilient_scan.core.outcome import Outcome, WaitingRun, run_over
 from resilient_scan.core.stack import REJECTED, Stack
 from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT, Event
 from resilient_scan.layers.cache import Entry, ResultCache
+from resilient_scan.layers.copying import ON_WORKER
 from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
@@ -33,6 +37,9 @@ _STATUS = {
 }
 
 
+_UNCOPYABLE = ErrorInfo("TypeError", "the answer in the cache cannot be copied")
+
+
 class Scan:
     """One scanner's part of a run, while it has no result."""
 
@@ -41,11 +48,12 @@ class Scan:
     leads = False  # whether the execution was made for it
     probe = ""  # the mark of a probe, where it is one
     queued = False  # whether it has a place in the run's window: it waits neither for a provider nor another process
-    execution: Any  # the `Execution` that it waits for; None once it has a result
+    execution: Any = None  # the `Execution` or `AnswerCopy` that it waits for; None once it has a result
     # What another thread has put here before it put the scan into the outbox: an interrupt of the run's thread may cost
     # the run a message that was just taken out, but not the answer.
-    answer: ScanResult | Outcome | None = None
+    answer: ScanResult | Outcome | Entry | AnswerCopy | None = None
     held_up = False  # another process works on the same
+    asked_again = False  # whether an answer could not be copied, so that it wants another one
     events: tuple[Event, ...] = ()  # that the run's thread has to send to the listeners
 
     def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
@@ -53,7 +61,7 @@ class Scan:
         self.run = run
         self.turn = turn  # when it began, monotonic
 
-    def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
+    def end(self, answer: ScanResult | Outcome | Entry | AnswerCopy, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
         self.answer, self.events = answer, events
         self.run.outbox.put(self)
@@ -69,11 +77,9 @@ class Scan:
         self.run.open.add(self)
 
     def end_cached(self, entry: Entry) -> None:
-        """Hand over an answer that another process brought."""
-        cache = self.stack.cache
+        """Hand over an answer that another process brought; the run's thread copies it, or has it copied."""
         self.leads, self.cache = False, SHARED
-        copies = None if cache is None else cache.copies(self.key, entry)
-        self.end(from_cache(self.stack, self.run, self.turn, entry, copies or []))
+        self.end(entry)
 
     def hold_up(self) -> None:
         """Let the run's thread know that another process works on the same: no place in the window is kept for it."""
@@ -122,22 +128,43 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
         entry = _lead_or_follow(scan, cache, key)
         if entry is None:
             return scan
+    if entry.error is None and entry.copying is not ON_WORKER:
+        copies = cache.copies(key, entry) if entry.candidates else []
+        if copies is not None:
+            return from_cache(stack, run, turn, entry, copies), HIT
+    scan = Scan(stack, run, turn)
+    scan.cache, scan.key, scan.queued = HIT, key, True
+    result = _answer(scan, entry, over=False)
+    return scan if result is None else (result, scan.cache)
+
+
+def _answer(scan: Scan, entry: Entry, *, over: bool) -> ScanResult | None:
+    """End a scan with what the cache has; `None`: it waits for a worker that copies it, or for another answer.
+
+    A failure that is still remembered ends it too, unless an older answer stands in for that.
+    """
+    stack, cache = scan.stack, scan.stack.cache
     if entry.error is not None:
-        return _remembered(Scan(stack, run, turn), key, entry.error)
-    copies = cache.copies(key, entry) if entry.candidates else []
-    if copies is None:  # it cannot be copied, and was forgotten
-        return _in_service(stack, run)
-    return from_cache(stack, run, turn, entry, copies), HIT
+        status = Status.TIMEOUT if entry.error.kind == ScanTimeout.__name__ else Status.ERROR
+        return _or_stale(scan, without_work(stack, scan.run, scan.turn, status, entry.error), over=over)
+    if entry.copying is ON_WORKER:
+        return _copy(scan, AnswerCopy(scan, entry)) if not over else _skipped(scan)
+    copies = None if cache is None else cache.copies(scan.key, entry)
+    if copies is None:
+        return _ask_again(scan, None, over=over)
+    return from_cache(stack, scan.run, scan.turn, entry, copies)
 
 
-def _remembered(scan: Scan, key: bytes, error: ErrorInfo) -> tuple[ScanResult, str]:
-    """End a scan with a failure that is still remembered, or with the older answer that stands in for it."""
-    scan.key = key
-    stale = _stale_answer(scan, None, error)
-    if stale is not None:
-        return stale, STALE
-    status = Status.TIMEOUT if error.kind == ScanTimeout.__name__ else Status.ERROR
-    return without_work(scan.stack, scan.run, scan.turn, status, error), HIT
+def _ask_again(scan: Scan, error: ErrorInfo | None, *, over: bool) -> ScanResult | None:
+    """Ask the source, because the answer in the cache could not be copied; once, as the next one may be like that."""
+    stack, cache, key = scan.stack, scan.stack.cache, scan.key
+    if over:
+        return _skipped(scan)
+    if cache is None or key is None or scan.asked_again:
+        return without_work(stack, scan.run, scan.turn, Status.ERROR, error or _UNCOPYABLE)
+    scan.asked_again, scan.answer = True, None
+    entry = _lead_or_follow(scan, cache, key)
+    return None if entry is None else _answer(scan, entry, over=over)
 
 
 def _probe(scan: Scan, mark: str) -> Scan:
@@ -161,6 +188,7 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
     cache is asked again, and most likely has the answer.
     """
     mine = Execution(scan.stack, scan, key)
+    mine.passes_over_stored = scan.asked_again
     scan.cache, scan.key = MISS, key
     scan.wait_for(mine)
     while True:
@@ -169,7 +197,7 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
             scan.run.open.discard(scan)
             return leader
         if leader is not mine and leader.join(scan):
-            scan.cache = SHARED
+            scan.cache, scan.queued = SHARED, False
             return None
         if leader is mine or cache.hand_on(key, leader, mine):
             _lead(scan, mine)
@@ -192,27 +220,40 @@ def _lead(scan: Scan, execution: Execution) -> None:
 # how it ends
 
 
-def result_of(scan: Scan, outcome: Outcome) -> ScanResult:
-    """Make a scan's result from its execution's outcome."""
-    own = outcome if scan.leads else None
-    if outcome.kind == SUCCESS:
-        shared = _shared(scan, outcome)
-        return _without_own_work(
-            scan.stack, scan.run, scan.turn, Status.CACHED, shared, age=0.0, suspicious=outcome.suspicious
-        )
-    if outcome.kind != CANCELLED and (stale := _stale_answer(scan, own, outcome.error)) is not None:
-        return stale
-    status = _STATUS[outcome.kind]
-    if own is None:
-        return without_work(scan.stack, scan.run, scan.turn, status, outcome.error)
-    return _with_own_work(scan, status, own.candidates, own, own.error)
+def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -> ScanResult | None:
+    """Make a scan's result from what it waited for; `None`: it goes on waiting, for something else.
+
+    Args:
+        scan: one without a result.
+        answer: what has come: its execution's outcome, an answer of another process, or copies of an answer.
+        over: whether its run is over, so that it cannot wait any more.
+    """
+    if isinstance(answer, AnswerCopy):
+        return _after_copy(scan, answer, over=over)
+    if isinstance(answer, Entry):
+        return _answer(scan, answer, over=over)
+    if answer.kind == SUCCESS:
+        return _share(scan, answer, over=over)
+    status = _STATUS[answer.kind]
+    if scan.leads:
+        result = _with_own_work(scan, status, answer)
+    else:
+        result = without_work(scan.stack, scan.run, scan.turn, status, answer.error)
+    return result if answer.kind == CANCELLED else _or_stale(scan, result, over=over)
 
 
-def cut_short(scan: Scan) -> ScanResult:
-    """Make the result of a scan whose run ended while its execution was under way."""
-    execution: Execution = scan.execution
-    error = ErrorInfo.of(execution.run_over(scan))
-    return result_of(scan, execution.outcome(TIMEOUT, execution.context.found, None, error, scan))
+def cut_off(scan: Scan, *, by_user: bool) -> ScanResult | None:
+    """Make the result of a scan whose run is over; `None`: what it waits for has just ended, and is in the outbox."""
+    execution = scan.execution
+    begun = execution.leave(scan, keep_working=not by_user)
+    if begun is None:
+        return None
+    if isinstance(execution, AnswerCopy):
+        return _after_copy(scan, execution, over=True)
+    if not begun or not scan.leads or by_user:
+        return _skipped(scan)
+    error = ErrorInfo.of(run_over(scan, scan.stack.clock.monotonic()))
+    return result_of(scan, execution.outcome(TIMEOUT, execution.context.found, None, error, scan), over=True)
 
 
 def without_work(
@@ -228,25 +269,83 @@ def from_cache(stack: Stack, run: WaitingRun, turn: float, entry: Entry, candida
     return _without_own_work(stack, run, turn, Status.CACHED, candidates, age=age)
 
 
-def _stale_answer(scan: Scan, outcome: Outcome | None, error: ErrorInfo | None) -> ScanResult | None:
-    """Return an older answer that stands in for a failed execution, if the cache has one."""
+def _skipped(scan: Scan) -> ScanResult:
+    return without_work(scan.stack, scan.run, scan.turn, Status.SKIPPED)
+
+
+def _or_stale(scan: Scan, fallback: ScanResult, *, over: bool) -> ScanResult | None:
+    """Let an older answer stand in for a failure, if the cache has one; `None`: a worker copies it first."""
     cache, key = scan.stack.cache, scan.key
     entry = cache.stale(key) if cache is not None and key is not None else None
-    copies = cache.copies(key, entry) if cache is not None and entry is not None else None
-    if entry is None or copies is None:
-        return None
+    if cache is None or entry is None or (over and entry.copying is ON_WORKER):
+        return fallback
+    if entry.copying is ON_WORKER:
+        return _copy(scan, AnswerCopy(scan, entry, fallback=fallback))
+    copies = cache.copies(key, entry)
+    return fallback if copies is None else _stale(scan, entry, fallback, copies)
+
+
+def _stale(scan: Scan, entry: Entry, fallback: ScanResult, copies: list[Any]) -> ScanResult:
     scan.cache = STALE
-    age = max(0.0, scan.stack.clock.monotonic() - entry.stored_at)
-    if outcome is None:
-        return _without_own_work(scan.stack, scan.run, scan.turn, Status.STALE, copies, error, age)
-    return _with_own_work(scan, Status.STALE, copies, outcome, error, age)
+    now = scan.stack.clock.monotonic()
+    age = max(0.0, now - entry.stored_at)
+    took = fallback.duration if scan.leads else now - scan.turn
+    return msgspec.structs.replace(
+        fallback, status=Status.STALE, candidates=copies, age=age, partial=False, duration=took
+    )
 
 
-def _shared(scan: Scan, outcome: Outcome) -> list[Any]:
-    """Return another scan's candidates as objects of this scan's own, where they can be copied."""
+def _share(scan: Scan, outcome: Outcome, *, over: bool) -> ScanResult | None:
+    """Give a scan another scan's candidates, as objects of its own where they can be copied."""
     cache, entry = scan.stack.cache, outcome.entry
-    copies = cache.copies(scan.key, entry) if cache is not None and entry is not None else None
-    return list(outcome.candidates) if copies is None else copies
+    if cache is None or entry is None:
+        copies = None
+    elif entry.copying is ON_WORKER:
+        return _copy(scan, AnswerCopy(scan, entry, shared=outcome)) if not over else _skipped(scan)
+    else:
+        copies = cache.copies(scan.key, entry)
+    return _as_shared(scan, outcome, list(outcome.candidates) if copies is None else copies)
+
+
+def _as_shared(scan: Scan, outcome: Outcome, candidates: list[Any]) -> ScanResult:
+    return _without_own_work(
+        scan.stack, scan.run, scan.turn, Status.CACHED, candidates, age=0.0, suspicious=outcome.suspicious
+    )
+
+
+# answers that a worker copies
+
+
+def _copy(scan: Scan, copy: AnswerCopy) -> ScanResult | None:
+    """Have an answer copied; the scan waits for that, so it has no result yet."""
+    scan.answer, scan.execution = None, copy
+    scan.run.open.add(scan)
+    copy.queue()
+    return None
+
+
+def _after_copy(scan: Scan, copy: AnswerCopy, *, over: bool) -> ScanResult | None:
+    """Make the result of a scan whose answer was to be copied on a worker."""
+    stack, cache, entry, outcome = scan.stack, scan.stack.cache, copy.entry, copy.shared
+    if copy.kind == SUCCESS:
+        copies = copy.candidates or []
+        if copy.fallback is not None:
+            return _stale(scan, entry, copy.fallback, copies)
+        if outcome is not None:
+            return _as_shared(scan, outcome, copies)
+        return from_cache(stack, scan.run, scan.turn, entry, copies)
+    if cache is not None and copy.error is not None and (copy.hangs or copy.kind == ERROR):
+        cache.drop(scan.key, entry, copy.error.message)
+    if copy.fallback is not None:
+        return copy.fallback
+    if copy.kind == ERROR and outcome is not None:
+        return _as_shared(scan, outcome, list(outcome.candidates))
+    if copy.kind == ERROR:
+        return _ask_again(scan, copy.error, over=over)
+    return without_work(stack, scan.run, scan.turn, _STATUS[copy.kind], copy.error)
+
+
+# results
 
 
 def _without_own_work(
@@ -266,26 +365,18 @@ def _without_own_work(
     )
 
 
-def _with_own_work(
-    scan: Scan,
-    status: Status,
-    candidates: list[Any],
-    outcome: Outcome,
-    error: ErrorInfo | None,
-    age: float | None = None,
-) -> ScanResult:
-    partial = bool(candidates) and not status.answered
+def _with_own_work(scan: Scan, status: Status, outcome: Outcome) -> ScanResult:
     return ScanResult(
         scan.stack.name,
         scan.stack.pipeline,
         status,
-        candidates,
-        error,
+        outcome.candidates,
+        outcome.error,
         outcome.attempts,
         outcome.duration,
         outcome.queue_wait,
-        age,
-        partial,
+        None,
+        bool(outcome.candidates),
         outcome.dropped,
         outcome.tool_logs,
         outcome.started_at,

@@ -152,6 +152,7 @@ class Stack:
         "gated",
         "has_attempt_timeout",
         "hung",
+        "hung_copies",
         "in_window",
         "lane",
         "lane_call",
@@ -198,6 +199,7 @@ class Stack:
         )
         self.budget = RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         self.hung = HungThreads(policy.timeout, clock)
+        self.hung_copies = 0  # of its hung threads, those that copy a cached answer
         self.doubt = Baseline(spec.empty_ok).doubt
         self.calls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
         self.engine = ThreadEngine(shared.loops, self.calls)

@@ -17,7 +17,6 @@ drop an expired answer, which may still stand in for a failed execution.
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -29,9 +28,9 @@ import cachetools
 import msgspec
 
 from resilient_scan.clock import Clock
+from resilient_scan.layers.copying import AT_ONCE, SHARED, copied, copying_of
 from resilient_scan.options import Cache
 from resilient_scan.results import ErrorInfo
-from resilient_scan.scanning import Candidate
 
 _log = logging.getLogger("resilient_scan")
 Flight = TypeVar("Flight")
@@ -51,25 +50,24 @@ class Answers(Protocol):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An answer in the cache, or a remembered failure (`error`); nobody else has a reference to the candidates."""
+    """An answer in the cache, or a remembered failure (`error`).
+
+    Nobody else has a reference to anything in the candidates that can be changed. `copying` says how copies of them are
+    to be made; see `layers/copying.py`.
+    """
 
     candidates: tuple[Any, ...]
     stored_at: float
     fresh_until: float
     stale_until: float
     error: ErrorInfo | None = None
+    copying: str = AT_ONCE
 
     def copies(self) -> list[Any]:
         """Return the candidates as objects that the caller may change."""
-        return [_copy(candidate) for candidate in self.candidates]
-
-
-def _copy(candidate: Any) -> Any:
-    """Return a copy that shares nothing mutable with the original; a `Candidate` is frozen except for its extras."""
-    if type(candidate) is not Candidate:
-        return copy.deepcopy(candidate)
-    extras = copy.deepcopy(candidate.extras) if candidate.extras else {}
-    return msgspec.structs.replace(candidate, extras=extras)
+        if self.copying is SHARED:
+            return list(self.candidates)
+        return [copied(candidate) for candidate in self.candidates]
 
 
 class _Entries(cachetools.Cache[Hashable, Entry]):
@@ -176,7 +174,7 @@ class ResultCache(Generic[Flight]):
         ttl = self._ttl if candidates else self._ttl_empty  # another process may have stored it under a longer ttl
         fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._stale - age)
         now = self._monotonic()
-        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale)
+        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying_of(candidates))
         with self._lock:
             # While we read the store, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
@@ -230,12 +228,16 @@ class ResultCache(Generic[Flight]):
         try:
             return entry.copies()
         except Exception as error:  # copying a candidate runs foreign code
-            _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", error)
+            self.drop(key, entry, str(error))
+        return None
+
+    def drop(self, key: Hashable, entry: Entry, reason: str) -> None:
+        """Drop an answer that cannot be copied."""
+        _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", reason)
         with self._lock:
             if self._find(key) is entry:  # not a newer one, which may well be copyable
                 self._latest = None
                 del self._entries[key]
-        return None
 
     def put(self, key: bytes, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
         """Keep an answer and land its flight, so that no other flight fetches it in between.
@@ -251,12 +253,12 @@ class ResultCache(Generic[Flight]):
             Exception: a candidate cannot be copied; nothing is kept, and the flight has not landed.
         """
         now = self._monotonic()
+        ttl, copying, own = self._ttl_empty, SHARED, ()
         if candidates:
-            ttl, own = self._ttl, tuple([_copy(candidate) for candidate in candidates])
-        else:
-            ttl, own = self._ttl_empty, ()
+            ttl, copying = self._ttl, copying_of(candidates)
+            own = tuple(candidates) if copying is SHARED else tuple([copied(candidate) for candidate in candidates])
         until = now + ttl * (1.0 - self._jitter * self._random())
-        entry = Entry(own, now, until, until + self._stale)
+        entry = Entry(own, now, until, until + self._stale, None, copying)
         with self._lock:
             if keep:
                 self._keep(key, entry)

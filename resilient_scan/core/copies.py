@@ -1,0 +1,176 @@
+"""A cached answer that a worker copies for one scan, because copying it may take long or run foreign code.
+
+               execute             start               run
+    made ----------------> queued ---------> copying ---------> the scan has copies of its own
+                             |                  |
+                             | no thread        | its time is up: the watchdog hands over, the thread may go on
+                             v                  v
+                           ended              ended
+
+The copying has the scan's `timeout.total`, counted from the moment at which a worker begins it. As with an execution,
+`stack.lock` decides who ends it: the worker, the watchdog, the run whose time is up, or the pool. But it makes no
+attempt, casts no vote, and only this scan waits for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any
+
+from resilient_scan._text import in_seconds
+from resilient_scan.context import NEVER
+from resilient_scan.core.execution import mark_work
+from resilient_scan.core.outcome import Outcome, run_over
+from resilient_scan.core.stack import REJECTED
+from resilient_scan.core.task import SHUT_DOWN, Place
+from resilient_scan.errors import Rejected, ScanTimeout
+from resilient_scan.events import (
+    CANCELLED,
+    ERROR,
+    SUCCESS,
+    TIMEOUT,
+    DeadlineActedOn,
+    Event,
+    LateCompletion,
+    ThreadAbandoned,
+)
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.cache import Entry
+from resilient_scan.results import ErrorInfo, ScanResult
+
+if TYPE_CHECKING:
+    from resilient_scan.core.scan import Scan
+
+
+class AnswerCopy:
+    """The copying of an answer for one scan, as a task of the pool and in the place of the scan's execution.
+
+    Args:
+        scan: the scan that waits for it.
+        entry: the answer.
+        shared: the outcome that brought it, if the scan waited for another scan's execution.
+        fallback: the scan's result if it gets no copies, where the answer is a stale one.
+
+    Attributes:
+        context: of the scan's own execution, if it had one.
+        kind: how it ended: success, error (a candidate cannot be copied), timeout, rejected or cancelled.
+        error: why the scan gets no copies.
+        candidates: the copies.
+        hangs: whether its time was up before it was through.
+    """
+
+    began = NEVER
+    ended = False
+    through = False
+    hangs = False
+    _left = False  # ended because its scan's run has ended
+    kind = CANCELLED
+    error: ErrorInfo | None = None
+    candidates: list[Any] | None = None
+
+    def __init__(
+        self, scan: Scan, entry: Entry, *, shared: Outcome | None = None, fallback: ScanResult | None = None
+    ) -> None:
+        self.scan = scan
+        self.stack = scan.stack
+        self.entry, self.shared, self.fallback = entry, shared, fallback
+        self.context: AttemptContext | None = None if scan.execution is None else scan.execution.context
+        self._variables = contextvars.copy_context()
+
+    @property
+    def name(self) -> str:
+        """The scanner's name."""
+        return self.stack.name
+
+    def queue(self) -> None:
+        """Hand it to the pool."""
+        try:
+            self.stack.pool.execute(self)
+        except RuntimeError as error:  # shut down, or the machine has no thread to give
+            self.refuse(str(error))
+
+    def leave(self, scan: Scan, *, keep_working: bool) -> bool | None:
+        """End it because the scan's run is over; see `Execution.leave`."""
+        with self.stack.lock:
+            if self.ended and not self._left:
+                return None
+            self.ended = self._left = True
+            begun = self.began != NEVER
+        if begun and keep_working:
+            self.kind, self.error = TIMEOUT, ErrorInfo.of(run_over(scan, self.stack.clock.monotonic()))
+        return begun
+
+    def _end(self, kind: str, error: ErrorInfo | None = None, events: tuple[Event, ...] = ()) -> bool:
+        """End it and tell the scan; `False`: another party has ended it."""
+        with self.stack.lock:
+            if self.ended:
+                return False
+            self.ended = True
+        self.kind, self.error = kind, error
+        self.scan.end(self, events)
+        return True
+
+    # as a task of the pool
+
+    def start(self, now: float, _place: Place, /) -> float | None:
+        """Begin and return the deadline, unless the scan's run is over."""
+        with self.stack.lock:
+            wanted = not self.ended and now < self.scan.run.deadline
+            if wanted:
+                self.began = now
+                return now + self.stack.total
+        self._end(CANCELLED)
+        return None
+
+    def run(self) -> None:
+        """Copy; whatever that raises is why it cannot be copied."""
+        try:
+            if self.stack.hung_copies:  # else one more thread could hang in each run, until there are none left
+                raise Rejected(f"a thread of {self.name} still hangs in copying an earlier answer")
+            self.candidates = self._variables.run(self._copy)
+        except BaseException as failure:
+            error = ErrorInfo.of(failure)  # foreign code, too
+            self.through = True
+            self._end(ERROR, error)
+        else:
+            self.through = True
+            self._end(SUCCESS)
+
+    def _copy(self) -> list[Any]:
+        mark_work(self.stack.pool)
+        return self.entry.copies()
+
+    def expire(self, thread: str, age: float, lateness: float, /) -> None:
+        """Hand over without copies. The thread may go on; it counts as one of the scanner's abandoned threads."""
+        stack, run_id = self.stack, self.scan.run.run_id
+        stack.hung.abandon()
+        with stack.lock:
+            stack.hung_copies += 1
+            self.hangs = not self.through
+        if not self.hangs:  # it is through, and its worker ends it in this very moment
+            return
+        events = (ThreadAbandoned(self.name, thread, age, run_id), DeadlineActedOn(self.name, lateness, run_id))
+        error = ScanTimeout(f"timeout after {in_seconds(stack.total)}s in copying a cached answer", by_clock=True)
+        if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run was over before
+            stack.pool.run_soon(lambda: stack.bus.send_all(events))
+
+    def late(self, age: float, /) -> None:
+        """Note that the thread has ended after all; on that thread."""
+        stack = self.stack
+        with stack.lock:
+            stack.hung_copies -= 1
+        stack.hung.returned()
+        if self.hangs:
+            outcome = SUCCESS if self.candidates is not None else ERROR
+            stack.bus.send(LateCompletion(self.name, age, outcome, self.scan.run.run_id))
+
+    def refuse(self, reason: str, /) -> None:
+        """End without a start: the pool has no thread for it, or is shut down."""
+        if reason == SHUT_DOWN:
+            self._end(CANCELLED)
+        else:
+            self._end(REJECTED, ErrorInfo.of(Rejected(reason)))
+
+    def stop(self) -> None:
+        """End it: the runner is closed."""
+        self._end(CANCELLED)
