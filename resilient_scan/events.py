@@ -1,8 +1,13 @@
 """What happened, as frozen records for listeners.
 
-All events of a run arrive before `run` returns, except those of threads that it abandoned. None is sent while a lock is
-held, so a listener may call the runner, and none on the watchdog's thread, where a slow listener would delay every
-deadline. Durations are in seconds, and `at` is in epoch seconds.
+All events of a run arrive before `run` returns, except those of threads that it abandoned, and those that a slow
+listener has not got at the run's deadline. None is sent while a lock is held, so a listener may call the runner, and
+none on the watchdog's thread, where a slow listener would delay every deadline. Durations are in seconds, and `at` is
+in epoch seconds.
+
+Listeners are called on the thread where something happens. While a run has a deadline, a listener is called on a thread
+of its own instead, in the same order: a run must not wait for one that hangs. A listener with a true attribute `prompt`
+is always called at once, so it has to be quick; those of this package are.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan._dispatch import Dispatcher
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 _log = logging.getLogger("resilient_scan")
@@ -84,7 +90,7 @@ class RunStarted(Event, frozen=True, gc=False):
 
 
 class AttemptStarted(Event, frozen=True, gc=False):
-    """A scanner's function is about to be called, on this thread and in these context variables."""
+    """A scanner's function is about to be called, in these context variables (and on this thread: see `prompt`)."""
 
     scanner: str
     attempt: int
@@ -292,6 +298,15 @@ class AlertReceived(Event, frozen=True, gc=False):
     at: float
 
 
+class ListenerLate(Event, frozen=True, gc=False):
+    """A run was over before a slow listener had got `events` of its events; the listener gets them later."""
+
+    listener: str
+    events: int
+    run_id: str
+    at: float
+
+
 class HeartbeatSeen(Event, frozen=True, gc=False):
     """A heartbeat of the alerting came in."""
 
@@ -300,14 +315,15 @@ class HeartbeatSeen(Event, frozen=True, gc=False):
 
 Listener = Callable[[Any], object]
 """Anything that takes one event. An attribute `events` (a tuple of event classes) may say which ones it wants; others
-are then not even built for it."""
+are then not even built for it. With an attribute `prompt` that is true, it is called at once, deadline or not."""
 
 
 class Bus:
     """Brings events to listeners; a listener that raises is logged once and breaks nothing."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
-        guarded = [(_Guarded(listener), getattr(listener, "events", None)) for listener in listeners]
+        self._dispatchers: list[Dispatcher] = []
+        guarded = [(self._guarded(listener), getattr(listener, "events", None)) for listener in listeners]
         self._listeners: dict[type, tuple[_Guarded, ...]] = {
             kind: tuple(notify for notify, wanted in guarded if wanted is None or kind in wanted)
             for kind in Event.__subclasses__()
@@ -315,7 +331,7 @@ class Bus:
 
     def subscribe(self, listener: Listener) -> None:
         """Add a listener, which is notified before all others."""
-        notify, wanted = _Guarded(listener), getattr(listener, "events", None)
+        notify, wanted = self._guarded(listener), getattr(listener, "events", None)
         for kind in self._listeners:
             if wanted is None or kind in wanted:
                 self._listeners[kind] = (notify, *self._listeners[kind])  # an event under way keeps its listeners
@@ -345,6 +361,39 @@ class Bus:
         """Return what sends events of one class to the listeners that want them now, each of them once."""
         return Channel(self._listeners[kind])
 
+    def _guarded(self, listener: Listener) -> _Guarded:
+        if getattr(listener, "prompt", False):
+            return _Guarded(listener)
+        dispatched = _Dispatched(listener)
+        self._dispatchers.append(dispatched.dispatcher)
+        return dispatched
+
+    def open(self, *, wanted: bool) -> bool:
+        """Call listeners on threads of their own until `close` is called, if a run wants that or another one does.
+
+        Returns:
+            Whether `close` is to be called. A run that does not want it joins the others all the same: were the threads
+            to end before it does, its channels would lead nowhere.
+        """
+        if not wanted and not any(each.target() for each in self._dispatchers):
+            return False
+        for each in self._dispatchers:
+            each.open()
+        return True
+
+    def close(self) -> None:
+        """Call listeners at once again, unless another run wants it otherwise."""
+        for each in self._dispatchers:
+            each.close()
+
+    def flush(self, until: float) -> list[tuple[str, int]]:
+        """Wait until all listeners have had what was sent, but not past an instant of real time (monotonic).
+
+        Returns:
+            The name of each listener that lacks events, and how many that no earlier call has returned.
+        """
+        return [(each.name, late) for each in self._dispatchers if (late := each.flush(until))]
+
 
 Delivery = tuple[Iterator[Listener], Iterator[Any]]
 """An event on its way: the listeners that were not called yet, and the calls that are left."""
@@ -364,7 +413,7 @@ class Channel:
 
     def __init__(self, guarded: tuple[_Guarded, ...]) -> None:
         self._guarded = guarded
-        self.listeners = tuple(each.listener for each in guarded)
+        self.listeners = tuple(each.target() for each in guarded)
 
     def begin(self, event: Event) -> Delivery:
         """Return an event that is still to be sent: `finish` does that."""
@@ -406,8 +455,31 @@ class _Guarded:
         except BaseException:  # foreign code; even its `sys.exit()` must not cost a run its end
             self.failed()
 
+    def target(self) -> Listener:
+        """Return what is to be called with an event now, without a guard."""
+        return self.listener
+
     def failed(self) -> None:
         """Log the exception that is being handled, unless one was logged before."""
         if not self._logged:
             self._logged = True
             _log.exception("listener %r failed; this is logged once, its later failures are not", self.listener)
+
+
+class _Dispatched(_Guarded):
+    """A listener that is called on a thread of its own while a run has a deadline."""
+
+    __slots__ = ("dispatcher",)
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        name = getattr(listener, "__qualname__", type(listener).__qualname__)
+        self.dispatcher = Dispatcher(name, super().__call__)
+
+    def __call__(self, event: Event) -> None:
+        if not self.dispatcher.take(event):
+            super().__call__(event)
+
+    def target(self) -> Listener:
+        """Return what takes an event for the listener now, or the listener itself."""
+        return self.dispatcher.target() or self.listener

@@ -44,7 +44,7 @@ def build() -> str:
             boards.row(theme.GRAPHS, _slow(), _retries()),
             boards.row(theme.GRAPHS, _cache(), _hits(), _attempts()),
             boards.row(theme.GRAPHS, _workers(), _queue(), _waits()),
-            (theme.GRAPHS, [(8, _results()), (8, _webhooks()), (4, _heartbeat()), (4, _store())]),
+            (theme.GRAPHS, [(8, _results()), (7, _webhooks()), (3, _heartbeat()), (3, _store()), (3, _listeners())]),
         ],
         one_scanner=False,
     )
@@ -138,6 +138,16 @@ def _store() -> stat.Panel:
         "Store errors",
         "Operations of the store that failed in the time shown; meanwhile nothing is shared.",
         Query(f"sum({in_range(process('store_errors_total'))})", instant=True),
+        theme.COUNT,
+        theme.ANY_IS_BAD,
+    )
+
+
+def _listeners() -> stat.Panel:
+    return stat_panel(
+        "Late events",
+        "Events of the time shown that slow listeners had not got when their run was over.",
+        Query(f"sum({in_range(process('listener_events_late_total'))})", instant=True),
         theme.COUNT,
         theme.ANY_IS_BAD,
     )

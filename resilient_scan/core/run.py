@@ -24,7 +24,7 @@ from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import Channel, DeadlineActedOn, Delivery, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import Channel, DeadlineActedOn, Delivery, ListenerLate, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.layers.cache import Entry
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
@@ -34,6 +34,7 @@ from resilient_scan.stores.health import WaitBudget
 # Seconds that a run's thread waits for a message at a time. On Python 3.11 a Ctrl-C that arrives just before an untimed
 # wait for a lock does not interrupt it; with a limit, the next round sees it.
 POLL_INTERVAL = 0.25
+FLUSH_TIMEOUT = 0.25  # seconds after the deadline for which a run waits for its listeners
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 
 
@@ -65,6 +66,7 @@ class Run:
         self._queued = 0  # how many of them hold a place in the window
         self.results: dict[str, ScanResult] = {}
         self._over = False
+        self._dispatches = False  # whether it keeps the listeners' own threads
         self._unread: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
         self._sending: tuple[Channel, Delivery] | None = None  # the event that is being sent, or was sent last
@@ -75,7 +77,8 @@ class Run:
         self.fleet = fleet
         self._names = names
         self._concurrent = concurrent
-        self._scans = fleet.bus.channel(ScanEnded)
+        self._dispatches = fleet.bus.open(wanted=self._seconds < math.inf)
+        self._scans = fleet.bus.channel(ScanEnded)  # after that
         self.epoch = self.started_at - self._began
         self.since = self._began
         self.deadline = self._began + self._seconds
@@ -248,10 +251,12 @@ class Run:
         if self.open:
             self._end_open()
         if len(self.results) < len(self._names):  # cancelled before their turn
+            self._over = True
             for name in self._names:
                 if name not in self.results:
                     self._skip(self.fleet.stacks[name])
         self._end_run()
+        self._flush_listeners()
         self.has_ended = True
 
     def _catch_up(self) -> None:
@@ -287,6 +292,17 @@ class Run:
         for _ in self._adding:
             pass
         self._send()
+
+    def _flush_listeners(self) -> None:
+        """Wait until the listeners have had all events, but not past the deadline, apart from a moment."""
+        bus = self.fleet.bus
+        left = 0.0 if self._over else max(0.0, self.deadline - self._clock.monotonic())
+        self._over = True  # where an interrupt ends this wait, the next one is short
+        for listener, events in bus.flush(time.monotonic() + left + FLUSH_TIMEOUT):
+            bus.send(ListenerLate(listener, events, self.run_id, self._clock.time()))
+        dispatches, self._dispatches = self._dispatches, False
+        if dispatches:
+            bus.close()
 
     def report(self) -> RunReport:
         """Return the report of a run that has ended."""

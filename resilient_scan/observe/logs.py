@@ -34,6 +34,17 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status, plain
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
 OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
+_TROUBLE = frozenset(
+    {
+        "SuspiciousResult",
+        "ThreadAbandoned",
+        "DeadlineActedOn",
+        "LoopBlocked",
+        "ListenerLate",
+        "StoreFailed",
+        "RetryBudgetExhausted",
+    }
+)
 
 
 TROUBLE = frozenset(
@@ -60,6 +71,7 @@ class LogEvents:
         ConfigError: there is no such format.
     """
 
+    prompt = True
     events: tuple[type[Event], ...] = (
         RunStarted,
         ScanEnded,
@@ -241,14 +253,7 @@ def _level(event: Event) -> int:
     outcome, new = getattr(event, "outcome", ""), getattr(event, "new", "")
     if name == "HeartbeatSeen" or (name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"):
         return logging.DEBUG
-    if name in {
-        "SuspiciousResult",
-        "ThreadAbandoned",
-        "DeadlineActedOn",
-        "LoopBlocked",
-        "StoreFailed",
-        "RetryBudgetExhausted",
-    }:
+    if name in _TROUBLE:
         return logging.WARNING
     bad = (name == "BreakerChanged" and new == "open") or (name == "ScannerStateChanged" and new != "enabled")
     return logging.WARNING if bad else logging.INFO

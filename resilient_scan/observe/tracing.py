@@ -59,6 +59,7 @@ class TraceRuns:
         ConfigError: opentelemetry is not installed.
     """
 
+    prompt = True
     events: tuple[type[Event], ...] = (RunStarted, AttemptStarted, AttemptEnded, ExecutionEnded, ScanEnded, RunEnded)
 
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:

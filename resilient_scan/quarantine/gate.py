@@ -79,6 +79,8 @@ class Gate:
         on_error: called with the operation and the error when the store fails.
     """
 
+    prompt = True  # the next scan has to know what this one has shown
+
     def __init__(
         self,
         names: Sequence[str],

@@ -28,6 +28,7 @@ from resilient_scan.events import (
     ExecutionEnded,
     HeartbeatSeen,
     LateCompletion,
+    ListenerLate,
     RetryBudgetExhausted,
     RunEnded,
     RunStarted,
@@ -307,6 +308,7 @@ def test_an_event_is_one_object(caplog: pytest.LogCaptureFixture) -> None:
         (RetryBudgetExhausted("one", 2, "id"), "retry_budget_exhausted", "warning"),
         (StoreFailed("get", "redis://:hunter2@h: down", 0.0, True), "store_failed", "warning"),
         (StoreRecovered(0.0), "store_recovered", "info"),
+        (ListenerLate("slow", 3, "id", 0.0), "listener_late", "warning"),
         (HeartbeatSeen(0.0), "heartbeat_seen", "debug"),
     ],
 )

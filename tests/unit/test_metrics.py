@@ -62,6 +62,7 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_timeout_freed": ("counter", (S, "method")),
     "resilient_scan_loop_blocked": ("counter", (S,)),
     "resilient_scan_suspicious_results": ("counter", (S,)),
+    "resilient_scan_listener_events_late": ("counter", ()),
     "resilient_scan_store_errors": ("counter", ("operation",)),
     "resilient_scan_runs": ("counter", ("result",)),
     "resilient_scan_run_duration_seconds": ("histogram", ()),

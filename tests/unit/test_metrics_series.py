@@ -31,6 +31,7 @@ from resilient_scan.events import (
     ExecutionEnded,
     HeartbeatSeen,
     LateCompletion,
+    ListenerLate,
     Load,
     ProbeEnded,
     Registered,
@@ -84,6 +85,7 @@ def ended(**changes: Any) -> ScanEnded:
         (SuspiciousResult("one", "test", "empty", 0, 0), "suspicious_results_total", {"scanner": "one"}),
         (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {"scanner": "one"}),
         (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
+        (ListenerLate("slow", 1, "run", 0.0), "listener_events_late_total", {}),
         (
             AlertReceived("grafana", "refused", 0.0),
             "alert_webhooks_total",

@@ -17,6 +17,7 @@ from resilient_scan.events import (
     ExecutionEnded,
     HeartbeatSeen,
     LateCompletion,
+    ListenerLate,
     LoopBlocked,
     ProbeEnded,
     RetryBudgetExhausted,
@@ -78,6 +79,7 @@ class PrometheusMetrics:
         ValueError: the registry has a foreign metric of one of these names.
     """
 
+    prompt = True
     events: tuple[type[Event], ...] = (
         ScannersRegistered,
         ScanEnded,
@@ -86,6 +88,7 @@ class PrometheusMetrics:
         DeadlineActedOn,
         ThreadAbandoned,
         StoreFailed,
+        ListenerLate,
         AlertReceived,
         HeartbeatSeen,
     )
@@ -140,14 +143,21 @@ class PrometheusMetrics:
                 self._watch(event)
             case DeadlineActedOn():
                 self._lateness.observe(event.lateness)
-            case StoreFailed():
-                self._metrics.child("store_errors_total", event.operation).inc()
             case AlertReceived():
                 self._metrics.child("alert_webhooks_total", event.source, event.result).inc()
             case HeartbeatSeen():
                 self._heartbeat.set(event.at)
+            case _:
+                self._trouble(event)
         if MULTIPROCESS:
             self._metrics.write()
+
+    def _trouble(self, event: Event) -> None:
+        match event:
+            case ListenerLate():
+                self._metrics.child("listener_events_late_total").inc(event.events)
+            case StoreFailed():
+                self._metrics.child("store_errors_total", event.operation).inc()
 
     def _watch(self, event: ScannersRegistered) -> None:
         for scanner in event.scanners:

@@ -192,6 +192,10 @@ _ALL = (
     ),
     _counter("loop_blocked_total", "Times that a coroutine blocked the event loop it shares with others.", "scanner"),
     _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
+    _counter(
+        "listener_events_late_total",
+        "Events that slow listeners had not got when their run was over; they get them later.",
+    ),
     _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),
     _counter(
         "runs_total",
