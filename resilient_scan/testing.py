@@ -12,7 +12,9 @@ from resilient_scan.errors import ScanError
 from resilient_scan.events import Event
 from resilient_scan.scanning import FunctionScanner, scanner
 
-QUIET = 0.05  # seconds of real time after which whoever has not moved a `FakeClock` waits for something else
+# Seconds of real time in which nothing happens on a `FakeClock` before it skips what scanners wait for: so that what is
+# about to begin at this instant does, and where others are at work, so that they end at this instant.
+IDLE, BUSY = 0.01, 0.05
 
 
 class FakeClock:
@@ -31,6 +33,7 @@ class FakeClock:
         self._moved = threading.Condition()
         self._sleepers = 0
         self._next_skip = math.inf  # where it moves when nothing happens any more
+        self._quiet = IDLE  # how long nothing has to happen before
 
     def monotonic(self) -> float:
         """Return the seconds since this clock was made."""
@@ -48,7 +51,7 @@ class FakeClock:
         """Wait until the clock reaches `until` or `wake` is set."""
         with self._moved:
             while not wake.is_set() and self._now < until:
-                happened = self._moved.wait(None if self._next_skip == math.inf else QUIET)
+                happened = self._moved.wait(None if self._next_skip == math.inf else self._quiet)
                 if not happened and self._next_skip < math.inf:  # several wait here: another one may have moved it
                     self._now, self._next_skip = max(self._now, self._next_skip), math.inf
                     self._moved.notify_all()
@@ -58,7 +61,9 @@ class FakeClock:
         if not self._auto:
             self._rest(until, wake)
         elif not wake.is_set():
-            self.skip(until, idle=True)
+            with self._moved:
+                self._now = max(self._now, until)
+                self._moved.notify_all()
 
     def attend(self, until: float, wake: Any, /) -> None:
         """Wait in the same way for what another thread does: then the clock does not move (`auto`)."""
@@ -78,13 +83,10 @@ class FakeClock:
                 self._sleepers -= 1
 
     def skip(self, until: float, /, *, idle: bool) -> None:
-        """Move the clock to `until` (`auto`); unless `idle`, not before nothing has happened on it for a moment."""
+        """Move the clock to `until` (`auto`) when nothing has happened on it for a moment; a longer one unless idle."""
         if self._auto:
             with self._moved:
-                if idle:
-                    self._now = max(self._now, until)
-                else:
-                    self._next_skip = until
+                self._next_skip, self._quiet = until, IDLE if idle else BUSY
                 self._moved.notify_all()
 
     def advance(self, seconds: float) -> None:

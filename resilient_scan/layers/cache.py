@@ -28,7 +28,7 @@ import cachetools
 import msgspec
 
 from resilient_scan.clock import Clock
-from resilient_scan.layers.copying import AT_ONCE, SHARED, copied, copying_of
+from resilient_scan.layers.copying import AT_ONCE, MAX_AT_ONCE, ON_WORKER, SHARED, copied, copying_of
 from resilient_scan.options import Cache
 from resilient_scan.results import ErrorInfo
 
@@ -174,7 +174,9 @@ class ResultCache(Generic[Flight]):
         ttl = self._ttl if candidates else self._ttl_empty  # another process may have stored it under a longer ttl
         fresh, stale = min(fresh, ttl - age), min(stale, ttl + self._stale - age)
         now = self._monotonic()
-        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying_of(candidates))
+        # Many are not looked at: this is a run's thread, or the lease keeper's.
+        copying = ON_WORKER if len(candidates) > MAX_AT_ONCE else copying_of(candidates)
+        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying)
         with self._lock:
             # While we read the store, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)

@@ -286,10 +286,10 @@ class Provider:
         """Have a clock that advances instead of waiting pass the wait for the rate. Under the lock.
 
         No thread sleeps until then, so nothing else would move it. While an attempt of this provider is at work, it
-        does not move yet: that attempt would time out, although it takes no time on this clock. When it ends, it comes
-        by here. It may also wait for something else (a worker, a shared value that another one loads); the clock then
-        moves when nothing has happened on it for a moment. It never moves past a ticket's end: with a rate per day, it
-        would let everything that is cached expire, for nobody.
+        should not move yet: that attempt would time out, although it takes no time on this clock. When it ends, it
+        comes by here. But it may also wait for something else (a worker, a shared value that another one loads), so the
+        clock moves all the same after a while. It never moves past a ticket's end: with a rate per day, it would let
+        everything that is cached expire, for nobody.
         """
         waiting = {ticket.attempt for ticket in self._requests}
         tickets = (*self._requests, *self._on_workers, *self._attempts)

@@ -160,6 +160,7 @@ def test_a_copy_that_hangs_costs_its_scan_a_timeout_and_nobody_else_anything(
     copying.action = copying.hang
     run = background(runner.run, {})
     assert copying.begun.wait(WAIT_TIMEOUT)
+    eventually(lambda: recorder.of(ScanEnded) and runner._fleet.pool.counts()["busy"] == 1)  # the other one is through
     clock.advance(3)
     report = run.result(WAIT_TIMEOUT)
     result = report.results["odd"]
@@ -200,6 +201,7 @@ def test_a_run_ends_at_its_deadline_although_an_answer_is_being_copied(
     copying.action = copying.hang
     run = background(runner.run, {}, deadline=0.25)
     assert copying.begun.wait(WAIT_TIMEOUT)
+    eventually(lambda: recorder.of(ScanEnded)[1:] and runner._fleet.pool.counts()["busy"] == 1)
     clock.advance(0.25)
     report = run.result(WAIT_TIMEOUT)
     assert statuses(report) == [Status.TIMEOUT, Status.COMPLETED]

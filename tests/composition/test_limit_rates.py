@@ -234,7 +234,7 @@ def test_a_clock_that_moves_itself_passes_the_waits_of_attempts_for_their_reques
 def test_a_clock_that_moves_itself_leaves_an_attempt_that_is_at_work_its_time(
     fleet: Fleet, bare: Bare, background: Background, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resilient_scan.testing.QUIET", WAIT_TIMEOUT)
+    monkeypatch.setattr("resilient_scan.testing.BUSY", WAIT_TIMEOUT)
     clock, go = FakeClock(auto=True), threading.Event()
 
     @scanner(pipeline="test")
