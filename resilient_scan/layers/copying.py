@@ -120,7 +120,7 @@ def _is_small_and_plain(candidates: Sequence[Any]) -> bool:
     left = MAX_AT_ONCE - len(candidates)
     if left < 0 or not _CANDIDATE.issuperset(map(type, candidates)):
         return False
-    waiting: list[Any] = [candidate.extras for candidate in candidates]
+    waiting: list[Any] = [extras for each in candidates if (extras := each.extras) or type(extras) is not dict]
     while waiting:
         parts = _parts(waiting.pop())
         if parts is None:

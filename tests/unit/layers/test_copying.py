@@ -235,6 +235,7 @@ def test_foreign_parts_are_copied_as_they_want() -> None:
 
 
 def test_extras_may_be_a_dict_of_another_kind() -> None:
+    assert copying_of([Candidate("A", "one", "", extras=OrderedDict())]) == ON_WORKER
     original = Candidate("A", "one", "", extras=OrderedDict(a=[1]))
     made = copied(original)
     assert type(made.extras) is OrderedDict
