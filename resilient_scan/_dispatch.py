@@ -128,7 +128,7 @@ class Dispatcher:
             done, waiting = self._done, self._queue.qsize() - self._orders + self._busy
             late, self._counted = done + waiting - max(done, self._counted), done + waiting
         if late > 0:
-            self._log_once("listener %s is slow: a run ended before it had received %d event(s)", late)
+            self._log_once("listener %s is slow: a run ended before it had received %d of its events", late)
         return max(0, late)
 
     def _log_once(self, message: str, number: int) -> None:

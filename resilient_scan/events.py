@@ -299,7 +299,7 @@ class AlertReceived(Event, frozen=True, gc=False):
 
 
 class ListenerLate(Event, frozen=True, gc=False):
-    """A run was over before a slow listener had got `events` of its events; the listener gets them later."""
+    """A run ended before a slow listener had received `events` of its events; the listener gets them later."""
 
     listener: str
     events: int

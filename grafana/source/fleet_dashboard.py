@@ -146,7 +146,7 @@ def _store() -> stat.Panel:
 def _listeners() -> stat.Panel:
     return stat_panel(
         "Late events",
-        "Events of the time shown that slow listeners had not got when their run was over.",
+        "Events of the time shown that slow listeners had not received when their run ended.",
         Query(f"sum({in_range(process('listener_events_late_total'))})", instant=True),
         theme.COUNT,
         theme.ANY_IS_BAD,

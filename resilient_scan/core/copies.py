@@ -90,7 +90,7 @@ class AnswerCopy:
             self.refuse(str(error))
 
     def leave(self, scan: Scan, *, keep_working: bool) -> bool | None:
-        """End it because the scan's run is over; see `Execution.leave`."""
+        """End it because the scan's run has ended; see `Execution.leave`."""
         with self.stack.lock:
             if self.ended and not self._left:
                 return None
@@ -113,7 +113,7 @@ class AnswerCopy:
     # as a task of the pool
 
     def start(self, now: float, _place: Place, /) -> float | None:
-        """Begin and return the deadline, unless the scan's run is over."""
+        """Begin and return the deadline, unless the scan's run has ended."""
         with self.stack.lock:
             wanted = not self.ended and now < self.scan.run.deadline
             if wanted:
@@ -151,7 +151,7 @@ class AnswerCopy:
             return
         events = (ThreadAbandoned(self.name, thread, age, run_id), DeadlineActedOn(self.name, lateness, run_id))
         error = ScanTimeout(f"timeout after {in_seconds(stack.total)}s in copying a cached answer", by_clock=True)
-        if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run was over before
+        if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run had ended before
             stack.pool.run_soon(lambda: stack.bus.send_all(events))
 
     def late(self, age: float, /) -> None:

@@ -226,7 +226,7 @@ def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -
     Args:
         scan: one without a result.
         answer: what has come: its execution's outcome, an answer of another process, or copies of an answer.
-        over: whether its run is over, so that it cannot wait any more.
+        over: whether its run has ended, so that it cannot wait any more.
     """
     if isinstance(answer, AnswerCopy):
         return _after_copy(scan, answer, over=over)
@@ -243,7 +243,7 @@ def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -
 
 
 def cut_off(scan: Scan, *, by_user: bool) -> ScanResult | None:
-    """Make the result of a scan whose run is over; `None`: what it waits for has just ended, and is in the outbox."""
+    """Make the result of a scan whose run has ended; `None`: what it waits for has just ended, and is in the outbox."""
     execution = scan.execution
     begun = execution.leave(scan, keep_working=not by_user)
     if begun is None:

@@ -133,7 +133,7 @@ def _is_small_and_plain(candidates: Sequence[Any]) -> bool:
 
 
 def _parts(value: Any) -> Collection[Any] | None:
-    """Return what a plain container holds; `None` if it is none, or foreign code could run when it is copied."""
+    """Return what a plain container holds; `None` if it isn't one, or foreign code could run when it is copied."""
     kind = type(value)
     if kind is dict:
         return value.values() if _FINAL.issuperset(map(type, value)) else None

@@ -137,7 +137,7 @@ def test_a_slow_listener_is_logged_once(
         runner.run({}, deadline=0.05)
     (record,) = [record for record in caplog.records if "is slow" in record.message]
     assert record.message == (
-        "listener Hanging is slow: a run ended before it had received 1 event(s); this is logged once"
+        "listener Hanging is slow: a run ended before it had received 1 of its events; this is logged once"
     )
 
 

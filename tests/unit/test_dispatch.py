@@ -186,7 +186,7 @@ def test_a_flush_gives_up_in_time_and_counts_each_event_once(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "listener Slow is slow: a run ended before it had received 2 event(s); this is logged once"
+        "listener Slow is slow: a run ended before it had received 2 of its events; this is logged once"
     )
 
 

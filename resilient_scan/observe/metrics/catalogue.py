@@ -194,7 +194,7 @@ _ALL = (
     _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
     _counter(
         "listener_events_late_total",
-        "Events that slow listeners had not got when their run was over; they get them later.",
+        "Events that slow listeners had not received when their run ended; they receive them later.",
     ),
     _counter("store_errors_total", "Operations of the store that failed.", "operation", closed=_each(STORE_OPERATIONS)),
     _counter(
