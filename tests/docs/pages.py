@@ -7,6 +7,7 @@ A comment on the line before a block says how the block is run:
     <!-- block: output -->                    it is what the page's previous Python block printed
     <!-- block: exit 2 -->                    the last command of the block ends with this status
     <!-- block: not run: needs a server -->   do not run it, for this reason; it is still parsed
+    <!-- block: recipe -->                    tests/recipes/ runs it, with a real server around it; here it is parsed
 
 Several of them are separated by `; `.
 """

@@ -5,6 +5,7 @@ Queries for Prometheus are left to `promtool`, in a test of their own, and direc
 
 from __future__ import annotations
 
+import ast
 import configparser
 import contextlib
 import io
@@ -57,8 +58,9 @@ class Reader:
             action(block)
 
     def _python(self, block: Block) -> None:
-        code = compile(block.text, block.place, "exec")
-        if block.order("file") is not None or block.order("not run") is not None:
+        cell = block.order("recipe") is not None
+        code = compile(block.text, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if cell else 0)
+        if cell or block.order("file") is not None or block.order("not run") is not None:
             return
         if block.order("continued") is None:
             self._module = types.ModuleType("page")
@@ -81,7 +83,7 @@ class Reader:
         assert steps, "a console block has lines that begin with `$ `"
         for line, _ in steps:
             parse(line)
-        if block.order("not run") is not None:
+        if block.order("not run") is not None or block.order("recipe") is not None:
             return
         wanted = int(block.order("exit") or 0)
         for number, (line, expected) in enumerate(steps, 1):

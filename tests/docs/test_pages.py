@@ -98,6 +98,13 @@ def test_readme_is_read_in_one_go() -> None:
     assert len(README.read_text().splitlines()) <= 250
 
 
+def test_what_a_page_leaves_to_the_tests_of_recipes_has_one() -> None:
+    left = {block.page for page in pages() for block in blocks(page) if block.order("recipe") is not None}
+    assert {page.parent for page in left} == {DOCS / "recipes"}
+    tests = {f"test_{page.stem}.py" for page in (DOCS / "recipes").glob("*.md")} - {"test_index.py"}
+    assert {path.name for path in (ROOT / "tests" / "recipes").glob("test_*.py")} == tests
+
+
 def test_each_layer_has_the_same_sections_and_a_diagram() -> None:
     for page in sorted((DOCS / "layers").glob("*.md")):
         if page.name != "index.md":
@@ -134,6 +141,9 @@ def reader_of(text: str, tmp_path: Path) -> None:
         ("```console\n$ resilient-scan rum\n```\n", "no such command"),
         ("<!-- block: not run: why not -->\n```sh\nresilient-scan run --fault\n```\n", "no option --fault"),
         ("```sh\necho\n```\n", "say why it is not run"),
+        ("<!-- block: recipe -->\n```console\n$ resilient-scan rum\n```\n", "no such command"),
+        ("<!-- block: recipe -->\n```python\nawait (\n```\n", "was never closed"),
+        ("```python\nawait x\n```\n", "'await' outside function"),
         ("```toml\n[defaults]\nretry = { atempts = 3 }\n```\n", "atempts"),
         ("```yaml\na: [\n```\n", "while parsing"),
         ("```json\n{\n```\n", "Expecting property name"),
@@ -153,6 +163,12 @@ def test_blocks_build_on_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "<!-- block: output -->\n```text\n1\n```\n\n<!-- block: exit 3 -->\n```console\n$ exit 3\n```\n",
         tmp_path,
     )
+
+
+def test_what_belongs_to_a_recipe_is_parsed_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
+    recipe = "<!-- block: recipe -->\n"
+    reader_of(f"{recipe}```python\nawait nothing\n```\n\n{recipe}```console\n$ exit 3\n```\n", tmp_path)
 
 
 def test_three_dots_stand_for_anything() -> None:
