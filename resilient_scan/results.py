@@ -65,14 +65,13 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         """Describe an exception, of a group its first leaf; one whose `str` fails is described by its class."""
         found = leaves(error)
         first = found[0]
-        kind = type(first)
-        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        kind = _kind(type(first))
         try:
-            message = hide(_short(str(first)))
+            message = hide(short(str(first)))
         except BaseException:  # the scanner's exception class is foreign code
             message = ""
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return cls(prefix + kind.__qualname__, (message or kind.__name__) + more)
+        return cls(kind, (message or kind.rpartition(".")[2]) + more)
 
     @property
     def kind(self) -> str:
@@ -80,7 +79,17 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
         return self.type.rpartition(".")[2]
 
 
-def _short(text: str) -> str:
+def _kind(kind: type) -> str:
+    """Return a class's qualified name; its metaclass is foreign code, too, and may refuse to tell it."""
+    try:
+        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        return prefix + kind.__qualname__
+    except BaseException:
+        return "an exception without a name"
+
+
+def short(text: str) -> str:
+    """Return foreign text, cut off if it is so long that it would fill a log."""
     return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
 
 

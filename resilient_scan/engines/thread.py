@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from resilient_scan.engines.loop import Calls, Coroutines
@@ -31,7 +32,10 @@ def _end_child(scanner: str) -> NoReturn:
     and wait for tasks as a second worker, with locks that a thread of the parent held at the fork and no one will
     release.
     """
-    os.write(2, f"resilient-scan: a child that {scanner} forked came back from the scanner; it ends here\n".encode())
+    with suppress(OSError):  # standard error may be closed, or its pipe has no reader
+        os.write(
+            2, f"resilient-scan: a child that {scanner} forked came back from the scanner; it ends here\n".encode()
+        )
     os._exit(os.EX_SOFTWARE)
 
 

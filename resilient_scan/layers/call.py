@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -10,9 +10,11 @@ import msgspec
 from resilient_scan._once import ready
 from resilient_scan.errors import InvalidCandidate
 from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.results import short
 from resilient_scan.scanning import Candidate
 
 Maker = Callable[[Any], Any]
+_FINITE = frozenset({list, tuple, set, frozenset})
 _FIELDS = frozenset(Candidate.__struct_fields__)
 
 
@@ -25,15 +27,15 @@ def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
     """
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"scan returned {type(items).__name__}; return a list of candidates, or yield them")
-    lazy = isinstance(items, Iterator)
+    lazy = type(items) not in _FINITE
     keep = context.found.append
     for item in items:
-        if lazy and context.cancelled:  # also ends a generator that never would
+        if lazy and context.cancelled:  # also ends a generator, or a feed that makes one, that never would
             context.check()
         try:
             keep(make(item))
         except InvalidCandidate as error:
-            context.invalid = context.invalid or str(error)
+            context.invalid = context.invalid or short(str(error))
             context.dropped += 1
 
 

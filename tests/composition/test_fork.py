@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import multiprocessing
 import os
 import socket
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -22,18 +20,14 @@ from prometheus_client import CollectorRegistry
 from resilient_scan import (
     Breaker,
     Cache,
-    Candidate,
     Limit,
-    ScanCancelled,
     ScanRunner,
     Status,
     Timeout,
     scanner,
 )
-from resilient_scan.engines.loop import Loops
+from resilient_scan.engines.loop import _Loop
 from resilient_scan.events import ScannersRegistered
-from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.call import maker_of
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
@@ -270,38 +264,23 @@ def test_a_child_has_threads_of_its_own_for_the_blocking_calls_of_coroutines(
     assert len(runner.abandoned()) == 1
 
 
-def test_a_child_does_not_break_the_event_loops_of_its_parent(fleet: Fleet, bare: Bare) -> None:
+def test_a_child_does_not_break_the_event_loops_of_its_parent() -> None:
     """The child collects the inherited loop; closing it takes the parent's wake-up pipe out of the shared epoll."""
-    loops = Loops()
-
-    async def nothing() -> None: ...
-
-    async def long() -> None:
-        await asyncio.sleep(3)
-
-    def finish(loops: Loops, work: Any, context: AttemptContext) -> None:
-        loops.finish(work, maker_of(Candidate, "one"), context, runner._fleet.stacks["one"].calls)
-
-    runner = fleet(scanner(name="one", pipeline="test")(lambda _state: []))
-    finish(loops, nothing(), AttemptContext("one"))
-    (loop,) = loops._idle
-    runner._fleet.loops._idle.append(loop)
-    del loop
-    loops._idle.clear()
+    loop = _Loop()
+    task = loop.create_task(asyncio.sleep(3))
+    loop.run_until_complete(asyncio.sleep(0))
     pid = os.fork()
     if pid == 0:
-        runner.run({})
-        warnings.simplefilter("ignore")  # else the loop's own warning keeps it from closing itself
-        gc.collect()
+        loop.close()
         os._exit(0)
     os.waitpid(pid, 0)
-    context = AttemptContext("one")
-    timer = threading.Timer(0.1, context.cancel)
+    timer = threading.Timer(0.1, loop.call_soon_threadsafe, (task.cancel,))
     timer.start()
     began = time.monotonic()
-    with pytest.raises(ScanCancelled):
-        finish(runner._fleet.loops, long(), context)
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(task)
     timer.join()
+    loop.close()
     assert time.monotonic() - began < 2.9
 
 
@@ -476,3 +455,26 @@ def test_a_child_that_comes_back_from_its_scanner_ends_there(fleet: Fleet, way: 
     assert report.complete
     assert codes == [os.EX_SOFTWARE]
     assert "a child that forks forked came back from the scanner; it ends here" in capfd.readouterr().err
+
+
+def test_a_child_that_comes_back_ends_where_standard_error_is_closed(fleet: Fleet) -> None:
+    """The line that says so cannot be written then; the child went on as a second worker."""
+    before = os.getpid()
+
+    @scanner(pipeline="test", cache=None)
+    def forks(_state: dict[str, Any]) -> list[Any]:
+        kept = os.dup(2)
+        os.close(2)
+        try:
+            pid = os.fork()
+            if pid:
+                codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            return []
+        finally:
+            if os.getpid() == before:
+                os.dup2(kept, 2)
+                os.close(kept)
+
+    codes: list[int] = []
+    assert statuses(fleet(forks).run()) == [Status.COMPLETED]
+    assert codes == [os.EX_SOFTWARE]

@@ -229,14 +229,77 @@ def used() -> Iterator[list[asyncio.AbstractEventLoop]]:
     _used.clear()
 
 
-def test_engines_with_the_same_loops_share_the_idle_ones(used: list[asyncio.AbstractEventLoop]) -> None:
-    """Each holds three descriptors: one for each of 400 scanners is more than a process may have."""
-    loops = Loops()
+def test_each_attempt_has_a_loop_of_its_own_that_is_closed_at_its_end(
+    engine: ThreadEngine, used: list[asyncio.AbstractEventLoop]
+) -> None:
+    """Each holds three descriptors: one kept for each of 400 scanners is more than a process may have."""
     for _ in range(3):
-        asked(_loop_in_use, ThreadEngine(loops, OnThreads()))
-    assert len(set(used)) == 1
-    loops.close()
-    assert used[0].is_closed()
+        asked(_loop_in_use, engine)
+    assert len(set(used)) == 3
+    assert all(loop.is_closed() for loop in used)
+
+
+def test_what_one_attempt_leaves_on_its_loop_does_not_run_in_the_next_one(engine: ThreadEngine) -> None:
+    ran: list[str] = []
+
+    async def stubborn() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ran.append(f"generator on {id(asyncio.get_running_loop())}")
+
+    async def leaves(_context: AttemptContext) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        ran.append(f"generator on {id(loop)}")
+        loop.call_later(0.01, ran.append, "timer")
+        await anext(stubborn())
+        return []
+
+    async def waits(_context: AttemptContext) -> list[Any]:
+        await asyncio.sleep(0.05)
+        return []
+
+    asked(leaves, engine)
+    assert len(ran) == 2
+    assert ran[0] == ran[1], "the generator is closed, on its own loop"
+    asked(waits, engine)
+    assert len(ran) == 2
+
+
+def test_a_task_factory_that_raises_costs_no_answer(engine: ThreadEngine) -> None:
+    async def sets(_context: AttemptContext) -> list[Any]:
+        asyncio.get_running_loop().set_task_factory(lambda *_args, **_kwargs: 1 / 0)
+        return [AAPL]
+
+    assert asked(sets, engine).found == [AAPL]
+
+
+class Feed:
+    """Iterable without an end, but no iterator."""
+
+    def __init__(self, context: AttemptContext) -> None:
+        self.context = context
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(10):
+            if number == 3:
+                self.context.cancel()
+            yield AAPL
+        raise AssertionError("read on after the cancel")
+
+
+def test_a_feed_that_is_no_iterator_ends_with_its_scan(engine: ThreadEngine) -> None:
+    context = AttemptContext("one")
+    with pytest.raises(ScanCancelled):
+        asked(Feed, engine, context=context)
+    assert context.found == [AAPL] * 3
+
+
+def test_what_is_wrong_with_an_item_is_told_in_reasonable_length(engine: ThreadEngine) -> None:
+    context = asked([{"ticker": "a b" * 1_000_000}], engine)
+    assert context.dropped == 1
+    assert len(context.invalid) < 11_000
+    assert "characters)" in context.invalid
 
 
 @pytest.mark.parametrize(
