@@ -17,7 +17,6 @@ drop an expired answer, which may still stand in for a failed execution.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -27,12 +26,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import cachetools
 import msgspec
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock
 from resilient_scan.layers.copying import AT_ONCE, MAX_AT_ONCE, ON_WORKER, SHARED, copied, copying_of
 from resilient_scan.options import Cache
 from resilient_scan.results import ErrorInfo
 
-_log = logging.getLogger("resilient_scan")
 Flight = TypeVar("Flight")
 
 
@@ -177,13 +176,16 @@ class ResultCache(Generic[Flight]):
         # Many are not looked at: this is a run's thread, or the lease keeper's.
         copying = ON_WORKER if len(candidates) > MAX_AT_ONCE else copying_of(candidates)
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying)
+        displaced: object = None
         with self._lock:
             # While we read the store, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
             # Meanwhile an operator may also have ordered to forget the answers, this one among them.
             if (known is None or known.stored_at < entry.stored_at) and forgotten == self._forgotten:
-                self._keep(key, entry)
-            return self._fresh(key)
+                displaced = self._keep(key, entry)
+            found_now = self._fresh(key)
+        del displaced
+        return found_now
 
     def stale(self, key: Hashable) -> Entry | None:
         """Return the answer that may stand in for a failed execution, if there is one."""
@@ -261,13 +263,15 @@ class ResultCache(Generic[Flight]):
             own = tuple(candidates) if copying is SHARED else tuple([copied(candidate) for candidate in candidates])
         until = now + ttl * (1.0 - self._jitter * self._random())
         entry = Entry(own, now, until, until + self._stale, None, copying)
+        displaced: object = None
         with self._lock:
             if keep:
-                self._keep(key, entry)
+                displaced = self._keep(key, entry)
             if self._failures is not None:
                 self._failures.pop(key, None)
             if self.answers is None:
                 self._end_flight(key, flight)
+        del displaced
         if self.answers is not None:
             # The answer is stored before the flight ends, which gives the lease back. The other way round, another
             # process could acquire the lease, find no answer in the store, and call the source again.
@@ -291,8 +295,9 @@ class ResultCache(Generic[Flight]):
         """Drop all answers and remembered failures; an execution under way still brings its answer."""
         with self._lock:
             self._forgotten += 1
-            self._latest = None
-            self._entries = _Entries(self._entries.maxsize)
+            displaced = self._latest, self._entries
+            self._latest, self._entries = None, _Entries(self._entries.maxsize)
+        del displaced  # see `_keep`
         self.forget_failures()
 
     def forget_failures(self) -> None:
@@ -348,13 +353,17 @@ class ResultCache(Generic[Flight]):
             if self._on_landed is not None:
                 self._on_landed(key)
 
-    def _keep(self, key: Hashable, entry: Entry) -> None:
-        """Put an answer at the end of the entries. Under the lock."""
+    def _keep(self, key: Hashable, entry: Entry) -> object:
+        """Put an answer at the end of the entries. Under the lock.
+
+        What is returned must be let go after the lock. It is what had to make room, perhaps the last reference to a
+        candidate. Its `__del__` is foreign code: one that hung under the lock would hang the watchdog, too.
+        """
         entries = self._entries
-        if key in entries:
-            del entries[key]
+        displaced = self._latest, entries.pop(key, None), None if len(entries) < entries.maxsize else entries.popitem()
         entries[key] = entry
         self._latest = (key, entry)
+        return displaced
 
     def _find(self, key: Hashable) -> Entry | None:
         """Return the answer for `key`, fresh or not, and mark it as used. Under the lock."""

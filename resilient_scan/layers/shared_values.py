@@ -49,17 +49,34 @@ class _Loading:
             waiter.poke()
 
 
+class _Key:
+    """A scanner's key with its hash, which is computed before the lock is taken: a `__hash__` is foreign code."""
+
+    __slots__ = ("hash", "key")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.hash = hash(key)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and (self.key is other.key or self.key == other.key)
+
+
 class SharedValues:
     """The values that the scanners of one runner share. Safe to use from any thread; `load` runs without a lock."""
 
     def __init__(self, clock: Clock, maxsize: int = 4096) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._values: cachetools.LRUCache[Hashable, tuple[float, Any]] = cachetools.LRUCache(maxsize)
-        self._loading: dict[Hashable, _Loading] = {}
+        self._values: cachetools.LRUCache[_Key, tuple[float, Any]] = cachetools.LRUCache(maxsize)
+        self._loading: dict[_Key, _Loading] = {}
 
-    def get(self, key: Hashable, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
-        """Return the value for `key`, calling `load` if there is none younger than `ttl` seconds."""
+    def get(self, name: Hashable, load: Callable[[], T], ttl: float, context: ScanContext, /) -> T:
+        """Return the value with this name, calling `load` if there is none younger than `ttl` seconds."""
+        key = _Key(name)
         while True:
             # Both looks are under one lock: between two, a loader could finish, and this scanner would find neither
             # the value nor anybody to wait for.
@@ -81,7 +98,7 @@ class SharedValues:
                 return loading.value  # type: ignore[no-any-return]
             # The loader was cancelled or replaced: look again.
 
-    def _lead_or_follow(self, key: Hashable, loading: _Loading | None, context: ScanContext) -> _Loading | None:
+    def _lead_or_follow(self, key: _Key, loading: _Loading | None, context: ScanContext) -> _Loading | None:
         """Lead if nobody loads, or instead of a loader whose time is up; or follow. Under the lock.
 
         A waiter with less than half of the time that was not enough for that loader would only fail likewise, and
@@ -107,7 +124,7 @@ class SharedValues:
             context.wait(loading.loader.remaining() + 0.001, loading.ended, watched=loading.loader)
         context.check()
 
-    def _load(self, key: Hashable, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
+    def _load(self, key: _Key, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
         try:
             value = load()
         except BaseException as error:
@@ -118,7 +135,7 @@ class SharedValues:
 
     def _finish(
         self,
-        key: Hashable,
+        key: _Key,
         loading: _Loading,
         *,
         error: BaseException | None = None,
@@ -126,10 +143,14 @@ class SharedValues:
         until: float = 0,
     ) -> None:
         """Publish the outcome. A loader that was replaced does so too: its value is as good, and perhaps earlier."""
+        old: list[Any] = []  # freed after the lock is: a value's `__del__` is foreign code
         with self._lock:
             loading.error, loading.value = error, value
             loading.finished = True
             if error is None:
+                old.append(self._values.pop(key, None))
+                while len(self._values) >= self._values.maxsize:
+                    old.append(self._values.popitem())
                 self._values[key] = (until, value)
             if self._loading.get(key) is loading:
                 del self._loading[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -240,3 +240,74 @@ def test_an_answer_that_can_be_copied_only_once_is_dropped_and_logged(
     assert cache.copies("key", entry) is None  # the old one again: the newer stays
     assert cache.fresh("key") is newer
     assert cache.copies("key", newer) == [Candidate("A", "one", "")]
+
+
+# foreign code that runs when something is looked up or dropped
+
+
+class Witness:
+    """Notes whether a lock is held while it is hashed or dropped."""
+
+    locks: ClassVar[list[Any]] = []
+    held: ClassVar[list[bool]] = []
+
+    def __hash__(self) -> int:
+        self.held.append(any(lock.locked() for lock in self.locks))
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __del__(self) -> None:
+        self.held.append(any(lock.locked() for lock in self.locks))
+
+    def __deepcopy__(self, _memo: Any) -> Witness:
+        return Witness()
+
+
+@pytest.fixture
+def held() -> list[bool]:
+    Witness.held.clear()
+    return Witness.held
+
+
+@pytest.mark.parametrize("way", ["replaced", "no room", "forgotten"])
+def test_no_lock_is_held_while_a_cached_candidate_is_dropped(way: str, clock: FakeClock, held: list[bool]) -> None:
+    """A `__del__` that hung under the lock hung the watchdog, which needs it to end the execution."""
+    cache = cache_of(clock, maxsize=1)
+    Witness.locks = [cache._lock]
+    found = [Candidate("AAPL", "one", "", extras={"resource": Witness()})]
+    cache.put(b"key", found, "flight")
+    held.clear()
+    if way == "forgotten":
+        cache.forget()
+    else:
+        cache.put(b"key" if way == "replaced" else b"other", [], "flight")
+    assert held == [False]
+
+
+def test_no_lock_is_held_while_a_stored_answer_displaces_a_candidate(clock: FakeClock, held: list[bool]) -> None:
+    class Stored:
+        def find(self, _key: bytes) -> Any:
+            return [], 0.0, 60.0, 60.0
+
+    cache = cache_of(clock, maxsize=1)
+    Witness.locks = [cache._lock]
+    cache.put(b"key", [Candidate("AAPL", "one", "", extras={"resource": Witness()})], "flight")
+    held.clear()
+    cache.answers = Stored()  # type: ignore[assignment]
+    assert cache.load(b"other") is not None
+    assert held == [False]
+
+
+def test_no_lock_is_held_while_a_shared_key_is_hashed_or_a_value_dropped(clock: FakeClock, held: list[bool]) -> None:
+    """A `__hash__` that hung under the lock hung every scanner that shares values."""
+    values, context = SharedValues(clock, maxsize=2), ScanContext(clock=clock)
+    Witness.locks = [values._lock]
+    key = Witness()
+    assert values.get(key, lambda: "a", 300.0, context) == values.get(key, lambda: "b", 300.0, context) == "a"
+    for name in ("one", "two", "one", "three"):
+        values.get(name, Witness, 0.0, context)
+    assert len(held) >= 4
+    assert not any(held)
+    Witness.locks = []
