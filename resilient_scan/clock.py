@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-import time
+from time import monotonic, time
 from typing import Protocol
 
 
@@ -59,12 +59,13 @@ class MovingClock(Clock, Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
-    monotonic = staticmethod(time.monotonic)
-    time = staticmethod(time.time)
+    # Bound once: a test helper, or a scanner, may replace `time.monotonic` for the whole process later.
+    monotonic = staticmethod(monotonic)
+    time = staticmethod(time)
     event = staticmethod(threading.Event)
 
     def wait(self, until: float, wake: Wake, /) -> None:
         """Wait until an instant, or until `wake` is raised."""
-        wake.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
+        wake.wait(None if until == math.inf else max(0.0, until - monotonic()))
 
     sleep = wait

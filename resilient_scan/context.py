@@ -16,7 +16,7 @@ from resilient_scan._suspend import off_loop
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.options import Limit
-from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot
+from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot, new_tool_logs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -83,6 +83,8 @@ class ScanContext:
     requests = 0  # that the permit allows without asking again
     abandoned = False
     _state: dict[str, Any] | None = None
+    _known_logs: tuple[Any, ...] = ()  # entries that the state had before the current attempt
+    _all_logs: list[dict[str, Any]] | None = None  # once the state was let go
 
     def __init__(
         self,
@@ -161,10 +163,12 @@ class ScanContext:
 
     def tool_logs(self) -> list[dict[str, Any]]:
         """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
-        state = self._state
+        state = self._state  # before the look at `_all_logs`, which is set before the state is let go
+        if self._all_logs is not None:
+            return self._all_logs.copy()
         if state is None or TOOL_LOGS not in state:
             return self._logs.copy()
-        return [*self._logs, *self._snapshot.new_tool_logs(state)]
+        return [*self._logs, *new_tool_logs(state, self._known_logs)]
 
     def doubt(self, reason: str) -> None:
         """Mark this answer as suspicious, although nothing failed: it is handed over with the reason, and not cached.
@@ -172,7 +176,7 @@ class ScanContext:
         Args:
             reason: what is wrong with the source's answer, without secrets.
         """
-        self.doubted = reason
+        self.doubted = str(reason)  # here, where an object that is not text may hang or raise at its scanner's expense
 
     def shared(self, key: Any, load: Callable[[], T], *, ttl: float = 300.0) -> T:
         """Return a value that several scanners need, loaded once for all of them.

@@ -17,6 +17,7 @@ a plain exception is its own only leaf.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Final
 
 
@@ -161,9 +162,16 @@ def is_cancellation(error: BaseException) -> bool:
         return True
     if isinstance(error, Exception):  # not even an `ExceptionGroup` can contain one of the two
         return False
+    kinds = _cancellations()
+    return all(isinstance(leaf, kinds) for leaf in leaves(error))
+
+
+@cache
+def _cancellations() -> tuple[type[BaseException], ...]:
+    """Return the classes of cancellations; looked up once, because a scanner may reload asyncio meanwhile."""
     from asyncio import CancelledError  # noqa: PLC0415 - slow to import, and `import resilient_scan` needs this file
 
-    return all(isinstance(leaf, ScanCancelled | CancelledError) for leaf in leaves(error))
+    return ScanCancelled, CancelledError
 
 
 # The next three run for every failed attempt, most of them plain exceptions: a loop costs these less than a generator.

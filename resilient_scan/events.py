@@ -12,7 +12,6 @@ is always called at once, so it has to be quick; those of this package are.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from operator import call, length_hint
@@ -21,9 +20,8 @@ from typing import Any
 import msgspec
 
 from resilient_scan._dispatch import Dispatcher
+from resilient_scan._log import log as _log
 from resilient_scan.results import ErrorInfo, ScanResult, Status
-
-_log = logging.getLogger("resilient_scan")
 
 SUCCESS, ERROR, TIMEOUT, CANCELLED = "success", "error", "timeout", "cancelled"  # outcomes of attempts and executions
 

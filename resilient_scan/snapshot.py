@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import enum
+import operator
 import os
 import pathlib
 import pickle
 import sys
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, cast
 
@@ -34,18 +35,28 @@ class Snapshot:
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
         logs = state.get(TOOL_LOGS)
-        self._known_logs = self.copy()[TOOL_LOGS] if isinstance(logs, list) and logs else []
+        self.has_logs = isinstance(logs, list) and bool(logs)
         self.keys = Keys(self.copy)
 
-    def new_tool_logs(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the entries that a scanner added to the `tool_logs` of its own copy."""
-        logs = state.get(TOOL_LOGS)
-        if not isinstance(logs, list):
-            return []
-        known = self._known_logs
-        if logs[: len(known)] == known:
-            return logs[len(known) :]
-        return [entry for entry in logs if entry not in known]  # rearranged, or a new list
+    def known_logs(self, state: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the caller's entries in the `tool_logs` of a new copy."""
+        return tuple(state[TOOL_LOGS]) if self.has_logs else ()
+
+
+def new_tool_logs(state: dict[str, Any], known: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the entries that a scanner added to the `tool_logs` of its copy, which had the `known` ones.
+
+    Entries are told apart by identity, and no method of the list or of an entry is called: the watchdog calls this, and
+    an `__eq__` that hangs would cost every scanner its timeout.
+    """
+    logs = state.get(TOOL_LOGS)
+    if not issubclass(type(logs), list):
+        return []
+    entries: list[dict[str, Any]] = list.__getitem__(cast("list[Any]", logs), slice(None))
+    if all(map(operator.is_, entries, known)) and len(entries) >= len(known):
+        return entries[len(known) :]
+    old = set(map(id, known))
+    return [entry for entry in entries if id(entry) not in old]  # rearranged, or a new list
 
 
 class Keys(dict[tuple[str, ...] | None, bytes | None]):

@@ -30,11 +30,11 @@ only before the first. A scan that finds an execution ended but not landed takes
 from __future__ import annotations
 
 import contextvars
-import logging
 from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Any
 
+from resilient_scan._log import log as _log
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter, run_over
@@ -63,7 +63,6 @@ from resilient_scan.layers.limit import Ticket
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
-_log = logging.getLogger("resilient_scan")
 _pools: contextvars.ContextVar[tuple[ThreadPool, ...]] = contextvars.ContextVar("pools", default=())
 
 
@@ -335,6 +334,7 @@ class Execution:
         """Hand the answer over; an answer that comes after the end still fills the cache."""
         self.through, self._late_kind = True, SUCCESS
         stack, context = self.stack, self.context
+        context.drop_state()
         doubt = context.doubted or stack.doubt(len(found), context.dropped)
         entry = self._cache_answer(found, doubt is None) if self._key is not None else None
         waiters = self._end()
@@ -382,6 +382,8 @@ class Execution:
         context = self.context
         kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
         cancelled = is_cancellation(failure)
+        error = ErrorInfo.of(failure)  # before the end, because it calls the exception's `__str__`, which may hang
+        context.drop_state()
         waiters = self._end()
         if waiters is None:
             if cancelled:  # it came back because it was cancelled
@@ -390,8 +392,8 @@ class Execution:
         if cancelled and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
             failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
+            error = ErrorInfo.of(failure)
             kind = TIMEOUT
-        error = ErrorInfo.of(failure)
         self._cache_error(reported, error)
         self.land()
         outcome = self.outcome(kind, context.found, None, error)
@@ -465,7 +467,7 @@ class Execution:
         """Cancel the work: the runner is closed, and nobody can ask its cache any more."""
         waiters = self._end()
         if waiters is None:
-            self.context.cancel()
+            self._wake_scanner()
             return
         self._cancel(begun=self.began != NEVER)
         outcome = self.outcome(CANCELLED, [], None, None)
@@ -480,11 +482,18 @@ class Execution:
         permit = context.permit
         if stack.breaker is not None and permit is not None:
             stack.breaker.vote(permit, None)
-        context.cancel()
+        self._wake_scanner()
         if begun:
             stack.bus.send_all([*self._take_pending_events(), *self._endings(CANCELLED, None)])
         else:
             stack.bus.send_all(self._probed(CANCELLED, None))
+
+    def _wake_scanner(self) -> None:
+        """Cancel the scanner's context; one that has overwritten its methods costs nobody else anything."""
+        try:
+            self.context.cancel()
+        except Exception:
+            _log.exception("%s: the scanner could not be cancelled", self.name)
 
     # on the watchdog's thread
 
@@ -520,14 +529,14 @@ class Execution:
         events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
         if not waiters:
             self.land()
-            context.cancel()
+            self._wake_scanner()
             self._send_elsewhere(events)
             return
         self._cache_error(TIMEOUT, error)
         self.land()
         self._took(stack.clock.monotonic() - self.began, by_itself=False)
         outcome = self.outcome(TIMEOUT, context.found, None, error)
-        context.cancel()
+        self._wake_scanner()
         for waiter in waiters:
             waiter.end(outcome, tuple(events) if waiter is waiters[0] else ())
 
@@ -572,7 +581,7 @@ class Execution:
             stack.cache.hand_on(self._key, self, successor)
             if successor.ended:  # its last waiter left before it led in the cache, and had nothing to land
                 successor.land()
-        context.cancel()
+        self._wake_scanner()
         stack.pool.at(context.deadline, successor.expire_unstarted)
         successor.go()
         return True
@@ -665,18 +674,15 @@ class Execution:
         waiter = waiter or (self.waiters[0] if self.waiters else None)
         now = self.stack.clock.monotonic()
         began = min(self.began, now)
+        queue_wait = began - waiter.run.since if waiter is not None else 0.0
+        started_at = began + waiter.run.epoch if waiter is not None else 0.0
+        try:
+            kept = found if kind == SUCCESS else list(found)
+            attempts, dropped, logs = context.attempt, context.dropped, context.tool_logs()
+        except Exception:  # the scanner has overwritten what its context keeps
+            kept, attempts, dropped, logs = [], 1, 0, []
         return Outcome(
-            kind,
-            found if kind == SUCCESS else list(found),
-            entry,
-            error,
-            context.attempt,
-            now - began,
-            began - waiter.run.since if waiter is not None else 0.0,
-            context.dropped,
-            context.tool_logs(),
-            began + waiter.run.epoch if waiter is not None else 0.0,
-            suspicious,
+            kind, kept, entry, error, attempts, now - began, queue_wait, dropped, logs, started_at, suspicious
         )
 
     def _timeout(self) -> ScanTimeout:

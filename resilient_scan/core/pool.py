@@ -20,7 +20,6 @@ import contextvars
 import gc
 import heapq
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -29,10 +28,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Task, Worker
 
-_log = logging.getLogger("resilient_scan")
 _frames_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever
     os.register_at_fork(
@@ -268,7 +267,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 worker.deadline = deadline
                 if deadline < self._next_look:  # `look_by`, without the call
                     self._wake.set()
-                task.run()
+                try:
+                    task.run()
+                except BaseException:  # it must not raise, but where no memory is left, anything may
+                    _log.exception("%s: a task failed", task.name)
             if not self._finish(worker, task):
                 return
             del task  # else an idle worker keeps its last task, and all that this holds, alive

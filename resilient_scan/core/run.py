@@ -11,11 +11,11 @@ apart is written in one statement, after all calls: Python runs no signal handle
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any
 
 from resilient_scan.clock import Clock
@@ -87,7 +87,7 @@ class Run:
     def wait_budget(self) -> WaitBudget:
         """Return the budget that bounds this thread's waits for a store, above all after the deadline."""
         left = self._began + self._seconds - self._clock.monotonic()
-        return WaitBudget(time.monotonic() + left)  # other processes hold the lock: real time, not the run's clock
+        return WaitBudget(monotonic() + left)  # other processes hold the lock: real time, not the run's clock
 
     # from any thread
 

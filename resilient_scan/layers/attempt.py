@@ -83,8 +83,20 @@ class AttemptContext(ScanContext):
             self.doubted = None
         self.attempt += 1
         self.open_attempt = self.attempt_began = self._clock.monotonic()
-        self._state = self._snapshot.copy()
-        return self._state
+        self._state = state = self._snapshot.copy()
+        if self._snapshot.has_logs:
+            self._known_logs = self._snapshot.known_logs(state)
+        return state
+
+    def drop_state(self) -> None:
+        """Let go of the scanner's copy of the state, on its own thread and while its time runs.
+
+        Else the run's thread would drop the last reference to what the scanner put there, and run its `__del__`: one
+        that hangs would hang the run.
+        """
+        if self._state is not None:
+            self._all_logs = self.tool_logs()
+            self._state = None
 
     def postpone(self, seconds: float) -> None:
         """Move its own deadlines by `seconds`; the run's deadline stays where it is."""

@@ -10,12 +10,12 @@ listener would hold up every alert and every probe.
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
+from resilient_scan._log import log as _log
 from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError, is_number
@@ -58,7 +58,6 @@ from resilient_scan.results import ErrorInfo
 from resilient_scan.stores import AUDIT, Refused, Store
 from resilient_scan.stores.health import UnlimitedWait
 
-_log = logging.getLogger("resilient_scan")
 ORDER_DURATION = 86_400.0  # seconds for which a manual order holds if no duration is given
 MAX_AUDIT_ENTRIES = 1_000
 SOURCES = ("alertmanager", "grafana")

@@ -13,7 +13,6 @@ tell a jump ahead from time that has passed, but it can tell that time went back
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.options import Quarantine
@@ -41,8 +41,6 @@ from resilient_scan.stores.memory import MemoryStore
 T = TypeVar("T")
 KEY = ORDERS
 CLOCK_TOLERANCE = 1.0  # seconds by which the two clocks may differ: clocks are slewed, and stores are far away
-
-_log = logging.getLogger("resilient_scan")
 
 
 # one step on stored bytes; pure, because a store may make it more than once

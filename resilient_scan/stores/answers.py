@@ -12,19 +12,18 @@ not heard of the new epoch yet, is not found either. They expire by themselves.
 from __future__ import annotations
 
 import hashlib
-import logging
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store
 from resilient_scan.stores.codec import Undecodable, decode_candidates, encode_candidates
 
-_log = logging.getLogger("resilient_scan")
 SCHEMA = 2  # 1 had another codec
 MAX_CLOCK_SKEW = 5.0  # seconds by which another machine's clock may be ahead
 EPOCH_PREFIX = "answers/"  # of the documents that name the scanners' epochs

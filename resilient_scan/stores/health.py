@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 
 from resilient_scan.clock import Clock
@@ -36,7 +36,7 @@ _this_thread = _ThisThread()
 
 def allowed_wait(most: float) -> float:
     """Return how many seconds the calling thread may wait now, at most `most`."""
-    return min(most, max(MIN_WAIT, min(_this_thread.seconds, _this_thread.until - time.monotonic())))
+    return min(most, max(MIN_WAIT, min(_this_thread.seconds, _this_thread.until - monotonic())))
 
 
 def waits_are_unlimited() -> bool:
@@ -155,7 +155,7 @@ class CallWatchdog:
         # Noted and looked at under one lock, as the thread does before it exits. Otherwise it could see no call, then
         # this thread could note one and see a watchdog that still runs, which exits, and the call is not watched.
         with self._lock:
-            self._began[threading.get_ident()] = time.monotonic()
+            self._began[threading.get_ident()] = monotonic()
             if self._running:
                 return
             self._running = True
@@ -176,9 +176,9 @@ class CallWatchdog:
         self._stopped.set()
 
     def _work(self) -> None:
-        last_call = time.monotonic()
+        last_call = monotonic()
         while not self._stopped.wait(self._most / 2):
-            now = time.monotonic()
+            now = monotonic()
             with self._lock:
                 last_call = now if self._began else last_call
                 late = {thread for thread, began in self._began.items() if now - began > self._most} - self._late

@@ -18,18 +18,17 @@ Where the store fails, everyone may go on as if nobody else worked.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, runtime_checkable
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store
 from resilient_scan.stores.health import IDLE_TIMEOUT, Health, limit_waits
 from resilient_scan.stores.owner import is_dead, new_owner
 
-_log = logging.getLogger("resilient_scan")
 POLL_INTERVAL = 0.05  # seconds between two looks at what another process does
 LEASE_SECONDS = 10.0  # that a lease lasts, and that work is lost for when a machine dies
 RENEW_INTERVAL = 3.0  # seconds between two renewals: a store that is away for some seconds costs no lease

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+import time
+from concurrent.futures import Future
 from typing import Any
 
 import prometheus_client
@@ -11,7 +14,7 @@ import pytest
 
 from resilient_scan import PrometheusMetrics, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.core.execution import Execution
-from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.pool import FutureTask, ThreadPool
 from resilient_scan.events import DeadlineActedOn, ScanEnded, ThreadAbandoned
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
 from tests.support.fixtures import Eventually
@@ -203,3 +206,187 @@ def test_seconds_of_lateness_are_logged_and_milliseconds_are_not(caplog: pytest.
     log(DeadlineActedOn("", 3.0))
     assert "one: its deadline was acted on 12.1s late: other code held the interpreter's lock" in caplog.text
     assert "the run: its deadline was acted on 3s late" in caplog.text
+
+
+# what scanners leave for it to look at
+
+
+class Hangs:
+    """Every method that the package could call by mistake hangs until the test is over."""
+
+    release: threading.Event
+
+    def _hang(self, *_args: Any) -> Any:
+        self.release.wait(30)
+
+    __eq__ = __repr__ = __str__ = __len__ = __bool__ = _hang  # type: ignore[assignment]
+    __hash__ = _hang  # type: ignore[assignment]
+
+
+class TextHangs(Exception):
+    release: threading.Event
+
+    def __str__(self) -> str:
+        self.release.wait(30)
+        return ""
+
+
+@pytest.fixture
+def hangs(release: threading.Event) -> type[Hangs]:
+    Hangs.release = TextHangs.release = release
+    return Hangs
+
+
+def test_an_error_whose_text_hangs_is_a_timeout(hangs: type[Hangs]) -> None:
+    """Its text was asked for after the execution had ended: nobody was left to hand the timeout over."""
+
+    @scanner(pipeline="test", retry=None, timeout=Timeout(total=0.1))
+    def fails(_state: dict[str, Any]) -> Any:
+        raise TextHangs
+
+    with ScanRunner([fails, healthy("sound")], listeners=()) as runner:
+        report = runner.run(deadline=10)
+    assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]
+    assert report.duration < 8
+
+
+@pytest.mark.parametrize("ends", ["hangs", "returns"])
+def test_log_entries_are_never_compared(ends: str, hangs: type[Hangs], release: threading.Event) -> None:
+    """The watchdog compared them with the caller's own to find the new ones; one that hangs ended all deadlines."""
+
+    @scanner(pipeline="test", timeout=Timeout(total=0.1))
+    def logs(state: dict[str, Any]) -> list[Any]:
+        state["tool_logs"].insert(0, hangs())
+        if ends == "hangs":
+            release.wait(30)
+        return []
+
+    slow = hanging("slow", release, timeout=Timeout(total=0.2))
+    with ScanRunner([logs, slow, healthy("sound")], listeners=()) as runner:
+        report = runner.run({"tool_logs": [{"tool": "caller"}]}, deadline=10)
+    first = Status.TIMEOUT if ends == "hangs" else Status.COMPLETED
+    assert [result.status for result in report.results.values()] == [first, Status.TIMEOUT, Status.COMPLETED]
+    assert report.duration < 8
+    assert [type(entry) for entry in report.tool_logs] == [hangs]
+
+
+def test_what_a_scanner_puts_into_its_state_is_dropped_by_its_own_thread() -> None:
+    """The run's thread dropped it, after the result had come: a `__del__` that hangs hung the run."""
+    dropped: list[str] = []
+
+    class Resource:
+        def __del__(self) -> None:
+            dropped.append(threading.current_thread().name)
+
+    @scanner(pipeline="test", cache=None, retry=None)
+    def keeps(state: dict[str, Any], context: ScanContext) -> list[Any]:
+        state["resource"] = Resource()
+        context.log("fetch")
+        if state["fails"]:
+            raise ValueError
+        return []
+
+    with ScanRunner([keeps], listeners=()) as runner:
+        for fails in (False, True):
+            report = runner.run({"fails": fails})
+            assert [entry["tool"] for entry in report.tool_logs] == ["fetch"]
+    assert len(dropped) == 2
+    assert all(name.startswith("resilient-scan-") for name in dropped)
+
+
+def test_a_context_that_a_scanner_has_overwritten_costs_nobody_else_anything(release: threading.Event) -> None:
+    @scanner(pipeline="test", timeout=Timeout(total=0.1), retry=None)
+    def overwrites(state: dict[str, Any], context: Any) -> list[Any]:
+        context.found, context.steps, context.cancel = 5, "x", 9
+        if state["hangs"]:
+            release.wait(30)
+        return []
+
+    slow = hanging("slow", release, timeout=Timeout(total=0.2, max_abandoned=2))
+    with ScanRunner([overwrites, slow, healthy("sound")], listeners=()) as runner:
+        for hangs in (False, True):
+            report = runner.run({"hangs": hangs}, deadline=10)
+            assert len(report.results) == 3
+            assert report.results["slow"].status is Status.TIMEOUT
+            assert report.results["sound"].status is Status.COMPLETED
+            assert report.duration < 8
+
+
+def test_an_error_whose_class_has_no_name_is_reported() -> None:
+    class Nameless(type):
+        def __getattribute__(cls, name: str) -> Any:
+            if name in {"__qualname__", "__module__"}:
+                raise Unnamed
+            return super().__getattribute__(name)
+
+    class Unnamed(Exception, metaclass=Nameless):
+        pass
+
+    @scanner(pipeline="test", retry=None)
+    def fails(_state: dict[str, Any]) -> Any:
+        raise Unnamed("text")
+
+    with ScanRunner([fails], listeners=()) as runner:
+        (result,) = runner.run(deadline=5).results.values()
+    assert result.status is Status.ERROR
+    assert result.error is not None
+    assert (result.error.type, result.error.message) == ("an exception without a name", "text")
+
+
+def test_a_task_that_raises_costs_the_pool_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    class Bad(FutureTask):
+        def run(self) -> None:
+            raise MemoryError
+
+    pool = ThreadPool(1)
+    pool.execute(Bad(Future(), lambda: None))
+    assert pool.submit(lambda: 7).result(5) == 7
+    assert pool.counts()["busy"] + pool.counts()["idle"] == 1
+    assert "submit: a task failed" in caplog.text
+    pool.shutdown()
+
+
+# what they change for the whole process
+
+
+def test_deadlines_hold_while_the_clock_of_the_time_module_stands_still(
+    monkeypatch: pytest.MonkeyPatch, release: threading.Event
+) -> None:
+    """As `freezegun` patches it. The watchdog measured its waits by it, and slept for ever."""
+
+    @scanner(pipeline="test", timeout=Timeout(total=0.2), cache=None, retry=None)
+    async def sleeps(_state: dict[str, Any]) -> None:
+        await asyncio.sleep(30)
+
+    with ScanRunner([hanging("slow", release, timeout=Timeout(total=0.2)), sleeps], listeners=()) as runner:
+        monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+        report = runner.run(deadline=20)
+    assert report.counts == {Status.TIMEOUT: 2}
+    assert report.duration < 15
+
+
+def test_a_logging_filter_that_raises_costs_no_run_its_end(
+    monkeypatch: pytest.MonkeyPatch, release: threading.Event
+) -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        raise SystemExit("a filter")
+
+    logger = logging.getLogger("resilient_scan")
+    slow = hanging("slow", release, timeout=Timeout(total=0.1))
+    with ScanRunner([slow, healthy("sound")]) as runner:
+        monkeypatch.setattr(logger, "filters", [fail])
+        runner._fleet.pool.at(0.0, lambda: 1 / 0)
+        report = runner.run(deadline=10)
+    assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]
+
+
+def test_a_run_cuts_off_a_scanner_that_has_overwritten_its_context(release: threading.Event) -> None:
+    @scanner(pipeline="test", cache=None)
+    def overwrites(_state: dict[str, Any], context: Any) -> list[Any]:
+        context.found, context.cancel, context.tool_logs = 5, 9, 7
+        release.wait(30)
+        return []
+
+    with ScanRunner([overwrites, healthy("sound")], listeners=()) as runner:
+        report = runner.run(deadline=0.3)
+    assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]

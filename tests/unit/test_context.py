@@ -340,3 +340,17 @@ def test_a_request_waits_for_its_turn_unless_it_is_paid_for(paid: bool, waits: l
     provider = context.provider = CountingProvider(paid=paid)
     context.before_request()
     assert provider.waits == waits
+
+
+def test_a_doubt_is_made_text_where_the_scanner_says_it() -> None:
+    """A listener would do that later, when nobody is left to hand a timeout over."""
+
+    class Raises:
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    context = ScanContext()
+    with pytest.raises(ValueError, match="no text"):
+        context.doubt(Raises())  # type: ignore[arg-type]
+    context.doubt(ValueError("odd"))  # type: ignore[arg-type]
+    assert context.doubted == "odd"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_scan.snapshot import EMPTY, Snapshot
+from resilient_scan.snapshot import EMPTY, Snapshot, new_tool_logs
 
 RULES = settings(deadline=None, derandomize=True)
 
@@ -223,7 +223,13 @@ def test_an_object_with_more_than_its_fields_has_no_stable_form() -> None:
 def test_new_log_entries_are_those_beyond_the_known_ones(
     before: dict[str, Any], after: dict[str, Any], new: list[Any]
 ) -> None:
-    assert Snapshot(before).new_tool_logs(after) == new
+    snapshot = Snapshot(before)
+    state = snapshot.copy()
+    known = snapshot.known_logs(state)
+    logs = after.get("tool_logs")
+    kept = known if isinstance(logs, list) and logs[: len(known)] == list(known) else ()
+    state = {**after, "tool_logs": [*kept, *logs[len(kept) :]]} if isinstance(logs, list) else after
+    assert new_tool_logs(state, known) == new
 
 
 # whatever a state is made of
@@ -314,11 +320,28 @@ def test_keys_that_are_no_text_and_huge_numbers_have_stable_forms(one: Any, same
 
 def test_rearranged_tool_logs_are_distinguished_from_old_ones() -> None:
     old = [{"old": 1}, {"old": 2}]
-    snapshot = Snapshot({"tool_logs": old})
-    assert snapshot.new_tool_logs({"tool_logs": [*old, {"new": 1}]}) == [{"new": 1}]
-    assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}]}) == [{"new": 1}]
-    assert snapshot.new_tool_logs({"tool_logs": [{"new": 1}, *old]}) == [{"new": 1}]
-    assert snapshot.new_tool_logs({"tool_logs": old}) == []
+    assert new_tool_logs({"tool_logs": [*old, {"new": 1}]}, old) == [{"new": 1}]
+    assert new_tool_logs({"tool_logs": [{"new": 1}]}, old) == [{"new": 1}]
+    assert new_tool_logs({"tool_logs": [{"new": 1}, *old]}, old) == [{"new": 1}]
+    assert new_tool_logs({"tool_logs": [*old[::-1], {"new": 1}]}, old) == [{"new": 1}]
+    assert new_tool_logs({"tool_logs": old}, old) == []
+    assert new_tool_logs({"tool_logs": ["a", "a"]}, ["a"]) == ["a"], "equal texts are one object"
+
+
+class Trap(list[Any]):
+    """A list, or an entry, whose every method raises."""
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    __hash__ = None  # type: ignore[assignment]
+    __iter__ = __len__ = __getitem__ = __bool__ = __eq__  # type: ignore[assignment]
+
+
+def test_new_log_entries_are_found_without_a_call_of_theirs() -> None:
+    old = [{"old": 1}]
+    found = new_tool_logs({"tool_logs": Trap([Trap(), *old])}, old)
+    assert [type(entry) for entry in found] == [Trap]
 
 
 def test_copies_of_a_state_of_plain_values_are_independent_too() -> None:

@@ -24,7 +24,6 @@ record is gone, or no longer readable.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import uuid
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 BREAKER_PREFIX = "breaker/"
 ManualChange = Callable[["BreakerMachine", float], None]
 """What an operator orders: it changes a machine at an instant, on that machine's clock."""
-
-_log = logging.getLogger("resilient_scan")
 
 
 class BreakerStore(msgspec.Struct, frozen=True):
