@@ -7,14 +7,14 @@ interrupt of the run's thread falls before it or after it (see `Channel` in `eve
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
-_log = logging.getLogger("resilient_scan")
+from resilient_scan._log import log as _log
+
 MAX_WAITING = 100_000  # events for one listener; one that hangs for good must not take all memory
 POLL_INTERVAL = 0.25  # seconds of one wait: a Ctrl-C is seen between two
 
@@ -120,7 +120,7 @@ class Dispatcher:
             if self._thread is None or self._thread is threading.current_thread():  # or it runs a runner itself
                 return 0
             self._order(mark)
-        while not mark.is_set() and (left := until - time.monotonic()) > 0:
+        while not mark.is_set() and (left := until - monotonic()) > 0:
             mark.wait(min(left, POLL_INTERVAL))
         if mark.is_set():
             return 0

@@ -27,7 +27,7 @@ settings.load_profile("here")
 
 # Their tests start processes, or threads by the hundred: they take seconds each, and are left out unless asked for.
 TESTS = Path(__file__).parent
-SLOW_FOLDERS = ("e2e", "peers", "pictures", "races", "recipes")
+SLOW_FOLDERS = ("e2e", "peers", "pictures", "races", "torture", "recipes")
 
 # Settings files without a store keep state in the user's state directory; the tests' is gone with the tests.
 _state = tempfile.TemporaryDirectory(prefix="resilient-scan-state-")

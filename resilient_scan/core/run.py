@@ -298,7 +298,7 @@ class Run:
         bus = self.fleet.bus
         left = 0.0 if self._over else max(0.0, self.deadline - self._clock.monotonic())
         self._over = True  # where an interrupt ends this wait, the next one is short
-        for listener, events in bus.flush(time.monotonic() + left + FLUSH_TIMEOUT):
+        for listener, events in bus.flush(monotonic() + left + FLUSH_TIMEOUT):
             bus.send(ListenerLate(listener, events, self.run_id, self._clock.time()))
         dispatches, self._dispatches = self._dispatches, False
         if dispatches:
