@@ -238,10 +238,11 @@ class LoopBlocked(Event, frozen=True, gc=False):
 
 
 class LateCompletion(Event, frozen=True, gc=False):
-    """Abandoned work ended after all: `outcome` is `success` or `error`, and `duration` is how long it really took.
+    """Work ended after its timeout: `outcome` is `success` or `error`, and `duration` is how long it really took.
 
     `method` is what freed its thread: `cooperative` (the scanner noticed its deadline), `cancel` (of an `async def`
-    scanner), `sockets` (shut down), `process` (killed), or `abandoned` (nothing did; it ended by itself).
+    scanner), `sockets` (shut down), `process` (killed), or `abandoned` (nothing did; it ended by itself). `abandoned`
+    says whether its thread was reported as abandoned before: not if it came back within 50 ms of the deadline.
     """
 
     scanner: str
@@ -250,6 +251,7 @@ class LateCompletion(Event, frozen=True, gc=False):
     run_id: str = ""
     attempt: int = 0
     method: str = "abandoned"
+    abandoned: bool = True
 
 
 class ProbeEnded(Event, frozen=True, gc=False):

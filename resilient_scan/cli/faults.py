@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from resilient_scan._text import in_seconds
 from resilient_scan.context import ScanContext
-from resilient_scan.events import BreakerChanged, Event, ThreadAbandoned
+from resilient_scan.events import BreakerChanged, Event
 from resilient_scan.options import Breaker, Cache, Retry, Timeout
 from resilient_scan.results import ScanResult, Status
 from resilient_scan.scanning import FunctionScanner, scanner
@@ -86,9 +86,14 @@ def _found(source: str, ticker: str, context: str) -> dict[str, str]:
 
 
 class Watch:
-    """A listener that remembers whose breaker opened and whose thread was abandoned."""
+    """A listener that remembers whose breaker opened; and whose threads are in the ledger.
 
-    events: tuple[type[Event], ...] = (BreakerChanged, ThreadAbandoned)
+    Attributes:
+        abandoned: scanners with a thread in the ledger. The event comes 50 ms after the timeout, when the screen may
+            have been written; the ledger has the thread at once.
+    """
+
+    events: tuple[type[Event], ...] = (BreakerChanged,)
 
     def __init__(self) -> None:
         self.opened: set[str] = set()
@@ -99,8 +104,6 @@ class Watch:
         match event:
             case BreakerChanged(name, _, "open", _):
                 self.opened.add(name)
-            case ThreadAbandoned(name):
-                self.abandoned.add(name)
 
     def describe(self, result: ScanResult) -> str:
         """Say in one line how a scan ended, and which layer saw to it."""

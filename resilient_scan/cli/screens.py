@@ -442,6 +442,7 @@ def rehearse(fleet: ReadyFleet, watch: Watch) -> RunReport:
 def _rehearsed(title: str, fleet: ReadyFleet, watch: Watch) -> RunReport:
     try:
         report = fleet.run()
+        watch.abandoned.update(thread.name for thread in fleet.runner.abandoned())
     except KeyboardInterrupt as stop:
         if isinstance(cut := getattr(stop, "report", None), RunReport):
             _print_rehearsed(title, cut, watch)

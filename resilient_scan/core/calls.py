@@ -126,18 +126,24 @@ class _Call(FutureTask):
         super().run()
         self._leave()
 
-    def expire(self, thread: str, age: float, _lateness: float, /) -> None:
-        """Note that its thread is abandoned; on the watchdog's thread, so another one tells the listeners."""
+    def expire(self, _thread: str, _age: float, _lateness: float, /) -> None:
+        """Make room for the next call: this one's time is up."""
         self._calls.hung.abandon()
-        event = ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt)
-        self._calls.pool.run_soon(lambda: self._calls.send(event))
         self._leave()
 
-    def late(self, age: float, /) -> None:
-        """Note that its thread came back."""
+    def returned(self) -> None:
+        """Note that its thread is back."""
         self._calls.hung.returned()
-        outcome = SUCCESS if self.future.exception() is None else ERROR
-        self._calls.send(LateCompletion(self.name, age, outcome, self._run_id, self._attempt))
+
+    def abandon(self, thread: str, age: float, /) -> None:
+        """Report that its thread does not come back."""
+        self._calls.send(ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt))
+
+    def late(self, age: float, abandoned: bool, /) -> None:
+        """Report that its thread came back, if it was reported as abandoned."""
+        if abandoned:
+            outcome = SUCCESS if self.future.exception() is None else ERROR
+            self._calls.send(LateCompletion(self.name, age, outcome, self._run_id, self._attempt))
 
     def refuse(self, reason: str, /) -> None:
         """Give the coroutine the reason why no thread takes the call, or any call that waits for its turn."""

@@ -140,7 +140,7 @@ class AnswerCopy:
         mark_work(self.stack.pool)
         return self.entry.copies()
 
-    def expire(self, thread: str, age: float, lateness: float, /) -> None:
+    def expire(self, _thread: str, _age: float, lateness: float, /) -> None:
         """Hand over without copies. The thread may go on; it counts as one of the scanner's abandoned threads."""
         stack, run_id = self.stack, self.scan.run.run_id
         stack.hung.abandon()
@@ -149,20 +149,27 @@ class AnswerCopy:
             self.hangs = not self.through
         if not self.hangs:  # it is through, and its worker ends it in this very moment
             return
-        events = (ThreadAbandoned(self.name, thread, age, run_id), DeadlineActedOn(self.name, lateness, run_id))
+        events = (DeadlineActedOn(self.name, lateness, run_id),)
         error = ScanTimeout(f"timeout after {in_seconds(stack.total)}s in copying a cached answer", by_clock=True)
         if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run had ended before
             stack.pool.run_soon(lambda: stack.bus.send_all(events))
 
-    def late(self, age: float, /) -> None:
-        """Note that the thread has ended after all; on that thread."""
-        stack = self.stack
-        with stack.lock:
-            stack.hung_copies -= 1
-        stack.hung.returned()
+    def returned(self) -> None:
+        """Note that the thread has ended after all."""
+        with self.stack.lock:
+            self.stack.hung_copies -= 1
+        self.stack.hung.returned()
+
+    def abandon(self, thread: str, age: float, /) -> None:
+        """Report that the thread does not come back."""
         if self.hangs:
+            self.stack.bus.send(ThreadAbandoned(self.name, thread, age, self.scan.run.run_id))
+
+    def late(self, age: float, abandoned: bool, /) -> None:
+        """Report that the thread came back, if it was reported as abandoned."""
+        if self.hangs and abandoned:
             outcome = SUCCESS if self.candidates is not None else ERROR
-            stack.bus.send(LateCompletion(self.name, age, outcome, self.scan.run.run_id))
+            self.stack.bus.send(LateCompletion(self.name, age, outcome, self.scan.run.run_id))
 
     def refuse(self, reason: str, /) -> None:
         """End without a start: the pool has no thread for it, or is shut down."""

@@ -99,9 +99,8 @@ class Execution:
     _left = False  # ended because its last waiter left
     _late_kind = ERROR
     _method = "abandoned"  # the method that freed its thread, where that comes late
-    _abandoned: bool | None = None  # whether listeners learn that its thread was abandoned; None: not decided yet
+    _timed_out = False  # whether the watchdog took it from its thread
     _on_lane = False  # whether it runs on the shared event loop
-    _late_age: float | None = None  # its age when the thread came back before that was decided
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
 
@@ -497,36 +496,30 @@ class Execution:
 
     # on the watchdog's thread
 
-    def expire(self, thread: str, age: float, lateness: float, /) -> None:
+    def expire(self, _thread: str, _age: float, lateness: float, /) -> None:
         """Hand over at the deadline, while the scanner still runs; the events are sent by another thread."""
         try:
-            self._expire(thread, age, lateness)
+            self._expire(lateness)
         except BaseException as failure:  # a bug of ours must not cost the run its end
             _log.exception("%s: the timeout could not be handed over", self.name)
             self._give_up(failure)
 
-    def _expire(self, thread: str, age: float, lateness: float) -> None:
+    def _expire(self, lateness: float) -> None:
         stack, context = self.stack, self.context
         permit = context.permit
         change = None
         if stack.breaker is not None and permit is not None:
             change = stack.breaker.vote(permit, True, wait=False)  # the thread that sends the events stores the vote
         stack.hung.abandon()
-        abandonment: list[Event] = [ThreadAbandoned(self.name, thread, age, context.run_id, context.attempt)]
-        if change is not None:
-            abandonment.append(change.during(context.run_id))
-        abandonment.append(DeadlineActedOn(self.name, lateness, context.run_id, context.attempt))
+        events: list[Event] = [] if change is None else [change.during(context.run_id)]
+        events.append(DeadlineActedOn(self.name, lateness, context.run_id, context.attempt))
         failure = self._timeout()
-        if self._may_retry(failure) and self._hand_to_successor(failure, abandonment):
+        if self._may_retry(failure) and self._hand_to_successor(failure, events):
             return
         waiters = self._end()
-        if waiters is None and not context.cancelled:  # it ended in this very moment
-            abandonment = abandonment[1:]
-            self._decide(abandoned=False)
-        else:
-            abandonment += self._decide(abandoned=True)
+        self._timed_out = waiters is not None or context.cancelled  # else it ended in this very moment
         error = ErrorInfo.of(failure)
-        events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *abandonment]
+        events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *events]
         if not waiters:
             self.land()
             self._wake_scanner()
@@ -570,9 +563,7 @@ class Execution:
             successor.context = context.next(failure, spent)
             successor.waiters, successor.began = self.waiters, self.began
             successor.variables, successor.probe = self.variables.copy(), self.probe
-            self._abandoned = True
-            if self._late_age is not None:  # the thread has come back already
-                events.append(self._late_completion(self._late_age))
+            self._timed_out = True
             successor.pending_events = tuple(events)
             self._successor = successor
             for waiter in self.waiters:
@@ -592,29 +583,24 @@ class Execution:
             self._return_permit()
             self._end_unstarted(TIMEOUT, ErrorInfo.of(self._timeout()))
 
-    def late(self, age: float, /) -> None:
-        """Note that the thread has ended after all; on that thread.
+    def returned(self) -> None:
+        """Note that the thread is back; on that thread."""
+        self.stack.hung.returned()
 
-        The watchdog may not have decided yet whether this thread counts as abandoned: it moved the worker to the hung
-        ones and is still in `expire`. Then it is left to the watchdog to report the return, so that no listener hears
-        of the return of a thread that was never abandoned. It may hear of the return first, though: the watchdog's
-        events are sent by another thread, which may be slower than this one.
-        """
-        stack = self.stack
-        stack.hung.returned()
-        with stack.lock:
-            abandoned = self._abandoned
-            if abandoned is None:
-                self._late_age = age
-        if abandoned:
-            stack.bus.send(self._late_completion(age))
+    def abandon(self, thread: str, age: float, /) -> None:
+        """Report that the thread does not come back."""
+        if self._timed_out:
+            event = ThreadAbandoned(self.name, thread, age, self.context.run_id, self.context.attempt)
+            self.stack.bus.send(event)
 
-    def _decide(self, *, abandoned: bool) -> tuple[Event, ...]:
-        """Decide whether the thread counts as abandoned; return the event of its return, if it is back already."""
-        with self.stack.lock:
-            self._abandoned = abandoned
-            age = self._late_age
-        return () if age is None or not abandoned else (self._late_completion(age),)
+    def late(self, age: float, abandoned: bool, /) -> None:
+        """Report that the thread came back, and what freed it; within the grace period it freed itself."""
+        if not self._timed_out:
+            return
+        method = "cooperative" if self._method == "abandoned" and not abandoned else self._method
+        context = self.context
+        event = LateCompletion(self.name, age, self._late_kind, context.run_id, context.attempt, method, abandoned)
+        self.stack.bus.send(event)
 
     # on the lane
 
@@ -715,9 +701,6 @@ class Execution:
         stack, context = self.stack, self.context
         at = stack.clock.time()
         return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, context.run_id, at)
-
-    def _late_completion(self, age: float) -> LateCompletion:
-        return LateCompletion(self.name, age, self._late_kind, self.context.run_id, self.context.attempt, self._method)
 
 
 def _method(cancellation: BaseException) -> str:

@@ -43,7 +43,7 @@ from typing import Any, Protocol
 from resilient_scan import _suspend
 from resilient_scan.clock import Clock
 from resilient_scan.core.pool import ThreadPool, current_frames, guarded
-from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, Task
+from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, Hang, Task
 from resilient_scan.engines.greenlets import GreenletCoroutine
 from resilient_scan.engines.loop import FREE_TIME, Hub, LaneLoop, Loops
 
@@ -76,7 +76,7 @@ class LaneTask(Task, Protocol):
 class Slot:
     """An execution on the loop: what a worker is in a pool."""
 
-    __slots__ = ("_lane", "children", "deadline", "expired", "handle", "loop", "started", "task", "work")
+    __slots__ = ("_lane", "children", "deadline", "expired", "handle", "hang", "loop", "started", "task", "work")
 
     def __init__(self, lane: Lane, loop: LaneLoop, task: LaneTask) -> None:
         self._lane = lane
@@ -85,6 +85,7 @@ class Slot:
         self.started = 0.0
         self.deadline = NEVER
         self.expired = False  # its time is up, and it still runs
+        self.hang: Hang | None = None
         self.children: set[asyncio.Task[Any]] = set()  # tasks that the scanner has started
         self.work: Any = None  # the scanner's coroutine, while it runs
         self.handle: asyncio.Task[Any] | None = None
@@ -259,9 +260,11 @@ class Lane:
 
     def finish(self, slot: Slot) -> None:
         """Note that a task has ended, and begin the next one."""
-        expired = self._leave(slot)
-        if expired:
-            slot.task.late(self._clock.monotonic() - slot.started)
+        report = self._leave(slot)
+        if slot.expired:
+            slot.task.returned()
+        if report is not None:
+            self._pool.run_soon(report)  # it tells listeners, whose time is not the loop's
         with self._lock:
             more = self._queue and not self._called
             if more:
@@ -271,12 +274,12 @@ class Lane:
         elif self._closed:
             slot.loop.call_soon(self._end_if_done, slot.loop)
 
-    def _leave(self, slot: Slot) -> bool:
+    def _leave(self, slot: Slot) -> Callable[[], None] | None:
         with self._lock:
             slot.deadline = NEVER
             self._slots.discard(slot)
             self._hung.discard(slot)
-            return slot.expired
+        return None if slot.hang is None else self._pool.ended(slot.hang)
 
     def _end_if_done(self, loop: LaneLoop) -> None:
         with self._lock:
@@ -306,6 +309,7 @@ class Lane:
         for slot, lateness in due:
             self._pool.worst_lateness = max(self._pool.worst_lateness, lateness)
             expire = partial(slot.task.expire, slot.loop.name, now - slot.started, lateness)
+            slot.hang = self._pool.hang(slot.task, slot.loop.name, slot.started)
             guarded(expire, f"the timeout of {slot.task.name} could not be handed over")
         if loop is not None:
             self._judge(loop, now)

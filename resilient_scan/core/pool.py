@@ -25,12 +25,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Task, Worker
+from resilient_scan.core.task import GRACE_PERIOD, NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
 
 _frames_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever
@@ -74,6 +76,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._next_look = NEVER
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._watchdog: threading.Thread | None = None
+        self._undecided: list[Hang] = []
         self._errands: deque[Callable[[], None]] = deque()
         self.worst_lateness = 0.0  # seconds after a deadline at which the watchdog acted, at worst
 
@@ -115,9 +118,14 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         with self._mutex:
             tasks = [worker.task for worker in self._workers | self._hung]
+            undecided, self._undecided = self._undecided, []
+            reports = [hang.decide(self._clock.monotonic()) for hang in undecided]
         for task in tasks:
             if task is not None:
                 task.stop()
+        for report in reports:
+            if report is not None:
+                guarded(report, "a hung thread could not be reported")
 
     def execute(self, task: Task) -> None:
         """Queue a task.
@@ -290,7 +298,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._hung.discard(worker)
             if not worker.replaced:
                 self._unfinished -= 1
-        task.late(self._clock.monotonic() - worker.started)
+            report = None if worker.hang is None else worker.hang.end(self._clock.monotonic())
+            worker.hang = None
+        task.returned()
+        if report is not None:
+            report()
         self.run_errands()
         self._replace_hung()
         return not worker.replaced
@@ -393,10 +405,38 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             worker.expired = True
             lateness, worker.deadline = now - worker.deadline, NEVER
             self._hung.add(worker)
+            thread = worker.thread.name if worker.thread is not None else ""
+            hang = worker.hang = Hang(task, thread, worker.started)
+            self._decide_later(hang, now)
         self.worst_lateness = max(self.worst_lateness, lateness)
-        thread = worker.thread.name if worker.thread is not None else ""
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
+
+    def hang(self, task: Task, thread: str, began: float) -> Hang:
+        """Report after the grace period that a task hangs which is not on a worker; on the watchdog's thread."""
+        hang = Hang(task, thread, began)
+        with self._mutex:
+            self._decide_later(hang, self._clock.monotonic())
+        return hang
+
+    def ended(self, hang: Hang) -> Callable[[], None] | None:
+        """Note that such a task has ended; return what is to be reported now."""
+        with self._mutex:
+            return hang.end(self._clock.monotonic())
+
+    def _decide_later(self, hang: Hang, now: float) -> None:
+        """Report a hung thread after the grace period, or its return within it. Under the mutex."""
+        self._undecided.append(hang)
+        decide: Callable[[], None] = partial(self._decide, hang)
+        heapq.heappush(self._timers, (now + GRACE_PERIOD, next(self._numbers), decide))
+
+    def _decide(self, hang: Hang) -> None:
+        with self._mutex:
+            report = hang.decide(self._clock.monotonic())
+            with suppress(ValueError):  # the pool was stopped, and decided
+                self._undecided.remove(hang)
+        if report is not None:
+            self.run_soon(report)
 
     def _replace_hung(self) -> None:
         """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""

@@ -7,11 +7,13 @@ import math
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 NEVER = math.inf
+GRACE_PERIOD = 0.05  # seconds after a deadline in which a thread may still return without being reported as hung
 SHUT_DOWN = "the pool is shut down; it takes no more work"
 
 
@@ -48,8 +50,19 @@ class Task(Protocol):
             lateness: seconds since its deadline.
         """
 
-    def late(self, age: float, /) -> None:
-        """Note that the work ended after `expire`, `age` seconds after it began; on the worker."""
+    def returned(self) -> None:
+        """Note that the thread is back after `expire`; on that thread, at once."""
+
+    def abandon(self, thread: str, age: float, /) -> None:
+        """Report that the thread still runs `GRACE_PERIOD` seconds after `expire`; on a thread that may wait."""
+
+    def late(self, age: float, abandoned: bool, /) -> None:
+        """Report that the work ended after `expire`; on a thread that may wait.
+
+        Args:
+            age: seconds from its beginning to its end.
+            abandoned: whether it was reported as abandoned before.
+        """
 
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start: every thread hangs, or the pool is shut down."""
@@ -76,10 +89,47 @@ class Abandoned(msgspec.Struct, frozen=True):
     stack: str
 
 
+class Hang:
+    """A thread whose task's time is up, until it is known whether it counts as abandoned.
+
+    A cooperative scanner returns a few milliseconds after its deadline. It has done all that it was asked to, and is
+    not reported as hung. So the decision is made `GRACE_PERIOD` seconds later: by `decide`, or before, at the end of
+    the pool. The owner holds a lock around each call.
+
+    Args:
+        task: its time is up.
+        thread: the name of its thread.
+        began: when its work began, monotonic.
+    """
+
+    __slots__ = ("_age", "_decided", "began", "task", "thread")
+
+    def __init__(self, task: Task, thread: str, began: float) -> None:
+        self.task = task
+        self.thread = thread
+        self.began = began
+        self._decided = False
+        self._age: float | None = None
+
+    def end(self, now: float) -> Callable[[], None] | None:
+        """Note that the thread is back; return what is to be reported now, if the decision was made."""
+        self._age = now - self.began
+        return partial(self.task.late, self._age, True) if self._decided else None
+
+    def decide(self, now: float) -> Callable[[], None] | None:
+        """Return what is to be reported, the first time."""
+        if self._decided:
+            return None
+        self._decided = True
+        if self._age is not None:
+            return partial(self.task.late, self._age, False)
+        return partial(self.task.abandon, self.thread, now - self.began)
+
+
 class Worker:
     """A thread of the pool and what it is doing; `deadline` is written by the thread and read by the watchdog."""
 
-    __slots__ = ("_look_by", "deadline", "expired", "replaced", "started", "task", "thread")
+    __slots__ = ("_look_by", "deadline", "expired", "hang", "replaced", "started", "task", "thread")
 
     def __init__(self, look_by: Callable[[float], None]) -> None:
         self._look_by = look_by
@@ -88,6 +138,7 @@ class Worker:
         self.started = 0.0
         self.deadline = NEVER
         self.expired = False  # its task's time is up, and the thread still runs
+        self.hang: Hang | None = None
         self.replaced = False  # and a new worker has its slot
 
     def alarm(self, deadline: float) -> None:
@@ -139,7 +190,13 @@ class FutureTask:
     def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Never called: there is no limit."""
 
-    def late(self, age: float, /) -> None:
+    def returned(self) -> None:
+        """Never called: there is no limit."""
+
+    def abandon(self, thread: str, age: float, /) -> None:
+        """Never called: there is no limit."""
+
+    def late(self, age: float, abandoned: bool, /) -> None:
         """Never called: there is no limit."""
 
     def stop(self) -> None:

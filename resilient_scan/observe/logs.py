@@ -162,7 +162,7 @@ class LogEvents:
         match event:
             case ThreadAbandoned():
                 self._logger.warning("%s: thread %s did not stop in time, abandoned", event.scanner, event.thread)
-            case LateCompletion():
+            case LateCompletion() if event.abandoned:
                 took = in_seconds(event.duration)
                 self._logger.info("%s: the abandoned call ended after %ss (%s)", event.scanner, took, event.outcome)
             case DeadlineActedOn():

@@ -69,12 +69,14 @@ def test_who_is_told_of_an_attempt_is_told_on_its_thread_before_it() -> None:
 
 
 def test_a_hanging_attempt_and_its_late_end_name_run_and_attempt() -> None:
-    release, recorder, came_back = threading.Event(), Recorder(), threading.Event()
+    release, recorder, came_back, hangs = threading.Event(), Recorder(), threading.Event(), threading.Event()
 
     def listener(event: object) -> None:
         recorder(event)  # type: ignore[arg-type]
         if isinstance(event, LateCompletion):
             came_back.set()
+        if isinstance(event, ThreadAbandoned):
+            hangs.set()
 
     @scanner(pipeline="test", cache=None, retry=None, timeout=Timeout(total=0.02))
     def one(_state: dict[str, Any]) -> list[Any]:
@@ -83,6 +85,7 @@ def test_a_hanging_attempt_and_its_late_end_name_run_and_attempt() -> None:
 
     with ScanRunner([one], policy=Policy(breaker=Breaker(failures=1)), listeners=(listener,)) as runner:
         report = runner.run({})
+        assert hangs.wait(5)
         release.set()
         assert came_back.wait(5)
     seen = recorder.of(AttemptEnded, BreakerChanged, ThreadAbandoned, LateCompletion, ExecutionEnded)

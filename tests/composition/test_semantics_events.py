@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,7 @@ class Threads(Recorder):
 
 
 def test_all_events_of_a_run_arrive_before_it_returns_and_never_on_the_watchdogs_thread(
-    fleet: Fleet, bare: Bare, release: threading.Event
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
 ) -> None:
     recorder = Threads()
     policy = bare(breaker=Breaker(failures=1), timeout=Timeout(total=0.05), retry=Retry(attempts=2, base=0, cap=0))
@@ -76,8 +77,7 @@ def test_all_events_of_a_run_arrive_before_it_returns_and_never_on_the_watchdogs
     assert attempts == [("bad", 1, "error"), ("hung", 1, "timeout"), ("well", 1, "success")]
     changed = sorted((event.scanner, event.old, event.new) for event in recorder.of(BreakerChanged))
     assert changed == [("bad", "closed", "open"), ("hung", "closed", "open")]
-    (left,) = recorder.of(ThreadAbandoned)
-    assert left.scanner == "hung"
+    eventually(lambda: [event.scanner for event in recorder.of(ThreadAbandoned)] == ["hung"])  # 50 ms later
     assert not [name for name in recorder.threads if "watchdog" in name]
     (ended,) = recorder.of(RunEnded)
     assert (ended.counts, ended.complete) == (report.counts, False)
@@ -95,6 +95,92 @@ def test_a_late_completion_is_told_when_the_thread_ends(
     (late,) = recorder.of(LateCompletion)
     assert (late.scanner, late.outcome, late.duration >= 0.05) == ("hung", "success", True)
     assert "watchdog" not in recorder.threads[-1]
+
+
+def hung_until(clock: FakeClock, release: threading.Event, fleet: Fleet, bare: Bare, background: Any) -> Any:
+    """Return a runner of one scanner that is past its timeout, what its listener heard, and its metrics."""
+    registry, recorder = CollectorRegistry(), Recorder()
+    begun = threading.Event()
+
+    @scanner(name="hung", pipeline="test")
+    def hangs(_state: dict[str, Any]) -> list[Any]:
+        begun.set()
+        release.wait()
+        return []
+
+    listeners = (PrometheusMetrics(registry), recorder)
+    runner = fleet(hangs, policy=bare(timeout=Timeout(total=1)), listeners=listeners, clock=clock)
+    run = background(runner.run, {})
+    assert begun.wait(5)
+    clock.advance(1)
+    assert statuses(run.result(5)) == [Status.TIMEOUT]
+    assert [thread.name for thread in runner.abandoned()] == ["hung"], "the ledger lists it at once"
+    return runner, recorder, registry
+
+
+def test_a_thread_that_returns_within_the_grace_period_is_not_reported_as_hung(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Any, eventually: Eventually
+) -> None:
+    clock = FakeClock()
+    runner, recorder, registry = hung_until(clock, release, fleet, bare, background)
+    clock.advance(0.04)
+    release.set()
+    eventually(lambda: not runner.abandoned())
+    clock.advance(0.02)
+    eventually(lambda: bool(recorder.of(LateCompletion)))
+    (late,) = recorder.of(LateCompletion)
+    assert (late.method, late.abandoned) == ("cooperative", False)
+    assert not recorder.of(ThreadAbandoned)
+    assert registry.get_sample_value(FREED, {"scanner": "hung", "method": "cooperative"}) == 1
+    seconds = "resilient_scan_late_completion_duration_seconds_count"
+    assert registry.get_sample_value(seconds, {"scanner": "hung"}) == 0
+
+
+def test_a_thread_that_returns_after_it_was_reported_as_hung(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Any, eventually: Eventually
+) -> None:
+    clock = FakeClock()
+    _, recorder, _ = hung_until(clock, release, fleet, bare, background)
+    clock.advance(0.049)
+    assert not recorder.of(ThreadAbandoned)
+    clock.advance(0.002)
+    eventually(lambda: bool(recorder.of(ThreadAbandoned)))
+    release.set()
+    eventually(lambda: bool(recorder.of(LateCompletion)))
+    (late,) = recorder.of(LateCompletion)
+    assert (late.method, late.abandoned) == ("abandoned", True)
+
+
+def test_closing_reports_at_once_what_hangs_then(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Any, eventually: Eventually
+) -> None:
+    clock = FakeClock()
+    runner, recorder, _ = hung_until(clock, release, fleet, bare, background)
+    runner.close()
+    eventually(lambda: bool(recorder.of(ThreadAbandoned)))
+    clock.advance(1)
+    release.set()
+    eventually(lambda: bool(recorder.of(LateCompletion)))
+    assert len(recorder.of(ThreadAbandoned)) == len(recorder.of(LateCompletion)) == 1
+
+
+def test_scanners_that_look_at_their_context_are_never_called_hung(
+    fleet: Fleet, bare: Bare, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    @scanner(name="polite", pipeline="test")
+    def polite(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        while True:
+            context.check()
+            time.sleep(0.005)
+
+    registry, recorder = CollectorRegistry(), Recorder()
+    listeners = (PrometheusMetrics(registry), LogEvents(), recorder)
+    runner = fleet(polite, policy=bare(timeout=Timeout(total=0.05)), listeners=listeners)
+    for _ in range(8):
+        assert statuses(runner.run({})) == [Status.TIMEOUT]
+        eventually(lambda: not runner.abandoned())
+    assert not recorder.of(ThreadAbandoned)
+    assert "did not stop in time" not in caplog.text
 
 
 @pytest.mark.parametrize("method", ["abandoned", "cooperative", "cancel"])
@@ -119,6 +205,7 @@ def test_what_freed_a_thread_is_told_and_counted(
     listeners = (PrometheusMetrics(registry), recorder)
     runner = fleet(hung, policy=bare(timeout=Timeout(total=0.05)), listeners=listeners)
     runner.run({})
+    eventually(lambda: bool(recorder.of(ThreadAbandoned)))
     release.set()
     eventually(lambda: bool(recorder.of(LateCompletion)))
     assert [late.method for late in recorder.of(LateCompletion)] == [method]

@@ -62,7 +62,7 @@ def test_timeouts_hold_after_one_that_nobody_waited_for_on_a_machine_without_thr
         assert report.results["other"].status is Status.TIMEOUT
         assert report.results["sound"].status is Status.COMPLETED
         assert report.duration < 4
-        assert {event.scanner for event in heard.of(ThreadAbandoned)} == {"slow", "other"}
+        eventually(lambda: {event.scanner for event in heard.of(ThreadAbandoned)} == {"slow", "other"})
 
 
 def test_what_nobody_can_send_now_is_sent_at_the_start_of_the_next_run(machine: NoMoreThreads) -> None:

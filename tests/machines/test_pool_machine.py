@@ -53,8 +53,12 @@ class Job:
         self.age = age
         self.told.append("expire")
 
-    def late(self, *age: float) -> None:
+    def returned(self) -> None:
         self.told.append("late")
+
+    def abandon(self, _thread: str, _age: float, /) -> None: ...
+
+    def late(self, _age: float, _abandoned: bool, /) -> None: ...
 
     def refuse(self, reason: str, /) -> None:
         self.told.append("refuse")

@@ -8,7 +8,7 @@ import pytest
 
 from resilient_scan import ScanResult, ScanRunner, Status
 from resilient_scan.cli.faults import Watch, faulty_scanners
-from resilient_scan.events import BreakerChanged, ThreadAbandoned
+from resilient_scan.events import BreakerChanged
 from resilient_scan.results import ErrorInfo
 from tests.support.results import result as plain
 
@@ -22,6 +22,7 @@ def test_each_of_them_fails_in_its_own_way(release: threading.Event) -> None:
     watch = Watch()
     with ScanRunner(faulty_scanners(release), listeners=(watch,)) as runner:
         first, second = runner.run({}).results, runner.run({}).results
+        watch.abandoned.update(thread.name for thread in runner.abandoned())
     statuses = {name: result.status.value for name, result in first.items()}
     assert statuses == {"slow": "timeout", "hanging": "timeout", "flapping": "completed", "broken": "error"}
     assert first["slow"].partial
@@ -60,7 +61,7 @@ def test_what_happened_besides_the_scan_is_described_too() -> None:
     watch = Watch()
     watch(BreakerChanged("one", "closed", "open", 60.0))
     watch(BreakerChanged("other", "open", "half_open", None))
-    watch(ThreadAbandoned("one", "worker-0", 0.4))
+    watch.abandoned.add("one")
     assert watch.opened == watch.abandoned == {"one"}
     assert watch.describe(result(Status.ERROR, error="x")) == "1 attempt failed (x), which opens its breaker"
     assert watch.describe(result(Status.TIMEOUT, error="late")) == "late: its thread does not stop, so it is abandoned"

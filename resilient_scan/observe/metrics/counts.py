@@ -196,7 +196,8 @@ class PendingCounts:
             self._add(self._source.child("errors_total", self._scanner, _kind(event.error.kind)))
 
     def _late_completion(self, event: LateCompletion) -> None:
-        self._late.observe(event.duration)
+        if event.abandoned:
+            self._late.observe(event.duration)
         self._count("timeout_freed_total", event.method)
 
     def _attempt(self, event: AttemptEnded) -> None:
