@@ -1,8 +1,10 @@
 """Texts for people: one-line texts, instants, durations, and what is taken out of a text before it is shown.
 
-This is the one home of secrets. They are recognised in two ways. By *name*: `redact` (a URL), `hide` (any text) and
-`without_secrets` (a table) remove what stands behind a name such as `api_key`. By *value*: `hider` removes values that
-we know, whatever stands before them, because we sent them ourselves or an answer handed them out.
+This is the one home of secrets. They are recognised in two ways. By *value*: what is known to be a secret (`know`: the
+settings and the environment said so; `hider`: we sent it, or an answer handed it out) is removed wherever it stands. By
+*name*: `redact` (a URL) and `without_secrets` (a table) remove whatever stands behind a name such as `api_key`; `hide`
+(any text) removes it only if it looks like a secret, because most of what people write there is a diagnosis:
+`missing api_key: set the variable FINNHUB_API_KEY`.
 """
 
 from __future__ import annotations
@@ -139,9 +141,11 @@ _SUSPECT: Final = re.compile(r"key|token|secret|passw|pwd|credential|auth|cookie
 # and gives nothing back (`++`): a text of n characters costs n steps, not n * n.
 _ADDRESS: Final = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+)([A-Za-z][A-Za-z0-9+.-]*+://[^\s'\"<>]++)")
 _USER: Final = re.compile(r"://[^\s/@'\"<>]*+@")  # of a URL within another URL's path
-_NAME: Final = re.compile(r"""(?<![\w-])([\w-]++)["']?\s*+[=:]\s*+["']?""")
-_VALUE: Final = re.compile(r"""(?:(?:Bearer|Basic|Token)\s+)?[^\s"'&,;)}\]]++""", re.IGNORECASE)
-_SCHEME: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_NAME: Final = re.compile(r"""(?<![\w-])([\w-]++)(\\*+["']?+)\s*+[=:]\s*+(\\*+["']?+)""")
+_VALUE: Final = re.compile(r"""(?:(Bearer|Basic|Token)\s+)?([^\s"'&,;)}\]\\]++)""", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"\b(Bearer|Basic)\s+([A-Za-z0-9._~+/=-]{8,}+)", re.IGNORECASE)
+_TOKEN68: Final = re.compile(r"(?=.{8})(?![A-Za-z]+[.:!?]*$)[^=]+=*")  # not `realm=...`, and not a word
+_AWS: Final = re.compile(r"(?<![A-Za-z0-9])A(?:KI|SI|BI|CC)A[A-Z0-9]{16}(?![A-Za-z0-9])")
 
 
 def is_secret(name: str) -> bool:
@@ -169,28 +173,86 @@ def redact(url: str) -> str:
 
 
 def hide(text: str) -> str:
-    """Return foreign text without the secrets that their names give away.
+    """Return foreign text without its secrets.
 
-    URLs lose user, password and secret parameters; `apikey=...`, `"token": "..."` and `Authorization: Bearer ...` lose
-    the value. A secret without such a name cannot be distinguished from any other word.
+    What is known to be a secret is removed wherever it stands, and so are the ids of AWS keys. URLs lose user, password
+    and secret parameters. `apikey=...`, `"token": "..."` and `Authorization: Bearer ...` lose a value that looks like a
+    secret; another secret cannot be distinguished from any other word.
     """
+    text = _without_known(text)
+    if "A" in text:
+        text = _AWS.sub(REDACTED, text)
     if not any(sign in text for sign in "=:/ "):
         return text
     text = _USER.sub("://", _ADDRESS.sub(lambda found: found[1] + redact(found[2]), text))
-    text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}", text)
+    text = _SCHEME.sub(lambda found: f"{found[1]} {REDACTED}" if _is_sent(found[2]) else found[0], text)
     return "".join(_without_values(text))
 
 
 def _without_values(text: str) -> Iterator[str]:
-    """Yield the parts of a text, with the values behind secret names replaced."""
+    """Yield the parts of a text, with the values behind secret names replaced where they look like secrets."""
     done = 0
     for name in _NAME.finditer(text):
         value = _VALUE.match(text, name.end()) if name.start() >= done and is_secret(name[1]) else None
-        if value is not None:
+        if value is None:
+            continue
+        if _is_sent(value[2]) if value[1] else _is_secret_of(name, value[2]):
             yield text[done : name.end()]
             yield REDACTED
             done = value.end()
     yield text[done:]
+
+
+def _is_secret_of(name: re.Match[str], value: str) -> bool:
+    if name.string[max(0, name.start() - 1) : name.start()] in {"?", "&"}:  # a parameter: the rest of an address
+        return True
+    if name[1].lower() == "key":
+        return looks_secret(value, shortest=_LONG_KEY)
+    return looks_secret(value) or (bool(name[2] and name[3]) and _is_data(value))
+
+
+# What a secret looks like: it is long enough, and not made of words, numbers and names of algorithms. `price`, `HTTP`,
+# `403`, `FINNHUB_API_KEY`, `ReadTimeout`, `HMAC-SHA256`, `2013-01-24T20:00:00Z` and `BRK.B` are; `hunter2` is not.
+
+_SHORT: Final = 6  # characters
+_ENDLESS: Final = 200
+_LONG_KEY: Final = 16  # behind `key`, which is most often that of a table: `missing key: rsi14`
+_PIECE: Final = re.compile(
+    r"\d{1,8}(?:T\d{1,6})?Z?|\d{1,4}[A-Za-z]{1,3}"  # numbers, instants, and numbers with a unit
+    r"|(?:sha|md|utf|oauth|rsa|ecdsa|ed|es|hs|rs|ps|aes|aws|http|ipv|tls|ssl|base|v|q|p|x)\d{1,4}",
+    re.IGNORECASE,
+)
+_PART: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SPOKEN: Final = re.compile(r"(?:[^aeiouy]{0,4}[aeiouy]{1,3})+[^aeiouy]{0,4}", re.IGNORECASE)
+
+
+def looks_secret(value: str, *, shortest: int = _SHORT) -> bool:
+    """Say whether a text has the length and the alphabet of a secret, and is not made of words and numbers."""
+    if len(value) > _ENDLESS:  # not looked at: there may be as many values as characters in a text
+        return True
+    value = value.rstrip(".:!?")
+    if len(value) < shortest or not value.isascii():
+        return False
+    return not all(_is_word(piece) for piece in re.split(r"[\W_]+", value) if piece)
+
+
+def _is_word(piece: str) -> bool:
+    """Say whether letters and digits are a word (`price`, `ReadTimeout`), a number or the name of an algorithm."""
+    if not piece.isalpha():
+        return _PIECE.fullmatch(piece) is not None
+    parts = _PART.findall(piece) if len(piece) <= 24 else []  # no word is longer
+    long = all(len(part) < 12 or _SPOKEN.fullmatch(part) for part in parts)
+    return long and (len(parts) == 1 or 0 < 3.5 * len(parts) <= len(piece))
+
+
+def _is_sent(value: str) -> bool:
+    """Say whether a text behind `Bearer` or `Basic` is a credential: such a text is no prose, unless it is one word."""
+    return value == REDACTED or looks_secret(value) or _TOKEN68.fullmatch(value) is not None
+
+
+def _is_data(value: str) -> bool:
+    """Say whether a quoted value behind a quoted name, as in JSON, may be a short secret: words have four letters."""
+    return not value.isdigit() and all(len(piece) < 4 for piece in re.split(r"[\W_]+", value[:_ENDLESS]))
 
 
 def without_secrets(table: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -213,7 +275,68 @@ _LONG: Final = 8  # one of fewer may be a word, and part of others: `demo` is no
 _BEGINS: Final = (  # a token begins after an escape too: %3D, \n, \x3d, \u0022
     r"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbf])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
 )
+_MOST: Final = 2_000  # known forms; the oldest are forgotten first, as tokens of a service that renews them all day
 _HEX: Final = re.compile(r"%[0-9A-F]{2}")
+_VARIABLE: Final = re.compile(
+    r"(?:^|_|PG)(?:API_?KEY|KEY|KEY_ID|KEY_BASE|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|CREDENTIALS?)$|_PWD$",
+    re.IGNORECASE,
+)
+_PATH: Final = re.compile(r"[/~.]|[A-Za-z]:\\")
+_SWITCH: Final = re.compile(r"\d{1,5}|true|false|none|null|auto|never|always", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"://[^\s/:@]*:([^\s/@]+)@")
+_known: dict[str, bool] = {}  # forms of secrets; changed by single operations of a dict only, so it needs no lock
+
+
+def know(secrets: Iterable[str]) -> None:
+    """Note values that `hide` removes from now on, wherever they stand."""
+    _known.update(_all_forms(secret for secret in secrets if secret not in _known))
+    for form in tuple(_known)[: max(0, len(_known) - _MOST)]:
+        _known.pop(form, None)
+
+
+def secrets_of_environment(environ: Mapping[str, str]) -> set[str]:
+    """Return the values of variables such as `FINNHUB_API_KEY`, and the passwords in the URLs of all.
+
+    Paths, numbers and switches are none: `SSH_KEY=/home/me/.ssh/id` names a file.
+    """
+    named = {value for name, value in environ.items() if _VARIABLE.search(name) and not _is_harmless(value)}
+    return named | {password for value in environ.values() if "://" in value for password in _PASSWORD.findall(value)}
+
+
+def _is_harmless(value: str) -> bool:
+    return _SWITCH.fullmatch(value) is not None or (_PATH.match(value) is not None and not looks_secret(value))
+
+
+def secrets_of_table(table: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the texts with a secret name in a table of settings, at any depth."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from secrets_of_table(value)
+        elif isinstance(value, str):
+            if isinstance(name, str) and is_secret(name):
+                yield value
+            yield from _PASSWORD.findall(value)
+
+
+def _without_known(text: str) -> str:
+    """Remove the known secrets from a text. To look for each is much faster than a pattern of all of them."""
+    found = {form: long for form, long in tuple(_known.items()) if form in text}
+    return _pattern(found).sub(REDACTED, text) if found else text
+
+
+def _pattern(forms: Mapping[str, bool]) -> re.Pattern[str]:
+    longest_first = sorted(forms, key=len, reverse=True)  # or the rest of one that begins with another would stay
+    words = (re.escape(form) if forms[form] else _as_token(form) for form in longest_first)
+    return re.compile("|".join(words) or r"(?!)")
+
+
+def _all_forms(secrets: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the forms of secrets, each with whether it is looked for inside of words too."""
+    for secret in secrets:
+        if len(secret) >= _SHORTEST:
+            yield from ((form, len(secret) >= _LONG) for form in _forms(secret))
+
+
 _GRANTED: Final = re.compile(
     r"""("(?:access_?token|refresh_?token|id_?token|client_?secret|api_?key|password|session_?id|crumb)"\s*:\s*")"""
     r"""((?:[^"\\]|\\.)+)"""
@@ -240,10 +363,7 @@ def hider(secrets: Iterable[str]) -> Hide:
 
     A value of fewer than 8 characters is taken out as a whole token only, not as a part of a longer word.
     """
-    long = [secret for secret in secrets if len(secret) >= _SHORTEST]
-    forms = {form: len(secret) >= _LONG for secret in long for form in _forms(secret)}
-    patterns = [re.escape(form) if forms[form] else _as_token(form) for form in sorted(forms, key=len, reverse=True)]
-    pattern = re.compile("|".join(patterns) or r"(?!)")
+    pattern = _pattern(dict(_all_forms(secrets)))
     return lambda text: pattern.sub(REDACTED, text)
 
 

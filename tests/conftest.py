@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from resilient_scan import _text
 from tests.support import waiting
 from tests.support.distributions import lay_out
 from tests.support.examples import examples
@@ -73,6 +74,13 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector from looking through thousands of tests at each turn."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known() -> Iterator[None]:
+    """Forget the secrets that the test before made known: `settings={"api_key": "price"}` hides every `price`."""
+    yield
+    _text._known.clear()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan._text import no_scanner
+from resilient_scan._text import know, no_scanner, secrets_of_environment, secrets_of_table
 from resilient_scan.clock import Clock
 from resilient_scan.context import Traffic
 from resilient_scan.errors import ConfigError, is_number
@@ -67,6 +68,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         whole("max_async", self.max_async, 1)
         length_of(self.deadline)
         check_quarantine(self.quarantine, self.names)
+        know(secrets_of_environment(os.environ))
+        know(secrets_of_table({**self.settings, "store": self.store}))
 
     @property
     def names(self) -> tuple[str, ...]:

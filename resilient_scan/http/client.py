@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from resilient_scan._text import Hide, hider, redact, secret_values
+from resilient_scan._text import Hide, hider, is_secret, know, redact, secret_values
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, PermanentError, RetryAfter, ScanError
 from resilient_scan.http.errors import (
@@ -277,4 +277,6 @@ def credential(context: ScanContext, setting: str, variable: str) -> str:
             f"{context.scanner} needs {setting}: set scanners.{context.scanner}.settings.{setting} "
             f"or the environment variable {variable}"
         )
+    if is_secret(setting):
+        know((value.strip(),))
     return value.strip()
