@@ -38,7 +38,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def is_utf8(text: str) -> bool:
@@ -179,7 +179,7 @@ def hide(text: str) -> str:
     and secret parameters. `apikey=...`, `"token": "..."` and `Authorization: Bearer ...` lose a value that looks like a
     secret; another secret cannot be distinguished from any other word.
     """
-    text = _without_known(text)
+    text = without_known(text)
     if "A" in text:
         text = _AWS.sub(REDACTED, text)
     if not any(sign in text for sign in "=:/ "):
@@ -318,7 +318,7 @@ def secrets_of_table(table: Mapping[Any, Any]) -> Iterator[str]:
             yield from _PASSWORD.findall(value)
 
 
-def _without_known(text: str) -> str:
+def without_known(text: str) -> str:
     """Remove the known secrets from a text. To look for each is much faster than a pattern of all of them."""
     found = {form: long for form, long in tuple(_known.items()) if form in text}
     return _pattern(found).sub(REDACTED, text) if found else text

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from resilient_scan._suspend import off_loop
+from resilient_scan._trace import NOWHERE, Home
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
 from resilient_scan.options import Limit
@@ -61,6 +62,7 @@ class ScannerContext(msgspec.Struct, frozen=True):
     shared: Shared | None
     traffic: Traffic | None = None
     sources: SourcesLike | None = None
+    home: Home = NOWHERE  # where its own code is
 
 
 class ScanContext:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan._text import hide
+from resilient_scan._trace import NOWHERE, Home, name_of, traceback_of, where_of
 from resilient_scan.errors import ConfigError, ScanError, is_number, leaves
 
 MAX_MESSAGE: Final = 10_000  # characters of an exception's text: a source may put its whole answer into it
@@ -46,46 +47,66 @@ class Status(StrEnum):
 _ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
+class ErrorInfo(msgspec.Struct, frozen=True, gc=False, eq=False):
     """What went wrong, as text: the exception itself would keep its frames alive.
 
     Attributes:
         type: the exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`.
-        message: at most `MAX_MESSAGE` characters of its text, without the secrets that their names give away, because
-            it is logged, stored and shown to everybody; the bare class name if it has no text.
+        message: at most `MAX_MESSAGE` characters of its text, without secrets, because it is logged, stored and shown
+            to everybody; the bare class name if it has no text.
+        where: where it was raised, such as `KeyError at feeds.py:42 in parse`: the innermost line of the scanner's own
+            package, else the innermost that is not ours; empty if the error is one of ours, such as a timeout.
+        traceback: as Python writes it, without secrets, at most 8 kB; empty if `where` is, or if the error was kept
+            for later (in the cache, by `ttl_error`).
 
-    An exception group is described by its first leaf, with the number of the others: `no route (and 2 more)`.
+    An exception group is described by its first leaf, with the number of the others: `no route (and 2 more)`. Two
+    errors are equal if they have the same type and message, wherever they were raised.
     """
 
     type: str
     message: str
+    where: str = ""
+    traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> ErrorInfo:
-        """Describe an exception, of a group its first leaf; one whose `str` fails is described by its class."""
+    def of(cls, error: BaseException, home: Home = NOWHERE) -> ErrorInfo:
+        """Describe an exception, of a group its first leaf; one whose `str` fails is described by its class.
+
+        Args:
+            error: the exception; nothing of it is kept.
+            home: where the scanner's own code is.
+        """
         found = leaves(error)
         first = found[0]
-        kind = _kind(type(first))
+        name = name_of(first)
+        kind = name.rpartition(".")[2]
         try:
             message = hide(short(str(first)))
         except BaseException:  # the scanner's exception class is foreign code
             message = ""
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return cls(kind, (message or kind.rpartition(".")[2]) + more)
+        where = where_of(first, home, kind) or (where_of(error, home, kind) if more else "")
+        traceback = "" if not where and isinstance(first, ScanError) else traceback_of(error)
+        return cls(name, (message or kind) + more, where, traceback)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ErrorInfo) and (self.type, self.message) == (other.type, other.message)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.message))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return plain JSON-ready data."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
+
+    def without_traceback(self) -> ErrorInfo:
+        """Return what is kept where there may be many: in the cache, and of each attempt."""
+        return ErrorInfo(self.type, self.message, self.where) if self.traceback else self
 
     @property
     def kind(self) -> str:
         """Return the bare class name, such as `ConnectTimeout`."""
         return self.type.rpartition(".")[2]
-
-
-def _kind(kind: type) -> str:
-    """Return a class's qualified name; its metaclass is foreign code, too, and may refuse to tell it."""
-    try:
-        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-        return prefix + kind.__qualname__
-    except BaseException:
-        return "an exception without a name"
 
 
 def short(text: str) -> str:
@@ -135,7 +156,7 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
             **fields,
             "status": self.status.value,
             "candidates": [plain(candidate) for candidate in self.candidates],
-            "error": None if self.error is None else {"type": self.error.type, "message": self.error.message},
+            "error": None if self.error is None else self.error.to_dict(),
             "tool_logs": [plain(entry) for entry in self.tool_logs],
         }
 

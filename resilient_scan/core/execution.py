@@ -381,7 +381,7 @@ class Execution:
         context = self.context
         kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
         cancelled = is_cancellation(failure)
-        error = ErrorInfo.of(failure)  # before the end, because it calls the exception's `__str__`, which may hang
+        error = context.describe(failure)  # before the end, because it calls the exception's `__str__`, which may hang
         context.drop_state()
         waiters = self._end()
         if waiters is None:
@@ -391,7 +391,7 @@ class Execution:
         if cancelled and kind != ERROR and not context.abandoned:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
             failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
-            error = ErrorInfo.of(failure)
+            error = ErrorInfo.of(failure)  # of another exception than the attempt's
             kind = TIMEOUT
         self._cache_error(reported, error)
         self.land()

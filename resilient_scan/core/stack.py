@@ -18,6 +18,7 @@ import msgspec
 from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import counted, without_secrets
 from resilient_scan.clock import SystemClock
+from resilient_scan._trace import Home
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
@@ -211,6 +212,7 @@ class Stack:
             shared.values,
             config.traffic,
             self.sources,
+            Home.of(getattr(spec.origin, "__module__", None)),
         )
         self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired = False  # its runner is closed
@@ -295,7 +297,7 @@ class Stack:
             try:
                 return call(context)
             except BaseException as error:
-                outcome, failure = kind_of(error, context), ErrorInfo.of(error)
+                outcome, failure = kind_of(error, context), context.describe(error)
                 raise
             finally:
                 began = context.close_attempt(self.lock)
@@ -442,6 +444,8 @@ def past_of(flight: Flight, attempts: int) -> Past:
         allowed=attempts,
         probe=flight.probe,
         error="" if result.error is None else f"{result.error.kind}: {result.error.message}",
+        where="" if result.error is None else _place(result.error),
+        traceback="" if result.error is None else result.error.traceback,
     )
 
 
@@ -455,7 +459,13 @@ def _attempts(flight: Flight) -> tuple[Attempt, ...]:
 
 
 def _failed(step: Step) -> Attempt:
-    return Attempt(step.attempt, step.duration, f"{step.error.kind}: {step.error.message}", True, step.pause)
+    error = step.error
+    return Attempt(step.attempt, step.duration, f"{error.kind}: {error.message}", True, step.pause, _place(error))
+
+
+def _place(error: ErrorInfo) -> str:
+    """Return `at feeds.py:42 in parse`, next to the error's class."""
+    return error.where.removeprefix(f"{error.kind} ")
 
 
 def _last(flight: Flight, took: float) -> Attempt:
@@ -463,4 +473,4 @@ def _last(flight: Flight, took: float) -> Attempt:
     if result.status is Status.COMPLETED:
         return Attempt(result.attempts, took, f"answered with {counted(flight.found, 'candidate')}", failed=False)
     how = "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
-    return Attempt(result.attempts, took, how, failed=True)
+    return Attempt(result.attempts, took, how, failed=True, where="" if result.error is None else _place(result.error))

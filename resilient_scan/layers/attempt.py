@@ -55,6 +55,7 @@ class AttemptContext(ScanContext):
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
     failed_after = 0.0  # seconds that attempt took
     steps: tuple[Step, ...] = ()
+    _described: tuple[int, int, ErrorInfo] | None = None
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
 
     @classmethod
@@ -67,6 +68,17 @@ class AttemptContext(ScanContext):
     def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
         super()._set(own, snapshot)
         self.found: list[Any] = []
+
+    def describe(self, error: BaseException) -> ErrorInfo:
+        """Describe a failure of the current attempt, once for all that report it: it is looked at frame by frame.
+
+        Nothing keeps the exception, so another one may have its address later. That one belongs to a later attempt:
+        while an attempt ends, the layers hold its failure.
+        """
+        known = self._described
+        if known is None or known[:2] != (id(error), self.attempt):
+            self._described = known = id(error), self.attempt, ErrorInfo.of(error, self._own.home)
+        return known[2]
 
     @property
     def cut_short(self) -> bool:

@@ -289,7 +289,7 @@ class ResultCache(Generic[Flight]):
         until = now + self._ttl_error
         with self._lock:
             self._failures.pop(key, None)
-            self._failures[key] = Entry((), now, until, until, error)
+            self._failures[key] = Entry((), now, until, until, error.without_traceback())
 
     def forget(self) -> None:
         """Drop all answers and remembered failures; an execution under way still brings its answer."""

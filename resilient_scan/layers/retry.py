@@ -24,7 +24,6 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import Rejected, is_listed, is_permanent, requested_wait
 from resilient_scan.layers.attempt import AttemptContext, Call, Step
 from resilient_scan.options import Retry
-from resilient_scan.results import ErrorInfo
 
 BUDGET_WINDOW = 60.0  # seconds
 
@@ -167,7 +166,7 @@ class _Judge:
         pause = self._pause(failure, context)
         if pause is not None and not self._allowed(context):
             pause = None
-        context.steps += (Step(context.attempt, took, ErrorInfo.of(failure), pause),)
+        context.steps += (Step(context.attempt, took, context.describe(failure).without_traceback(), pause),)
         return pause
 
     def _allowed(self, context: AttemptContext) -> bool:

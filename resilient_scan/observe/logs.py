@@ -241,7 +241,7 @@ def _fields(event: Event) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, ErrorInfo):
-        return {"type": value.type, "message": hide(value.message)}
+        return {**value.to_dict(), "message": hide(value.message)}
     return hide(value) if type(value) is str else plain(value)
 
 
@@ -264,18 +264,19 @@ def _line(result: ScanResult) -> tuple[int, str]:
     name, found = result.scanner, f"{len(result.candidates)} candidates"
     why = brief(hide(result.error.message)) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
+    place = f" ({result.error.where})" if result.error is not None and result.error.where else ""
     match result.status:
         case Status.COMPLETED:
             return logging.INFO, f"✓ {name}: {found}"
         case Status.CACHED:
             return logging.INFO, f"✓ {name}: {found} (cached, {result.age or 0:.0f}s old)"
         case Status.STALE:
-            return logging.WARNING, f"⚠️ {name}: {found} (stale, {result.age or 0:.0f}s old): {why}"
+            return logging.WARNING, f"⚠️ {name}: {found} (stale, {result.age or 0:.0f}s old): {why}{place}"
         case Status.TIMEOUT:
-            return logging.WARNING, f"⏱️ {name}: {why}{partial}"
+            return logging.WARNING, f"⏱️ {name}: {why}{partial}{place}"
         case Status.ERROR:
-            return logging.WARNING, f"⚠️ {name}: {why}{partial}"
+            return logging.WARNING, f"⚠️ {name}: {why}{partial}{place}"
         case Status.REJECTED:
-            return logging.WARNING, f"⚠️ {name}: rejected: {why}"
+            return logging.WARNING, f"⚠️ {name}: rejected: {why}{place}"
         case _:
             return logging.INFO, f"{name}: {result.status.value}"

@@ -183,4 +183,5 @@ def _mark(span: Span, error: ErrorInfo | None) -> None:
     message = hide(error.message) if error is not None else ""
     span.set_status(trace.StatusCode.ERROR, message)
     if error is not None:
-        span.add_event("exception", {"exception.type": error.type, "exception.message": message})
+        traced = {"exception.stacktrace": error.traceback} if error.traceback else {}
+        span.add_event("exception", {"exception.type": error.type, "exception.message": message, **traced})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,13 +19,23 @@ MAX_RUNS = 1_000
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a past scan: seconds it took, how it ended, seconds of backoff between it and the next one."""
+    """One attempt of a past scan.
+
+    Attributes:
+        number: counted from 1.
+        duration: seconds it took.
+        outcome: how it ended.
+        failed: whether it failed.
+        pause: seconds of backoff between it and the next one.
+        where: where it failed, such as `at feeds.py:42 in parse`; may be empty.
+    """
 
     number: int
     duration: float
     outcome: str
     failed: bool
     pause: float | None = None
+    where: str = ""
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -39,6 +50,8 @@ class Past(msgspec.Struct, frozen=True):
         allowed: how many attempts a scan may have.
         error: type and message, or `""`.
         probe: whether it tested a scanner that was out of service.
+        where: where that error was raised, such as `at feeds.py:42 in parse`; may be empty.
+        traceback: of that error. A store keeps that of the newest failure only.
     """
 
     run_id: str
@@ -55,6 +68,8 @@ class Past(msgspec.Struct, frozen=True):
     allowed: int
     error: str
     probe: bool = False
+    where: str = ""
+    traceback: str = ""
 
 
 class ScanRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -153,7 +168,7 @@ class RunHistory:
         """
         try:
             for name, scan in past.items():
-                last = (scan, *self.past(name))[:MAX_SCANS]  # with those of other processes
+                last = _with_one_traceback((scan, *self.past(name))[:MAX_SCANS])  # with those of other processes
                 self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
             durations = {**self.expected(), **expected}
             self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), KEPT_FOR)
@@ -167,6 +182,15 @@ class RunHistory:
         except StoreError as error:
             self._on_error("get", error)
             return _Kept(SCHEMA)
+
+
+def _with_one_traceback(scans: Iterable[Past]) -> tuple[Past, ...]:
+    """Leave the traceback to the newest scan that has one: the record is written anew with each run."""
+    rest = itertools.dropwhile(lambda scan: not scan.traceback, scans := tuple(scans))
+    newest = next(rest, None)
+    return tuple(
+        msgspec.structs.replace(scan, traceback="") if scan.traceback and scan is not newest else scan for scan in scans
+    )
 
 
 def _decoded(data: bytes | None) -> _Kept:

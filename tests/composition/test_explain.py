@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 
 import pytest
@@ -399,6 +400,7 @@ def test_the_flight_recorder_shows_each_layer(clock):
     assert "cache had the answer (hit)" in text
     assert "attempt 1 0s: OSError: reset pause 0." in text
     assert "attempt 3 0s: answered with 2 candidates end completed after" in text
+    assert re.search(r"failed at testing.py:\d+ in scan", text)
 
 
 def test_a_scan_that_gave_up_says_so(clock):
@@ -407,6 +409,7 @@ def test_a_scan_that_gave_up_says_so(clock):
         runner.run(STATE)
         text = says(runner, "feed", trace=True)
     assert "KeyError: 'rows'; given up after 1 of 3 attempts end error after 0s, 0 candidates" in text
+    assert re.search(r"failed at testing.py:\d+ in scan \| Traceback .* \| KeyError: 'rows'", text)
 
 
 def test_a_refusal_does_not_count_as_an_attempt(clock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -276,7 +277,8 @@ def test_the_lines_that_users_know(
     how = "concurrently (max 8 workers)" if concurrent else "sequentially"
     assert first == ("INFO", f"Running 8 scanners {how}...")
     assert ("INFO", "✓ market_movers: 10 candidates") in rest
-    assert ("WARNING", "⚠️ broken_scanner: HTTP 500 error") in rest
+    (line,) = (text for level, text in rest if level == "WARNING")
+    assert re.fullmatch(r"⚠️ broken_scanner: HTTP 500 error \(ScanError at testing\.py:\d+ in scan\)", line)
 
 
 def test_the_line_of_a_timeout(

@@ -62,7 +62,7 @@ def test_the_rooms_are_listed_in_their_order() -> None:
     rows = text.partition("| room | what it does |")[2].partition("\n\n")[0].splitlines()[2:]
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     rooms = [module.rpartition(".")[2] for layer in contract["layers"] for module in re.split(r"\s+[:|]\s+", layer)]
-    plain = {"__main__", "logs", "metrics", "tracing", "_text", "_once", "_files", "_log"}
+    plain = {"__main__", "logs", "metrics", "tracing", "_text", "_once", "_files", "_log", "_trace", "_forms"}
     assert sorted(listed) == sorted(set(rooms) - plain)
     assert [name for name in listed if name in rooms] == listed
 

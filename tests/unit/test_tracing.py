@@ -91,10 +91,11 @@ def test_status_and_error_are_set(provider: TracerProvider, exporter: InMemorySp
     assert attribute(scan, "status") == "error"
     assert scan.status.description == "GET https://h/?token=REDACTED"
     (event,) = scan.events
-    assert dict(event.attributes or {}) == {
-        "exception.type": "ValueError",
-        "exception.message": "GET https://h/?token=REDACTED",
-    }
+    told = dict(event.attributes or {})
+    stack = str(told.pop("exception.stacktrace"))
+    assert stack.startswith("Traceback (most recent call last):")
+    assert stack.endswith("in scan\n    raise failure\nValueError: GET https://h/?token=REDACTED")
+    assert told == {"exception.type": "ValueError", "exception.message": "GET https://h/?token=REDACTED"}
     assert run.status.description == "no scanner answered"
 
 

@@ -220,6 +220,8 @@ def _trace(explained: Explanation) -> Iterator[str]:
         yield f"  {moment(scan.started_at, explained.at)}, {ago(explained.at - scan.started_at)}, run {scan.run_id[:8]}"
         for label, text in _steps(scan, explained.cached):
             yield from _labelled(f"    {label}", text, 16)
+        for line in scan.traceback.splitlines():
+            yield shortened(f"      | {line}", WIDTH)
 
 
 def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
@@ -242,6 +244,19 @@ def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
     dropped = f", {scan.dropped} invalid dropped" if scan.dropped else ""
     error = f": {brief(scan.error)}" if scan.error and not scan.attempts else ""
     yield "end", f"{scan.status} after {span(scan.duration)}, {found}{dropped}{error}"
+    if places := _places(scan):
+        yield "failed", places
+
+
+def _places(scan: Past) -> str:
+    """Say where its attempts failed: `at feeds.py:42 in parse`, with their numbers if they failed at several lines."""
+    places: dict[str, list[str]] = {}
+    for attempt in scan.attempts:
+        if attempt.where:
+            places.setdefault(attempt.where, []).append(str(attempt.number))
+    if len(places) <= 1:
+        return next(iter(places), scan.where)
+    return "; ".join(f"attempt {', '.join(numbers)} {place}" for place, numbers in places.items())
 
 
 def _given_up(scan: Past, attempt: Attempt) -> str:
