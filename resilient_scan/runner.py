@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from resilient_scan._once import IMPORTING
@@ -16,6 +16,7 @@ from resilient_scan.core.config import (
     Config,
     base_policy,
     callables,
+    chosen,
     distinct,
     effective,
     execution_table,
@@ -117,6 +118,7 @@ class ScanRunner:
         self._names = config.names
         self._given = (policy, frozenset(policies or ()), timeout_seconds is not None)
         self._origins: Mapping[str, Mapping[str, str]] = {}
+        self._not_configured: Mapping[str, str] = {}
         # How often `run` will be called is not known here, so the linter says nothing about the time between runs.
         self._findings = lint_fleet(config.policies, deadline=deadline)
         for sentence in sentences(self._findings):
@@ -126,16 +128,25 @@ class ScanRunner:
         """Note, by scanner's name and `layer.field`, where a number came from, for `explain`; settings know it."""
         self._origins = origins
 
+    def set_not_configured(self, lacking: Mapping[str, str]) -> None:
+        """Note the scanners that were left out, by name, each with what to set; settings know them."""
+        self._not_configured = dict(lacking)
+
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
         """Build a runner from `{"scanner_execution": {"concurrent", "max_workers", "timeout_seconds"}}`.
 
-        The table may also be under `"discovery"`. Other top-level keys are ignored; `options` take precedence.
+        The table may also be under `"discovery"`, next to `"scanners": {name: {"enabled", "settings"}}`: a scanner
+        with `"enabled": False` is left out. Other top-level keys are ignored; `options` take precedence.
 
         Raises:
-            ConfigError: a key inside the table is unknown, or a value is wrong.
+            ConfigError: a key inside a table is unknown, a value is wrong, or a table is for no scanner.
         """
-        return cls(scanners, **{**execution_table(config), **options})
+        given = execution_table(config)
+        specs, settings = chosen(distinct(scanners), config)
+        own = options.pop("settings", None) or {}
+        merged = {name: {**settings.get(name, {}), **own.get(name, {})} for name in dict.fromkeys([*settings, *own])}
+        return cls([spec.origin for spec in specs], **{**given, **options}, settings=merged)
 
     def run(
         self,
@@ -382,6 +393,14 @@ class ScanRunner:
     def names(self) -> tuple[str, ...]:
         """The scanners' names, in the given order."""
         return self._names
+
+    @property
+    def not_configured(self) -> Mapping[str, str]:
+        """The installed scanners that lack a key or a setting, by name, each with what to set; they do not run.
+
+        It is empty unless the runner was made by `load_settings(...).runner()` or by the command.
+        """
+        return MappingProxyType(dict(self._not_configured))
 
     def close(self) -> None:
         """End all runs (their open scans are `skipped`) and let the threads go; hung ones are not waited for.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from resilient_scan._files import refuse_unless_plain
-from resilient_scan._text import counted, hide, is_utf8, redact
+from resilient_scan._text import counted, hide, redact
 from resilient_scan.cli.demo_server import Answer, LoopbackServer, Respond
 from resilient_scan.cli.faults import NAMES as FAULTY
 from resilient_scan.cli.faults import faulty_scanners
@@ -33,7 +32,7 @@ from resilient_scan.observe.metrics import PrometheusMetrics, exposition, push, 
 from resilient_scan.results import RunReport, Status
 from resilient_scan.runner import ScanRunner
 from resilient_scan.settings import Settings, load_installed, load_settings
-from resilient_scan.settings.plugins import Found, Plugins, Problem, found_of, load_demo
+from resilient_scan.settings.plugins import Found, Plugins, Problem, found_of, load_demo, to_set
 from resilient_scan.snapshot import Ephemeral
 from resilient_scan.stores import open_store
 from resilient_scan.stores.history import RunHistory, RunRecord
@@ -167,6 +166,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
                 **_runner_options(request),
             )
         )
+        runner.set_not_configured(choice.not_configured)
         # Delivered before the runner is closed: a closed runner reports no states of its scanners and breakers.
         stack.callback(_deliver, request)
         data = choice.demo if served else None
@@ -433,37 +433,19 @@ def _configured(found: Found, demo: Demo, settings: Settings) -> bool:
 def lacks(found: Found, demo: Demo | None, settings: Settings, replay: Replay | None = None) -> str:
     """Say what to set before `run` can run a scanner; an empty text: nothing.
 
-    A scanner needs what it declares. A built-in one that declares nothing waits until any of its settings is set, so
-    that no source is called before someone wants it. Bundled data need none of this; recordings need no keys, and
-    nothing that the recorded run's state holds.
+    Bundled data need none of what live sources need; recordings need no keys, and nothing that the recorded run's state
+    holds.
     """
-    name, table = found.name, settings.settings_of(found.name)
+    name = found.name
     if demo is not None and name in demo.scanners:
         return ""
-    if replay is not None and not replay.has(name):
+    if replay is None:
+        return to_set(found, settings.settings_of(name))
+    if not replay.has(name):
         return f"{replay.folder} has no recordings of it{''.join(f' or of {host}' for host in found.sources)}"
-    state = replay.state() if replay else {}
-    needs = {
-        setting: variable
-        for setting, variable in found.needs.items()
-        if not (replay and variable) and not state.get(FROM_STATE.get(setting, ""))
-    }
-    given = [variable for setting, variable in needs.items() if variable and not table.get(setting)]
-    for variable in given:
-        if not is_utf8(os.environ.get(variable, "")):
-            return f"the environment variable {variable} is not UTF-8"
-    missing = [
-        f"scanners.{name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
-        for setting, variable in needs.items()
-        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
-    ]
-    if missing:
-        return f"set {', and '.join(missing)}"
-    wished = not found.built_in or found.needs or table or replay
-    if wished:
-        return ""
-    hosts = " and ".join(found.sources) or "its source"
-    return f"set scanners.{name}.settings.universe, or any other of its settings, to have it ask {hosts}"
+    state = replay.state()
+    given = {need for need, variable in found.needs.items() if variable or state.get(FROM_STATE.get(need, ""))}
+    return to_set(found, settings.settings_of(name), given) if found.needs else ""
 
 
 def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:

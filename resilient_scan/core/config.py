@@ -177,6 +177,34 @@ def execution_table(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(table)
 
 
+def chosen(
+    specs: Sequence[ScannerSpec], config: Mapping[str, Any]
+) -> tuple[list[ScannerSpec], dict[str, Mapping[str, Any]]]:
+    """Return the scanners that `discovery.scanners` leaves in, and what it says about their settings.
+
+    Raises:
+        ConfigError: a table is for no scanner, or has another key than these two, or a wrong value.
+    """
+    home = config.get("discovery", {})
+    tables = home.get("scanners", {}) if isinstance(home, Mapping) else {}
+    if not isinstance(tables, Mapping):  # a list of names, say: it says nothing about any of them
+        return list(specs), {}
+    by_name(tables, "discovery.scanners", Mapping, [spec.name for spec in specs])
+    for name, table in tables.items():
+        place = f"discovery.scanners.{name}"
+        for key in table:
+            if key not in {"enabled", "settings"}:
+                raise ConfigError(
+                    f"{place}: unknown key {key!r}; the keys are enabled and settings: what is the scanner's own goes "
+                    "into settings, and layers go into a settings file (load_settings)"
+                )
+        one_of(f"{place}.enabled", table.get("enabled", True), (True, False))
+        if not isinstance(table.get("settings", {}), Mapping):
+            raise ConfigError(f"{place}.settings must be a table, got {table['settings']!r}")
+    left = [spec for spec in specs if tables.get(spec.name, {}).get("enabled", True)]
+    return left, {spec.name: tables[spec.name]["settings"] for spec in left if "settings" in tables.get(spec.name, {})}
+
+
 def callables(listeners: Any) -> tuple[Listener, ...]:
     """Return listeners as a tuple, each once: of two that are equal the second would count everything again.
 

@@ -17,8 +17,8 @@ import msgspec
 
 from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import counted, without_secrets
-from resilient_scan.clock import SystemClock
 from resilient_scan._trace import Home
+from resilient_scan.clock import SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config

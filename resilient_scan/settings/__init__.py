@@ -49,7 +49,7 @@ from resilient_scan.settings.layering import (
     patched,
     provider_of,
 )
-from resilient_scan.settings.plugins import Plugins, discover
+from resilient_scan.settings.plugins import Plugins, discover, to_set
 from resilient_scan.settings.read import (
     OPTIONS,
     ScannerTable,
@@ -181,7 +181,8 @@ class Settings(msgspec.Struct, frozen=True):
             scanners: as in `ScanRunner`; `None`: all that are installed.
             known: names of other scanners, which may have tables too.
         """
-        specs, names, unusable = _specs(scanners, known, self.import_timeout)
+        installed = discover(timeout=self.import_timeout) if scanners is None else scanners
+        specs, names, unusable = _specs(installed, known)
         problems = [*map(str, unusable), *self._faults(specs, names)]
         self._build(specs, self._base(None, None), problems)
         return tuple(problems)
@@ -196,7 +197,9 @@ class Settings(msgspec.Struct, frozen=True):
         """Return a runner of the scanners that are not `enabled = false`.
 
         Args:
-            scanners: as in `ScanRunner`; `None`: all that are installed; one that cannot be used is logged.
+            scanners: as in `ScanRunner`; `None`: all that are installed and have what they need. One that cannot be
+                used is logged; one that lacks a key or a setting is left out, and `runner.not_configured` says what to
+                set.
             known: names of other scanners, which may have tables too.
             options: of `ScanRunner`; they override `[scanner_execution]`. `policy` replaces `[defaults]`. `settings`
                 overrides the scanners' own, key by key.
@@ -205,7 +208,8 @@ class Settings(msgspec.Struct, frozen=True):
             ConfigError: a table names an unknown scanner, layers do not fit together, or an option is wrong.
             PluginError: one of `scanners` is not a scanner.
         """
-        specs, names, unusable = _specs(scanners, known, self.import_timeout)
+        plugins = discover(timeout=self.import_timeout) if scanners is None else Plugins((), ())
+        specs, names, unusable = _specs(plugins if scanners is None else scanners, known)
         for error in unusable:
             if scanners is not None:
                 raise error
@@ -216,9 +220,14 @@ class Settings(msgspec.Struct, frozen=True):
         if problems:
             raise SettingsError(problems)
         specs = [spec for spec in specs if self.enabled(spec.name)]
+        lacking = {found.name: to_set(found, self.settings_of(found.name)) for found in plugins.scanners}
+        not_configured = {spec.name: lack for spec in specs if (lack := lacking.get(spec.name))}
+        specs = [spec for spec in specs if spec.name not in not_configured]
         own = self._options([spec.name for spec in specs], effective, options.pop("settings", None) or {})
         runner = ScanRunner([spec.origin for spec in specs], **{**own, **options})
         runner.set_origins({spec.name: effective[spec.name].origins for spec in specs})
+        if not_configured:
+            runner.set_not_configured(not_configured)
         return runner
 
     def _options(
@@ -292,12 +301,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def _specs(
-    scanners: Iterable[Any] | None, known: Iterable[str], import_timeout: float
+    scanners: Iterable[Any] | Plugins, known: Iterable[str]
 ) -> tuple[list[ScannerSpec], list[str], list[PluginError]]:
-    """Return the scanners (`None`: all that are installed), the names of all that are known, and what is unusable."""
-    plugins = discover(timeout=import_timeout) if scanners is None else Plugins((), ())
+    """Return the scanners, the names of all that are known, and what is unusable."""
+    plugins = scanners if isinstance(scanners, Plugins) else Plugins((), ())
     specs, unusable = [], [problem.error for problem in plugins.problems]
-    for thing in [found.scanner for found in plugins.scanners] if scanners is None else scanners:
+    for thing in [found.scanner for found in plugins.scanners] if isinstance(scanners, Plugins) else scanners:
         try:
             specs.append(spec_of(thing))
         except PluginError as error:

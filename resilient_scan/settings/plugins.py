@@ -12,13 +12,14 @@ hangs at import, or whose distribution describes its entry points wrongly.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping
+import os
+from collections.abc import Collection, Container, Iterable, Mapping
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Final
 
 import msgspec
 
-from resilient_scan._text import brief, clean, hide
+from resilient_scan._text import brief, clean, hide, is_utf8
 from resilient_scan.errors import PluginError
 from resilient_scan.scanning import spec_of
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
@@ -165,6 +166,34 @@ def found_of(thing: Any, *, built_in: bool = False) -> Found:
 
 def _are_texts(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def to_set(found: Found, table: Mapping[str, Any], given: Container[str] = ()) -> str:
+    """Say what to set before a scanner can run; an empty text: nothing.
+
+    A scanner needs what it declares. A built-in one that declares nothing waits until any of its settings is set, so
+    that no source is called before someone wants it.
+
+    Args:
+        found: the scanner.
+        table: its settings.
+        given: names of settings that it can do without.
+    """
+    needs = {setting: variable for setting, variable in found.needs.items() if setting not in given}
+    for setting, variable in needs.items():
+        if variable and not table.get(setting) and not is_utf8(os.environ.get(variable, "")):
+            return f"the environment variable {variable} is not UTF-8"
+    missing = [
+        f"scanners.{found.name}.settings.{setting}" + (f" or the environment variable {variable}" if variable else "")
+        for setting, variable in needs.items()
+        if not (table.get(setting) or (variable and os.environ.get(variable, "").strip()))
+    ]
+    if missing:
+        return f"set {', and '.join(missing)}"
+    if not found.built_in or found.needs or table:
+        return ""
+    hosts = " and ".join(found.sources) or "its source"
+    return f"set scanners.{found.name}.settings.universe, or any other of its settings, to have it ask {hosts}"
 
 
 def load_demo() -> Any:

@@ -36,6 +36,7 @@ METHODS = {
     "tool_logs",
     "ScanContext": "before_request cancelled check doubt guarded log map now remaining settings shared sleep",
     "ScanRunner": "abandoned arun audit breaker close disable enable explain flights forget from_config history names "
+    "not_configured "
     "probe reset run scanners stream",
     "Settings": "check effective runner",
 }

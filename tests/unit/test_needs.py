@@ -109,6 +109,33 @@ def test_what_is_switched_off_is_not_called_not_configured(tmp_path: Path, capsy
     assert "not configured" not in capsys.readouterr().out
 
 
+def test_a_runner_from_settings_leaves_out_what_the_command_leaves_out(tmp_path: Path) -> None:
+    config = write_settings(tmp_path, "[store]\nurl = 'memory:'\n")
+    with load_settings(config).runner(listeners=()) as runner:
+        assert runner.names == ("free",)
+        assert runner.not_configured == {"keyed": SET_BOTH}
+        assert list(runner.run({}).results) == ["free"]
+    with open_fleet(Request(config=config), listeners=()) as fleet:
+        assert fleet.runner.names == ("free",)
+        assert fleet.runner.not_configured == {"keyed": SET_BOTH}
+
+
+def test_a_runner_of_scanners_that_are_named_has_all_of_them(tmp_path: Path) -> None:
+    with load_settings(None).runner([keyed], listeners=()) as runner:
+        assert runner.names == ("keyed",)
+        assert runner.not_configured == {}
+    config = write_settings(tmp_path, '[scanners.keyed.settings]\nuniverse = ["A"]\napi_key = "k"\n')
+    with load_settings(config).runner(listeners=()) as runner:
+        assert runner.names == ("keyed", "free")
+        assert runner.not_configured == {}
+
+
+def test_what_is_switched_off_is_not_listed_as_not_configured(tmp_path: Path) -> None:
+    config = write_settings(tmp_path, "[scanners.keyed]\nenabled = false\n")
+    with load_settings(config).runner(listeners=()) as runner:
+        assert (runner.names, runner.not_configured) == (("free",), {})
+
+
 def test_a_scanner_that_is_asked_without_its_key_says_what_to_set() -> None:
     with pytest.raises(ConfigError, match=r"keyed needs api_key: set scanners\.keyed\.settings\.api_key or the env"):
         keyed({}, ScanContext("keyed"))

@@ -269,6 +269,26 @@ def test_a_configuration_may_have_a_table_of_ours(config: dict[str, Any], table:
         ({"scanner_execution": {"max_workers": 0}}, "max_workers must be >= 1, got 0"),
         ({"scanner_execution": {"concurrent": "yes"}}, "concurrent must be True or False, got 'yes'"),
         ({"scanner_execution": {"timeout_seconds": 0}}, "timeout_seconds must be > 0, got 0"),
+        (
+            {"discovery": {"scanners": {"one": {"limit": 3}}}},
+            (
+                "discovery.scanners.one: unknown key 'limit'; the keys are enabled and settings: what is the scanner's "
+                "own goes into settings, and layers go into a settings file (load_settings)"
+            ),
+        ),
+        (
+            {"discovery": {"scanners": {"one": {"enabled": "no"}}}},
+            "discovery.scanners.one.enabled must be True or False, got 'no'",
+        ),
+        (
+            {"discovery": {"scanners": {"one": {"settings": 3}}}},
+            "discovery.scanners.one.settings must be a table, got 3",
+        ),
+        ({"discovery": {"scanners": {"one": False}}}, "discovery.scanners: one must be a Mapping, got False"),
+        (
+            {"discovery": {"scanners": {"onne": {"enabled": False}}}},
+            "discovery.scanners: there is no scanner 'onne'; did you mean 'one'?",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused_by_name(config: dict[str, Any], sentence: str) -> None:
@@ -284,6 +304,18 @@ def test_a_runner_from_a_configuration_does_what_it_says() -> None:
         runner.run({})
     (started,) = [event for event in recorder.events_seen if type(event).__name__ == "RunStarted"]
     assert (started.concurrent, started.max_workers) == (False, 3)
+
+
+@pytest.mark.parametrize("execution", [{}, {"scanner_execution": TABLE}])
+def test_a_scanner_that_the_configuration_switches_off_does_not_run(execution: dict[str, Any]) -> None:
+    tables = {"two": {"enabled": False}, "one": {"enabled": True, "settings": {"depth": 3}}}
+    fleet = [healthy("one"), healthy("two"), healthy("three")]
+    config = {**execution, "discovery": {"scanners": tables}}
+    with ScanRunner.from_config(fleet, config, settings={"one": {"width": 4}}, listeners=()) as runner:
+        assert list(runner.run({}).results) == ["one", "three"]
+        assert runner._runs.config.settings == {"one": {"depth": 3, "width": 4}}
+    with ScanRunner.from_config(fleet, {"discovery": {"scanners": ["two"]}}, listeners=()) as runner:
+        assert runner.names == ("one", "two", "three")
 
 
 def test_options_win_over_the_configuration() -> None:

@@ -832,9 +832,10 @@ def test_without_scanners_the_installed_ones_run_and_what_cannot_is_logged(
     assert "broken" in loaded.check()[0]
 
 
-def test_the_built_in_scanners_run_without_an_argument() -> None:
-    with load_settings(environ={}).runner(listeners=()) as runner:
-        assert "market_movers" in runner.names
+def test_the_built_in_scanners_run_without_an_argument_once_they_have_what_they_need(load: Any) -> None:
+    with load('[scanners.market_movers.settings]\nuniverse = ["A"]\n').runner(listeners=()) as runner:
+        assert runner.names == ("market_movers",)
+        assert "universe" in runner.not_configured["gap_up"]
 
 
 # properties
