@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, StrEnum
 from typing import Any, Final
 
 import msgspec
 
+from resilient_scan._once import IMPORTING
 from resilient_scan._text import hide
 from resilient_scan._trace import NOWHERE, Home, name_of, traceback_of, where_of
 from resilient_scan.errors import ConfigError, ScanError, is_number, leaves
@@ -47,7 +49,34 @@ class Status(StrEnum):
 _ANSWERED = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE})
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, gc=False, eq=False):
+class Data(msgspec.Struct, frozen=True):
+    """What can be handed to tools that want plain data: json, Celery, FastAPI.
+
+    None of them is imported here. Celery's serializer asks an object for `__json__`; FastAPI makes a response of any
+    object by `dict(object)`, or asks its class for a schema if an endpoint is annotated with it (`-> RunReport`).
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready data."""
+        return {name: plain(getattr(self, name)) for name in self.__struct_fields__}
+
+    def __json__(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self.to_dict().items())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> dict[str, Any]:
+        as_data = {"type": "function-plain", "function": cls.to_dict, "return_schema": {"type": "any"}}
+        return {"type": "is-instance", "cls": cls, "serialization": as_data}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: object, _handler: object) -> dict[str, Any]:
+        return {"title": cls.__name__, "type": "object"}
+
+
+class ErrorInfo(Data, frozen=True, gc=False, eq=False):
     """What went wrong, as text: the exception itself would keep its frames alive.
 
     Attributes:
@@ -95,9 +124,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, gc=False, eq=False):
     def __hash__(self) -> int:
         return hash((self.type, self.message))
 
-    def to_dict(self) -> dict[str, str]:
-        """Return plain JSON-ready data."""
-        return {name: getattr(self, name) for name in self.__struct_fields__}
+    @property
+    def place(self) -> str:
+        """Return `at feeds.py:42 in parse`, to stand next to the error's class."""
+        return self.where.removeprefix(f"{self.kind} ")
 
     def without_traceback(self) -> ErrorInfo:
         """Return what is kept where there may be many: in the cache, and of each attempt."""
@@ -114,7 +144,7 @@ def short(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
 
 
-class ScanResult(msgspec.Struct, frozen=True, gc=False):
+class ScanResult(Data, frozen=True, gc=False):
     """One scanner's part of a run, after its end.
 
     Attributes:
@@ -161,7 +191,7 @@ class ScanResult(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-class RunReport(msgspec.Struct, frozen=True):
+class RunReport(Data, frozen=True):
     """The result of one run.
 
     Attributes:
@@ -259,6 +289,33 @@ class RunReport(msgspec.Struct, frozen=True):
             "tool_logs": [entry for result in results.values() for entry in result["tool_logs"]],
         }
 
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return `to_dict` as strict JSON text: no NaN, and ASCII only, so that no encoding can break it.
+
+        Args:
+            indent: blanks for each level; `None`: all on one line.
+        """
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a flat row for each candidate, for `pandas.DataFrame(...)` and the like.
+
+        A row has `run_id`, `scanner`, `pipeline`, `status`, `age`, `partial` and `suspicious` of the scan, then the
+        candidate's own fields and its extras. Nested values are JSON text. All rows have the same columns: what one
+        does not have is `None`. A name that is taken is written `candidate.name` or `extras.name`.
+        """
+        with IMPORTING:
+            from resilient_scan._forms import records  # noqa: PLC0415 - no run needs it
+
+        return records(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        with IMPORTING:
+            from resilient_scan._forms import html_of_report  # noqa: PLC0415 - no run needs it
+
+        return html_of_report(self)
+
 
 def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) -> dict[str, ScanResult]:
     """Return the results in the order of the names."""
@@ -270,7 +327,7 @@ def results_in_order(names: tuple[str, ...], results: Mapping[str, ScanResult]) 
 _RANKS: Final = {"critical": 0, "high": 1, "medium": 2, "low": 3}  # any other word comes after these
 
 
-class Merged(msgspec.Struct, frozen=True):
+class Merged(Data, frozen=True):
     """What several scanners say about one thing.
 
     Attributes:

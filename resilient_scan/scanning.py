@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,6 +21,8 @@ from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError
 from resilient_scan.options import LAYERS, Breaker, Cache, Limit, Retry, Timeout, check_layer
 
+Parameters = ParamSpec("Parameters")
+Found = TypeVar("Found")
 NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
 
@@ -94,10 +96,10 @@ class Code(msgspec.Struct, frozen=True):
 
 
 @dataclass(eq=False, repr=False)
-class FunctionScanner:
+class FunctionScanner(Generic[Parameters, Found]):
     """A scanner made from a function by `@scanner`; calling it calls the function."""
 
-    scan: Callable[..., Any]
+    scan: Callable[Parameters, Found]
     name: str
     pipeline: str
     layers: dict[str, Any]
@@ -112,24 +114,60 @@ class FunctionScanner:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
         # Here, because the module is being imported: later, a deploy may have replaced its file, and the old code would
         # store its answers under the new one's name. A worker that was forked before would do so each time.
-        self.code = code_of(self.scan, self.version)
+        self.code: Code = code_of(self.scan, self.version)
         self.__doc__ = self.scan.__doc__
-        self.__name__ = getattr(self.scan, "__name__", self.name)
-        self.__qualname__ = self.code.qualname
+        self.__name__: str = getattr(self.scan, "__name__", self.name)
+        self.__qualname__: str = self.code.qualname
         self.__module__ = self.scan.__module__
-        self.__wrapped__ = self.scan
+        self.__wrapped__: Callable[Parameters, Found] = self.scan
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Found:
         """Call the function itself, without any layer."""
         return self.scan(*args, **kwargs)
+
+    def __reduce__(self) -> str:
+        """Pickle it as a function is pickled: by its name in its module."""
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<scanner {self.name} of {self.pipeline}>"
 
 
-def scanner(  # noqa: PLR0913 - the public face: an option is an argument
+class Decorator(Protocol):
+    """What `@scanner(...)` returns: it keeps the function's own arguments and result, for type checkers."""
+
+    def __call__(self, function: Callable[Parameters, Found], /) -> FunctionScanner[Parameters, Found]:
+        """Make a scanner from a function."""
+
+
+@overload
+def scanner(function: Callable[Parameters, Found], /) -> FunctionScanner[Parameters, Found]: ...
+
+
+@overload
+def scanner(
     *,
-    pipeline: str,
+    pipeline: str = ...,
+    name: str | None = ...,
+    candidate: type = ...,
+    empty_ok: bool | None = ...,
+    needs: Mapping[str, str] = ...,
+    sources: Sequence[str] = ...,
+    settings: type[msgspec.Struct] | None = ...,
+    version: str | None = ...,
+    cache: Cache | None | UnsetType = ...,
+    retry: Retry | None | UnsetType = ...,
+    breaker: Breaker | None | UnsetType = ...,
+    limit: Limit | None | UnsetType = ...,
+    timeout: Timeout | UnsetType = ...,
+) -> Decorator: ...
+
+
+def scanner(  # noqa: PLR0913 - the public face: an option is an argument
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    pipeline: str = "default",
     name: str | None = None,
     candidate: type = Candidate,
     empty_ok: bool | None = None,
@@ -142,10 +180,13 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     breaker: Breaker | None | UnsetType = UNSET,
     limit: Limit | None | UnsetType = UNSET,
     timeout: Timeout | UnsetType = UNSET,
-) -> Callable[[Callable[..., Any]], FunctionScanner]:
+) -> FunctionScanner[..., Any] | Decorator:
     """Make a scanner from a function `(state)` or `(state, context)`.
 
+    `@scanner` without parentheses takes all the defaults.
+
     Args:
+        function: the function; given by `@scanner` without parentheses.
         pipeline: which pipeline it belongs to.
         name: the scanner's name; the function's, unless given.
         candidate: what it returns, if not `Candidate`: a dataclass, a msgspec struct, or a pydantic model.
@@ -186,7 +227,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     if said is not None and not (isinstance(said, str) and said):
         raise ConfigError(f"@scanner: version must be a text that is not empty, or None, got {version!r:.200}")
 
-    def make(function: Callable[..., Any]) -> FunctionScanner:
+    def make(function: Callable[..., Any], /) -> FunctionScanner[..., Any]:
         if not callable(function):
             raise PluginError(
                 f"@scanner makes a scanner of a function (state) or (state, context), got {function!r:.200}"
@@ -198,7 +239,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         check_identity(made)
         return made
 
-    return make
+    return cast("Decorator", make) if function is None else make(function)
 
 
 class ScannerSpec(msgspec.Struct, frozen=True):
@@ -241,7 +282,7 @@ def spec_of(thing: Any) -> ScannerSpec:
     return ScannerSpec(
         name=thing.name,
         pipeline=thing.pipeline,
-        call=_two_arguments(thing.scan),
+        call=_two_arguments(thing.name, thing.scan),
         layers=dict(layers or {}),
         candidate=candidate,
         origin=thing,
@@ -266,6 +307,12 @@ def check_identity(thing: Any) -> None:
         name, pipeline, scan = (getattr(thing, part, None) for part in ("name", "pipeline", "scan"))
     except Exception as error:  # properties are foreign code
         raise PluginError(f"scanner {type(thing).__qualname__} cannot be looked at: {error}") from error
+    if inspect.isroutine(thing) and name is None:
+        shown = getattr(thing, "__qualname__", repr(thing))
+        raise PluginError(
+            f'{shown} is a plain function; decorate it: @scanner, or @scanner(pipeline="...", name="..."); '
+            "a scanner's name must be 1 to 64 of a-z, 0-9, '_', '.', '-'"
+        )
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"scanner {thing!r}: name must be 1 to 64 of a-z, 0-9, '_', '.', '-', got {name!r}")
     if name.startswith("-"):
@@ -276,23 +323,38 @@ def check_identity(thing: Any) -> None:
         raise PluginError(f"scanner {name}: it has no method scan(state) or scan(state, context)")
 
 
-def _two_arguments(scan: Callable[..., Any]) -> Callable[[dict[str, Any], ScanContext], Any]:
+def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, Any], ScanContext], Any]:
     """Make `scan` take a context, whether it wants one or not.
 
     It gets one if its second positional parameter is required or called `context`: an optional one of another name
     is the scanner's own business.
+
+    Raises:
+        PluginError: it cannot be called with a state, or with a state and a context.
     """
     try:
-        parameters = list(inspect.signature(scan).parameters.values())
+        signature = inspect.signature(scan)
     except (TypeError, ValueError):  # a builtin without a signature
-        parameters = []
+        return lambda state, _context: scan(state)
+    parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     second = positional[1] if len(positional) > 1 else None
-    if second is not None and (second.default is second.empty or second.name == "context"):
+    both = second is not None and (second.default is second.empty or second.name == "context")
+    by_name = not both and any(p.kind is p.KEYWORD_ONLY and p.name == "context" for p in parameters)
+    try:
+        signature.bind(*([None] * (1 + both)), **({"context": None} if by_name else {}))
+    except TypeError as error:
+        shown = ", ".join(map(_shown, parameters))
+        raise PluginError(f"scanner {name}: it must take (state) or (state, context), not ({shown}): {error}") from None
+    if both:
         return scan
-    if any(p.kind is p.KEYWORD_ONLY and p.name == "context" for p in parameters):
+    if by_name:
         return lambda state, context: scan(state, context=context)
     return lambda state, _context: scan(state)
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    return str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
 
 
 # which code a scanner runs

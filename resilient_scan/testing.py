@@ -145,7 +145,9 @@ class Recorder:
         return [event for event in self.events_seen if isinstance(event, kinds)]
 
 
-def healthy(name: str, candidates: Iterable[Any] = (), *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+def healthy(
+    name: str, candidates: Iterable[Any] = (), *, pipeline: str = "test", **layers: Any
+) -> FunctionScanner[..., Any]:
     """Make a scanner that answers at once."""
     answer = list(candidates)
     return scanner(name=name, pipeline=pipeline, **layers)(lambda _state: list(answer))
@@ -157,7 +159,7 @@ def broken(
     *,
     pipeline: str = "test",
     **layers: Any,
-) -> FunctionScanner:
+) -> FunctionScanner[..., Any]:
     """Make a scanner that always raises `error`, by default a `ScanError` that says "HTTP 500 error"."""
     failure = ScanError("HTTP 500 error") if error is None else error
 
@@ -167,7 +169,7 @@ def broken(
     return scanner(name=name, pipeline=pipeline, **layers)(scan)
 
 
-def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **layers: Any) -> FunctionScanner[..., Any]:
     """Make a scanner that uses one of `answers` per attempt: it returns a list and raises an exception."""
     steps = iter(answers)
 
@@ -180,7 +182,7 @@ def flapping(name: str, answers: Iterable[Any], *, pipeline: str = "test", **lay
     return scanner(name=name, pipeline=pipeline, **layers)(scan)
 
 
-def hanging(name: str, release: threading.Event, *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+def hanging(name: str, release: threading.Event, *, pipeline: str = "test", **layers: Any) -> FunctionScanner[..., Any]:
     """Make a scanner that hangs and ignores cancellation until `release` is set; then it finds nothing."""
 
     def scan(_state: dict[str, Any]) -> list[Any]:
@@ -190,7 +192,7 @@ def hanging(name: str, release: threading.Event, *, pipeline: str = "test", **la
     return scanner(name=name, pipeline=pipeline, **layers)(scan)
 
 
-def polite(name: str, seconds: float = 3600.0, *, pipeline: str = "test", **layers: Any) -> FunctionScanner:
+def polite(name: str, seconds: float = 3600.0, *, pipeline: str = "test", **layers: Any) -> FunctionScanner[..., Any]:
     """Make a scanner that takes `seconds` and stops when it is cancelled."""
 
     def scan(_state: dict[str, Any], context: ScanContext) -> list[Any]:

@@ -21,7 +21,7 @@ PAUSE: Final = 0.15  # seconds between two candidates of the slow one
 FRESH: Final = 1.0  # seconds that an answer of the flapping one is fresh
 
 
-def faulty_scanners(release: threading.Event | None = None) -> tuple[FunctionScanner, ...]:
+def faulty_scanners(release: threading.Event | None = None) -> tuple[FunctionScanner[..., Any], ...]:
     """Make a slow, a hanging, a flapping and a broken scanner. The flapping one counts its attempts from here on.
 
     Args:
@@ -30,7 +30,7 @@ def faulty_scanners(release: threading.Event | None = None) -> tuple[FunctionSca
     return _slow(), _hanging(release or threading.Event()), _flapping(), _broken()
 
 
-def _slow() -> FunctionScanner:
+def _slow() -> FunctionScanner[..., Any]:
     @scanner(name="slow", pipeline=PIPELINE, timeout=TOTAL, cache=None, retry=None)
     def slow(_state: dict[str, Any], context: ScanContext) -> Iterator[dict[str, str]]:
         """Find five things, one after another, in more time than there is."""
@@ -41,7 +41,7 @@ def _slow() -> FunctionScanner:
     return slow
 
 
-def _hanging(release: threading.Event) -> FunctionScanner:
+def _hanging(release: threading.Event) -> FunctionScanner[..., Any]:
     @scanner(name="hanging", pipeline=PIPELINE, timeout=TOTAL, cache=None, retry=None)
     def hanging(_state: dict[str, Any]) -> list[Any]:
         """Wait for an answer that never comes, deaf to every cancel."""
@@ -51,7 +51,7 @@ def _hanging(release: threading.Event) -> FunctionScanner:
     return hanging
 
 
-def _flapping() -> FunctionScanner:
+def _flapping() -> FunctionScanner[..., Any]:
     attempts = itertools.count(1)
     kept = Cache(ttl=FRESH, jitter=0, stale_if_error=3600)
 
@@ -65,7 +65,7 @@ def _flapping() -> FunctionScanner:
     return flapping
 
 
-def _broken() -> FunctionScanner:
+def _broken() -> FunctionScanner[..., Any]:
     layers: dict[str, Any] = {
         "timeout": TOTAL,
         "cache": None,

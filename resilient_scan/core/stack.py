@@ -51,7 +51,7 @@ from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.quarantine import Gate
-from resilient_scan.results import ErrorInfo, ScanResult, Status
+from resilient_scan.results import ScanResult, Status
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
@@ -444,7 +444,7 @@ def past_of(flight: Flight, attempts: int) -> Past:
         allowed=attempts,
         probe=flight.probe,
         error="" if result.error is None else f"{result.error.kind}: {result.error.message}",
-        where="" if result.error is None else _place(result.error),
+        where="" if result.error is None else result.error.place,
         traceback="" if result.error is None else result.error.traceback,
     )
 
@@ -460,12 +460,7 @@ def _attempts(flight: Flight) -> tuple[Attempt, ...]:
 
 def _failed(step: Step) -> Attempt:
     error = step.error
-    return Attempt(step.attempt, step.duration, f"{error.kind}: {error.message}", True, step.pause, _place(error))
-
-
-def _place(error: ErrorInfo) -> str:
-    """Return `at feeds.py:42 in parse`, next to the error's class."""
-    return error.where.removeprefix(f"{error.kind} ")
+    return Attempt(step.attempt, step.duration, f"{error.kind}: {error.message}", True, step.pause, error.place)
 
 
 def _last(flight: Flight, took: float) -> Attempt:
@@ -473,4 +468,4 @@ def _last(flight: Flight, took: float) -> Attempt:
     if result.status is Status.COMPLETED:
         return Attempt(result.attempts, took, f"answered with {counted(flight.found, 'candidate')}", failed=False)
     how = "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
-    return Attempt(result.attempts, took, how, failed=True, where="" if result.error is None else _place(result.error))
+    return Attempt(result.attempts, took, how, failed=True, where="" if result.error is None else result.error.place)

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import dropwhile
 from pathlib import PurePath
-from typing import Any
 
 import msgspec
 
+from resilient_scan._once import IMPORTING
 from resilient_scan._text import ago, brief, clean, counted, moment, shortened, span
-from resilient_scan.results import plain
+from resilient_scan.results import Data
 from resilient_scan.stores.history import Attempt, Past
 
 WIDTH = 100
@@ -94,7 +94,7 @@ class Hung(msgspec.Struct, frozen=True):
     stack: str
 
 
-class Explanation(msgspec.Struct, frozen=True):
+class Explanation(Data, frozen=True):
     """Everything there is to know about one scanner in a runner, at one instant.
 
     Attributes:
@@ -129,10 +129,12 @@ class Explanation(msgspec.Struct, frozen=True):
         """Return whether the scanner has a cache."""
         return any(number.option.startswith("cache.") for layer in self.layers for number in layer.numbers)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready data, with the same names."""
-        data: dict[str, Any] = plain(self)
-        return data
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        with IMPORTING:
+            from resilient_scan._forms import html_of_explanation  # noqa: PLC0415 - no text needs it
+
+        return html_of_explanation(self)
 
 
 def _lines(explained: Explanation) -> list[str]:
