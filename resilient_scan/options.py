@@ -13,18 +13,51 @@ from __future__ import annotations
 import functools
 import re
 import typing
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from resilient_scan._text import did_you_mean
 from resilient_scan.errors import ConfigError, is_number
 
 Exceptions = tuple[type[BaseException], ...]
 Seconds = Annotated[float, "seconds"]
 
 
-class Option(msgspec.Struct, frozen=True):
+if TYPE_CHECKING:
+    from msgspec import StructMeta
+else:
+    StructMeta = type(msgspec.Struct)  # older versions do not export it
+
+
+class _Named(StructMeta):
+    """Let a class of options refuse an argument that it does not have in a sentence that names the nearest."""
+
+    if not TYPE_CHECKING:  # type checkers read the arguments from the fields
+
+        def __call__(cls, *args: Any, **given: Any) -> Any:  # noqa: N805 - of a metaclass
+            try:
+                return super().__call__(*args, **given)
+            except TypeError as error:
+                if fault := _wrong_arguments(cls.__name__, cls.__struct_fields__, given, str(error)):
+                    raise ConfigError(fault) from None
+                raise
+
+
+def _wrong_arguments(name: str, fields: tuple[str, ...], given: Mapping[str, Any], why: str) -> str:
+    """Return a sentence about an argument that is unknown or missing; an empty text: the error is about another."""
+    for argument in given:
+        if argument not in fields:
+            return f"{name} has no option {argument!r}; {did_you_mean(argument, fields)}"
+    missing = re.fullmatch(r"Missing required argument '(\w+)'", why)
+    if missing:
+        return f"{name} needs {missing[1]}: write {name}({missing[1]}=...)"
+    return f"{name} has {len(fields)} options: {', '.join(fields)}" if why.startswith("Extra positional") else ""
+
+
+class Option(msgspec.Struct, frozen=True, metaclass=_Named):
     """Checks shared by the option classes; messages name the layer by the class's name."""
 
     def _fail(self, field: str, must: str) -> ConfigError:
@@ -314,7 +347,7 @@ class Quarantine(Option, frozen=True):
             self._whole("after_failures", 1)
 
 
-class Policy(msgspec.Struct, frozen=True):
+class Policy(msgspec.Struct, frozen=True, metaclass=_Named):
     """The layers around a scanner; `None` leaves a layer out (`timeout` cannot be left out).
 
     Attributes:

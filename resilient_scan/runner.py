@@ -123,6 +123,8 @@ class ScanRunner:
         self._findings = lint_fleet(config.policies, deadline=deadline)
         for sentence in sentences(self._findings):
             _log.warning("%s", sentence)
+        if not specs:
+            _log.warning("no scanner to run: every report will be empty; runner.not_configured may say why")
 
     def set_origins(self, origins: Mapping[str, Mapping[str, str]]) -> None:
         """Note, by scanner's name and `layer.field`, where a number came from, for `explain`; settings know it."""

@@ -12,6 +12,7 @@ from resilient_scan.cli.fleet import bundled, lacks, state_for
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.options import Policy
+from resilient_scan.service.auth import TokenAuth
 from resilient_scan.settings import Settings, examine_settings
 from resilient_scan.settings.plugins import Plugins, discover, load_demo
 from resilient_scan.stores.sqlite import refusal
@@ -72,7 +73,8 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
 def _token(settings: Settings) -> Iterator[str]:
     """Yield a warning if `serve` would not find its token, which need not exist where settings are checked."""
     try:
-        settings.token()
+        if (token := settings.token()) is not None:
+            TokenAuth(token)
     except ConfigError as error:
         yield f"{error}; `serve` will not start"
 

@@ -7,6 +7,7 @@ is used. Nothing in between passes it on.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return the names of some scanners, in the given order of all.
 
         Raises:
-            ConfigError: there is no such scanner; the message names the nearest.
+            ConfigError: there is no such scanner (the message names the nearest), or `wanted` is a text, not a list.
         """
+        if isinstance(wanted, str):
+            raise ConfigError(f"only must be a list of names, got the text {wanted!r}; write only=[{wanted!r}]")
         chosen, names = set(wanted), self.names
         for name in chosen.difference(names):
             raise ConfigError(no_scanner(name, names))
@@ -212,6 +215,9 @@ def callables(listeners: Any) -> tuple[Listener, ...]:
         ConfigError: they are not an iterable of callables.
     """
     found = tuple(listeners) if isinstance(listeners, Iterable) else (None,)
+    for listener in found:
+        if inspect.isclass(listener):
+            raise ConfigError(f"listeners: {listener.__qualname__} is a class; write {listener.__qualname__}()")
     if not all(callable(listener) for listener in found):
         raise ConfigError(f"listeners must be callables of one argument, in a tuple, got {listeners!r}")
     once: dict[Any, Listener] = {}

@@ -27,6 +27,9 @@ def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
     """
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"scan returned {type(items).__name__}; return a list of candidates, or yield them")
+    if type(items).__name__ == "DataFrame":  # it is an iterable, too: of the names of its columns
+        rows = "frame.to_dicts()" if hasattr(items, "to_dicts") else 'frame.to_dict("records")'
+        raise TypeError(f"scan returned a DataFrame; return its rows, {rows}, each with a ticker")
     lazy = type(items) not in _FINITE
     keep = context.found.append
     for item in items:

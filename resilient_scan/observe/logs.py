@@ -33,6 +33,7 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status, plain
 
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
+FIELDS = ("scanner", "pipeline", "status", "run_id", "duration")
 OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
 _TROUBLE = frozenset(
     {
@@ -55,6 +56,9 @@ NOTABLE_LATENESS = 1.0  # seconds after a deadline from which on a log line says
 
 class LogEvents:
     """A listener that writes one line per event: answers at INFO, trouble at WARNING.
+
+    Each record has the attributes `scanner`, `pipeline`, `status`, `run_id` and `duration`, for other formatters and
+    handlers; what the event does not say is `None`.
 
     A scanner that is rejected or disabled in run after run gets one line when that begins, and one that counts the
     skipped lines when it ends. A store that fails gets one line when that begins and one when it works again. Secrets
@@ -135,12 +139,22 @@ class LogEvents:
         if self._json:
             self._line(logging.INFO, "scans_untold", {"scanner": scanner, "status": status.value, "scans": scans})
         else:
-            self._logger.info("%s: %s %d more times in between", scanner, status.value, scans)
+            known = dict.fromkeys(FIELDS) | {"scanner": scanner, "status": status}
+            self._logger.info("%s: %s %d more times in between", scanner, status.value, scans, extra=known)
 
     def _line(self, level: int, name: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
             head = {"ts": _instant(self._clock.time()), "level": logging.getLevelName(level).lower(), "event": name}
-            self._logger.log(level, "%s", json.dumps({**head, **fields}), extra={"is_json": True})
+            known = {field: fields.get(field) for field in FIELDS}
+            self._logger.log(level, "%s", json.dumps({**head, **fields}), extra={**known, "is_json": True})
+
+    def _log(self, event: Event, level: int, text: str, *parts: object) -> None:
+        """Write a line with the event's fields next to it."""
+        if self._logger.isEnabledFor(level):
+            subject = getattr(event, "result", event)
+            known = {field: getattr(subject, field, None) for field in FIELDS}
+            known["run_id"] = getattr(event, "run_id", None)
+            self._logger.log(level, text, *parts, extra=known)
 
     def _text(self, event: Event) -> None:
         match event:
@@ -149,27 +163,40 @@ class LogEvents:
             case RunStarted():
                 self._run(event)
             case SuspiciousResult():
-                self._logger.warning("⚠️ %s: suspicious answer: %s", event.scanner, brief(event.reason))
+                self._log(event, logging.WARNING, "⚠️ %s: suspicious answer: %s", event.scanner, brief(event.reason))
             case BreakerChanged():
                 tail = "" if event.open_for is None else f" for {in_seconds(event.open_for)}s"
-                self._logger.log(_level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
+                self._log(event, _level(event), "%s: breaker %s%s", event.scanner, event.new.replace("_", "-"), tail)
             case ScannerStateChanged():
-                self._logger.log(_level(event), "%s: %s (%s)", event.scanner, event.new, brief(hide(event.reason)))
+                self._log(event, _level(event), "%s: %s (%s)", event.scanner, event.new, brief(hide(event.reason)))
             case _:
                 self._rare(event)
 
     def _rare(self, event: Event) -> None:
         match event:
             case ThreadAbandoned():
-                self._logger.warning("%s: thread %s did not stop in time, abandoned", event.scanner, event.thread)
+                self._log(
+                    event, logging.WARNING, "%s: thread %s did not stop in time, abandoned", event.scanner, event.thread
+                )
             case LateCompletion() if event.abandoned:
                 took = in_seconds(event.duration)
-                self._logger.info("%s: the abandoned call ended after %ss (%s)", event.scanner, took, event.outcome)
+                self._log(
+                    event,
+                    logging.INFO,
+                    "%s: the abandoned call ended after %ss (%s)",
+                    event.scanner,
+                    took,
+                    event.outcome,
+                )
             case DeadlineActedOn():
                 what = event.scanner or "the run"
                 late = in_seconds(event.lateness)
-                self._logger.warning(
-                    "%s: its deadline was acted on %ss late: other code held the interpreter's lock", what, late
+                self._log(
+                    event,
+                    logging.WARNING,
+                    "%s: its deadline was acted on %ss late: other code held the interpreter's lock",
+                    what,
+                    late,
                 )
             case LoopBlocked():
                 took = in_seconds(event.seconds)
@@ -180,22 +207,26 @@ class LogEvents:
                     event.where,
                 )
             case StoreFailed():
-                self._logger.warning("%s; runs go on without it", brief(hide(event.message)))
+                self._log(event, logging.WARNING, "%s; runs go on without it", brief(hide(event.message)))
             case StoreRecovered():
-                self._logger.info("the store works again")
+                self._log(event, logging.INFO, "the store works again")
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"
-        self._logger.info("Running %d scanners %s...", event.scanners, how)
+        self._log(event, logging.INFO, "Running %d scanners %s...", event.scanners, how)
 
     def _scan(self, event: ScanEnded) -> None:
         result = event.result
         level, line = _line(result)
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", line)
+        self._log(event, level, "%s", line)
         if result.dropped:
-            self._logger.warning(
-                "⚠️ %s: %d invalid dropped, the first: %s", result.scanner, result.dropped, brief(hide(event.invalid))
+            self._log(
+                event,
+                logging.WARNING,
+                "⚠️ %s: %d invalid dropped, the first: %s",
+                result.scanner,
+                result.dropped,
+                brief(hide(event.invalid)),
             )
 
 

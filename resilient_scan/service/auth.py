@@ -15,10 +15,12 @@ import hmac
 import re
 from collections.abc import Mapping
 
+from resilient_scan._text import know
 from resilient_scan.errors import ConfigError
 from resilient_scan.service.bounds import readable
 
 SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
+SHORTEST_TOKEN = 8  # characters: a shorter one can be guessed
 MAX_USER = 64  # characters of a user's name
 MAX_SKEW = 300.0  # seconds between the signer's clock and ours
 
@@ -30,7 +32,7 @@ class TokenAuth:
         token: the secret, one word of printable ASCII; it is never logged or shown.
 
     Raises:
-        ConfigError: the token is empty, or an HTTP header cannot carry it.
+        ConfigError: the token is shorter than 8 characters, or an HTTP header cannot carry it.
     """
 
     def __init__(self, token: str) -> None:
@@ -39,6 +41,12 @@ class TokenAuth:
             raise ConfigError(
                 "service.token must be one word of printable ASCII; leave it out and nothing can be changed over HTTP"
             )
+        if len(token) < SHORTEST_TOKEN:
+            raise ConfigError(
+                f"service.token must have at least {SHORTEST_TOKEN} characters: a shorter one can be guessed; "
+                "take one such as `openssl rand -hex 32` prints"
+            )
+        know((token,))
         self._token = token.encode()
 
     def __repr__(self) -> str:

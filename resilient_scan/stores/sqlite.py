@@ -13,6 +13,7 @@ import logging
 import os
 import sqlite3
 import struct
+import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -213,6 +214,21 @@ def refusal(url: str) -> str:
         return str(error)
     except (sqlite3.Error, Damaged, UnicodeDecodeError):  # a run reports it, and goes on
         pass
+    return _unwritable(path)
+
+
+def _unwritable(path: Path) -> str:
+    """Say why a store's file cannot be written, or made where it is missing; an empty text: it can.
+
+    A nameless file is made next to it, or where its directory would be: SQLite needs to make files there, too.
+    """
+    try:
+        if path.exists() and not os.access(path, os.W_OK):
+            return f"the store {path} cannot be written: nothing would be remembered; change its rights"
+        home = next(each for each in path.parents if each.exists())
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        return f"the store {path} cannot be written: {error.strerror}; name another file in [store]"
     return ""
 
 

@@ -404,3 +404,31 @@ def test_foreign_text_is_one_short_line_that_no_terminal_obeys(caplog: pytest.Lo
     assert all(len(line) < 600 for line in caplog.text.splitlines())
     assert len(explained) < 6_000
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(caplog.text + explained)
+
+
+# fields next to the text, for the formatters and handlers of others
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_records_carry_fields(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    listener = LogEvents(format=form)
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        for event in (ended(Status.ERROR, error="down"), RunStarted("id", 8, True, 8, 0.0), StoreRecovered(0.0)):
+            listener(event)
+        listener(LateCompletion("one", 3.5, "success", "id", 1, "cooperative"))
+    wanted = ("scanner", "pipeline", "status", "run_id", "duration")
+    assert [[getattr(record, name) for name in wanted] for record in caplog.records] == [
+        ["one", "news", "error", "run", 0.5],
+        [None, None, None, "id", None],
+        [None] * 5,
+        ["one", None, None, "id", 3.5],
+    ]
+
+
+def test_a_line_about_skipped_lines_carries_fields_too(caplog: pytest.LogCaptureFixture) -> None:
+    listener = LogEvents()
+    with caplog.at_level(logging.INFO, "resilient_scan"):
+        for status in (Status.REJECTED, Status.REJECTED, Status.COMPLETED):
+            listener(ended(status))
+    (record,) = [each for each in caplog.records if "more times" in each.getMessage()]
+    assert (record.scanner, record.status, record.run_id) == ("one", "rejected", None)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from resilient_scan.settings import load_settings
 from resilient_scan.testing import broken, healthy
 from tests.support.settings import write_settings
 
-TOKEN = "a-token"
+TOKEN = "a-token-of-ours"
 Say = Callable[..., str]
 
 

@@ -14,7 +14,7 @@ from resilient_scan import ConfigError, ControlService, ScanRunner
 from resilient_scan.cli.client import Client, find
 from resilient_scan.testing import healthy
 
-TOKEN = "a-token"
+TOKEN = "a-token-of-ours"
 
 
 @contextmanager

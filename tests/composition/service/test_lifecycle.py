@@ -134,7 +134,7 @@ def test_ipv6_has_brackets_in_its_url(fleet: Fleet) -> None:
 def test_two_services_on_one_runner_show_the_same(serve: Serve) -> None:
     first = serve()
     registry = CollectorRegistry()
-    with ControlService(first.runner, "another", registry=registry) as service:
+    with ControlService(first.runner, "another-token", registry=registry) as service:
         second = Served(service, first.runner, registry)
         assert first.post("/scanners/gamma/disable", {"reason": "x"}).status == 200
         assert second.post("/scanners/beta/disable", {"reason": "x"}).status == 401

@@ -86,7 +86,14 @@ def test_the_user_is_whom_basic_authentication_names(header: str, user: str) -> 
 
 
 def test_a_password_may_hold_colons() -> None:
-    assert TokenAuth("a:b:c").accepts(basic("user", "a:b:c"))
+    assert TokenAuth("a:b:c:d:e").accepts(basic("user", "a:b:c:d:e"))
+
+
+def test_a_token_that_can_be_guessed_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match=r"service\.token must have at least 8 characters") as caught:
+        TokenAuth("hunter2")
+    assert "hunter2" not in str(caught.value)
+    assert TokenAuth("hunter22").accepts(basic("user", "hunter22"))
 
 
 @pytest.mark.parametrize("token", ["", " ", "two words", "tab\there", "naïve", "line\n", None, 7])
