@@ -48,6 +48,7 @@ from resilient_scan.quarantine import ORDER_DURATION
 from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
+from resilient_scan.settings.schema import schema
 
 OK, INCOMPLETE, USAGE = 0, 1, 2  # exit codes
 
@@ -476,6 +477,16 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
         print_history(runs)
     else:
         say(["no run is remembered yet"])
+    return OK
+
+
+@command.command(name="schema", short_help="Print a JSON Schema of the settings file, for editors.")
+def print_schema() -> int:
+    """Print a JSON Schema of the settings file, with which editors complete and check it.
+
+    Write it next to the file and begin the file with: #:schema ./resilient-scan.schema.json
+    """
+    print_json(schema())
     return OK
 
 
