@@ -246,7 +246,7 @@ def _is_word(piece: str) -> bool:
 
 
 def _is_sent(value: str) -> bool:
-    """Say whether a text behind `Bearer` or `Basic` is a credential: such a text is no prose, unless it is one word."""
+    """Say whether a text behind `Bearer` or `Basic` is a credential: it is, unless it is one word."""
     return value == REDACTED or looks_secret(value) or _TOKEN68.fullmatch(value) is not None
 
 
@@ -297,7 +297,7 @@ def know(secrets: Iterable[str]) -> None:
 def secrets_of_environment(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables such as `FINNHUB_API_KEY`, and the passwords in the URLs of all.
 
-    Paths, numbers and switches are none: `SSH_KEY=/home/me/.ssh/id` names a file.
+    Paths, numbers and switches do not count: `SSH_KEY=/home/me/.ssh/id` names a file.
     """
     named = {value for name, value in environ.items() if _VARIABLE.search(name) and not _is_harmless(value)}
     return named | {password for value in environ.values() if "://" in value for password in _PASSWORD.findall(value)}

@@ -25,6 +25,7 @@ from resilient_scan.core.config import (
 from resilient_scan.core.runs import Runs, in_thread
 from resilient_scan.core.stack import Flight
 from resilient_scan.core.task import Abandoned
+from resilient_scan.errors import ConfigError
 from resilient_scan.events import Event, Listener
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
@@ -332,6 +333,8 @@ class ScanRunner:
         with IMPORTING:
             from resilient_scan.observe.explain import explain, origins_in_code  # noqa: PLC0415 - no run needs it
 
+        if name in self._not_configured:
+            raise ConfigError(f"scanner {name!r} is not configured, and does not run: {self._not_configured[name]}")
         fleet = self._fleet
         stack = fleet.stack(name)
         base, own, timed = self._given

@@ -185,7 +185,7 @@ class RunHistory:
 
 
 def _with_one_traceback(scans: Iterable[Past]) -> tuple[Past, ...]:
-    """Leave the traceback to the newest scan that has one: the record is written anew with each run."""
+    """Leave the traceback to the newest scan that has one: the record is written again in each run."""
     rest = itertools.dropwhile(lambda scan: not scan.traceback, scans := tuple(scans))
     newest = next(rest, None)
     return tuple(

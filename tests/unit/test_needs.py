@@ -115,6 +115,8 @@ def test_a_runner_from_settings_leaves_out_what_the_command_leaves_out(tmp_path:
         assert runner.names == ("free",)
         assert runner.not_configured == {"keyed": SET_BOTH}
         assert list(runner.run({}).results) == ["free"]
+        with pytest.raises(ConfigError, match="scanner 'keyed' is not configured, and does not run: set scanners"):
+            runner.explain("keyed")
     with open_fleet(Request(config=config), listeners=()) as fleet:
         assert fleet.runner.names == ("free",)
         assert fleet.runner.not_configured == {"keyed": SET_BOTH}
