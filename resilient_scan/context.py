@@ -75,15 +75,15 @@ class ScanContext:
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
-    run_id = ""  # of the run for which the execution was begun
-    deadline = NEVER
-    cut_at = NEVER  # the run's own deadline, where nobody else can use the answer
-    ends = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
+    run_id: str = ""  # of the run for which the execution was begun
+    deadline: float = NEVER
+    cut_at: float = NEVER  # the run's own deadline, where nobody else can use the answer
+    ends: float = NEVER  # the earliest of: deadline, cut_at, the current attempt's own
     doubted: str | None = None  # why the scanner itself does not believe its answer
     provider: Any = None  # whose limit the scan keeps
-    prepaid = False  # whether the next attempt has its permit already
-    requests = 0  # that the permit allows without asking again
-    abandoned = False
+    prepaid: bool = False  # whether the next attempt has its permit already
+    requests: int = 0  # that the permit allows without asking again
+    abandoned: bool = False
     _state: dict[str, Any] | None = None
     _known_logs: tuple[Any, ...] = ()  # entries that the state had before the current attempt
     _all_logs: list[dict[str, Any]] | None = None  # once the state was let go

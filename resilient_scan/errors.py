@@ -111,7 +111,7 @@ class RetryAfter(ScanError):
         if not is_number(seconds, 0):
             raise ConfigError(f"RetryAfter: seconds must be a finite number >= 0, got {seconds!r}")
         super().__init__(seconds, message)
-        self.seconds = float(seconds)
+        self.seconds: float = float(seconds)
         self.message = message
 
     def __str__(self) -> str:

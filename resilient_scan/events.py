@@ -413,7 +413,7 @@ class Channel:
 
     def __init__(self, guarded: tuple[_Guarded, ...]) -> None:
         self._guarded = guarded
-        self.listeners = tuple(each.target() for each in guarded)
+        self.listeners: tuple[Listener, ...] = tuple(each.target() for each in guarded)
 
     def begin(self, event: Event) -> Delivery:
         """Return an event that is still to be sent: `finish` does that."""

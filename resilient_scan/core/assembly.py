@@ -56,19 +56,21 @@ class Fleet:
         store: the open store, if there is one.
     """
 
-    detached = False  # left to the parent, in a forked child
+    detached: bool = False  # left to the parent, in a forked child
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
-        self.names = config.names
-        self.workers = config.max_workers
+        self.names: tuple[str, ...] = config.names
+        self.workers: int = config.max_workers
         self._store = store
         self._close_store = store.close if store is not None and isinstance(config.store, str) else None
-        self.bus = Bus(config.listeners)
+        self.bus: Bus = Bus(config.listeners)
         health = Health(self.bus.send, clock)
-        self.store_failed = health.failed
-        self.leases = None if store is None else LeaseKeeper(store, clock, health, config.max_workers)
-        self.gate = Gate(
+        self.store_failed: Callable[[str, StoreError], None] = health.failed
+        self.leases: LeaseKeeper | None = (
+            None if store is None else LeaseKeeper(store, clock, health, config.max_workers)
+        )
+        self.gate: Gate = Gate(
             config.names,
             clock,
             self.bus,
@@ -78,15 +80,17 @@ class Fleet:
             on_error=self.store_failed,
         )
         self.bus.subscribe(self.gate)
-        self.pool = ThreadPool(config.max_workers, max_abandoned=config.max_abandoned, clock=clock)
-        self.call_pool = ThreadPool(  # no thread is started before the first call
+        self.pool: ThreadPool = ThreadPool(config.max_workers, max_abandoned=config.max_abandoned, clock=clock)
+        self.call_pool: ThreadPool = ThreadPool(  # no thread is started before the first call
             config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
         )
-        self.loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
+        self.loops: Loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
         shares_loop = any(spec.is_async for spec in config.specs) and AVAILABLE and isinstance(clock, SystemClock)
-        self.lane = Lane(config.max_async, self.pool, self.call_pool, self.loops, clock) if shares_loop else None
+        self.lane: Lane | None = (
+            Lane(config.max_async, self.pool, self.call_pool, self.loops, clock) if shares_loop else None
+        )
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
-        self.providers = Providers(limits, clock, self.pool.at)
+        self.providers: Providers = Providers(limits, clock, self.pool.at)
         values = SharedValues(clock)
         shared = Shared(
             gate=self.gate,
@@ -101,7 +105,7 @@ class Fleet:
             leases=self.leases,
             store_failed=self.store_failed,
         )
-        self.stacks = {spec.name: Stack(spec, config, shared) for spec in config.specs}
+        self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 

@@ -41,7 +41,7 @@ class BlockingCalls:
         send: tells listeners what happens to an abandoned thread; called on threads of the pool.
     """
 
-    used = False  # whether a coroutine has made any
+    used: bool = False  # whether a coroutine has made any
 
     def __init__(self, name: str, pool: ThreadPool, hung: HungThreads, send: Callable[[Event], None]) -> None:
         self.name = name

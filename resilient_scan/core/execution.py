@@ -91,9 +91,11 @@ class Execution:
     """
 
     # Set only where they differ: most executions are of one scan, succeed, and are done soon.
-    passes_over_stored = False  # whether it asks its source although there may be an answer, which cannot be copied
-    probe = ""  # its mark, where it tests a scanner that is out of service
-    through = False  # whether its worker is done with it and hands over, or has
+    passes_over_stored: bool = (
+        False  # whether it asks its source although there may be an answer, which cannot be copied
+    )
+    probe: str = ""  # its mark, where it tests a scanner that is out of service
+    through: bool = False  # whether its worker is done with it and hands over, or has
     pending_events: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
     _running = False
     _left = False  # ended because its last waiter left
@@ -106,13 +108,13 @@ class Execution:
 
     def __init__(self, stack: Stack, waiter: Waiter, key: bytes | None) -> None:
         self.stack = stack
-        self.context = AttemptContext.at(stack.own, waiter.run.snapshot)
+        self.context: AttemptContext = AttemptContext.at(stack.own, waiter.run.snapshot)
         self.context.run_id = waiter.run.run_id
         self._key = key
-        self.waiters = [waiter]
-        self.began = NEVER
-        self.ended = False
-        self.variables = contextvars.copy_context()
+        self.waiters: list[Waiter] = [waiter]
+        self.began: float = NEVER
+        self.ended: bool = False
+        self.variables: contextvars.Context = contextvars.copy_context()
 
     @property
     def name(self) -> str:

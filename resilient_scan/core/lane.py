@@ -80,11 +80,11 @@ class Slot:
 
     def __init__(self, lane: Lane, loop: LaneLoop, task: LaneTask) -> None:
         self._lane = lane
-        self.loop = loop
-        self.task = task
-        self.started = 0.0
-        self.deadline = NEVER
-        self.expired = False  # its time is up, and it still runs
+        self.loop: LaneLoop = loop
+        self.task: LaneTask = task
+        self.started: float = 0.0
+        self.deadline: float = NEVER
+        self.expired: bool = False  # its time is up, and it still runs
         self.hang: Hang | None = None
         self.children: set[asyncio.Task[Any]] = set()  # tasks that the scanner has started
         self.work: Any = None  # the scanner's coroutine, while it runs

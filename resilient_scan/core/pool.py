@@ -78,7 +78,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._watchdog: threading.Thread | None = None
         self._undecided: list[Hang] = []
         self._errands: deque[Callable[[], None]] = deque()
-        self.worst_lateness = 0.0  # seconds after a deadline at which the watchdog acted, at worst
+        self.worst_lateness: float = 0.0  # seconds after a deadline at which the watchdog acted, at worst
 
     # what a user of executors knows
 

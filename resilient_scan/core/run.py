@@ -51,16 +51,19 @@ class Run:
     """
 
     def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
+        self.started_at: float
         self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
-        self.snapshot = Snapshot(state)
-        self.deadline = math.inf
-        self.epoch = self.since = 0.0
+        self.snapshot: Snapshot = Snapshot(state)
+        self.deadline: float = math.inf
+        self.epoch: float = 0.0
+        self.since: float = 0.0
         self.outbox: SimpleQueue[Scan | str] = SimpleQueue()
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
         self._seconds = seconds
-        self.run_id = uuid.uuid4().hex
-        self.has_started = self.has_ended = False
+        self.run_id: str = uuid.uuid4().hex
+        self.has_started: bool = False
+        self.has_ended: bool = False
         self._announced = False
         self.open: set[Scan] = set()
         self._queued = 0  # how many of them hold a place in the window

@@ -52,10 +52,10 @@ class Runs:
         ConfigError: the store cannot be opened.
     """
 
-    closed = False
+    closed: bool = False
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config: Config = config
         self._store = opened(config.store, config.clock)
         self._window = max(WINDOW, 4 * config.max_workers) if config.concurrent else 1
         self._forked = False
@@ -70,7 +70,7 @@ class Runs:
         """Make the live parts."""
         self.active: set[Run] = set()
         self._live_fleet = fleet = Fleet(self.config, self._store)
-        self.history = None if self._store is None else RunHistory(self._store, fleet.store_failed)
+        self.history: RunHistory | None = None if self._store is None else RunHistory(self._store, fleet.store_failed)
         self._fresh = self.history is not None  # nothing has been recalled yet
         self._closer = weakref.finalize(self, fleet.close_soon)
         self._closer.atexit = False

@@ -43,17 +43,19 @@ _UNCOPYABLE = ErrorInfo("TypeError", "the answer in the cache cannot be copied")
 class Scan:
     """One scanner's part of a run, while it has no result."""
 
-    cache = BYPASS
+    cache: str = BYPASS
     key: bytes | None = None
-    leads = False  # whether the execution was made for it
-    probe = ""  # the mark of a probe, where it is one
-    queued = False  # whether it has a place in the run's window: it waits neither for a provider nor another process
+    leads: bool = False  # whether the execution was made for it
+    probe: str = ""  # the mark of a probe, where it is one
+    queued: bool = (
+        False  # whether it has a place in the run's window: it waits neither for a provider nor another process
+    )
     execution: Any = None  # the `Execution` or `AnswerCopy` that it waits for; None once it has a result
     # What another thread has put here before it put the scan into the outbox: an interrupt of the run's thread may cost
     # the run a message that was just taken out, but not the answer.
     answer: ScanResult | Outcome | Entry | AnswerCopy | None = None
-    held_up = False  # another process works on the same
-    asked_again = False  # whether an answer could not be copied, so that it wants another one
+    held_up: bool = False  # another process works on the same
+    asked_again: bool = False  # whether an answer could not be copied, so that it wants another one
     events: tuple[Event, ...] = ()  # that the run's thread has to send to the listeners
 
     def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import counted, without_secrets
 from resilient_scan._trace import Home
-from resilient_scan.clock import SystemClock
+from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
@@ -45,12 +45,14 @@ from resilient_scan.events import (
 from resilient_scan.layers.attempt import AttemptContext, Call, Step
 from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
-from resilient_scan.layers.limit import Providers, permitted
+from resilient_scan.layers.limit import Provider, Providers, permitted
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline
 from resilient_scan.layers.timeout import HungThreads, limited
+from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
+from resilient_scan.quarantine.records import ScannerRecord
 from resilient_scan.results import ScanResult, Status
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
@@ -70,7 +72,7 @@ _NOTHING: list[Any] = []
 class SharedLoopClock(SystemClock):
     """The machine's clocks, with flags that can be waited for on a loop that others share."""
 
-    event = staticmethod(SharedEvent)
+    event: Callable[[], Wake] = staticmethod(SharedEvent)
 
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
@@ -172,6 +174,23 @@ class Stack:
         "stored",
         "total",
     )
+    spec: ScannerSpec
+    name: str
+    pipeline: str
+    policy: Policy
+    gate: Gate
+    gated: dict[str, ScannerRecord]
+    pool: ThreadPool
+    bus: Bus
+    clock: Clock
+    lock: threading.Lock
+    lane: Lane | None
+    provider: Provider | None
+    in_window: bool
+    doubt: Callable[[int, int], str | None]
+    call: Call
+    lane_call: Call
+    send_execution: Callable[[Event], None] | None
 
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
@@ -184,28 +203,34 @@ class Stack:
         self.policy = policy = config.policies[name]
         self.gate, self.gated = shared.gate, shared.gate.gated
         self.pool, self.bus, self.clock = shared.pool, shared.bus, clock
-        self.lock = threading.Lock()  # for the small facts of executions; never held while foreign code runs
-        self.total = float(policy.timeout.total)
-        self.has_attempt_timeout = policy.timeout.attempt is not None  # whether attempts have a time of their own
-        self.stored = shared.store is not None  # whether anything of it is in a store
+        self.lock: threading.Lock = (
+            threading.Lock()
+        )  # for the small facts of executions; never held while foreign code runs
+        self.total: float = float(policy.timeout.total)
+        self.has_attempt_timeout: bool = policy.timeout.attempt is not None  # whether attempts have a time of their own
+        self.stored: bool = shared.store is not None  # whether anything of it is in a store
         self._answers = _answer_store(spec, config, shared)
-        self.leases = None if self._answers is None else shared.leases
+        self.leases: LeaseKeeper | None = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
         self.in_window = self.provider is None and (self.lane is None or not config.concurrent)
         store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
-        self.breaker = CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
+        self.breaker: CircuitBreaker | None = (
+            CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
+        )
         on_landed = None if self.leases is None else self._landed
         self.cache: ResultCache[Any] | None = (
             ResultCache(policy.cache, clock, random, self._answers, on_landed, self.lock) if policy.cache else None
         )
-        self.budget = RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
-        self.hung = HungThreads(policy.timeout, clock)
+        self.budget: RetryBudget | None = (
+            RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
+        )
+        self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies = 0  # of its hung threads, those that copy a cached answer
         self.doubt = Baseline(spec.empty_ok).doubt
-        self.calls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
-        self.engine = ThreadEngine(shared.loops, self.calls)
-        self.sources = Sources(name, policy.breaker, clock, random, shared.providers)
-        self.own = ScannerContext(
+        self.calls: BlockingCalls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
+        self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
+        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers)
+        self.own: ScannerContext = ScannerContext(
             name,
             config.settings.get(name, _NO_SETTINGS),
             clock if config.traffic is None else config.traffic.clock(name, clock),
@@ -214,8 +239,8 @@ class Stack:
             self.sources,
             Home.of(getattr(spec.origin, "__module__", None)),
         )
-        self.expected = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
-        self.retired = False  # its runner is closed
+        self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
+        self.retired: bool = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
         self.update_listeners()
 

@@ -135,11 +135,11 @@ class Worker:
         self._look_by = look_by
         self.thread: threading.Thread | None = None
         self.task: Task | None = None
-        self.started = 0.0
-        self.deadline = NEVER
-        self.expired = False  # its task's time is up, and the thread still runs
+        self.started: float = 0.0
+        self.deadline: float = NEVER
+        self.expired: bool = False  # its task's time is up, and the thread still runs
         self.hang: Hang | None = None
-        self.replaced = False  # and a new worker has its slot
+        self.replaced: bool = False  # and a new worker has its slot
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way; on its own thread."""
@@ -161,7 +161,7 @@ class Worker:
 class FutureTask:
     """A call without a time limit, behind a `Future`."""
 
-    name = "submit"
+    name: str = "submit"
 
     def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
         self._future = future

@@ -208,10 +208,12 @@ class LaneLoop(_Loop):
         done: whether its thread is to end.
     """
 
-    thread_id = 0
-    lost = done = False
+    thread_id: int = 0
+    offload: Callable[[Callable[[], Any]], Future[Any]] | None
+    lost: bool = False
+    done: bool = False
     stepping: Any = None
-    step_began = 0.0
+    step_began: float = 0.0
     _busy_since = 0.0  # 0: it waits
     _charged = 0.0  # in this turn
 
@@ -339,7 +341,7 @@ class Hub:
         submit: takes a blocking call where no scanner makes it.
     """
 
-    can_suspend = staticmethod(can_suspend)
+    can_suspend: Callable[[], bool] = staticmethod(can_suspend)
 
     def __init__(self, loop: LaneLoop, submit: Callable[[Callable[[], Any]], Future[Any]]) -> None:
         self._loop = loop

@@ -44,23 +44,23 @@ class NetworkError(Exception):
         advice: the way out.
     """
 
-    ADVICE: ClassVar = "the source is in trouble or cannot be reached, try again later"
+    ADVICE: ClassVar[str] = "the source is in trouble or cannot be reached, try again later"
 
     def __init__(self, message: str, advice: str = "") -> None:
         super().__init__(message)
-        self.advice = advice or self.ADVICE
+        self.advice: str = advice or self.ADVICE
 
 
 class DeadlineExceeded(NetworkError):
     """The request's time was up before the answer was whole; the message, if any, says what took it."""
 
-    ADVICE = "try again later"
+    ADVICE: ClassVar[str] = "try again later"
 
 
 class RequestError(NetworkError):
     """Another attempt would fail in the same way; the client turns it into a `PermanentError`."""
 
-    ADVICE = "check base_url, the path and the headers"
+    ADVICE: ClassVar[str] = "check base_url, the path and the headers"
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -97,7 +97,7 @@ class Recorder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).absolute()  # a scanner may change the working directory
+        self.folder: Path = Path(folder).absolute()  # a scanner may change the working directory
         try:
             make_folder(self.folder)
             if any(self.folder.iterdir()):
@@ -214,7 +214,7 @@ class Replay:
     """
 
     def __init__(self, folder: str | Path, sources: Mapping[str, Iterable[str]] | None = None) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder: Path = Path(folder).absolute()
         self._rows = read_manifest(self.folder)
         self._sources = {name: frozenset(hosts) for name, hosts in (sources or {}).items()}
         self._rows_by_target: dict[Target, list[Row]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from resilient_scan.context import ScanContext, ScannerContext
+from resilient_scan.context import NEVER, ScanContext, ScannerContext
 from resilient_scan.results import ErrorInfo
 from resilient_scan.snapshot import Snapshot
 
@@ -46,14 +46,17 @@ class AttemptContext(ScanContext):
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
-    dropped = 0
-    invalid = ""
+    dropped: int = 0
+    doubted: str | None = None
+    deadline: float = NEVER
+    ends: float = NEVER
+    invalid: str = ""
     permit: Any = None
-    postponed = 0.0  # seconds by which its deadlines were moved
-    attempt_began = 0.0
+    postponed: float = 0.0  # seconds by which its deadlines were moved
+    attempt_began: float = 0.0
     open_attempt: float | None = None  # when the current attempt began, until its end is reported
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
-    failed_after = 0.0  # seconds that attempt took
+    failed_after: float = 0.0  # seconds that attempt took
     steps: tuple[Step, ...] = ()
     _described: tuple[int, int, ErrorInfo] | None = None
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)

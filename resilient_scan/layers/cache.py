@@ -130,8 +130,8 @@ class ResultCache(Generic[Flight]):
         on_landed: Callable[[bytes], None] | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self.inputs = options.inputs
-        self.answers = answers
+        self.inputs: tuple[str, ...] | None = options.inputs
+        self.answers: Answers | None = answers
         self._on_landed = on_landed
         self._monotonic = clock.monotonic
         self._random = random.random

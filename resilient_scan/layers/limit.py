@@ -55,13 +55,13 @@ class Ticket:
         on_worker: bool = False,
         attempt: AttemptContext | None = None,
     ) -> None:
-        self.granted = granted
+        self.granted: Callable[[], None] = granted
         self.refused = refused
-        self.on_worker = on_worker
-        self.with_permit = with_permit
+        self.on_worker: bool = on_worker
+        self.with_permit: bool = with_permit
         self.attempt = attempt
         self.until = 0.0  # when it is refused, monotonic
-        self.done = False  # granted, refused or withdrawn; changes once, under the provider's lock
+        self.done: bool = False  # granted, refused or withdrawn; changes once, under the provider's lock
         self.cancel_timer: Callable[[], None] = lambda: None
 
 

@@ -59,7 +59,7 @@ class HungThreads:
         self._most = options.max_abandoned
         self._lock = threading.Lock()
         self._returned = clock.event()
-        self.count = 0  # threads that hang now
+        self.count: int = 0  # threads that hang now
 
     def admit(self, context: AttemptContext) -> None:
         """Let a new execution pass.

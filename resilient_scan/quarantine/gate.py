@@ -98,7 +98,7 @@ class Gate:
         self._on_error = on_error
         self._quarantine = QuarantineStore(names, clock, self._options, store, random or Random(), on_error)  # noqa: S311 - jitter
         self._unreachable = False
-        self.gated = self._quarantine.gated
+        self.gated: dict[str, ScannerRecord] = self._quarantine.gated
         self.events: tuple[type[Event], ...] = (ProbeEnded,)
         if self._options.after_failures is not None:
             self.events += (ExecutionEnded,)

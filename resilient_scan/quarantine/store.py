@@ -222,7 +222,7 @@ class QuarantineStore:
         self._stored: bytes | None = None
         self._last: Sighting | None = None
         self._warned = False
-        self.fleet = FleetRecord()
+        self.fleet: FleetRecord = FleetRecord()
         self.gated: dict[str, ScannerRecord] = {}
         """The records of the scanners that cannot simply run: out of service, or under a manual order."""
 

@@ -32,7 +32,7 @@ _engine = jinja2.Environment(
     lstrip_blocks=True,
     loader=jinja2.FunctionLoader(_text),
 )
-_, _FLEET, _ONE = map(_engine.get_template, ("frame.html", "page.html", "scanner.html"))  # reads all three files
+_FRAME, _FLEET, _ONE = map(_engine.get_template, ("frame.html", "page.html", "scanner.html"))  # reads all three
 _TROUBLE = {"timeout", "error", "rejected"}
 
 

@@ -55,7 +55,7 @@ class Schedule:
         self._catch_up = catch_up
         self._start = start
         self._step = 0
-        self.due = start
+        self.due: float = start
 
     def ran(self, now: float) -> None:
         """Note that the run which was due has ended, and set when the next one is."""

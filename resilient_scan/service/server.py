@@ -46,7 +46,7 @@ class HttpThread:
         self._socket = _listening_socket(host, port)
         address = self._socket.getsockname()
         name = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self.url = f"http://{name}:{address[1]}"
+        self.url: str = f"http://{name}:{address[1]}"
         protocol: Any = partial(_TimedConnection, bounds=bounds)
         self._server = _Server(
             uvicorn.Config(

@@ -19,8 +19,8 @@ class _Forwarding:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.url = str(store.url)
-        self.shared = bool(store.shared)
+        self.url: str = str(store.url)
+        self.shared: bool = bool(store.shared)
 
     def _key(self, key: str) -> str:
         return key
@@ -87,7 +87,7 @@ class Namespaced(_Forwarding):
     def __init__(self, store: Store, name: str) -> None:
         super().__init__(store)
         self._prefix = f"{name}/"
-        self.url = with_space(self.url, name)
+        self.url: str = with_space(self.url, name)
 
     def _key(self, key: str) -> str:
         return self._prefix + key

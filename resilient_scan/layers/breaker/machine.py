@@ -44,10 +44,10 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     def __init__(self) -> None:
         super().__init__("memory")
-        self.generation = 0
-        self.closed = True  # True while attempts need no permission
-        self.failures = 0  # in a row
-        self.successes = 0  # of trials
+        self.generation: int = 0
+        self.closed: bool = True  # True while attempts need no permission
+        self.failures: int = 0  # in a row
+        self.successes: int = 0  # of trials
         self._state = CLOSED
 
     @property
@@ -140,10 +140,12 @@ class BreakerMachine:
 
     def __init__(self, options: Breaker) -> None:
         self._options = options
-        self.memory = _Memory()
-        self.window = Window(options) if options.failure_rate or options.slow_rate else None
+        self.memory: _Memory = _Memory()
+        self.window: Window | None = Window(options) if options.failure_rate or options.slow_rate else None
         self.trials: dict[str, float] = {}
-        self.opened_at = self.open_for = self.open_until = 0.0
+        self.opened_at: float = 0.0
+        self.open_for: float = 0.0
+        self.open_until: float = 0.0
         self._reopened = 0
         self._connect()
 
