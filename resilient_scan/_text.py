@@ -277,8 +277,9 @@ _BEGINS: Final = (  # a token begins after an escape too: %3D, \n, \x3d, \u0022
 )
 _MOST: Final = 2_000  # known forms; the oldest are forgotten first, as tokens of a service that renews them all day
 _HEX: Final = re.compile(r"%[0-9A-F]{2}")
-_VARIABLE: Final = re.compile(
-    r"(?:^|_|PG)(?:API_?KEY|KEY|KEY_ID|KEY_BASE|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|CREDENTIALS?)$|_PWD$",
+_SURE: Final = re.compile(
+    r"(?:^|[_-]|PG)(?:(?:API|ACCESS|SECRET|PRIVATE|AUTH|SIGNING|ENCRYPTION|ACCOUNT)[_-]?KEY(?:[_-](?:ID|BASE))?"
+    r"|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|CREDENTIALS?)$|[_-]PWD$",
     re.IGNORECASE,
 )
 _PATH: Final = re.compile(r"[/~.]|[A-Za-z]:\\")
@@ -299,12 +300,15 @@ def secrets_of_environment(environ: Mapping[str, str]) -> set[str]:
 
     Paths, numbers and switches do not count: `SSH_KEY=/home/me/.ssh/id` names a file.
     """
-    named = {value for name, value in environ.items() if _VARIABLE.search(name) and not _is_harmless(value)}
+    named = {value for name, value in environ.items() if _is_known(name, value)}
     return named | {password for value in environ.values() if "://" in value for password in _PASSWORD.findall(value)}
 
 
-def _is_harmless(value: str) -> bool:
-    return _SWITCH.fullmatch(value) is not None or (_PATH.match(value) is not None and not looks_secret(value))
+def _is_known(name: str, value: str) -> bool:
+    """Say whether a variable or a setting is a secret: `SORT_KEY=ticker` and `session = "regular"` are not."""
+    if not _SURE.search(name):
+        return is_secret(name) and looks_secret(value) and not _PATH.match(value)
+    return not _SWITCH.fullmatch(value) and (not _PATH.match(value) or looks_secret(value))
 
 
 def secrets_of_table(table: Mapping[Any, Any]) -> Iterator[str]:
@@ -313,7 +317,7 @@ def secrets_of_table(table: Mapping[Any, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from secrets_of_table(value)
         elif isinstance(value, str):
-            if isinstance(name, str) and is_secret(name):
+            if isinstance(name, str) and _is_known(name, value):
                 yield value
             yield from _PASSWORD.findall(value)
 

@@ -13,6 +13,7 @@ import linecache
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -160,8 +161,11 @@ def _one(error: BaseException) -> Iterator[str]:
 def name_of(error: BaseException) -> str:
     """Return an exception's qualified name, such as `httpx.ConnectTimeout` or `ValueError`."""
     kind = type(error)
-    prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    return prefix + kind.__qualname__
+    try:
+        prefix = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        return prefix + kind.__qualname__
+    except BaseException:  # its metaclass is foreign code
+        return "an exception without a name"
 
 
 def shortened_lines(text: str) -> str:
@@ -172,7 +176,8 @@ def shortened_lines(text: str) -> str:
 @functools.lru_cache(4096)
 def _line(file: str, number: int, function: str) -> str:
     """Return a frame as Python writes it. The same few lines fail again and again, and a file is slow to read."""
-    code = linecache.getline(file, number).strip()
+    known = file in linecache.cache or Path(file).is_file()  # a notebook's cells are in no file; `/dev/zero` is not one
+    code = linecache.getline(file, number).strip() if known else ""
     return hide(f'  File "{file}", line {number}, in {function}' + (f"\n    {code}" if code else ""))
 
 
@@ -187,7 +192,7 @@ def _frames(error: BaseException) -> list[TracebackType]:
 
 
 def _module(frame: TracebackType) -> str:
-    name = frame.tb_frame.f_globals.get("__name__")
+    name = dict.get(frame.tb_frame.f_globals, "__name__")  # not a method of a foreign dict
     return name if isinstance(name, str) else ""
 
 

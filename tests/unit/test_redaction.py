@@ -242,6 +242,7 @@ def test_secrets_of_the_environment_are_those_with_a_telling_name_and_the_passwo
         "DATABASE_URL": "postgres://me:swordfish@db/x",
         "PGPASSWORD": "open sesame",
         "DB_PASS": "letmein",
+        "FINNHUB_KEY": "c8q2ad2ad3idmhk0",
         # none of these is one
         "PWD": "/work/main",
         "SSH_KEY": "~/.ssh/id",
@@ -251,9 +252,11 @@ def test_secrets_of_the_environment_are_those_with_a_telling_name_and_the_passwo
         "MAX_KEY": "100",
         "HOME_URL": "https://host/",
         "KEYBOARD": "qwerty",
+        "SORT_KEY": "ticker",
+        "GIT_AUTHOR_NAME": "Jane",
     }
     assert secrets_of_environment(environ) == {
-        *("c8q2ad2a", "word", "AKIA", "swordfish", "open sesame", "letmein"),
+        *("c8q2ad2a", "word", "AKIA", "swordfish", "open sesame", "letmein", "c8q2ad2ad3idmhk0"),
     }
 
 
@@ -273,5 +276,13 @@ def test_what_settings_environment_and_store_call_a_secret_is_in_no_result_and_i
 
 
 def test_secrets_of_settings_are_those_with_a_secret_name_at_any_depth() -> None:
-    table = {"universe": "AAPL", "api_key": "one", "deep": {"token": "two", "limit": 3}, "url": "http://u:three@h/"}
+    table = {
+        "session": "regular",
+        "author": "Jane",
+        "max_tokens": "many",
+        "key": "ticker",
+        "api_key": "one",
+        "deep": {"token": "two", "limit": 3},
+        "url": "http://u:three@h/",
+    }
     assert sorted(secrets_of_table(table)) == ["one", "three", "two"]
