@@ -80,6 +80,10 @@ class SettingsError(ConfigError):
         self.problems: tuple[str, ...] = tuple(problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[tuple[str, ...]]]:
+        """Pickle it with its problems: by default, they would be the letters of its message."""
+        return type(self), (self.problems,)
+
 
 class Settings(msgspec.Struct, frozen=True):
     """What file and environment say; made by `load_settings`.

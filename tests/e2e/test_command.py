@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -213,6 +214,12 @@ def test_without_the_extra_the_command_names_it() -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "pip install 'resilient-scan[cli]'" in line
+
+
+def test_a_shell_completes_the_command() -> None:
+    words = {"_RESILIENT_SCAN_COMPLETE": "bash_complete", "COMP_WORDS": "resilient-scan ex", "COMP_CWORD": "1"}
+    shown = subprocess.check_output([SCRIPT], env={**os.environ, **words}, text=True, timeout=WAIT_TIMEOUT)
+    assert shown.split() == ["plain,explain", "plain,export-grafana"]
 
 
 def test_importing_the_library_pulls_in_the_core_dependencies_only() -> None:

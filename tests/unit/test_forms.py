@@ -15,9 +15,21 @@ from kombu.utils.json import dumps
 from pydantic import TypeAdapter
 from starlette.types import Message
 
-from resilient_scan import Candidate, Policy, RunReport, ScanResult, ScanRunner, Status, scanner
+from resilient_scan import (
+    Candidate,
+    Policy,
+    RetryAfter,
+    RunReport,
+    ScanError,
+    ScanResult,
+    ScanRunner,
+    ScanTimeout,
+    Status,
+    scanner,
+)
 from resilient_scan._forms import COLOURS
 from resilient_scan.results import ErrorInfo
+from resilient_scan.settings import SettingsError
 from tests.support import results
 
 
@@ -167,6 +179,14 @@ def test_reports_results_and_explanations_can_be_pickled() -> None:
         assert copy == thing
         assert type(copy) is type(thing)
     assert pickle.loads(pickle.dumps(WHOLE)).results["bad"].error.traceback == "..."
+
+
+@pytest.mark.parametrize(
+    "error", [ScanError("x"), ScanTimeout("t", by_clock=True), RetryAfter(3, "m"), SettingsError(["a", "b"])]
+)
+def test_errors_can_be_pickled(error: ScanError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_a_scanner_is_pickled_by_its_name_as_a_function_is() -> None:
