@@ -21,7 +21,7 @@ from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.execution import mark_work
 from resilient_scan.core.outcome import Outcome, run_over
-from resilient_scan.core.stack import REJECTED
+from resilient_scan.core.stack import REJECTED, Stack
 from resilient_scan.core.task import SHUT_DOWN, Place
 from resilient_scan.errors import Rejected, ScanTimeout
 from resilient_scan.events import (
@@ -59,12 +59,16 @@ class AnswerCopy:
         hangs: whether its time was up before it was through.
     """
 
-    began = NEVER
-    ended = False
-    through = False
-    hangs = False
+    stack: Stack
+    entry: Entry
+    shared: Outcome | None
+    fallback: ScanResult | None
+    began: float = NEVER
+    ended: bool = False
+    through: bool = False
+    hangs: bool = False
     _left = False  # ended because its scan's run has ended
-    kind = CANCELLED
+    kind: str = CANCELLED
     error: ErrorInfo | None = None
     candidates: list[Any] | None = None
 

@@ -225,7 +225,7 @@ class Stack:
             RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         )
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
-        self.hung_copies = 0  # of its hung threads, those that copy a cached answer
+        self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.doubt = Baseline(spec.empty_ok).doubt
         self.calls: BlockingCalls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
         self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)

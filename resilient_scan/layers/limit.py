@@ -56,11 +56,11 @@ class Ticket:
         attempt: AttemptContext | None = None,
     ) -> None:
         self.granted: Callable[[], None] = granted
-        self.refused = refused
+        self.refused: Callable[[LimitExceeded], None] = refused
         self.on_worker: bool = on_worker
         self.with_permit: bool = with_permit
-        self.attempt = attempt
-        self.until = 0.0  # when it is refused, monotonic
+        self.attempt: AttemptContext | None = attempt
+        self.until: float = 0.0  # when it is refused, monotonic
         self.done: bool = False  # granted, refused or withdrawn; changes once, under the provider's lock
         self.cancel_timer: Callable[[], None] = lambda: None
 
