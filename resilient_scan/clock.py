@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from time import monotonic, time
 from typing import Protocol
 
@@ -60,9 +61,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     # Bound once: a test helper, or a scanner, may replace `time.monotonic` for the whole process later.
-    monotonic = staticmethod(monotonic)
-    time = staticmethod(time)
-    event = staticmethod(threading.Event)
+    monotonic: Callable[[], float] = staticmethod(monotonic)
+    time: Callable[[], float] = staticmethod(time)
+    event: Callable[[], Wake] = staticmethod(threading.Event)
 
     def wait(self, until: float, wake: Wake, /) -> None:
         """Wait until an instant, or until `wake` is raised."""

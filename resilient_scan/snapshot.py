@@ -35,8 +35,8 @@ class Snapshot:
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
         logs = state.get(TOOL_LOGS)
-        self.has_logs = isinstance(logs, list) and bool(logs)
-        self.keys = Keys(self.copy)
+        self.has_logs: bool = isinstance(logs, list) and bool(logs)
+        self.keys: Keys = Keys(self.copy)
 
     def known_logs(self, state: dict[str, Any]) -> tuple[Any, ...]:
         """Return the caller's entries in the `tool_logs` of a new copy."""

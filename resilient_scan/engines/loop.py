@@ -146,7 +146,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
     _made_in = 0  # the process; 0: it could not be made, and there is nothing to close
     _has_executor = False  # of the scanner's own
-    time = staticmethod(monotonic)  # not whatever a scanner has replaced `time.monotonic` with
+    time: Callable[[], float] = staticmethod(monotonic)  # not whatever a scanner has replaced `time.monotonic` with
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         self.offload: Callable[[Callable[[], Any]], Future[Any]] | None = None
