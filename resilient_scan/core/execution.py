@@ -385,12 +385,14 @@ class Execution:
         cancelled = is_cancellation(failure)
         error = context.describe(failure)  # before the end, because it calls the exception's `__str__`, which may hang
         context.drop_state()
+        # Before the end: once it has ended here, a watchdog that comes second cancels the context all the same.
+        on_its_own = cancelled and not context.abandoned
         waiters = self._end()
         if waiters is None:
             if cancelled:  # it came back because it was cancelled
                 self._method = _method(failure)
             return
-        if cancelled and kind != ERROR and not context.abandoned:
+        if on_its_own and kind != ERROR:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
             failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
             error = ErrorInfo.of(failure)  # of another exception than the attempt's
