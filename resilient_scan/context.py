@@ -22,6 +22,7 @@ from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot, new_tool_logs
 T = TypeVar("T")
 R = TypeVar("R")
 Item = TypeVar("Item")
+Context = TypeVar("Context", bound="ScanContext")
 NEVER = float("inf")
 
 
@@ -44,6 +45,12 @@ class Traffic(Protocol):
 
     def clock(self, scanner: str, clock: Clock, /) -> Clock:
         """Return the clock that a scanner's time of day comes from."""
+
+    def guarded(self, call: Callable[[Context], T], /) -> Callable[[Context], T]:
+        """Return what makes a scanner's attempt, given `call`, which runs the scanner's code."""
+
+    def carried(self, call: Callable[[], T], /) -> Callable[[], T]:
+        """Return what makes a blocking call of a coroutine on another thread; called where the coroutine makes it."""
 
 
 class Wakeable(Protocol):

@@ -67,6 +67,8 @@ class BlockingCalls:
     def submit(self, call: Callable[[], Any], context: AttemptContext) -> Future[Any]:
         """Call `call` on a thread, in a copy of the caller's context variables, until the attempt's time is up."""
         self.used = True
+        if context.traffic is not None:
+            call = context.traffic.carried(call)
         task = _Call(self, call, context)
         with self._lock:
             if self._active >= MAX_CALLS:

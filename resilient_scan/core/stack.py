@@ -276,7 +276,9 @@ class Stack:
 
     def _fold(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""
-        policy = self.policy
+        policy, traffic = self.policy, self._config.traffic
+        if traffic is not None:
+            call = traffic.guarded(call)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
         send_attempt = self.bus.sender(AttemptEnded)

@@ -28,6 +28,10 @@ class NotFound(PermanentError):
     """The source does not have what was requested: HTTP 404 or 410, or whatever it says instead of them."""
 
 
+class NotRecorded(NotFound):
+    """A replay was asked for what its folder does not have."""
+
+
 class SchemaDrift(ScanError):
     """The answer no longer has the shape it used to have; the message names the field."""
 

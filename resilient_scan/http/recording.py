@@ -28,11 +28,11 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -44,7 +44,8 @@ from resilient_scan._text import hide as hide_named
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError
-from resilient_scan.http.errors import Answer, NotFound, http_date
+from resilient_scan.http import offline
+from resilient_scan.http.errors import Answer, NotRecorded, http_date
 
 _log = logging.getLogger("resilient_scan")
 
@@ -58,12 +59,10 @@ _SUFFIXES: Final = {"json": "json", "csv": "csv", "html": "html", "xml": "xml", 
 _DATE = re.compile(r"(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:Z|[+-]\d{2}:\d{2})?)?")
 _CLOSE: Final = "T20:00:00Z"  # of a day without a time: New York's exchanges close, and the date is the same there
 
+C = TypeVar("C", bound=ScanContext)
+T = TypeVar("T")
 Target = tuple[str, str, str]
 """Method, host and path of a request."""
-
-
-class NotRecorded(NotFound):
-    """A replay was asked for what its folder does not have."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -113,6 +112,14 @@ class Recorder:
     def clock(self, _scanner: str, clock: Clock) -> Clock:
         """Return the clock as it is."""
         return clock
+
+    def guarded(self, call: Callable[[C], T], /) -> Callable[[C], T]:
+        """Return the call as it is."""
+        return call
+
+    def carried(self, call: Callable[[], T], /) -> Callable[[], T]:
+        """Return the call as it is."""
+        return call
 
     def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
         """Keep a run's state and the names of its scanners, for its replay."""
@@ -260,6 +267,14 @@ class Replay:
     def clock(self, scanner: str, clock: Clock) -> Clock:
         """Return a scanner's clock: waits and deadlines are real, the time of day stands still."""
         return _FrozenClock(self, scanner, clock)
+
+    def guarded(self, call: Callable[[C], T], /) -> Callable[[C], T]:
+        """Return what makes an attempt of a scanner without the network."""
+        return offline.guarded(self.folder, call)
+
+    def carried(self, call: Callable[[], T], /) -> Callable[[], T]:
+        """Return a blocking call that a scanner makes, without the network too."""
+        return offline.carried(call)
 
     def now(self, scanner: str) -> float | None:
         """Return a scanner's time of day in epoch seconds, or `None` if no recording has one."""
