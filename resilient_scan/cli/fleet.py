@@ -40,6 +40,10 @@ from resilient_scan.stores.history import RunHistory, RunRecord
 _log = logging.getLogger("resilient_scan")
 FROM_STATE: Final = {"universe": "tickers"}
 """Settings that a scanner can do without if the run's state holds the same under another name."""
+_NO_SOURCE: Final = (
+    "--record keeps what live sources answer, and no scanner is set up to ask one; the bundled data are recordings "
+    "already: name a settings file with --config, or leave --record out"
+)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +177,7 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
             traffic.note_run(state, [found.name for found in ready])
+            stack.callback(_name_unrecorded, traffic)
         yield ReadyFleet(
             runner=runner,
             state=state,
@@ -204,6 +209,17 @@ def _replay(request: Request, plugins: Plugins) -> Replay | None:
     if request.record is not None:
         raise ConfigError("--record keeps what the network answers, and --replay asks none; leave one of them out")
     return Replay(request.replay, {found.name: found.sources for found in plugins.scanners})
+
+
+def _name_unrecorded(recorder: Recorder) -> None:
+    """Name the scanners that a replay can give nothing; after the run, and not if the recording broke off."""
+    names = recorder.unrecorded()
+    if names and recorder.failure is None:
+        _log.warning(
+            "nothing was recorded for %s: no request of their own was answered through resilient_scan.http, and a "
+            "replay refuses every other connection",
+            ", ".join(names),
+        )
 
 
 def _check_textfile(request: Request) -> None:
@@ -275,6 +291,8 @@ def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Re
     lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
     ready = [found for found in wanted if not lacking[found.name]]
     if not ready:
+        if request.record and not request.only and _has_bundled(wanted, settings):
+            raise ConfigError(_NO_SOURCE)
         raise ConfigError(_nothing(plugins.problems, chosen, lacking))
     not_configured = {name: lack for name, lack in lacking.items() if lack}
     return Choice(ready, not_configured, [found.name for found in chosen if found not in wanted], demo)
@@ -422,6 +440,12 @@ def bundled(demo: Demo | None, scanners: Iterable[Found], settings: Settings) ->
         return None
     ours = [found for found in scanners if found.built_in and settings.enabled(found.name)]
     return None if any(_configured(found, demo, settings) for found in ours) else demo
+
+
+def _has_bundled(scanners: Sequence[Found], settings: Settings) -> bool:
+    """Say whether bundled data would answer any of the scanners, in a run that is not recorded."""
+    demo = bundled(load_demo(), scanners, settings)
+    return demo is not None and any(found.built_in and found.name in demo.scanners for found in scanners)
 
 
 def _configured(found: Found, demo: Demo, settings: Settings) -> bool:

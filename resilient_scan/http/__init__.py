@@ -13,7 +13,7 @@ What comes back decides what a scanner raises:
 A request has one deadline from the first byte to the last, for all addresses of the host together: the client's timeout
 or the scan's remaining time, whichever is shorter. Given a `Recorder` or a `Replay` (`ScanRunner(traffic=...)`,
 `resilient-scan run --record DIR` and `--replay DIR`), it keeps what comes back in a folder, without secrets, or answers
-from there without any network.
+from there without any network. While a `Replay` answers, a scanner's other connections are refused (`offline`).
 """
 
 from resilient_scan._once import ready

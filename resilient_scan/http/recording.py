@@ -107,6 +107,8 @@ class Recorder:
         self.failure: str | None = None
         self._lock = threading.Lock()
         self._answers = 0
+        self._scanners: tuple[str, ...] = ()  # of the run
+        self._recorded: set[str] = set()  # those of which there is an answer
         self._secrets: set[str] = set()
 
     def clock(self, _scanner: str, clock: Clock) -> Clock:
@@ -123,12 +125,18 @@ class Recorder:
 
     def note_run(self, state: Mapping[str, Any], scanners: Iterable[str]) -> None:
         """Keep a run's state and the names of its scanners, for its replay."""
+        self._scanners = tuple(scanners)
         try:
             write_file(self.folder / STATE, msgspec.json.encode(without_secrets(state)))
-            write_file(self.folder / SCANNERS, msgspec.json.encode(list(scanners)))
+            write_file(self.folder / SCANNERS, msgspec.json.encode(self._scanners))
         except OSError as error:
             self.failure = error.strerror or str(error)
             self._warn()
+
+    def unrecorded(self) -> tuple[str, ...]:
+        """Return the scanners of the run of which no answer was recorded, in order."""
+        with self._lock:
+            return tuple(name for name in self._scanners if name not in self._recorded)
 
     def keep(self, request: Request, answer: Answer, body: bytes, hide: Hide, context: ScanContext) -> None:
         """Keep one answer.
@@ -149,6 +157,7 @@ class Recorder:
             row, clean = self._row(request, answer, body.decode(errors="surrogateescape"), hide, context)
             try:
                 self._write(row, clean)
+                self._recorded.add(context.scanner)
                 return
             except OSError as error:
                 self.failure = error.strerror or str(error)  # under the lock: nobody writes after the first who failed

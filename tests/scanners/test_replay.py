@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_a_full_disk_costs_the_recording_and_no_scanner(
     assert report["counts"] == {"completed": 4}
     assert report["complete"]
     assert said.count(f"the recording in {tape} ends here: File too large") == 1
+    assert "nothing was recorded" not in said  # of whom, nobody knows
     assert code == 1  # as `tee` does: the results are whole, and something that was asked for is not
     assert 0 < len(json.loads((tape / "manifest.json").read_text())) < len(server.asked)
 
@@ -92,6 +94,9 @@ def test_a_run_is_recorded_replayed_offline_and_no_secret_is_written(
     settings, tape = config(tmp_path, server.url), tmp_path / "tape"
     code, live, said = run(capsys, "--config", settings, "--record", tape)
     assert code == 0, said
+    rows = json.loads((tape / "manifest.json").read_text())
+    (named,) = re.findall(r"nothing was recorded for (.*?):", said) or [""]
+    assert set(FLEET.split(",")) - {row["scanner"] for row in rows} == set(named.split(", ")) - {""}
     found = [(each["source"], each["ticker"]) for each in live["candidates"]]
     assert sorted(found) == [(name, "ACME") for name in sorted(FLEET.split(","))]
     asked = len(server.asked)
@@ -108,9 +113,19 @@ def test_a_run_is_recorded_replayed_offline_and_no_secret_is_written(
     everything = files + said + told + json.dumps([live, again])
     for secret in (ID, SECRET, TOKEN):
         assert secret not in everything
-    rows = json.loads((tape / "manifest.json").read_text())
     assert {row["scanner"] for row in rows} <= set(FLEET.split(","))  # what two share is loaded by one of them
     assert sorted(json.loads((tape / "scanners.json").read_text())) == sorted(FLEET.split(","))
+
+
+def test_the_bundled_data_are_not_recorded_and_one_line_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "--record", str(tmp_path / "tape")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the bundled data are recordings already: name a settings file with --config" in line
+    assert not (tmp_path / "tape").exists()
+    assert cli.main(["run", "--record", str(tmp_path / "tape"), "--only", "gap_up"]) == 2
+    assert "set scanners.gap_up.settings.universe" in capsys.readouterr().err
 
 
 def test_what_is_missing_in_a_folder_is_an_error_of_its_scanner(

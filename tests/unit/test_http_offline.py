@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from resilient_scan import Cache, Retry, ScanContext, ScanResult, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Cache, PermanentError, Retry, ScanContext, ScanResult, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.core import assembly
 from resilient_scan.http import Recorder, Replay
@@ -276,9 +276,9 @@ def test_only_loopback_and_local_sockets_are_left(replay: Replay, tmp_path: Path
             assert socket.gethostbyname(FOREIGN) == FOREIGN
             assert socket.gethostbyname(socket.gethostname())
             assert socket.getnameinfo((FOREIGN, 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV) == (FOREIGN, "80")
-            one, other = socket.socketpair()
-            with one, other:
-                one.sendmsg([b"x"])
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect(datagrams.getsockname())
+                sock.sendmsg((b"no address", b"x"))
 
         result = scanned(made(calls), replay)
     assert result.status is Status.COMPLETED, result.error
@@ -349,6 +349,21 @@ def test_a_failure_after_a_refusal_is_the_refusal_and_is_not_tried_again(replay:
     result = scanned(made(calls, retry=Retry(attempts=3, base=0)), replay)
     assert refused(result, f"a connection to {FOREIGN}:443")
     assert result.attempts == 1
+
+
+def test_the_scanner_s_own_traceback_is_kept(replay: Replay) -> None:
+    raised: list[Exception] = []
+
+    def call(_context: ScanContext) -> None:
+        try:
+            _dial((FOREIGN, 443))
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    with pytest.raises(PermanentError) as caught:
+        replay.guarded(call)(ScanContext("mine"))
+    assert caught.value is raised[0]
 
 
 def test_an_answer_in_spite_of_a_refusal_is_suspicious(replay: Replay) -> None:
@@ -528,6 +543,7 @@ def test_a_blocking_call_that_outlives_its_scan_is_kept_off_the_network(
 ) -> None:
     if not shared:
         monkeypatch.setattr(assembly, "AVAILABLE", False)
+    before = patched()
     begun, release, errors = threading.Event(), threading.Event(), []
 
     def work() -> None:
@@ -546,6 +562,7 @@ def test_a_blocking_call_that_outlives_its_scan_is_kept_off_the_network(
         assert only(runner).status is Status.COMPLETED
         release.set()
         eventually(lambda: errors)
+        eventually(lambda: patched() == before, "the runner's own threads keep no patch in place")
     assert f"{FOREIGN}:443 was refused: a replay" in errors[0]
 
 

@@ -183,5 +183,6 @@ def test_a_run_is_recorded_or_replayed_and_not_both(tmp_path: Path, capsys: pyte
     assert cli.main(["run", "--record", str(tmp_path / "c"), "--as-of", "2026-05-15"]) == 0
     assert json.loads((tmp_path / "c" / "state.json").read_text()) == {"trade_date": "2026-05-15"}
     assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == []
+    assert "nothing was recorded for free: " in capsys.readouterr().err
     with open_fleet(Request(replay=tmp_path / "c", only=("free",)), listeners=()) as fleet:
         assert fleet.state == {"trade_date": "2026-05-15"}
