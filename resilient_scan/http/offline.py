@@ -82,7 +82,7 @@ def guarded(folder: Path, call: Callable[[C], T]) -> Callable[[C], T]:
         except Exception as error:
             if attempt.refused is None or isinstance(error, NotRecorded):
                 raise
-            raise NotRecorded(attempt.refused) from error
+            raise NotRecorded(attempt.refused).with_traceback(error.__traceback__) from error
         if attempt.refused is not None and context.doubted is None:
             context.doubt(attempt.refused)
         return answer

@@ -348,6 +348,8 @@ def test_a_failure_after_a_refusal_is_the_refusal_and_is_not_tried_again(replay:
 
     result = scanned(made(calls, retry=Retry(attempts=3, base=0)), replay)
     assert refused(result, f"a connection to {FOREIGN}:443")
+    assert result.error is not None
+    assert result.error.where.endswith(" in calls")  # the scanner's own line
     assert result.attempts == 1
 
 
