@@ -126,6 +126,8 @@ def test_the_bundled_data_are_not_recorded_and_one_line_says_why(
     assert not (tmp_path / "tape").exists()
     assert cli.main(["run", "--record", str(tmp_path / "tape"), "--only", "gap_up"]) == 2
     assert "set scanners.gap_up.settings.universe" in capsys.readouterr().err
+    assert cli.main(["run", "--record", str(tmp_path / "tape"), "--pipeline", "social"]) == 2
+    assert "reddit_dd: set scanners.reddit_dd.settings." in capsys.readouterr().err  # which no bundled data answer
 
 
 def test_what_is_missing_in_a_folder_is_an_error_of_its_scanner(
