@@ -1,4 +1,6 @@
-"""What a run costs, as ratios measured in one interleaved run: `uv run python tests/benchmarks/speed.py [rounds]`.
+"""What a run costs, as ratios measured in one interleaved run.
+
+Start it by `uv run --group dev python tests/benchmarks/speed.py [rounds]`.
 
 B is a bare `ThreadPoolExecutor`: submit and result of 1,000 calls that do nothing, on 8 workers. N is the stack that
 people write by hand: `cachetools.cached` with a lock, `tenacity.retry`, pybreaker, a ThreadPoolExecutor and

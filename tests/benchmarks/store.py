@@ -1,4 +1,6 @@
-"""What the stores cost, as ratios measured in one interleaved run: `uv run python -m tests.benchmarks.store [rounds]`.
+"""What the stores cost, as ratios measured in one interleaved run.
+
+Start it by `uv run --group dev python -m tests.benchmarks.store [rounds]`.
 
 A *get* is of one answer of 20 candidates that was written and flushed: the bytes, then the bytes and their candidates.
 An *update* is durable before it returns: SQLite's waits for the disk of the directory that is named (`--directory`, the

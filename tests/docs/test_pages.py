@@ -91,7 +91,7 @@ def test_prometheus_understands_every_query(tmp_path: Path) -> None:
 def test_the_two_commands_stand_on_lines_of_their_own() -> None:
     lines = README.read_text().splitlines()
     assert "pip install uv && uv run resilient-scan run" in lines
-    assert "pip install uv && uv run pytest" in lines
+    assert "pip install uv && uv run --group dev pytest" in lines
 
 
 def test_readme_is_read_in_one_go() -> None:

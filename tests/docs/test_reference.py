@@ -22,7 +22,7 @@ FOUND = parts()
 
 @pytest.mark.parametrize(("page", "mark", "text"), FOUND, ids=[mark for _, mark, _ in FOUND])
 def test_a_generated_part_is_what_the_code_says(page: Path, mark: str, text: str) -> None:
-    assert text.split() == made(mark).split(), "run: uv run python -m tests.docs.reference"
+    assert text.split() == made(mark).split(), "run: uv run --group dev python -m tests.docs.reference"
 
 
 def test_every_part_is_on_a_page() -> None:
@@ -32,7 +32,7 @@ def test_every_part_is_on_a_page() -> None:
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_diagram_is_what_its_source_draws(name: str) -> None:
     drawn = DRAWN[name]().svg()
-    assert (PICTURES / f"{name}.svg").read_text() == drawn, "run: uv run python -m tests.docs.diagrams"
+    assert (PICTURES / f"{name}.svg").read_text() == drawn, "run: uv run --group dev python -m tests.docs.diagrams"
     assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
     assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")  # it loads nothing
 

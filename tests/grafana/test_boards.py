@@ -29,7 +29,7 @@ PARTS = {"stat": "stat", "gauge": "gauge", "bargauge": "bargauge", "table": "tab
 
 @pytest.mark.parametrize("path", FILES)
 def test_what_is_committed_is_what_the_source_makes(path: str) -> None:
-    assert (HOME / path).read_text() == FILES[path], "run: uv run python -m grafana.source"
+    assert (HOME / path).read_text() == FILES[path], "run: uv run --group dev python -m grafana.source"
 
 
 def test_another_process_makes_the_same() -> None:

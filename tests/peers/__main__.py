@@ -1,4 +1,4 @@
-"""`uv run python -m tests.peers [ROW...]`: measure all rows, or these, and write results.json and the page."""
+"""`uv run --group dev python -m tests.peers [ROW...]`: measure rows, write results.json and the page."""
 
 from __future__ import annotations
 

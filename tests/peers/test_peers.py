@@ -29,7 +29,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.servers
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_has_the_effects_that_the_page_shows(name: str, packages: Path) -> None:
-    assert measure.row(name, packages) == results()["told"][name], "run: uv run python -m tests.peers"
+    assert measure.row(name, packages) == results()["told"][name], "run: uv run --group dev python -m tests.peers"
 
 
 def test_the_rows_that_the_page_explains_are_those_that_need_it() -> None:

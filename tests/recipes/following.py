@@ -33,7 +33,7 @@ def needs(*modules: str) -> None:
     """Skip a test, or fail in CI, if something is missing that only recipes need."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            missing(f"no {module} in this environment; run the tests of recipes with: uv run --group recipes pytest")
+            missing(f"no {module} in this environment; run this with: uv run --group dev --group recipes pytest")
 
 
 def free_port() -> int:
