@@ -78,13 +78,14 @@ class ScannersRegistered(Event, frozen=True, gc=False):
 
 
 class RunStarted(Event, frozen=True, gc=False):
-    """A run began, with this many scanners."""
+    """A run began, with this many scanners; in a `demo`, bundled data answer, not the sources."""
 
     run_id: str
     scanners: int
     concurrent: bool
     max_workers: int
     at: float
+    demo: bool = False
 
 
 class AttemptStarted(Event, frozen=True, gc=False):

@@ -199,12 +199,14 @@ class RunReport(Data, frozen=True):
         results: by scanner, in the order in which the scanners were given.
         started_at: epoch seconds.
         duration: seconds.
+        demo: whether bundled data answered, not the sources.
     """
 
     run_id: str
     results: dict[str, ScanResult]
     started_at: float
     duration: float
+    demo: bool = False
 
     @property
     def candidates(self) -> list[Any]:
@@ -283,6 +285,7 @@ class RunReport(Data, frozen=True):
             "started_at": self.started_at,
             "duration": self.duration,
             "complete": self.complete,
+            "demo": self.demo,
             "counts": {status.value: count for status, count in self.counts.items()},
             "results": results,
             "candidates": [candidate for result in results.values() for candidate in result["candidates"]],

@@ -135,6 +135,15 @@ class ScanRunner:
         """Note the scanners that were left out, by name, each with what to set; settings know them."""
         self._not_configured = dict(lacking)
 
+    @property
+    def demo(self) -> bool:
+        """Whether bundled data answer, not the sources; every report says so."""
+        return self._runs.demo
+
+    def set_demo(self) -> None:
+        """Note that bundled data answer, for reports, log and page; who makes the data answer knows it."""
+        self._runs.demo = True
+
     @classmethod
     def from_config(cls, scanners: Iterable[Any], config: Mapping[str, Any], **options: Any) -> Self:
         """Build a runner from `{"scanner_execution": {"concurrent", "max_workers", "timeout_seconds"}}`.

@@ -45,12 +45,13 @@ class Run:
         state: what the scanners get copies of.
         seconds: after which the run ends.
         clock: where time comes from.
+        demo: whether bundled data answer.
 
     Raises:
         TypeError: the state is not a mapping, or cannot be copied.
     """
 
-    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock) -> None:
+    def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock, *, demo: bool = False) -> None:
         self.started_at: float
         self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too
         self.snapshot: Snapshot = Snapshot(state)
@@ -61,6 +62,7 @@ class Run:
         self._caller_logs = state.get(TOOL_LOGS)
         self._clock = clock
         self._seconds = seconds
+        self._demo = demo
         self.run_id: str = uuid.uuid4().hex
         self.has_started: bool = False
         self.has_ended: bool = False
@@ -131,7 +133,7 @@ class Run:
         if self._announced:
             return
         fleet = self.fleet
-        event = RunStarted(self.run_id, len(self._names), self._concurrent, fleet.workers, self.started_at)
+        event = RunStarted(self.run_id, len(self._names), self._concurrent, fleet.workers, self.started_at, self._demo)
         channel = fleet.bus.channel(RunStarted)
         self._sending, self._announced = (channel, channel.begin(event)), True
         self._send()
@@ -286,7 +288,8 @@ class Run:
         if self._report is None:
             fleet.flush_votes(self.run_id)
             duration = self._clock.monotonic() - self._began
-            report = RunReport(self.run_id, results_in_order(self._names, self.results), self.started_at, duration)
+            results = results_in_order(self._names, self.results)
+            report = RunReport(self.run_id, results, self.started_at, duration, self._demo)
             event = RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time())
             logs = self._caller_logs if isinstance(self._caller_logs, list) else []
             adding = map(logs.extend, [report.tool_logs])  # one step in C, as in `Channel`
@@ -310,5 +313,5 @@ class Run:
     def report(self) -> RunReport:
         """Return the report of a run that has ended."""
         if self._report is None:  # cut off before it began
-            return RunReport(self.run_id, {}, self.started_at, 0.0)
+            return RunReport(self.run_id, {}, self.started_at, 0.0, self._demo)
         return self._report

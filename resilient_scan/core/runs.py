@@ -53,6 +53,7 @@ class Runs:
     """
 
     closed: bool = False
+    demo: bool = False  # whether bundled data answer
 
     def __init__(self, config: Config) -> None:
         self.config: Config = config
@@ -166,7 +167,7 @@ class Runs:
         if works_for(self._live_fleet.pool):
             raise RuntimeError(_OWN_SCANNER)
         length = length_of(self.config.deadline if deadline is None else deadline)
-        return Run({} if state is None else state, length, self.config.clock)
+        return Run({} if state is None else state, length, self.config.clock, demo=self.demo)
 
     def finish(self, run: Run, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""

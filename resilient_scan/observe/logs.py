@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from resilient_scan._text import brief, hide, in_seconds
+from resilient_scan._text import brief, counted, hide, in_seconds
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import (
@@ -213,7 +213,8 @@ class LogEvents:
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"
-        self._log(event, logging.INFO, "Running %d scanners %s...", event.scanners, how)
+        demo = " on bundled data (demo)" if event.demo else ""
+        self._log(event, logging.INFO, "Running %s %s%s...", counted(event.scanners, "scanner"), how, demo)
 
     def _scan(self, event: ScanEnded) -> None:
         result = event.result
@@ -292,7 +293,7 @@ def _level(event: Event) -> int:
 
 def _line(result: ScanResult) -> tuple[int, str]:
     """Return level and text for the end of a scan."""
-    name, found = result.scanner, f"{len(result.candidates)} candidates"
+    name, found = result.scanner, counted(len(result.candidates), "candidate")
     why = brief(hide(result.error.message)) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
     place = f" ({result.error.where})" if result.error is not None and result.error.where else ""

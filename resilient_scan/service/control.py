@@ -62,10 +62,14 @@ class ScannerDetails(Scanner, frozen=True, kw_only=True):
 
 
 class Scanners(msgspec.Struct, frozen=True):
-    """All scanners in the given order, and since when heartbeats of the alerting have been missing (epoch seconds)."""
+    """All scanners in the given order, and since when heartbeats of the alerting have been missing (epoch seconds).
+
+    In a `demo`, bundled data answer, not the sources.
+    """
 
     scanners: list[Scanner]
     blind_since: float | None
+    demo: bool = False
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -143,7 +147,8 @@ class Control:
     def scanners(self) -> Scanners:
         """Return all scanners as they stand."""
         hung = self._hung()
-        return Scanners([self._scanner(state, hung) for state in self._runner.scanners()], self.blind_since())
+        rows = [self._scanner(state, hung) for state in self._runner.scanners()]
+        return Scanners(rows, self.blind_since(), self._runner.demo)
 
     def details(self, name: str) -> ScannerDetails:
         """Return one scanner as it stands, with evidence.

@@ -14,6 +14,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
+from resilient_scan._text import counted
 from resilient_scan.quarantine import Evidence
 from resilient_scan.service.control import Scanner, Scanners
 
@@ -62,6 +63,8 @@ def page(fleet: Scanners, *, now: float, can_change: bool) -> str:
         mood=mood,
         now=_instant(now),
         blind=_instant(fleet.blind_since),
+        demo=fleet.demo,
+        count=counted(len(rows), "scanner"),
         can_change=can_change,
         style=Markup(_STYLE),  # noqa: S704 - our own file
         script=Markup(_SCRIPT),  # noqa: S704
@@ -118,7 +121,7 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     if failing:
         parts.insert(0, f"{failing} failing")
     if not parts:
-        return "good", f"All {len(rows)} scanners are in service"
+        return "good", f"All {len(rows)} scanners are in service" if len(rows) != 1 else "The scanner is in service"
     bad = failing or states["quarantined"]
     return ("bad" if bad else "warn"), f"{', '.join(parts)}; {states['enabled'] - failing} of {len(rows)} well"
 

@@ -56,7 +56,7 @@ def test_ctrl_c_ends_it_and_the_run_under_way_gets_its_time(tmp_path: Path, swit
         switches.turn("alpha", "well")
         assert served.end() == 0
         assert served.lines[-1] == "stopped"
-        served.line("✓ alpha: 1 candidates")
+        served.line("✓ alpha: 1 candidate")
 
 
 def test_a_second_signal_cuts_the_run_off_and_its_rest_is_written_down(tmp_path: Path, switches: Switches) -> None:

@@ -86,7 +86,7 @@ def lines(event: Event, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str
         (
             ended(Status.ERROR, found=1, partial=True, error="HTTP 500 error"),
             WARNING,
-            "⚠️ one: HTTP 500 error (1 candidates before that)",
+            "⚠️ one: HTTP 500 error (1 candidate before that)",
         ),
         (ended(Status.REJECTED, error="it is open"), WARNING, "⚠️ one: rejected: it is open"),
         (ended(Status.DISABLED), INFO, "one: disabled"),
@@ -117,7 +117,7 @@ def test_one_thing_that_happened_is_one_line(
 def test_dropped_candidates_are_a_line_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     event = ended(Status.COMPLETED, found=1, dropped=2, invalid="candidate.ticker is missing")
     assert lines(event, caplog) == [
-        (INFO, "✓ one: 1 candidates"),
+        (INFO, "✓ one: 1 candidate"),
         (WARNING, "⚠️ one: 2 invalid dropped, the first: candidate.ticker is missing"),
     ]
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,12 +129,14 @@ def test_a_report_as_data_has_this_form() -> None:
         "started_at",
         "duration",
         "complete",
+        "demo",
         "counts",
         "results",
         "candidates",
         "tool_logs",
     ]
     assert (data["run_id"], data["started_at"], data["duration"], data["complete"]) == ("id", 100.0, 2.5, False)
+    assert (data["demo"], msgspec.structs.replace(whole, demo=True).to_dict()["demo"]) == (False, True)
     assert data["counts"] == {"completed": 1, "error": 1}
     assert data["results"] == {"a": whole.results["a"].to_dict(), "b": whole.results["b"].to_dict()}
     assert data["candidates"] == data["results"]["a"]["candidates"]

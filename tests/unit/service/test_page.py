@@ -32,7 +32,7 @@ def headline(*rows: Scanner) -> tuple[str, str]:
 def test_the_headline_says_how_the_fleet_is() -> None:
     well, failing = row("a"), row("b", last_status="error")
     out, off = row("c", state="quarantined"), row("d", state="disabled")
-    assert headline(well) == ("good", "All 1 scanners are in service")
+    assert headline(well) == ("good", "The scanner is in service")
     assert headline(well, failing) == ("bad", "1 failing; 1 of 2 well")
     assert headline(well, out) == ("bad", "1 quarantined; 1 of 2 well")
     assert headline(well, off) == ("warn", "1 disabled; 1 of 2 well")
