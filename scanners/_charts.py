@@ -42,10 +42,12 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         base_url: the address of the chart API.
         universe: the tickers to look at when the state has none.
+        trade_date: the day to look at, whatever the state says; `None`: the state's.
     """
 
     base_url: str = yahoo.LIVE
     universe: tuple[str, ...] = ()
+    trade_date: date | None = None
 
 
 Settings = TypeVar("Settings", bound=ChartSettings)
@@ -156,9 +158,15 @@ def scan_charts(
         RetryAfter: the source asks to wait.
     """
     settings = read_settings(kind, context)
+    state = as_of(settings, state)
     for chart in _charts(state, context, settings, bars(settings)):
         if (candidate := rule(chart, settings)) is not None:
             yield candidate
+
+
+def as_of(settings: ChartSettings, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state with the trade date of the settings, if they have one."""
+    return state if settings.trade_date is None else {**state, "trade_date": settings.trade_date}
 
 
 def trade_date(state: Mapping[str, Any], context: ScanContext) -> date:

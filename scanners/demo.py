@@ -1,7 +1,7 @@
 """Serve the bundled market history as Yahoo's chart API would.
 
-`demo` is what the command line needs: serve `demo.respond` over HTTP, give `demo.settings(url)` to each of
-`demo.scanners`, and run them on `demo.state`.
+`demo` is what the command line needs: serve `demo.respond` over HTTP, and give `demo.settings(url, demo.trade_date)` to
+each of `demo.scanners`. The run's state stays as it is, because other scanners get it too.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ class Demo:
         return {"trade_date": self.trade_date, "tickers": list(self.tickers)}
 
     @staticmethod
-    def settings(base_url: str) -> dict[str, Any]:
-        """Return the settings that point a scanner to a server of `respond` at `base_url`."""
-        return {"base_url": base_url, "universe": list(demo.tickers)}
+    def settings(base_url: str, trade_date: str | None = None) -> dict[str, Any]:
+        """Return the settings that point a scanner to a server of `respond` at `base_url`.
+
+        Args:
+            base_url: of the server.
+            trade_date: the day to look at; `None`: the state's. With it, a scanner needs nothing of the state.
+        """
+        day = {} if trade_date is None else {"trade_date": trade_date}
+        return {"base_url": base_url, "universe": list(demo.tickers), **day}
 
     @staticmethod
     def respond(path: str, query: Mapping[str, str]) -> Answer:

@@ -15,6 +15,7 @@ from ._charts import (
     LONG_WEEKEND,
     Chart,
     ChartSettings,
+    as_of,
     chart_scanner,
     is_recent,
     scan_charts,
@@ -72,7 +73,7 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
        today or the day of the last session, the other sources are not called.
     """
     settings = read_settings(MoversSettings, context)
-    found = _of_now(state, context, settings)
+    found = _of_now(as_of(settings, state), context, settings)
     if found is not None:
         yield from found
         return

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
-from ._charts import ChartSettings, chart_scanner, each_ticker, is_recent, tickers, trade_date
+from ._charts import ChartSettings, as_of, chart_scanner, each_ticker, is_recent, tickers, trade_date
 from ._listings import LARGEST
 from ._settings import read_settings
 from .providers import yahoo, yahoo_market
@@ -51,6 +51,7 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     interest of most contracts; such a result is marked suspicious.
     """
     settings = read_settings(FlowSettings, context)
+    state = as_of(settings, state)
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
     unknown, known = [], 0

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, ScanError
 
-from ._charts import Chart, ChartSettings, chart_scanner, charts, percent, trade_date
+from ._charts import Chart, ChartSettings, as_of, chart_scanner, charts, percent, trade_date
 from ._settings import read_settings
 
 
@@ -43,6 +43,7 @@ def sector_rotation(state: Mapping[str, Any], context: ScanContext) -> Iterator[
     1999.) The strongest comes first. The state's `tickers` do not matter.
     """
     settings = read_settings(RotationSettings, context)
+    state = as_of(settings, state)
     wanted = tuple(dict.fromkeys((settings.benchmark, *settings.universe)))
     needed = max(settings.lookback_days, settings.recent_days) + 1
     found = {

@@ -56,7 +56,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
         errors.append(refused)
     findings = lint_fleet(
-        _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=_state(settings, plugins)
+        _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=state_for(None)
     )
     return Checked(
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
@@ -102,13 +102,6 @@ def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:
 
 def _not_configured(settings: Settings, plugins: Plugins) -> tuple[str, ...]:
     wanted = [found for found in plugins.scanners if settings.enabled(found.name)]
-    demo = bundled(load_demo(), wanted, settings)
+    demo = bundled(load_demo(), plugins, wanted, settings)
     lacking = {found.name: lacks(found, demo, settings) for found in wanted}
     return tuple(f"{name}: {lack}" for name, lack in lacking.items() if lack)
-
-
-def _state(settings: Settings, plugins: Plugins) -> dict[str, object]:
-    """Return the state that `run` would give to the scanners."""
-    demo = bundled(load_demo(), plugins.scanners, settings)
-    used = any(found.built_in and not lacks(found, demo, settings) for found in plugins.scanners)
-    return state_for(None, demo if used else None)

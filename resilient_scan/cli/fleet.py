@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ from resilient_scan.stores import open_store
 from resilient_scan.stores.history import RunHistory, RunRecord
 
 _log = logging.getLogger("resilient_scan")
+MAX_LACKING: Final = 3  # scanners that a message names, each with what to set
 FROM_STATE: Final = {"universe": "tickers"}
 """Settings that a scanner can do without if the run's state holds the same under another name."""
 _NO_SOURCE: Final = (
@@ -54,7 +56,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         only: names of scanners; empty: all.
         pipeline: names of pipelines; empty: all.
         faults: whether the faulty scanners join in.
-        as_of: trade date; `None`: the bundled data's own where they are used, else today.
+        as_of: trade date; `None`: today; where the bundled data answer, their own.
         deadline: seconds for the whole run; `None`: what the settings say.
         max_workers: scanners at a time, >= 1; `None`: what the settings say.
         sequential: one scanner at a time, in order; `None`: what the settings say.
@@ -63,6 +65,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         textfile: file that gets the metrics after the run, or `None`.
         record: keep what the sources answer in this new folder, without secrets; no bundled data are used.
         replay: answer from this folder, without any network, bundled data or store.
+        demo: whether the bundled data answer the scanners that they can serve, whatever is configured; `None`: only if
+            nothing is (see `bundled`).
         alone: use no store. Nor do `record`, `replay` (what is replayed never happened) and `faults`.
         latency: seconds by which each answer of the bundled data is held back; `None`: not at all. If set, each
             scanner gets its own server, so that they share nothing, just as outside sources share nothing.
@@ -82,6 +86,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     latency: float | None = None
     record: Path | None = None
     replay: Path | None = None
+    demo: bool | None = None
     alone: bool = False
 
 
@@ -92,7 +97,9 @@ class ReadyFleet(msgspec.Struct, frozen=True):
         runner: runs them.
         state: the state they get.
         deadline: seconds for a run; `None`: the runner's own.
-        demo: the bundled data that answer them, or `None`.
+        demo: the bundled data that answer some of them, or `None`.
+        day: the trade date of those that the bundled data answer, or of all if there are none; may be empty.
+        reason: why bundled data answer, as the end of a sentence.
         problems: sentences about scanners that were wanted and could not be loaded.
         not_configured: scanners that lack what they need, by name, each with what to set; they are not in the report.
         switched_off: names of scanners that the settings leave out; they are not in the report either.
@@ -111,6 +118,8 @@ class ReadyFleet(msgspec.Struct, frozen=True):
     metrics_url: str
     settings: Settings
     recorder: Recorder | None = None
+    day: str = ""
+    reason: str = ""
 
     def run(self) -> RunReport:
         """Run all of them once. Errors are those of `ScanRunner.run`."""
@@ -128,17 +137,18 @@ class ReadyFleet(msgspec.Struct, frozen=True):
         names = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in found.most_common(10))
         out = len(report.results) - len(in_service)
         text = f"{answered} of {counted(len(in_service), 'scanner')}{' in service' * bool(out)} answered"
-        if day := self.state.get("trade_date"):
-            text += f" as of {day}"
-        text += f" and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
-        return text if self.demo is None else f"{text} The data are {self.demo.description}."
+        if self.day:
+            text += f" as of {self.day}"
+        if self.demo is not None:  # right after the date, or people take prices of 2013 for today's
+            text += f" (a demo on bundled data of that time, {self.reason})"
+        return f"{text} and found {counted(len(report.candidates), 'candidate')}{f': {names}' if names else ''}."
 
 
 @contextmanager
 def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None) -> Iterator[ReadyFleet]:
     """Make the wanted scanners ready to run, with everything that they and the listeners need.
 
-    If nothing else is configured, bundled data answer the built-in scanners, over HTTP on loopback.
+    If nothing is configured, bundled data answer the built-in scanners, over HTTP on loopback.
 
     Args:
         request: what is wanted.
@@ -153,13 +163,14 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
     replay = _replay(request, plugins)
     choice = choice_of(request, plugins, settings, replay)
     ready = choice.ready
+    day = "" if choice.demo is None else day_of(choice.demo, request.as_of)
     with ExitStack() as stack:
         traffic = replay or (Recorder(request.record) if request.record else None)
         heard: list[Any] = [LogEvents()] if listeners is None else list(listeners)
         url = "" if request.metrics_port is None else _serve_metrics(request.metrics_port, stack)
         if url or request.push or request.textfile:
             heard.append(PrometheusMetrics())
-        served = stand_ins(ready) if replay else _serve_demo(ready, choice.demo, settings, request.latency, stack)
+        served = stand_ins(ready) if replay else _serve_demo(choice, day, settings, request.latency, stack)
         runner = stack.enter_context(
             settings.runner(
                 [found.scanner for found in ready],
@@ -174,7 +185,9 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
         # Delivered before the runner is closed: a closed runner reports no states of its scanners and breakers.
         stack.callback(_deliver, request)
         data = choice.demo if served else None
-        state = state_for(request.as_of, data) if replay is None else state_of(replay, request.as_of)
+        if data is not None:
+            runner.set_demo()
+        state = state_for(request.as_of) if replay is None else state_of(replay, request.as_of)
         if isinstance(traffic, Recorder):
             traffic.note_run(state, [found.name for found in ready])
             stack.callback(_name_unrecorded, traffic)
@@ -189,6 +202,8 @@ def open_fleet(request: Request, *, listeners: Iterable[Listener] | None = None)
             metrics_url=url,
             settings=settings,
             recorder=traffic if isinstance(traffic, Recorder) else None,
+            day=state.get("trade_date", "") if data is None else day,
+            reason="as --demo asks" if request.demo else "as nothing is configured",
         )
 
 
@@ -286,16 +301,49 @@ def choice_of(request: Request, plugins: Plugins, settings: Settings, replay: Re
     """
     chosen = choose(plugins, request, settings)
     wanted = [found for found in chosen if settings.enabled(found.name)]
-    ours = any(found.built_in for found in wanted) and not (request.record or request.replay)
-    demo = bundled(load_demo(), wanted, settings) if ours else None
+    demo = _demo(request, plugins, wanted, settings)
     lacking = {found.name: lacks(found, demo, settings, replay) for found in wanted}
     ready = [found for found in wanted if not lacking[found.name]]
     if not ready:
-        if request.record and not request.only and _has_bundled(wanted, settings):
+        if request.record and not request.only and _has_bundled(plugins, wanted, settings):
             raise ConfigError(_NO_SOURCE)
-        raise ConfigError(_nothing(plugins.problems, chosen, lacking))
+        way_out = _demo_would_help(request, wanted)
+        raise ConfigError(_nothing(request, plugins.problems, chosen, lacking) + way_out)
     not_configured = {name: lack for name, lack in lacking.items() if lack}
     return Choice(ready, not_configured, [found.name for found in chosen if found not in wanted], demo)
+
+
+def _demo(request: Request, plugins: Plugins, wanted: Sequence[Found], settings: Settings) -> Demo | None:
+    """Return the bundled data if they answer, else `None`.
+
+    Raises:
+        ConfigError: they are asked for, and are not there or do not go together with something else that is asked for.
+    """
+    traffic = "--record keeps" if request.record else "--replay repeats" if request.replay else ""
+    if request.demo and traffic:
+        raise ConfigError(f"--demo answers from bundled data, and {traffic} what sources say; leave one of them out")
+    if request.demo is False or traffic or not any(found.built_in for found in wanted):
+        return None  # and without an import: `--only mine` imports nothing else
+    demo: Demo | None = load_demo()
+    if request.demo and demo is None:
+        raise ConfigError("--demo: the bundled data need an extra: pip install 'resilient-scan[scanners]'")
+    if demo is None or not _can_serve(demo, wanted):
+        return None
+    return demo if request.demo else bundled(demo, plugins, wanted, settings)
+
+
+def _can_serve(demo: Demo, scanners: Iterable[Found]) -> bool:
+    return any(found.built_in and found.name in demo.scanners for found in scanners)
+
+
+def _demo_would_help(request: Request, wanted: Sequence[Found]) -> str:
+    """Return what else could be done where nothing is left to run; an empty text: nothing."""
+    if request.demo or request.record or request.replay or not any(found.built_in for found in wanted):
+        return ""
+    demo: Demo | None = load_demo()
+    if demo is None:
+        return ""
+    return "; --demo runs on bundled data" if _can_serve(demo, wanted) else ""
 
 
 def choose(plugins: Plugins, request: Request, settings: Settings) -> list[Found]:
@@ -341,10 +389,19 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {way_out}"
 
 
-def _nothing(problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:
+def need_keys(count: int, request: Request) -> str:
+    """Say that scanners need something, and which command says what; the number of them comes before that."""
+    need = "scanner needs" if count == 1 else "scanners need"
+    config = "" if request.config is None else f" --config {shlex.quote(str(request.config))}"
+    return f"{need} keys or settings: resilient-scan list{config}"
+
+
+def _nothing(request: Request, problems: Sequence[Problem], chosen: Sequence[Found], lacking: Mapping[str, str]) -> str:
     """Say why nothing is left to run."""
     if problems:
         return f"nothing to run: {problems[0].error}"
+    if len(lacking) > MAX_LACKING:
+        return f"nothing to run: {len(lacking)} {need_keys(len(lacking), request)}"
     if lacking:
         return f"nothing to run: not configured: {'; '.join(f'{name}: {lack}' for name, lack in lacking.items())}"
     if chosen:
@@ -374,7 +431,7 @@ def survey(config: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]
         ConfigError: the settings are wrong.
     """
     settings, plugins = load_installed(config)
-    demo = bundled(load_demo(), plugins.scanners, settings)
+    demo = bundled(load_demo(), plugins, plugins.scanners, settings)
     rows = [
         {
             "name": found.name,
@@ -415,7 +472,7 @@ class Demo(Protocol):
         scanners: names of the scanners that they can serve.
         first, last: the days that they cover.
         description: what they are, as the end of a sentence that begins "The data are".
-        state: the state of a run on them.
+        trade_date: the day to look at, unless someone says otherwise.
         respond: answers as the live source would.
     """
 
@@ -423,29 +480,30 @@ class Demo(Protocol):
     first: date
     last: date
     description: str
-    state: dict[str, Any]
+    trade_date: str
     respond: Respond
 
-    def settings(self, base_url: str, /) -> dict[str, Any]:
-        """Return the settings that make a scanner ask the server at `base_url`."""
+    def settings(self, base_url: str, trade_date: str | None = None, /) -> dict[str, Any]:
+        """Return the settings that make a scanner ask the server at `base_url`, about that day."""
 
 
-def bundled(demo: Demo | None, scanners: Iterable[Found], settings: Settings) -> Demo | None:
-    """Return the bundled data if nothing is configured, else `None`: a run never mixes them with live answers.
+def bundled(demo: Demo | None, plugins: Plugins, wanted: Iterable[Found], settings: Settings) -> Demo | None:
+    """Return the bundled data if nothing is configured, else `None`: unasked, a run never mixes them with live answers.
 
-    A built-in scanner counts as configured once it has what its source needs. One that the data can serve counts as
-    configured once the settings say what it should look at, or where.
+    Who names a settings file, or has installed scanners of another package, has work for them: prices of 2013 next to
+    today's answers would pass for today's. A built-in scanner counts as configured once it has what its source needs.
+    One that the data can serve counts as configured once the settings say what it should look at, or where.
     """
-    if demo is None:
+    if demo is None or settings.path is not None or plugins.foreign:
         return None
-    ours = [found for found in scanners if found.built_in and settings.enabled(found.name)]
+    ours = [found for found in wanted if found.built_in and settings.enabled(found.name)]
     return None if any(_configured(found, demo, settings) for found in ours) else demo
 
 
-def _has_bundled(scanners: Sequence[Found], settings: Settings) -> bool:
+def _has_bundled(plugins: Plugins, wanted: Sequence[Found], settings: Settings) -> bool:
     """Say whether bundled data would answer any of the scanners, in a run that is not recorded."""
-    demo = bundled(load_demo(), scanners, settings)
-    return demo is not None and any(found.built_in and found.name in demo.scanners for found in scanners)
+    demo = bundled(load_demo(), plugins, wanted, settings)
+    return demo is not None and _can_serve(demo, wanted)
 
 
 def _configured(found: Found, demo: Demo, settings: Settings) -> bool:
@@ -481,19 +539,22 @@ def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:
     }
 
 
-def state_for(as_of: date | None, demo: Demo | None) -> dict[str, Any]:
-    """Return a run's state.
+def state_for(as_of: date | None) -> dict[str, Any]:
+    """Return a run's state. Bundled data do not change it: scanners that they cannot serve get it, too."""
+    return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
+
+
+def day_of(demo: Demo, as_of: date | None) -> str:
+    """Return the trade date of the scanners that bundled data answer.
 
     Raises:
-        ConfigError: bundled data answer, and they do not reach to that date.
+        ConfigError: the data do not reach to the wanted date.
     """
-    if demo is None:
-        return {"trade_date": (as_of or datetime.now(UTC).date()).isoformat()}
     if as_of is None:
-        return dict(demo.state)
+        return demo.trade_date
     if not demo.first <= as_of <= demo.last:
         raise ConfigError(f"--as-of {as_of}: the bundled data reach from {demo.first} to {demo.last}")
-    return {**demo.state, "trade_date": as_of.isoformat()}
+    return as_of.isoformat()
 
 
 def state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
@@ -502,20 +563,23 @@ def state_of(replay: Replay, as_of: date | None) -> dict[str, Any]:
 
 
 def _serve_demo(
-    ready: Iterable[Found], demo: Demo | None, settings: Settings, latency: float | None, stack: ExitStack
+    choice: Choice, day: str, settings: Settings, latency: float | None, stack: ExitStack
 ) -> dict[str, dict[str, Any]]:
     """Start servers of the bundled data where they are needed, and return the settings that point scanners to them.
 
     The user's settings take precedence: a scanner that they send to another source is left alone.
     """
-    served = [found.name for found in ready if found.built_in and demo is not None and found.name in demo.scanners]
-    if demo is None or not served:
+    demo = choice.demo
+    if demo is None:
+        return {}
+    served = [found.name for found in choice.ready if found.built_in and found.name in demo.scanners]
+    if not served:
         return {}
     pointed = {}
     together = None if latency else stack.enter_context(LoopbackServer(demo.respond))
     for name in served:
         server = together or stack.enter_context(LoopbackServer(_held_back(demo.respond, latency or 0)))
-        table = {**demo.settings(server.url), **settings.settings_of(name)}
+        table = {**demo.settings(server.url, day), **settings.settings_of(name)}
         if server.url in table.values():
             pointed[name] = {key: Ephemeral(value) if value == server.url else value for key, value in table.items()}
     return pointed

@@ -25,11 +25,9 @@ from resilient_scan.cli.export import PRESETS, RUNBOOK
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
 from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, past_runs, survey
-from resilient_scan.cli.process import INTERRUPTED, OUTPUT, UNREAD, end_at_once, stopped_by, take_over
+from resilient_scan.cli.process import HELD, INTERRUPTED, OUTPUT, UNREAD, end_at_once, stopped_by, take_over
 from resilient_scan.cli.screens import (
     MESSAGES,
-    draw,
-    elapsed,
     introduce,
     listening,
     messages_on_stderr,
@@ -41,6 +39,7 @@ from resilient_scan.cli.screens import (
     say,
 )
 from resilient_scan.cli.serve import ServeRequest, caught_signals, first, open_service, wind_up
+from resilient_scan.cli.tables import draw, elapsed
 from resilient_scan.cli.verify import verify as run_both
 from resilient_scan.errors import ConfigError
 from resilient_scan.observe.logs import LogEvents
@@ -140,7 +139,28 @@ log_format_option = click.option(
     help="What stderr gets: lines for people, or one JSON object per line.",
 )
 
-RUN_OPTIONS: Final = (config_option, only_option, pipeline_option, as_of_option, deadline_option, workers_option)
+demo_option = click.option(
+    "--demo",
+    is_flag=True,
+    callback=lambda _context, _option, given: given or None,
+    help="Let bundled data of 2013 answer the scanners that they can serve, whatever is configured.",
+)
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="Write nothing to stderr if the exit code is 0, and everything if it is not."
+)
+verbose_option = click.option(
+    "-v", "--verbose", count=True, help="Say more on stderr: failed attempts, what to set. -vv: every event."
+)
+
+RUN_OPTIONS: Final = (
+    config_option,
+    demo_option,
+    only_option,
+    pipeline_option,
+    as_of_option,
+    deadline_option,
+    workers_option,
+)
 
 
 def run_options(command: Command) -> Command:
@@ -156,7 +176,7 @@ class OwnProcess(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; only now, because --help and usage errors come before and write as usual."""
         if ctx.obj:
-            take_over()
+            take_over(quiet=ctx.params.get("quiet", False))
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click has exit codes of its own for these
@@ -223,19 +243,33 @@ def command() -> None:
     type=FilledPath(absolute=True, dir_okay=False),
     help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
 )
+@quiet_option
+@verbose_option
 @log_format_option
-def run(as_json: bool, merged: bool, hold: float | None, sequential: bool, log_format: str, **options: Any) -> int:
+def run(
+    as_json: bool,
+    merged: bool,
+    hold: float | None,
+    sequential: bool,
+    quiet: bool,
+    verbose: int,
+    log_format: str,
+    **options: Any,
+) -> int:
     """Run the scanners once and print what they found.
 
-    With nothing configured the built-in scanners run against real market history that ships with this package, served
-    over HTTP on loopback, as of 2013-01-24.
+    Without --config, as long as no scanner has its key and no other package offers scanners, this is a demo: the
+    built-in scanners run on real market history that ships with this package, served over HTTP on loopback, as of
+    2013-01-24. The report says so.
     """
     MESSAGES.json = log_format == "json"
     if hold is not None and options["metrics_port"] is None:
         raise click.UsageError("--hold keeps the metrics served, so it needs --metrics-port")
+    if quiet and verbose:
+        raise click.UsageError("-q says nothing and -v says more; leave one of them out")
     request, watch = Request(sequential=sequential or None, **options), Watch()
-    with listening() as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
-        introduce(fleet)
+    with listening(verbose) as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
+        introduce(fleet, request, verbose=verbose)
         twice = request.faults and not as_json
         report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
         if hold is not None:
@@ -305,7 +339,7 @@ def serve(
     MESSAGES.json = log_format == "json"
     request = ServeRequest(run=Request(**options), every=every, jitter=jitter, catch_up=catch_up, listen=listen)
     with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
-        introduce(serving.fleet)
+        introduce(serving.fleet, request.run)
         orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
         say([f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"])
         first(signals)
@@ -337,6 +371,7 @@ def list_scanners(config: Path | None, as_json: bool) -> int:
 @click.argument("name")
 @config_option
 @as_of_option
+@demo_option
 @click.option("--run/--no-run", "run_first", default=None, help="Run this one scanner here first, or only look at it.")
 @click.option("--trace", is_flag=True, help="Show the scan layer by layer, with times.")
 @click.option("--faults", is_flag=True, help="NAME may be slow, hanging, flapping or broken too.")
@@ -350,8 +385,9 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
     if known is not None:
         OUTPUT.stream.write(f"{msgspec.structs.replace(known, trace=trace)}\n")
         return OK
-    with open_fleet(Request(only=(name,), **options)) as fleet:
-        introduce(fleet)
+    request = Request(only=(name,), **options)
+    with open_fleet(request) as fleet:
+        introduce(fleet, request)
         if run_first is not False:
             fleet.run()
         OUTPUT.stream.write(f"{fleet.runner.explain(name, trace=trace)}\n")
@@ -525,16 +561,19 @@ def main(arguments: Sequence[str] | None = None, *, own_process: bool = False) -
         arguments: the command line; `None`: the process's.
         own_process: whether the process ends with the command, so that descriptors and signals are the command's.
     """
-    MESSAGES.json = False
+    MESSAGES.json, code = False, INCOMPLETE
     try:
-        return _outcome(arguments, own_process)
+        code = _outcome(arguments, own_process)
     except KeyboardInterrupt as stop:
-        return stopped_by(stop)
+        code = stopped_by(stop)
     except click.Abort:  # Ctrl-C where click was at work
-        return INTERRUPTED
+        code = INTERRUPTED
     finally:
+        if code != OK:  # after an error of our own, too
+            HELD.show()
         if own_process:
             end_at_once()
+    return code
 
 
 def _outcome(arguments: Sequence[str] | None, own_process: bool) -> int:

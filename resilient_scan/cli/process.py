@@ -7,7 +7,8 @@ if all were well. So before any plugin is loaded, `take_over`
 * keeps a duplicate of descriptor 1 for the data, which no child inherits, and points descriptor 1 and `sys.stdout` to
   stderr, for good: an abandoned thread may print until the process ends;
 * makes `os._exit` and its like raise `SystemExit`, which a scanner's own scan or import ends with, and no other;
-* lets SIGTERM end a command as Ctrl-C does.
+* lets SIGTERM end a command as Ctrl-C does;
+* holds back, if it is to be quiet, whatever goes to stderr, until it is known how the command ends (`HELD`).
 
 Only the real command does this. Tests, and programs that call the command's functions, keep their process as it is.
 """
@@ -20,6 +21,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -108,8 +110,48 @@ class _Messages(io.TextIOWrapper):
 OUTPUT: Final = Output()
 
 
-def take_over() -> None:
+class Held:
+    """What goes to stderr while a command is quiet: kept in a file without a name, and shown only if it fails.
+
+    cron mails whatever a job prints. A warning, a scanner's `print` and a child's progress bar are worth a mail if the
+    run failed, and nothing if it did not; which of these it is, nobody knows before the end. A command that is killed
+    (SIGKILL) takes it along.
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._real = -1
+
+    def begin(self) -> None:
+        """Point descriptor 2 to the file; where no file can be made, stderr stays as it is."""
+        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            self._file = tempfile.TemporaryFile("a+b", buffering=0)  # noqa: SIM115 - it lives as long as the process
+            self._real = os.dup(STDERR)
+            os.dup2(self._file.fileno(), STDERR)
+
+    def show(self) -> None:
+        """Write what was held to the real stderr, and point descriptor 2 (and 1, if it leads here too) there again."""
+        if self._real < 0:
+            return
+        real, self._real = self._real, -1
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+            os.dup2(real, STDERR)
+            os.dup2(real, STDOUT)
+            self._file.seek(0)
+            while part := self._file.read(1 << 16):
+                while part:
+                    part = part[os.write(real, part) :]
+
+
+HELD: Final = Held()
+
+
+def take_over(*, quiet: bool = False) -> None:
     """Make this process the command's own; see the top of this file."""
+    if quiet:
+        HELD.begin()
     OUTPUT.keep()
     own = os.getpid()
     for name in _EXITS:

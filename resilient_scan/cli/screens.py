@@ -1,4 +1,4 @@
-"""Show runs, reports and lists to people: tables on a terminal, aligned plain lines everywhere else. Knows rich.
+"""Show runs, reports and messages to people; `tables` draws them. Knows rich, for the table of a run under way.
 
 What is shown came from outside sources, so it is drawn without markup and without control characters: a headline must
 not be able to drive a terminal.
@@ -19,17 +19,17 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from resilient_scan._text import clean, counted
+from resilient_scan._text import brief, clean, counted, hide
 from resilient_scan.cli.faults import PIPELINE, Watch
-from resilient_scan.cli.fleet import ReadyFleet
+from resilient_scan.cli.fleet import ReadyFleet, Request, need_keys
 from resilient_scan.cli.process import OUTPUT
+from resilient_scan.cli.tables import console_of, draw, elapsed, live_table, write
 from resilient_scan.cli.verify import Verified, summary
 from resilient_scan.events import (
     AttemptEnded,
@@ -54,18 +54,9 @@ REHEARSAL_PAUSE: Final = (
     1.1  # seconds between two runs with faulty scanners: the answers of the first are stale by then
 )
 JSON_LINES: Final = JsonLines()
+_log: Final = logging.getLogger("resilient_scan")
 TEXT_LINES: Final = logging.Formatter("%(message)s")
 ANSWERED: Final = {status.value for status in Status if status.answered}
-STYLES: Final = {
-    Status.COMPLETED: "green",
-    Status.CACHED: "green",
-    Status.STALE: "yellow",
-    Status.TIMEOUT: "red",
-    Status.ERROR: "red",
-    Status.REJECTED: "magenta",
-    Status.DISABLED: "dim",
-    Status.SKIPPED: "dim",
-}
 
 # Messages.
 
@@ -130,81 +121,21 @@ def messages_on_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def introduce(fleet: ReadyFleet) -> None:
-    """Say what someone might not expect of this fleet."""
+def introduce(fleet: ReadyFleet, request: Request, *, verbose: int = 0) -> None:
+    """Say what someone might not expect of this fleet.
+
+    Scanners without keys are counted in one line, unless they were asked for by name: people who do not use nine of
+    the stock scanners should not have to read nine lines before every run.
+    """
     say(f"problem: {problem}" for problem in fleet.problems)
-    say(f"not configured: {name}: {what_to_set}" for name, what_to_set in fleet.not_configured.items())
+    lacking = fleet.not_configured
+    named = lacking if verbose or request.replay else [name for name in lacking if name in request.only]
+    say(f"not configured: {name}: {lacking[name]}" for name in named)
+    if others := len(lacking) - len(named):
+        say([f"{others} more {need_keys(others, request)}"])
     say(f"switched off by the settings: {name}" for name in fleet.switched_off)
     if fleet.metrics_url:
         say([f"metrics: {fleet.metrics_url}"])
-
-
-# Tables.
-
-
-def draw(columns: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO, *, right: Sequence[str] = ()) -> None:
-    """Write rows under their headings to `stream`.
-
-    Args:
-        columns: the headings.
-        rows: one text per column; statuses are coloured on a terminal that wants colours.
-        stream: where to; a terminal gets a table that fits its width, anything else lines that are never cut.
-        right: headings of the columns that are aligned to the right.
-    """
-    cleaned = [[clean(cell) for cell in row] for row in rows]
-    if stream.isatty():
-        _draw_table(columns, cleaned, stream, right)
-    else:
-        stream.writelines(_plain_lines(columns, cleaned, right))
-
-
-def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        cells = [
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for cell, width, name in zip(row, widths, columns, strict=True)
-        ]
-        yield "  ".join(cells).rstrip() + "\n"
-
-
-def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, right: Sequence[str]) -> None:
-    console = _console(stream)
-    if not os.environ.get("COLUMNS"):  # rich asks the standard descriptors only, of which none may lead to this stream
-        console.width = os.get_terminal_size(stream.fileno()).columns or console.width
-    console.print(_table(columns, rows, right))
-
-
-def _console(stream: TextIO) -> Console:
-    return Console(file=stream, color_system=None if os.environ.get("NO_COLOR") else "auto")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], *, wrap: bool = True) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=not wrap and name != "note")
-    for row in rows:
-        cells = [Text(cell, style=_style(name, cell)) for name, cell in zip(columns, row, strict=True)]
-        if not wrap:  # one line per row; if there is not enough room, the note is cut first
-            for cell in cells:
-                cell.no_wrap, cell.overflow = True, "ellipsis"
-        table.add_row(*cells)
-    return table
-
-
-def _style(column: str, cell: str) -> str:
-    return STYLES.get(Status(cell), "") if column == "status" and cell in set(Status) else ""
-
-
-def elapsed(value: float) -> str:
-    """Write a duration the way people do: `<0.1ms`, `0.4ms`, `12ms`, `1.50s`, `95s`."""
-    if value < 0.0001:
-        return "<0.1ms" if value > 0 else "0ms"
-    if value < 0.001:
-        return f"{value * 1000:.1f}ms"
-    if value < 0.9995:
-        return f"{value * 1000:.0f}ms"
-    return f"{value:.2f}s" if value < 10 else f"{value:.0f}s"
 
 
 # A report, and the runs of the past.
@@ -225,7 +156,8 @@ def print_report(report: RunReport | None, fleet: ReadyFleet, *, as_json: bool, 
             show_merged(report.merged(), OUTPUT.stream)
         else:
             show_candidates(report.candidates, OUTPUT.stream)
-    OUTPUT.stream.write(f"\n{fleet.summary(report)}\n")
+    OUTPUT.stream.write("\n")
+    write(clean(fleet.summary(report)), OUTPUT.stream)
     OUTPUT.stream.flush()
 
 
@@ -235,7 +167,7 @@ def show_results(results: Iterable[ScanResult], stream: TextIO) -> None:
     rows = [
         (r.scanner, r.pipeline, r.status.value, str(len(r.candidates)), elapsed(r.duration), note(r)) for r in results
     ]
-    draw(columns, rows, stream, right=("candidates", "duration"))
+    draw(columns, rows, stream, right=("candidates", "duration"), spare=("pipeline", "duration"))
 
 
 def show_candidates(candidates: Sequence[Any], stream: TextIO) -> None:
@@ -320,18 +252,56 @@ def is_live(stream: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[Listener]]:
-    """Show a run on stderr while it goes on: a live table on a terminal, log lines elsewhere."""
+def listening(verbose: int = 0) -> Iterator[list[Listener]]:
+    """Show a run on stderr while it goes on: a live table on a terminal, log lines elsewhere.
+
+    Args:
+        verbose: 1: log lines everywhere, more of them; 2: a line for every event.
+    """
+    if verbose > 1:  # put back by `messages_on_stderr`
+        _log.setLevel(logging.DEBUG)
     if MESSAGES.json:
         yield [LogEvents(format="json")]
         return
-    if not is_live(sys.stderr):
-        yield [LogEvents()]
+    if verbose or not is_live(sys.stderr):
+        yield [LogEvents(), *([Details(verbose)] if verbose else [])]
         return
     log = LogEvents()
     log.events = (StoreFailed, StoreRecovered)  # no row of the table shows these
     with LiveTable(sys.stderr) as table:
         yield [table, log]
+
+
+class Details:
+    """A listener that logs what `LogEvents` leaves out.
+
+    Args:
+        verbose: 1: attempts that failed, and the ends of runs; 2: every event, with its fields.
+    """
+
+    def __init__(self, verbose: int) -> None:
+        logged = LogEvents.events
+        few = (AttemptEnded, RunEnded)
+        self.events: tuple[type[Event], ...] = (
+            few if verbose < 2 else tuple(kind for kind in Event.__subclasses__() if kind not in logged)
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        match event:
+            case AttemptEnded() if event.outcome != "success":
+                _log.info("%s", brief(hide(_failed(event, f"{event.scanner}: "))))
+            case RunEnded():
+                ended = ", ".join(f"{count} {status.value}" for status, count in sorted(event.counts.items()))
+                _log.info("The run took %s: %s", elapsed(event.duration), ended)
+            case _:
+                fields = (f"{name}={getattr(event, name)}" for name in event.__struct_fields__ if name != "at")
+                _log.debug("%s: %s", type(event).__name__, brief(hide(", ".join(fields))))
+
+
+def _failed(event: AttemptEnded, whose: str = "") -> str:
+    why = "" if event.error is None else f": {event.error.kind}: {event.error.message}"
+    return f"{whose}attempt {event.attempt} ended: {event.outcome}{why}"
 
 
 class LiveTable:
@@ -354,7 +324,7 @@ class LiveTable:
         self._began = 0.0
         self._live = Live(
             get_renderable=self._drawn,
-            console=_console(stream),
+            console=console_of(stream),
             refresh_per_second=PER_SECOND,
             transient=True,
             redirect_stdout=OUTPUT.is_kept,  # it leads to stderr then, and what is printed goes above the rows
@@ -374,9 +344,8 @@ class LiveTable:
             match event:
                 case ScannersRegistered():
                     self._names = tuple(scanner.name for scanner in event.scanners)
-                case AttemptEnded(name, attempt, outcome, _, error) if outcome != "success":
-                    why = "" if error is None else f": {error.kind}: {error.message}"
-                    self._notes[name] = f"attempt {attempt} ended: {outcome}{why}"
+                case AttemptEnded() if event.outcome != "success":
+                    self._notes[event.scanner] = _failed(event)
                 case ScanEnded():
                     self._ended[event.result.scanner] = event.result
         # Outside the lock, because starting and stopping draw the table: `_drawn` would wait for the lock that its own
@@ -396,9 +365,7 @@ class LiveTable:
         count = Text(f"{len(ended)} of {len(self._names)} scans ended, {took}")
         bar.add_row(ProgressBar(max(1, len(self._names)), len(ended), width=30), count)
         rows = [live_row(name, ended.get(name), notes.get(name, "")) for name in shown(self._names, ended)]
-        table = _table(
-            ("scanner", "status", "candidates", "duration", "note"), rows, ("candidates", "duration"), wrap=False
-        )
+        table = live_table(("scanner", "status", "candidates", "duration", "note"), rows, ("candidates", "duration"))
         hidden = len(self._names) - len(rows)
         return Group(bar, table, *([Text(f"... and {hidden} more")] if hidden else []))
 
@@ -434,7 +401,8 @@ def rehearse(fleet: ReadyFleet, watch: Watch) -> RunReport:
     first = _rehearsed("FIRST RUN", fleet, watch)
     time.sleep(REHEARSAL_PAUSE)
     second = _rehearsed("SECOND RUN, by the same runner a second later", fleet, watch)
-    OUTPUT.stream.write(f"{_moral(first, second, fleet)}\n")
+    for line in _moral(first, second, fleet).splitlines():
+        write(line, OUTPUT.stream)
     OUTPUT.stream.flush()
     return second
 
@@ -496,4 +464,5 @@ def print_verified(verified: Verified, latency: float | None) -> None:
     if verified.data and latency:
         held = elapsed(latency)
         lines.append(f"Each scanner asked a server of its own, whose answers were held back {held}, as by a network.")
-    OUTPUT.stream.writelines(f"{line}\n" for line in lines)
+    for line in lines:
+        write(line, OUTPUT.stream)

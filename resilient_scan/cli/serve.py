@@ -72,7 +72,9 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
     clock = SystemClock()
     with ExitStack() as stack:
         after_close = stack.enter_context(ExitStack())
-        fleet = stack.enter_context(open_fleet(request.run, listeners=listeners))
+        # A service runs for weeks: it does not answer from bundled data unless someone asks for that.
+        wanted = msgspec.structs.replace(request.run, demo=bool(request.run.demo))
+        fleet = stack.enter_context(open_fleet(wanted, listeners=listeners))
         serve, token = fleet.settings.service, fleet.settings.token()
         if request.listen is not None:
             serve = msgspec.structs.replace(serve, listen=request.listen)
@@ -86,7 +88,7 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
         scheduler = Scheduler(
             fleet.runner,
             schedule,
-            state=lambda: state_for(request.run.as_of, fleet.demo),
+            state=lambda: state_for(request.run.as_of),
             deadline=fleet.deadline,
             probe_every=fleet.settings.quarantine.cooloff / 4,
             clock=clock,

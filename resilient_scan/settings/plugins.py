@@ -65,11 +65,13 @@ class Plugins(msgspec.Struct, frozen=True):
         scanners: those that can be used.
         problems: those that cannot.
         unopened: names of entry points that nobody asked for, so that they were not imported.
+        foreign: whether another package offers scanners, usable or not, asked for or not.
     """
 
     scanners: tuple[Found, ...]
     problems: tuple[Problem, ...]
     unopened: tuple[str, ...] = ()
+    foreign: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +106,8 @@ def discover(
     found, refused = {one.name for one in plugins.scanners}, {problem.name for problem in plugins.problems}
     if set(only or ()) - found - refused or set(mentioned) - {*plugins.names}:
         plugins = _opened(points, range(len(points)), opened, timeout)
-    return msgspec.structs.replace(plugins, problems=(*malformed, *plugins.problems))
+    foreign = bool(malformed) or not all(map(_is_ours, points))
+    return msgspec.structs.replace(plugins, problems=(*malformed, *plugins.problems), foreign=foreign)
 
 
 def _opened(

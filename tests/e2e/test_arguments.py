@@ -21,7 +21,12 @@ def test_an_import_error_is_one_line_without_secrets(distribute: Distribute) -> 
         "Authorization: Bearer hunter2hunter2')"
     )
     site = distribute("leaky", {"leaky": "acme_leaky:x"}, {"acme_leaky.py": text})
-    for arguments, code in ((["list"], 0), (["check"], 2), (["run", "--only", "leaky"], 2), (["run", "--json"], 1)):
+    for arguments, code in (
+        (["list"], 0),
+        (["check"], 2),
+        (["run", "--only", "leaky"], 2),
+        (["run", "--demo", "--json"], 1),
+    ):
         done = run(*arguments, code=code, PYTHONPATH=str(site))
         said = done.stdout + done.stderr
         (line,) = [line for line in said.splitlines() if "first second" in line]
@@ -109,10 +114,10 @@ def test_a_key_that_is_no_utf8_names_its_variable() -> None:
 def test_a_malformed_entry_point_is_a_sentence_and_costs_no_other(line: str, said: str, distribute: Distribute) -> None:
     site = distribute("acme", {}, {})
     (site / "acme-1.0.dist-info" / "entry_points.txt").write_text(f"[resilient_scan.scanners]\n{line}\n")
-    done = run("run", "--json", code=1, PYTHONPATH=str(site))
+    done = run("run", "--demo", "--json", code=1, PYTHONPATH=str(site))
     assert sorted(json.loads(done.stdout)["results"]) == BUILT_IN
     assert f"problem: {said}" in done.stderr
-    for arguments, code in ((["list"], 0), (["check"], 2), (["explain", "gap_up", "--no-run"], 0)):
+    for arguments, code in ((["list"], 0), (["check"], 2), (["explain", "gap_up", "--no-run", "--demo"], 0)):
         done = run(*arguments, code=code, PYTHONPATH=str(site))
         assert "Traceback" not in done.stderr
         assert said in done.stdout + done.stderr or arguments[0] == "explain"

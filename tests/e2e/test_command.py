@@ -46,15 +46,16 @@ def test_with_nothing_configured_it_finds_the_day_apple_fell(tmp_path: Path) -> 
     last = done.stdout.splitlines()[-1]
     assert "2013-01-24" in last
     assert "bundled" in last
-    assert "Running 5 scanners concurrently (max 8 workers)..." in done.stderr
+    assert "Running 5 scanners concurrently (max 8 workers) on bundled data (demo)..." in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_the_report(tmp_path: Path) -> None:
     done = run("run", "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
-    keys = {"run_id", "started_at", "duration", "complete", "counts", "results", "candidates", "tool_logs"}
+    keys = {"run_id", "started_at", "duration", "complete", "demo", "counts", "results", "candidates", "tool_logs"}
     assert set(report) == keys
+    assert report["demo"] is True
     assert sorted(report["results"]) == BUILT_IN
     assert report["complete"] is True
     assert report["counts"]["completed"] == 5
@@ -111,7 +112,7 @@ def test_a_usage_error_is_one_sentence_and_exit_code_2(arguments: list[str], mes
 
 def test_a_scanner_that_fails_gives_exit_code_1_and_the_others_their_results(distribute: Distribute) -> None:
     site = distribute("acme-failing", {"failing": "acme_failing:Failing"}, {"acme_failing.py": FAILING})
-    done = run("run", code=1, PYTHONPATH=str(site))
+    done = run("run", "--demo", code=1, PYTHONPATH=str(site))
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("failing")]
     assert line.split()[2] == "error"
     assert "ValueError: HTTP 500" in line
@@ -121,18 +122,18 @@ def test_a_scanner_that_fails_gives_exit_code_1_and_the_others_their_results(dis
 
 def test_a_broken_plugin_is_reported_and_the_rest_run(distribute: Distribute) -> None:
     site = distribute("acme-broken", {"broken": "acme_broken:x"}, {"acme_broken.py": "import no_such_thing"})
-    done = run("run", "--json", code=1, PYTHONPATH=str(site))
+    done = run("run", "--json", "--demo", code=1, PYTHONPATH=str(site))
     assert "problem: scanner broken of acme-broken (acme_broken:x): its import failed" in done.stderr
     assert json.loads(done.stdout)["counts"]["completed"] == 5
     assert "no_such_thing" in run("list", PYTHONPATH=str(site)).stderr
-    assert run("run", "--only", "gap_up", PYTHONPATH=str(site)).returncode == 0
+    assert run("run", "--demo", "--only", "gap_up", PYTHONPATH=str(site)).returncode == 0
     refused = run("run", "--only", "broken", code=2, PYTHONPATH=str(site))
     assert "no_such_thing" in refused.stderr
 
 
 def test_the_deadline_ends_the_run_and_a_hanging_scanner_costs_nobody_else(distribute: Distribute) -> None:
     site = distribute("acme-hanging", {"hanging": "acme_hanging:Hanging"}, {"acme_hanging.py": HANGING})
-    report = json.loads(run("run", "--json", "--deadline", "4s", code=1, PYTHONPATH=str(site)).stdout)
+    report = json.loads(run("run", "--demo", "--json", "--deadline", "4s", code=1, PYTHONPATH=str(site)).stdout)
     assert report["results"]["hanging"]["status"] == "timeout"
     assert report["counts"]["completed"] == 5
     assert report["duration"] < 20

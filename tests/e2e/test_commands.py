@@ -56,14 +56,14 @@ enabled = false
 min_change = 99.0
 """,
     )
-    done = run("run", "--json", "--config", config)
+    done = run("run", "--demo", "--json", "--config", config)
     report = json.loads(done.stdout)
     assert sorted(report["results"]) == [name for name in BUILT_IN if name != "gap_up"]
     assert report["results"]["market_movers"]["candidates"] == []
     assert "(max 2 workers)" in done.stderr
     assert "switched off by the settings: gap_up" in done.stderr
-    assert "(max 3 workers)" in run("run", "--config", config, "--max-workers", "3").stderr
-    assert "sequentially" in run("run", "--config", config, "--sequential").stderr
+    assert "(max 3 workers)" in run("run", "--demo", "--config", config, "--max-workers", "3").stderr
+    assert "sequentially" in run("run", "--demo", "--config", config, "--sequential").stderr
     off = run("run", "--config", config, "--only", "gap_up", code=2)
     assert f"scanner 'gap_up' is switched off by {config}:7" in off.stderr
     rows = {row["name"]: row["enabled"] for row in json.loads(run("list", "--json", "--config", config).stdout)}
@@ -158,7 +158,7 @@ def test_explain_runs_one_scanner_and_says_what_happened() -> None:
     done = run("explain", "gap_up")
     assert done.stdout.startswith("gap_up (pipeline momentum)")
     assert "completed" in done.stdout
-    assert "Running 1 scanners" in done.stderr
+    assert "Running 1 scanner " in done.stderr
     assert "LAST SCANS: none yet" in run("explain", "gap_up", "--no-run").stdout
     assert "FLIGHT RECORDER, 1 scan" in run("explain", "gap_up", "--trace").stdout
     assert "did you mean 'gap_up'?" in run("explain", "gap_upp", code=2).stderr
@@ -166,7 +166,7 @@ def test_explain_runs_one_scanner_and_says_what_happened() -> None:
 
 def test_explain_names_the_line_that_set_a_number(tmp_path: Path) -> None:
     config = write_settings(tmp_path, '[scanners.gap_up]\ntimeout = { total = "7s" }\n')
-    done = run("explain", "gap_up", "--no-run", "--config", config)
+    done = run("explain", "gap_up", "--no-run", "--demo", "--config", config)
     assert "scan.toml:2" in "".join(done.stdout.split())  # where the path is long, a line may end anywhere in it
     assert "7s" in done.stdout
 

@@ -216,7 +216,7 @@ def test_an_import_that_ends_the_process_is_a_problem_and_the_rest_runs(deed: st
     site = noisy(distribute, at_import=deed)
     done = run("run", "--json", "--only", "gap_up,noisy", code=2, PYTHONPATH=site)
     assert "its import failed: SystemExit: " in done.stderr
-    done = run("run", "--json", code=1, PYTHONPATH=site)
+    done = run("run", "--demo", "--json", code=1, PYTHONPATH=site)
     assert json.loads(done.stdout)["counts"] == {"completed": 5}
     assert "problem: scanner noisy of acme-noisy (acme_noisy:Noisy): its import failed: SystemExit: " in done.stderr
 

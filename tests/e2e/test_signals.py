@@ -62,7 +62,7 @@ def test_a_signal_gives_the_report_so_far_and_the_metrics(
     number: int, times: int, code: int, hanging: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "scan.prom"
-    arguments = ("run", "--json", "--only", "hanging,gap_up", "--textfile", str(target))
+    arguments = ("run", "--demo", "--json", "--only", "hanging,gap_up", "--textfile", str(target))
     with started(*arguments, PYTHONPATH=hanging) as process:
         wait_for(process, "hanging began")
         wait_for(process, "✓ gap_up") if number == signal.SIGTERM and times == 1 else None

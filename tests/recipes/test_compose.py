@@ -25,7 +25,7 @@ def compose() -> str:
         return str(program)
     plugin = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True)
     if not plugin or plugin.returncode:
-        missing("no Docker Compose here; run the tests of recipes with: uv run --group recipes pytest")
+        missing("no Docker Compose here; run the tests of recipes with: uv run --group dev --group recipes pytest")
     return "docker compose"
 
 
@@ -42,7 +42,8 @@ def test_compose_takes_the_files_of_the_page(compose: str, tmp_path: Path) -> No
         page.run(("docker compose", compose))
     services = config(page, compose, "monitoring/compose.yaml", "compose.own.yaml")["services"]
     assert {"resilient-scan", "redis", "prometheus", "alertmanager", "grafana"} == set(services)
-    assert services["resilient-scan"]["command"][0] == "serve"  # what the own file does not name stays
+    assert services["resilient-scan"]["stop_grace_period"] == "45s"  # what the own file does not name stays
+    assert "--demo" not in services["resilient-scan"]["command"]
 
     alone = config(page, compose, "alone/compose.yaml")
     assert alone["services"]["resilient-scan"]["build"]["context"] == str(tmp_path / "monitoring")

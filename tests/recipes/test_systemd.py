@@ -133,11 +133,13 @@ def test_the_timer_writes_a_report(tmp_path: Path) -> None:
 
 
 def at(folder: Path, words: list[str]) -> list[str]:
-    """Return a unit's command with this environment's program and this folder's settings."""
-    places = {PROGRAM: str(SCRIPTS / "resilient-scan"), "/etc/resilient-scan/scan.toml": str(folder / "scan.toml")}
+    """Return a unit's command with this environment's program and this folder's settings, on bundled data."""
+    program = str(SCRIPTS / "resilient-scan")
+    places = {PROGRAM: program, "/etc/resilient-scan/scan.toml": str(folder / "scan.toml")}
     for old, new in places.items():
         words = [word.replace(old, new) for word in words]
-    return words
+    words = [word.replace(f"{program} run ", f"{program} run --demo ") for word in words]
+    return [part for word in words for part in ([word, "--demo"] if word == "serve" else [word])]
 
 
 def port_answers(port: int) -> bool:

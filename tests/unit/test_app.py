@@ -56,9 +56,9 @@ def test_the_metrics_are_served_and_nothing_else() -> None:
 
 
 def test_without_bundled_data_a_run_is_of_today_unless_somebody_says() -> None:
-    assert state_for(date(2020, 1, 2), None) == {"trade_date": "2020-01-02"}
+    assert state_for(date(2020, 1, 2)) == {"trade_date": "2020-01-02"}
     before = datetime.now(UTC).date()
-    assert date.fromisoformat(state_for(None, None)["trade_date"]) >= before
+    assert date.fromisoformat(state_for(None)["trade_date"]) >= before
 
 
 def test_a_built_in_scanner_that_is_sent_elsewhere_does_not_get_bundled_data(tmp_path: Path) -> None:
@@ -184,9 +184,10 @@ def test_a_faulty_scanner_is_only_known_with_its_option() -> None:
 
 def test_the_summary_counts_only_the_scanners_in_service() -> None:
     with open_fleet(Request(only=("gap_up", "market_movers")), listeners=()) as fleet:
-        assert fleet.summary(fleet.run()).startswith("2 of 2 scanners answered as of 2013-01-24 and found ")
+        why = "as of 2013-01-24 (a demo on bundled data of that time, as nothing is configured) and found "
+        assert fleet.summary(fleet.run()).startswith(f"2 of 2 scanners answered {why}1 candidate: AAPL")
         fleet.runner.disable("gap_up", reason="for a test")
-        assert fleet.summary(fleet.run()).startswith("1 of 1 scanner in service answered as of 2013-01-24 and found ")
+        assert fleet.summary(fleet.run()).startswith(f"1 of 1 scanner in service answered {why}")
 
 
 @pytest.mark.parametrize(
@@ -209,5 +210,6 @@ def test_where_anything_is_configured_no_scanner_gets_bundled_data(name: str, wi
 
 def test_bundled_data_may_be_looked_at_with_other_numbers(tmp_path: Path) -> None:
     config = write_settings(tmp_path, "[scanners.rsi_oversold.settings]\nmax_rsi = 20.0\n")
-    with open_fleet(Request(config=config), listeners=()) as fleet:
+    with open_fleet(Request(config=config, demo=True), listeners=()) as fleet:
         assert fleet.demo is not None
+        assert "(a demo on bundled data of that time, as --demo asks)" in fleet.summary(fleet.run())

@@ -60,8 +60,12 @@ def test_without_bundled_data_the_built_in_scanners_are_not_configured(
     monkeypatch.setattr(choice, "load_demo", lambda: None)
     assert cli.main(["run"]) == 2
     said = capsys.readouterr().err
-    assert "nothing to run: not configured: " in said
-    assert "gap_up: set scanners.gap_up.settings" in said
+    assert said == "error: nothing to run: 14 scanners need keys or settings: resilient-scan list\n"
+    assert cli.main(["run", "--only", "gap_up"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: nothing to run: not configured: gap_up: set scanners.gap_up.settings.universe\n"
+    assert cli.main(["run", "--demo"]) == 2
+    assert "--demo: the bundled data need an extra: pip install 'resilient-scan[scanners]'" in capsys.readouterr().err
     monkeypatch.setattr(settings, "discover", lambda **_: Plugins((), ()))
     assert cli.main(["run"]) == 2
     assert "nothing to run: no scanner is installed" in capsys.readouterr().err

@@ -78,7 +78,14 @@ def test_what_is_there_need_not_be_set(
 def test_every_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
     line = f"not configured: keyed: {SET_BOTH}\n"
     assert cli.main(["run"]) == 0
-    assert line in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("1 more scanner needs keys or settings: resilient-scan list\n")
+    assert line not in said
+    for wanted in (["-v"], ["--only", "keyed,free"]):
+        assert cli.main(["run", *wanted]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(line)
+        assert "more scanner" not in said
     assert cli.main(["run", "--only", "keyed"]) == 2
     assert f"nothing to run: not configured: keyed: {SET_BOTH}" in capsys.readouterr().err
     assert cli.main(["list"]) == 0

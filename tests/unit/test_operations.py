@@ -155,7 +155,7 @@ def test_without_a_service_orders_go_to_the_store(config: Path, say: Say) -> Non
     state = states(config)
     assert (state["state"], state["reason"], state["who"]) == ("disabled", "quota", getpass.getuser())
     assert state["until"] - state["since"] == pytest.approx(5400)
-    assert "quota" in say("explain", "gap_up", "--no-run", "--config", config)
+    assert "quota" in say("explain", "gap_up", "--no-run", "--demo", "--config", config)
     assert say("enable", "gap_up", "--reason", "paid", "--config", config) == f"gap_up is enabled in {at}\n"
     assert states(config)["state"] == "enabled"
 
@@ -249,26 +249,26 @@ def test_orders_that_are_none(arguments: list[str], sentence: str, say: Say) -> 
     ],
 )
 def test_serve_refuses_what_makes_no_sense(arguments: list[str], sentence: str, say: Say, config: Path) -> None:
-    assert sentence in say("serve", "--config", config, *arguments, code=2)
+    assert sentence in say("serve", "--demo", "--config", config, *arguments, code=2)
 
 
 def test_a_token_file_that_is_missing_empty_or_not_a_text(config: Path, say: Say) -> None:
     file = config.parent / "token"
     config.write_text(config.read_text() + 'token_file = "token"\n')
-    assert say("serve", "--config", config, code=2) == (
+    assert say("serve", "--demo", "--config", config, code=2) == (
         f"error: service.token_file: {file} cannot be read: No such file or directory\n"
     )
     file.write_text(" \n")
-    assert say("serve", "--config", config, code=2) == (
+    assert say("serve", "--demo", "--config", config, code=2) == (
         f"error: service.token_file: {file} is empty; write one word into it, such as `openssl rand -hex 32`\n"
     )
     file.write_bytes(b"\xff\xfe")
     assert (
-        say("serve", "--config", config, code=2)
+        say("serve", "--demo", "--config", config, code=2)
         == f"error: service.token_file: {file} cannot be read: it is not a text\n"
     )
     file.write_text("two words")
-    said = say("serve", "--config", config, code=2)
+    said = say("serve", "--demo", "--config", config, code=2)
     assert "token" in said
     assert "two words" not in said
 

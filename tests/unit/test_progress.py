@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len
 
 from resilient_scan import Candidate, Status
 from resilient_scan.cli import screens as progress
@@ -143,3 +144,34 @@ def test_a_live_table_needs_a_terminal_that_can_draw(monkeypatch: pytest.MonkeyP
     assert not progress.is_live(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")
     assert not progress.is_live(Terminal())
+
+
+@pytest.mark.parametrize("columns", [1, 5, 20, 30, 40])
+def test_a_table_is_drawn_on_any_terminal_and_loses_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    row = ("volume", "error", "2", "connection reset by peer 東京")
+    progress.draw(("scanner", "status", "found", "note"), [row, ("gap", "completed", "0", "")], out, right=("found",))
+    text = out.getvalue()
+    letters = "".join(text.split())
+    if columns >= 20:
+        assert max(map(cell_len, text.splitlines())) <= columns
+    if columns >= 40:
+        assert {*" ".join(row).split(), "gap", "completed", "0"} <= set(text.split())
+    for word in ("東京", "peer"):
+        assert word in letters or columns < 10
+
+
+def test_spare_columns_go_before_words_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    drawn = {}
+    for columns in (60, 23, 14):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = Terminal()
+        row = ("volume", "momentum", "12ms", "reset")
+        progress.draw(("scanner", "pipeline", "took", "note"), [row], out, spare=("pipeline", "took"))
+        drawn[columns] = out.getvalue().split()
+    assert [word for word in drawn[60] if "─" not in word] == ["scanner", "pipeline", "took", "note", *row]
+    assert [word for word in drawn[23] if "─" not in word] == ["scanner", "pipeline", "took", *row]
+    assert [word for word in drawn[14] if "─" not in word] == ["scanner", "took", "volume", "12ms", "reset"]
