@@ -39,6 +39,12 @@ def enter(hub: Hub | None) -> None:
     _this_thread.hub = hub
 
 
+def shares_thread() -> bool:
+    """Return whether the caller must not block its thread: it is one of many executions there."""
+    hub = _this_thread.hub
+    return hub is not None and hub.can_suspend()
+
+
 def off_loop(call: Callable[[], T]) -> T:
     """Call what may block: here, or on another thread if others share this one."""
     hub = _this_thread.hub

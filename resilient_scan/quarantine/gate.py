@@ -39,6 +39,7 @@ from resilient_scan.quarantine.machine import (
     RESULTS,
     Alert,
     Change,
+    Machine,
     Turn,
     turn_of,
 )
@@ -56,7 +57,7 @@ from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update
 from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
 from resilient_scan.stores import AUDIT, Refused, Store
-from resilient_scan.stores.health import UnlimitedWait
+from resilient_scan.stores.health import UnlimitedWait, ask_store
 
 ORDER_DURATION = 86_400.0  # seconds for which a manual order holds if no duration is given
 MAX_AUDIT_ENTRIES = 1_000
@@ -148,7 +149,7 @@ class Gate:
         if type(event) is ProbeEnded:
             name, mark = event.scanner, event.mark
             passed, reason = _VERDICTS.get(event.outcome), event.reason
-            self._publish(self._quarantine.update(lambda machine: machine.probe_ended(name, mark, passed, reason)))
+            self._update(lambda machine: machine.probe_ended(name, mark, passed, reason))
         else:
             self._executed(event)
 
@@ -158,7 +159,10 @@ class Gate:
         counts = failed or (event.outcome == SUCCESS and known is not None and known.failures > 0)
         if counts and (known is None or known.state == ENABLED):
             reason = _described(event.error)
-            self._publish(self._quarantine.update(lambda machine: machine.executed(name, failed, reason)))
+            self._update(lambda machine: machine.executed(name, failed, reason))
+
+    def _update(self, act: Callable[[Machine], Any]) -> None:
+        ask_store(lambda: self._publish(self._quarantine.update(act)))
 
     def _order_expired(self, record: ScannerRecord) -> bool:
         return record.order is not None and self._quarantine.now() >= record.order.until

@@ -12,13 +12,17 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from types import TracebackType
+from typing import TypeVar
 
+from resilient_scan._suspend import off_loop, shares_thread
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 
+T = TypeVar("T")
 RUN_WAIT = 0.5  # seconds for which a thread of a run waits at a time: a run must end when it said it would
 MIN_WAIT = 0.05  # seconds to wait even after a run's deadline: a lock that is held in passing is free again by then
 BACKOFF = 1.0  # seconds for which a store that did not answer is left alone
@@ -82,6 +86,20 @@ class UnlimitedWait(WaitBudget):
 
     _seconds = math.inf
     _unlimited = True
+
+
+def ask_store(call: Callable[[], T]) -> T:
+    """Call what waits for a store: here, or on another thread, with a run's budget, if many executions share this one.
+
+    A lock that is held while the store is asked belongs inside of the call. Two executions of one scanner may share
+    their thread: if one of them waited for a lock that the other holds, the other could not go on to release it.
+    """
+    return off_loop(partial(_within_budget, call)) if shares_thread() else call()
+
+
+def _within_budget(call: Callable[[], T]) -> T:
+    with WaitBudget():
+        return call()
 
 
 class Backoff:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from resilient_scan._suspend import off_loop
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change, Store, with_space
-from resilient_scan.stores.health import WaitBudget
+from resilient_scan.stores.health import ask_store
 from resilient_scan.stores.leases import exchange
 
 T = TypeVar("T")
@@ -101,11 +100,7 @@ class OffLoop(_Forwarding):
     """A store that may be called on a thread that many executions share: its calls are made on another one."""
 
     def _call(self, method: Callable[[Store], T]) -> T:
-        return off_loop(lambda: self._wait(method))
-
-    def _wait(self, method: Callable[[Store], T]) -> T:
-        with WaitBudget():
-            return method(self._store)
+        return ask_store(lambda: method(self._store))
 
 
 class Checked(_Forwarding):

@@ -41,6 +41,7 @@ from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker.record import CLOSED, OPEN, BreakerRecord, NewerRecord, Vote, decode, encode
 from resilient_scan.options import Breaker
 from resilient_scan.stores import Change, Store
+from resilient_scan.stores.health import ask_store
 
 if TYPE_CHECKING:
     from resilient_scan.layers.breaker.machine import BreakerMachine
@@ -318,6 +319,11 @@ class StoreSync:
         self, request: TrialRequest | None, *, always: bool = False
     ) -> tuple[BreakerChanged | None, SyncResult | None]:
         """Update the record and adopt the result; if there is nothing to bring or to ask, only with `always`."""
+        return ask_store(lambda: self._exchange_here(request, always=always))
+
+    def _exchange_here(
+        self, request: TrialRequest | None, *, always: bool
+    ) -> tuple[BreakerChanged | None, SyncResult | None]:
         change: BreakerChanged | None = None
         with self._exchanging:
             if request is None and not self._pending and not always:
