@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -302,14 +302,9 @@ class ScanContext:
         if not done():
             self.check()
 
-    @contextmanager
-    def watched(self, wake: Wakeable) -> Iterator[None]:
+    def watched(self, wake: Wakeable) -> AbstractContextManager[None]:
         """Let every cancel and poke set `wake` while this context is entered."""
-        self._wakes.append(wake)
-        try:
-            yield
-        finally:
-            self._wakes.remove(wake)
+        return _Watched(self._wakes, wake)
 
     def poke(self) -> None:
         """Wake whatever waits in this scan, without ending it."""
@@ -320,6 +315,22 @@ class ScanContext:
         """Mark the execution as abandoned, and wake the scanner if it sleeps."""
         self.abandoned = True
         self.poke()
+
+
+class _Watched:
+    """Keeps a wake in a list; an object of its own, and not a generator with its four."""
+
+    __slots__ = ("_wake", "_wakes")
+
+    def __init__(self, wakes: list[Wakeable], wake: Wakeable) -> None:
+        self._wakes = wakes
+        self._wake = wake
+
+    def __enter__(self) -> None:
+        self._wakes.append(self._wake)
+
+    def __exit__(self, *_raised: object) -> None:
+        self._wakes.remove(self._wake)
 
 
 def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, over: Callable[[], bool]) -> list[R]:

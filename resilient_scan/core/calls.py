@@ -21,7 +21,7 @@ from typing import Any
 
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.task import FutureTask, Place
-from resilient_scan.engines.thread import in_parent_only
+from resilient_scan.engines.forks import in_parent_only
 from resilient_scan.errors import Rejected
 from resilient_scan.events import ERROR, SUCCESS, Event, LateCompletion, ThreadAbandoned
 from resilient_scan.layers.attempt import AttemptContext

@@ -272,9 +272,12 @@ class Execution:
 
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
-        if not self.stack.stored or self._on_lane:  # there, the stores' calls are made elsewhere
+        if self._on_lane:  # in its context already; and the stores' calls are made elsewhere
             if self.stack.stored:
                 self._leave_group()
+            self._work()
+            return
+        if not self.stack.stored:
             self.variables.run(self._work)
             return
         with WaitBudget():

@@ -21,14 +21,16 @@ whose step that is leaves the lane, and is named: from then on it takes a worker
 needed because a thread elsewhere may hold the interpreter's lock. Then the step looks long as well, but nobody can look
 at it twice: the watchdog needs the lock, too.
 
+The same holds while the whole process stands still. So what counts is the time that the watchdog has seen the step for,
+and not how long ago it began.
+
 A loop that stays blocked for `LOST_AFTER` seconds, and three times as long as any of its executions may take, is given
-up like a hung thread. What was on it goes on in a new loop, as a further attempt where `Retry` allows one.
+up like a hung thread. What was on it goes on in a new loop, as a further attempt where `Retry` allows one. Should the
+old loop ever turn again, all that is on it is cancelled, and its thread ends with the last of it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import heapq
 import itertools
 import os
 import threading
@@ -36,8 +38,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from resilient_scan import _suspend
@@ -45,7 +49,8 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.pool import ThreadPool, current_frames, guarded
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, Hang, Task
 from resilient_scan.engines.greenlets import GreenletCoroutine
-from resilient_scan.engines.loop import FREE_TIME, Hub, LaneLoop, Loops
+from resilient_scan.engines.loop import Loops
+from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, Slot, SlotTask
 
 _LIBRARY = f"{Path(threading.__file__).parent}{os.sep}"
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
@@ -54,6 +59,7 @@ MIN_LOOK_INTERVAL = 0.005  # seconds between two looks at deadlines that a block
 BLAME_AFTER = 0.25  # seconds of one step, after which its scanner is named
 LOST_AFTER = 5.0  # seconds without a turn, at least, after which a loop is given up
 LOST_TIMES = 3  # and as many times the longest timeout on it
+ADMITTED = 100  # executions begun in one turn of the loop, at most
 
 
 class LaneTask(Task, Protocol):
@@ -62,6 +68,10 @@ class LaneTask(Task, Protocol):
     @property
     def total(self) -> float:
         """Seconds that it may take."""
+
+    @property
+    def variables(self) -> Context:
+        """The context that it runs in."""
 
     def postpone(self, seconds: float, /) -> None:
         """Move its deadlines: for those seconds it could do nothing, because another one blocked the loop."""
@@ -73,34 +83,23 @@ class LaneTask(Task, Protocol):
         """Go on elsewhere, or end: the loop it was on is given up. On the watchdog's thread."""
 
 
-class Slot:
+class LaneSlot(Slot):
     """An execution on the loop: what a worker is in a pool."""
 
-    __slots__ = ("_lane", "children", "deadline", "expired", "handle", "hang", "loop", "started", "task", "work")
+    __slots__ = ("_lane", "deadline", "expired", "hang", "started", "task")
 
     def __init__(self, lane: Lane, loop: LaneLoop, task: LaneTask) -> None:
+        super().__init__(task.name, loop)
         self._lane = lane
-        self.loop: LaneLoop = loop
-        self.task: LaneTask = task
+        self.task: Any = task  # until it has ended: callbacks that the scanner forgot may keep the slot
         self.started: float = 0.0
         self.deadline: float = NEVER
         self.expired: bool = False  # its time is up, and it still runs
         self.hang: Hang | None = None
-        self.children: set[asyncio.Task[Any]] = set()  # tasks that the scanner has started
-        self.work: Any = None  # the scanner's coroutine, while it runs
-        self.handle: asyncio.Task[Any] | None = None
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way."""
         self._lane.watch(self, deadline)
-
-    def enter(self) -> None:
-        """Note that a step of it begins; on the loop's thread."""
-        self.loop.begin_step(self)
-
-    def leave(self) -> None:
-        """Note that the step has ended, and charge nobody else for it."""
-        self.loop.end_step(self)
 
     def run(self) -> None:
         """Do the work, in a greenlet."""
@@ -115,7 +114,7 @@ class Slot:
             stack = "".join(traceback.format_stack(frames.get(self.loop.thread_id)))
         else:
             stack = "".join(traceback.StackSummary.from_list(awaiting(self.work)).format())
-        return Abandoned(self.task.name, self.loop.name, now - self.started, holds_place=False, stack=stack)
+        return Abandoned(self.name, self.loop.name, now - self.started, holds_place=False, stack=stack)
 
 
 class Lane:
@@ -135,18 +134,20 @@ class Lane:
         self._call_pool = call_pool
         self._loops = loops
         self._clock = clock
-        self._lock = threading.Lock()  # for everything below
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # for what follows
         self._loop: LaneLoop | None = None
         self._queue: deque[LaneTask] = deque()
         self._called = False  # whether the loop has been asked to look at the queue
-        self._slots: set[Slot] = set()
-        self._hung: set[Slot] = set()
-        self._deadlines: list[tuple[float, int, Slot]] = []  # a heap; entries of slots that have ended stay in it
+        self._slots: set[LaneSlot] = set()
+        self._hung: set[LaneSlot] = set()
         self._next_look = NEVER
-        self._last_step: tuple[Any, float] | None = None  # the one that the last look found, and since when it runs
-        self._blamed: tuple[Any, float] | None = None
         self._closed = False
+        # The watchdog's own: the step that its last look found, since when it runs, when that look was, for how long
+        # it has been seen, and whether it has been blamed.
+        self._step: tuple[Any, float] | None = None
+        self._looked = self._seen = 0.0
+        self._blamed = False
 
     # from any thread
 
@@ -165,12 +166,18 @@ class Lane:
             called, self._called = self._called, True
         if not called:
             _call(loop, self._admit)
+        if self._next_look == NEVER:  # even if nothing begins: one that hangs may block the loop
+            self._look_by(NEVER)
 
     def _running_loop(self) -> LaneLoop:
         """Return the loop, and start one if there is none. Under the lock."""
         if self._loop is None:
-            loop = LaneLoop(f"resilient-scan-loop-{next(self._numbers)}", self._charge)
-            thread = threading.Thread(target=self._run, args=(loop,), name=loop.name, daemon=True)
+            # The watchdog comes first: where no thread is left for it, the caller learns that, and not the loop.
+            self._next_look = self._clock.monotonic() + LOOK_INTERVAL
+            self._pool.at(self._next_look, self._look)
+            name = f"resilient-scan-loop-{next(self._numbers)}"
+            loop = LaneLoop(name, self._charge, self._call_pool.submit)
+            thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
             self._loops.enter()
             try:
                 thread.start()
@@ -181,20 +188,18 @@ class Lane:
             self._loop = loop
         return self._loop
 
-    def watch(self, slot: Slot, deadline: float) -> None:
+    def watch(self, slot: LaneSlot, deadline: float) -> None:
         """Keep a deadline for a slot, in place of the one before."""
-        with self._lock:
-            slot.deadline = deadline
-            if deadline != NEVER:
-                heapq.heappush(self._deadlines, (deadline, next(self._numbers), slot))
-        self._look_by(deadline)
+        slot.deadline = deadline
+        if deadline < self._next_look:  # read after that was written: see `ThreadPool.look_by`
+            self._look_by(deadline)
 
     def _look_by(self, deadline: float) -> None:
         """See to it that the watchdog looks by then, and soon in any case: at whether the loop turns."""
         with self._lock:
-            if deadline >= self._next_look:
-                return
             upcoming = min(deadline, self._clock.monotonic() + LOOK_INTERVAL)
+            if upcoming >= self._next_look:
+                return
             self._next_look = upcoming
         self._pool.at(upcoming, self._look)
 
@@ -216,86 +221,90 @@ class Lane:
         """Take no more work, refuse what is queued, and tell what is under way to stop; wait for nothing."""
         with self._lock:
             self._closed = True
-            queued, self._queue = list(self._queue), deque()
-            under_way = [*self._slots, *self._hung]
+            under_way = [slot.task for slot in (*self._slots, *self._hung)]
             loop = self._loop
-        for task in queued:
-            task.refuse(SHUT_DOWN)
-        for slot in under_way:
-            slot.task.stop()
+        self._refuse_queued(SHUT_DOWN)
+        for task in under_way:
+            task.stop()
         if loop is not None:
-            _call(loop, self._end_if_done)
+            _call(loop, LaneLoop.finish_if_empty)
+
+    def _refuse_queued(self, reason: str) -> None:
+        with self._lock:
+            queued, self._queue = self._queue, deque()
+        for task in queued:
+            task.refuse(reason)
 
     # on the loop's thread
 
     def _run(self, loop: LaneLoop) -> None:
-        loop.thread_id = threading.get_ident()
-        _suspend.enter(Hub(loop, self._call_pool.submit))
-        while not loop.done:
-            loop.run_forever()  # again and again: a scanner may call `loop.stop()`
-        if not loop.lost:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-        self._loops.leave()
+        _suspend.enter(Hub(loop))
+        try:
+            loop.work()
+        finally:
+            self._loops.leave()
 
     def _admit(self, loop: LaneLoop) -> None:
-        """Begin what is queued, as far as there is room."""
+        """Begin what is queued, as far as there is room, and let the loop turn in between."""
         if loop.lost:
             return
-        while True:
-            with self._lock:
-                if not self._queue or len(self._slots) >= self._most:
-                    self._called = False
-                    return
-                task = self._queue.popleft()
-                slot = Slot(self, loop, task)
-                self._slots.add(slot)
-            slot.started = now = self._clock.monotonic()
-            deadline = task.start(now, slot)
-            if deadline is None:
-                self._leave(slot)
-                continue
-            self.watch(slot, deadline)
-            slot.handle = asyncio.Task(GreenletCoroutine(slot.run, slot.enter, slot.leave), loop=loop)
+        with self._lock:
+            count = min(ADMITTED, len(self._queue), max(0, self._most - len(self._slots)))
+            slots = [LaneSlot(self, loop, self._queue.popleft()) for _ in range(count)]
+            self._slots.update(slots)
+            self._called = count == ADMITTED
+        for slot in slots:
+            self._begin(slot, loop)
+        if count == ADMITTED:
+            loop.call_soon(self._admit, loop)
 
-    def finish(self, slot: Slot) -> None:
+    def _begin(self, slot: LaneSlot, loop: LaneLoop) -> None:
+        loop.slots.add(slot)
+        task = slot.task
+        slot.started = now = self._clock.monotonic()
+        deadline = task.start(now, slot)
+        if deadline is None:
+            self.finish(slot)
+            return
+        self.watch(slot, deadline)
+        work = GreenletCoroutine(slot.run, loop, slot, task.variables)
+        slot.handle = handle = SlotTask(work, loop=loop, name=slot.name, context=loop.variables)
+        handle.slot = slot
+
+    def finish(self, slot: LaneSlot) -> None:
         """Note that a task has ended, and begin the next one."""
+        task, loop = slot.task, slot.loop
         report = self._leave(slot)
         if slot.expired:
-            slot.task.returned()
+            task.returned()
         if report is not None:
             self._pool.run_soon(report)  # it tells listeners, whose time is not the loop's
         with self._lock:
-            more = self._queue and not self._called
+            # Not for one that was given up: it begins nothing, and the loop that does would not be called any more.
+            more = loop is self._loop and self._queue and not self._called
             if more:
                 self._called = True
         if more:
-            slot.loop.call_soon(self._admit, slot.loop)
-        elif self._closed:
-            slot.loop.call_soon(self._end_if_done, slot.loop)
+            loop.call_soon(self._admit, loop)
+        elif (self._closed or loop.lost) and not loop.slots:
+            loop.call_soon(loop.finish_if_empty)
 
-    def _leave(self, slot: Slot) -> Callable[[], None] | None:
+    def _leave(self, slot: LaneSlot) -> Callable[[], None] | None:
+        slot.loop.slots.discard(slot)
         with self._lock:
             slot.deadline = NEVER
             self._slots.discard(slot)
             self._hung.discard(slot)
+            slot.task = slot.context = None
         return None if slot.hang is None else self._pool.ended(slot.hang)
 
-    def _end_if_done(self, loop: LaneLoop) -> None:
-        with self._lock:
-            busy = any(slot.loop is loop for slot in (*self._slots, *self._hung))
-        if not busy:
-            loop.finish()
-
-    def _charge(self, loop: LaneLoop, culprit: Slot | None, seconds: float) -> None:
+    def _charge(self, loop: LaneLoop, culprit: LaneSlot | None, seconds: float) -> None:
         """Add to the deadlines of all the others on a loop what a step has taken at their expense."""
         with self._lock:
-            for slot in self._slots:
-                if slot is culprit or slot.loop is not loop or slot.deadline == NEVER:
-                    continue
-                slot.task.postpone(seconds)
-                slot.deadline += seconds
-                heapq.heappush(self._deadlines, (slot.deadline, next(self._numbers), slot))
+            for slot in loop.slots:
+                if slot is not culprit and slot.deadline != NEVER:
+                    slot.task.postpone(seconds)
+                    slot.deadline += seconds
 
     # on the watchdog's thread
 
@@ -303,80 +312,94 @@ class Lane:
         """Act on the deadlines that have come, and see whether the loop turns."""
         now = self._clock.monotonic()
         with self._lock:
+            if now < self._next_look:
+                return  # an earlier look has replaced the one for which this timer was set
             self._next_look = NEVER
             loop = self._loop
             due = self._take_due(now, loop)
-        for slot, lateness in due:
-            self._pool.worst_lateness = max(self._pool.worst_lateness, lateness)
-            expire = partial(slot.task.expire, slot.loop.name, now - slot.started, lateness)
-            slot.hang = self._pool.hang(slot.task, slot.loop.name, slot.started)
-            guarded(expire, f"the timeout of {slot.task.name} could not be handed over")
-        if loop is not None:
-            self._judge(loop, now)
-            if due:
-                _call(loop, self._admit)
-        with self._lock:
-            upcoming = self._deadlines[0][0] if self._deadlines else NEVER
-            busy = bool(self._slots)
-        if busy or upcoming < NEVER:
-            self._look_by(max(upcoming, now + MIN_LOOK_INTERVAL) if upcoming < NEVER else now + LOOK_INTERVAL)
+        try:
+            for slot, task, lateness in due:
+                self._pool.worst_lateness = max(self._pool.worst_lateness, lateness)
+                expire = partial(task.expire, slot.loop.name, now - slot.started, lateness)
+                guarded(expire, f"the timeout of {slot.name} could not be handed over")
+            if loop is not None:
+                self._judge(loop, now)
+                if due:
+                    _call(loop, self._admit)
+        finally:
+            with self._lock:
+                upcoming = min((slot.deadline for slot in self._slots), default=NEVER)
+                busy = bool(self._slots or self._queue or (loop is not None and loop.turn_began))
+            if busy:
+                self._look_by(max(upcoming, now + MIN_LOOK_INTERVAL))
 
-    def _take_due(self, now: float, loop: LaneLoop | None) -> list[tuple[Slot, float]]:
-        """Return the slots whose time is up, and how long since; on a blocked loop, only the one that blocks it.
+    def _take_due(self, now: float, loop: LaneLoop | None) -> list[tuple[LaneSlot, LaneTask, float]]:
+        """Return the slots whose time is up, with their tasks, and how long since.
 
-        The others' time is being added to while they can do nothing. Under the lock.
+        On a blocked loop, that is only the one that blocks it: the others' time is being added to. Under the lock.
         """
-        blocked = loop is not None and loop.busy_for(now) > FREE_TIME
-        due, held_back = [], []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, _, slot = entry = heapq.heappop(self._deadlines)
-            if slot.deadline != deadline:
-                continue  # it has ended, or has another deadline
-            if blocked and loop is not None and slot.loop is loop and slot is not loop.stepping:
-                held_back.append(entry)
-                continue
+        due = [slot for slot in self._slots if slot.deadline <= now]
+        if due and loop is not None and loop.busy_for(now) > FREE_TIME:
+            due = [slot for slot in due if slot.loop is not loop or slot is loop.stepping]
+        taken = [(slot, slot.task, now - slot.deadline) for slot in due]
+        for slot in due:
             slot.expired, slot.deadline = True, NEVER
+            # In the same step: one that ends just now finds what has to learn of that.
+            slot.hang = self._pool.hang(slot.task, slot.loop.name, slot.started)
             self._slots.discard(slot)
             self._hung.add(slot)
-            due.append((slot, now - deadline))
-        for entry in held_back:
-            heapq.heappush(self._deadlines, entry)
-        return due
+        return taken
 
     def _judge(self, loop: LaneLoop, now: float) -> None:
-        """Name the scanner in whose step the loop has been for long, and give the loop up if it stays there."""
-        slot, began = step = loop.stepping, loop.step_began
-        again, self._last_step = step == self._last_step, step
-        took = now - began
-        if slot is None or not again or took < BLAME_AFTER:
+        """Name the scanner that has kept the loop from turning for long, and give the loop up if it stays so."""
+        slot = loop.stepping
+        step = slot, loop.step_began if slot is not None else loop.turn_began
+        gap, self._looked = now - self._looked, now
+        if step != self._step or not loop.turn_began:
+            self._step, self._seen, self._blamed = step, 0.0, False
             return
-        if step != self._blamed:
-            self._blamed = step
-            where = where_in(current_frames().get(loop.thread_id))
-            guarded(partial(slot.task.blocks, took, where), f"{slot.task.name} could not leave the shared loop")
-        longest = max((other.task.total for other in self._slots.copy()), default=0.0)
-        if took >= max(LOST_AFTER, LOST_TIMES * longest):
-            self._give_up(loop, slot, took)
+        self._seen += min(gap, 2 * LOOK_INTERVAL)  # a longer gap says that this thread could not run, either
+        if self._seen < BLAME_AFTER:
+            return
+        frame = current_frames().get(loop.thread_id)
+        culprit = loop.culprit(frame)
+        task = None if culprit is None else culprit.task
+        if not self._blamed and task is not None:
+            self._blamed = True
+            guarded(
+                partial(task.blocks, now - step[1], where_in(frame)), f"{task.name} could not leave the shared loop"
+            )
+        with self._lock:
+            longest = max((other.task.total for other in self._slots), default=0.0)
+        if self._seen >= max(LOST_AFTER, LOST_TIMES * longest):
+            self._give_up(loop, culprit, now - step[1])
 
-    def _give_up(self, loop: LaneLoop, culprit: Slot, took: float) -> None:
+    def _give_up(self, loop: LaneLoop, culprit: LaneSlot | None, took: float) -> None:
         """Leave a loop to what blocks it; what was on it goes on in a new one."""
         with self._lock:
             if self._loop is not loop:
                 return
             self._loop, loop.lost, self._called = None, True, False
-            lost = [slot for slot in self._slots if slot.loop is loop and slot is not culprit]
-            self._slots.difference_update(lost)
-            for slot in lost:
+            slots = [slot for slot in self._slots if slot.loop is loop and slot is not culprit]
+            self._slots.difference_update(slots)
+            lost = [slot.task for slot in slots]
+            for slot in slots:
                 slot.deadline = NEVER  # nobody acts on it any more
-        reason = f"{culprit.task.name} has blocked the event loop for {took:.1f} s"
-        for slot in lost:
-            slot.task.postpone(took)
-            guarded(partial(slot.task.lose, reason), f"{slot.task.name} could not go on in another loop")
-        with self._lock:
-            if not self._queue or self._closed or self._called:
-                return
-            self._called, other = True, self._running_loop()
-        _call(other, self._admit)
+        name = "a callback" if culprit is None else culprit.name
+        reason = f"{name} has blocked the event loop for {took:.1f} s"
+        for task in lost:
+            task.postpone(took)
+            guarded(partial(task.lose, reason), f"{task.name} could not go on in another loop")
+        try:
+            with self._lock:
+                if not self._queue or self._closed or self._called:
+                    return
+                other = self._running_loop()
+                self._called = True
+        except (RuntimeError, OSError) as error:  # the machine has no thread or descriptor to give
+            self._refuse_queued(str(error))
+        else:
+            _call(other, self._admit)
 
 
 def _call(loop: LaneLoop, call: Callable[[LaneLoop], None]) -> None:
@@ -397,9 +420,15 @@ def awaiting(coroutine: Any) -> traceback.StackSummary:
     return traceback.StackSummary.extract(iter(frames))
 
 
-def where_in(frame: Any) -> str:
-    """Return the place in the innermost frame that is neither Python's library nor ours, `file:line in function`."""
-    stack = traceback.extract_stack(frame)
-    foreign = [line for line in stack if not line.filename.startswith((_LIBRARY, _OURS))]
-    line = (foreign or stack)[-1]
-    return f"{line.filename}:{line.lineno} in {line.name}"
+def where_in(frame: FrameType | None) -> str:
+    """Return the place that blocks, `file:line in function`: in the scanner's code, if that can be told apart.
+
+    That is the innermost frame that is neither ours, nor Python's, nor that of an installed package, or else the
+    innermost one of such a package. No source is read: the watchdog must be quick.
+    """
+    places = [(each.f_code, line) for each, line in traceback.walk_stack(frame)] if frame is not None else []
+    foreign = [place for place in places if not place[0].co_filename.startswith((_LIBRARY, _OURS))]
+    own = [place for place in foreign if "site-packages" not in place[0].co_filename]
+    for code, line in own or foreign or places:
+        return f"{code.co_filename}:{line} in {code.co_name}"
+    return "an unknown place"

@@ -87,6 +87,7 @@ class Sources:
         """Call with an earlier end than the scan's, and under the source's own rate, if it has one."""
         own = self._providers.of(source, limit)
         whole, provider, requests = context.ends, context.provider, context.requests
+        postponed = context.postponed
         end = self._clock.monotonic() + seconds
         context.ends = min(whole, end)
         if own is not None:
@@ -94,9 +95,11 @@ class Sources:
         try:
             return call()
         except BaseException as error:
-            at_its_end = end <= self._clock.monotonic() < whole
+            later = context.postponed - postponed
+            at_its_end = end + later <= self._clock.monotonic() < whole + later
             if context.abandoned or not at_its_end or not is_cancellation(error):
                 raise
             raise ScanTimeout(f"{source}: no answer within {in_seconds(seconds)}s", by_clock=True) from None
         finally:
-            context.ends, context.provider, context.requests = whole, provider, requests
+            context.ends = min(whole + context.postponed - postponed, context.cut_at)
+            context.provider, context.requests = provider, requests

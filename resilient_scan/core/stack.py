@@ -26,7 +26,8 @@ from resilient_scan.core.lane import Lane
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.core.task import Abandoned
-from resilient_scan.engines.loop import Loops, OnSharedLoop
+from resilient_scan.engines.loop import Loops
+from resilient_scan.engines.shared_loop import OnSharedLoop
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
 from resilient_scan.events import (

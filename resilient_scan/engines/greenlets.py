@@ -14,8 +14,8 @@ Every task on the loop runs in a greenlet of its own, those that a scanner start
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
-from typing import Any
+from contextvars import Context, copy_context
+from typing import Any, Protocol
 
 try:
     from greenlet import getcurrent, greenlet
@@ -30,6 +30,16 @@ else:
         __slots__ = ()
 
 
+class Steps(Protocol):
+    """Learns of every step on a loop."""
+
+    def begin_step(self, slot: Any, /) -> None:
+        """Note that a step of a slot begins."""
+
+    def end_step(self, slot: Any, /) -> None:
+        """Note that it has ended."""
+
+
 class GreenletCoroutine(Coroutine[Any, Any, Any]):
     """A coroutine that runs a plain function in a greenlet.
 
@@ -38,22 +48,25 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
 
     Args:
         work: may call `suspend` and `drive`.
-        enter, leave: called around every step.
+        steps, slot: what learns of every step, and whose they are.
+        variables: the context that it runs in; a copy of the task's unless given.
         unstarted: called if it is closed or cancelled before its first step.
     """
 
-    __slots__ = ("_enter", "_greenlet", "_leave", "_unstarted", "_work")
+    __slots__ = ("_greenlet", "_slot", "_steps", "_unstarted", "_variables", "_work")
 
     def __init__(
         self,
         work: Callable[[], Any],
-        enter: Callable[[], None],
-        leave: Callable[[], None],
-        unstarted: Callable[[], None] = lambda: None,
+        steps: Steps,
+        slot: Any,
+        variables: Context | None = None,
+        unstarted: Callable[[], None] | None = None,
     ) -> None:
         self._work = work
-        self._enter = enter
-        self._leave = leave
+        self._variables = variables
+        self._steps = steps
+        self._slot = slot
         self._unstarted = unstarted
         self._greenlet: Any = None
 
@@ -62,12 +75,12 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
         one = self._greenlet
         if one is None:
             one = self._greenlet = _Greenlet(self._work)
-            one.gr_context = copy_context()  # the task's; without it, a greenlet begins with none
-        self._enter()
+            one.gr_context = self._variables or copy_context()  # else it begins with none
+        self._steps.begin_step(self._slot)
         try:
             result = one.switch()
         finally:
-            self._leave()
+            self._steps.end_step(self._slot)
         if one.dead:
             raise StopIteration(result)
         return result
@@ -78,11 +91,11 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
         if one is None:
             self.close()
             raise error
-        self._enter()
+        self._steps.begin_step(self._slot)
         try:
             result = one.throw(error)
         finally:
-            self._leave()
+            self._steps.end_step(self._slot)
         if one.dead:
             raise StopIteration(result)
         return result
@@ -91,11 +104,29 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
         """Note that nobody will make another step."""
         if self._greenlet is None:
             self._greenlet = _Greenlet(int)
-            self._unstarted()
+            if self._unstarted is not None:
+                self._unstarted()
 
     def __await__(self) -> Any:
         """Return itself: the loop makes the steps."""
         return self
+
+    # What `inspect.getcoroutinestate` looks at: anyio asks it before it cancels a task, and httpx stands on anyio.
+
+    @property
+    def cr_running(self) -> bool:
+        """Whether a step is under way."""
+        return self._greenlet is not None and self._greenlet is getcurrent()
+
+    @property
+    def cr_suspended(self) -> bool:
+        """Whether it waits for its next step, and not for its first."""
+        return bool(self._greenlet) and self._greenlet is not getcurrent()
+
+    @property
+    def cr_frame(self) -> Any:
+        """Where it waits, innermost call first."""
+        return None if self._greenlet is None else self._greenlet.gr_frame
 
 
 def can_suspend() -> bool:
@@ -111,6 +142,11 @@ def suspend(future: Any) -> Any:
             loop.switch(next(waiting))
     except StopIteration as stop:
         return stop.value
+
+
+def pause() -> None:
+    """Leave the current greenlet for one turn of the loop."""
+    _loop().switch(None)
 
 
 def drive(coroutine: Any) -> Any:

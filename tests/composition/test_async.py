@@ -16,7 +16,7 @@ import pytest
 
 from resilient_scan import Retry, RunReport, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.core.calls import MAX_CALLS
-from resilient_scan.engines.loop import _Canceller
+from resilient_scan.engines.loop import Canceller
 from resilient_scan.events import Event, LateCompletion, ThreadAbandoned
 from resilient_scan.testing import broken, hanging, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
@@ -315,7 +315,7 @@ def test_a_cancel_that_finds_the_loop_closed_is_no_error() -> None:
 
     task = loop.create_task(nothing())
     loop.run_until_complete(task)
-    canceller = _Canceller(loop, task, context)
+    canceller = Canceller(loop, task, context)
     loop.close()
     context._cut = True
     canceller.set()

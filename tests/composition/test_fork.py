@@ -26,7 +26,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.engines.loop import _Loop
+from resilient_scan.engines.loop import EventLoop
 from resilient_scan.events import ScannersRegistered
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
@@ -266,7 +266,7 @@ def test_a_child_has_threads_of_its_own_for_the_blocking_calls_of_coroutines(
 
 def test_a_child_does_not_break_the_event_loops_of_its_parent() -> None:
     """The child collects the inherited loop; closing it takes the parent's wake-up pipe out of the shared epoll."""
-    loop = _Loop()
+    loop = EventLoop()
     task = loop.create_task(asyncio.sleep(3))
     loop.run_until_complete(asyncio.sleep(0))
     pid = os.fork()

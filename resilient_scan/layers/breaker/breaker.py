@@ -155,13 +155,14 @@ class CircuitBreaker:
             # deadline has passed. Were the clock read first, an attempt that is preempted in between could begin its
             # call after the watchdog has looked, and hang without ever having voted.
             context.permit = permit
-            began = clock.monotonic()
+            began, postponed = clock.monotonic(), context.postponed
             try:
                 if context.abandoned or began >= context.ends:
                     context.check()
                 found = call(context)
                 failed = False
-                slow = slow_after is not None and clock.monotonic() - began >= slow_after
+                if slow_after is not None:  # without the time in which another scanner blocked its loop
+                    slow = clock.monotonic() - began - (context.postponed - postponed) >= slow_after
                 return found
             except BaseException as error:
                 failed = self.verdict(error, context)
