@@ -11,7 +11,9 @@ from resilient_scan._text import counted
 from resilient_scan.cli.fleet import bundled, lacks, state_for
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
+from resilient_scan.lint.blocking import blocking_calls
 from resilient_scan.options import Policy
+from resilient_scan.scanning import spec_of
 from resilient_scan.service.auth import TokenAuth
 from resilient_scan.settings import Settings, examine_settings
 from resilient_scan.settings.plugins import Plugins, discover, load_demo
@@ -26,12 +28,14 @@ class Checked(msgspec.Struct, frozen=True):
         warnings: a sentence for everything that runs, but not the way someone may think.
         looked_at: what was checked, for people.
         not_configured: a sentence for every scanner that would not run, with what to set.
+        hints: a sentence for every call in an `async def` scanner that is known to block.
     """
 
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
     looked_at: str
     not_configured: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -67,7 +71,16 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         ),
         looked_at,
         _not_configured(settings, plugins),
+        tuple(_hints(settings, plugins)),
     )
+
+
+def _hints(settings: Settings, plugins: Plugins) -> Iterator[str]:
+    """Yield what blocks the event loop that `async def` scanners share, as far as their source tells."""
+    for found in plugins.scanners:
+        if settings.enabled(found.name) and spec_of(found.scanner).is_async:
+            for call in blocking_calls(found.scanner.scan):
+                yield f"{found.name}: {call}"
 
 
 def _token(settings: Settings) -> Iterator[str]:

@@ -130,6 +130,30 @@ def test_check_has_nothing_to_say_about_what_ships() -> None:
     assert done.stderr == ""
 
 
+BLOCKS = """
+import time
+from resilient_scan import scanner
+
+@scanner(pipeline="p")
+async def feed(state):
+    time.sleep(1)
+    return []
+
+@scanner(pipeline="p")
+def plain(state):
+    time.sleep(1)
+    return []
+"""
+
+
+def test_check_hints_at_calls_that_block_a_loop(distribute: Distribute) -> None:
+    site = distribute("acme-feed", {"a": "acme_feed:feed", "b": "acme_feed:plain"}, {"acme_feed.py": BLOCKS})
+    done = run("check", PYTHONPATH=str(site))
+    (hint,) = [line for line in done.stdout.splitlines() if line.startswith("hint: ")]
+    place = f"{site}/acme_feed.py:7"
+    assert hint == f"hint: feed: time.sleep(...) blocks the event loop ({place}); use await asyncio.sleep(...)"
+
+
 def test_check_tells_everything_that_is_wrong(distribute: Distribute, tmp_path: Path) -> None:
     site = distribute("acme-broken", {"broken": "acme_broken:x"}, {"acme_broken.py": "import no_such_thing"})
     done = run("check", "--config", write_settings(tmp_path, WRONG), code=2, PYTHONPATH=str(site))
