@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,11 +16,9 @@ from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER
 from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
-from resilient_scan.core.lane import Lane
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack, abandoned_in
 from resilient_scan.core.task import Abandoned
-from resilient_scan.engines.greenlets import AVAILABLE
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
@@ -32,6 +31,9 @@ from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
 from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
+
+if TYPE_CHECKING:
+    from resilient_scan.core.lane import Lane
 
 CLOSE_TIMEOUT = 1.0  # seconds for which closing waits until everything is in the store
 
@@ -85,10 +87,7 @@ class Fleet:
             config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
         )
         self.loops: Loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
-        shares_loop = any(spec.is_async for spec in config.specs) and AVAILABLE and isinstance(clock, SystemClock)
-        self.lane: Lane | None = (
-            Lane(config.max_async, self.pool, self.call_pool, self.loops, clock) if shares_loop else None
-        )
+        self.lane = _shared_loop(config, self.pool, self.call_pool, self.loops)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         self.providers: Providers = Providers(limits, clock, self.pool.at)
         values = SharedValues(clock)
@@ -278,6 +277,20 @@ class Fleet:
         self.loops.close()
         if self.leases is not None:
             self.leases.close(CLOSE_TIMEOUT, self._close_store)
+
+
+def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:
+    """Return the loop that the coroutines share; `None`: there are none, or they take workers."""
+    # The fakes of a test do not move an event loop's time.
+    if not any(spec.is_async for spec in config.specs) or not isinstance(config.clock, SystemClock):
+        return None
+    from resilient_scan.engines.greenlets import AVAILABLE  # noqa: PLC0415 - of an extra, and most fleets need none
+
+    if not AVAILABLE:
+        return None
+    from resilient_scan.core.lane import Lane  # noqa: PLC0415
+
+    return Lane(config.max_async, pool, call_pool, loops, config.clock)
 
 
 def start_closer(call: Callable[[], None]) -> threading.Thread | None:

@@ -131,6 +131,12 @@ class Execution:
         """Seconds that it may take."""
         return self.stack.total
 
+    @property
+    def can_move(self) -> bool:
+        """Whether another attempt may follow, or none was begun: then it loses nothing by going on elsewhere."""
+        retry, attempt = self.stack.policy.retry, self.context.attempt
+        return not attempt or (retry is not None and attempt < retry.attempts)
+
     # waiters; on a run's thread
 
     def join(self, waiter: Waiter) -> bool:
@@ -629,9 +635,7 @@ class Execution:
         permit = context.permit
         if stack.breaker is not None and permit is not None:
             stack.breaker.vote(permit, None, wait=False)
-        retry = stack.policy.retry
-        again = failure is None or (retry is not None and context.attempt < retry.attempts)
-        if again and self._hand_to_successor(failure, []):
+        if self.can_move and self._hand_to_successor(failure, []):
             return
         waiters = self._end()
         self.land()

@@ -24,9 +24,10 @@ at it twice: the watchdog needs the lock, too.
 The same holds while the whole process stands still. So what counts is the time that the watchdog has seen the step for,
 and not how long ago it began.
 
-A loop that stays blocked for `LOST_AFTER` seconds, and three times as long as any of its executions may take, is given
-up like a hung thread. What was on it goes on in a new loop, as a further attempt where `Retry` allows one. Should the
-old loop ever turn again, all that is on it is cancelled, and its thread ends with the last of it.
+A loop that stays blocked for `LOST_AFTER` seconds is given up like a hung thread, if all that is on it can go on in a
+new one: as a further attempt where `Retry` allows one, or because its first attempt has not begun. If there is one that
+would end as an error, the loop is given up only after three times the longest timeout on it: it may come back. Should
+it ever turn again, all that is on it is cancelled, and its thread ends with the last of it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from resilient_scan.core.pool import ThreadPool, current_frames, guarded
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, Hang, Task
 from resilient_scan.engines.greenlets import GreenletCoroutine
 from resilient_scan.engines.loop import Loops
-from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, Slot, SlotTask
+from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, OnSharedLoop, Slot, SlotTask
 
 _LIBRARY = f"{Path(threading.__file__).parent}{os.sep}"
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
@@ -68,6 +69,10 @@ class LaneTask(Task, Protocol):
     @property
     def total(self) -> float:
         """Seconds that it may take."""
+
+    @property
+    def can_move(self) -> bool:
+        """Whether another attempt may follow, or none was begun: then it loses nothing by going on elsewhere."""
 
     @property
     def variables(self) -> Context:
@@ -127,6 +132,8 @@ class Lane:
         loops: learns when the last coroutine has ended.
         clock: what deadlines are measured on.
     """
+
+    coroutines = OnSharedLoop()  # finishes what a scanner on the lane begins
 
     def __init__(self, most: int, pool: ThreadPool, call_pool: ThreadPool, loops: Loops, clock: Clock) -> None:
         self._most = most
@@ -369,10 +376,17 @@ class Lane:
             guarded(
                 partial(task.blocks, now - step[1], where_in(frame)), f"{task.name} could not leave the shared loop"
             )
-        with self._lock:
-            longest = max((other.task.total for other in self._slots), default=0.0)
-        if self._seen >= max(LOST_AFTER, LOST_TIMES * longest):
+        if self._seen >= LOST_AFTER and self._seen >= self._lost_after(loop, culprit):
             self._give_up(loop, culprit, now - step[1])
+
+    def _lost_after(self, loop: LaneLoop, culprit: LaneSlot | None) -> float:
+        """Return for how long a loop may stay blocked: while there is one on it that would end as an error."""
+        with self._lock:
+            slots = [slot for slot in self._slots if slot.loop is loop and slot is not culprit]
+            if all(slot.task.can_move for slot in slots):
+                return LOST_AFTER
+            longest: float = max(slot.task.total for slot in slots)
+        return max(LOST_AFTER, LOST_TIMES * longest)
 
     def _give_up(self, loop: LaneLoop, culprit: LaneSlot | None, took: float) -> None:
         """Leave a loop to what blocks it; what was on it goes on in a new one."""

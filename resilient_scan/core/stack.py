@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,12 +22,10 @@ from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
-from resilient_scan.core.lane import Lane
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.core.task import Abandoned
 from resilient_scan.engines.loop import Loops
-from resilient_scan.engines.shared_loop import OnSharedLoop
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
 from resilient_scan.events import (
@@ -62,6 +60,9 @@ from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import OffLoop
+
+if TYPE_CHECKING:
+    from resilient_scan.core.lane import Lane
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
@@ -262,7 +263,7 @@ class Stack:
         """Fold the call for the listeners there are: an event that no listener wants is never made."""
         self.call = self._fold(self.engine.attempt(self.spec))
         if self.lane is not None:
-            self.lane_call = self._fold(ThreadEngine(OnSharedLoop(), self.calls).attempt(self.spec))
+            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls).attempt(self.spec))
         self.send_execution = self.bus.sender(ExecutionEnded)
 
     @property

@@ -277,6 +277,32 @@ def test_a_loop_that_stays_blocked_is_given_up(
     assert began == {"once": 2, "again": 3}, "nothing that was lost goes on when the old loop is free"
 
 
+def test_a_loop_is_given_up_early_if_all_can_go_on_elsewhere(
+    fleet: Fleet, bare: Bare, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times a timeout of 30 s would be longer than any run lasts."""
+    monkeypatch.setattr(lane_module, "LOST_AFTER", 0.6)
+    tries: list[int] = []
+
+    @scanner(pipeline="test", retry=Retry(attempts=2, base=0, cap=0))
+    async def sound(_state: dict[str, Any]) -> list[Any]:
+        tries.append(1)
+        await asyncio.sleep(0.05)
+        return FOUND
+
+    @scanner(pipeline="test")
+    async def culprit(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.sleep(0.01)
+        release.wait(30)
+        return FOUND
+
+    runner = fleet(sound, culprit, policy=bare(timeout=Timeout(total=30)))
+    report = runner.run({}, deadline=10)
+    assert report.results["sound"].status is Status.COMPLETED
+    assert report.results["sound"].attempts == len(tries) == 2
+    assert report.results["sound"].duration < 8
+
+
 # nothing that waits in a layer, or in the context, blocks the loop
 
 
