@@ -222,7 +222,7 @@ def test_one_that_blocks_a_loop_of_its_own_harms_nobody(fleet: Fleet, bare: Bare
 
 
 def test_no_loop_of_a_worker_is_used_twice(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resilient_scan.core.assembly.AVAILABLE", False)  # as without the extra `async`
+    monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", False)  # as without the extra `async`
     loops: list[asyncio.AbstractEventLoop] = []
 
     @scanner(pipeline="test")
@@ -596,7 +596,7 @@ print(runner.run({}).results["one"].status)
 
 
 def test_a_runner_has_no_more_loops_than_workers(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resilient_scan.core.assembly.AVAILABLE", False)  # as without the extra `async`
+    monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", False)  # as without the extra `async`
     loops: list[asyncio.AbstractEventLoop] = []
     at_once: list[int] = []
 

@@ -136,7 +136,7 @@ def test_generators_that_an_attempt_leaves_unfinished_end_with_it(
             cycle.append(cycle)
         return FOUND
 
-    monkeypatch.setattr("resilient_scan.core.assembly.AVAILABLE", lane)
+    monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", lane)
     assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
     assert ended == ["page"]
 
@@ -157,7 +157,7 @@ def test_a_scanner_that_yields_is_closed_where_it_is_not_asked_for_more(
             await asyncio.sleep(0.01)
             ended.append("page")
 
-    monkeypatch.setattr("resilient_scan.core.assembly.AVAILABLE", lane)
+    monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", lane)
     assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.ERROR}
     assert ended == ["page"]
 

@@ -21,7 +21,7 @@ import pytest
 
 from resilient_scan import Cache, PermanentError, Retry, ScanContext, ScanResult, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import SystemClock
-from resilient_scan.core import assembly
+from resilient_scan.engines import greenlets
 from resilient_scan.http import Recorder, Replay
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
@@ -241,7 +241,7 @@ def test_a_connection_of_a_coroutine_is_refused(
     way: str, shared: bool, replay: Replay, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shared:
-        monkeypatch.setattr(assembly, "AVAILABLE", False)
+        monkeypatch.setattr(greenlets, "AVAILABLE", False)
     result = scanned(made_async(lambda _: COROUTINES[way](elsewhere.address)), replay)
     assert refused(result, f"a connection to {HOST}:{elsewhere.port}")
     assert not elsewhere.reached()
@@ -544,7 +544,7 @@ def test_a_blocking_call_that_outlives_its_scan_is_kept_off_the_network(
     shared: bool, replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shared:
-        monkeypatch.setattr(assembly, "AVAILABLE", False)
+        monkeypatch.setattr(greenlets, "AVAILABLE", False)
     before = patched()
     begun, release, errors = threading.Event(), threading.Event(), []
 
