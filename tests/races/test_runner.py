@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from random import Random
 from typing import Any
@@ -43,6 +43,31 @@ def moody(name: str, chance: Random, **layers: Any) -> Any:
         if mood < 0.4:
             context.sleep(mood / 100)
         return ({"ticker": "A"} for _ in range(2)) if mood > 0.8 else [{"ticker": "A"}]
+
+    return scan
+
+
+def moody_coroutine(name: str, chance: Random, **layers: Any) -> Any:
+    """The same as a coroutine: it awaits, or waits in its context, or leaves a task and a generator behind."""
+
+    async def pages() -> AsyncIterator[dict[str, Any]]:
+        while True:
+            await asyncio.sleep(0)
+            yield {"ticker": "A"}
+
+    @scanner(name=name, pipeline="test", **layers)
+    async def scan(_state: dict[str, Any], context: ScanContext) -> Any:
+        mood = chance.random()
+        if mood < 0.2:
+            raise ValueError("x")
+        if mood < 0.4:
+            context.sleep(mood / 100)
+        if mood > 0.7:
+            asyncio.get_running_loop().create_task(asyncio.sleep(60))
+        await asyncio.sleep(mood / 500)
+        async for page in pages():
+            return [page]
+        return []
 
     return scan
 
@@ -111,14 +136,15 @@ POLICIES = {
 }
 
 
+@pytest.mark.parametrize("make", [moody, moody_coroutine], ids=["threads", "lane"])
 @pytest.mark.parametrize("kind", POLICIES)
-def test_users_at_once(kind: str, crew: Crew, eventually: Eventually) -> None:
+def test_users_at_once(kind: str, make: Any, crew: Crew, eventually: Eventually) -> None:
     """Run, stream, leave, hit deadlines and disable, all at the same time."""
     before = set(threading.enumerate())
     recorder, registry, chance = Recorder(), CollectorRegistry(), Random(3)
     names = tuple(f"s{number}" for number in range(4))
     runner = ScanRunner(
-        [moody(name, chance) for name in names],
+        [make(name, chance) for name in names],
         policy=POLICIES[kind],
         max_workers=3,
         listeners=[recorder, PrometheusMetrics(registry)],
@@ -186,14 +212,15 @@ def test_one_execution_a_key_at_a_time(crew: Crew, eventually: Eventually) -> No
     runner.close()
 
 
-def test_close_in_the_middle(crew: Crew, eventually: Eventually) -> None:
+@pytest.mark.parametrize("make", [moody, moody_coroutine], ids=["threads", "lane"])
+def test_close_in_the_middle(make: Any, crew: Crew, eventually: Eventually) -> None:
     before = set(threading.enumerate())
     for turn in range(60):
         recorder = Recorder()
         chance = Random(turn)
         names = ("s0", "s1", "s2")
         runner = ScanRunner(
-            [moody(name, chance) for name in names],
+            [make(name, chance) for name in names],
             policy=POLICIES[("bare", "cached", "all")[turn % 3]],
             max_workers=2,
             listeners=[recorder],
