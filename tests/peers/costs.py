@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import statistics
 import sys
@@ -39,18 +40,45 @@ def cached(stack: Stack) -> Callable[[], object]:
     return lambda: [call() for _ in range(CALLS)]
 
 
+async def waits() -> str:
+    """Wait as long as an outside API may."""
+    await asyncio.sleep(1)
+    return "answer"
+
+
+def awaited(number: int) -> Callable[[Stack], Callable[[], object]]:
+    """Return what makes so many coroutines ready, all at the same time."""
+    return lambda stack: stack.awaited({f"s{each}": waits for each in range(number)}, FULL)
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One row of the table: what is measured, and how it is made ready."""
+    """One row of the table.
+
+    Attributes:
+        title: what is measured.
+        ready: makes it ready.
+        rounds: how often it is measured.
+        in_seconds: whether the row shows how long it takes, and not a proportion.
+    """
 
     title: str
     ready: Callable[[Stack], Callable[[], object]]
+    rounds: int = ROUNDS
+    in_seconds: bool = False
 
 
 KINDS = {
     "fleet": Kind("Cost of a call that does nothing (retry, breaker, timeout), 200 at once", fleet),
     "alone": Kind("Cost of one such call by itself", alone),
     "cached": Kind("Cost of one answer from the cache", cached),
+    "async_200": Kind(
+        "200 `async def` calls that await 1 s, at once (retry, breaker, timeout). How long do they take?",
+        awaited(200),
+        rounds=5,
+        in_seconds=True,
+    ),
+    "async_2000": Kind("And 2,000 of them?", awaited(2000), rounds=5, in_seconds=True),
 }
 
 
@@ -71,14 +99,16 @@ def serve(stack: str) -> None:
 
 
 def measure(kind: str, stacks: dict[str, Child]) -> dict[str, str]:
-    """Return what a call costs in each stack, in proportion to the stack by hand."""
+    """Return what a call costs in each stack: in proportion to the stack by hand, or in seconds."""
     times: dict[str, list[float]] = {name: [] for name in stacks}
-    for number in range(ROUNDS + 1):
+    for number in range(KINDS[kind].rounds + 1):
         for name, child in stacks.items():
             seconds = child.ask(kind)
             if number and seconds is not None:  # the first round warms up
                 times[name].append(seconds)
     medians = {name: statistics.median(taken) for name, taken in times.items() if taken}
+    if KINDS[kind].in_seconds:
+        return {name: f"{medians[name]:.1f} s" if name in medians else "–" for name in stacks}
     return {name: _rounded(medians[name] / medians["by hand"]) if name in medians else "–" for name in stacks}
 
 

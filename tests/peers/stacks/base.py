@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 Call = Callable[..., Any]
+AsyncCall = Callable[..., Awaitable[Any]]
 PAUSE = 0.01  # between two attempts, unless the source says more
 
 
@@ -96,6 +98,24 @@ class Stack:
         ready = [self.protect(call, wanted) for call in calls.values()]
         pool = ThreadPoolExecutor(8)
         return lambda: [future.result() for future in [pool.submit(call) for call in ready]]
+
+    def awaited(self, calls: dict[str, AsyncCall], wanted: Wanted) -> Call:
+        """Return a function that awaits the fleet once, all of it at the same time."""
+        ready = [self.protect_async(call, wanted) for call in calls.values()]
+
+        async def gather() -> list[Any]:
+            return await asyncio.gather(*[call() for call in ready])
+
+        return lambda: asyncio.run(gather())
+
+    def protect_async(self, function: AsyncCall, wanted: Wanted) -> AsyncCall:
+        """Return a coroutine function, protected as the stack's own documentation says."""
+
+        @functools.wraps(function)
+        async def source(*arguments: Any) -> Any:
+            return await function(*arguments)
+
+        return self._protect(source, wanted)
 
 
 def ended(call: Call, *arguments: Any) -> str:

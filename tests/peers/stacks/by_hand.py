@@ -6,6 +6,7 @@ wait that the exception tells.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -17,7 +18,7 @@ import cachetools
 import pybreaker
 import tenacity
 
-from tests.peers.stacks.base import Call, NotOffered, Stack, Wanted, ended, told
+from tests.peers.stacks.base import AsyncCall, Call, NotOffered, Stack, Wanted, ended, told
 
 
 class ByHand(Stack):
@@ -75,6 +76,22 @@ class ByHand(Stack):
         ready = [self._layers(call, wanted) for call in calls.values()]
         pool = ThreadPoolExecutor(8)
         return lambda: [future.result(wanted.timeout) for future in [pool.submit(call) for call in ready]]
+
+    def protect_async(self, function: AsyncCall, wanted: Wanted) -> AsyncCall:
+        breaker = pybreaker.CircuitBreaker(fail_max=wanted.failures or 5, reset_timeout=wanted.open_for)
+
+        @tenacity.retry(
+            stop=tenacity.stop_after_attempt(wanted.attempts),
+            wait=tenacity.wait_exception(told),
+            retry=tenacity.retry_if_exception_type(OSError),
+            reraise=True,
+        )
+        async def limited(*arguments: Any) -> Any:
+            with breaker.calling():  # `call_async` is for Tornado
+                async with asyncio.timeout(wanted.timeout):
+                    return await function(*arguments)
+
+        return limited
 
 
 def _redis() -> pybreaker.CircuitRedisStorage:

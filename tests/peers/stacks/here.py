@@ -20,7 +20,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from tests.peers.stacks.base import PAUSE, Call, Down, Stack, TooMany, Wanted
+from tests.peers.stacks.base import PAUSE, AsyncCall, Call, Down, Stack, TooMany, Wanted
 
 ENDED = {Status.TIMEOUT: "timeout", Status.REJECTED: "refused", Status.SKIPPED: "timeout"}
 
@@ -55,6 +55,11 @@ class Here(Stack):
         runner = _runner([_scanner(name, function) for name, function in calls.items()], wanted, 8)
         return lambda: runner.run({}).candidates
 
+    def awaited(self, calls: dict[str, AsyncCall], wanted: Wanted) -> Call:
+        scanners = [_async_scanner(name, function) for name, function in calls.items()]
+        runner = _runner(scanners, wanted, 8, max_async=len(scanners))
+        return lambda: runner.run({}).candidates
+
 
 def _scanner(name: str, function: Call) -> Any:
     @scanner(name=name, pipeline="peers")
@@ -68,7 +73,16 @@ def _scanner(name: str, function: Call) -> Any:
     return scan
 
 
-def _runner(scanners: list[Any], wanted: Wanted, workers: int) -> ScanRunner:
+def _async_scanner(name: str, function: AsyncCall) -> Any:
+    @scanner(name=name, pipeline="peers")
+    async def scan(_state: dict[str, Any]) -> list[Candidate]:
+        value = await function()
+        return [Candidate(ticker="ANSWER", source=name, context="", extras={"value": value})]
+
+    return scan
+
+
+def _runner(scanners: list[Any], wanted: Wanted, workers: int, max_async: int = 1000) -> ScanRunner:
     retry = Retry(attempts=wanted.attempts, base=PAUSE, cap=PAUSE, on=(OSError,)) if wanted.attempts > 1 else None
     breaker = None if wanted.failures is None else Breaker(failures=wanted.failures, open_for=wanted.open_for)
     cache = None if wanted.ttl is None else Cache(ttl=wanted.ttl, stale_if_error=wanted.stale, jitter=0)
@@ -78,6 +92,7 @@ def _runner(scanners: list[Any], wanted: Wanted, workers: int) -> ScanRunner:
         scanners,
         policy=Policy(cache=cache, retry=retry, breaker=breaker, timeout=timeout),
         max_workers=workers,
+        max_async=max_async,
         store="sqlite:///scan.db" if wanted.lasting else None,
         listeners=(LogEvents(), PrometheusMetrics()) if wanted.metrics else (),
     )
