@@ -238,6 +238,44 @@ def threads() -> Picture:
 
 
 @_picture
+def loops() -> Picture:
+    """Draw which loop and which threads a run uses, called in the two ways."""
+    picture = Picture(
+        900, 290, "Your own loop only awaits arun. Scanners run on the runner's loop, or on workers, in either case."
+    )
+    picture.box(
+        (24, 40),
+        (214, 84),
+        "your asyncio program",
+        ("await runner.arun(state)", "its loop goes on meanwhile"),
+        fill=GREEN,
+    )
+    picture.box((24, 180), (214, 84), "your plain program", ("runner.run(state)", "its thread waits"), fill=GREEN)
+    picture.box((330, 40), (170, 84), "a thread for the run", ("begins scans,", "collects outcomes"), fill=GREY)
+    picture.box((330, 180), (170, 84), "the caller's thread", ("begins scans,", "collects outcomes"), fill=GREY)
+    picture.box(
+        (636, 34),
+        (240, 96),
+        "the runner's own loop",
+        ("async def scanners,", "up to max_async of them,", "all on one thread"),
+        fill=BLUE,
+    )
+    picture.box(
+        (636, 174),
+        (240, 96),
+        "workers",
+        ("all other scanners,", "up to max_workers of them,", "each on a thread"),
+        fill=AMBER,
+    )
+    for row in (82, 222):
+        picture.arrow((238, row), (328, row))
+        picture.arrow((500, row), (634, row))
+    picture.line((566, 82), (566, 222))
+    picture.text((131, 152), "no scanner runs on your loop", size=12, anchor="middle", colour=QUIET)
+    return picture
+
+
+@_picture
 def alert_loop() -> Picture:
     """Draw the way from an alert to the cure."""
     picture = Picture(900, 276, "Metrics lead to an alert, the alert to a quarantine, probes to the cure.")
