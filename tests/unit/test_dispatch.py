@@ -23,8 +23,17 @@ def soon() -> float:
     return time.monotonic() + WAIT_TIMEOUT
 
 
+_before: set[threading.Thread] = set()  # that earlier tests in this process have interrupted amid a run
+
+
+@pytest.fixture(autouse=True)
+def _known() -> None:
+    _before.clear()
+    _before.update(delivering())
+
+
 def delivering() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == NAME]
+    return [thread for thread in threading.enumerate() if thread.name == NAME and thread not in _before]
 
 
 class Slow(Recorder):
