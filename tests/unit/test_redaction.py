@@ -244,7 +244,7 @@ def test_secrets_of_the_environment_are_those_with_a_telling_name_and_the_passwo
         "DB_PASS": "letmein",
         "FINNHUB_KEY": "c8q2ad2ad3idmhk0",
         # none of these is one
-        "PWD": "/work/main",
+        "PWD": "/home/me/project",
         "SSH_KEY": "~/.ssh/id",
         "SSH_AUTH_SOCK": "/tmp/agent",
         "XDG_SESSION_TYPE": "wayland",
