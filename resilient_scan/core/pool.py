@@ -32,7 +32,8 @@ from typing import Any, TypeVar
 
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.core.task import GRACE_PERIOD, NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
+from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
+from resilient_scan.layers.timeout import GRACE_PERIOD
 
 _frames_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever

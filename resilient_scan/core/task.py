@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import msgspec
 
 NEVER = math.inf
-GRACE_PERIOD = 0.05  # seconds after a deadline in which a thread may still return without being reported as hung
 SHUT_DOWN = "the pool is shut down; it takes no more work"
 
 

@@ -16,7 +16,7 @@ from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
 
-GRACE_PERIOD = 0.05  # seconds: a cooperative thread of the run before may be just ending
+GRACE_PERIOD = 0.05  # seconds after a deadline in which a thread is cooperative: it may be just ending
 
 
 def limited(seconds: float, call: Call, clock: Clock) -> Call:
