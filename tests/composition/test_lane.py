@@ -36,29 +36,12 @@ from resilient_scan.events import (
     ThreadAbandoned,
 )
 from resilient_scan.testing import Recorder, healthy
+from tests.support.coroutines import FOUND, status_by_name, waiting
 from tests.support.fixtures import Bare, Eventually, Fleet
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-FOUND = [{"ticker": "AAPL"}]
-
-
-def waiting(name: str, seconds: float = 0.05, **layers: Any) -> Any:
-    """Make a scanner that awaits, and notes which threads and loops it was on."""
-
-    @scanner(name=name, pipeline="test", **layers)
-    async def scan(_state: dict[str, Any]) -> list[Any]:
-        await asyncio.sleep(seconds)
-        return FOUND
-
-    return scan
-
-
-def statuses(report: Any) -> dict[str, Status]:
-    return {name: result.status for name, result in report.results.items()}
 
 
 def test_hundreds_wait_at_a_time_on_one_thread(fleet: Fleet, bare: Bare) -> None:
@@ -82,7 +65,7 @@ def test_hundreds_wait_at_a_time_on_one_thread(fleet: Fleet, bare: Bare) -> None
     before = descriptors()
     runner = fleet(*[make(number) for number in range(300)], policy=bare(), max_workers=2)
     report = runner.run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert max(at_once) == 300
     assert len(threads) == 1
     assert descriptors() - before <= 5
@@ -105,7 +88,7 @@ def test_at_most_max_async_are_under_way(fleet: Fleet, bare: Bare) -> None:
         return scan
 
     report = fleet(*[make(number) for number in range(20)], policy=bare(), max_async=3).run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert most == 3
 
 
@@ -159,7 +142,7 @@ def test_functions_methods_generators_and_objects_are_on_it(fleet: Fleet, bare: 
         return function.scan(_state)
 
     report = fleet(function, generator, Method, Object, returns_one, policy=bare()).run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     lane = {name for name, thread in names.items() if thread.startswith("resilient-scan-loop")}
     assert lane >= {"generator", "method", "object"}
 
@@ -184,7 +167,7 @@ def test_one_that_blocks_the_loop_costs_the_others_nothing_but_time(seconds: flo
     culprit = blocking("culprit", seconds, timeout=Timeout(total=30))
     runner = fleet(*innocents[:50], culprit, *innocents[50:], policy=policy, listeners=(recorder,))
     report = runner.run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert not recorder.of(BreakerChanged)
     (blocked,) = recorder.of(LoopBlocked)
     assert blocked.scanner == "culprit"
@@ -204,7 +187,7 @@ def test_one_that_blocked_it_takes_a_worker_from_then_on(fleet: Fleet, bare: Bar
 
     runner = fleet(culprit, waiting("innocent"), policy=bare(), listeners=(recorder,))
     for _ in range(3):
-        assert set(statuses(runner.run({})).values()) == {Status.COMPLETED}
+        assert set(status_by_name(runner.run({})).values()) == {Status.COMPLETED}
     assert threads[0].startswith("resilient-scan-loop")
     assert not any(thread.startswith("resilient-scan-loop") for thread in threads[1:])
     assert len(recorder.of(LoopBlocked)) == 1
@@ -231,7 +214,7 @@ def test_a_thread_that_holds_the_interpreters_lock_is_nobodys_fault_here(fleet: 
 
     innocents = [waiting(f"s{number}", 0.05) for number in range(30)]
     report = fleet(*innocents, holds, policy=bare(), listeners=(recorder,)).run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert not recorder.of(LoopBlocked)
 
 
@@ -261,7 +244,7 @@ def test_a_loop_that_stays_blocked_is_given_up(
     again = make("again", retry=Retry(attempts=2, base=0, cap=0))
     runner = fleet(make("once"), again, culprit, policy=policy, listeners=(recorder,))
     report = runner.run({})
-    assert statuses(report) == {"once": Status.ERROR, "again": Status.COMPLETED, "culprit": Status.TIMEOUT}
+    assert status_by_name(report) == {"once": Status.ERROR, "again": Status.COMPLETED, "culprit": Status.TIMEOUT}
     error = report.results["once"].error
     assert error is not None
     assert error.kind == WorkerLost.__name__
@@ -271,7 +254,7 @@ def test_a_loop_that_stays_blocked_is_given_up(
     assert [change.scanner for change in recorder.of(BreakerChanged)] == ["culprit"]
     assert [thread.name for thread in runner.abandoned()] == ["culprit"]
     assert "release.wait" in runner.abandoned()[0].stack
-    assert set(statuses(runner.run({}, only=["once", "again"])).values()) == {Status.COMPLETED}
+    assert set(status_by_name(runner.run({}, only=["once", "again"])).values()) == {Status.COMPLETED}
     release.set()
     eventually(lambda: not runner.abandoned())
     assert began == {"once": 2, "again": 3}, "nothing that was lost goes on when the old loop is free"
@@ -358,7 +341,7 @@ def test_the_contexts_waits_let_the_others_go_on(
 
     recorder = Recorder()
     report = fleet(pulse, one, other, policy=bare(breaker=Breaker()), listeners=(recorder,)).run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert len(ended) == (3 if inside == "task" else 2)
     assert statistics.median(pauses) < 0.1
     assert max(pauses) < 0.2, "a wait of a quarter of a second, on a busy machine"
@@ -394,8 +377,8 @@ def test_the_store_is_called_elsewhere(bare: Bare, quick_path: Path) -> None:
     fast = [waiting(f"s{number}", 0.01) for number in range(40)]
     policy = Policy(cache=Cache(ttl=300), breaker=Breaker(), retry=None, timeout=Timeout(total=30))
     with ScanRunner([pulse, *fast], policy=policy, store=f"sqlite:///{quick_path}/scan.db", listeners=()) as runner:
-        assert set(statuses(runner.run({"n": 1})).values()) == {Status.COMPLETED}
-        again = statuses(runner.run({"n": 1}))
+        assert set(status_by_name(runner.run({"n": 1})).values()) == {Status.COMPLETED}
+        again = status_by_name(runner.run({"n": 1}))
     assert set(again.values()) == {Status.CACHED}
     assert max(pauses) < 0.2
 
@@ -454,17 +437,17 @@ def test_one_that_swallows_its_cancel_is_listed_and_costs_no_thread(
     events: list[Event] = []
     runner = fleet(stubborn, waiting("well"), policy=bare(), listeners=(events.append,))
     threads = threading.active_count()
-    assert statuses(runner.run({})) == {"stubborn": Status.TIMEOUT, "well": Status.COMPLETED}
+    assert status_by_name(runner.run({})) == {"stubborn": Status.TIMEOUT, "well": Status.COMPLETED}
     (hung,) = runner.abandoned()
     assert (hung.name, hung.holds_place) == ("stubborn", False)
     assert "await ends[0].wait()" in hung.stack
     assert threading.active_count() - threads <= 3, "the loop, the watchdog, and one that sends events"
-    assert statuses(runner.run({})) == {"stubborn": Status.REJECTED, "well": Status.COMPLETED}
+    assert status_by_name(runner.run({})) == {"stubborn": Status.REJECTED, "well": Status.COMPLETED}
     loops[0].call_soon_threadsafe(ends[0].set)
     eventually(lambda: not runner.abandoned())
     eventually(lambda: any(isinstance(event, LateCompletion) for event in events))
     assert any(isinstance(event, ThreadAbandoned) for event in events)
-    assert statuses(runner.run({})) == {"stubborn": Status.COMPLETED, "well": Status.COMPLETED}
+    assert status_by_name(runner.run({})) == {"stubborn": Status.COMPLETED, "well": Status.COMPLETED}
 
 
 def test_what_a_scanner_leaves_running_ends_with_its_attempt(fleet: Fleet, bare: Bare) -> None:
@@ -482,7 +465,7 @@ def test_what_a_scanner_leaves_running_ends_with_its_attempt(fleet: Fleet, bare:
         await asyncio.sleep(0)
         return FOUND
 
-    assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
+    assert status_by_name(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
     assert ended == ["cancelled"]
 
 
@@ -499,7 +482,7 @@ def test_one_that_stops_the_loop_or_changes_its_tasks_harms_nobody(fleet: Fleet,
         return FOUND
 
     report = fleet(stops, changes, waiting("well"), policy=bare()).run({})
-    assert statuses(report) == {"stops": Status.COMPLETED, "changes": Status.ERROR, "well": Status.COMPLETED}
+    assert status_by_name(report) == {"stops": Status.COMPLETED, "changes": Status.ERROR, "well": Status.COMPLETED}
 
 
 @pytest.mark.parametrize("queued", [False, True])
@@ -512,11 +495,11 @@ def test_closing_ends_what_is_under_way_and_what_is_queued(queued: bool, fleet: 
         time.sleep(0.001)
     runner.close()
     run.join(5)
-    assert set(statuses(reports[0]).values()) == {Status.SKIPPED}
+    assert set(status_by_name(reports[0]).values()) == {Status.SKIPPED}
 
 
 def test_workers_and_the_lane_work_side_by_side(fleet: Fleet, bare: Bare) -> None:
     report = fleet(*[waiting(f"a{n}") for n in range(20)], *[healthy(f"s{n}") for n in range(20)], policy=bare()).run(
         {}
     )
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}

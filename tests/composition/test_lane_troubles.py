@@ -26,24 +26,10 @@ from resilient_scan.events import BreakerChanged, LoopBlocked
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder
+from tests.support.coroutines import FOUND, status_by_name, waiting
 from tests.support.fixtures import Bare, Eventually, Fleet
 from tests.support.processes import needs_fork
 from tests.support.waiting import WAIT_TIMEOUT
-
-FOUND = [{"ticker": "AAPL"}]
-
-
-def waiting(name: str, seconds: float = 0.05, **layers: Any) -> Any:
-    @scanner(name=name, pipeline="test", **layers)
-    async def scan(_state: dict[str, Any]) -> list[Any]:
-        await asyncio.sleep(seconds)
-        return FOUND
-
-    return scan
-
-
-def statuses(report: Any) -> dict[str, Status]:
-    return {name: result.status for name, result in report.results.items()}
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -77,7 +63,7 @@ def test_two_executions_of_one_scanner_may_vote_in_a_store_at_once(bare: Bare) -
             run.start()
         for run in runs:
             run.join(WAIT_TIMEOUT)
-        assert [statuses(report) for report in reports] == [{"down": Status.ERROR}] * 4
+        assert [status_by_name(report) for report in reports] == [{"down": Status.ERROR}] * 4
 
 
 def test_the_store_of_a_quarantine_is_asked_elsewhere(bare: Bare) -> None:
@@ -137,7 +123,7 @@ def test_generators_that_an_attempt_leaves_unfinished_end_with_it(
         return FOUND
 
     monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", lane)
-    assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
+    assert status_by_name(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
     assert ended == ["page"]
 
 
@@ -158,7 +144,7 @@ def test_a_scanner_that_yields_is_closed_where_it_is_not_asked_for_more(
             ended.append("page")
 
     monkeypatch.setattr("resilient_scan.engines.greenlets.AVAILABLE", lane)
-    assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.ERROR}
+    assert status_by_name(fleet(one, policy=bare()).run({})) == {"one": Status.ERROR}
     assert ended == ["page"]
 
 
@@ -211,7 +197,7 @@ def test_what_a_cancelled_task_starts_ends_too(fleet: Fleet, bare: Bare) -> None
         await asyncio.sleep(0.01)
         return FOUND
 
-    assert statuses(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
+    assert status_by_name(fleet(one, policy=bare()).run({})) == {"one": Status.COMPLETED}
     assert ended in ([1], [1, 0]), "its second task is cancelled before or after its first step"
 
 
@@ -279,7 +265,7 @@ def test_no_scanner_can_cancel_the_tasks_of_another(how: str, fleet: Fleet, bare
         return FOUND
 
     innocents = [waiting(f"s{number}", 0.3) for number in range(20)]
-    seen = statuses(fleet(*innocents, tidy, policy=bare(timeout=Timeout(total=10))).run({}))
+    seen = status_by_name(fleet(*innocents, tidy, policy=bare(timeout=Timeout(total=10))).run({}))
     assert seen.pop("tidy") is Status.TIMEOUT
     assert set(seen.values()) == {Status.COMPLETED}
 
@@ -314,7 +300,7 @@ def test_anyio_works_as_on_any_loop(fleet: Fleet, bare: Bare) -> None:
         return FOUND
 
     report = fleet(timed, failing, policy=bare()).run({})
-    assert statuses(report) == {"timed": Status.COMPLETED, "failing": Status.ERROR}
+    assert status_by_name(report) == {"timed": Status.COMPLETED, "failing": Status.ERROR}
     error = report.results["failing"].error
     assert error is not None
     assert error.kind == "OSError"
@@ -371,7 +357,7 @@ def test_timers_of_others_stand_still_while_one_blocks_the_loop(fleet: Fleet, ba
     report = fleet(*map(asking, range(10)), culprit, policy=bare()).run({})
     over.set()
     server.join()
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
 
 
 def test_what_the_loop_was_blocked_for_is_not_the_slowness_of_others(fleet: Fleet, bare: Bare) -> None:
@@ -415,7 +401,7 @@ def test_the_end_of_a_call_behind_a_breaker_gives_postponed_time_back(fleet: Fle
         return FOUND
 
     report = fleet(innocent, culprit, policy=bare(breaker=Breaker())).run({})
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
 
 
 def test_a_callback_that_blocks_the_loop_is_its_scanners_fault(fleet: Fleet, bare: Bare) -> None:
@@ -430,7 +416,7 @@ def test_a_callback_that_blocks_the_loop_is_its_scanners_fault(fleet: Fleet, bar
     innocents = [waiting(f"s{number}") for number in range(10)]
     report = fleet(*innocents, culprit, policy=bare(timeout=Timeout(total=0.4)), listeners=(recorder,)).run({})
     del report.results["culprit"]
-    assert set(statuses(report).values()) == {Status.COMPLETED}
+    assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert [blocked.scanner for blocked in recorder.of(LoopBlocked)] == ["culprit"]
 
 
@@ -447,10 +433,10 @@ def test_a_callback_that_never_returns_costs_the_loop_and_not_the_runner(
 
     policy = bare(timeout=Timeout(total=0.2), retry=Retry(attempts=2, base=0, cap=0))
     runner = fleet(waiting("well"), culprit, policy=policy)
-    seen = statuses(runner.run({}))
+    seen = status_by_name(runner.run({}))
     assert seen["well"] is Status.COMPLETED
     assert seen["culprit"] in {Status.TIMEOUT, Status.COMPLETED}
-    assert statuses(runner.run({}, only=["well"])) == {"well": Status.COMPLETED}
+    assert status_by_name(runner.run({}, only=["well"])) == {"well": Status.COMPLETED}
     release.set()
     eventually(lambda: not runner.abandoned())
 
@@ -516,7 +502,7 @@ def test_all_that_was_on_a_lost_loop_ends_when_it_turns_again(
         return FOUND
 
     runner = fleet(innocent, hanging, culprit, policy=bare(timeout=Timeout(total=0.2)), max_async=3)
-    seen = statuses(runner.run({}))
+    seen = status_by_name(runner.run({}))
     assert seen == {"innocent": Status.ERROR, "hanging": Status.TIMEOUT, "culprit": Status.TIMEOUT}
     assert {each.name for each in runner.abandoned()} == {"hanging", "culprit"}
     (name,) = {each.thread for each in runner.abandoned()}
@@ -524,7 +510,7 @@ def test_all_that_was_on_a_lost_loop_ends_when_it_turns_again(
     eventually(lambda: not runner.abandoned())
     eventually(lambda: sorted(ended) == ["hanging", "innocent"])
     eventually(lambda: not any(thread.name == name for thread in threading.enumerate()), "its thread has ended")
-    assert set(statuses(runner.run({})).values()) == {Status.COMPLETED}
+    assert set(status_by_name(runner.run({})).values()) == {Status.COMPLETED}
 
 
 def test_the_end_of_a_culprit_does_not_hold_up_the_queue_of_the_next_loop(
@@ -554,7 +540,7 @@ def test_the_end_of_a_culprit_does_not_hold_up_the_queue_of_the_next_loop(
     eventually(lambda: release.is_set() and lane.counts()[2] == 0, "the culprit has come back")
     back.set()
     run.join(WAIT_TIMEOUT)
-    assert set(statuses(reports[0]).values()) == {Status.COMPLETED}
+    assert set(status_by_name(reports[0]).values()) == {Status.COMPLETED}
 
 
 # cost
