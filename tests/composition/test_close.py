@@ -94,6 +94,7 @@ def url(store: str | None, path: Path) -> str | None:
     return None if store is None else f"sqlite:///{path}/state.db"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("store", [None, "sqlite"])
 def test_close_returns_on_a_thread_that_holds_any_of_the_locks(
@@ -136,6 +137,7 @@ def of_ours() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("resilient-scan")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patience")
 def test_a_runner_is_collected_by_a_thread_that_holds_its_lock(background: Background, eventually: Eventually) -> None:
     """The collector runs at any allocation: on a worker that is about to note the end of its task, for example."""
@@ -155,6 +157,7 @@ def test_a_runner_is_collected_by_a_thread_that_holds_its_lock(background: Backg
     eventually(lambda: not of_ours(), "its threads end")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patience")
 def test_a_runner_is_collected_by_a_thread_that_holds_a_lock_of_another(background: Background, bare: Bare) -> None:
     other = ScanRunner([healthy("one")], policy=bare(), listeners=())
@@ -174,6 +177,7 @@ def test_a_runner_is_collected_by_a_thread_that_holds_a_lock_of_another(backgrou
         assert other.run({}).complete
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patience")
 def test_a_stream_is_collected_with_its_runner_by_a_thread_that_holds_its_locks(
     background: Background, eventually: Eventually

@@ -260,6 +260,7 @@ def test_a_loop_that_stays_blocked_is_given_up(
     assert began == {"once": 2, "again": 3}, "nothing that was lost goes on when the old loop is free"
 
 
+@pytest.mark.slow
 def test_a_loop_is_given_up_early_if_all_can_go_on_elsewhere(
     fleet: Fleet, bare: Bare, release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +305,7 @@ def heart() -> tuple[Any, list[float]]:
     return scan, pauses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["coroutine", "task"])
 @pytest.mark.parametrize(
     "act",

@@ -607,6 +607,7 @@ print(sorted({result.status.value for result in report.results.values()}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [60, 0.0005], ids=["hung", "busy"])
 @pytest.mark.parametrize("blocked", [False, True], ids=["free", "blocked"])
 def test_the_interpreter_does_not_wait_for_a_lane(blocked: bool, seconds: float) -> None:

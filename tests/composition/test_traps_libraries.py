@@ -224,6 +224,7 @@ def test_no_nan_and_no_bucket_that_ends_too_soon(fleet: Fleet, bare: Bare) -> No
     assert registry.get_sample_value(f"{name}_bucket", {**labels, "le": "60.0"}) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_call_keeps_no_locals_alive(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
     class Big:
         alive = 0

@@ -166,6 +166,7 @@ def test_no_thread_is_left_by_a_closed_runner(fleet: Fleet, bare: Bare, eventual
     eventually(lambda: not set(threading.enumerate()) - before)
 
 
+@pytest.mark.slow
 def test_no_thread_is_left_by_a_forgotten_runner(eventually: Eventually) -> None:
     before = set(threading.enumerate())
     runner = ScanRunner([healthy("one")], listeners=())

@@ -19,6 +19,7 @@ NOT_RUN = 20  # blocks that are only parsed, at most; each says why
 OTHER_NAMES = {"resilient_scan_scanners", "resilient_scan_action", "resilient_scan_repository"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages(), ids=name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

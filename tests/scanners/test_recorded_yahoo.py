@@ -121,6 +121,7 @@ def test_histories_that_are_too_short_and_other_instruments_are_left_out() -> No
             assert (found, log[0]["left_out"]) == ([], reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symbol", ["AAPL", "PM"])
 def test_the_long_rules_on_three_real_years(symbol: str) -> None:
     raw = columns(YEARS[symbol])

@@ -180,6 +180,7 @@ def test_the_decorator_is_a_function_in_whatever_order_things_are_imported(code:
     assert ours(in_a_new_process(code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -198,6 +199,7 @@ def test_importing_the_package_is_enough_for_the_public_names_of_its_modules(nam
     assert in_a_new_process(f"import resilient_scan{before}; assert resilient_scan.{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("use", "module"),
@@ -234,6 +236,7 @@ def test_a_name_is_there_for_whoever_lists_them() -> None:
     assert set(resilient_scan.__all__) <= set(dir(resilient_scan))
 
 
+@pytest.mark.slow
 def test_a_type_checker_finds_a_misspelt_name() -> None:
     api = pytest.importorskip("mypy.api")
     said, _, _ = api.run(["--config-file=", "--no-incremental", "-c", "from resilient_scan import ScanRuner"])

@@ -274,6 +274,7 @@ for path in ("/", "/metrics", "/scanners", "/audit"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["", "1 / 0", "import gc; del service; gc.collect()"])
 def test_a_process_that_forgets_to_stop_it_ends_all_the_same(last: str) -> None:
     done = subprocess.run(  # one that does not end is ended here, however slow the machine is

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pybreaker
+import pytest
 
 from resilient_scan.layers.breaker import CLOSED, HALF_OPEN, OPEN
 
@@ -35,6 +36,7 @@ def test_a_runner_without_breakers_does_not_import_it() -> None:
     assert run(code) == ["False"]
 
 
+@pytest.mark.slow
 def test_the_first_breaker_imports_it_as_the_host_program_would() -> None:
     code = (
         "build(); pybreaker = sys.modules['pybreaker']; print(pybreaker.HAS_REDIS_SUPPORT == bool(find_spec('redis')))"
@@ -42,6 +44,7 @@ def test_the_first_breaker_imports_it_as_the_host_program_would() -> None:
     assert run(code) == ["True"]
 
 
+@pytest.mark.slow
 def test_the_first_breakers_may_be_built_by_many_threads_at_once() -> None:
     code = """
 barrier, states = threading.Barrier(8), []

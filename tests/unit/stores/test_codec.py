@@ -680,6 +680,7 @@ def test_what_version_one_has_written_is_a_miss() -> None:
         assert decode_candidates(Candidate, old) is None
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_every_process() -> None:
     code = """
 import dataclasses, sys

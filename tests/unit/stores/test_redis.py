@@ -133,6 +133,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_server_that_never_answers_is_not_waited_for(operation: str, silent: str, opened: Opener) -> None:
     store = opened(f"{silent}?socket_timeout=30&socket_connect_timeout=30")
