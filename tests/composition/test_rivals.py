@@ -91,8 +91,12 @@ def test_healthy_ones_behind_hanging_ones_complete(fleet: Fleet, bare: Bare, rel
     report = runner.run({})
     assert statuses(report) == [Status.TIMEOUT] * 8 + [Status.COMPLETED] * 4
     assert len(report.candidates) == 4
-    # in the next run too: the hung threads hold no place
-    assert statuses(runner.run({})) == [Status.REJECTED] * 8 + [Status.COMPLETED] * 4
+    # In the next run too: the hung threads hold no place. On a busy machine a time may be up before the thread called
+    # its scanner; nothing hangs then, and the scanner is called again.
+    hanging_now = {thread.name for thread in runner.abandoned()}
+    assert len(hanging_now) >= 4
+    again = [Status.REJECTED if f"hung_{n}" in hanging_now else Status.TIMEOUT for n in range(8)]
+    assert statuses(runner.run({})) == again + [Status.COMPLETED] * 4
 
 
 def test_timeouts_of_many_are_delivered_on_time(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
