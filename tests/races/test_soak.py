@@ -29,7 +29,9 @@ def troubled(number: int, chance: Random) -> FunctionScanner:
         if lot < 0.2:
             raise OSError("down")
         if lot < 0.4:
-            pause.wait(0.04)
+            pause.wait(0.04)  # back within the grace period
+        elif lot < 0.5:
+            pause.wait(0.12)
 
     return one
 
@@ -63,7 +65,7 @@ def test_every_number_is_true_after_a_long_run_of_faults() -> None:
     for user in users:
         user.join()
     for _ in range(5000):
-        if runner.abandoned() == [] and len(recorder.of(LateCompletion)) >= len(recorder.of(ThreadAbandoned)):
+        if runner.abandoned() == [] and returned(recorder) >= len(recorder.of(ThreadAbandoned)):
             break
         threading.Event().wait(0.001)
     runner.close()
@@ -76,8 +78,13 @@ def test_every_number_is_true_after_a_long_run_of_faults() -> None:
     assert counted(registry, "scans", "status") == {status.value: count for status, count in reported.items()}
     ended = Counter(event.outcome for event in recorder.of(ExecutionEnded))
     assert counted(registry, "executions", "outcome") == dict(ended)
-    assert len(recorder.of(LateCompletion)) == len(recorder.of(ThreadAbandoned))
+    assert returned(recorder) == len(recorder.of(ThreadAbandoned)) > 100
     assert runner._fleet.providers["acme"].taken == 0
+
+
+def returned(recorder: Recorder) -> int:
+    """Return how many threads came back after they had been reported as abandoned."""
+    return sum(event.abandoned for event in recorder.of(LateCompletion))
 
 
 def counted(registry: CollectorRegistry, family: str, label: str) -> dict[str, int]:
