@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -79,6 +79,7 @@ class ScanContext:
         attempt: number of the current attempt, counted from 1.
         deadline: the instant, on the runner's monotonic clock, at which the execution's time is up.
         abandoned: whether the execution went on, or ended, without this thread.
+        incomplete: whether a connection was shut down under it after its deadline: what it reads may be cut off.
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
@@ -91,6 +92,8 @@ class ScanContext:
     prepaid: bool = False  # whether the next attempt has its permit already
     requests: int = 0  # that the permit allows without asking again
     abandoned: bool = False
+    incomplete: bool = False
+    helpers: Sequence[threading.Thread] = ()  # that take part in its `map` just now
     _state: dict[str, Any] | None = None
     _known_logs: tuple[Any, ...] = ()  # entries that the state had before the current attempt
     _all_logs: list[dict[str, Any]] | None = None  # once the state was let go
@@ -242,10 +245,13 @@ class ScanContext:
         if concurrency < 1:
             raise ConfigError(f"map: concurrency must be >= 1, got {concurrency!r}")
         todo = list(items)
-        done = off_loop(lambda: fan_out(function, todo, concurrency, lambda: self.cancelled))
+        done = off_loop(lambda: fan_out(function, todo, concurrency, lambda: self.cancelled, self._helped))
         if len(done) < len(todo):
             self.check()
         return done
+
+    def _helped(self, helpers: Sequence[threading.Thread]) -> None:
+        self.helpers = helpers
 
     def before_request(self) -> None:
         """Wait for the provider's rate; call it before each request to the source (`resilient_scan.http` does).
@@ -333,7 +339,13 @@ class _Watched:
         self._wakes.remove(self._wake)
 
 
-def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, over: Callable[[], bool]) -> list[R]:
+def fan_out(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    concurrency: int,
+    over: Callable[[], bool],
+    started: Callable[[Sequence[threading.Thread]], None] = lambda _helpers: None,
+) -> list[R]:
     """Return `[function(item) for item in items]`, at most `concurrency` calls at a time.
 
     The calling thread takes part. After the first error, or once `over()`, no further item is begun. The calls under
@@ -344,6 +356,7 @@ def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, ov
         items: read to the end first.
         concurrency: calls at a time, >= 1.
         over: called before each item; `True` ends the fan-out.
+        started: is given the threads that help.
 
     Returns:
         The results in the order of the items; fewer than the items only if `over()` ended it.
@@ -370,6 +383,7 @@ def fan_out(function: Callable[[T], R], items: Iterable[T], concurrency: int, ov
                     errors.append(error)
 
     helpers = _start(work, min(concurrency, len(todo)) - 1)
+    started(helpers)
     work()
     for helper in helpers:
         helper.join()

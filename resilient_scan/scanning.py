@@ -109,6 +109,7 @@ class FunctionScanner(Generic[Parameters, Found]):
     sources: Sequence[str]
     settings: type[msgspec.Struct] | None
     version: str | None
+    free_sockets: bool = True
 
     def __post_init__(self) -> None:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
@@ -155,6 +156,7 @@ def scanner(
     sources: Sequence[str] = ...,
     settings: type[msgspec.Struct] | None = ...,
     version: str | None = ...,
+    free_sockets: bool = ...,
     cache: Cache | None | UnsetType = ...,
     retry: Retry | None | UnsetType = ...,
     breaker: Breaker | None | UnsetType = ...,
@@ -175,6 +177,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     sources: Sequence[str] = (),
     settings: type[msgspec.Struct] | None = None,
     version: str | None = None,
+    free_sockets: bool = True,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -203,6 +206,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
             those of the wrong code. `None`: a digest of its module's source, where that can be read. Set it if answers
             depend on other code too, or on what a closure or an object holds; or if they should outlive other changes
             to the module.
+        free_sockets: whether a connection may be shut down that the scanner waits for when its time is up, so that its
+            thread comes back. `False`: its threads are left to hang.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.
@@ -211,8 +216,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings` or `version`
-            is wrong.
+        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings`, `version` or
+            `free_sockets` is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
@@ -220,6 +225,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
 
     if not (empty_ok is None or isinstance(empty_ok, bool)):
         raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
+    if not isinstance(free_sockets, bool):
+        raise ConfigError(f"@scanner: free_sockets must be True or False, got {free_sockets!r:.200}")
     kind: Any = settings
     if kind is not None and not (inspect.isclass(kind) and issubclass(kind, msgspec.Struct)):
         raise ConfigError(f"@scanner: settings must be a msgspec.Struct class or None, got {settings!r:.200}")
@@ -235,7 +242,9 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         own = name if name is not None else getattr(function, "__name__", "")
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
-        made = FunctionScanner(function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings, version)
+        made = FunctionScanner(
+            function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings, version, free_sockets
+        )
         check_identity(made)
         return made
 
@@ -255,6 +264,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     empty_ok: bool | None = None
     settings: type[msgspec.Struct] | None = None
     is_async: bool = False
+    free_sockets: bool = True
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -290,6 +300,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         empty_ok=empty_ok if isinstance(empty_ok := getattr(thing, "empty_ok", None), bool) else None,
         settings=thing.settings if isinstance(thing, FunctionScanner) else None,
         is_async=_is_async(thing.scan),
+        free_sockets=getattr(thing, "free_sockets", True) is not False,
     )
 
 

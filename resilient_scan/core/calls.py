@@ -39,12 +39,22 @@ class BlockingCalls:
         pool: whose threads they run on, shared with the runner's other scanners.
         hung: the scanner's abandoned threads.
         send: tells listeners what happens to an abandoned thread; called on threads of the pool.
+        frees_sockets: whether connections may be shut down that calls wait for after their time.
     """
 
     used: bool = False  # whether a coroutine has made any
 
-    def __init__(self, name: str, pool: ThreadPool, hung: HungThreads, send: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        pool: ThreadPool,
+        hung: HungThreads,
+        send: Callable[[Event], None],
+        *,
+        frees_sockets: bool = True,
+    ) -> None:
         self.name = name
+        self.frees_sockets = frees_sockets
         self.pool = pool
         self.hung = hung
         self.send = send
@@ -110,6 +120,7 @@ class _Call(FutureTask):
         self.future: Future[Any] = Future()
         super().__init__(self.future, partial(contextvars.copy_context().run, in_parent_only, calls.name, call))
         self.name = calls.name
+        self.frees_sockets = calls.frees_sockets
         self._calls = calls
         self._ends = context.ends
         self._lock = threading.Lock()
@@ -133,6 +144,9 @@ class _Call(FutureTask):
         self._calls.hung.abandon()
         self._leave()
 
+    def cut_off(self) -> None:
+        """Do nothing: the coroutine that waited for the answer has been cancelled."""
+
     def returned(self) -> None:
         """Note that its thread is back."""
         self._calls.hung.returned()
@@ -141,11 +155,13 @@ class _Call(FutureTask):
         """Report that its thread does not come back."""
         self._calls.send(ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt))
 
-    def late(self, age: float, abandoned: bool, /) -> None:
+    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
         """Report that its thread came back, if it was reported as abandoned."""
         if abandoned:
-            outcome = SUCCESS if self.future.exception() is None else ERROR
-            self._calls.send(LateCompletion(self.name, age, outcome, self._run_id, self._attempt))
+            outcome = SUCCESS if self.future.exception() is None and not by_sockets else ERROR
+            method = "sockets" if by_sockets else "abandoned"
+            event = LateCompletion(self.name, age, outcome, self._run_id, self._attempt, method, abandoned)
+            self._calls.send(event)
 
     def refuse(self, reason: str, /) -> None:
         """Give the coroutine the reason why no thread takes the call, or any call that waits for its turn."""

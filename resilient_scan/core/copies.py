@@ -15,6 +15,8 @@ attempt, casts no vote, and only this scan waits for it.
 from __future__ import annotations
 
 import contextvars
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from resilient_scan._text import in_seconds
@@ -64,6 +66,8 @@ class AnswerCopy:
     shared: Outcome | None
     fallback: ScanResult | None
     began: float = NEVER
+    frees_sockets: bool = False
+    helpers: Sequence[threading.Thread] = ()
     ended: bool = False
     through: bool = False
     hangs: bool = False
@@ -158,6 +162,9 @@ class AnswerCopy:
         if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run had ended before
             stack.pool.run_soon(lambda: stack.bus.send_all(events))
 
+    def cut_off(self) -> None:
+        """Never called: a copy waits for no connection."""
+
     def returned(self) -> None:
         """Note that the thread has ended after all."""
         with self.stack.lock:
@@ -169,7 +176,7 @@ class AnswerCopy:
         if self.hangs:
             self.stack.bus.send(ThreadAbandoned(self.name, thread, age, self.scan.run.run_id))
 
-    def late(self, age: float, abandoned: bool, /) -> None:
+    def late(self, age: float, abandoned: bool, _by_sockets: bool, /) -> None:
         """Report that the thread came back, if it was reported as abandoned."""
         if self.hangs and abandoned:
             outcome = SUCCESS if self.candidates is not None else ERROR

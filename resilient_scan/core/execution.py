@@ -30,6 +30,7 @@ only before the first. A scan that finds an execution ended but not landed takes
 from __future__ import annotations
 
 import contextvars
+import threading
 from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Any
@@ -300,6 +301,8 @@ class Execution:
                 if stack.hung.count:
                     stack.hung.admit(self.context)
                 found = stack.lane_call(self.context) if self._on_lane else stack.call(self.context)
+                if self.context.incomplete:  # what a shut connection gives looks like an answer, and may be half of one
+                    raise ScanTimeout("a connection was shut down after the timeout")
             except BaseException as failure:
                 self._fail(failure)
             else:
@@ -596,6 +599,21 @@ class Execution:
             self._return_permit()
             self._end_unstarted(TIMEOUT, ErrorInfo.of(self._timeout()))
 
+    @property
+    def frees_sockets(self) -> bool:
+        """Whether a connection may be shut down that its thread waits for."""
+        return self.stack.spec.free_sockets
+
+    @property
+    def helpers(self) -> Sequence[threading.Thread]:
+        """The threads that take part in its work besides its worker's."""
+        helpers: Sequence[threading.Thread] = self.context.helpers
+        return helpers
+
+    def cut_off(self) -> None:
+        """Take no answer from now on: a connection is shut down, and what was read from it may be incomplete."""
+        self.context.incomplete = True
+
     def returned(self) -> None:
         """Note that the thread is back; on that thread."""
         self.stack.hung.returned()
@@ -606,11 +624,13 @@ class Execution:
             event = ThreadAbandoned(self.name, thread, age, self.context.run_id, self.context.attempt)
             self.stack.bus.send(event)
 
-    def late(self, age: float, abandoned: bool, /) -> None:
+    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
         """Report that the thread came back, and what freed it; within the grace period it freed itself."""
         if not self._timed_out:
             return
         method = "cooperative" if self._method == "abandoned" and not abandoned else self._method
+        if by_sockets:
+            method = "sockets"
         context = self.context
         event = LateCompletion(self.name, age, self._late_kind, context.run_id, context.attempt, method, abandoned)
         self.stack.bus.send(event)

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
+from resilient_scan.engines.sockets import FIRST_LOOK, Release
 from resilient_scan.layers.timeout import GRACE_PERIOD
 
 _frames_lock = threading.Lock()
@@ -367,6 +368,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if self._closed and not self._workers:  # nobody waits for the timers that are left
                 self._watchdog = None
+                for hang in (worker.hang for worker in self._hung):
+                    if hang is not None and hang.release is not None:
+                        hang.release.stop()
                 return True
             return False
 
@@ -412,6 +416,20 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.worst_lateness = max(self.worst_lateness, lateness)
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
+        if task.frees_sockets and worker.thread is not None:
+            hang.release = Release(worker.thread, hang, now, current_frames)
+            self._step_at(now + FIRST_LOOK, hang.release)
+
+    def _step_at(self, instant: float, release: Release) -> None:
+        """Go on to free a thread at an instant; on the watchdog's thread."""
+        step: Callable[[], None] = partial(self._step, release)
+        with self._mutex:
+            heapq.heappush(self._timers, (instant, next(self._numbers), step))
+
+    def _step(self, release: Release) -> None:
+        again = release.step(self._clock.monotonic())
+        if again is not None:
+            self._step_at(again, release)
 
     def hang(self, task: Task, thread: str, began: float) -> Hang:
         """Report after the grace period that a task hangs which is not on a worker; on the watchdog's thread."""
@@ -428,12 +446,19 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def _decide_later(self, hang: Hang, now: float) -> None:
         """Report a hung thread after the grace period, or its return within it. Under the mutex."""
         self._undecided.append(hang)
+        self._decide_at(now + GRACE_PERIOD, hang)
+
+    def _decide_at(self, instant: float, hang: Hang) -> None:
         decide: Callable[[], None] = partial(self._decide, hang)
-        heapq.heappush(self._timers, (now + GRACE_PERIOD, next(self._numbers), decide))
+        heapq.heappush(self._timers, (instant, next(self._numbers), decide))
 
     def _decide(self, hang: Hang) -> None:
         with self._mutex:
-            report = hang.decide(self._clock.monotonic())
+            now, release = self._clock.monotonic(), hang.release
+            if release is not None and hang.hangs and release.under_way and now < release.report_at:
+                self._decide_at(release.report_at, hang)
+                return
+            report = hang.decide(now)
             with suppress(ValueError):  # the pool was stopped, and decided
                 self._undecided.remove(hang)
         if report is not None:

@@ -229,7 +229,9 @@ class Stack:
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.doubt = Baseline(spec.empty_ok).doubt
-        self.calls: BlockingCalls = BlockingCalls(name, shared.call_pool, self.hung, shared.bus.send)
+        self.calls: BlockingCalls = BlockingCalls(
+            name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
+        )
         self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
         self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers)
         self.own: ScannerContext = ScannerContext(

@@ -6,11 +6,13 @@ import concurrent.futures
 import math
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+
+from resilient_scan.engines.sockets import Release
 
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
@@ -31,6 +33,10 @@ class Task(Protocol):
         """Whose work it is."""
 
     @property
+    def frees_sockets(self) -> bool:
+        """Whether a connection may be shut down that its thread waits for after `expire`."""
+
+    @property
     def through(self) -> bool:
         """Whether its worker has done the work and is handing over, or has: the worker is free in a moment."""
 
@@ -49,18 +55,26 @@ class Task(Protocol):
             lateness: seconds since its deadline.
         """
 
+    @property
+    def helpers(self) -> Sequence[threading.Thread]:
+        """The threads that take part in the work besides its worker's, now."""
+
+    def cut_off(self) -> None:
+        """Note that a connection is shut down: what the thread returns from now on may be incomplete. Quick."""
+
     def returned(self) -> None:
         """Note that the thread is back after `expire`; on that thread, at once."""
 
     def abandon(self, thread: str, age: float, /) -> None:
         """Report that the thread still runs `GRACE_PERIOD` seconds after `expire`; on a thread that may wait."""
 
-    def late(self, age: float, abandoned: bool, /) -> None:
+    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
         """Report that the work ended after `expire`; on a thread that may wait.
 
         Args:
             age: seconds from its beginning to its end.
             abandoned: whether it was reported as abandoned before.
+            by_sockets: whether it ended because a connection was shut down.
         """
 
     def refuse(self, reason: str, /) -> None:
@@ -93,35 +107,53 @@ class Hang:
 
     A cooperative scanner returns a few milliseconds after its deadline. It has done all that it was asked to, and is
     not reported as hung. So the decision is made `GRACE_PERIOD` seconds later: by `decide`, or before, at the end of
-    the pool. The owner holds a lock around each call.
+    the pool. While connections are being shut down it waits a little longer. The owner holds a lock around each call.
 
     Args:
         task: its time is up.
         thread: the name of its thread.
         began: when its work began, monotonic.
+
+    Attributes:
+        hangs: whether the thread is not back yet; may be read without the lock.
+        release: what tries to free the thread, if anything does.
     """
 
-    __slots__ = ("_age", "_decided", "began", "task", "thread")
+    __slots__ = ("_by_sockets", "_decided", "_ended_after", "began", "hangs", "release", "task", "thread")
 
     def __init__(self, task: Task, thread: str, began: float) -> None:
         self.task = task
         self.thread = thread
         self.began = began
+        self.hangs = True
+        self.release: Release | None = None
         self._decided = False
-        self._age: float | None = None
+        self._ended_after: float | None = None
+        self._by_sockets = False
+
+    @property
+    def helpers(self) -> Sequence[threading.Thread]:
+        """The threads that take part in the work besides its worker's, now."""
+        return self.task.helpers
+
+    def cut_off(self) -> None:
+        """Note that what the thread returns from now on may be incomplete."""
+        self.task.cut_off()
 
     def end(self, now: float) -> Callable[[], None] | None:
         """Note that the thread is back; return what is to be reported now, if the decision was made."""
-        self._age = now - self.began
-        return partial(self.task.late, self._age, True) if self._decided else None
+        self.hangs = False
+        self._ended_after = now - self.began
+        self._by_sockets = self.release is not None and self.release.freed(now)
+        return partial(self.task.late, self._ended_after, True, self._by_sockets) if self._decided else None
 
     def decide(self, now: float) -> Callable[[], None] | None:
         """Return what is to be reported, the first time."""
         if self._decided:
             return None
         self._decided = True
-        if self._age is not None:
-            return partial(self.task.late, self._age, False)
+        if self._ended_after is not None:
+            return partial(self.task.late, self._ended_after, False, self._by_sockets)
         return partial(self.task.abandon, self.thread, now - self.began)
 
 
@@ -161,6 +193,8 @@ class FutureTask:
     """A call without a time limit, behind a `Future`."""
 
     name: str = "submit"
+    frees_sockets: bool = False
+    helpers: Sequence[threading.Thread] = ()
 
     def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
         self._future = future
@@ -189,13 +223,16 @@ class FutureTask:
     def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Never called: there is no limit."""
 
+    def cut_off(self) -> None:
+        """Never called: there is no limit."""
+
     def returned(self) -> None:
         """Never called: there is no limit."""
 
     def abandon(self, thread: str, age: float, /) -> None:
         """Never called: there is no limit."""
 
-    def late(self, age: float, abandoned: bool, /) -> None:
+    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
         """Never called: there is no limit."""
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ import cachetools
 
 from resilient_scan.clock import Clock
 from resilient_scan.context import ScanContext
-from resilient_scan.errors import is_cancellation
+from resilient_scan.errors import ScanCancelled, is_cancellation
 
 T = TypeVar("T")
 REPLACEMENT_SHARE = 0.5  # of the time that the loader has spent, which a waiter must have left to replace it
@@ -127,6 +127,8 @@ class SharedValues:
     def _load(self, key: _Key, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
         try:
             value = load()
+            if loading.loader.incomplete:  # half a value looks like a whole one, and would be everybody's
+                raise ScanCancelled("a connection was shut down after the timeout")
         except BaseException as error:
             self._finish(key, loading, error=error)
             raise

@@ -1,0 +1,369 @@
+"""A thread that waits for a connection beyond its deadline comes back: the connection is shut down under it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pymysql
+import pytest
+import requests
+import urllib3
+
+from resilient_scan import Cache, Candidate, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.engines.sockets import MAX_SHUTDOWNS
+from resilient_scan.events import LateCompletion, SuspiciousResult, ThreadAbandoned
+from resilient_scan.testing import Recorder
+from tests.support.fixtures import Bare, Fleet
+from tests.support.http import black_holes, hang, raw_server, read_request, tls_server
+from tests.support.waiting import eventually
+
+SHORT = Timeout(total=0.3)
+FOREVER = 600.0  # seconds that the clients themselves would wait
+Freed = Callable[[Callable[[str], Any], str], LateCompletion]
+
+
+@pytest.fixture
+def freed(fleet: Fleet, bare: Bare) -> Freed:
+    """Return a function that times a call out and returns the event of its thread's return."""
+
+    def run(call: Callable[[str], Any], url: str) -> LateCompletion:
+        recorder = Recorder()
+
+        @scanner(pipeline="p")
+        def calls(_state: dict[str, Any]) -> list[Any]:
+            call(url)
+            return [{"ticker": "AAPL"}]
+
+        runner = fleet(calls, policy=bare(timeout=SHORT), listeners=[recorder])
+        assert runner.run({}).results["calls"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+        assert runner.abandoned() == []
+        return recorder.of(LateCompletion)[0]
+
+    return run
+
+
+def address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 0
+
+
+def receive(url: str) -> None:
+    with socket.create_connection(address(url)) as connection:
+        connection.recv(100)
+
+
+def receive_with_a_timeout(url: str) -> None:
+    with socket.create_connection(address(url), timeout=FOREVER) as connection:
+        connection.recv(100)
+
+
+def http_client(url: str) -> None:
+    connection = http.client.HTTPConnection(*address(url), timeout=FOREVER)
+    connection.request("GET", "/")
+    connection.getresponse().read()
+
+
+def urllib_request(url: str) -> None:
+    urllib.request.urlopen(url, timeout=FOREVER, context=unchecked()).read()
+
+
+def urllib3_pool(url: str) -> None:
+    urllib3.PoolManager(cert_reqs="CERT_NONE").request("GET", url, timeout=FOREVER)
+
+
+def requests_session(url: str) -> None:
+    with requests.Session() as session:
+        session.get(url, timeout=FOREVER, verify=False)
+
+
+def httpx_client(url: str) -> None:
+    with httpx.Client(verify=False, timeout=FOREVER) as client:
+        client.get(url)
+
+
+def mysql(url: str) -> None:
+    host, port = address(url)
+    pymysql.connect(host=host, port=port, read_timeout=int(FOREVER), connect_timeout=int(FOREVER))
+
+
+def catch_and_retry(url: str) -> None:
+    for _ in range(5):
+        with suppress(OSError):
+            receive_with_a_timeout(url)
+
+
+def unchecked() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+CLIENTS = [receive, receive_with_a_timeout, http_client, urllib_request, urllib3_pool, requests_session, httpx_client]
+
+
+@pytest.mark.parametrize("client", [*CLIENTS, mysql, catch_and_retry], ids=lambda client: client.__name__)
+def test_a_client_that_waits_for_an_answer_is_freed(client: Callable[[str], Any], freed: Freed) -> None:
+    with raw_server(hang) as url:
+        assert freed(client, url).method == "sockets"
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize(
+    "client", [urllib_request, urllib3_pool, requests_session, httpx_client], ids=lambda client: client.__name__
+)
+def test_a_client_behind_tls_is_freed(client: Callable[[str], Any], freed: Freed, tmp_path: Path) -> None:
+    with tls_server(tmp_path, hang) as url:
+        assert freed(client, url).method == "sockets"
+
+
+@pytest.mark.parametrize("client", [http_client, requests_session, httpx_client], ids=lambda client: client.__name__)
+def test_a_handshake_that_is_not_answered_is_freed(client: Callable[[str], Any], freed: Freed) -> None:
+    with raw_server(hang) as url:
+        assert freed(client, url.replace("http:", "https:") if client is not http_client else url).method == "sockets"
+
+
+def half_a_body(connection: socket.socket, over: threading.Event) -> None:
+    read_request(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[1, 2, 3")
+    over.wait()
+
+
+def body_without_a_length(connection: socket.socket, over: threading.Event) -> None:
+    read_request(connection)
+    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n["AAPL"]')
+    over.wait()
+
+
+def dripping_body(connection: socket.socket, over: threading.Event) -> None:
+    read_request(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    while not over.wait(0.02):
+        connection.sendall(b" ")
+
+
+@pytest.mark.parametrize("handle", [half_a_body, body_without_a_length, dripping_body], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("client", [urllib_request, requests_session, httpx_client], ids=lambda each: each.__name__)
+def test_a_body_that_does_not_end_is_freed(client: Callable[[str], Any], handle: Any, freed: Freed) -> None:
+    with raw_server(handle) as url:
+        late = freed(client, url)
+    assert (late.method, late.outcome) == ("sockets", "error")
+
+
+def test_a_connection_that_is_not_accepted_is_freed(freed: Freed) -> None:
+    with black_holes(1) as (addresses, port):
+        assert freed(receive_with_a_timeout, f"http://{addresses[0]}:{port}").method == "sockets"
+
+
+def test_what_a_shut_connection_gave_is_no_answer(fleet: Fleet, bare: Bare) -> None:
+    """A body without a length looks complete where it was cut off: `[1, 2, 3` and `["AAPL"]` both "succeed"."""
+    recorder, read = Recorder(), []
+
+    @scanner(pipeline="p")
+    def reads(_state: dict[str, Any]) -> list[Any]:
+        read.append(json.loads(urllib.request.urlopen(url, timeout=FOREVER).read()))
+        return [Candidate(ticker, "reads", "listed") for ticker in read[-1]]
+
+    with raw_server(body_without_a_length) as url:
+        runner = fleet(reads, policy=bare(timeout=SHORT, cache=Cache(ttl=60, stale_if_error=60)), listeners=[recorder])
+        assert runner.run({}).results["reads"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+        assert read == [["AAPL"]]  # it did come back with what looks like an answer
+        assert runner.run({}).results["reads"].status is Status.TIMEOUT  # and neither fresh nor stale is in the cache
+    assert recorder.of(SuspiciousResult) == []
+    assert {late.outcome for late in recorder.of(LateCompletion)} == {"error"}
+
+
+def test_a_shared_value_from_a_shut_connection_is_nobody_elses(fleet: Fleet, bare: Bare) -> None:
+    entered = threading.Event()
+
+    def load() -> bytes:
+        entered.set()
+        return bytes(urllib.request.urlopen(url, timeout=FOREVER).read())
+
+    @scanner(pipeline="p", timeout=SHORT)
+    def loads(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        return [Candidate("AAPL", "loads", str(context.shared("listing", load)))]
+
+    @scanner(pipeline="p", timeout=Timeout(total=60))
+    def waits(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        entered.wait(10)
+        return [Candidate("AAPL", "waits", str(context.shared("listing", lambda: b"whole")))]
+
+    with raw_server(body_without_a_length) as url:
+        report = fleet(loads, waits, policy=bare(), max_workers=2).run({})
+    assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]
+    assert report.results["waits"].candidates[0].context == "b'whole'"
+
+
+def test_threads_that_help_with_a_map_come_back_too(fleet: Fleet, bare: Bare) -> None:
+    recorder = Recorder()
+
+    @scanner(pipeline="p")
+    def maps(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.map(receive, [url] * 6, concurrency=3)
+        return []
+
+    with raw_server(hang) as url:
+        runner = fleet(maps, policy=bare(timeout=SHORT), listeners=[recorder])
+        assert runner.run({}).results["maps"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+    assert recorder.of(LateCompletion)[0].method == "sockets"
+
+
+def test_a_thread_that_waits_for_something_else_is_left_alone(fleet: Fleet, release: threading.Event) -> None:
+    """Its connection may be at work for another scanner: it is among this one's variables, and both are in a pool."""
+    begun, answered = threading.Event(), []
+
+    with raw_server(answers_late(release)) as url, socket.create_connection(address(url)) as shared:
+
+        @scanner(pipeline="p", timeout=SHORT)
+        def waits_for_its_turn(_state: dict[str, Any]) -> list[Any]:
+            connection = shared  # noqa: F841 - a variable of the frame that waits
+            release.wait()
+            return []
+
+        @scanner(pipeline="p", timeout=Timeout(total=60))
+        def uses_it(_state: dict[str, Any]) -> list[Any]:
+            begun.set()
+            answered.append(shared.recv(100))
+            return []
+
+        runner = fleet(waits_for_its_turn, uses_it, max_workers=2)
+        for result in runner.stream({}):
+            if result.scanner == "waits_for_its_turn":
+                assert result.status is Status.TIMEOUT
+                eventually(lambda: len(runner.abandoned()) == 1)
+                threading.Event().wait(0.15)  # past the last look
+                release.set()
+    assert answered == [b"late"]
+
+
+def answers_late(when: threading.Event) -> Any:
+    def handle(connection: socket.socket, over: threading.Event) -> None:
+        when.wait(60)
+        connection.sendall(b"late")
+        over.wait()
+
+    return handle
+
+
+def test_a_scanner_can_be_left_to_hang(fleet: Fleet, bare: Bare) -> None:
+    recorder = Recorder()
+
+    @scanner(pipeline="p", free_sockets=False)
+    def hangs(_state: dict[str, Any]) -> list[Any]:
+        receive(url)
+        return []
+
+    with raw_server(hang) as url:
+        runner = fleet(hangs, policy=bare(timeout=SHORT), listeners=[recorder])
+        assert runner.run({}).results["hangs"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(ThreadAbandoned), "the report of its thread")
+        threading.Event().wait(0.15)
+        assert len(runner.abandoned()) == 1
+    eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+    assert recorder.of(LateCompletion)[0].method == "abandoned"
+
+
+def test_a_connection_of_http2_is_left_alone(fleet: Fleet, bare: Bare) -> None:
+    recorder = Recorder()
+
+    @scanner(pipeline="p")
+    def multiplexed(_state: dict[str, Any]) -> list[Any]:
+        with httpx.Client(http1=False, http2=True, timeout=FOREVER) as client:
+            client.get(url)
+        return []
+
+    with raw_server(hang) as url:
+        runner = fleet(multiplexed, policy=bare(timeout=SHORT), listeners=[recorder])
+        assert runner.run({}).results["multiplexed"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(ThreadAbandoned), "the report of its thread")
+        threading.Event().wait(0.15)
+        assert len(runner.abandoned()) == 1
+
+
+def test_a_client_that_never_gives_up_is_left_in_the_end(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+    recorder, connections = Recorder(), []
+
+    @scanner(pipeline="p")
+    def stubborn(_state: dict[str, Any]) -> list[Any]:
+        while not release.is_set():
+            connections.append(1)
+            with suppress(OSError):
+                receive_with_a_timeout(url)
+        return []
+
+    with raw_server(hang) as url:
+        runner = fleet(stubborn, policy=bare(timeout=SHORT), listeners=[recorder])
+        assert runner.run({}).results["stubborn"].status is Status.TIMEOUT
+        eventually(lambda: recorder.of(ThreadAbandoned), "the report of its thread")
+        threading.Event().wait(0.1)
+        assert 2 <= len(connections) <= MAX_SHUTDOWNS + 1
+        release.set()
+    eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+
+
+def test_a_session_can_be_used_afterwards(fleet: Fleet, bare: Bare) -> None:
+    requests_made = []
+
+    def first_hangs(connection: socket.socket, over: threading.Event) -> None:
+        requests_made.append(1)
+        if len(requests_made) == 1:
+            over.wait()
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with raw_server(first_hangs) as url, httpx.Client(timeout=FOREVER) as client, requests.Session() as session:
+
+        @scanner(pipeline="p")
+        def reads(_state: dict[str, Any]) -> list[Any]:
+            client.get(url)
+            session.get(url, timeout=FOREVER)
+            return []
+
+        runner = fleet(reads, policy=bare(timeout=SHORT))
+        assert runner.run({}).results["reads"].status is Status.TIMEOUT
+        eventually(lambda: runner.abandoned() == [])
+        assert runner.run({}).results["reads"].status is Status.COMPLETED
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """Fail if a test leaves descriptors open that it did not find open."""
+    before = set(Path("/proc/self/fd").iterdir())
+    yield
+    eventually(lambda: len(set(Path("/proc/self/fd").iterdir())) <= len(before), "the descriptors closed")
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_no_descriptor_is_left(freed: Freed) -> None:
+    with raw_server(hang) as url:
+        for _ in range(5):
+            freed(receive, url)
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_no_descriptor_is_left_when_the_runner_is_closed_in_between(bare: Bare) -> None:
+    @scanner(pipeline="p", timeout=SHORT)
+    def calls(_state: dict[str, Any]) -> list[Any]:
+        receive(url)
+        return []
+
+    with raw_server(hang) as url:
+        for pause in (0.0, 0.004, 0.006, 0.01):
+            with ScanRunner([calls], policy=bare(), listeners=()) as runner:
+                runner.run({})
+                time.sleep(pause)
