@@ -243,7 +243,8 @@ class LateCompletion(Event, frozen=True, gc=False):
 
     `method` is what freed its thread: `cooperative` (the scanner noticed its deadline), `cancel` (of an `async def`
     scanner), `sockets` (shut down), `process` (killed), or `abandoned` (nothing did; it ended by itself). `abandoned`
-    says whether its thread was reported as abandoned before: not if it came back within 50 ms of the deadline.
+    says whether its thread was reported as abandoned before: not if it came back within 50 ms of the deadline (100 ms
+    while connections were being shut down).
     """
 
     scanner: str

@@ -57,7 +57,6 @@ class Hung(Protocol):
         """Note that what the thread returns from now on may be incomplete."""
 
 
-
 # The calls in which a thread waits for one descriptor: those that name it in their first argument, and those whose
 # first argument is the address of a list of descriptors (a socket with a timeout polls before it reads).
 _CALLS: Final = {
@@ -186,7 +185,7 @@ class _Duplicate:
 
     @classmethod
     def of(cls, descriptor: int) -> _Duplicate | None:
-        """Duplicate a descriptor; `None`: it is no connection over a network, or has been closed."""
+        """Duplicate a descriptor; `None`: not a connection over a network, or closed by now."""
         try:
             duplicate = socket.socket(fileno=os.dup(descriptor))
         except OSError:  # a file, a pipe, or closed in this moment
@@ -255,7 +254,7 @@ def _polled(address: int) -> int | None:
     looking at the memory itself would crash the process.
     """
     try:
-        with open("/proc/self/mem", "rb", 0) as memory:  # noqa: PTH123 - unbuffered, it is no text
+        with open("/proc/self/mem", "rb", 0) as memory:  # noqa: PTH123 - unbuffered, and bytes
             return int(struct.unpack("i", os.pread(memory.fileno(), 4, address))[0])
     except (OSError, struct.error, OverflowError):
         return None

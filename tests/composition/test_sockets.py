@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
-import ssl
 import threading
 import time
 import urllib.request
@@ -13,24 +11,36 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
-import pymysql
 import pytest
 import requests
-import urllib3
 
 from resilient_scan import Cache, Candidate, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.engines.sockets import MAX_SHUTDOWNS
 from resilient_scan.events import LateCompletion, SuspiciousResult, ThreadAbandoned
 from resilient_scan.testing import Recorder
+from tests.support.clients import (
+    FOREVER,
+    address,
+    body_without_a_length,
+    catch_and_retry,
+    dripping_body,
+    half_a_body,
+    http_client,
+    httpx_client,
+    mysql,
+    receive,
+    receive_with_a_timeout,
+    requests_session,
+    urllib3_pool,
+    urllib_request,
+)
 from tests.support.fixtures import Bare, Fleet
 from tests.support.http import black_holes, hang, raw_server, read_request, tls_server
 from tests.support.waiting import eventually
 
 SHORT = Timeout(total=0.3)
-FOREVER = 600.0  # seconds that the clients themselves would wait
 Freed = Callable[[Callable[[str], Any], str], LateCompletion]
 
 
@@ -55,62 +65,6 @@ def freed(fleet: Fleet, bare: Bare) -> Freed:
     return run
 
 
-def address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or 0
-
-
-def receive(url: str) -> None:
-    with socket.create_connection(address(url)) as connection:
-        connection.recv(100)
-
-
-def receive_with_a_timeout(url: str) -> None:
-    with socket.create_connection(address(url), timeout=FOREVER) as connection:
-        connection.recv(100)
-
-
-def http_client(url: str) -> None:
-    connection = http.client.HTTPConnection(*address(url), timeout=FOREVER)
-    connection.request("GET", "/")
-    connection.getresponse().read()
-
-
-def urllib_request(url: str) -> None:
-    urllib.request.urlopen(url, timeout=FOREVER, context=unchecked()).read()
-
-
-def urllib3_pool(url: str) -> None:
-    urllib3.PoolManager(cert_reqs="CERT_NONE").request("GET", url, timeout=FOREVER)
-
-
-def requests_session(url: str) -> None:
-    with requests.Session() as session:
-        session.get(url, timeout=FOREVER, verify=False)
-
-
-def httpx_client(url: str) -> None:
-    with httpx.Client(verify=False, timeout=FOREVER) as client:
-        client.get(url)
-
-
-def mysql(url: str) -> None:
-    host, port = address(url)
-    pymysql.connect(host=host, port=port, read_timeout=int(FOREVER), connect_timeout=int(FOREVER))
-
-
-def catch_and_retry(url: str) -> None:
-    for _ in range(5):
-        with suppress(OSError):
-            receive_with_a_timeout(url)
-
-
-def unchecked() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
 CLIENTS = [receive, receive_with_a_timeout, http_client, urllib_request, urllib3_pool, requests_session, httpx_client]
 
 
@@ -133,25 +87,6 @@ def test_a_client_behind_tls_is_freed(client: Callable[[str], Any], freed: Freed
 def test_a_handshake_that_is_not_answered_is_freed(client: Callable[[str], Any], freed: Freed) -> None:
     with raw_server(hang) as url:
         assert freed(client, url.replace("http:", "https:") if client is not http_client else url).method == "sockets"
-
-
-def half_a_body(connection: socket.socket, over: threading.Event) -> None:
-    read_request(connection)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[1, 2, 3")
-    over.wait()
-
-
-def body_without_a_length(connection: socket.socket, over: threading.Event) -> None:
-    read_request(connection)
-    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n["AAPL"]')
-    over.wait()
-
-
-def dripping_body(connection: socket.socket, over: threading.Event) -> None:
-    read_request(connection)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-    while not over.wait(0.02):
-        connection.sendall(b" ")
 
 
 @pytest.mark.parametrize("handle", [half_a_body, body_without_a_length, dripping_body], ids=lambda each: each.__name__)

@@ -1,0 +1,212 @@
+"""Freeing a thread: which connection it waits for, and when that is left alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from resilient_scan.engines import sockets
+from resilient_scan.engines.sockets import LOOK_INTERVAL, MAX_LOOK_INTERVAL, MAX_TIME, REPORT_TIME, Release
+from tests.support.clients import FOREVER, address, http_client
+from tests.support.http import hang, raw_server
+from tests.support.waiting import eventually
+
+
+class Hung:
+    """What is known about the thread: it hangs until it is said not to."""
+
+    def __init__(self) -> None:
+        self.hangs = True
+        self.helpers: list[threading.Thread] = []
+        self.cut = 0
+
+    def cut_off(self) -> None:
+        self.cut += 1
+
+
+def frames() -> dict[int, FrameType]:
+    return sys._current_frames()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with raw_server(hang) as url:
+        yield url
+
+
+@pytest.fixture
+def waiting(server: str) -> Iterator[Callable[[Callable[[str], Any]], threading.Thread]]:
+    """Return a function that starts a thread in a client, and returns it once it waits for the server."""
+    started: list[threading.Thread] = []
+
+    def start(client: Callable[[str], Any]) -> threading.Thread:
+        def run() -> None:
+            with suppress(OSError):
+                client(server)
+
+        thread = threading.Thread(target=run, daemon=True)
+        started.append(thread)
+        thread.start()
+        eventually(lambda: (frame := frames().get(thread.ident or 0)) and in_client(frame, client))
+        if sockets._CALLS is not None:
+            eventually(lambda: sockets.waited_for(thread.native_id or 0, frames()[thread.ident or 0]) is not None)
+        return thread
+
+    yield start
+    for thread in started:
+        thread.join(10)
+
+
+def in_client(frame: FrameType | None, client: Callable[[str], Any]) -> bool:
+    while frame is not None:
+        if frame.f_code is client.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture
+def connection(server: str) -> Iterator[socket.socket]:
+    with socket.create_connection(address(server)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("seconds", [None, FOREVER])
+def test_it_takes_two_looks(waiting: Any, connection: socket.socket, seconds: float | None) -> None:
+    connection.settimeout(seconds)
+    thread = waiting(lambda _url: connection.recv(1))
+    hung = Hung()
+    release = Release(thread, hung, 0.0, frames)
+    assert release.step(0.004) == pytest.approx(0.004 + LOOK_INTERVAL)
+    assert (release.under_way, release.shutdowns, hung.cut) == (True, 0, 0)
+    assert thread.is_alive()
+    release.step(0.007)
+    assert (release.shutdowns, hung.cut) == (1, 1)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert release.freed(0.007 + REPORT_TIME)
+    assert not release.freed(0.008 + REPORT_TIME)  # it did something else for a while
+    release.stop()
+
+
+def test_one_that_is_back_and_at_its_next_work_is_left_alone(waiting: Any, connection: socket.socket) -> None:
+    """A worker that was not replaced waits on the same connection again, for the next scanner."""
+    thread, hung = waiting(lambda _url: connection.recv(1)), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    release.step(0.004)
+    hung.hangs = False
+    assert release.step(0.007) is None
+    assert (release.shutdowns, hung.cut, release.done) == (0, 0, True)
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_descriptor_that_became_another_connection_is_left_alone(
+    waiting: Any, connection: socket.socket, server: str
+) -> None:
+    thread, hung = waiting(lambda _url: connection.recv(1)), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    release.step(0.004)
+    with connection.dup() as first, socket.create_connection(address(server)) as other:
+        os.dup2(other.fileno(), connection.fileno())  # what closing one and opening another comes to
+        release.step(0.007)
+        assert (release.shutdowns, hung.cut) == (0, 0)
+        release.stop()
+        first.shutdown(socket.SHUT_RDWR)  # what the thread waits for in the kernel
+        thread.join(10)
+
+
+def test_who_waits_for_nothing_is_looked_at_ever_more_rarely(release: threading.Event) -> None:
+    thread = threading.Thread(target=release.wait, daemon=True)
+    thread.start()
+    attempt, now, looks = Release(thread, Hung(), 0.0, frames), 0.004, 0
+    while (again := attempt.step(now)) is not None:
+        assert again - now <= MAX_LOOK_INTERVAL + 1e-9
+        now, looks = again, looks + 1
+    assert now >= MAX_TIME
+    assert looks < 30
+    assert not attempt.under_way
+
+
+def test_a_thread_that_has_ended_is_none() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    release = Release(thread, Hung(), 0.0, frames)
+    assert release.step(0.004) is not None
+    assert not release.under_way
+
+
+@pytest.mark.parametrize("kind", [socket.AF_UNIX, "pipe", "udp"])
+def test_what_is_no_connection_over_a_network_is_left_alone(waiting: Any, kind: Any) -> None:
+    if kind == "pipe":
+        reader, writer = os.pipe()
+        thread = waiting(lambda _url: os.read(reader, 1))
+        end: Callable[[], Any] = lambda: os.write(writer, b"x")  # noqa: E731 - one of three
+    elif kind == "udp":
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener.bind(("127.0.0.1", 0))
+        thread = waiting(lambda _url: listener.recv(1))
+        end = lambda: listener.sendto(b"x", listener.getsockname())  # noqa: E731
+    else:
+        left, right = socket.socketpair()
+        thread = waiting(lambda _url: left.recv(1))
+        end = lambda: right.send(b"x")  # noqa: E731
+    release = Release(thread, Hung(), 0.0, frames)
+    release.step(0.004)
+    assert not release.under_way
+    assert thread.is_alive()
+    end()
+    thread.join(10)
+    if kind == "pipe":
+        os.close(reader)
+        os.close(writer)
+    elif kind == "udp":
+        listener.close()
+    else:
+        left.close()
+        right.close()
+
+
+class TestWithoutTheKernelsWord:
+    """Elsewhere than on Linux, only a socket's own method says that its thread waits for it."""
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sockets, "_CALLS", None)
+
+    def test_a_client_of_the_library_is_freed(self, waiting: Any) -> None:
+        thread, hung = waiting(http_client), Hung()
+        eventually(lambda: frames()[thread.ident].f_globals["__name__"] == "socket")
+        release = Release(thread, hung, 0.0, frames)
+        now: float | None = 0.004
+        while thread.is_alive() and now is not None:
+            now = release.step(now)
+            thread.join(0.05)
+        release.stop()
+        assert not thread.is_alive()
+        assert (release.shutdowns, hung.cut) == (1, 1)
+
+    def test_a_variable_of_ones_own_is_not_what_one_waits_for(
+        self, release: threading.Event, connection: socket.socket
+    ) -> None:
+        begun = threading.Event()
+
+        def run() -> None:
+            sock = connection  # noqa: F841
+            begun.set()
+            release.wait()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        begun.wait(10)
+        attempt = Release(thread, Hung(), 0.0, frames)
+        attempt.step(0.004)
+        assert not attempt.under_way
