@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -156,6 +157,9 @@ class Job:
 
     name = "job"
 
+    frees_sockets = False
+    helpers: Sequence[threading.Thread] = ()
+
     def __init__(self, release: threading.Event) -> None:
         self._release = release
         self.begun = threading.Event()
@@ -168,6 +172,8 @@ class Job:
         self._release.wait()
 
     def expire(self, _thread: str, _age: float, _lateness: float, /) -> None: ...
+
+    def cut_off(self) -> None: ...
 
     def returned(self) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,6 +31,9 @@ THREADS = "pool-of-the-machine"
 class Job:
     """A task that runs until it is told to end, and notes what the pool tells it."""
 
+    frees_sockets = False
+    helpers: Sequence[threading.Thread] = ()
+
     def __init__(self, number: int, limit: float, wanted: bool = True) -> None:
         self.name = f"job-{number}"
         self.limit = limit
@@ -52,6 +55,8 @@ class Job:
     def expire(self, _thread: str, age: float, _lateness: float, /) -> None:
         self.age = age
         self.told.append("expire")
+
+    def cut_off(self) -> None: ...
 
     def returned(self) -> None:
         self.told.append("late")
