@@ -33,7 +33,7 @@ from resilient_scan.options import Policy, Quarantine
 from resilient_scan.quarantine import ORDER_DURATION, Alert, AuditEntry, ScannerState
 from resilient_scan.results import RunReport, ScanResult
 from resilient_scan.stores import Store
-from resilient_scan.stores.history import RunRecord
+from resilient_scan.stores.history import Past, RunRecord
 
 if TYPE_CHECKING:
     from resilient_scan.observe.explain import Explanation
@@ -373,6 +373,13 @@ class ScanRunner:
         """
         return () if self._runs.history is None else self._runs.history.runs(limit)
 
+    def past(self, name: str) -> tuple[Past, ...]:
+        """Return the last scans of one scanner that the store remembers, those of other processes too.
+
+        They come newest first, at most 10; the newest that was not turned away is among them however long ago it was.
+        """
+        return () if self._runs.history is None else self._runs.history.past(name)
+
     def breaker(self, name: str) -> str | None:
         """Return the state of a scanner's breaker: `closed`, `open` or `half_open`; `None`: it has none.
 
@@ -393,6 +400,10 @@ class ScanRunner:
     def tell(self, event: Event) -> None:
         """Send an event to the listeners on behalf of a part outside the runner, such as a control endpoint."""
         self._fleet.bus.send(event)
+
+    def note(self, name: str, action: str, *, reason: str, who: str) -> None:
+        """Write an order that a part outside the runner carries out into the audit trail; such a part calls this."""
+        self._fleet.gate.note(name, action, reason, who)
 
     @property
     def closed(self) -> bool:

@@ -16,6 +16,7 @@ SCHEMA = 1
 KEPT_FOR = 30 * 86_400.0  # seconds, of durations and last scans
 MAX_SCANS = 10  # of a scanner
 MAX_RUNS = 1_000
+TURNED_AWAY = frozenset({"rejected", "disabled", "skipped"})  # statuses of scans that say nothing about the scanner
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -168,7 +169,7 @@ class RunHistory:
         """
         try:
             for name, scan in past.items():
-                last = _with_one_traceback((scan, *self.past(name))[:MAX_SCANS])  # with those of other processes
+                last = _with_one_traceback(_newest((scan, *self.past(name))))  # with those of other processes
                 self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
             durations = {**self.expected(), **expected}
             self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), KEPT_FOR)
@@ -182,6 +183,18 @@ class RunHistory:
         except StoreError as error:
             self._on_error("get", error)
             return _Kept(SCHEMA)
+
+
+def _newest(scans: tuple[Past, ...]) -> tuple[Past, ...]:
+    """Return the scans to keep: the newest ones, the last of them that was not turned away in any case.
+
+    A scanner that is out of service ends `disabled` in each run. After ten runs nothing would say how it failed.
+    """
+    kept, older = scans[:MAX_SCANS], scans[MAX_SCANS:]
+    if all(scan.status in TURNED_AWAY for scan in kept):
+        real = next((scan for scan in older if scan.status not in TURNED_AWAY), None)
+        return kept if real is None else (*kept[:-1], real)
+    return kept
 
 
 def _with_one_traceback(scans: Iterable[Past]) -> tuple[Past, ...]:

@@ -87,6 +87,20 @@ def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: Fai
     assert len(history.runs(2 * MAX_RUNS)) == MAX_RUNS
 
 
+def test_the_last_real_outcome_is_kept_however_often_the_scanner_is_turned_away(
+    history: RunHistory, store: FailingStore
+) -> None:
+    history.keep(report(0, result("a")), {}, {"a": msgspec.structs.replace(past(0), status="error", traceback="t")})
+    for number in range(1, MAX_SCANS + 5):
+        out = msgspec.structs.replace(past(number), status=("disabled", "rejected", "skipped")[number % 3])
+        history.keep(report(number, result("a")), {}, {"a": out})
+    found = RunHistory(store, lambda *_: None).past("a")
+    assert [scan.run_id for scan in found] == [*(f"run-{number}" for number in range(14, 5, -1)), "run-0"]
+    assert (found[-1].status, found[-1].traceback) == ("error", "t")
+    history.keep(report(20, result("a")), {}, {"a": past(20)})
+    assert [scan.run_id for scan in history.past("a")][-1] == "run-6"
+
+
 def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> None:
     for number in range(2):
         history = RunHistory(store, lambda *_: None)
