@@ -103,6 +103,7 @@ class Scheduler:
         self._pause, self._probe_from = max(POLL_INTERVAL, probe_every), -math.inf
         self._clock = clock
         self._wake: Wake = clock.event()
+        self._asked: dict[str, None] = {}  # scanners that somebody wants to see run now, in the order of the orders
         self._stopped = False
         self._thread = threading.Thread(target=self._loop, name="resilient-scan-scheduler", daemon=True)
 
@@ -125,6 +126,11 @@ class Scheduler:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def ask(self, name: str) -> None:
+        """Have one scanner run as soon as no run is under way; two orders that wait are one run."""
+        self._asked[name] = None
+        self._wake.set()
+
     def _loop(self) -> None:
         while not self._stopped:
             try:
@@ -138,9 +144,19 @@ class Scheduler:
                 self._clock.wait(self._clock.monotonic() + POLL_INTERVAL, self._wake)
 
     def _step(self) -> None:
-        """Make the run that is due, or that of the probes that are due, or wait."""
+        """Make the run that is asked for, the one that is due, or that of the probes that are due, or wait."""
+        # The flag is lowered before the two looks, at `_stopped` and at `_asked`. The other way round, a stop or an
+        # order could come in between: its flag would be lowered although nobody has seen it, and it would wait for a
+        # second.
+        self._wake.clear()
+        if self._stopped:
+            return
         now = self._clock.monotonic()
-        if now >= self._schedule.due:
+        if self._asked:
+            name = next(iter(self._asked))
+            del self._asked[name]  # before the run: an order that comes during it wants another one
+            self._runner.run(self._state(), deadline=self._deadline, only=(name,))
+        elif now >= self._schedule.due:
             try:
                 self._runner.run(self._state(), deadline=self._deadline)
             finally:

@@ -116,6 +116,24 @@ def test_each_run_is_given_a_state_of_its_own(
     pass_time(clock, 60, heard, eventually, runs=1)
 
 
+def test_one_scanner_is_run_when_that_is_asked_for(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, release: threading.Event
+) -> None:
+    heard = Heard(clock)
+    runner = fleet(healthy("a"), hanging("b", release), clock=clock, listeners=(heard,), timeout_seconds=1000)
+    scheduler = begin(runner)
+    eventually(lambda: len(runner.flights("a")) == 1)
+    for name in ("a", "a", "b"):  # while the first run is under way
+        scheduler.ask(name)
+    assert heard.of(RunEnded) == []
+    release.set()
+    eventually(lambda: len(heard.of(RunEnded)) == 3)  # at once, although no time has passed; one for both orders
+    assert [dict(event.counts) for event in heard.of(RunEnded)] == [{"completed": 2}, *2 * [{"completed": 1}]]
+    scheduler.ask("a")
+    eventually(lambda: len(heard.of(RunEnded)) == 4)
+    assert (len(runner.flights("a")), len(runner.flights("b"))) == (3, 2)
+
+
 def test_a_run_that_fails_as_a_whole_costs_only_itself(
     fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
