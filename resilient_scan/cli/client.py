@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import getpass
 import json
+import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -194,6 +195,9 @@ def _reason(error: urllib.error.HTTPError) -> str:
 
 
 def _user() -> str:
+    """Return who gives the order: behind `sudo` the person, not the account that may read the token."""
+    if behind := os.environ.get("SUDO_USER"):
+        return behind
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # no such user, as in some containers

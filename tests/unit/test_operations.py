@@ -21,6 +21,7 @@ from resilient_scan.testing import broken, healthy
 from tests.support.settings import write_settings
 
 TOKEN = "a-token-of-ours"
+WHO = os.environ.get("SUDO_USER") or getpass.getuser()
 Say = Callable[..., str]
 
 
@@ -153,7 +154,7 @@ def test_without_a_service_orders_go_to_the_store(config: Path, say: Say) -> Non
     said = say("disable", "gap_up", "--reason", "quota", "--for", "90m", "--config", config)
     assert said == f"gap_up is disabled in {at}\n"
     state = states(config)
-    assert (state["state"], state["reason"], state["who"]) == ("disabled", "quota", getpass.getuser())
+    assert (state["state"], state["reason"], state["who"]) == ("disabled", "quota", WHO)
     assert state["until"] - state["since"] == pytest.approx(5400)
     assert "quota" in say("explain", "gap_up", "--no-run", "--demo", "--config", config)
     assert say("enable", "gap_up", "--reason", "paid", "--config", config) == f"gap_up is enabled in {at}\n"
@@ -179,7 +180,7 @@ def test_without_a_service_what_went_wrong_is_undone_in_the_store(config: Path, 
             f"the cached answers of gap_up are forgotten {at}"
         )
         assert [entry.action for entry in runner.audit()] == ["forget", "probe", "", "reset"]
-        assert {entry.who for entry in runner.audit() if entry.action} == {getpass.getuser()}
+        assert {entry.who for entry in runner.audit() if entry.action} == {WHO}
 
 
 def test_an_order_needs_no_keys(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +291,15 @@ def test_an_order_of_somebody_without_a_name(config: Path, say: Say, monkeypatch
         raise KeyError("uid not found")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.delenv("SUDO_USER", raising=False)
     say("disable", "gap_up", "--reason", "quota", "--config", config)
     assert states(config)["who"] == "command line"
+
+
+def test_behind_sudo_the_person_gives_the_order(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "anna")
+    say("disable", "gap_up", "--reason", "quota", "--config", config)
+    assert states(config)["who"] == "anna"
 
 
 def test_what_is_asked_of_a_service_that_went_away_in_between(near: Path, service: ControlService) -> None:
