@@ -16,6 +16,7 @@ from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, state_for
 from resilient_scan.clock import SystemClock
 from resilient_scan.events import Listener
 from resilient_scan.service import ControlService
+from resilient_scan.service.process import Process
 from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.service.schedule import ONCE, Schedule, Scheduler
 
@@ -93,18 +94,21 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
             probe_every=fleet.settings.quarantine.cooloff / 4,
             clock=clock,
         )
-        service = ControlService(
-            fleet.runner,
-            token,
-            serve.host,
-            serve.port,
-            why_not=lambda: "" if scheduler.alive else "no further run begins",
-        )
-        stack.enter_context(service)
+        reconciler: Reconciler | None = None
         if serve.alertmanager is not None:
             reconciler = Reconciler(
                 fleet.runner.reconcile, serve.alertmanager, serve.reconcile, receiver=serve.receiver
             )
+        process = Process(
+            why_not=lambda: "" if scheduler.alive else "no further run begins",
+            run=scheduler.ask,
+            alerting=lambda: "" if reconciler is None else reconciler.trouble,
+            dashboard_url=serve.dashboard_url or "",
+            runbook_url=serve.runbook_url or "",
+        )
+        service = ControlService(fleet.runner, token, serve.host, serve.port, process=process)
+        stack.enter_context(service)
+        if reconciler is not None:
             reconciler.start()
             stack.callback(reconciler.stop)
         scheduler.start()

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -19,6 +18,7 @@ from resilient_scan.observe.metrics import REGISTRY, CollectorRegistry, Promethe
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.auth import TokenAuth
 from resilient_scan.service.bounds import BOUNDS, Bounds
+from resilient_scan.service.process import Process
 
 if TYPE_CHECKING:
     from resilient_scan.service.server import HttpThread
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlService"]
 
 _log = logging.getLogger("resilient_scan")
+PROCESS = Process()
 WORKERS = 16  # requests at a time that call into the runner, whose store may be slow
 
 
@@ -42,7 +43,7 @@ class ControlService:
         host, port: where to listen; port 0 takes a free one.
         registry: its metrics are served at `/metrics`.
         clock: tells the time of day; for tests.
-        why_not: returns a sentence while scans cannot run, else an empty text; for `/readyz`.
+        process: what the endpoint has to know about the process around it, such as how to run a scanner.
         bounds: how much time and memory a client may take; for tests.
 
     Raises:
@@ -58,7 +59,7 @@ class ControlService:
         registry: CollectorRegistry = REGISTRY,
         *,
         clock: Clock | None = None,
-        why_not: Callable[[], str] = str,
+        process: Process = PROCESS,
         bounds: Bounds = BOUNDS,
     ) -> None:
         if not isinstance(runner, ScanRunner):
@@ -79,7 +80,7 @@ class ControlService:
             ) from None
         auth = None if token is None else TokenAuth(token)
         runner.listen(PrometheusMetrics(registry))
-        control = Control(runner, registry, clock or SystemClock(), why_not)
+        control = Control(runner, registry, clock or SystemClock(), process)
         self._application = partial(application, control, auth, bounds=bounds)
         self._serve = partial(HttpThread, host=host, port=port, bounds=bounds)
         self._host = host

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from resilient_scan._text import no_scanner
+from resilient_scan._text import no_scanner, without_known
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError
+from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import AlertReceived
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.observe.metrics import CollectorRegistry, exposition
-from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, Evidence, ScannerState
+from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, ScannerState
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.alerts import payload_of
 from resilient_scan.service.bounds import readable
+from resilient_scan.service.process import Process
+from resilient_scan.service.watch import REAL, Outcome, Trouble, Watch, machine_troubles, of_past, of_result, streak
 
 _log = logging.getLogger("resilient_scan")
-WHO = "control endpoint"
+WHO = "control endpoint"  # gave an order that names nobody
+BLIND = "No heartbeat from the alerts: what an alert says now is not trusted; the breakers go on protecting."
 MAX_NAME = 64  # characters of a scanner's name
+MAX_AUDIT = 1000  # entries among which a scanner's own are looked for
 MAX_DURATION = 366 * 86_400.0
 
 Count = Annotated[int, Meta(ge=0)]
@@ -44,7 +48,8 @@ class Health(msgspec.Struct, frozen=True):
 class Scanner(ScannerState, frozen=True, kw_only=True):
     """How one scanner stands, how its last scan in this process ended, and how many of its threads hang.
 
-    Instants are epoch seconds and durations are seconds.
+    `outcome` is how it really ended last, before it was taken out of service or its breaker opened; the store may
+    remember that from another process. Instants are epoch seconds and durations are seconds.
     """
 
     last_status: str | None
@@ -53,6 +58,7 @@ class Scanner(ScannerState, frozen=True, kw_only=True):
     last_error: str
     breaker: str | None
     abandoned_threads: Count
+    outcome: Outcome | None = None
 
 
 class ScannerDetails(Scanner, frozen=True, kw_only=True):
@@ -93,7 +99,7 @@ class Enable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
-    """Reset a scanner's breaker, forget its answers, or probe it: why."""
+    """Reset a scanner's breaker, forget its answers, probe it or run it: why."""
 
     reason: Reason
 
@@ -112,6 +118,42 @@ class UnknownScanner(ConfigError, LookupError):
     """There is no scanner of this name."""
 
 
+class Row(msgspec.Struct, frozen=True):
+    """One scanner, as the page shows it.
+
+    Attributes:
+        scanner: as it stands.
+        traceback: of its last real outcome; may be empty.
+        scans: statuses of its last scans, oldest first, at most 50.
+        failures: real outcomes in a row that are failures.
+        failing_since: when the first of them began.
+    """
+
+    scanner: Scanner
+    traceback: str = ""
+    scans: tuple[str, ...] = ()
+    failures: int = 0
+    failing_since: float | None = None
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """All scanners, as the page shows them, and what is wrong around them; in a `demo`, bundled data answer."""
+
+    rows: list[Row]
+    troubles: list[Trouble] = []
+    demo: bool = False
+
+
+class OneScanner(msgspec.Struct, frozen=True):
+    """Everything that the page of one scanner shows; `audit` is `None` where the store does not tell."""
+
+    row: Row
+    explanation: Explanation
+    audit: tuple[AuditEntry, ...] | None
+    troubles: list[Trouble] = []
+    demo: bool = False
+
+
 class Control:
     """A runner, as the endpoint sees it.
 
@@ -119,14 +161,14 @@ class Control:
         runner: whose scanners are shown and changed.
         registry: whose metrics are served.
         clock: tells the time of day.
-        why_not: returns a sentence while scans cannot run, else an empty text.
+        process: what there is to know about the process around it.
     """
 
-    def __init__(
-        self, runner: ScanRunner, registry: CollectorRegistry, clock: Clock, why_not: Callable[[], str] = str
-    ) -> None:
+    def __init__(self, runner: ScanRunner, registry: CollectorRegistry, clock: Clock, process: Process) -> None:
         self._runner, self._registry, self._clock = runner, registry, clock
-        self._why_not = why_not
+        self.process: Process = process
+        self._watch = Watch()
+        runner.listen(self._watch)
 
     def now(self) -> float:
         """Return epoch seconds."""
@@ -142,7 +184,7 @@ class Control:
 
     def why_not_ready(self) -> str:
         """Say why scans cannot run; an empty text: they can."""
-        return "the runner is closed" if self._runner.closed else self._why_not()
+        return "the runner is closed" if self._runner.closed else self.process.why_not()
 
     def scanners(self) -> Scanners:
         """Return all scanners as they stand."""
@@ -159,35 +201,67 @@ class Control:
         scanner = self._scanner(self._state(name), self._hung())
         return ScannerDetails(**msgspec.structs.asdict(scanner), explanation=self._runner.explain(name))
 
-    def explained(self, name: str) -> tuple[str, tuple[Evidence, ...]]:
-        """Return what there is to know about one scanner as text, and the alerts about it.
+    def fleet(self) -> Fleet:
+        """Return what the page of all scanners shows."""
+        hung = self._hung()
+        rows = [self._row(state, hung) for state in self._runner.scanners()]
+        return Fleet(rows, [*self._troubles(row.scanner for row in rows)], self._runner.demo)
+
+    def one_scanner(self, name: str) -> OneScanner:
+        """Return what the page of one scanner shows.
 
         Raises:
             UnknownScanner: there is no such scanner.
         """
-        evidence = self._state(name).evidence
-        return str(self._runner.explain(name, trace=True)), evidence
+        row = self._row(self._state(name), self._hung())
+        try:
+            entries = tuple(entry for entry in self._runner.audit(MAX_AUDIT) if entry.scanner == name)
+        except StoreError:  # the page is there to show what is wrong
+            entries = None
+        troubles = [*self._troubles([])]
+        return OneScanner(row, self._runner.explain(name, trace=True), entries, troubles, self._runner.demo)
 
     def audit(self, limit: int) -> Audit:
         """Return the newest changes of who is in service, newest first."""
         return Audit(self._runner.audit(limit))
 
-    def order(self, action: str, name: str, *, reason: str, user: str, **lasting: float) -> ScannerDetails:
+    def order(self, action: str, name: str, *, reason: str, who: str, **lasting: float) -> ScannerDetails:
         """Give an order about a scanner; return it as it stands then.
 
         Args:
-            action: `disable`, `enable`, `reset`, `forget` or `probe`, which are methods of `ScanRunner`.
+            action: `disable`, `enable`, `reset`, `forget` or `probe`, which are methods of `ScanRunner`; or `run`.
             name: the scanner's.
             reason: why.
-            user: who says so; empty: somebody who knows the token.
+            who: who says so; empty: somebody who knows the token.
             lasting: `duration` in seconds, for the first two.
 
         Raises:
             UnknownScanner: there is no such scanner.
+            ConfigError: it cannot be carried out.
         """
         self._check(name)
-        getattr(self._runner, action)(name, reason=reason, who=_who(user), **lasting)
+        # Somebody who takes one field of a form for the other must not find the token in the audit trail.
+        reason, who = without_known(reason), without_known(who) or WHO
+        if action == "run":
+            self._run(name, reason, who)
+        else:
+            getattr(self._runner, action)(name, reason=reason, who=who, **lasting)
         return self.details(name)
+
+    def _run(self, name: str, reason: str, who: str) -> None:
+        run = self.process.run
+        if run is None:
+            raise ConfigError(f"run {name}: this service starts no runs, the program around it does")
+        why_not = self.why_not_ready()
+        if why_not:
+            raise ConfigError(f"run {name}: {why_not}")
+        state = self._state(name)
+        if state.state == "disabled":
+            raise ConfigError(f"run {name}: it is disabled; enable it first")
+        if state.next_probe is not None and state.next_probe > state.at:
+            raise ConfigError(f"run {name}: it is {state.state} and would be turned away; probe or enable it first")
+        self._runner.note(name, "run", reason=reason, who=who)
+        run(name)
 
     def alerts(self, body: object) -> Counts:
         """Act on a webhook's decoded body; an alert that cannot be read costs no other.
@@ -225,16 +299,54 @@ class Control:
         return next(state for state in self._runner.scanners() if state.name == name)
 
     def _scanner(self, state: ScannerState, hung: Mapping[str, int]) -> Scanner:
-        flights = self._runner.flights(state.name)
+        return self._row(state, hung).scanner
+
+    def _row(self, state: ScannerState, hung: Mapping[str, int]) -> Row:
+        name = state.name
+        flights = self._runner.flights(name)
         last = flights[-1].result if flights else None
         error = None if last is None else last.error
-        return Scanner(
+        known = self._watch.last(name) or next(
+            (of_result(flight.result) for flight in reversed(flights) if flight.result.status in REAL), None
+        )
+        past = [(flight.result.status.value, flight.result.started_at) for flight in reversed(flights)]
+        # The store is asked only where this process knows nothing, and not while it fails: a page of 300 scanners would
+        # report 300 failures each time it is looked at.
+        if known is None and self._watch.store_failed is None:
+            stored = self._runner.past(name)
+            known = next((of_past(scan) for scan in stored if scan.status in REAL), None)
+            past = past or [(scan.status, scan.started_at) for scan in stored]
+        outcome, traceback = known or (None, "")
+        scanner = Scanner(
             **msgspec.structs.asdict(state),
             last_duration=None if last is None else last.duration,
             last_error="" if error is None else f"{error.kind}: {error.message}",
-            breaker=self._runner.breaker(state.name),
-            abandoned_threads=hung[state.name],
+            breaker=self._runner.breaker(name),
+            abandoned_threads=hung[name],
+            outcome=outcome,
         )
+        return Row(scanner, traceback, tuple(status for status, _ in reversed(past)), *streak(past))
+
+    def _troubles(self, scanners: Iterable[Scanner]) -> Iterator[Trouble]:
+        """Yield what is wrong around the scanners; `scanners`: all of them, or none where one is shown."""
+        why_not = self.why_not_ready()
+        if why_not:
+            yield Trouble("machine", f"No scan runs: {why_not}.")
+        stuck = self._watch.pool_trouble()
+        if stuck:
+            yield Trouble("machine", stuck)
+        outcomes = [each.outcome for each in scanners if each.outcome is not None and each.state == "enabled"]
+        for says in machine_troubles(outcomes):
+            yield Trouble("machine", says)
+        if self._watch.store_failed is not None:
+            since, why = self._watch.store_failed
+            yield Trouble("store", f"The store fails, and what happens now may be forgotten: {why}.", since)
+        blind = self.blind_since()
+        if blind is not None:
+            yield Trouble("alerting", BLIND, blind)
+        says = self.process.alerting()
+        if says:
+            yield Trouble("alerting", says)
 
     def _check(self, name: str) -> None:
         if name not in self._runner.names:
@@ -242,7 +354,3 @@ class Control:
 
     def _count(self, source: str, result: str) -> None:
         self._runner.tell(AlertReceived(source, result, self.now()))
-
-
-def _who(user: str) -> str:
-    return f"{user} ({WHO})" if user else WHO

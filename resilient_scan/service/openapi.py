@@ -108,13 +108,15 @@ def document(*, can_change: bool) -> Json:
     }
 
 
-def _responses(description: str, body: type, kinds: Sequence[str], errors: Mapping[int, str]) -> Json:
+def _responses(
+    description: str, body: type, kinds: Sequence[str], errors: Mapping[int, str], status: int = 200
+) -> Json:
     success = {"description": description, "content": {kind: {"schema": _SCHEMA[body]} for kind in kinds}}
     refusals = {
         str(status): {"description": why, "content": {JSON: {"schema": _SCHEMA[Error]}}}
         for status, why in errors.items()
     }
-    return {"200": success, **refusals}
+    return {str(status): success, **refusals}
 
 
 def _get(
@@ -137,13 +139,14 @@ def _post(
     *schemes: str,
     errors: Mapping[int, str] | None = None,
     parameters: Sequence[Json] = (),
+    status: int = 200,
 ) -> Json:
     return {
         "post": {
             "summary": summary,
             "parameters": [*parameters],
             "requestBody": {"required": True, "content": {JSON: {"schema": _SCHEMA[sent]}}},
-            "responses": _responses(description, body, (JSON,), {**_BODY, **_STORE, **(errors or {})}),
+            "responses": _responses(description, body, (JSON,), {**_BODY, **_STORE, **(errors or {})}, status),
             "security": [{scheme: []} for scheme in ("bearer", "basic", *schemes)],
         }
     }
@@ -174,6 +177,14 @@ _CHANGES: Json = {
     "/scanners/{name}/reset": _post("Close a scanner's breaker and forget its failures.", Order, *_CHANGED, **_NAMED),
     "/scanners/{name}/forget": _post("Drop a scanner's cached answers.", Order, *_CHANGED, **_NAMED),
     "/scanners/{name}/probe": _post("Make a quarantined scanner's next scan a probe.", Order, *_CHANGED, **_NAMED),
+    "/scanners/{name}/run": _post(
+        "Run a scanner as soon as no other run is under way.",
+        Order,
+        "It will run; the scanner as it is before.",
+        ScannerDetails,
+        **_NAMED,
+        status=202,
+    ),
     "/alerts": _post(
         "Alerts of Alertmanager (webhook version 4) or Grafana (version 1).",
         Webhook,

@@ -80,6 +80,7 @@ class Reconciler:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="resilient-scan-reconcile", daemon=True)
         self._unreachable = False
+        self.trouble: str = ""  # why Alertmanager cannot be asked, for people
 
     def start(self) -> None:
         """Begin."""
@@ -114,7 +115,9 @@ class Reconciler:
             if not self._unreachable:
                 _log.warning("%s; what its messages said goes on to count, each for its lease", error)
             self._unreachable = True
+            self.trouble = f"{error}."
         else:
             if self._unreachable:
                 _log.info("Alertmanager at %s answers again", self._url)
             self._unreachable = False
+            self.trouble = ""

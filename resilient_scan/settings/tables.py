@@ -89,6 +89,8 @@ class Service(Option, frozen=True):
         receiver: the receiver there whose alerts are ours; none: those of all receivers. If several services share an
             Alertmanager, each needs its own.
         reconcile: seconds between two such questions, > 0.
+        dashboard_url: of a Grafana dashboard, to which the page links; `{scanner}` in it stands for the scanner's name.
+        runbook_url: of the runbook, to which the page links alerts, each at its own heading.
     """
 
     listen: str = "127.0.0.1:9108"
@@ -96,12 +98,17 @@ class Service(Option, frozen=True):
     alertmanager: str | None = None
     receiver: str | None = None
     reconcile: Seconds = 60.0
+    dashboard_url: str | None = None
+    runbook_url: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", self.listen, re.ASCII) or self.port > 65535:
             raise self._fail("listen", 'an address and a port such as "127.0.0.1:9108"')
         if self.alertmanager is not None and not re.match(r"https?://[^/?#@]+(/|$)", self.alertmanager):
             raise ConfigError('service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password')
+        for name in ("dashboard_url", "runbook_url"):
+            if not re.match(r"https?://[^\s/?#@]+([/?#]|$)", getattr(self, name) or "http://x"):
+                raise ConfigError(f'service.{name} must be a URL such as "https://grafana.example/d/fleet"')
         self._number("reconcile", above=0)
 
     @property

@@ -67,9 +67,21 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
+    def look(self, *, dark: bool = False, scripts: bool = True) -> None:
+        """Prefer dark pages or light ones, and run their scripts or not; the window has its own size again."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+        self.command("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self.command("Emulation.clearDeviceMetricsOverride")
+
+    def press(self, keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        steps = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        ask("POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": steps}]})
+
     def picture(self) -> bytes:
-        """Return a PNG of the whole page."""
-        found = self.command("Page.captureScreenshot", captureBeyondViewport=True)
+        """Return a PNG of what the window shows."""
+        found = self.command("Page.captureScreenshot")
         return base64.b64decode(found["data"])
 
     def command(self, name: str, **parameters: Any) -> Any:
@@ -104,6 +116,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
                     "--no-sandbox",
                     "--disable-gpu",
                     "--disable-dev-shm-usage",
+                    "--hide-scrollbars",
                     f"--user-data-dir={profile}",
                 ],
             }
@@ -125,4 +138,5 @@ def ask(method: str, url: str, body: Any = None) -> Any:
             return json.loads(answer.read())["value"]
     except urllib.error.HTTPError as error:
         text = error.read().decode()[:500]
-        raise (Stale if "stale element" in text else AssertionError)(text) from None
+        gone = "stale element" in text or "does not belong to the document" in text
+        raise (Stale if gone else AssertionError)(text) from None

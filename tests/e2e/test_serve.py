@@ -89,6 +89,17 @@ def test_grace_is_a_limit(tmp_path: Path, switches: Switches) -> None:
         assert served.lines[-1] == "stopped; the run under way was cut off"
 
 
+def test_a_scanner_is_run_when_somebody_asks_for_it(tmp_path: Path, switches: Switches) -> None:
+    config = configured(tmp_path, more="[defaults]\ncache = false")
+    with serving(switches, config, *RARE) as served:
+        served.line("✓ alpha")
+        served.line("✓ beta")
+        assert served.post("/scanners/alpha/run", {"reason": "is it back?"})["name"] == "alpha"
+        served.line("✓ alpha", 2)
+        assert len(switches.asked("beta")) == 1
+        assert served.end(signal.SIGTERM) == 0
+
+
 def test_what_hangs_holds_up_nothing_but_its_own_scan(tmp_path: Path, switches: Switches) -> None:
     switches.turn("alpha", "hang")
     more = '[defaults]\ncache = { ttl = "10ms" }\ntimeout = { total = "200ms" }'

@@ -146,4 +146,4 @@ def test_no_proxy_stands_between(service: ControlService, monkeypatch: pytest.Mo
 def test_an_order_that_is_obeyed(service: ControlService) -> None:
     said: Any = client(service).post("/scanners/alpha/disable", {"reason": "quota", "duration": 60})
     assert (said["state"], said["reason"], said["by_hand"]) == ("disabled", "quota", True)
-    assert said["who"] == "anna_b (control endpoint)"
+    assert said["who"] == "anna_b"

@@ -232,6 +232,14 @@ WRONG = [
         "[service]\nalertmanager = 'http://me:hunter2@host'",
         '2: service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password',
     ),
+    (
+        "[service]\ndashboard_url = 'javascript:alert(1)'",
+        '2: service.dashboard_url must be a URL such as "https://grafana.example/d/fleet"',
+    ),
+    (
+        "[service]\nrunbook_url = 'https://me:hunter2@host'",
+        '2: service.runbook_url must be a URL such as "https://grafana.example/d/fleet"',
+    ),
     # not TOML
     ("[defaults]\nretry =", "2: not TOML: Invalid value"),
     ("[defaults]\nretry = {}\n[defaults]", "3: defaults appears twice, first in line 1"),

@@ -10,6 +10,7 @@ import pytest
 
 from resilient_scan import ControlService, Quarantine, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
+from resilient_scan.service.process import Process
 from resilient_scan.testing import FakeClock, healthy
 from tests.support.control import TOKEN, Served
 from tests.support.fixtures import Fleet, Serve
@@ -23,12 +24,13 @@ def serve(fleet: Fleet) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(*scanners: Any, runner: Any = None, token: str | None = TOKEN, **options: Any) -> Served:
-            named = {key: options.pop(key) for key in ("bounds", "why_not") if key in options}
+            named = {"bounds": options.pop("bounds")} if "bounds" in options else {}
+            around = {key: options.pop(key) for key in ("why_not", "run", "alerting") if key in options}
             clock = options.setdefault("clock", FakeClock())
             if runner is None:
                 runner = fleet(*(scanners or map(healthy, NAMES)), **{"quarantine": Quarantine(), **options})
             registry = CollectorRegistry()
-            service = ControlService(runner, token, registry=registry, clock=clock, **named)
+            service = ControlService(runner, token, registry=registry, clock=clock, process=Process(**around), **named)
             stack.enter_context(service)
             return Served(service, runner, registry)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import urllib.parse
@@ -20,7 +21,7 @@ from tests.support.stores import AWAY, FailingStore
 
 LOOKS = ("/", "/metrics", "/healthz", "/readyz", "/openapi.json", "/audit", "/scanners", "/scanners/gamma")
 ORDERED = ("reset", "forget", "probe")
-ORDERS = tuple(f"/scanners/gamma/{order}" for order in ("disable", "enable", *ORDERED))
+ORDERS = tuple(f"/scanners/gamma/{order}" for order in ("disable", "enable", *ORDERED, "run"))
 CHANGES = (*ORDERS, "/alerts")
 GOOD: dict[str, Any] = {**{path: {"reason": "x"} for path in ORDERS}, "/alerts": alertmanager()}
 
@@ -107,7 +108,7 @@ def test_a_closed_runner_can_still_be_looked_at(served: Served, path: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("credentials", "who"), [(BEARER, "control endpoint"), (BASIC, "anna (control endpoint)")], ids=["bearer", "basic"]
+    ("credentials", "who"), [(BEARER, "control endpoint"), (BASIC, "anna")], ids=["bearer", "basic"]
 )
 def test_disable_and_enable(served: Served, credentials: dict[str, str], who: str) -> None:
     said = {"reason": "quota is used up", "duration": 3600}
@@ -144,7 +145,7 @@ def test_an_open_breaker_is_reset_and_given_a_trial(serve: Serve) -> None:
     assert entry["action"] == "reset"
     assert [entry[key] for key in ("from", "to", "source", "who", "reason", "until")] == [
         *("enabled", "enabled", "hand"),
-        *("anna (control endpoint)", "new key", None),
+        *("anna", "new key", None),
     ]
     served.runner.run()
     served.post("/scanners/alpha/enable", {"reason": "up again"})
@@ -188,6 +189,86 @@ def test_what_cannot_be_undone_is_refused(serve: Serve) -> None:
         assert served.post(f"/scanners/alpha/{order}", {"reason": "x", "duration": 60}).status == 422
         assert served.post(f"/scanners/alpha/{order}", {"reason": "x"}, {}).status == 401
     assert served.get("/audit").json["entries"] == []
+
+
+def test_a_scanner_is_run_now(serve: Serve) -> None:
+    asked: list[str] = []
+    reasons = [""]
+    served = serve(run=asked.append, why_not=lambda: reasons[-1])
+    answer = served.post("/scanners/gamma/run", {"reason": "fixed"}, BASIC)
+    assert (answer.status, answer.json["name"], asked) == (202, "gamma", ["gamma"])
+    (entry,) = served.get("/audit").json["entries"]
+    assert [entry[key] for key in ("action", "who", "reason")] == ["run", "anna", "fixed"]
+    served.post("/scanners/beta/disable", {"reason": "x"})
+    served.runner.alerts([Alert("disable", "alpha", "firing", "f1", 1.0)])
+    refused = [served.post(f"/scanners/{name}/run", {"reason": "x"}).error for name in ("beta", "alpha")]
+    assert refused == [
+        (422, "invalid", "run beta: it is disabled; enable it first"),
+        (422, "invalid", "run alpha: it is quarantined and would be turned away; probe or enable it first"),
+    ]
+    served.post("/scanners/alpha/probe", {"reason": "x"})
+    assert served.post("/scanners/alpha/run", {"reason": "x"}).status == 202  # as a probe
+    reasons.append("no further run begins")
+    assert served.post("/scanners/gamma/run", {"reason": "x"}).error == (
+        *(422, "invalid"),
+        "run gamma: no further run begins",
+    )
+    assert served.post("/scanners/gama/run", {"reason": "x"}).status == 404
+    assert asked == ["gamma", "alpha"]
+
+
+def test_a_service_without_a_schedule_starts_no_runs(served: Served) -> None:
+    assert served.post("/scanners/gamma/run", {"reason": "x"}).error == (
+        *(422, "invalid"),
+        "run gamma: this service starts no runs, the program around it does",
+    )
+    assert served.get("/audit").json["entries"] == []
+
+
+def test_the_token_never_gets_into_the_audit_trail(served: Served) -> None:
+    confused = {"Authorization": "Basic " + base64.b64encode(f"{TOKEN}:{TOKEN}".encode()).decode()}
+    served.post("/scanners/gamma/disable", {"reason": f"my token is {TOKEN}"}, confused)
+    assert TOKEN.encode() not in served.get("/audit").body + served.get("/").body + served.get("/page/gamma").body
+    (entry,) = served.runner.audit()
+    assert (entry.who, entry.reason) == ("REDACTED", "my token is REDACTED")
+
+
+def test_an_outcome_outlasts_its_scanners_absence(serve: Serve) -> None:
+    """A scanner that is out ends `disabled` in each run, and the flight recorder has room for 50 of them."""
+    served = serve(broken("alpha", OSError("no route"), cache=None, retry=None), healthy("beta"), clock=FakeClock())
+    served.runner.run()
+    served.runner.disable("alpha", reason="quota", who="anna")
+    for _ in range(51):
+        served.runner.run()
+    row = served.get("/scanners/alpha").json
+    assert (row["last_status"], row["last_error"]) == ("disabled", "")
+    assert {key: row["outcome"][key] for key in ("status", "error", "attempts")} == {
+        "status": "error",
+        "error": "OSError: no route",
+        "attempts": 1,
+    }
+    page = served.get("/").body.decode()
+    assert re.search(
+        r'id="at-alpha" class="warn".*?disabled</span>.*?>error <small>.*?OSError: no route', page, re.DOTALL
+    )
+    assert "no route" in served.get("/page/alpha").body.decode()
+
+
+def test_the_store_remembers_the_outcome_of_another_process(serve: Serve) -> None:
+    store = FailingStore(FakeClock())
+    first = serve(broken("alpha", OSError("no route"), cache=None, retry=None), healthy("beta"), store=store)
+    first.runner.run()
+    first.runner.disable("alpha", reason="quota")
+    for _ in range(12):
+        first.runner.run()
+    first.runner.close()
+    second = serve(healthy("alpha"), healthy("beta"), store=store)
+    assert second.get("/scanners/alpha").json["outcome"]["error"] == "OSError: no route"
+    store.error = AWAY
+    third = serve(healthy("alpha"), healthy("beta"), store=store)
+    assert "The store fails" in third.get("/").body.decode()
+    assert third.get("/page/alpha").status == 200
+    assert "The store does not tell" in third.get("/page/alpha").body.decode()
 
 
 def test_enable_takes_a_duration(served: Served) -> None:

@@ -97,8 +97,11 @@ def test_garbage_is_told_once_and_once_that_it_is_over(caplog: pytest.LogCapture
 
     with LoopbackServer(answer) as server:
         reconciler = Reconciler(asked, server.url, 3600)
+        troubles = []
         for _ in range(6):
             reconciler.once()
+            troubles.append(bool(reconciler.trouble))
+    assert troubles == [True, True, True, False, False, True]
     told = [(record.levelname, record.message.partition(server.url)[2]) for record in caplog.records]
     assert [level for level, _ in told] == ["WARNING", "INFO", "WARNING"]
     assert told[0][1].endswith("what its messages said goes on to count, each for its lease")
