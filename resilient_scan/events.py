@@ -43,6 +43,7 @@ class Registered(msgspec.Struct, frozen=True):
             None if the scanner has no breaker.
         abandoned_threads: returns how many of its threads hang.
         state: returns `enabled`, `quarantined`, `probing` or `disabled`, or None once its runner is closed or gone.
+        total: seconds that an execution may take (`timeout.total`); None: there is no such bound.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Registered(msgspec.Struct, frozen=True):
     breaker_state: Callable[[], str | None] | None
     abandoned_threads: Callable[[], int]
     state: Callable[[], str | None] = lambda: "enabled"
+    total: float | None = None
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -112,7 +114,10 @@ class AttemptEnded(Event, frozen=True, gc=False):
 
 
 class ExecutionEnded(Event, frozen=True, gc=False):
-    """Real work for a scan ended: `outcome` is `success`, `error`, `timeout` or `cancelled`."""
+    """Real work for a scan ended: `outcome` is `success`, `error`, `timeout` or `cancelled`.
+
+    `total` is how long it might have taken at most.
+    """
 
     scanner: str
     pipeline: str
@@ -122,6 +127,7 @@ class ExecutionEnded(Event, frozen=True, gc=False):
     error: ErrorInfo | None
     run_id: str = ""
     at: float = 0.0
+    total: float | None = None
 
 
 class RetryBudgetExhausted(Event, frozen=True, gc=False):
@@ -270,6 +276,24 @@ class ProbeEnded(Event, frozen=True, gc=False):
     attempt: int = 0
 
 
+class ScheduleStarted(Event, frozen=True, gc=False):
+    """From now on these scanners run on a schedule, every `every` seconds."""
+
+    scanners: tuple[str, ...]
+    every: float
+    at: float
+
+
+class ScheduledRunBegins(Event, frozen=True, gc=False):
+    """A run begins whose time has come, `lateness` seconds after that time.
+
+    It is late if the run before it took too long, or if the machine slept. The jitter of the schedule is not lateness.
+    """
+
+    lateness: float
+    at: float
+
+
 class StoreFailed(Event, frozen=True, gc=False):
     """An operation of the store (a method of its protocol, such as `update`) failed; `message` contains no secret.
 
@@ -288,11 +312,18 @@ class StoreRecovered(Event, frozen=True, gc=False):
     at: float
 
 
+class AlertsServed(Event, frozen=True, gc=False):
+    """From now on this process receives alerts, so heartbeats of the alerting are to be expected."""
+
+    at: float
+
+
 class AlertReceived(Event, frozen=True, gc=False):
     """An alert came in.
 
     `source` is `alertmanager`, `grafana` or `unknown`; `result` is `accepted`, `duplicate`, `unauthorized`, `invalid`,
-    `unknown_scanner` or `refused`.
+    `unknown_scanner`, `refused` (critical scanner, or ejection cap), `overruled` (by a manual order) or `ignored` (not
+    an action of ours, or meant for another instance).
     """
 
     source: str

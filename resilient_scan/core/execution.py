@@ -730,8 +730,8 @@ class Execution:
 
     def _ended(self, kind: str, error: ErrorInfo | None, took: float) -> ExecutionEnded:
         stack, context = self.stack, self.context
-        at = stack.clock.time()
-        return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, context.run_id, at)
+        run_id, at = context.run_id, stack.clock.time()
+        return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, run_id, at, stack.total)
 
 
 def _method(cancellation: BaseException) -> str:

@@ -415,7 +415,7 @@ class Stack:
             return None if stack is None or stack.retired else stack.gate.state_of(stack.name)
 
         breaker = None if self.breaker is None else breaker_state
-        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state)
+        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state, self.total)
 
     def abandoned(self) -> list[Abandoned]:
         """List this scanner's threads that did not stop in time and still run, oldest first."""

@@ -283,7 +283,9 @@ def _level(event: Event) -> int:
     if isinstance(event, ScanEnded):
         return _line(event.result)[0]
     outcome, new = getattr(event, "outcome", ""), getattr(event, "new", "")
-    if name == "HeartbeatSeen" or (name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"):
+    if name in {"HeartbeatSeen", "ScheduledRunBegins"} or (
+        name in {"AttemptEnded", "ExecutionEnded"} and outcome == "success"
+    ):
         return logging.DEBUG
     if name in _TROUBLE:
         return logging.WARNING

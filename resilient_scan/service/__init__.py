@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.events import AlertsServed
 from resilient_scan.observe.metrics import REGISTRY, CollectorRegistry, PrometheusMetrics
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.auth import TokenAuth
@@ -83,6 +84,8 @@ class ControlService:
         control = Control(runner, registry, clock or SystemClock(), process)
         self._application = partial(application, control, auth, bounds=bounds)
         self._serve = partial(HttpThread, host=host, port=port, bounds=bounds)
+        # Without a token there is no `/alerts`, so that no heartbeat is to be expected.
+        self._tell_alerts_served = None if auth is None else lambda: runner.tell(AlertsServed(control.now()))
         self._host = host
         self._live: tuple[HttpThread, ThreadPool] | None = None
         self._lock = threading.Lock()
@@ -109,6 +112,8 @@ class ControlService:
         pool = ThreadPool(WORKERS, name="resilient-scan-control")
         thread = self._serve(self._application(pool=pool))
         thread.start()
+        if self._tell_alerts_served is not None:
+            self._tell_alerts_served()
         return thread, pool
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.events import ScheduledRunBegins, ScheduleStarted
 from resilient_scan.runner import ScanRunner
 
 _log = logging.getLogger("resilient_scan")
@@ -51,26 +52,32 @@ class Schedule:
             raise ConfigError(f"jitter must be a number from 0 to 0.5, got {jitter!r}")
         if catch_up not in {ONCE, SKIP}:
             raise ConfigError(f"catch_up must be 'once' or 'skip', got {catch_up!r}")
-        self._every, self._jitter, self._random = float(every), jitter, random
+        self.every, self._jitter, self._random = float(every), jitter, random
         self._catch_up = catch_up
         self._start = start
         self._step = 0
         self.due: float = start
+        self._since = start  # the instant that the next run is meant for
 
     def ran(self, now: float) -> None:
         """Note that the run which was due has ended, and set when the next one is."""
         ahead = self._step + 1
-        passed = math.floor((now - self._start) / self._every)
+        passed = math.floor((now - self._start) / self.every)
         if passed < ahead:
             self._set(ahead)
         elif self._catch_up == SKIP:
             self._set(passed + 1)
         else:
             self._step, self.due = passed, now
+            self._since = self._start + ahead * self.every
+
+    def lateness(self, now: float) -> float:
+        """Return how long ago the run that is due should have begun: the first of those that it makes up for."""
+        return max(0.0, now - self._since)
 
     def _set(self, step: int) -> None:
         self._step = step
-        self.due = self._start + (step + self._jitter * self._random.random()) * self._every
+        self.due = self._since = self._start + (step + self._jitter * self._random.random()) * self.every
 
 
 class Scheduler:
@@ -113,7 +120,8 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopped
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, and tell the listeners that runs are to be expected from now on."""
+        self._runner.tell(ScheduleStarted(tuple(self._runner.names), self._schedule.every, self._clock.time()))
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
@@ -158,6 +166,7 @@ class Scheduler:
             self._runner.run(self._state(), deadline=self._deadline, only=(name,))
         elif now >= self._schedule.due:
             try:
+                self._runner.tell(ScheduledRunBegins(self._schedule.lateness(now), self._clock.time()))
                 self._runner.run(self._state(), deadline=self._deadline)
             finally:
                 self._schedule.ran(self._clock.monotonic())

@@ -23,6 +23,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.events import (
+    AlertsServed,
     AttemptEnded,
     BreakerChanged,
     Event,
@@ -35,6 +36,8 @@ from resilient_scan.events import (
     RunStarted,
     ScanEnded,
     ScannerStateChanged,
+    ScheduledRunBegins,
+    ScheduleStarted,
     StoreFailed,
     StoreRecovered,
     ThreadAbandoned,
@@ -311,6 +314,9 @@ def test_an_event_is_one_object(caplog: pytest.LogCaptureFixture) -> None:
         (StoreRecovered(0.0), "store_recovered", "info"),
         (ListenerLate("slow", 3, "id", 0.0), "listener_late", "warning"),
         (HeartbeatSeen(0.0), "heartbeat_seen", "debug"),
+        (AlertsServed(0.0), "alerts_served", "info"),
+        (ScheduleStarted(("one",), 60.0, 0.0), "schedule_started", "info"),
+        (ScheduledRunBegins(0.1, 0.0), "scheduled_run_begins", "debug"),
     ],
 )
 def test_every_event_has_its_name_its_level_and_its_context(

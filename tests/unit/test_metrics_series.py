@@ -21,9 +21,11 @@ from resilient_scan import (
     Status,
     Timeout,
     __version__,
+    scanner,
 )
 from resilient_scan.events import (
     AlertReceived,
+    AlertsServed,
     AttemptEnded,
     BreakerChanged,
     DeadlineActedOn,
@@ -40,6 +42,8 @@ from resilient_scan.events import (
     ScanEnded,
     ScannersRegistered,
     ScannerStateChanged,
+    ScheduledRunBegins,
+    ScheduleStarted,
     StoreFailed,
     SuspiciousResult,
 )
@@ -83,13 +87,21 @@ def ended(**changes: Any) -> ScanEnded:
             {"scanner": "one", "method": "sockets"},
         ),
         (SuspiciousResult("one", "test", "empty", 0, 0), "suspicious_results_total", {"scanner": "one"}),
-        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {"scanner": "one"}),
+        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {}),
         (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
         (ListenerLate("slow", 1, "run", 0.0), "listener_events_late_total", {}),
         (
             AlertReceived("grafana", "refused", 0.0),
             "alert_webhooks_total",
             {"source": "grafana", "result": "refused"},
+        ),
+        *(
+            (
+                AlertReceived("alertmanager", result, 0.0),
+                "alert_webhooks_total",
+                {"source": "alertmanager", "result": result},
+            )
+            for result in ("overruled", "ignored")
         ),
         (RunEnded("run", 2.0, {}, True, 5.0), "run_duration_seconds_count", {}),
         (DeadlineActedOn("", 0.003), "watchdog_lateness_seconds_count", {}),
@@ -110,7 +122,6 @@ def test_an_event_adds_one_to_a_series_that_was_there_before(
 @pytest.mark.parametrize(
     ("event", "name", "labels", "expected"),
     [
-        (HeartbeatSeen(7.0), "alert_last_heartbeat_timestamp_seconds", {}, 7.0),
         (RunEnded("run", 2.0, {}, True, 5.0), "last_run_timestamp_seconds", {}, 5.0),
         (
             ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0),
@@ -119,7 +130,7 @@ def test_an_event_adds_one_to_a_series_that_was_there_before(
             9.0,
         ),
         (ended(candidates=[1, 2, 3]), "candidates", {"scanner": "one"}, 3.0),
-        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_sum", {"scanner": "one"}, 7.0),
+        (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_sum", {}, 7.0),
         (ended(), "queue_wait_seconds_sum", {}, 0.2),
     ],
 )
@@ -134,6 +145,77 @@ def test_an_event_sets_a_value(
     assert value(registry, name, **labels) == 0
     listener(event)
     assert value(registry, name, **labels) == expected
+
+
+def test_a_heartbeat_is_exported_once_it_can_be_expected(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    name = "alert_last_heartbeat_timestamp_seconds"
+    assert value(registry, name) is None
+    listener(AlertsServed(5.0))
+    assert value(registry, name) == 0
+    listener(HeartbeatSeen(7.0))
+    listener(AlertsServed(8.0))  # stopped and started again
+    assert value(registry, name) == 7
+
+
+def test_of_a_schedule_its_interval_and_its_lateness_are_exported(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    assert value(registry, "schedule_interval_seconds", scanner="one") is None
+    assert value(registry, "schedule_lateness_seconds_count") is None
+    listener(ScheduleStarted(("one", "two"), 60.0, 0.0))
+    assert value(registry, "schedule_interval_seconds", scanner="one") == 60
+    assert value(registry, "schedule_interval_seconds", scanner="two") == 60
+    assert value(registry, "schedule_lateness_seconds_count") == 0
+    listener(ScheduledRunBegins(0.2, 0.0))
+    listener(ScheduledRunBegins(40.0, 0.0))
+    assert value(registry, "schedule_lateness_seconds_sum") == 40.2
+    assert value(registry, "schedule_lateness_seconds_bucket", le="30.0") == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds", "total", "slow"),
+    [
+        ("success", 8.0, 10.0, 0),
+        ("success", 8.001, 10.0, 1),
+        ("error", 9.0, 10.0, 1),
+        ("timeout", 10.01, 10.0, 1),
+        ("cancelled", 9.0, 10.0, 1),
+        ("success", 9.0, 100.0, 0),  # of its own total, not of another runner's
+        ("success", 9.0, None, 0),
+    ],
+)
+def test_slow_is_what_uses_up_most_of_its_own_total(
+    outcome: str, seconds: float, total: float | None, slow: int, registry: CollectorRegistry
+) -> None:
+    listener = PrometheusMetrics(registry)
+    listener(ScannersRegistered((Registered("one", "test", None, lambda: 0, total=10.0),)))
+    assert value(registry, "slow_executions_total", scanner="one") == 0  # a share needs it before the first slow one
+    listener(ExecutionEnded("one", "test", outcome, seconds, 1, None, "run", 9.0, total))
+    assert value(registry, "slow_executions_total", scanner="one") == slow
+
+
+def test_without_a_total_nothing_says_how_slow_is_slow(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    listener(ExecutionEnded("one", "test", "success", 1e6, 1, None, "run", 9.0))
+    assert value(registry, "slow_executions_total", scanner="one") is None
+
+
+def test_executions_say_how_long_they_might_have_taken(registry: CollectorRegistry) -> None:
+    """The timeout of the run's own scanner, whatever another runner gives to one of the same name."""
+    clock, listener = FakeClock(), PrometheusMetrics(registry)
+
+    @scanner(pipeline="test", cache=None)
+    def one(_state: object) -> list[Any]:
+        clock.advance(9.0)
+        return []
+
+    for seconds, slow in ((10, 1), (100, 1), (11, 2)):
+        with ScanRunner([one], policy=BARE, timeout_seconds=seconds, clock=clock, listeners=(listener,)) as runner:
+            runner.run({})
+        assert value(registry, "slow_executions_total", scanner="one") == slow
 
 
 def test_what_has_no_answer_leaves_the_last_one_s_size(

@@ -10,6 +10,7 @@ from collections.abc import Sized
 
 from resilient_scan.events import (
     AlertReceived,
+    AlertsServed,
     AttemptEnded,
     BreakerChanged,
     DeadlineActedOn,
@@ -25,6 +26,8 @@ from resilient_scan.events import (
     ScanEnded,
     ScannersRegistered,
     ScannerStateChanged,
+    ScheduledRunBegins,
+    ScheduleStarted,
     StoreFailed,
     SuspiciousResult,
     ThreadAbandoned,
@@ -89,8 +92,11 @@ class PrometheusMetrics:
         ThreadAbandoned,
         StoreFailed,
         ListenerLate,
+        AlertsServed,
         AlertReceived,
         HeartbeatSeen,
+        ScheduleStarted,
+        ScheduledRunBegins,
     )
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -100,7 +106,6 @@ class PrometheusMetrics:
         self._runs = children("runs_total")
         self._run_duration, self._last_run = child("run_duration_seconds"), child("last_run_timestamp_seconds")
         self._lateness = child("watchdog_lateness_seconds")
-        self._heartbeat = child("alert_last_heartbeat_timestamp_seconds")
 
     def __eq__(self, other: object) -> bool:
         """Return whether another listener counts into the same registry: a runner needs only one of them."""
@@ -143,14 +148,32 @@ class PrometheusMetrics:
                 self._watch(event)
             case DeadlineActedOn():
                 self._lateness.observe(event.lateness)
-            case AlertReceived():
-                self._metrics.child("alert_webhooks_total", event.source, event.result).inc()
-            case HeartbeatSeen():
-                self._heartbeat.set(event.at)
+            case AlertsServed() | AlertReceived() | HeartbeatSeen():
+                self._alerting(event)
+            case ScheduleStarted() | ScheduledRunBegins():
+                self._scheduled(event)
             case _:
                 self._trouble(event)
         if MULTIPROCESS:
             self._metrics.write()
+
+    def _alerting(self, event: AlertsServed | AlertReceived | HeartbeatSeen) -> None:
+        match event:
+            case AlertReceived():
+                self._metrics.child("alert_webhooks_total", event.source, event.result).inc()
+            case HeartbeatSeen():
+                self._metrics.child("alert_last_heartbeat_timestamp_seconds").set(event.at)
+            case AlertsServed():
+                self._metrics.child("alert_last_heartbeat_timestamp_seconds")  # 0 until one is seen
+
+    def _scheduled(self, event: ScheduleStarted | ScheduledRunBegins) -> None:
+        lateness = self._metrics.child("schedule_lateness_seconds")
+        match event:
+            case ScheduleStarted():
+                for scanner in event.scanners:
+                    self._metrics.child("schedule_interval_seconds", scanner).set(event.every)
+            case ScheduledRunBegins():
+                lateness.observe(event.lateness)
 
     def _trouble(self, event: Event) -> None:
         match event:

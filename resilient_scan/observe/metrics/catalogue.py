@@ -11,6 +11,7 @@ from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT
 from resilient_scan.results import Status
 
 PREFIX = "resilient_scan_"
+SLOW_SHARE = 0.8  # of its total timeout: an execution that runs longer counts as slow
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LATENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60)
 
@@ -36,7 +37,16 @@ WORKER_STATES = ("busy", "idle", "abandoned")
 STORE_OPERATIONS = ("update", "read", "get", "put", "delete", "lease", "release", "append", "tail", "flush")
 RUN_RESULTS = ("complete", "partial", "failed")
 ALERT_SOURCES = ("alertmanager", "grafana", "unknown")
-ALERT_RESULTS = ("accepted", "duplicate", "unauthorized", "invalid", "unknown_scanner", "refused")
+ALERT_RESULTS = (
+    "accepted",
+    "duplicate",
+    "unauthorized",
+    "invalid",
+    "unknown_scanner",
+    "refused",
+    "overruled",
+    "ignored",
+)
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 Mode = Literal["livemax", "livesum", "max", "mostrecent"]
@@ -54,6 +64,7 @@ class Family(msgspec.Struct, frozen=True):
             `kind` or `version`, whose values are not known beforehand, is left out.
         buckets: a histogram's upper bounds in seconds.
         mode: how prometheus_client's multiprocess mode combines a gauge of several processes.
+        optional: whether only some processes export it: those that do what it is about.
     """
 
     name: str
@@ -63,6 +74,7 @@ class Family(msgspec.Struct, frozen=True):
     closed: tuple[tuple[str, ...], ...] = ((),)
     buckets: tuple[float, ...] = ()
     mode: Mode = "livemax"
+    optional: bool = False
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -84,12 +96,16 @@ def _counter(name: str, text: str, *labels: str, closed: Closed = ((),)) -> Fami
     return Family(f"{PREFIX}{name}", "counter", labels, text, closed)
 
 
-def _gauge(name: str, text: str, *labels: str, mode: Mode = "livemax", closed: Closed = ((),)) -> Family:
-    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode)
+def _gauge(
+    name: str, text: str, *labels: str, mode: Mode = "livemax", closed: Closed = ((),), optional: bool = False
+) -> Family:
+    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode, optional=optional)
 
 
-def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = BUCKETS) -> Family:
-    return Family(f"{PREFIX}{name}", "histogram", labels, text, buckets=buckets)
+def _histogram(
+    name: str, text: str, *labels: str, buckets: tuple[float, ...] = BUCKETS, optional: bool = False
+) -> Family:
+    return Family(f"{PREFIX}{name}", "histogram", labels, text, buckets=buckets, optional=optional)
 
 
 _ALL = (
@@ -114,6 +130,11 @@ _ALL = (
         "Duration of executions, those that timed out included.",
         "scanner",
         "pipeline",
+    ),
+    _counter(
+        "slow_executions_total",
+        f"Executions of any outcome that ran past {SLOW_SHARE:g} of their own total timeout.",
+        "scanner",
     ),
     _counter(
         "attempts_total",
@@ -180,8 +201,7 @@ _ALL = (
     _gauge("abandoned_threads", "Threads that did not stop in time and still run.", "scanner", mode="livesum"),
     _histogram(
         "late_completion_duration_seconds",
-        "True duration of abandoned work that ended after all.",
-        "scanner",
+        "True duration of abandoned work that ended after all; of all scanners together.",
     ),
     _counter(
         "timeout_freed_total",
@@ -210,6 +230,17 @@ _ALL = (
     ),
     _histogram("run_duration_seconds", "Duration of runs."),
     _gauge("last_run_timestamp_seconds", "When a run last ended, in epoch seconds; 0: not yet.", mode="max"),
+    _gauge(
+        "schedule_interval_seconds",
+        "Seconds from one scheduled run of a scanner to the next; only where runs are made on a schedule.",
+        "scanner",
+        optional=True,
+    ),
+    _histogram(
+        "schedule_lateness_seconds",
+        "How long after their time scheduled runs began; only where runs are made on a schedule.",
+        optional=True,
+    ),
     _counter(
         "alert_webhooks_total",
         "Alerts that were received, by what became of them.",
@@ -219,8 +250,9 @@ _ALL = (
     ),
     _gauge(
         "alert_last_heartbeat_timestamp_seconds",
-        "When the alerting's heartbeat was last seen, in epoch seconds; 0: not yet.",
+        "When the alerting's heartbeat was last seen, in epoch seconds; 0: not yet. Only where alerts are received.",
         mode="max",
+        optional=True,
     ),
     Family(f"{PREFIX}build_info", "info", ("version",), "The version of resilient_scan that runs."),
 )

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, Metric
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue, ValueClass
 
 from resilient_scan import __version__
@@ -59,6 +60,31 @@ class _Histogram(_Flushing, Histogram):
     pass
 
 
+class _OnDemand(Collector):
+    """Holds the name of a metric in a registry from the beginning; the metric itself is made when it is first used.
+
+    A gauge without labels has a value as soon as it exists, and a heartbeat of 0 in a process that receives no alerts
+    would say that none has ever come.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._metric: Any = None
+
+    def describe(self) -> Iterable[Metric]:
+        return [Metric(self._family.name, self._family.help, self._family.type)]
+
+    def collect(self) -> Iterable[Metric]:
+        found: Iterable[Metric] = () if self._metric is None else self._metric.collect()
+        return found
+
+    def needed(self) -> Any:
+        """Return the metric, making it if necessary."""
+        if self._metric is None:
+            self._metric = _made(self._family)
+        return self._metric
+
+
 def _made(family: Family) -> Any:
     match family.type:
         case "counter":
@@ -83,7 +109,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._families = {family.name.removeprefix(PREFIX): family for family in families()}
-        self._metrics = {name: _made(family) for name, family in self._families.items()}
+        self._metrics: dict[str, Any] = {
+            name: _OnDemand(family) if family.optional else _made(family) for name, family in self._families.items()
+        }
         # One thread flushes at a time. Reentrant, because a flush allocates: the garbage collector may run a finalizer
         # in the middle of it that ends a runner and sends events, on this very thread. A plain lock would deadlock.
         self._lock = threading.RLock()
@@ -94,7 +122,7 @@ class Metrics:
             if isinstance(metric, _Flushing):
                 metric.before = self.flush
         for name, family in self._families.items():
-            if family.labels[:1] != ("scanner",) and family.type != "info":
+            if family.labels[:1] != ("scanner",) and family.type != "info" and not family.optional:
                 self.children(name)
         self._read("inflight_executions", (), lambda: float(self._load().busy))
         self._read("queued_scans", (), lambda: float(self._load().queued))
@@ -107,7 +135,7 @@ class Metrics:
         Raises:
             ValueError: it has a metric of one of these names already; then none is added.
         """
-        added: list[MetricWrapperBase] = []
+        added: list[Collector] = []
         try:
             for metric in self._metrics.values():
                 registry.register(metric)
@@ -130,6 +158,9 @@ class Metrics:
     def child(self, name: str, *labels: str) -> Child:
         """Return one time series, making it if necessary."""
         metric = self._metrics[name]
+        if isinstance(metric, _OnDemand):
+            with self._lock:
+                metric = metric.needed()
         return metric.labels(*labels) if labels else metric
 
     def children(self, name: str, *owner: str) -> dict[tuple[str, ...], Child]:
@@ -144,6 +175,7 @@ class Metrics:
                 pending = self.pending[scanner.name] = PendingCounts(self, scanner.name)
                 self._watch_states(scanner.name, pending)
             pending.add_pipeline(scanner.pipeline)
+            pending.add_total(scanner.total)
             # A scanner whose runner is closed has no state any more, and is dropped unless a thread of it still hangs.
             pending.live[:] = [each for each in pending.live if each.state() is not None or each.abandoned_threads()]
             pending.live.append(scanner)

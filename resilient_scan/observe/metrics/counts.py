@@ -25,7 +25,7 @@ from resilient_scan.events import (
     ScannerStateChanged,
     SuspiciousResult,
 )
-from resilient_scan.observe.metrics.catalogue import BUCKETS
+from resilient_scan.observe.metrics.catalogue import BUCKETS, SLOW_SHARE
 from resilient_scan.results import Status
 
 MAX_KINDS = 16  # exception classes with a label of their own
@@ -112,7 +112,8 @@ class PendingCounts:
         self._candidates = source.child("candidates", scanner)
         self._dropped = source.child("candidates_dropped_total", scanner)
         self._success = source.child("last_success_timestamp_seconds", scanner)
-        self._late = source.child("late_completion_duration_seconds", scanner)
+        self._late = source.child("late_completion_duration_seconds")
+        self._slow: Child = None
         self._queue_wait = source.child("queue_wait_seconds")
         self._last_success = 0.0
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -131,6 +132,11 @@ class PendingCounts:
         """Make the time series for a pipeline, unless they exist."""
         if pipeline not in self._pipelines:
             self._pipelines[pipeline] = _Pipeline(self._source, self._scanner, pipeline)
+
+    def add_total(self, total: float | None) -> None:
+        """Make the series of slow executions if they have a total to compare with."""
+        if total is not None and self._slow is None:
+            self._slow = self._source.child("slow_executions_total", self._scanner)
 
     def flush(self) -> None:
         """Count everything that is pending; only one thread at a time may do that."""
@@ -190,6 +196,9 @@ class PendingCounts:
         if self.traces and (trace := self.traces.pop(event.run_id, None)):
             exemplar["trace_id"] = trace
         pipeline.pending.append((event.duration, exemplar))
+        if event.total is not None and event.duration > SLOW_SHARE * event.total:
+            self.add_total(event.total)
+            self._add(self._slow)
         if event.outcome == SUCCESS:
             self._last_success = max(self._last_success, event.at)
         elif event.outcome == ERROR and event.error is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Quarantine, ScanRunner
-from resilient_scan.events import ProbeEnded, RunEnded
+from resilient_scan.events import ProbeEnded, RunEnded, RunStarted, ScheduledRunBegins, ScheduleStarted
 from resilient_scan.quarantine import Alert
 from resilient_scan.service.schedule import POLL_INTERVAL, Schedule, Scheduler
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
@@ -84,6 +84,23 @@ def test_runs_come_on_the_grid(fleet: Fleet, clock: FakeClock, begin: Begin, eve
     pass_time(clock, 60, heard, eventually, runs=1)
     assert heard.at[1] == 60.0
     assert all(event.complete for event in heard.of(RunEnded))
+
+
+def test_listeners_learn_of_the_schedule_and_of_how_late_each_run_is(
+    fleet: Fleet, clock: FakeClock, begin: Begin, eventually: Eventually
+) -> None:
+    heard = Heard(clock)
+    begin(fleet(healthy("a"), healthy("b"), clock=clock, listeners=(heard,)))
+    eventually(lambda: heard.at == [0.0])
+    assert heard.of(ScheduleStarted) == [ScheduleStarted(("a", "b"), EVERY, clock.time())]
+    eventually(lambda: isinstance(clock, WatchedClock) and clock.rests(within=POLL_INTERVAL))
+    clock.advance(EVERY + 7)  # the machine slept
+    eventually(lambda: len(heard.at) == 2)
+    assert [event.lateness for event in heard.of(ScheduledRunBegins)] == [0.0, 7.0]
+    assert [type(event) for event in heard.events_seen if isinstance(event, ScheduledRunBegins | RunStarted)] == [
+        ScheduledRunBegins,
+        RunStarted,
+    ] * 2
 
 
 @pytest.mark.parametrize(("catch_up", "runs"), [("once", 1), ("skip", 0)])

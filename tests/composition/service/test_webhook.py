@@ -123,14 +123,20 @@ def test_the_heartbeat_is_heard(serve: Serve) -> None:
     clock = FakeClock()
     served = serve(clock=clock, quarantine=Quarantine(heartbeat=30))
     clock.advance(100)
+    name = "resilient_scan_alert_last_heartbeat_timestamp_seconds"
+    assert served.registry.get_sample_value(name) == 0  # never seen
     assert served.runner.blind_since() is not None
     assert b"No heartbeat" in served.get("/").body
     beat = alert(None, labels={"alertname": "Watchdog", "resilient_scan_action": "heartbeat"})
     assert told(served, alertmanager(beat)) == counts(accepted=1)
     assert served.runner.blind_since() is None
     assert b"No heartbeat" not in served.get("/").body
-    name = "resilient_scan_alert_last_heartbeat_timestamp_seconds"
     assert served.registry.get_sample_value(name) == clock.time()
+
+
+def test_where_no_alerts_are_served_no_heartbeat_is_exported(serve: Serve) -> None:
+    served = serve(token=None)
+    assert served.registry.get_sample_value("resilient_scan_alert_last_heartbeat_timestamp_seconds") is None
 
 
 def test_a_message_without_alerts_is_fine(serve: Serve) -> None:

@@ -46,6 +46,26 @@ def test_one_run_makes_up_for_all_that_were_missed() -> None:
     assert plan.due == 240.0
 
 
+def test_a_run_is_late_by_what_has_passed_since_the_first_instant_it_makes_up_for() -> None:
+    """Once all runs take too long, each begins as soon as the last one ends: without this, none would ever be late."""
+    plan = schedule(catch_up="once", start=10.0)
+    assert (plan.lateness(9.0), plan.lateness(10.0), plan.lateness(12.5)) == (0.0, 0.0, 2.5)
+    plan.ran(210.0)  # 70, 130 and 190 have passed
+    assert plan.lateness(210.0) == 140.0
+    plan.ran(211.0)
+    assert plan.lateness(250.5) == 0.5
+    plan = schedule(catch_up="skip")
+    plan.ran(200.0)
+    assert plan.lateness(240.0) == 0.0
+
+
+def test_jitter_is_not_lateness() -> None:
+    plan = schedule(jitter=0.5)
+    plan.ran(1.0)
+    assert plan.due > 60.0
+    assert plan.lateness(plan.due) == 0.0
+
+
 def test_missed_runs_are_left_out() -> None:
     plan = schedule(catch_up="skip")
     plan.ran(200.0)
