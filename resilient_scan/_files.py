@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -34,14 +35,14 @@ def refuse_unless_plain(path: Path) -> os.stat_result | None:
     return found
 
 
-def write_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def write_file(path: Path, content: bytes | Sequence[bytes], *, durable: bool = False) -> None:
     """Replace the content of a file, or make a new one that everybody can read.
 
     A file that is there keeps its mode, and its owner if we may give it away.
 
     Args:
         path: if it is a symbolic link, what it leads to is replaced.
-        content: all of it.
+        content: all of it, in one piece or several.
         durable: whether it must survive a crash of the machine right afterwards.
 
     Raises:
@@ -52,7 +53,7 @@ def write_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             if before is not None:
                 with suppress(PermissionError):

@@ -18,7 +18,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import AlertReceived
 from resilient_scan.observe.explain import Explanation
-from resilient_scan.observe.metrics import CollectorRegistry, exposition
+from resilient_scan.observe.metrics import CollectorRegistry, pieces
 from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, ScannerState
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.alerts import payload_of
@@ -178,9 +178,9 @@ class Control:
         """Return since when heartbeats have been missing, or `None`."""
         return self._runner.blind_since()
 
-    def metrics(self, accept: str) -> tuple[str, bytes]:
-        """Return what a scrape gets, in the form that it accepts: content type and text."""
-        return exposition(self._registry, accept)
+    def metrics(self, accept: str) -> tuple[str, list[bytes]]:
+        """Return what a scrape gets, in the form that it accepts: content type, and text in pieces."""
+        return pieces(self._registry, accept)
 
     def why_not_ready(self) -> str:
         """Say why scans cannot run; an empty text: they can."""

@@ -211,7 +211,7 @@ def test_what_freed_a_thread_is_told_and_counted(
     eventually(lambda: bool(recorder.of(LateCompletion)))
     assert [late.method for late in recorder.of(LateCompletion)] == [method]
     freed = {each: registry.get_sample_value(FREED, {"scanner": "hung", "method": each}) for each in METHODS}
-    assert freed == {each: float(each == method) for each in METHODS}
+    assert freed == {each: 1.0 if each == method else None for each in METHODS}
 
 
 def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(

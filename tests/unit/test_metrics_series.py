@@ -109,11 +109,12 @@ def ended(**changes: Any) -> ScanEnded:
         (ended(), "queue_wait_seconds_count", {}),
     ],
 )
-def test_an_event_adds_one_to_a_series_that_was_there_before(
+def test_an_event_adds_one(
     event: Event, name: str, labels: dict[str, str], listener: PrometheusMetrics, registry: CollectorRegistry
 ) -> None:
+    """To a series that was there before if it is the fleet's or part of a ratio, else to one that appears now."""
     assert type(event) in PrometheusMetrics.events
-    assert value(registry, name, **labels) == 0
+    assert value(registry, name, **labels) == (0 if "scanner" not in labels or name == "attempts_total" else None)
     listener(event)
     listener(event)
     assert value(registry, name, **labels) == 2
@@ -142,9 +143,26 @@ def test_an_event_sets_a_value(
     listener: PrometheusMetrics,
     registry: CollectorRegistry,
 ) -> None:
-    assert value(registry, name, **labels) == 0
+    assert value(registry, name, **labels) == (None if "scanner" in labels else 0)
     listener(event)
     assert value(registry, name, **labels) == expected
+
+
+def test_what_was_asked_for_and_never_succeeded_has_a_last_success_of_zero(
+    listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    """Without it, the rule about scanners that have not succeeded for long would see those only that once did."""
+    listener(ended(status=Status.ERROR))
+    assert value(registry, "last_success_timestamp_seconds", scanner="one") == 0
+
+
+def test_a_scanner_that_never_hung_has_no_series_for_it(registry: CollectorRegistry) -> None:
+    hung = [0]
+    PrometheusMetrics(registry)(ScannersRegistered((Registered("one", "test", None, lambda: hung[0]),)))
+    seen = []
+    for hung[0] in (0, 2, 0):
+        seen.append(value(registry, "abandoned_threads", scanner="one"))
+    assert seen == [None, 2, 0]
 
 
 def test_a_heartbeat_is_exported_once_it_can_be_expected(

@@ -1,7 +1,8 @@
 """Events as Prometheus metrics.
 
-`catalogue` lists the metrics, `counts` holds what waits to be counted, `collectors` counts it when a metric is read,
-and `delivery` brings the numbers out of the process: in a scrape, to a Pushgateway, into a file, from prefork workers.
+`catalogue` lists the metrics, `counts` holds what waits to be counted, `collectors` counts it into the `series` when a
+metric is read, `render` writes their text, and `delivery` brings it out of the process: in a scrape, to a Pushgateway,
+into a file, from prefork workers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from resilient_scan.observe.metrics.collectors import (
     metrics_of,
 )
 from resilient_scan.observe.metrics.counts import End, PendingCounts
-from resilient_scan.observe.metrics.delivery import exposition, push, worker_ended, write_textfile
+from resilient_scan.observe.metrics.delivery import exposition, pieces, push, worker_ended, write_textfile
 
 __all__ = [
     "REGISTRY",
@@ -51,6 +52,7 @@ __all__ = [
     "PrometheusMetrics",
     "exposition",
     "families",
+    "pieces",
     "push",
     "worker_ended",
     "write_textfile",

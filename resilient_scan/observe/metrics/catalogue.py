@@ -65,6 +65,7 @@ class Family(msgspec.Struct, frozen=True):
         buckets: a histogram's upper bounds in seconds.
         mode: how prometheus_client's multiprocess mode combines a gauge of several processes.
         optional: whether only some processes export it: those that do what it is about.
+        always: whether all series of a scanner exist once it is registered; others appear when they are first used.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Family(msgspec.Struct, frozen=True):
     buckets: tuple[float, ...] = ()
     mode: Mode = "livemax"
     optional: bool = False
+    always: bool = False
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -92,8 +94,8 @@ def _each(*values: tuple[str, ...]) -> Closed:
     return tuple(product(*values))
 
 
-def _counter(name: str, text: str, *labels: str, closed: Closed = ((),)) -> Family:
-    return Family(f"{PREFIX}{name}", "counter", labels, text, closed)
+def _counter(name: str, text: str, *labels: str, closed: Closed = ((),), always: bool = False) -> Family:
+    return Family(f"{PREFIX}{name}", "counter", labels, text, closed, always=always)
 
 
 def _gauge(
@@ -116,6 +118,7 @@ _ALL = (
         "pipeline",
         "status",
         closed=_each(tuple(status.value for status in Status)),
+        always=True,
     ),
     _counter(
         "executions_total",
@@ -124,6 +127,7 @@ _ALL = (
         "pipeline",
         "outcome",
         closed=_each(OUTCOMES),
+        always=True,
     ),
     _histogram(
         "execution_duration_seconds",
@@ -135,6 +139,7 @@ _ALL = (
         "slow_executions_total",
         f"Executions of any outcome that ran past {SLOW_SHARE:g} of their own total timeout.",
         "scanner",
+        always=True,
     ),
     _counter(
         "attempts_total",
@@ -142,6 +147,7 @@ _ALL = (
         "scanner",
         "outcome",
         closed=_each(ATTEMPT_OUTCOMES),
+        always=True,
     ),
     _counter("retries_total", "Attempts after the first one of an execution.", "scanner"),
     _counter("retry_budget_exhausted_total", "Retries that were not made because the budget was used up.", "scanner"),

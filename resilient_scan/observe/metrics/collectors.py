@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, Metric
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from prometheus_client.values import MutexValue, ValueClass
 
-from resilient_scan import __version__
 from resilient_scan.events import Load, Registered
 from resilient_scan.observe.metrics.catalogue import (
     BREAKER_STATES,
     PREFIX,
     SCANNER_STATES,
     WORKER_STATES,
-    Family,
     families,
 )
 from resilient_scan.observe.metrics.counts import Child, PendingCounts
+from resilient_scan.observe.metrics.pauses import Pauses
+from resilient_scan.observe.metrics.series import ONE, ZERO, OnDemand, Point, made
 
 __all__ = ["MAX_PENDING", "MULTIPROCESS", "REGISTRY", "CollectorRegistry", "Metrics", "metrics_of"]
 
@@ -38,67 +38,6 @@ WORST_BREAKER = ("open", "half_open", "closed")
 WORST_STATE = ("disabled", "quarantined", "probing", "enabled")
 
 
-class _Flushing(MetricWrapperBase):
-    """A metric that is brought up to date before it is collected."""
-
-    before: Callable[[], None] = staticmethod(lambda: None)
-
-    def collect(self) -> Iterable[Metric]:
-        self.before()
-        return super().collect()
-
-
-class _Counter(_Flushing, Counter):
-    pass
-
-
-class _Gauge(_Flushing, Gauge):
-    pass
-
-
-class _Histogram(_Flushing, Histogram):
-    pass
-
-
-class _OnDemand(Collector):
-    """Holds the name of a metric in a registry from the beginning; the metric itself is made when it is first used.
-
-    A gauge without labels has a value as soon as it exists, and a heartbeat of 0 in a process that receives no alerts
-    would say that none has ever come.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self._family = family
-        self._metric: Any = None
-
-    def describe(self) -> Iterable[Metric]:
-        return [Metric(self._family.name, self._family.help, self._family.type)]
-
-    def collect(self) -> Iterable[Metric]:
-        found: Iterable[Metric] = () if self._metric is None else self._metric.collect()
-        return found
-
-    def needed(self) -> Any:
-        """Return the metric, making it if necessary."""
-        if self._metric is None:
-            self._metric = _made(self._family)
-        return self._metric
-
-
-def _made(family: Family) -> Any:
-    match family.type:
-        case "counter":
-            return _Counter(family.name, family.help, family.labels, registry=None)
-        case "gauge":
-            return _Gauge(family.name, family.help, family.labels, registry=None, multiprocess_mode=family.mode)
-        case "histogram":
-            return _Histogram(family.name, family.help, family.labels, registry=None, buckets=family.buckets)
-        case _:
-            info = Info(family.name.removesuffix("_info"), family.help, registry=None)
-            info.info({"version": __version__})
-            return info
-
-
 class Metrics:
     """All metrics of one registry, and what is still to be counted into them.
 
@@ -110,7 +49,7 @@ class Metrics:
     def __init__(self) -> None:
         self._families = {family.name.removeprefix(PREFIX): family for family in families()}
         self._metrics: dict[str, Any] = {
-            name: _OnDemand(family) if family.optional else _made(family) for name, family in self._families.items()
+            name: OnDemand(family) if family.optional else made(family) for name, family in self._families.items()
         }
         # One thread flushes at a time. Reentrant, because a flush allocates: the garbage collector may run a finalizer
         # in the middle of it that ends a runner and sends events, on this very thread. A plain lock would deadlock.
@@ -118,12 +57,18 @@ class Metrics:
         self._gauges: list[tuple[Child, Callable[[], float]]] = []
         self._loads: list[Callable[[], Load | None]] = []
         self.pending: dict[str, PendingCounts] = {}
-        for metric in self._metrics.values():
-            if isinstance(metric, _Flushing):
-                metric.before = self.flush
         for name, family in self._families.items():
-            if family.labels[:1] != ("scanner",) and family.type != "info" and not family.optional:
-                self.children(name)
+            if not family.optional and family.type != "info":
+                self._metrics[name].before = self.flush
+                if family.labels[:1] != ("scanner",):
+                    self.children(name)
+        for name, reading in (
+            ("breaker_state", self._breakers),
+            ("scanner_state", self._states),
+            ("abandoned_threads", self._abandoned),
+        ):
+            if not MULTIPROCESS:
+                self._metrics[name].reading = reading
         self._read("inflight_executions", (), lambda: float(self._load().busy))
         self._read("queued_scans", (), lambda: float(self._load().queued))
         for state in WORKER_STATES:
@@ -158,7 +103,7 @@ class Metrics:
     def child(self, name: str, *labels: str) -> Child:
         """Return one time series, making it if necessary."""
         metric = self._metrics[name]
-        if isinstance(metric, _OnDemand):
+        if isinstance(metric, OnDemand):
             with self._lock:
                 metric = metric.needed()
         return metric.labels(*labels) if labels else metric
@@ -167,13 +112,23 @@ class Metrics:
         """Return all time series that a metric has for `owner` (a scanner, with its pipeline), by the other labels."""
         return {rest: self.child(name, *owner, *rest) for rest in self._families[name].closed}
 
+    def begin(self, name: str, *owner: str) -> None:
+        """Have all series of an owner exist from now on; values in files must be there for that, others need not."""
+        if MULTIPROCESS:
+            self.children(name, *owner)
+        else:
+            self._metrics[name].owners[owner] = None
+
     def watch(self, scanner: Registered) -> PendingCounts:
-        """Make all time series of a scanner, read its states from now on, and return its pending counts."""
+        """Begin the time series of a scanner, read its states from now on, and return its pending counts."""
         with self._lock:
             pending = self.pending.get(scanner.name)
             if pending is None:
-                pending = self.pending[scanner.name] = PendingCounts(self, scanner.name)
-                self._watch_states(scanner.name, pending)
+                pending = PendingCounts(self, scanner.name)
+                self._read_in_files("scanner_state", scanner.name, SCANNER_STATES, partial(_state, pending.live))
+                if MULTIPROCESS:
+                    self._read("abandoned_threads", (scanner.name,), partial(_hanging, pending.live))
+                self.pending[scanner.name] = pending
             pending.add_pipeline(scanner.pipeline)
             pending.add_total(scanner.total)
             # A scanner whose runner is closed has no state any more, and is dropped unless a thread of it still hangs.
@@ -181,14 +136,8 @@ class Metrics:
             pending.live.append(scanner)
             if scanner.breaker_state is not None and not pending.has_breaker:
                 pending.has_breaker = True
-                for state in BREAKER_STATES:
-                    self._read("breaker_state", (scanner.name, state), partial(_breaker_is, pending.live, state))
+                self._read_in_files("breaker_state", scanner.name, BREAKER_STATES, partial(_breaker, pending.live))
             return pending
-
-    def _watch_states(self, name: str, pending: PendingCounts) -> None:
-        for state in SCANNER_STATES:
-            self._read("scanner_state", (name, state), partial(_scanner_is, pending.live, state))
-        self._read("abandoned_threads", (name,), partial(_abandoned, pending.live))
 
     def watch_load(self, load: Callable[[], Load | None]) -> None:
         """Read from now on how busy a runner's threads are."""
@@ -202,6 +151,28 @@ class Metrics:
 
     def _workers(self, state: str) -> float:
         return float(getattr(self._load(), state))
+
+    def _breakers(self) -> Iterator[Point]:
+        for name, pending in tuple(self.pending.items()):
+            if pending.has_breaker:
+                yield from _one_of(name, BREAKER_STATES, _breaker(pending.live))
+
+    def _states(self) -> Iterator[Point]:
+        for name, pending in tuple(self.pending.items()):
+            yield from _one_of(name, SCANNER_STATES, _state(pending.live))
+
+    def _abandoned(self) -> Iterator[Point]:
+        for name, pending in tuple(self.pending.items()):
+            hanging = _hanging(pending.live)
+            if hanging or pending.has_hung:
+                pending.has_hung = True  # from now on it shows that none hangs any more
+                yield (name,), (Sample("", {}, hanging),)
+
+    def _read_in_files(self, name: str, scanner: str, states: tuple[str, ...], read: Callable[[], str]) -> None:
+        """Have a state written where values are kept in files."""
+        if MULTIPROCESS:
+            for state in states:
+                self._read(name, (scanner, state), lambda state=state: float(read() == state))  # type: ignore[misc]
 
     def _read(self, name: str, labels: tuple[str, ...], read: Callable[[], float]) -> None:
         """Have a gauge read at each scrape; values in files cannot be, so `write` writes them."""
@@ -221,10 +192,12 @@ class Metrics:
 
     def flush(self) -> None:
         """Count everything that was pending when this was called."""
+        pauses = Pauses()
         with self._lock:
             for pending in tuple(self.pending.values()):
                 if pending.ends or pending.events:
                     pending.flush()
+                    pauses()
 
     def flush_one(self, pending: PendingCounts) -> None:
         """Count what is pending for one scanner, or return at once if a flush is under way.
@@ -243,28 +216,36 @@ class Metrics:
 
         Another thread of the parent may have held the lock at the fork; that thread does not exist here, so the lock
         would never be released. Breakers, threads and states are the parent's: the child's runner makes new ones and
-        registers them. What is pending is counted on both sides, like everything counted before the fork, except under
-        PROMETHEUS_MULTIPROC_DIR, where the sides are added up.
+        registers them; nor does it keep the parent's schedule, or receive its alerts. What is pending is counted on
+        both sides, like everything counted before the fork, except under PROMETHEUS_MULTIPROC_DIR, where the sides are
+        added up.
         """
         self._lock = threading.RLock()
         self._loads.clear()
+        for metric in self._metrics.values():
+            if isinstance(metric, OnDemand):
+                metric.forget()
         for pending in self.pending.values():
             pending.live.clear()
             if MULTIPROCESS:
                 pending.discard()
 
 
-def _breaker_is(live: list[Registered], state: str) -> float:
+def _one_of(scanner: str, states: tuple[str, ...], current: str) -> Iterator[Point]:
+    return (((scanner, state), ONE if state == current else ZERO) for state in states)
+
+
+def _breaker(live: list[Registered]) -> str:
     seen = {each.breaker_state() for each in tuple(live) if each.breaker_state is not None}
-    return float(next((worst for worst in WORST_BREAKER if worst in seen), "") == state)
+    return next((worst for worst in WORST_BREAKER if worst in seen), "")
 
 
-def _scanner_is(live: list[Registered], state: str) -> float:
+def _state(live: list[Registered]) -> str:
     seen = {each.state() for each in tuple(live)}
-    return float(next((worst for worst in WORST_STATE if worst in seen), "") == state)
+    return next((worst for worst in WORST_STATE if worst in seen), "")
 
 
-def _abandoned(live: list[Registered]) -> float:
+def _hanging(live: list[Registered]) -> float:
     return float(sum(each.abandoned_threads() for each in tuple(live)))
 
 

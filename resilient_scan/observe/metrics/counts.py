@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from resilient_scan.events import (
     ScannerStateChanged,
     SuspiciousResult,
 )
-from resilient_scan.observe.metrics.catalogue import BUCKETS, SLOW_SHARE
+from resilient_scan.observe.metrics.catalogue import ATTEMPT_OUTCOMES, BUCKETS, SLOW_SHARE
 from resilient_scan.results import Status
 
 MAX_KINDS = 16  # exception classes with a label of their own
@@ -35,6 +35,8 @@ _next_rank = itertools.count()
 T = TypeVar("T")
 Child = Any
 """A time series of prometheus_client: the child of a counter, a gauge or a histogram."""
+Key = tuple[str, ...]
+"""A metric's name without the prefix, and the labels of one of its series after the scanner's name."""
 
 
 class End(msgspec.Struct, frozen=True, gc=False):
@@ -55,97 +57,81 @@ class SeriesSource(Protocol):
     """Where time series come from."""
 
     def child(self, name: str, *labels: str) -> Child:
-        """Return one time series."""
+        """Return one time series, making it if necessary."""
 
-    def children(self, name: str, *owner: str) -> dict[tuple[str, ...], Child]:
-        """Return all time series of an owner."""
-
-
-class _Pipeline:
-    """The time series that carry the pipeline's name too."""
-
-    def __init__(self, source: SeriesSource, scanner: str, pipeline: str) -> None:
-        self.scans = source.children("scans_total", scanner, pipeline)
-        self.executions = source.children("executions_total", scanner, pipeline)
-        self.duration = source.child("execution_duration_seconds", scanner, pipeline)
-        self.pending: list[tuple[float, dict[str, str]]] = []  # durations, with their exemplars
+    def begin(self, name: str, *owner: str) -> None:
+        """Have all series of an owner exist from now on."""
 
 
 class PendingCounts:
-    """What is pending for one scanner, and all its time series, which are made when it is registered.
+    """What is pending for one scanner, and those of its time series that were used.
 
-    A rate cannot see a series that is created by its first error, so every series exists from the beginning.
-    Several runners may have a scanner of this name, in several pipelines.
+    A rate cannot see a series that is created by its first error, so the series that ratios are made of exist from the
+    beginning. Several runners may have a scanner of this name, in several pipelines.
 
-    Threads append to the queues below while another one, in a scrape, drains them. No lock is needed for that: `append`
-    and `popleft` of a deque are atomic, so each event is counted by exactly one flush. An event that is appended during
-    a scrape is counted by that scrape or by the next one, and never twice.
+    Threads append to the lists below while another one, in a scrape, drains them. No lock is needed for that: a list is
+    appended to, copied and cut in one step each, so each event is counted by exactly one flush. An event that is
+    appended during a scrape is counted by that scrape or by the next one, and never twice. (Three deques would do too,
+    and would be most of what an idle scanner takes in memory.)
     """
 
+    __slots__ = (
+        "_children",
+        "_counts",
+        "_durations",
+        "_last_success",
+        "_pipelines",
+        "_scanner",
+        "_source",
+        "ends",
+        "events",
+        "has_breaker",
+        "has_hung",
+        "has_total",
+        "live",
+        "queue_waits",
+        "traces",
+    )
+
     def __init__(self, source: SeriesSource, scanner: str) -> None:
-        self.ends: deque[End] = deque()
-        self.queue_waits: deque[float] = deque()  # of scans that waited for a worker
-        self.events: deque[Event] = deque()  # all others
+        self.ends: list[End] = []
+        self.queue_waits: list[float] = []  # of scans that waited for a worker
+        self.events: list[Event] = []  # all others
         self.traces: dict[str, str] = {}  # of executions among them, by the run's id
         self.live: list[Registered] = []  # the scanner in each runner that has it
-        self.has_breaker = False
+        self.has_breaker = self.has_hung = self.has_total = False
         self._source = source
         self._scanner = scanner
-        self._pipelines: dict[str, _Pipeline] = {}
-        self._counts: Counter[Child] = Counter()
-        self._series = {
-            name: source.children(name, scanner)
-            for name in (
-                "attempts_total",
-                "cache_requests_total",
-                "breaker_transitions_total",
-                "scanner_transitions_total",
-                "probes_total",
-                "timeout_freed_total",
-            )
-        }
-        self._attempts, self._cache = self._series["attempts_total"], self._series["cache_requests_total"]
-        self._retries = source.child("retries_total", scanner)
-        self._exhausted = source.child("retry_budget_exhausted_total", scanner)
-        self._suspicious = source.child("suspicious_results_total", scanner)
-        self._blocked = source.child("loop_blocked_total", scanner)
-        self._candidates = source.child("candidates", scanner)
-        self._dropped = source.child("candidates_dropped_total", scanner)
-        self._success = source.child("last_success_timestamp_seconds", scanner)
-        self._late = source.child("late_completion_duration_seconds")
-        self._slow: Child = None
-        self._queue_wait = source.child("queue_wait_seconds")
-        self._last_success = 0.0
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            ExecutionEnded: self._execution,
-            AttemptEnded: self._attempt,
-            BreakerChanged: lambda event: self._count("breaker_transitions_total", event.new),
-            ScannerStateChanged: lambda event: self._count("scanner_transitions_total", event.new, event.source),
-            ProbeEnded: lambda event: self._count("probes_total", event.outcome),
-            RetryBudgetExhausted: lambda _event: self._add(self._exhausted),
-            SuspiciousResult: lambda _event: self._add(self._suspicious),
-            LoopBlocked: lambda _event: self._add(self._blocked),
-            LateCompletion: self._late_completion,
-        }
+        self._pipelines: tuple[str, ...] = ()
+        self._children: dict[Key, Child] = {}
+        self._counts: Counter[Key] = Counter()
+        self._durations: dict[str, list[tuple[float, dict[str, str]]]] = {}  # with exemplars, by pipeline
+        self._last_success: float | None = None
+        source.begin("attempts_total", scanner)
 
     def add_pipeline(self, pipeline: str) -> None:
-        """Make the time series for a pipeline, unless they exist."""
+        """Begin the time series for a pipeline, unless they exist."""
         if pipeline not in self._pipelines:
-            self._pipelines[pipeline] = _Pipeline(self._source, self._scanner, pipeline)
+            self._pipelines += (pipeline,)
+            for name in ("scans_total", "executions_total"):
+                self._source.begin(name, self._scanner, pipeline)
 
     def add_total(self, total: float | None) -> None:
-        """Make the series of slow executions if they have a total to compare with."""
-        if total is not None and self._slow is None:
-            self._slow = self._source.child("slow_executions_total", self._scanner)
+        """Begin the series of slow executions if they have a total to compare with."""
+        if total is not None and not self.has_total:
+            self.has_total = True
+            self._source.begin("slow_executions_total", self._scanner)
 
     def flush(self) -> None:
         """Count everything that is pending; only one thread at a time may do that."""
+        ends, events = _drained(self.ends), _drained(self.events)
+        if self._last_success is None and (ends or events):
+            self._last_success = 0.0  # from now on its absence is worth showing
+            self._child("last_success_timestamp_seconds")
         try:
-            self._count_ends(_drained(self.ends))
-            events = self.events
-            while events:
-                event = events.popleft()
-                self._handlers[type(event)](event)
+            self._count_ends(ends)
+            for event in events:
+                _HANDLERS[type(event)](self, event)
         finally:
             self._write()
 
@@ -154,75 +140,89 @@ class PendingCounts:
         for pending in (self.ends, self.queue_waits, self.events, self.traces):
             pending.clear()
 
+    def _child(self, *key: str) -> Child:
+        child = self._children.get(key)
+        if child is None:
+            name, *labels = key
+            child = self._children[key] = self._source.child(name, self._scanner, *labels)
+        return child
+
     def _count_ends(self, ends: list[End]) -> None:
+        counts = self._counts
         for end, number in Counter(ends).items():
-            self._counts[self._pipelines[end.pipeline].scans[end.status,]] += number
+            counts["scans_total", end.pipeline, end.status] += number
             if end.cache:
-                self._counts[self._cache[end.cache,]] += number
+                counts["cache_requests_total", end.cache] += number
             if end.dropped:
-                self._counts[self._dropped] += end.dropped * number
+                counts["candidates_dropped_total",] += end.dropped * number
         found = next((end.found for end in reversed(ends) if end.status.answered), None)
         if found is not None:
-            self._candidates.set(found)
+            self._child("candidates").set(found)
+        queue_wait = self._source.child("queue_wait_seconds")
         for seconds in _drained(self.queue_waits):
-            self._queue_wait.observe(seconds)
+            queue_wait.observe(seconds)
 
     def _write(self) -> None:
         """Bring what was counted into the time series, touching each once."""
         counts, self._counts = self._counts, Counter()
-        for child, number in counts.items():
-            child.inc(number)
+        for key, number in counts.items():
+            self._child(*key).inc(number)
         if self._last_success:
-            self._success.set(self._last_success)
-        for pipeline in self._pipelines.values():
-            if pipeline.pending:
-                durations, pipeline.pending = pipeline.pending, []
-                _observe(pipeline.duration, durations)
-
-    def _add(self, child: Child, number: int = 1) -> None:
-        self._counts[child] += number
-
-    def _count(self, name: str, *labels: str) -> None:
-        series = self._series[name]
-        child = series.get(labels)
-        if child is None:  # a value that the catalogue does not know is still counted
-            child = series[labels] = self._source.child(name, self._scanner, *labels)
-        self._counts[child] += 1
+            self._child("last_success_timestamp_seconds").set(self._last_success)
+        durations, self._durations = self._durations, {}
+        for pipeline, observed in durations.items():
+            _observe(self._child("execution_duration_seconds", pipeline), observed)
 
     def _execution(self, event: ExecutionEnded) -> None:
-        pipeline = self._pipelines[event.pipeline]
-        self._counts[pipeline.executions[event.outcome,]] += 1
+        counts = self._counts
+        counts["executions_total", event.pipeline, event.outcome] += 1
         exemplar = {"run_id": event.run_id} if event.run_id else {}
         if self.traces and (trace := self.traces.pop(event.run_id, None)):
             exemplar["trace_id"] = trace
-        pipeline.pending.append((event.duration, exemplar))
+        self._durations.setdefault(event.pipeline, []).append((event.duration, exemplar))
         if event.total is not None and event.duration > SLOW_SHARE * event.total:
-            self.add_total(event.total)
-            self._add(self._slow)
+            counts["slow_executions_total",] += 1
         if event.outcome == SUCCESS:
-            self._last_success = max(self._last_success, event.at)
+            self._last_success = max(self._last_success or 0.0, event.at)
         elif event.outcome == ERROR and event.error is not None:
-            self._add(self._source.child("errors_total", self._scanner, _kind(event.error.kind)))
+            counts["errors_total", _kind(event.error.kind)] += 1
 
     def _late_completion(self, event: LateCompletion) -> None:
         if event.abandoned:
-            self._late.observe(event.duration)
-        self._count("timeout_freed_total", event.method)
+            self._source.child("late_completion_duration_seconds").observe(event.duration)
+        self._counts["timeout_freed_total", event.method] += 1
 
     def _attempt(self, event: AttemptEnded) -> None:
-        child = self._attempts.get((event.outcome,))
-        if child is not None:
-            self._counts[child] += 1
+        if event.outcome in ATTEMPT_OUTCOMES:
+            self._counts["attempts_total", event.outcome] += 1
         if event.attempt > 1:
-            self._counts[self._retries] += 1
+            self._counts["retries_total",] += 1
+
+    def _add(self, *key: str) -> None:
+        self._counts[key] += 1
 
 
-def _drained(pending: deque[T]) -> list[T]:
+_HANDLERS: dict[type, Callable[[PendingCounts, Any], None]] = {
+    ExecutionEnded: PendingCounts._execution,  # noqa: SLF001 - all of its own class
+    AttemptEnded: PendingCounts._attempt,  # noqa: SLF001
+    LateCompletion: PendingCounts._late_completion,  # noqa: SLF001
+    BreakerChanged: lambda counts, event: counts._add("breaker_transitions_total", event.new),  # noqa: SLF001
+    ScannerStateChanged: lambda counts, event: counts._add("scanner_transitions_total", event.new, event.source),  # noqa: SLF001
+    ProbeEnded: lambda counts, event: counts._add("probes_total", event.outcome),  # noqa: SLF001
+    RetryBudgetExhausted: lambda counts, _event: counts._add("retry_budget_exhausted_total"),  # noqa: SLF001
+    SuspiciousResult: lambda counts, _event: counts._add("suspicious_results_total"),  # noqa: SLF001
+    LoopBlocked: lambda counts, _event: counts._add("loop_blocked_total"),  # noqa: SLF001
+}
+
+
+def _drained(pending: list[T]) -> list[T]:
     """Take what is pending now.
 
-    The length is read once: until the deque is empty, a loop could go on as long as threads keep appending.
+    Threads go on appending, after what is copied here and cut off; so nothing is lost, and this ends.
     """
-    return [pending.popleft() for _ in range(len(pending))]
+    taken = pending[:]
+    del pending[: len(taken)]
+    return taken
 
 
 def _observe(histogram: Child, durations: list[tuple[float, dict[str, str]]]) -> None:

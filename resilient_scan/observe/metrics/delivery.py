@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST as TEXT_TYPE
@@ -20,6 +21,7 @@ from resilient_scan._files import write_file
 from resilient_scan.errors import ConfigError
 from resilient_scan.observe.metrics.catalogue import PREFIX
 from resilient_scan.observe.metrics.collectors import MULTIPROCESS
+from resilient_scan.observe.metrics.render import rendered
 
 JOB = "resilient_scan"
 PUSH_TIMEOUT = 10.0  # seconds for each step on the way to a Pushgateway
@@ -31,33 +33,26 @@ LOCK_FILE = "resilient_scan.lock"
 # a scrape
 
 
-class _WithoutCreated(CollectorRegistry):
-    """Another registry's metrics, without the instants at which its time series were made.
-
-    prometheus_client can switch these `_created` samples off for a whole process only, which would change what its
-    other endpoints show. A second series for every series is a high price for an instant that nobody reads.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._registry.collect():
-            if family.type in {"counter", "histogram", "summary"}:
-                bare = Metric(family.name, family.documentation, family.type, family.unit)
-                bare.samples = [sample for sample in family.samples if sample.name != f"{family.name}_created"]
-                yield bare
-            else:
-                yield family
-
-
 def _shown(registry: CollectorRegistry) -> CollectorRegistry:
     """Return what is shown of a registry; under PROMETHEUS_MULTIPROC_DIR, the sums over all processes."""
-    if MULTIPROCESS:
-        registry = CollectorRegistry()
-        _AllProcesses(registry)  # type: ignore[no-untyped-call]
-    return _WithoutCreated(registry)
+    if not MULTIPROCESS:
+        return registry
+    registry = CollectorRegistry()
+    _AllProcesses(registry)  # type: ignore[no-untyped-call]
+    return registry
+
+
+def pieces(registry: CollectorRegistry = REGISTRY, accept: str = "") -> tuple[str, list[bytes]]:
+    """Return what a scrape gets: the content type, and the text in pieces.
+
+    Sent one by one, no step of their way keeps the interpreter from other threads for long.
+
+    Args:
+        registry: whose metrics; under PROMETHEUS_MULTIPROC_DIR those of all processes instead.
+        accept: the request's `Accept` header; only clients that accept OpenMetrics get exemplars.
+    """
+    encode, content_type = choose_encoder(accept)
+    return content_type if accept else TEXT_TYPE, list(rendered(_shown(registry), encode))
 
 
 def exposition(registry: CollectorRegistry = REGISTRY, accept: str = "") -> tuple[str, bytes]:
@@ -67,8 +62,8 @@ def exposition(registry: CollectorRegistry = REGISTRY, accept: str = "") -> tupl
         registry: whose metrics; under PROMETHEUS_MULTIPROC_DIR those of all processes instead.
         accept: the request's `Accept` header; only clients that accept OpenMetrics get exemplars.
     """
-    encode, content_type = choose_encoder(accept)
-    return content_type if accept else TEXT_TYPE, encode(_shown(registry))
+    content_type, text = pieces(registry, accept)
+    return content_type, b"".join(text)
 
 
 # a Pushgateway or a file, for a process that ends soon
@@ -99,16 +94,24 @@ def push(url: str, registry: CollectorRegistry = REGISTRY) -> None:
     credentials, _, host = parts.netloc.rpartition("@")
     user, _, password = (unquote(part) for part in credentials.partition(":"))
 
+    text: Any = list(rendered(_Ours(registry), generate_latest))
+
     def handler(
-        url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+        url: str,
+        method: str,
+        timeout: float | None,
+        headers: list[tuple[str, str]],
+        data: bytes,  # noqa: ARG001 - the text of an empty registry
     ) -> Callable[[], None]:
+        headers = [*headers, ("Content-Length", str(sum(map(len, text))))]
         if not credentials:
-            return default_handler(url, method, timeout, headers, data)
-        return basic_auth_handler(url, method, timeout, headers, data, user, password)
+            return default_handler(url, method, timeout, headers, text)
+        return basic_auth_handler(url, method, timeout, headers, text, user, password)
 
     address = urlunsplit((parts.scheme, host, parts.path, "", ""))
     try:
-        pushadd_to_gateway(address, JOB, _Ours(registry), timeout=PUSH_TIMEOUT, handler=handler)
+        # In place of what it would send, the handler sends our text, in pieces.
+        pushadd_to_gateway(address, JOB, CollectorRegistry(), timeout=PUSH_TIMEOUT, handler=handler)
     except HTTPException as error:
         raise OSError(f"no sensible answer: {type(error).__name__}") from None
 
@@ -122,7 +125,7 @@ def write_textfile(path: Path, registry: CollectorRegistry = REGISTRY) -> None:
     Raises:
         OSError: the file cannot be written, or something else than a plain file is there.
     """
-    write_file(path, generate_latest(_Ours(registry)), durable=True)
+    write_file(path, list(rendered(_Ours(registry), generate_latest)), durable=True)
 
 
 # prefork workers
