@@ -41,6 +41,15 @@ from resilient_scan.results import ErrorInfo
 from tests.support.results import result
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
 ACCEPTS = (
     "",
     "text/plain;version=0.0.4",
@@ -118,17 +127,7 @@ def test_every_byte_is_as_prometheus_client_writes_it(
     assert not accept or said == content_type
 
 
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "",
-        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",  # Prometheus 2
-        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
-        "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
-        "text/plain;version=0.0.4;q=0.3,*/*;q=0.2",  # Prometheus 3
-    ],
-)
+@pytest.mark.parametrize("accept", ["", PROMETHEUS_2, PROMETHEUS_3])
 def test_prometheus_gets_its_scrape_the_quick_way(accept: str) -> None:
     encode, _ = choose_encoder(accept)
     registries: list[CollectorRegistry] = []

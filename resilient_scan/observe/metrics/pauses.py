@@ -1,6 +1,6 @@
 """Pauses in long work, so that other threads need not wait for the interpreter.
 
-A scrape is no emergency, and a run is. Python takes the interpreter from a thread that computes only after 5 ms, so
+A run must not suffer from a scrape. Python takes the interpreter from a thread that computes only after 5 ms, so
 each hand-over in a run takes 5 ms while a scrape computes, and a run has many. So a scrape steps aside by itself.
 """
 
@@ -14,7 +14,7 @@ PATIENCE = 2.0  # seconds after which there are no more pauses: Prometheus does 
 
 
 class Pauses:
-    """Steps aside for other threads whenever it is called and a turn is over, unless the whole takes too long."""
+    """Steps aside for other threads when it is called after the end of a turn, unless the whole takes too long."""
 
     def __init__(self) -> None:
         now = time.perf_counter()

@@ -1,8 +1,8 @@
-"""prometheus_client's counters, gauges and histograms, with three things changed in what they say when collected.
+"""Counters, gauges and histograms of prometheus_client, with three changes in what they say when collected.
 
 They are brought up to date first. Series that have to exist from the beginning are there with 0 without an object for
-each of them, which is most of what a scanner would cost. And samples are built only for those who ask for them:
-`render` writes a scrape straight from the points, in a tenth of the time.
+each of them, which is most of what a scanner would cost. And samples are built only if somebody asks for them: `render`
+writes a scrape straight from the points, in a tenth of the time.
 """
 
 from __future__ import annotations
