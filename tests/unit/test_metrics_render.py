@@ -170,6 +170,18 @@ def test_samples_are_those_of_prometheus_client_s_own_objects(family: Any) -> No
         assert {sample.value for sample in zeros} == {0.0}
 
 
+def test_a_label_that_nobody_foresaw_is_shown_next_to_the_zeros() -> None:
+    metric = series.made(next(family for family in families() if family.name.endswith("_attempts_total")))
+    metric.owners["one",] = None
+    metric.labels("one", "error").inc(2)
+    metric.labels("one", "unheard of").inc(3)
+    metric.labels("another", "error").inc(4)
+    (ours,) = metric.collect()
+    found = [(*sample.labels.values(), sample.value) for sample in ours.samples]
+    zeros = [("one", "success", 0.0), ("one", "error", 2.0), ("one", "timeout", 0.0)]
+    assert found == [*zeros, ("one", "unheard of", 3.0), ("another", "error", 4.0)]
+
+
 def lived_in(scanners: int) -> CollectorRegistry:
     """Return a registry in which scanners have had some trouble."""
     registry = CollectorRegistry()

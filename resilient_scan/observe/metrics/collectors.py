@@ -162,11 +162,13 @@ class Metrics:
             yield from _one_of(name, SCANNER_STATES, _state(pending.live))
 
     def _abandoned(self) -> Iterator[Point]:
+        pauses = Pauses()  # of its own, because most scanners have no series after which the scrape could pause
         for name, pending in tuple(self.pending.items()):
             hanging = _hanging(pending.live)
             if hanging or pending.has_hung:
                 pending.has_hung = True  # from now on it shows that none hangs any more
                 yield (name,), (Sample("", {}, hanging),)
+            pauses()
 
     def _read_in_files(self, name: str, scanner: str, states: tuple[str, ...], read: Callable[[], str]) -> None:
         """Have a state written where values are kept in files."""

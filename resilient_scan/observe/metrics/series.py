@@ -83,14 +83,26 @@ class _Series(MetricWrapperBase):
         if not self._labelnames:
             yield (), _without_created(self)
             return
-        with self._lock:
-            children = dict(self._metrics)
+        found = 0
         for owner in tuple(self.owners):
             for rest in self.closed:
-                child = children.pop(owner + rest, None)
+                child = self._metrics.get(owner + rest)
+                found += child is not None
                 yield owner + rest, _NOT_COUNTED if child is None else _without_created(child)
+        if found < len(self._metrics):
+            yield from self._others()
+
+    def _others(self) -> Iterator[Point]:
+        """Return the series that need not exist from the beginning.
+
+        The copy is one long step in which no other thread runs, so it is made only where there are such series.
+        """
+        with self._lock:
+            children = self._metrics.copy()
+        split = len(self._labelnames) - len(self.closed[0])
         for labels, child in children.items():
-            yield tuple(labels), _without_created(child)
+            if labels[:split] not in self.owners or labels[split:] not in self.closed:
+                yield tuple(labels), _without_created(child)
 
 
 def _without_created(series: MetricWrapperBase) -> list[Sample]:
