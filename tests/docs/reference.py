@@ -46,12 +46,13 @@ def options(*layers: str) -> str:
 def metrics() -> str:
     """Return a table of all metrics."""
     return table(
-        ("metric", "type", "labels", "meaning"),
+        ("metric", "type", "labels", "from the start", "meaning"),
         (
             (
                 f"`{family.name}`",
                 family.type,
                 ", ".join(f"`{label}`" for label in family.labels),
+                "yes" if family.from_the_start else "",
                 sentence(family.help),
             )
             for family in families()

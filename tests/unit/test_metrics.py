@@ -146,6 +146,11 @@ ALWAYS = {  # the series that every scanner has from the beginning, and how many
 }
 
 
+def series_of(registry: CollectorRegistry, family: str) -> bool:
+    """Return whether a metric has any series."""
+    return bool(families(registry)[family].samples)
+
+
 def test_what_ratios_are_made_of_is_there_before_the_first_scan(registry: CollectorRegistry) -> None:
     """A child that is born with its first error gives a rate of 0: the first failure would be invisible."""
     with ScanRunner([healthy("one"), healthy("two", pipeline="edge")], listeners=(PrometheusMetrics(registry),)):
@@ -157,6 +162,15 @@ def test_what_ratios_are_made_of_is_there_before_the_first_scan(registry: Collec
             assert value(registry, "slow_executions_total", scanner=name) == 0
             seen = Counter(s.name for f in registry.collect() for s in f.samples if s.labels.get("scanner") == name)
             assert seen == ALWAYS  # and no other: 134 lines a scanner were too many
+        by_name = {family.name: family for family in listed_families()}
+        assert {family.name for family in by_name.values() if family.always} == set(ALWAYS)
+        there = {
+            f"{name}{end}"
+            for name in families(registry)
+            for end in ("", "_total", "_info")
+            if series_of(registry, name)
+        }
+        assert {name for name, family in by_name.items() if family.from_the_start} == there & set(by_name)
         assert series(registry, "runs_total") == {("complete",): 0, ("partial",): 0, ("failed",): 0}
         assert len(series(registry, "scans_total")) == 16  # and no other
 

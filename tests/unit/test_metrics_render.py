@@ -35,7 +35,17 @@ from resilient_scan.events import (
     ScheduledRunBegins,
     ScheduleStarted,
 )
-from resilient_scan.observe.metrics import exposition, families, pauses, pieces, push, render, series, write_textfile
+from resilient_scan.observe.metrics import (
+    collectors,
+    exposition,
+    families,
+    pauses,
+    pieces,
+    push,
+    render,
+    series,
+    write_textfile,
+)
 from resilient_scan.observe.metrics.render import LINES, PIECE, rendered
 from resilient_scan.results import ErrorInfo
 from tests.support.results import result
@@ -165,7 +175,7 @@ def test_samples_are_those_of_prometheus_client_s_own_objects(family: Any) -> No
         (child.observe if family.type == "histogram" else child.inc if family.type == "counter" else child.set)(3)
     (ours,), (theirs,) = metric.collect(), MetricWrapperBase.collect(metric)
     assert ours.samples == [sample for sample in theirs.samples if not sample.name.endswith("_created")]
-    if family.always:
+    if family.always and family.type == "counter":
         assert [(sample.name, sample.labels) for sample in zeros] == [(s.name, s.labels) for s in ours.samples]
         assert {sample.value for sample in zeros} == {0.0}
 
@@ -235,6 +245,13 @@ def test_a_scrape_steps_aside_between_any_two_scanners(monkeypatch: pytest.Monke
     assert called["scrapes"] == 1
     longest = 15  # lines of a histogram's series, between which there is none
     assert called["pauses"] >= lines / longest
+
+
+def test_so_does_what_counts_before_a_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = Count[str]()
+    monkeypatch.setattr(collectors, "Pauses", lambda: lambda: called.update(["pauses"]))
+    list(lived_in(50).collect())  # counts, and writes nothing
+    assert called["pauses"] == 50
 
 
 def test_a_pause_comes_when_a_turn_is_over_until_patience_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,11 @@ class Family(msgspec.Struct, frozen=True):
     always: bool = False
 
     @property
+    def from_the_start(self) -> bool:
+        """Whether its series are there before anything is counted, so that a rate sees the first event."""
+        return self.always or (self.labels[:1] != ("scanner",) and not self.optional)
+
+    @property
     def series(self) -> tuple[str, ...]:
         """Return the names under which its samples can be queried."""
         if self.type == "histogram":
@@ -99,9 +104,15 @@ def _counter(name: str, text: str, *labels: str, closed: Closed = ((),), always:
 
 
 def _gauge(
-    name: str, text: str, *labels: str, mode: Mode = "livemax", closed: Closed = ((),), optional: bool = False
+    name: str,
+    text: str,
+    *labels: str,
+    mode: Mode = "livemax",
+    closed: Closed = ((),),
+    optional: bool = False,
+    always: bool = False,
 ) -> Family:
-    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode, optional=optional)
+    return Family(f"{PREFIX}{name}", "gauge", labels, text, closed, mode=mode, optional=optional, always=always)
 
 
 def _histogram(
@@ -166,6 +177,7 @@ _ALL = (
         "scanner",
         "state",
         closed=_each(BREAKER_STATES),
+        always=True,
     ),
     _counter(
         "breaker_transitions_total", "Changes of a breaker's state.", "scanner", "to", closed=_each(BREAKER_STATES)
@@ -176,6 +188,7 @@ _ALL = (
         "scanner",
         "state",
         closed=_each(SCANNER_STATES),
+        always=True,
     ),
     _counter(
         "scanner_transitions_total",

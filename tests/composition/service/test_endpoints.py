@@ -85,6 +85,9 @@ def test_metrics_are_of_the_runner_and_in_the_asked_form(served: Served) -> None
     newer = served.get("/metrics", Accept="application/openmetrics-text")
     assert newer.headers["Content-Type"].startswith("application/openmetrics-text")
     assert newer.body.endswith(b"# EOF\n")
+    for got in (answer, newer):  # it is sent in pieces, and still says how long it is
+        assert got.headers["Content-Length"] == str(len(got.body))
+        assert got.headers["Transfer-Encoding"] is None
 
 
 def test_ready_unless_the_runner_is_closed_or_somebody_says_why_not(serve: Serve) -> None:
