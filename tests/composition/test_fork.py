@@ -27,7 +27,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.engines.loop import EventLoop
-from resilient_scan.events import ScannersRegistered
+from resilient_scan.events import AlertsServed, ScannersRegistered, ScheduleStarted
 from resilient_scan.observe.metrics import PrometheusMetrics
 from resilient_scan.testing import Recorder, broken, hanging, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
@@ -165,7 +165,13 @@ def test_states_in_a_child_are_the_child_s(fleet: Fleet) -> None:
         runner._fleet  # noqa: B018 - makes the child's own live parts, which are registered
         assert value("breaker_state", scanner="bad", state="open") == 0
         assert value("breaker_state", scanner="bad", state="closed") == 1
+        assert value("schedule_interval_seconds", scanner="bad") is None  # the parent keeps the schedule
+        assert value("alert_last_heartbeat_timestamp_seconds") is None  # and receives the alerts
 
+    runner.tell(ScheduleStarted(("bad",), 60.0, 0.0))
+    runner.tell(AlertsServed(0.0))
+    assert value("schedule_interval_seconds", scanner="bad") == 60
+    assert value("alert_last_heartbeat_timestamp_seconds") == 0
     assert value("breaker_state", scanner="bad", state="open") == 1
     assert value("abandoned_threads", scanner="hung") == 1
     assert value("workers", state="abandoned") == 1

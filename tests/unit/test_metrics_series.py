@@ -47,7 +47,7 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
 )
-from resilient_scan.observe.metrics import catalogue, collectors, families
+from resilient_scan.observe.metrics import catalogue, collectors, counts, families
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock, broken, hanging, healthy
 from tests.support.metrics import value
@@ -452,6 +452,33 @@ def test_a_flush_under_way_is_not_waited_for(listener: PrometheusMetrics, regist
     assert value(registry, "scans_total", scanner="one", pipeline="test", status="completed") == 2 * (
         collectors.MAX_PENDING + 1
     )
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_events_of_a_finalizer_amid_a_flush_are_counted_once(
+    name: str, listener: PrometheusMetrics, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on the thread that flushes, and so many events make it flush, too."""
+    listener(ScannersRegistered((Registered("two", "test", None, lambda: 0),)))
+    flushing: list[str] = []
+    drained = counts._drained
+
+    def interrupted(pending: list[Any]) -> list[Any]:
+        if not flushing:
+            flushing.append(name)
+            for _ in range(collectors.MAX_PENDING + 5):
+                listener(ended(scanner=name))
+        return drained(pending)
+
+    listener(ended())
+    monkeypatch.setattr(counts, "_drained", interrupted)
+    found = {
+        each: value(registry, "scans_total", scanner=each, pipeline="test", status="completed")
+        for each in ("one", "two")
+    }
+    monkeypatch.undo()
+    assert sum(filter(None, found.values())) == 1 + collectors.MAX_PENDING + 5
+    assert not listener._metrics._flushing
 
 
 # exemplars, registries

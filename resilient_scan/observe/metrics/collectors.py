@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -54,6 +54,8 @@ class Metrics:
         # One thread flushes at a time. Reentrant, because a flush allocates: the garbage collector may run a finalizer
         # in the middle of it that ends a runner and sends events, on this very thread. A plain lock would deadlock.
         self._lock = threading.RLock()
+        self._flushing = False
+        self._waiting: list[PendingCounts] = []
         self._gauges: list[tuple[Child, Callable[[], float]]] = []
         self._loads: list[Callable[[], Load | None]] = []
         self.pending: dict[str, PendingCounts] = {}
@@ -194,12 +196,8 @@ class Metrics:
 
     def flush(self) -> None:
         """Count everything that was pending when this was called."""
-        pauses = Pauses()
         with self._lock:
-            for pending in tuple(self.pending.values()):
-                if pending.ends or pending.events:
-                    pending.flush()
-                    pauses()
+            self._flush(self.pending.values(), Pauses())
 
     def flush_one(self, pending: PendingCounts) -> None:
         """Count what is pending for one scanner, or return at once if a flush is under way.
@@ -209,9 +207,28 @@ class Metrics:
         """
         if self._lock.acquire(blocking=MULTIPROCESS):
             try:
-                pending.flush()
+                self._flush((pending,))
             finally:
                 self._lock.release()
+
+    def _flush(self, those: Iterable[PendingCounts], pauses: Callable[[], None] = lambda: None) -> None:
+        """Flush all of those that have something pending; the lock is held.
+
+        A finalizer that runs amid a flush, on this thread, may end up here again. It must not drain the list that is
+        just being drained (CPython 3.11 copies as many items as there were before it ran), so it leaves its scanners to
+        the flush below it on the stack.
+        """
+        self._waiting.extend(pending for pending in tuple(those) if pending.ends or pending.events)
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            while self._waiting:
+                self._waiting.pop().flush()
+                pauses()
+        finally:
+            self._waiting.clear()
+            self._flushing = False
 
     def after_fork(self) -> None:
         """Carry on in a forked child.
@@ -223,6 +240,8 @@ class Metrics:
         added up.
         """
         self._lock = threading.RLock()
+        self._flushing = False
+        self._waiting.clear()
         self._loads.clear()
         for metric in self._metrics.values():
             if isinstance(metric, OnDemand):
