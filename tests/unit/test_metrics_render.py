@@ -19,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from prometheus_client.samples import Sample
 
 from resilient_scan import PrometheusMetrics
 from resilient_scan.events import (
@@ -149,6 +150,15 @@ def test_prometheus_gets_its_scrape_the_quick_way(accept: str) -> None:
     list(rendered(lived_in(1), watched))
     written = [sample for registry in registries for metric in registry.collect() for sample in metric.samples]
     assert not [sample for sample in written if "scanner_" in str(sample.labels)]
+
+
+def test_labels_of_single_samples_are_written_as_prometheus_client_writes_them() -> None:
+    class Odd(CollectorRegistry):
+        def collect(self) -> Any:
+            samples = [Sample("", {"z": "50%s", "a": 'x"y'}, 1.0), Sample("_other", {}, 2.0)]
+            yield series.Collected("odd", "-", "gauge", ("name",), lambda: [(("100%",), samples)])
+
+    assert b"".join(rendered(Odd(), prometheus.generate_latest)) == prometheus.generate_latest(Odd())
 
 
 @given(NUMBERS)

@@ -454,20 +454,34 @@ def test_a_flush_under_way_is_not_waited_for(listener: PrometheusMetrics, regist
     )
 
 
+def test_what_is_appended_while_a_list_is_drained_stays_for_the_next_time() -> None:
+    class Busy(list[int]):
+        def __getitem__(self, which: Any) -> Any:
+            found = super().__getitem__(which)
+            self.append(4)  # by another thread, between the copy and the cut
+            return found
+
+    pending = Busy([1, 2, 3])
+    assert counts._drained(pending) == [1, 2, 3]
+    assert list(pending) == [4]
+
+
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_events_of_a_finalizer_amid_a_flush_are_counted_once(
     name: str, listener: PrometheusMetrics, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs on the thread that flushes, and so many events make it flush, too."""
     listener(ScannersRegistered((Registered("two", "test", None, lambda: 0),)))
-    flushing: list[str] = []
+    amid: list[bool] = []
     drained = counts._drained
 
     def interrupted(pending: list[Any]) -> list[Any]:
-        if not flushing:
-            flushing.append(name)
+        assert not any(amid), "drained in the middle of draining"
+        if not amid:
+            amid.append(True)
             for _ in range(collectors.MAX_PENDING + 5):
                 listener(ended(scanner=name))
+            amid[0] = False
         return drained(pending)
 
     listener(ended())
