@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grafana.source import fleet_dashboard, rules, scanner_dashboard
 from grafana.source.presets import CRON, SERVICE, Preset
+from resilient_scan.cli.links import with_links
 
 HOME = Path(__file__).parents[1]
 
@@ -13,10 +14,22 @@ HOME = Path(__file__).parents[1]
 def made() -> dict[str, str]:
     """Return the text of every generated file, by its path below `grafana/`."""
     return {
-        "dashboards/fleet.json": fleet_dashboard.build(),
-        "dashboards/scanner.json": scanner_dashboard.build(),
+        **dashboards(),
         **_rules(SERVICE, ""),
         **_rules(CRON, "presets/cron/"),
+    }
+
+
+def dashboards(public_url: str | None = None, runbook_url: str | None = None) -> dict[str, str]:
+    """Return the text of the dashboards, by path; without a URL there are no links that would need it.
+
+    Args:
+        public_url: where people reach the service, and so its control page.
+        runbook_url: where they read the runbook.
+    """
+    return {
+        "dashboards/fleet.json": with_links(fleet_dashboard.build(), public_url, runbook_url),
+        "dashboards/scanner.json": with_links(scanner_dashboard.build(), public_url, runbook_url),
     }
 
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as queries
 
 from grafana.source import theme
-from grafana.source.promql import Query, rate
+from grafana.source.promql import Query, counted
 from grafana.source.theme import Steps, Words
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, table.Panel, timeseries.Panel)
+Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, statetimeline.Panel, table.Panel, timeseries.Panel)
 
 
 def stat_panel(title: str, description: str, query: Query, unit: str, steps: Steps) -> stat.Panel:
@@ -34,8 +43,7 @@ def stat_panel(title: str, description: str, query: Query, unit: str, steps: Ste
 
 def state_panel(title: str, description: str, query: Query, words: Words) -> stat.Panel:
     """Return a state in words."""
-    steps: Steps = [(None if number == 0 else number, colour) for number, (_, colour) in words.items()]
-    return stat_panel(title, description, query, theme.COUNT, steps).mappings([mapping(words)])
+    return stat_panel(title, description, query, theme.COUNT, _steps_of(words)).mappings([mapping(words)])
 
 
 def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge.Panel:
@@ -46,6 +54,7 @@ def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge
         .orientation(shapes.VizOrientation.HORIZONTAL)
         .display_mode(shapes.BarGaugeDisplayMode.BASIC)
         .show_unfilled(True)
+        .text(common.VizTextDisplayOptions().title_size(13).value_size(14))  # else they fill the bar, however high
         .min(0)
         .max(1)
     )
@@ -53,7 +62,7 @@ def shares(title: str, description: str, query: Query, steps: Steps) -> bargauge
 
 def graph(title: str, description: str, asked: Sequence[Query], unit: str) -> timeseries.Panel:
     """Return lines over time."""
-    return (
+    panel = (
         _common(timeseries.Panel(), title, description, asked, unit, theme.ALL_GREEN)
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
         .legend(
@@ -67,45 +76,57 @@ def graph(title: str, description: str, asked: Sequence[Query], unit: str) -> ti
         .fill_opacity(8)
         .show_points(shapes.VisibilityMode.NEVER)
         .min(0)
-        .axis_soft_max(
-            {theme.PER_SECOND: 0.1, theme.SECONDS: 0.1}.get(unit, 1)
-        )  # a line at 0 would be drawn on a scale up to 100
+        .axis_soft_max(0.1 if unit == theme.SECONDS else 1)  # a line at 0 would be drawn on a scale up to 100
+        .no_value("none")
     )
+    return panel.decimals(0) if unit == theme.COUNT else panel
 
 
 def stacked(
     title: str, description: str, asked: Sequence[Query], unit: str, colours: Mapping[str, str]
 ) -> timeseries.Panel:
-    """Return stacked areas, one colour for each value of a label."""
+    """Return stacked areas, one colour for each value of a label.
+
+    They have no outline: that of a series at 0 would lie on top of all others, as if it were all of theirs.
+    """
     panel = (
         graph(title, description, asked, unit)
         .stacking(common.StackingConfig().mode(shapes.StackingMode.NORMAL).group("A"))
-        .fill_opacity(60)
-        .line_width(1)
+        .fill_opacity(80)
+        .line_width(0)
     )
     return coloured(panel, colours)
 
 
-def per_second(title: str, description: str, label: str, counter: str, colours: Mapping[str, str]) -> timeseries.Panel:
-    """Return the growth of a counter per second, one area for each value of a label."""
+def troubles(title: str, description: str, asked: Query, colour: str) -> timeseries.Panel:
+    """Return how many of something bad there were, in shades of one colour: of a palette some would be green."""
+    return stacked(title, description, [asked], theme.COUNT, {}).color_scheme(_shades(colour))
+
+
+def counts(title: str, description: str, label: str, counter: str, colours: Mapping[str, str]) -> timeseries.Panel:
+    """Return how many there were in the window, one area for each value of a label."""
     return stacked(
-        title,
-        description,
-        [Query(f"sum by ({label}) ({rate(counter)})", f"{{{{{label}}}}}")],
-        theme.PER_SECOND,
-        colours,
+        title, description, [Query(counted(f"by ({label})", counter), f"{{{{{label}}}}}")], theme.COUNT, colours
     )
 
 
-def stepped(title: str, description: str, asked: Sequence[Query], unit: str, words: Words) -> timeseries.Panel:
-    """Return states over time, in words at the side."""
+def timeline(title: str, description: str, query: Query, words: Words) -> statetimeline.Panel:
+    """Return states over time: one bar for each series, coloured by what the state means."""
     return (
-        graph(title, description, asked, unit)
-        .line_interpolation(shapes.LineInterpolation.STEP_AFTER)
+        _common(statetimeline.Panel(), title, description, [query], theme.COUNT, _steps_of(words))
         .mappings([mapping(words)])
-        .max(max(words))
-        .decimals(0)
-        .fill_opacity(25)
+        .merge_values(True)
+        .show_value(shapes.VisibilityMode.AUTO)
+        .row_height(0.85)
+        .line_width(0)
+        .fill_opacity(85)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(shapes.LegendDisplayMode.LIST)
+            .placement(shapes.LegendPlacement.BOTTOM)
+            .show_legend(False)
+        )
+        .tooltip(common.VizTooltipOptions().mode(shapes.TooltipDisplayMode.SINGLE).sort(shapes.SortOrder.NONE))
     )
 
 
@@ -114,6 +135,10 @@ def coloured(panel: timeseries.Panel, colours: Mapping[str, str]) -> timeseries.
     for name, colour in colours.items():
         panel = panel.with_override(named(name), [fixed(colour)])
     return panel
+
+
+def _shades(colour: str) -> dashboard.FieldColor:
+    return dashboard.FieldColor().mode(models.FieldColorModeId.SHADES).fixed_color(colour)
 
 
 def named(*names: str) -> models.MatcherConfig:
@@ -137,8 +162,8 @@ def fixed(colour: str) -> models.DynamicConfigValue:
     return models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
 
 
-def setting(name: str, value: Mapping[str, Any] | dashboard.ThresholdsConfig) -> models.DynamicConfigValue:
-    """Return one property of a column; its value must be an object, as Grafana's published schema demands."""
+def setting(name: str, value: Any) -> models.DynamicConfigValue:
+    """Return one property of a column."""
     built = value.build() if isinstance(value, dashboard.ThresholdsConfig) else value
     return models.DynamicConfigValue(id_val=name, value=built)
 
@@ -167,6 +192,10 @@ def transformed(name: str, **options: Any) -> models.DataTransformerConfig:
     return models.DataTransformerConfig(id_val=name, options=options)
 
 
+def _steps_of(words: Words) -> Steps:
+    return [(None if number == 0 else number, colour) for number, (_, colour) in words.items()]
+
+
 def _last() -> common.ReduceDataOptions:
     return common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("")
 
@@ -191,7 +220,6 @@ def _common(
 def _target(query: Query, letter: str, *, table_format: bool) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(query.expr).ref_id(letter).datasource(SOURCE)
     target = target.legend_format(query.legend or "__auto")
-    target = target.interval(query.least) if query.least else target
     if table_format:
         return target.instant().format(queries.PromQueryFormat.TABLE)
     target = target.format(queries.PromQueryFormat.TIME_SERIES)

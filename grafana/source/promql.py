@@ -1,4 +1,7 @@
-"""What the dashboards ask Prometheus: selectors, the functions around them, and the questions about scanners."""
+"""What the dashboards ask Prometheus: selectors, the functions around them, and the questions about scanners.
+
+Both dashboards ask the same question with the same function, so that they show the same number.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from dataclasses import dataclass
 from grafana.source.theme import VERDICT
 
 ANY = ("job", "instance", "scanner")
+BY = "by (scanner)"
+
+WINDOW = "${window}s"  # chosen at the top of the dashboard; `boards.WINDOWS` says from what
+RANGE = "$__range"
+BUDGET_WINDOW, OBJECTIVE = "1d", 0.99
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,6 @@ class Query:
     expr: str
     legend: str = ""
     instant: bool = False
-    least: str = ""  # the shortest window of a rate, such as 5m: for what happens rarely
 
 
 def series(name: str, *matchers: str, by: Sequence[str] = ANY) -> str:
@@ -31,65 +38,130 @@ def process(name: str, *matchers: str) -> str:
     return series(name, *matchers, by=("job", "instance"))
 
 
-def rate(selector: str) -> str:
-    """Return the growth of a counter per second."""
-    return f"rate({selector}[$__rate_interval])"
-
-
-def in_range(selector: str) -> str:
-    """Return the growth of a counter over the time that the dashboard shows."""
-    return f"increase({selector}[$__range])"
-
-
-def quantile(share: float, buckets: str, by: str = "") -> str:
-    """Return a quantile of a histogram, grouped by the label `by` if there is one."""
-    return f"histogram_quantile({share}, sum by ({by + ', ' if by else ''}le) ({rate(buckets)}))"
-
-
-def breaker_number(by: str) -> str:
-    """Return the breakers' states as numbers, the worst of each group `by`; see `theme.BREAKER`."""
-    return _worst("breaker_state", {"open": 2, "half_open": 1}, by)
-
-
-def state_number(by: str) -> str:
-    """Return the scanners' states as numbers, the worst of each group `by`; see `theme.STATE`."""
-    return _worst("scanner_state", {"disabled": 3, "quarantined": 2, "probing": 1}, by)
-
-
-def _worst(name: str, numbers: Mapping[str, int], by: str) -> str:
-    chosen = {number: series(name, f'state="{state}"') for state, number in numbers.items()}
-    terms = [f"{number} * (max {by} ({selector}) > 0)" for number, selector in chosen.items()]
-    return "\n  or ".join([*terms, f"max {by} (0 * {series(name)})"])
-
-
 FAILED = series("executions_total", 'outcome=~"error|timeout"')
 ENDED = series("executions_total", 'outcome=~"success|error|timeout"')
 ANSWERED = series("scans_total", 'status=~"completed|cached|stale"')
 ASKED = series("scans_total", 'status!="disabled"')
+STALE = series("scans_total", 'status="stale"')
 DURATION = series("execution_duration_seconds_bucket")
+HITS = series("cache_requests_total", 'result=~"hit|shared"')
+LOOKED = series("cache_requests_total", 'result!="bypass"')
 DISABLED = series("scanner_state", 'state="disabled"')
 QUARANTINED = series("scanner_state", 'state=~"quarantined|probing"')
+OUT = series("scanner_state", 'state!="enabled"')
 NOT_CLOSED = series("breaker_state", 'state=~"open|half_open"')
-STALE = series("scans_total", 'status="stale"')
-OUT = 'state=~"quarantined|probing|disabled"'
-BY = "by (scanner)"
+KNOWN = series("scanner_state", 'state="enabled"')  # one series for each scanner, whatever its state is
 
-RECENT = "5m"  # what "now" means for a scanner that executes every few minutes
+
+# Counts and shares
+
+
+def grown(selector: str, window: str = WINDOW) -> str:
+    """Return the growth of a counter in the window."""
+    return f"increase({selector}[{window}])"
+
+
+def counted(by: str, selector: str) -> str:
+    """Return how many there were in the window, as a whole number, of what is counted from the beginning."""
+    return f"round(sum {by} ({grown(selector)}))"
+
+
+def rare(by: str, name: str, *matchers: str, window: str = WINDOW) -> str:
+    """Return how many there were in a window, of what only its first occurrence creates.
+
+    `increase` sees a series grow, and does not see that it was not there before: the only quarantine of a day would
+    count as none. So the first value counts too, if the series began in the window, later than its scanner. A series
+    that Prometheus has known as long as the scanner began before Prometheus looked; one that was there a window ago
+    began again with its process, which `increase` does see.
+    """
+    selector = series(name, *matchers)
+    later = (
+        f"count_over_time({selector}[{window}])"
+        f"\n    < on (job, instance, scanner) group_left () count_over_time({KNOWN}[{window}])"
+    )
+    first = f"(min_over_time({selector}[{window}]) and {later}) unless {selector} offset {window}"
+    return f"round(sum {by} (\n  {grown(selector, window)} + ({first})\n  or {grown(selector, window)}\n))"
+
+
+def rare_or_none(by: str, name: str, *matchers: str) -> str:
+    """Return the same, and 0 for the scanners where it has not occurred yet."""
+    return f"{rare(by, name, *matchers)}\nor 0 * sum {by} ({KNOWN})"
+
+
+def _share(by: str, part: str, whole: str, window: str = WINDOW) -> str:
+    """Return a share where there is something to share: without executions no number is right, neither 0 nor NaN."""
+    return f"sum {by} ({grown(part, window)})\n  / (sum {by} ({grown(whole, window)}) > 0)"
 
 
 def failing(by: str = BY) -> str:
-    """Return the share of recent executions that failed."""
-    return f"sum {by} ({rate(FAILED)})\n  / sum {by} ({rate(ENDED)})"
+    """Return the share of the executions in the window that failed."""
+    return _share(by, FAILED, ENDED)
 
 
-def failed() -> str:
-    """Return the share of each scanner's executions that failed in the time that the dashboard shows."""
-    return f"sum {BY} ({in_range(FAILED)})\n  / sum {BY} ({in_range(ENDED)})"
+def answered(by: str = "") -> str:
+    """Return the share of the scans in the window that were answered."""
+    return _share(by, ANSWERED, ASKED)
 
 
-def answered() -> str:
-    """Return the share of scans that were answered in the time that the dashboard shows."""
-    return f"sum  ({in_range(ANSWERED)})\n  / sum  ({in_range(ASKED)})"
+def budget_left() -> str:
+    """Return the share of each scanner's error budget that is left; 0 if it is used up."""
+    failed = _share(BY, FAILED, ENDED, BUDGET_WINDOW)
+    return f"clamp_min(1 - ({failed}) / {1 - OBJECTIVE:g}, 0)"
+
+
+def hits() -> str:
+    """Return the share of each scanner's scans in the window that the cache answered."""
+    looked = f"sum {BY} ({grown(LOOKED)})"
+    return f"(sum {BY} ({grown(HITS)}) or 0 * {looked})\n  / ({looked} > 0)"
+
+
+def complete() -> str:
+    """Return the share of the runs in the window in which every scanner in service answered."""
+    return _share("", process("runs_total", 'result="complete"'), process("runs_total"))
+
+
+def quantile(share: float, buckets: str, by: str = "") -> str:
+    """Return a quantile of a histogram in the window, grouped by the label `by` if there is one, and no NaN."""
+    return f"histogram_quantile({share}, sum by ({by + ', ' if by else ''}le) ({grown(buckets)})) >= 0"
+
+
+# Times and states
+
+
+def ago(gauge: str, by: str = "") -> str:
+    """Return the time since a moment, in seconds below 0, which Grafana shows as "3 minutes ago"."""
+    return f"max {by} ({gauge} > 0) - time()"
+
+
+def success_ago() -> str:
+    """Return when each scanner last succeeded; see `ago`."""
+    return ago(series("last_success_timestamp_seconds"), BY)
+
+
+def hung(by: str = BY) -> str:
+    """Return how many threads hang."""
+    return f"sum {by} ({series('abandoned_threads')})\nor 0 * sum {by} ({KNOWN})"
+
+
+def breaker_number() -> str:
+    """Return the breakers' states as numbers, the worst of each scanner; see `theme.BREAKER`."""
+    return _worst("breaker_state", {"open": 2, "half_open": 1})
+
+
+def state_number() -> str:
+    """Return the scanners' states as numbers, the worst of each scanner; see `theme.STATE`."""
+    return _worst("scanner_state", {"disabled": 3, "quarantined": 2, "probing": 1})
+
+
+def _worst(name: str, numbers: Mapping[str, int]) -> str:
+    chosen = {number: series(name, f'state="{state}"') for state, number in numbers.items()}
+    terms = [f"{number} * (max {BY} ({selector}) > 0)" for number, selector in chosen.items()]
+    return "\n  or ".join([*terms, f"max {BY} (0 * {series(name)})"])
+
+
+def where_it_happened(numbers: str, happened: str) -> str:
+    """Return states of those scanners only for which `happened` was 1 at some time that the dashboard shows."""
+    return f"(\n{numbers}\n) and on (scanner) max {BY} (max_over_time({happened}[{RANGE}] @ end())) > 0"
 
 
 def verdict() -> str:
@@ -106,16 +178,28 @@ def verdict_in_words() -> str:
 def _verdicts() -> dict[int, str]:
     """Return an expression for each verdict, the worst first."""
     seen = (
-        (8, f"max {BY} ({DISABLED})"),
+        (8, f"sum {BY} ({series('abandoned_threads')})"),
         (7, f"max {BY} ({QUARANTINED})"),
-        (6, f"max {BY} ({series('abandoned_threads')})"),
-        (5, f"max {BY} ({NOT_CLOSED})"),
-        (4, f"({failing()}) > bool 0.5"),
-        (3, f"({failing()}) > bool 0.1"),
-        (2, f"sum {BY} ({rate(STALE)})"),
-        (1, f"sum {BY} ({rate(series('suspicious_results_total'))})"),
+        (6, f"max {BY} ({NOT_CLOSED})"),
+        (5, f"({failing()}) > bool 0.5"),
+        (4, f"({failing()}) > bool 0.1"),
+        (3, f"max {BY} ({DISABLED})"),
+        (2, counted(BY, STALE)),
+        (1, rare(BY, "suspicious_results_total")),
     )
     return {
         **{number: f"{number} * (({expr}) > bool 0 > 0)" for number, expr in seen},
-        0: f"0 * max {BY} ({series('scanner_state')})",
+        0: f"0 * max {BY} ({KNOWN})",
     }
+
+
+# Moments
+
+
+def became(name: str, state: str, old: str) -> str:
+    """Return a series at the moment when a scanner got into one of the states `state`, out of `old`.
+
+    Gauges tell it, not counters, which begin with the first change and do not show that one.
+    """
+    now, before = series(name, f'state=~"{state}"'), series(name, f'state=~"{old}"')
+    return f"{now} == 1\n  and on (job, instance, scanner) {before} offset 1m == 1"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from grafana_foundation_sdk.builders import dashboard, table
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as models
@@ -12,46 +16,91 @@ from grafana.source.promql import (
     BY,
     DURATION,
     FAILED,
-    RECENT,
+    RANGE,
     Query,
-    failed,
-    in_range,
+    budget_left,
+    counted,
+    failing,
+    hung,
     quantile,
+    rare,
     series,
+    success_ago,
     verdict_in_words,
 )
 
-PERCENT_OF_FAILURES = ((None, theme.GREEN), (10, theme.YELLOW), (50, theme.RED))
-ERRORS = series("executions_total", 'outcome="error"')
 TIMEOUTS = series("executions_total", 'outcome="timeout"')
-MOVED_OUT = series("scanner_transitions_total", 'to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
+MOVED_OUT = ('to=~"quarantined|disabled"', 'source!="probe"')  # who did it first
+ORDER = ("Scanner", "Now", "Last success", "Failed", "Failures", "Fails most with", "Taken out by")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One query: its number is a column, or a word that it brings as a label is one, or both.
+
+    Attributes:
+        expr: returns one series for each scanner.
+        title: of the number's column; empty if only the word is shown.
+        unit, steps, decimals: how the number is shown; without `steps` it has no colour.
+        words: title of the word's column, by the label that it comes from.
+    """
+
+    expr: str
+    title: str = ""
+    unit: str = theme.COUNT
+    steps: theme.Steps = ()
+    decimals: int | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+def columns() -> tuple[Column, ...]:
+    """Return the columns; the first one's number is what the lines are sorted by."""
+    kinds = (
+        f"{rare('by (scanner, kind)', 'errors_total')} > 0\n"
+        f'  or label_replace({counted(BY, TIMEOUTS)} > 0, "kind", "timeout", "", "")'
+    )
+    sources = f"{rare('by (scanner, source)', 'scanner_transitions_total', *MOVED_OUT, window=RANGE)} > 0"
+    p95 = quantile(0.95, DURATION, "scanner")
+    return (
+        Column(verdict_in_words(), words={"now": "Now"}),
+        Column(failing(), "Failed", theme.SHARE, theme.SHARE_OF_FAILURES, 0),
+        Column(counted(BY, FAILED), "Failures"),
+        Column(f"topk {BY} (1, {kinds})", words={"kind": "Fails most with"}),
+        Column(f"topk {BY} (1, {sources})", words={"source": "Taken out by"}),
+        Column(p95, "p95", theme.SECONDS, theme.SECONDS_OF_EXECUTIONS, 0),
+        Column(hung(), "Hung threads", theme.COUNT, theme.ANY_IS_BAD),
+        Column(success_ago(), "Last success", theme.AGO, theme.SILENCE, 0),
+        Column(budget_left(), "Budget left", theme.SHARE, theme.SHARE_OF_BUDGET, 0),
+        Column(f"max {BY} ({series('candidates')})", "Candidates"),
+    )
 
 
 def build() -> table.Panel:
-    """Return the table: one line for each scanner, one column for each query; some queries bring a word as a label."""
-    asked = [Query(query, instant=True, least=RECENT) for _, query in _columns()]
-    names = {f"Value #{letter}": name for letter, (name, _) in zip("ABCDEFGHI", _columns(), strict=True)}
-    words = {"scanner": "Scanner", "now": "Now", "kind": "Fails most with", "source": "Taken out by"}
-    order = ["scanner", "now", "Value #H", "kind", "source", *names]
-    shown = {name: title for name, title in {**words, **names}.items() if title}
-    columns = {"pattern": "^(scanner|now|kind|source|Value.*)$"}
+    """Return the table."""
+    asked = {f"Value #{letter}": column for letter, column in zip("ABCDEFGHIJ", columns(), strict=True)}
+    words = {label: title for column in asked.values() for label, title in column.words.items()}
+    titles = {"scanner": "Scanner", **words} | {name: column.title for name, column in asked.items() if column.title}
+    order = sorted(titles, key=lambda name: ORDER.index(titles[name]) if titles[name] in ORDER else len(ORDER))
     panel = (
         rows(
             "Who is in trouble, since when, and why",
-            "One line for each scanner, the worst first: what is wrong now, when it last succeeded, what it "
-            "fails most with, and what took it out of service. Click a line to see that scanner's life.",
-            asked,
+            "One line for each scanner: those whose threads hang, the quarantined, the failing, those disabled by "
+            "hand, then all others. Counts and shares are of the window, the budget (1 % of the executions may fail) "
+            "is of a day. Click a name to see that scanner's life. Runbook: ScannerOutOfService",
+            [Query(column.expr, instant=True) for column in asked.values()],
             theme.COUNT,
         )
-        .with_transformation(transformed("filterFieldsByName", include=columns))
+        .with_transformation(
+            transformed("filterFieldsByName", include={"pattern": "^(scanner|now|kind|source|Value.*)$"})
+        )
         .with_transformation(transformed("joinByField", byField="scanner", mode="outer"))
         .with_transformation(transformed("sortBy", sort=[{"field": "Value #A", "desc": True}]))
         .with_transformation(
             transformed(
                 "organize",
-                excludeByName={name: True for name, title in names.items() if not title},
-                indexByName={name: index for index, name in enumerate(dict.fromkeys(order))},
-                renameByName=shown,
+                excludeByName={name: True for name, column in asked.items() if not column.title},
+                indexByName={name: index for index, name in enumerate(order)},
+                renameByName=titles,
             )
         )
         .cell_height(shapes.TableCellHeight.SM)
@@ -60,55 +109,37 @@ def build() -> table.Panel:
     return _formatted(panel)
 
 
-def _columns() -> tuple[tuple[str, str], ...]:
-    # The series of a kind of error begins with the first error, so its growth may be 0. Whether there were errors at
-    # all is therefore read from the executions, whose series exist from the beginning.
-    kinds = (
-        f"sum by (scanner, kind) ({in_range(series('errors_total'))})\n"
-        f"  and on (scanner) sum {BY} ({in_range(ERRORS)}) > 0\n"
-        f'  or label_replace(sum {BY} ({in_range(TIMEOUTS)}) > 0, "kind", "timeout", "", "")'
-    )
-    sources = f"sum by (scanner, source) ({in_range(MOVED_OUT)}) > 0"
-    success = f"max {BY} ({series('last_success_timestamp_seconds')} > 0)"
-    return (
-        ("", verdict_in_words()),
-        ("Failed, %", f"round(100 * {failed()})"),
-        ("Failures", f"round(sum {BY} ({in_range(FAILED)}))"),
-        ("", f"topk {BY} (1, {kinds})"),
-        ("", f"topk {BY} (1, {sources})"),
-        ("p95, s", f"round({quantile(0.95, DURATION, 'scanner')}, 0.01)"),
-        ("Hung threads", f"sum {BY} ({series('abandoned_threads')})"),
-        ("Success, min ago", f"round((time() - {success}) / 60, 0.1)"),
-        ("Candidates", f"max {BY} ({series('candidates')})"),
-    )
-
-
 def _formatted(panel: table.Panel) -> table.Panel:
-    link = (
-        dashboard.DashboardLink("Open this scanner")
-        .type(models.DashboardLinkType.LINK)
-        .url(
-            f"/d/{boards.SCANNER_UID}?var-scanner=${{__data.fields.Scanner}}&${{job:queryparam}}&${{instance:queryparam}}"
-            "&${datasource:queryparam}&${__url_time_range}"
-        )
-    )
-    words = models.ValueMap(
+    verdicts = models.ValueMap(
         options={
             word: models.ValueMappingResult(text=word, color=colour, index=index)
             for index, (word, colour) in enumerate(theme.VERDICT.values())
         }
     )
-    coloured = {
-        "Failed, %": PERCENT_OF_FAILURES,
-        "p95, s": theme.SECONDS_OF_EXECUTIONS,
-        "Hung threads": theme.ANY_IS_BAD,
-    }
+    background = setting("custom.cellOptions", {"type": "color-background", "mode": "basic"})
     panel = (
-        panel.data_links([link])
-        .mappings([words])
-        .with_override(named("Now"), [setting("custom.cellOptions", {"type": "color-background", "mode": "basic"})])
+        panel.mappings([verdicts])
+        .min_width(80)
+        .with_override(named("Scanner"), [setting("links", [_to_the_scanner().build()]), setting("custom.width", 180)])
+        .with_override(named("Now"), [background, setting("custom.width", 170)])
     )
-    for name, steps in coloured.items():
-        text = setting("custom.cellOptions", {"type": "color-text"})
-        panel = panel.with_override(named(name), [text, setting("thresholds", thresholds(steps))])
+    for column in columns():
+        if column.title and column.unit != theme.COUNT:
+            panel = panel.with_override(named(column.title), [setting("unit", column.unit), *_rounded(column)])
+        if column.steps:
+            text = setting("custom.cellOptions", {"type": "color-text"})
+            panel = panel.with_override(named(column.title), [text, setting("thresholds", thresholds(column.steps))])
     return panel
+
+
+def _rounded(column: Column) -> list[Any]:
+    return [] if column.decimals is None else [setting("decimals", column.decimals)]
+
+
+def _to_the_scanner() -> dashboard.DashboardLink:
+    chosen = "&".join(f"${{{name}:queryparam}}" for name in ("job", "instance", "datasource", "window"))
+    return (
+        dashboard.DashboardLink("Open this scanner")
+        .type(models.DashboardLinkType.LINK)
+        .url(f"/d/{boards.SCANNER_UID}?var-scanner=${{__data.fields.Scanner}}&{chosen}&${{__url_time_range}}")
+    )

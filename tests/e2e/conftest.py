@@ -59,6 +59,9 @@ def live_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         }
         with prometheus(folder, config) as api:
             api.wait_for('resilient_scan_scanner_state{state="disabled"} == 1')
+            api.wait_for(
+                'increase(resilient_scan_scanner_transitions_total{to="quarantined"}[1m])'
+            )  # needs two samples
             api.wait_for("resilient_scan_late_completion_duration_seconds_count > 0")
             api.wait_for('rate(resilient_scan_scans_total{status="stale"}[5s]) > 0')
             for name in ("insider_buying", "reddit_dd"):

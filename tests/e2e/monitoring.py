@@ -34,8 +34,13 @@ class Api:
         return list(self.get("query", query=query)["result"])
 
     def range(self, query: str, seconds: float, step: float) -> list[dict[str, Any]]:
-        now = time.time()
-        return list(self.get("query_range", query=query, start=now - seconds, end=now, step=step)["result"])
+        return self.range_to(query, time.time(), seconds, step)
+
+    def instant_at(self, query: str, at: float) -> list[dict[str, Any]]:
+        return list(self.get("query", query=query, time=at)["result"])
+
+    def range_to(self, query: str, at: float, seconds: float, step: float) -> list[dict[str, Any]]:
+        return list(self.get("query_range", query=query, start=at - seconds, end=at, step=step)["result"])
 
     def wait_for(self, query: str) -> None:
         """Wait until a query has an answer."""
@@ -58,8 +63,8 @@ def server(program: str, folder: Path, *arguments: str) -> Iterator[str]:
 
 
 @contextmanager
-def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Api]:
-    """Start Prometheus."""
+def prometheus(folder: Path, config: dict[str, Any], retention: str = "1h") -> Iterator[Api]:
+    """Start Prometheus, which drops what is older than `retention`."""
     (folder / "prometheus.yml").write_text(json.dumps(config))
     arguments = [
         "--config.file=prometheus.yml",
@@ -69,7 +74,7 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Api]:
         "--web.external-url=http://prometheus.test/",
         "--web.route-prefix=/",
         "--web.cors.origin=.*",
-        "--storage.tsdb.retention.time=1h",
+        f"--storage.tsdb.retention.time={retention}",
         "--rules.alert.resend-delay=1s",
         "--enable-feature=exemplar-storage",
     ]

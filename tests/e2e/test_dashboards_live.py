@@ -1,9 +1,11 @@
-"""Every query of the dashboards and rules, asked of a real Prometheus about a fleet in every kind of trouble."""
+"""The table of the dashboard Fleet and the rules, asked of a real Prometheus about a fleet in every kind of trouble.
+
+What all other panels show is tested in `tests/grafana/test_boards_shown.py`, of a past that need not be waited for.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import Any
 
 import pytest
@@ -14,60 +16,12 @@ from grafana.source.presets import PRESETS
 from tests.e2e.conftest import LIFETIME
 from tests.e2e.live_fleet import BY_HAND, HEALTHY, NAMES
 from tests.e2e.monitoring import Api
-from tests.grafana.boards import BOARDS, board, queries
+from tests.grafana.boards import board, chosen, panels
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.servers
 
-SECONDS, STEP = LIFETIME, 5  # what the dashboards would show: all that has been
-
-
-def chosen(expression: str, scanner: str = ".+") -> str:
-    """Fill in the variables, as Grafana does."""
-    values = {"$__rate_interval": "5s", "$__range": f"{SECONDS}s", "$job": ".+", "$instance": ".+", "$scanner": scanner}
-    for name, value in values.items():
-        expression = expression.replace(name, value)
-    assert "$" not in expression
-    return expression
-
-
-FLEET = [pytest.param(title, target, id=title) for title, target in queries(board("fleet"))]
-SCANNER = [pytest.param(title, target, id=title) for title, target in queries(board("scanner"))]
-
-
-def ask(api: Api, target: dict[str, Any], scanner: str = ".+") -> list[dict[str, Any]]:
-    expression = chosen(target["expr"], scanner)
-    return api.instant(expression) if target.get("instant") else api.range(expression, SECONDS, STEP)
-
-
-@pytest.mark.parametrize(("title", "target"), FLEET)
-def test_a_panel_of_the_fleet_has_data(live_prometheus: Api, title: str, target: dict[str, Any]) -> None:
-    assert ask(live_prometheus, target) != [], target["expr"]
-
-
-@pytest.mark.parametrize(("title", "target"), SCANNER)
-def test_a_panel_of_a_scanner_has_data(live_prometheus: Api, title: str, target: dict[str, Any]) -> None:
-    assert ask(live_prometheus, target, "insider_buying") != [], target["expr"]
-
-
-@pytest.mark.parametrize("name", BOARDS)
-def test_variables_and_annotations_have_data(live_prometheus: Api, name: str) -> None:
-    content = board(name)
-    for variable in content["templating"]["list"][1:]:
-        metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"], re.DOTALL).groups()  # type: ignore[union-attr]
-        found = live_prometheus.get("series", **{"match[]": chosen(metric)})
-        values = {series[label] for series in found}
-        assert values == (set(NAMES) if label == "scanner" else values)
-        assert values
-    for mark in content["annotations"]["list"]:
-        answer = live_prometheus.range(chosen(mark["expr"]), SECONDS, STEP)
-        if mark["name"] == "Taken out of service":
-            assert {each["metric"]["scanner"]: each["metric"]["source"] for each in answer} == {
-                "insider_buying": "alert",
-                BY_HAND: "hand",
-            }
-        for label in re.findall(r"{{(\w+)}}", mark["titleFormat"]):
-            assert all(label in each["metric"] for each in answer)
+NOW_WINDOW = 5  # seconds, in which the fleet runs ten times
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -96,15 +50,16 @@ def test_the_shipped_rules_are_loaded_and_work(live_prometheus: Api) -> None:
 
 def table_of(api: Api) -> dict[str, Any]:
     """Return what a stranger reads first of the scanners that are always the same, by column."""
-    (table,) = [panel for panel in board("fleet")["panels"] if panel["type"] == "table"]
+    (table,) = [panel for panel in panels(board("fleet")) if panel["type"] == "table"]
 
-    def column(number: int, label: str) -> dict[str, str]:
-        answer = api.instant(chosen(table["targets"][number]["expr"]))
+    def column(number: int, label: str, window: int) -> dict[str, str]:
+        expression = table["targets"][number]["expr"]
+        answer = api.instant(chosen(expression, window=str(window), __range=f"{LIFETIME}s"))
         found = {each["metric"]["scanner"]: each["metric"][label].rpartition(".")[2] for each in answer}
         assert len(answer) == len(found), "one word for each scanner"
         return found
 
-    now, kind, source = column(0, "now"), column(3, "kind"), column(4, "source")
+    now, kind, source = column(0, "now", NOW_WINDOW), column(3, "kind", LIFETIME), column(4, "source", LIFETIME)
     return {
         "rows": len(now),
         "now": {name: word for name, word in now.items() if name in NOW},

@@ -12,11 +12,18 @@ from grafana.source.__main__ import HOME
 from resilient_scan.observe.metrics import families
 
 BOARDS = ("fleet", "scanner")
-PANELS = {"timeseries", "stat", "gauge", "bargauge", "table"}
+PANELS = {"timeseries", "state-timeline", "stat", "gauge", "bargauge", "table"}
 OURS = re.compile(r"\b(resilient_scan_\w+)")
-SELECTOR = re.compile(r"\b([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{([^{}]*)\}(\[[^\]]*\])?")
+SELECTOR = re.compile(r"\b([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{([^{}]*)\}(\[[^\]]*\]| offset \S+)?")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 REFERENCE = {"type": "prometheus", "uid": "${datasource}"}
+WINDOW, RANGE, DAY = "${window}s", "$__range", "1d"
+WINDOWS = {  # that a function may look back on
+    "increase": {WINDOW, RANGE, DAY},
+    "count_over_time": {WINDOW, RANGE},
+    "min_over_time": {WINDOW, RANGE},
+    "max_over_time": {RANGE},
+}
 
 
 @cache
@@ -29,9 +36,22 @@ def board(name: str) -> dict[str, Any]:
     return content
 
 
+def panels(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the panels that show something, not the rows' titles."""
+    return [panel for panel in content["panels"] if panel["type"] != "row"]
+
+
+def chosen(expression: str, **values: str) -> str:
+    """Fill in the variables, as Grafana does, with everything where nothing is chosen."""
+    for name, value in {"job": ".+", "instance": ".+", "scanner": ".+", **values}.items():
+        expression = expression.replace(f"${{{name}}}", value).replace(f"${name}", value)
+    assert "$" not in expression, expression
+    return expression
+
+
 def queries(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every query with the title of its panel."""
-    for panel in content["panels"]:
+    for panel in panels(content):
         for target in panel["targets"]:
             yield panel["title"], target
 
@@ -74,7 +94,7 @@ def _odd_matchers(name: str, inside: str, family: Any) -> Iterator[str]:
 def findings(content: dict[str, Any]) -> list[str]:
     """Hold a dashboard against the rules of the dashboard linter, and some of our own."""
     found = [*_of_the_whole(content)]
-    for panel in content["panels"]:
+    for panel in panels(content):
         found += [f"{panel['title']}: {finding}" for finding in _of_a_panel(panel)]
         for target in panel["targets"]:
             found += [f"{panel['title']}: {finding}" for finding in _of_a_query(target["expr"])]
@@ -126,11 +146,9 @@ def _of_a_query(expression: str) -> Iterator[str]:
         )
         counts = re.search(r"_(total|bucket|sum|count)$", name)
         if counts and not window:
-            yield f"{name} outside of rate and increase"
+            yield f"{name} outside of increase"
     for function, window in re.findall(r"\b(\w+)\(\s*\w+\{[^{}]*\}\[([^\]]+)\]", expression):
-        if function not in {"rate", "increase"}:
-            yield f"a range in {function}"
-        if window not in {"$__rate_interval"} | ({"$__range"} if function == "increase" else set()):
+        if window not in WINDOWS.get(function, ()):
             yield f"{function} over {window}"
     if expression.count("(") != expression.count(")"):
         yield "parentheses"
