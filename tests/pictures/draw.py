@@ -1,6 +1,8 @@
-"""Draw the dashboards from a live Prometheus: `python -m tests.pictures.draw` puts them into grafana/pictures.
+"""Draw the dashboards: `python -m tests.pictures.draw` puts them into grafana/pictures.
 
-Grafana's own components draw them, in a headless Chromium; a Grafana server is not part of it.
+Grafana's own components draw them, in a headless Chromium; a Grafana server is not part of it. States over time are the
+exception: their panel is not among the components, so the page draws them itself. What is shown is the past of a fleet
+that runs every minute, as we ship it, in a real Prometheus (see `tests.grafana.history`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,32 +22,26 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from grafana.source.__main__ import HOME
-from tests.e2e.conftest import live_fleet, often
-from tests.e2e.monitoring import Api, prometheus
+from tests.grafana.history import BROKEN, Cadence, history
 from tests.support.needed import binary
 
 PAGE = Path(__file__).parent
-CALM, TROUBLE = 60, 200  # seconds; an alert fires two minutes after its condition holds
-SHOWN = {"fleet": ".+", "scanner": "insider_buying"}
+SHIPPED = Cadence("resilient-scan", 60, 15, phases={"healthy": 70, "ill": 50})
+SHOWN = {"fleet": ".+", "scanner": BROKEN}
 HEAD, ROW, WIDTH = 112, 38, 1600  # as in page.jsx
 
 
-def draw(into: Path, work: Path, calm: float = CALM, trouble: float = TROUBLE) -> dict[str, str]:
-    """Draw both dashboards and return the pages' HTML; this takes as long as the fleet lives, and npm besides.
+def draw(into: Path, work: Path) -> dict[str, str]:
+    """Draw both dashboards and return the pages' HTML.
 
     Args:
         into: where the pictures go.
         work: an empty directory for the page, its packages and Prometheus.
-        calm: seconds in which everybody is well.
-        trouble: seconds after that.
     """
-    site = built(work / "site")
-    with live_fleet(calm, calm + trouble + 60) as target, prometheus(_folder(work), _config(target, work)) as api:
-        began = time.time()
-        threading.Event().wait(calm + trouble)
-        span = (began + 5, time.time() - 1)
-        with served(site) as url:
-            return {name: _shot(name, f"{url}/index.html?{_query(name, api, span)}", site, into) for name in SHOWN}
+    site, folder = built(work / "site"), work / "prometheus"
+    folder.mkdir()
+    with history(folder, [SHIPPED]) as past, served(site) as url:
+        return {name: _shot(name, f"{url}/index.html?{_query(name, past.api.url)}", site, into) for name in SHOWN}
 
 
 def built(site: Path, extra: dict[str, str] | None = None) -> Path:
@@ -99,24 +94,10 @@ def _shot(name: str, url: str, site: Path, into: Path) -> str:
     return html
 
 
-def _query(name: str, api: Api, span: tuple[float, float]) -> str:
-    asked = {"board": name, "url": api.url, "from": span[0], "to": span[1], "scrape": 1, "scanner": SHOWN[name]}
+def _query(name: str, url: str) -> str:
+    end = SHIPPED.end("ill")
+    asked = {"board": name, "url": url, "from": end - 5400, "to": end, "scrape": SHIPPED.scrape, "scanner": SHOWN[name]}
     return urlencode(asked)
-
-
-def _folder(work: Path) -> Path:
-    folder = work / "prometheus"
-    folder.mkdir()
-    return folder
-
-
-def _config(target: str, work: Path) -> dict[str, object]:
-    rules = [often(name, work / "prometheus") for name in ("recording.yml", "alerts.yml")]
-    return {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": rules,
-        "scrape_configs": [{"job_name": "resilient-scan", "static_configs": [{"targets": [target]}]}],
-    }
 
 
 def _run(folder: Path, *command: str) -> None:

@@ -1,4 +1,4 @@
-// Draws one dashboard: `index.html?board=fleet&url=http://127.0.0.1:9090&from=EPOCH&to=EPOCH&scrape=1&scanner=.+`.
+// Draws one dashboard: `index.html?board=fleet&url=http://127.0.0.1:9090&from=EPOCH&to=EPOCH&scrape=15&scanner=.+`.
 import React from 'react';
 import { createRoot } from 'react-dom/client';
 import { lastValueFrom } from 'rxjs';
@@ -7,7 +7,7 @@ import {
   standardEditorsRegistry, standardTransformers, standardTransformersRegistry, transformDataFrame,
 } from '@grafana/data';
 import { BarGauge, BigValue, GlobalStyles, PanelChrome, Table, TimeSeries } from '@grafana/ui';
-import { ask, marks, timeRange } from './prometheus.js';
+import { ask, marks, timeRange, windowOf } from './prometheus.js';
 
 const theme = createTheme({ colors: { mode: 'dark' } });
 const WIDTH = 1600, CELL = WIDTH / 24, ROW = 38, GAP = 8, HEAD = 112;
@@ -30,6 +30,7 @@ const BUILT_IN = { // what the plugin of the panel type itself sets where the da
   timeseries: { drawStyle: 'line', lineWidth: 1, fillOpacity: 0, lineInterpolation: 'linear', showPoints: 'auto', pointSize: 5, spanNulls: false,
     stacking: { mode: 'none', group: 'A' }, thresholdsStyle: { mode: 'off' }, axisPlacement: 'auto', axisLabel: '', gradientMode: 'none',
     barAlignment: 0, scaleDistribution: { type: 'linear' }, hideFrom: { legend: false, tooltip: false, viz: false } },
+  'state-timeline': { fillOpacity: 70, lineWidth: 0 },
   table: { align: 'auto', cellOptions: { type: 'auto' }, inspect: false },
 };
 standardEditorsRegistry.setInit(() => []);
@@ -77,6 +78,61 @@ const DRAW = {
   ),
 };
 
+// The state timeline is no component of @grafana/ui, so this is a small one of our own: a bar for each series, cut where
+// its state changes. Words and colours are Grafana's: they come from the panel's mappings.
+const AXIS = 22, LABEL = 7;
+
+DRAW['state-timeline'] = (panel, data, { width, height }, at, drawn) => {
+  const series = data.map((frame) => ({ times: frame.fields[0].values, field: frame.fields[1] }));
+  const names = series.map(({ field }) => field.config.displayName ?? field.config.displayNameFromDS ?? field.name);
+  const left = 16 + LABEL * Math.max(...names.map((name) => name.length));
+  const x = (time) => left + ((time / 1000 - at.from) / (at.to - at.from)) * (width - left - 8);
+  const row = (height - AXIS) / series.length, bar = Math.min(row * panel.options.rowHeight, 60);
+  const step = [300, 600, 900, 1800, 3600, 7200].find((seconds) => (at.to - at.from) / seconds <= width / 80) ?? 14400;
+  const ticks = Array.from({ length: 200 }, (_, index) => (Math.ceil(at.from / step) + index) * step * 1000).filter((time) => time < at.to * 1000);
+  const text = { fill: theme.colors.text.primary, fontSize: 12, dominantBaseline: 'middle' };
+  return (
+    <svg width={width} height={height}>
+      {ticks.map((time) => (
+        <g key={time}>
+          <line x1={x(time)} x2={x(time)} y1={0} y2={height - AXIS} stroke={theme.colors.border.weak} />
+          <text x={x(time)} y={height - AXIS / 2 + 2} {...text} textAnchor="middle">{new Date(time).toISOString().slice(11, 16)}</text>
+        </g>
+      ))}
+      {series.map(({ times, field }, index) => (
+        <g key={names[index]}>
+          <text x={left - 8} y={row * (index + 0.5)} {...text} textAnchor="end">{names[index]}</text>
+          {spans(times, field.values, at.to * 1000).map(({ from, to, value }) => {
+            const shown = field.display(value), wide = x(to) - x(from);
+            return (
+              <g key={from}>
+                <rect x={x(from)} y={row * (index + 0.5) - bar / 2} width={Math.max(wide, 1)} height={bar} fill={shown.color} fillOpacity={0.85} />
+                {wide > 8 * shown.text.length && (
+                  <text x={x(from) + 6} y={row * (index + 0.5)} {...text} fill={theme.colors.getContrastText(shown.color)}>{shown.text}</text>
+                )}
+              </g>
+            );
+          })}
+        </g>
+      ))}
+      {drawn.map((mark, index) => (
+        <line key={index} x1={x(mark.from)} x2={x(mark.from)} y1={0} y2={height - AXIS} strokeDasharray="6 4" stroke={theme.visualization.getColorByName(mark.colour)} />
+      ))}
+    </svg>
+  );
+};
+
+function spans(times, values, end) {
+  const found = [];
+  times.forEach((time, index) => {
+    if (values[index] !== null && (index === 0 || values[index] !== values[index - 1])) {
+      const last = values.findIndex((value, other) => other > index && value !== values[index]);
+      found.push({ from: time, to: last < 0 ? end : times[last], value: values[index] });
+    }
+  });
+  return found;
+}
+
 function drawMarks(plot, drawn) {
   const context = plot.ctx;
   context.save();
@@ -99,6 +155,9 @@ function drawMarks(plot, drawn) {
 
 function Panel({ panel, at, data, error, drawn }) {
   const { x, y, w, h } = panel.gridPos;
+  if (panel.type === 'row') {
+    return <div style={{ position: 'absolute', left: 12, top: HEAD + y * ROW + 4, fontSize: 18, fontWeight: 500 }}>⌄ {panel.title}</div>;
+  }
   const box = { position: 'absolute', left: x * CELL + GAP / 2, top: HEAD + y * ROW, width: w * CELL - GAP, height: h * ROW - GAP };
   const draw = DRAW[panel.type];
   if (!draw || error) {
@@ -117,7 +176,7 @@ function Panel({ panel, at, data, error, drawn }) {
 function Head({ board, at, drawn }) {
   const seen = [...new Map(drawn.map((mark) => [mark.text, mark])).values()];
   const time = (epoch) => new Date(epoch).toISOString().slice(11, 19);
-  const chosen = [['Job', 'All'], ['Instance', 'All'], ['Scanner', at.scanner === '.+' ? 'All' : at.scanner]];
+  const chosen = [['Job', 'All'], ['Instance', 'All'], ['Scanner', at.scanner === '.+' ? 'All' : at.scanner], ['Window', at.windowText]];
   return (
     <div style={{ padding: '10px 12px', height: HEAD }}>
       <span style={{ fontSize: 24, marginRight: 24 }}>{board.title}</span>
@@ -139,10 +198,16 @@ async function main() {
   const asked = new URLSearchParams(location.search);
   const number = (name) => parseFloat(asked.get(name));
   const at = { url: asked.get('url'), from: number('from'), to: number('to'), scrape: number('scrape'), scanner: asked.get('scanner') ?? '.+' };
-  const board = await (await fetch(`${asked.get('board')}.json`)).json();
+  // JSON has no infinity, so the lowest step of thresholds is null in a file; Grafana, too, restores it when it loads one.
+  const board = JSON.parse(await (await fetch(`${asked.get('board')}.json`)).text(), (key, value) => (
+    key === 'steps' ? value.map((step) => ({ ...step, value: step.value ?? -Infinity })) : value
+  ));
+  const { text, value } = await windowOf(board, at);
+  Object.assign(at, { window: value, windowText: text });
   const drawn = await marks(board, at);
   const panels = await Promise.all(board.panels.map(async (panel) => {
     try {
+      if (panel.type === 'row') return { panel };
       return { panel, data: await answered(panel, at) };
     } catch (error) {
       return { panel, error: String(error) };
