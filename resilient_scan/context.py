@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from resilient_scan._once import ready
 from resilient_scan._suspend import off_loop
 from resilient_scan._trace import NOWHERE, Home
 from resilient_scan.clock import Clock, SystemClock
@@ -38,6 +39,16 @@ class SourcesLike(Protocol):
 
     def ask(self, source: str, call: Callable[[], T], seconds: float, context: Any, limit: Limit | None = None, /) -> T:
         """Return what `call` returns, behind that source's breaker."""
+
+
+class NotesLike(Protocol):
+    """What one scanner remembers from one scan to the next."""
+
+    def get(self, key: str, /) -> bytes | None:
+        """Return what was put under `key`, or `None`."""
+
+    def put(self, key: str, value: bytes, seconds: float, /) -> None:
+        """Keep a value for `seconds`."""
 
 
 class Traffic(Protocol):
@@ -70,6 +81,7 @@ class ScannerContext(msgspec.Struct, frozen=True):
     traffic: Traffic | None = None
     sources: SourcesLike | None = None
     home: Home = NOWHERE  # where its own code is
+    notes: NotesLike | None = None
 
 
 class ScanContext:
@@ -204,6 +216,43 @@ class ScanContext:
         """
         shared = self._own.shared
         return load() if shared is None else shared.get(key, lambda: off_loop(load), ttl, self)
+
+    def remember(self, key: str, value: Any, *, ttl: float) -> None:
+        """Keep a value for this scanner's later scans: in the runner's store, or without one as long as the runner.
+
+        Other scanners, other settings and other releases of the scanner do not see it, and `runner.forget` drops it.
+        While requests are recorded or replayed nothing is kept: a recording has to hold all that a scan needs.
+
+        Args:
+            key: a name of the scanner's own.
+            value: what msgspec can encode (texts, numbers, lists, dicts, dates, structs, ...), without secrets.
+            ttl: seconds for which it is kept.
+
+        Raises:
+            ScanCancelled: the scan has ended. What a request brings after that may be cut off.
+            TypeError: the value cannot be encoded.
+        """
+        data = msgspec.msgpack.encode(value)
+        self.check()
+        notes = self._own.notes
+        if notes is not None and self._own.traffic is None:
+            off_loop(lambda: notes.put(key, data, ttl))
+
+    def recall(self, key: str, kind: type[T]) -> T | None:
+        """Return what this scanner has remembered under `key`; `None`: nothing, or nothing of this type.
+
+        Be ready for `None` at any time: a store may be unreachable, or short of room.
+
+        Args:
+            key: as in `remember`.
+            kind: the value's type, such as `dict[str, int]` or a struct.
+        """
+        notes = self._own.notes
+        data = None if notes is None or self._own.traffic is not None else off_loop(lambda: notes.get(key))
+        try:
+            return None if data is None else msgspec.convert(msgspec.msgpack.decode(data), ready(kind))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
 
     def guarded(self, source: str, call: Callable[[], T], *, seconds: float = NEVER, limit: Limit | None = None) -> T:
         """Call one of several sources that this scanner tries in turn, behind a breaker of that source's own.

@@ -214,6 +214,7 @@ class Fleet:
             if epoch is not None:
                 stack.adopt_epoch(epoch)
         stack.cache.forget()  # after the store's: before, a scan could take an answer from the store in between
+        stack.notes.forget()
         self.gate.note(name, "forget", reason, who)
 
     def probe(self, name: str, reason: str, who: str) -> None:

@@ -57,6 +57,7 @@ from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
+from resilient_scan.stores.notes import Notes
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import OffLoop
@@ -164,6 +165,7 @@ class Stack:
         "leases",
         "lock",
         "name",
+        "notes",
         "own",
         "pipeline",
         "policy",
@@ -234,6 +236,7 @@ class Stack:
         )
         self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
         self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers)
+        self.notes: Notes = Notes(self._answers, clock)
         self.own: ScannerContext = ScannerContext(
             name,
             config.settings.get(name, _NO_SETTINGS),
@@ -242,6 +245,7 @@ class Stack:
             config.traffic,
             self.sources,
             Home.of(getattr(spec.origin, "__module__", None)),
+            self.notes,
         )
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.retired: bool = False  # its runner is closed

@@ -12,6 +12,7 @@ later, in batches. *Logs* keep their newest records. *Leases* expire by themselv
     wrappers                     a part of another store; a store that somebody else wrote
     health                       whether a store is reachable, and how long a thread may wait for it
     answers  codec               cached answers, and their candidates as bytes
+    notes                        what a scanner remembers from one scan to the next
     leases                       one execution per key in all processes
     history                      what is remembered of runs
 

@@ -123,6 +123,28 @@ class AnswerStore:
             return
         self._put(key, _Row(SCHEMA, self._now(), fresh, stale, data, self._epoch))
 
+    def recall(self, key: bytes, /) -> bytes | None:
+        """Return the bytes that the scanner has remembered under `key`, unless they are too old, or were forgotten."""
+        try:
+            data = self._store.get(f"cache/{self.address(key)}")
+            row = None if data is None else _decoder.decode(data)
+            if row is None or row.schema != SCHEMA or row.epoch != self._epoch:
+                return None
+            return row.data if self._store.now() - row.stored_at < row.fresh else None
+        except StoreError as error:
+            self._on_error("get", error)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # damaged, or of another version
+        return None
+
+    def remember(self, key: bytes, data: bytes, seconds: float, /) -> None:
+        """Store bytes that the scanner wants to find again within `seconds`."""
+        row = _Row(SCHEMA, self._now(), seconds, seconds, data, self._epoch)
+        try:
+            self._store.put(f"cache/{self.address(key)}", _encode(row), seconds)
+        except StoreError as error:
+            self._on_error("put", error)
+
     def _delete(self, key: bytes) -> None:
         try:
             self._store.delete(f"cache/{self.address(key)}")

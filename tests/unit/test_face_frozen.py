@@ -34,7 +34,8 @@ ARGUMENTS = {
 METHODS = {
     "RunReport": "by_pipeline candidates complete counts duration merged require results run_id started_at to_dict "
     "tool_logs",
-    "ScanContext": "before_request cancelled check doubt guarded log map now remaining settings shared sleep",
+    "ScanContext": "before_request cancelled check doubt guarded log map now recall remaining remember settings shared "
+    "sleep",
     "ScanRunner": "abandoned arun audit breaker close disable enable explain flights forget from_config history names "
     "not_configured "
     "probe reset run scanners stream",
