@@ -253,7 +253,7 @@ class ScanRunner:
         self._fleet.reset(name, reason, who)
 
     def forget(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
-        """Drop a scanner's cached answers, its errors and what it has remembered, for all processes that share the store.
+        """Drop a scanner's answers, its errors and what it has remembered, for all processes that share the store.
 
         Other processes drop theirs when their next run begins. An execution under way still brings its answer.
         Arguments are those of `reset`.

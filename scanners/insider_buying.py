@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -13,12 +14,12 @@ from msgspec import Meta
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 
+from ._asof import recent_day
+from ._charts import only
+from ._form4 import FORMS, TOOL, Forms, Purchase, Report, Waiting, in_order
 from ._settings import read_settings
 from .providers import sec
-from .providers.reading import TOLERATED
-from .providers.sec_forms import Filing, Owner, Ownership, Trade
-
-TOOL: Final = "sec_form4"
+from .providers.sec_forms import Owner, Ownership, Trade
 
 
 class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,12 +28,12 @@ class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         base_url: the address of EDGAR.
         user_agent: a name and an e-mail address, which EDGAR demands.
-        lookback_days: how old a filing may be, in days before the feed's date.
+        lookback_days: how old a filing and a purchase may be, in days before the feed's date.
         min_value: least that all insiders of a company together must have paid, in dollars.
         high_value: from this weighted sum on, the priority is `high`; below it, `medium`.
         officer_weight: how many times an officer's payments count in the weighted sum.
         cluster: with this many different insiders or more, the priority is `critical`.
-        max_pages: how many pages of the feed are read, 100 entries each.
+        max_pages: how many pages of the feed one scan reads at most, 100 entries each; the feed has about 51.
     """
 
     base_url: str = sec.LIVE
@@ -42,24 +43,7 @@ class InsiderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     high_value: Annotated[float, Meta(gt=0)] = 500_000.0
     officer_weight: Annotated[float, Meta(ge=1)] = 2.0
     cluster: Annotated[int, Meta(ge=2)] = 3
-    max_pages: Annotated[int, Meta(ge=1, le=50)] = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Purchase:
-    """One purchase by one insider, as a Form 4 reports it."""
-
-    symbol: str
-    issuer: str
-    owner: Owner
-    people: frozenset[int]  # the company numbers (CIK) of all who filed it together
-    accession: str
-    trade: Trade
-
-    @property
-    def value(self) -> float:
-        """Return what was paid, in dollars."""
-        return self.trade.shares * (self.trade.price or 0.0)
+    max_pages: Annotated[int, Meta(ge=1, le=100)] = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,115 +97,178 @@ class Buying:
     settings=InsiderSettings,
     needs=sec.NEEDS,
     sources=(sec.HOST,),
-    cache=Cache(ttl=600, inputs=()),
+    cache=Cache(ttl=600, inputs=("trade_date", "tickers")),
     retry=Retry(attempts=3, on=(TransientError,)),
     limit=sec.LIMIT,
     timeout=Timeout(total=60),
 )
-def insider_buying(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+def insider_buying(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Purchases by officers, directors and large owners, straight from their Form 4.
 
-    The rule: the newest Forms 4 (no amendments, no other form whose name begins with 4), each once however many parties
-    it is listed under, filed at most `lookback_days` before the feed's date; their lines of table I with code `P` and a
-    price above 0; a company whose insiders paid `min_value` or more together. People who file together, in any of the
-    forms, are one insider, and a purchase that is reported twice counts once. `cluster` different insiders make the
-    candidate critical; otherwise the sum decides, in which officers count `officer_weight` times.
+    The rule: Forms 4 and 4/A (no other form whose name begins with 4), each once however many parties it is listed
+    under, filed at most `lookback_days` before the feed's date; of their lines of table I those with code `P`, a price
+    above 0, and a day at most `lookback_days` before that date (an older purchase is no news, however late it is
+    filed); a company whose insiders paid `min_value` or more together. `cluster` different insiders make the candidate
+    critical; otherwise the sum decides, in which officers count `officer_weight` times. If the state has `tickers`,
+    only these count, and only their forms are read.
+
+    How the special cases count:
+
+    * *Planned*: a form that says that its trades follow a plan under Rule 10b5-1 does not count. Such a trade was
+      decided long ago, and tells nothing about today. Forms before April 2023 do not say.
+    * *Amendments*: a 4/A replaces what the same people reported about the same days before.
+    * *Joint filers*: people who file together, in any of the forms, are one insider, and a purchase that is reported
+      twice counts once. Of them, the one with the highest role stands for all.
+    * *Indirect ownership*: what a trust, a fund or a relative bought counts as the insider's own. If a fund and its
+      director report it in separate forms (same day, shares, price and holding afterwards), it counts once.
+    * *Derivatives*: table II does not count. An option or a warrant is not a share that was paid for in the market.
 
     A line that calls itself a purchase but marks its shares as disposed of contradicts itself. If a company has only
     such lines, the priority is `low` and the candidate says so.
+
+    The feed is read from its newest entry to the last one that an earlier scan has seen, and what was read is
+    remembered. Each company is told as soon as its forms are read. What there is no time for is left to the next scan,
+    and makes the answer suspicious. The feed reaches back for some days only; before that, the scanner knows what it
+    has read itself. So it refuses a `trade_date` that is not of the last days; for one that is, later forms do not
+    count.
     """
     settings = read_settings(InsiderSettings, context)
+    day, told = recent_day(state, context, "EDGAR's feed of Forms 4"), only(state)
     client = sec.client(settings.base_url, context)
-    filings = client.newest("4", settings.lookback_days, settings.max_pages, context)
-    forms = context.map(lambda filing: (filing, _document(client, filing, context)), filings, concurrency=4)
-    bought = purchases([(filing, form) for filing, form in forms if isinstance(form, Ownership)], context)
-    context.log(TOOL, filings=len(filings), unreadable=_failed(forms, context), purchases=len(bought))
-    for symbol in dict.fromkeys(each.symbol for each in bought):
-        found = find_buying([each for each in bought if each.symbol == symbol], settings)
-        if found is not None:
+    forms = Forms(client, settings.lookback_days, settings.max_pages, context, partial(report_of, context))
+    wanted = _companies(state, settings, context)
+    last = forms.feed.updated.date() if day is None else day
+    window = last - timedelta(days=settings.lookback_days), last
+    done: set[str] = set()
+    for _ in forms.read(wanted):
+        for symbol, bought in _complete(forms, window, forms.busy(wanted)):
+            if symbol not in done and told(symbol) and (found := find_buying(bought, settings)) is not None:
+                done.add(symbol)
+                yield found
+    everything = _complete(forms, window, set())
+    for symbol, bought in everything:
+        if symbol not in done and told(symbol) and (found := find_buying(bought, settings)) is not None:
             yield found
+    days, count = [day.isoformat() for day in window], sum(len(bought) for _, bought in everything)
+    context.log(TOOL, days=days, **forms.counts, purchases=count)
+    if forms.doubts:
+        context.doubt("; ".join(forms.doubts))
 
 
-def _document(client: sec.Sec, filing: Filing, context: ScanContext) -> Ownership | NotFound | SchemaDrift:
-    """Return a filing's document, or the error if it is missing or malformed, so that the other filings still count."""
-    try:
-        key = (TOOL, client.base_url, filing.accession)  # a filing never changes
-        return context.shared(key, lambda: client.ownership(filing, context), ttl=86400)
-    except (NotFound, SchemaDrift) as error:
-        context.log(TOOL, accession=filing.accession, left_out=str(error))
-        return error
+def _companies(state: Mapping[str, Any], settings: InsiderSettings, context: ScanContext) -> Callable[[int], bool]:
+    """Return a test of whether a company's forms are read: all, or if the state has `tickers`, only theirs.
 
-
-def _failed(forms: list[tuple[Filing, Ownership | NotFound | SchemaDrift]], context: ScanContext) -> int:
-    """Return how many documents could not be read.
-
-    If more than `TOLERATED` are malformed, or all are missing, the scan fails. If more than that are missing, the
-    result is suspicious.
+    A company that is not in the list of companies may have any of the tickers.
     """
-    failed = [form for _, form in forms if not isinstance(form, Ownership)]
-    broken = [error for error in failed if isinstance(error, SchemaDrift)]
-    if len(broken) > TOLERATED * len(forms):
-        raise broken[0]
-    if forms and len(failed) == len(forms):
-        raise failed[0]
-    if len(failed) > TOLERATED * len(forms):
-        context.doubt(f"{len(failed)} of {len(forms)} Forms 4 could not be read, most are missing; see the tool log")
-    return len(failed)
+    if state.get("tickers") is None:
+        return lambda _: True
+    told = only(state)
+    try:
+        symbols = sec.universe(settings.base_url, context)
+    except (NotFound, SchemaDrift, TransientError) as error:
+        context.log(TOOL, companies=f"all are read, because their list cannot be: {error}")
+        return lambda _: True
+    return lambda cik: cik not in symbols or any(map(told, symbols[cik]))
 
 
-def purchases(forms: list[tuple[Filing, Ownership]], context: ScanContext) -> list[Purchase]:
-    """Return the purchases that count; what a form loses by `LEFT_OUT` is described in the tool log."""
-    found: list[Purchase] = []
-    for filing, form in forms:
-        reason = next((reason for applies, reason in LEFT_OUT if applies(form)), None)
-        if reason is not None:
-            context.log(TOOL, accession=filing.accession, left_out=reason.format(form=form.form))
-        found += _bought(filing, form)
-    return _once(found)
-
-
-def _bought(filing: Filing, form: Ownership) -> list[Purchase]:
-    """Return the lines of a Form 4 with code P and a price, if the company has a symbol."""
-    if form.form != "4" or not form.symbol:
-        return []
+def report_of(context: ScanContext, each: Waiting, form: Ownership) -> Report | None:
+    """Return what a form says, as far as it may count; what it loses by `LEFT_OUT` is described in the tool log."""
+    reason = next((reason for applies, reason in LEFT_OUT if applies(form, each.filed)), None)
+    if reason is not None:
+        context.log(TOOL, accession=each.accession, left_out=reason.format(form=form.form))
+    if form.form not in FORMS or not form.symbol:
+        return None
     leader, people = min(form.owners, key=_rank), frozenset(owner.cik for owner in form.owners)
-    return [
-        Purchase(form.symbol, form.issuer, leader, people, filing.accession, trade)
+    bought = () if form.planned else tuple(
+        Purchase(form.symbol, form.issuer, leader, people, each.accession, trade)
         for trade in _with_code_p(form)
-        if trade.price
-    ]
+        if trade.price and trade.day <= each.filed
+    )  # fmt: skip
+    amended = tuple(sorted({trade.day for trade in form.trades})) if form.form.endswith("/A") else ()
+    if not bought and not amended:
+        return None
+    return Report(each.accession, each.accepted, each.filed, form.cik, form.symbol, people, amended, bought)
 
 
-ROLES: Final = ("officer", "director", "large owner")
+ROLES: Final = ("officer", "director", "large owner", "other")
 """Roles by rank: of the people who file together, the one with the highest rank represents them all."""
 
 
 def _rank(owner: Owner) -> int:
     """Return the index of an owner's role in `ROLES`."""
-    return (owner.officer, owner.director, True).index(True)
+    return (owner.officer, owner.director, owner.large, True).index(True)
 
 
 def _with_code_p(form: Ownership) -> list[Trade]:
     return [trade for trade in form.trades if trade.code == "P"]
 
 
-LEFT_OUT: Final[tuple[tuple[Callable[[Ownership], bool], str], ...]] = (
-    (lambda form: form.form != "4", "is a Form {form}"),
-    (lambda form: any(not trade.price for trade in _with_code_p(form)), "has purchases without a price or a symbol"),
-    (lambda form: bool(_with_code_p(form)) and not form.symbol, "has purchases without a price or a symbol"),
+LEFT_OUT: Final[tuple[tuple[Callable[[Ownership, date], bool], str], ...]] = (
+    (lambda form, _: form.form not in FORMS, "is a Form {form}"),
+    (lambda form, _: form.planned and bool(_with_code_p(form)), "has purchases under a plan (Rule 10b5-1)"),
+    (lambda form, filed: any(each.day > filed for each in _with_code_p(form)), "has purchases after its own day"),
+    (lambda form, _: any(not each.price for each in _with_code_p(form)), "has purchases without a price or a symbol"),
+    (lambda form, _: bool(_with_code_p(form)) and not form.symbol, "has purchases without a price or a symbol"),
 )
 """Why a form, or some of its purchases, do not count; the first reason that applies is logged."""
 
 
-def _once(found: list[Purchase]) -> list[Purchase]:
-    """Leave out the lines that an insider already reported in another form."""
+def _complete(forms: Forms, window: tuple[date, date], busy: set[int]) -> list[tuple[str, list[Purchase]]]:
+    """Return the purchases that count by symbol, where no form of the company is left; 0 in `busy` is any company."""
+    first, last = window
+    reports = in_order(each for each in forms.reports if first <= each.filed <= last)
+    unfinished = {each.symbol for each in reports if 0 in busy or each.issuer in busy}
+    found: dict[str, list[Purchase]] = {}
+    for each in counted(reports):
+        if each.trade.day >= first and each.symbol not in unfinished:
+            found.setdefault(each.symbol, []).append(each)
+    return list(found.items())
+
+
+def counted(reports: Sequence[Report]) -> list[Purchase]:
+    """Return the purchases of reports, newest first, without those that were amended, and each once."""
+    amendments = [(place, each) for place, each in enumerate(reports) if each.amended]
+    return _once(
+        purchase
+        for place, each in enumerate(reports)
+        for purchase in each.purchases
+        if not any(
+            later < place
+            and newer.issuer == each.issuer
+            and newer.people & each.people
+            and purchase.trade.day in newer.amended
+            for later, newer in amendments
+        )
+    )
+
+
+def _once(found: Iterable[Purchase]) -> list[Purchase]:
+    """Leave out the lines that an insider, or the fund through which he holds the shares, reported in another form."""
     first: dict[tuple[str, int, Trade], str] = {}
-    kept = []
+    holdings: dict[tuple[str, Trade, float], int] = {}  # by what is held afterwards: a place in `kept`
+    kept: list[Purchase] = []
     for each in found:
         said = {first.setdefault((each.symbol, cik, each.trade), each.accession) for cik in each.people}
-        if said == {each.accession}:
-            kept.append(each)
+        if said != {each.accession}:
+            continue
+        held, after = each.trade, each.trade.after
+        twin = None if after is None else holdings.get((each.symbol, held, after))
+        if (
+            twin is not None
+            and kept[twin].accession != each.accession
+            and not (kept[twin].trade.direct and held.direct)
+        ):
+            kept[twin] = _united(kept[twin], each)
+            continue
+        if after is not None:
+            holdings.setdefault((each.symbol, held, after), len(kept))
+        kept.append(each)
     return kept
+
+
+def _united(one: Purchase, other: Purchase) -> Purchase:
+    owner = min(one.owner, other.owner, key=_rank)
+    return replace(one, owner=owner, people=one.people | other.people)
 
 
 def insiders(bought: Sequence[Purchase]) -> list[Owner]:

@@ -57,9 +57,9 @@ from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
-from resilient_scan.stores.notes import Notes
 from resilient_scan.stores.history import Attempt, Past
 from resilient_scan.stores.leases import LeaseKeeper
+from resilient_scan.stores.notes import Notes
 from resilient_scan.stores.wrappers import OffLoop
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ User-Agent that identifies the caller. Errors are pages and XML, never JSON:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
+from resilient_scan import Limit, LimitExceeded, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
 
 from .sec_forms import Feed, Filing, Ownership, read_feed, read_ownership, symbol, together
@@ -33,19 +34,50 @@ NEEDS: Final[Mapping[str, str]] = {"user_agent": USER_AGENT}
 PAGE: Final = 100
 """Entries of a page of the feed: the maximum that EDGAR allows."""
 
+_STALE: Final = timedelta(days=2)
+_NO_TIME: Final = "there was no time for more"
+_BUSY: Final = "the next page is HTTP 503"
+_LONG: Final = 3000  # entries
 _RATE_LIMIT_PAUSE: Final = 600.0  # seconds for which EDGAR blocks callers that exceed its rate limit
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """What was read of the feed.
+
+    Attributes:
+        filings: newest first, each once.
+        updated: when the feed was made, by itself.
+        pages: how many were read.
+        cut: why reading ended too early; empty: all that was wanted was read.
+        doubt: what is wrong with the feed itself; may be empty.
+    """
+
+    filings: tuple[Filing, ...]
+    updated: datetime
+    pages: int
+    cut: str
+    doubt: str
+
+    @property
+    def doubts(self) -> list[str]:
+        """Return why the answer may not be whole."""
+        unread = f"EDGAR's feed goes on after the {self.pages * PAGE} entries that were read: {self.cut}"
+        undated = sum(not filing.dated for filing in self.filings)
+        unsaid = f"{undated} of {len(self.filings)} filings of EDGAR's feed do not say when they were filed"
+        reasons = (self.doubt, unread if self.cut else "", unsaid if undated else "")
+        return [reason for reason in reasons if reason]
 
 
 class Sec:
     """The client, which threads share. Get the one of this process from `client`."""
 
     def __init__(self, base_url: str, user_agent: str) -> None:
-        headers = {"User-Agent": user_agent, "Accept-Encoding": "gzip, deflate"}
         self.base_url = base_url
-        self._http = Client(base_url, headers=headers, timeout=15.0)
+        self._http = Client(base_url, headers={"User-Agent": user_agent}, timeout=15.0)
 
     def current(self, form: str, context: ScanContext, *, start: int = 0) -> Feed | None:
-        """Return a page of the feed of filings whose form begins with `form`, or `None` past its end.
+        """Return a page of the feed of filings whose form begins with `form`; `None`: HTTP 503, as past its end.
 
         Raises:
             SchemaDrift: the feed has another shape.
@@ -59,47 +91,78 @@ class Sec:
         except NotFound:  # a recording ends as well
             if not start:
                 raise
-            return None
+            return Feed(context.now, 0, ())
         return None if answer is None else read_feed(answer.body, context)
 
-    def newest(self, form: str, days: int, pages: int, context: ScanContext) -> list[Filing]:
-        """Return the filings of exactly this form, newest first, each once.
+    def newest(
+        self,
+        forms: tuple[str, ...],
+        days: int,
+        pages: int,
+        context: ScanContext,
+        *,
+        known: Callable[[Filing], bool] = lambda _: False,
+        until: float = 0.0,
+    ) -> Newest:
+        """Read the feed from its newest entry on, until what is known, too old, or too much.
 
         Args:
-            form: such as `4` or `8-K`.
+            forms: exactly these, such as `8-K`; the first one is what EDGAR is asked for.
             days: how old a filing may be, before the feed's own date.
             pages: of the feed that are read at most.
             context: the scan's.
+            known: whether the caller has seen a filing; reading ends with the page whose last filing it has. (Not with
+                the first one: EDGAR may list a filing behind one that is a little newer.)
+            until: no further page is read once only this many seconds are left.
 
         Raises:
             SchemaDrift, RetryAfter, TransientError, PermanentError: as in `current`.
         """
         found: dict[str, Filing] = {}
-        for page in range(pages):
-            feed = self.current(form, context, start=page * PAGE)
-            if feed is None:
+        updated, doubt, read, cut = context.now, "", 0, "max_pages allows no more"
+        while read < pages:
+            feed = self._page(forms[0], read, context, until)
+            if isinstance(feed, str):
+                cut = feed
                 break
-            if not page and not feed.entries:
-                context.doubt(f"EDGAR's feed of Forms {form} is empty")
-            first = feed.updated.date() - timedelta(days=days)
-            for filing in feed.filings:
-                if filing.form == form and filing.filed >= first:
-                    known = found.get(filing.accession)  # its parties may be on different pages
-                    found[filing.accession] = filing if known is None else together(known, filing)
-            if feed.entries < PAGE or any(filing.filed < first for filing in feed.filings):
+            read += 1
+            if read == 1:
+                updated, doubt = feed.updated, _doubt_of(feed, forms[0], context)
+            first = updated.date() - timedelta(days=days)
+            wanted = [filing for filing in feed.filings if filing.form in forms and filing.filed >= first]
+            for filing in wanted:
+                before = found.get(filing.accession)  # its parties may be on different pages
+                found[filing.accession] = filing if before is None else together(before, filing)
+            ends = feed.entries < PAGE or any(filing.filed < first for filing in feed.filings)
+            if ends or (wanted and known(wanted[-1])):
+                cut = ""
                 break
-        return list(found.values())
+        return Newest(tuple(found.values()), updated, read, cut, doubt)
 
-    def ownership(self, filing: Filing, context: ScanContext) -> Ownership:
-        """Return the document of a Form 3, 4 or 5.
+    def _page(self, form: str, number: int, context: ScanContext, until: float) -> Feed | str:
+        """Return a page of the feed; past its end `""`, or else why there is none.
+
+        After a full page, a 503 is the feed's end only where EDGAR cuts it off, at about 5,000 entries.
+        """
+        if number and context.remaining() <= until:
+            return _NO_TIME
+        try:
+            feed = self.current(form, context, start=number * PAGE)
+        except LimitExceeded:
+            if not number:
+                raise
+            return _NO_TIME
+        return ("" if number * PAGE >= _LONG else _BUSY) if feed is None else feed
+
+    def ownership(self, folder: str, accession: str, context: ScanContext) -> Ownership:
+        """Return the document of a Form 3, 4 or 5, by its folder and its accession number.
 
         Raises:
             NotFound: there is no such filing (yet).
             SchemaDrift: it has another shape.
         """
-        path = f"{filing.folder}/{filing.accession}.txt"
-        answer = self._get(path, context)
-        return read_ownership(answer.body if answer else b"", f"Form {filing.form} {filing.accession}")
+        answer = self._get(f"{folder}/{accession}.txt", context)
+        return read_ownership(answer.body if answer else b"", f"Form 4 {accession}")
 
     def tickers(self, context: ScanContext) -> dict[int, tuple[str, ...]]:
         """Return all symbols by company number, the main one first.
@@ -148,6 +211,14 @@ def universe(base_url: str, context: ScanContext, *, setting: str = "user_agent"
     """Return `Sec.tickers`, loaded once a day for all scanners; the arguments are those of `client`."""
     key = ("sec_tickers", base_url.rstrip("/"))
     return context.shared(key, lambda: client(base_url, context, setting=setting).tickers(context), ttl=86400)
+
+
+def _doubt_of(feed: Feed, form: str, context: ScanContext) -> str:
+    """Return what is wrong with a feed that came whole; EDGAR makes it afresh every few minutes, also on Sundays."""
+    if not feed.entries:
+        return f"EDGAR's feed of Forms {form} is empty"
+    old = context.now - feed.updated > _STALE
+    return f"EDGAR's feed of Forms {form} is of {feed.updated.date()}; nothing newer came" if old else ""
 
 
 def _refuse(answer: Response, context: ScanContext) -> NoReturn:

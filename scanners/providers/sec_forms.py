@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from html import unescape
 from typing import Final
@@ -51,17 +51,26 @@ class Filing:
         accession: its number, such as `0001493152-26-028198`.
         form: exactly, such as `4` or `8-K/A`.
         filed: the day of the filing.
+        accepted: when EDGAR accepted it.
         folder: path of the folder of its documents, at the first party that it is listed under.
         parties: at least one.
         items: titles of the items of an 8-K by number, as far as the feed contains them.
+        dated: whether the feed says on which day it was filed; else it is the day on which it was accepted.
     """
 
     accession: str
     form: str
     filed: date
+    accepted: datetime
     folder: str
     parties: tuple[Party, ...]
     items: Mapping[str, str]
+    dated: bool
+
+    @property
+    def issuer(self) -> int:
+        """Return the company number of the issuer, as far as the feed contains it; else 0."""
+        return next((party.cik for party in self.parties if party.role == "Issuer"), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +84,13 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A reporting person."""
+    """A reporting person; `title` is an officer's, or what another person is to the company."""
 
     cik: int
     name: str
     officer: bool
     director: bool
+    large: bool
     title: str
 
 
@@ -94,6 +104,8 @@ class Trade:
         price: dollars per share, >= 0; `None` if there is a footnote instead.
         acquired: whether the shares were acquired, by the form's own flag.
         day: the day of the transaction.
+        direct: whether the person holds them, and not a trust, a fund or a relative.
+        after: shares that are held in this way afterwards, or `None`.
     """
 
     code: str
@@ -101,15 +113,22 @@ class Trade:
     price: float | None
     acquired: bool
     day: date
+    direct: bool = field(default=True, compare=False)
+    after: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """A Form 3, 4 or 5. `symbol` is empty if the issuer has none; `trades` are those of table I."""
+    """A Form 3, 4 or 5. `symbol` is empty if the issuer has none; `trades` are those of table I.
+
+    `planned` says that a trade was part of a plan under Rule 10b5-1; forms before April 2023 do not say.
+    """
 
     form: str
+    cik: int
     issuer: str
     symbol: str
+    planned: bool
     owners: tuple[Owner, ...]
     trades: tuple[Trade, ...]
 
@@ -139,7 +158,7 @@ def read_feed(body: bytes, context: ScanContext) -> Feed:
 def together(one: Filing, other: Filing) -> Filing:
     """Return a filing with the parties and items of two of its entries."""
     parties = dict.fromkeys([*one.parties, *other.parties])
-    return Filing(one.accession, one.form, one.filed, one.folder, tuple(parties), {**one.items, **other.items})
+    return replace(one, parties=tuple(parties), items={**one.items, **other.items})
 
 
 def _entry(entry: Element, what: str) -> Filing:
@@ -157,20 +176,19 @@ def _entry(entry: Element, what: str) -> Filing:
     if not path.startswith("/Archives/edgar/data/"):
         raise SchemaDrift(f"{what}.link.href is not an address of a filing: {path[:80]!r}")
     summary = unescape(entry.findtext(f"{_ATOM}summary") or "")
+    accepted = _instant(_atom(entry, "updated", what), f"{what}.updated")
+    filed = _FILED.search(summary)
     return Filing(
         accession=accession[1],
         form=form,
-        filed=_filed(summary, _instant(_atom(entry, "updated", what), f"{what}.updated")),
+        # a form that arrives in the evening is filed on the next day
+        filed=_day(filed[1], "EDGAR's feed: Filed") if filed else accepted.date(),
+        accepted=accepted,
         folder=path.rpartition("/")[0],
         parties=(Party(int(title["cik"]), title["name"].strip(), title["role"].strip()),),
         items={number: words.strip() for number, words in _ITEM.findall(summary)},
+        dated=filed is not None,
     )
-
-
-def _filed(summary: str, updated: datetime) -> date:
-    """Return the filing day; a form that arrives in the evening is filed on the next day."""
-    found = _FILED.search(summary)
-    return _day(found[1], "EDGAR's feed: Filed") if found else updated.date()
 
 
 def _atom(node: Element, name: str, what: str) -> str:
@@ -209,14 +227,40 @@ def read_ownership(body: bytes, what: str) -> Ownership:
     owners = tuple(_owner(node, f"{what}: reportingOwner[{n}]") for n, node in enumerate(root.iter("reportingOwner")))
     if not owners:
         raise SchemaDrift(f"{what}: reportingOwner is missing")
+    form = _need(root, "documentType", what)
+    _check_tables(root, form, what)
     lines = root.iterfind("nonDerivativeTable/nonDerivativeTransaction")
     return Ownership(
-        form=_need(root, "documentType", what),
+        form=form,
+        cik=_cik(root, "issuer/issuerCik", what),
         issuer=_need(root, "issuer/issuerName", what),
         symbol=symbol(_text(root, "issuer/issuerTradingSymbol", what)),
+        planned=_flag(root, "aff10b5One", what),
         owners=owners,
         trades=tuple(_trade(node, f"{what}: nonDerivativeTransaction[{number}]") for number, node in enumerate(lines)),
     )
+
+
+_TABLES: Final = {
+    "nonDerivativeTable": {"nonDerivativeTransaction", "nonDerivativeHolding"},
+    "derivativeTable": {"derivativeTransaction", "derivativeHolding"},
+}
+
+
+def _check_tables(root: Element, form: str, what: str) -> None:
+    """Refuse a form whose tables, or their lines, have other names: it would look like one without any purchase."""
+    tables = [node for node in root if node.tag.endswith("Table")]
+    if form in {"4", "4/A"} and not tables:
+        raise SchemaDrift(f"{what} has neither a nonDerivativeTable nor a derivativeTable")
+    for table in tables:
+        known = _TABLES.get(table.tag)
+        odd = (
+            table.tag
+            if known is None
+            else next((f"{table.tag}.{line.tag}" for line in table if line.tag not in known), "")
+        )
+        if odd:
+            raise SchemaDrift(f"{what}.{odd} is not an element that Forms 4 used to have")
 
 
 def _document(body: bytes, what: str) -> Element:
@@ -248,18 +292,39 @@ def symbol(text: str) -> str:
     return ""
 
 
+_ROLES: Final = ("isOfficer", "isDirector", "isTenPercentOwner", "isOther")
+_RELATIONSHIP: Final = {*_ROLES, "officerTitle", "otherText"}
+
+
 def _owner(node: Element, what: str) -> Owner:
+    """Read a reporting person.
+
+    A role that does not apply may be missing, but at least one applies. Without that check, and that of the names, an
+    officer whose flag has another name would lose the weight of an officer, and nobody would know.
+    """
     role = "reportingOwnerRelationship"
-    number = _need(node, "reportingOwnerId/rptOwnerCik", what)
-    if not re.fullmatch(r"[0-9]{1,10}", number):
-        raise SchemaDrift(f"{what}.reportingOwnerId.rptOwnerCik is not a number: {number[:40]!r}")
+    odd = next((child.tag for child in node.iterfind(f"{role}/*") if child.tag not in _RELATIONSHIP), "")
+    if odd:
+        raise SchemaDrift(f"{what}.{role}.{odd} is not an element that Forms 4 used to have")
+    officer, director, large, other = (_flag(node, f"{role}/{name}", what) for name in _ROLES)
+    if not (officer or director or large or other):
+        raise SchemaDrift(f"{what}.{role}: none of {', '.join(_ROLES)} is true")
+    titles = [node.findtext(f"{role}/officerTitle") or "", node.findtext(f"{role}/otherText") or "" if other else ""]
     return Owner(
-        cik=int(number),
+        cik=_cik(node, "reportingOwnerId/rptOwnerCik", what),
         name=_need(node, "reportingOwnerId/rptOwnerName", what),
-        officer=_flag(node, f"{role}/isOfficer", what),
-        director=_flag(node, f"{role}/isDirector", what),
-        title=(node.findtext(f"{role}/officerTitle") or "").strip(),
+        officer=officer,
+        director=director,
+        large=large,
+        title=next(filter(None, map(str.strip, titles)), ""),
     )
+
+
+def _cik(node: Element, path: str, what: str) -> int:
+    number = _need(node, path, what)
+    if not re.fullmatch(r"[0-9]{1,10}", number):
+        raise SchemaDrift(f"{what}.{path.replace('/', '.')} is not a number: {number[:40]!r}")
+    return int(number)
 
 
 def _trade(node: Element, what: str) -> Trade:
@@ -274,18 +339,24 @@ def _trade(node: Element, what: str) -> Trade:
     shares = _number(_need(node, f"{amounts}/transactionShares/value", what), f"{what}.transactionShares", _MAX_SHARES)
     path = f"{amounts}/transactionPricePerShare"
     price = None if code != "P" and node.find(path) is None else _price(node, path, what)  # a gift has none
-    if code == "P":
-        _plausible(node, shares, price or 0.0, what, came_in=came == "A")
-    return Trade(code, shares, price, came == "A", _day(day, f"{what}.transactionDate"))
+    after = _plausible(node, shares, price or 0.0, what, came_in=came == "A") if code == "P" else None
+    nature = (node.findtext("ownershipNature/directOrIndirectOwnership/value") or "D").strip()
+    return Trade(code, shares, price, came == "A", _day(day, f"{what}.transactionDate"), nature != "I", after)
 
 
-def _plausible(node: Element, shares: float, price: float, what: str, *, came_in: bool) -> None:
-    """Check the numbers of a purchase against each other: a typing error must not become a candidate."""
+def _plausible(node: Element, shares: float, price: float, what: str, *, came_in: bool) -> float | None:
+    """Check the numbers of a purchase against each other: a typing error must not become a candidate.
+
+    Returns:
+        The shares that are held afterwards, if the form says so.
+    """
     if shares * price > _MAX_PAID:
         raise SchemaDrift(f"{what}: transactionShares x transactionPricePerShare is {shares * price:.3g} dollars")
-    after = (node.findtext("postTransactionAmounts/sharesOwnedFollowingTransaction/value") or "").strip()
-    if came_in and after and _number(after, f"{what}.sharesOwnedFollowingTransaction", _MAX_OWNED) < shares:
-        raise SchemaDrift(f"{what}: transactionShares is {shares:g} and sharesOwnedFollowingTransaction {after}")
+    text = (node.findtext("postTransactionAmounts/sharesOwnedFollowingTransaction/value") or "").strip()
+    after = _number(text, f"{what}.sharesOwnedFollowingTransaction", _MAX_OWNED) if text else None
+    if came_in and after is not None and after < shares:
+        raise SchemaDrift(f"{what}: transactionShares is {shares:g} and sharesOwnedFollowingTransaction {text}")
+    return after
 
 
 def _price(node: Element, path: str, what: str) -> float | None:

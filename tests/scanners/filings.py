@@ -30,8 +30,9 @@ def entry(
     role: str = "Issuer",
     filed: str = "2026-03-04",
     items: str = "",
+    at: str = "17:00:00",
 ) -> str:
-    """Return one entry of the feed."""
+    """Return one entry of the feed, accepted on the day on which it was filed."""
     accession = number(count)
     path = f"/Archives/edgar/data/{cik}/{accession.replace('-', '')}/{accession}-index.htm"
     said = "".join(f"&lt;br&gt;{line}\n" for line in items.splitlines())
@@ -39,7 +40,7 @@ def entry(
 <title>{form} - {name} ({cik:010d}) ({role})</title>
 <link rel="alternate" type="text/html" href="https://www.sec.gov{path}"/>
 <summary type="html">&lt;b&gt;Filed:&lt;/b&gt; {filed} &lt;b&gt;AccNo:&lt;/b&gt; {accession} {said}</summary>
-<updated>{filed}T17:00:00-05:00</updated>
+<updated>{filed}T{at}-05:00</updated>
 <category scheme="https://www.sec.gov/" label="form type" term="{form}"/>
 <id>urn:tag:sec.gov,2008:accession-number={accession}</id>
 </entry>
@@ -61,6 +62,7 @@ def line(
     day: str = "2026-03-03",
     kind: str = "nonDerivative",
     after: object = "",
+    held: str = "D",
 ) -> str:
     """Return one line of a form; a price of `None` is a footnote."""
     cost = '<footnoteId id="F1"/>' if price is None else f"<value>{price}</value>"
@@ -71,15 +73,17 @@ def line(
 <transactionPricePerShare>{cost}</transactionPricePerShare>
 <transactionAcquiredDisposedCode><value>{came}</value></transactionAcquiredDisposedCode></transactionAmounts>
 <postTransactionAmounts><sharesOwnedFollowingTransaction><value>{after}</value></sharesOwnedFollowingTransaction>
-</postTransactionAmounts></{kind}Transaction>"""
+</postTransactionAmounts><ownershipNature><directOrIndirectOwnership><value>{held}</value></directOrIndirectOwnership>
+</ownershipNature></{kind}Transaction>"""
 
 
 def owner(cik: int = 1, name: str = "Doe Jane", *, officer: str = "0", director: str = "1", title: str = "") -> str:
-    """Return one reporting person."""
+    """Return one reporting person; who is neither an officer nor a director is a large owner."""
+    large = int(officer == director == "0")
     return f"""<reportingOwner>
 <reportingOwnerId><rptOwnerCik>{cik:010d}</rptOwnerCik><rptOwnerName>{name}</rptOwnerName></reportingOwnerId>
 <reportingOwnerRelationship><isDirector>{director}</isDirector><isOfficer>{officer}</isOfficer>
-<officerTitle>{title}</officerTitle></reportingOwnerRelationship></reportingOwner>"""
+<isTenPercentOwner>{large}</isTenPercentOwner><officerTitle>{title}</officerTitle></reportingOwnerRelationship></reportingOwner>"""
 
 
 def form4(
@@ -90,12 +94,14 @@ def form4(
     issuer: str = "Acme Corp",
     form: str = "4",
     derivatives: Sequence[str] = (),
+    planned: str = "0",
+    cik: int = 111,
 ) -> bytes:
     """Return the XML document of a form."""
     return f"""<?xml version="1.0"?>
 <ownershipDocument><schemaVersion>X0508</schemaVersion><documentType>{form}</documentType>
-<issuer><issuerCik>0000000111</issuerCik><issuerName>{issuer}</issuerName>
-<issuerTradingSymbol>{symbol}</issuerTradingSymbol></issuer>{owners or owner()}
+<issuer><issuerCik>{cik:010d}</issuerCik><issuerName>{issuer}</issuerName>
+<issuerTradingSymbol>{symbol}</issuerTradingSymbol></issuer>{owners or owner()}<aff10b5One>{planned}</aff10b5One>
 <nonDerivativeTable>{"".join(lines)}</nonDerivativeTable>
 <derivativeTable>{"".join(derivatives)}</derivativeTable></ownershipDocument>""".encode()
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Candidate
+from resilient_scan import Candidate, PermanentError
 from resilient_scan.http import NotFound, SchemaDrift
 from resilient_scan_scanners.filings_8k import filings_8k
 from tests.scanners.charts import scan
 from tests.scanners.filings import edgar, entry, feed, number
+from tests.scanners.providers import ask
 from tests.scanners.recorded import RecordedServer, body
 
+NOW = "2026-03-04T23:30:00+00:00"  # the day of the feed
 RESULTS = "Item 2.02: Results of Operations and Financial Condition\nItem 9.01: Financial Statements and Exhibits"
 
 
@@ -38,7 +40,7 @@ def test_a_report_is_told_with_its_items() -> None:
 @pytest.mark.parametrize(
     ("items", "priority"),
     [
-        ("", "medium"),
+        ("", "unknown"),
         ("Item 7.01: Regulation FD", "medium"),
         ("Item 5.02: Departure", "high"),
         ("Item 4.02: No", "critical"),
@@ -48,7 +50,7 @@ def test_the_gravest_item_decides_the_priority(items: str, priority: str) -> Non
     (told,) = found(report(1, items=f"Item 9.01: Exhibits\n{items}" if items else ""))
     assert told.priority == priority
     assert found(report(1, items=items), critical_items=["7.01", "5.02", "4.02"])[0].priority == (
-        "critical" if items else "medium"
+        "critical" if items else "unknown"
     )
 
 
@@ -101,6 +103,52 @@ def test_the_real_feed_and_the_real_companies() -> None:
     with RecordedServer({"/cgi-bin/browse-edgar": (200, {}, changed)}) as server:
         (told,), log = scan(filings_8k, {}, base_url=server.url)
     assert (told.ticker, told.priority, told.context) == (
-        "BOH", "medium", "BANK OF HAWAII CORP filed an 8-K on 2026-06-10",
+        "BOH", "unknown", "BANK OF HAWAII CORP filed an 8-K on 2026-06-10",
     )  # fmt: skip
     assert log[-1] == {**log[-1], "companies": 2, "without_symbol": 1}
+
+
+# ------------------------------------------------------------------------------------------- what it does not know
+
+
+def test_a_report_without_its_items_has_no_priority_and_is_doubted() -> None:
+    """A bankruptcy of which the feed only says that there is a report must not pass for ordinary news."""
+    bare = report(1).partition("<summary")[0] + report(1).partition("</summary>")[2]
+    with edgar([feed([bare, report(2, cik=222, items="Item 1.03: Bankruptcy")])]) as server:
+        asked = ask(filings_8k, NOW, base_url=server.url)
+    assert [(each.ticker, each.priority) for each in asked.candidates] == [("ACME", "unknown"), ("BOLT.B", "critical")]
+    assert asked.doubted == (
+        "1 of 2 filings of EDGAR's feed do not say when they were filed; 1 of 2 Forms 8-K come without their items"
+    )
+    with edgar([feed([report(1, items=RESULTS)])]) as server:
+        assert ask(filings_8k, NOW, base_url=server.url).doubted is None
+
+
+def test_a_feed_that_is_not_read_to_its_end_is_doubted() -> None:
+    pages = [feed(report(100 * page + count, items=RESULTS) for count in range(100 - page)) for page in range(2)]
+    with edgar(pages) as server:
+        assert ask(filings_8k, NOW, base_url=server.url).doubted is None
+        cut = ask(filings_8k, NOW, base_url=server.url, max_pages=1)
+    assert cut.tickers == ["ACME"]
+    assert cut.doubted == "EDGAR's feed goes on after the 100 entries that were read: max_pages allows no more"
+
+
+@pytest.mark.parametrize(
+    ("trade_date", "tickers"),
+    [("2026-03-04", ["ACME"]), ("2026-03-03", ["BOLT.B"]), ("2026-03-01", ["BOLT.B"]), ("2026-02-28", [])],
+)
+def test_of_a_day_of_this_week_later_reports_do_not_count(trade_date: str, tickers: list[str]) -> None:
+    entries = [
+        report(1, items=RESULTS),
+        report(2, cik=222, filed="2026-03-02" if trade_date == "2026-03-03" else "2026-03-01", items=RESULTS),
+    ]
+    with edgar([feed(entries)]) as server:
+        assert ask(filings_8k, NOW, {"trade_date": trade_date}, base_url=server.url).tickers == tickers
+
+
+def test_another_day_is_refused() -> None:
+    with (
+        edgar([]) as server,
+        pytest.raises(PermanentError, match="feed of Forms 8-K knows only the last days, not 2022"),
+    ):
+        ask(filings_8k, NOW, {"trade_date": "2022-03-04"}, base_url=server.url)
