@@ -7,8 +7,8 @@ cannot read them all, and later ones need not. What is known is remembered (`Sca
     waiting   forms of the feed that no scan has had time for yet, newest first
     reports   what the forms that were read say, as far as it may count: purchases, and amendments
 
-Companies are read one by one, newest filing first, all forms of a company together: then its candidate can be told, and
-is not lost if the time runs out. Nothing is told twice.
+Companies are read one by one, newest filing first, all forms of a company together. Then its candidate can be yielded,
+and is not lost if the time runs out. None is yielded twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .providers.sec_forms import Filing, Owner, Ownership, Trade
 
 TOOL: Final = "sec_form4"
 FORMS: Final = ("4", "4/A")
-BATCH: Final = 16  # documents that are read before what they say is told and remembered
+BATCH: Final = 16  # documents that are read before what they say is yielded and remembered
 CONCURRENCY: Final = 4
 RESERVE: Final = 0.1  # of the time: when no more is left, no further documents are begun
 MAX_RESERVE: Final = 5.0  # seconds; a batch of documents takes 2 at EDGAR's rate
@@ -75,7 +75,7 @@ class Report(msgspec.Struct, frozen=True):
 
     Attributes:
         issuer: the company's number.
-        people: the numbers of those who filed it together.
+        people: the numbers of the persons that filed it together.
         amended: for an amendment, the days about which it says something else than the form that it amends.
         purchases: the lines of table I with code P and a price.
     """

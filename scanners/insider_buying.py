@@ -107,10 +107,10 @@ def insider_buying(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
 
     The rule: Forms 4 and 4/A (no other form whose name begins with 4), each once however many parties it is listed
     under, filed at most `lookback_days` before the feed's date; of their lines of table I those with code `P`, a price
-    above 0, and a day at most `lookback_days` before that date (an older purchase is no news, however late it is
-    filed); a company whose insiders paid `min_value` or more together. `cluster` different insiders make the candidate
-    critical; otherwise the sum decides, in which officers count `officer_weight` times. If the state has `tickers`,
-    only these count, and only their forms are read.
+    above 0, and a day at most `lookback_days` before that date (an older purchase is not news, however late it is
+    filed); a company whose insiders paid `min_value` or more together. `cluster` different insiders make the
+    candidate critical; otherwise the sum decides, in which officers count `officer_weight` times. If the state has
+    `tickers`, only these count, and only their forms are read.
 
     How the special cases count:
 
@@ -127,10 +127,10 @@ def insider_buying(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     such lines, the priority is `low` and the candidate says so.
 
     The feed is read from its newest entry to the last one that an earlier scan has seen, and what was read is
-    remembered. Each company is told as soon as its forms are read. What there is no time for is left to the next scan,
-    and makes the answer suspicious. The feed reaches back for some days only; before that, the scanner knows what it
-    has read itself. So it refuses a `trade_date` that is not of the last days; for one that is, later forms do not
-    count.
+    remembered. Each candidate is yielded as soon as the forms of its company are read. What there is no time for is
+    left to the next scan, and makes the answer suspicious. The feed reaches back for some days only; before that, the
+    scanner knows what it has read itself. So it refuses a `trade_date` that is not of the last days; for one that is,
+    later forms do not count.
     """
     settings = read_settings(InsiderSettings, context)
     day, told = recent_day(state, context, "EDGAR's feed of Forms 4"), only(state)
