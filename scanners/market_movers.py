@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from typing import Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta
 
 from resilient_scan import Candidate, ConfigError, ScanContext, ScanError
@@ -21,7 +22,7 @@ from ._charts import (
     scan_charts,
     trade_date,
 )
-from ._listings import is_common_share, shadows, with_point
+from ._listings import is_common_share, is_fund, with_point
 from ._settings import key_if_any, read_settings
 from .providers import alpha_vantage, yahoo, yahoo_market
 from .providers.yahoo_market import Quote
@@ -31,6 +32,10 @@ SCREENER: Final = "yahoo_screener"
 LIMITS: Final = {ALPHA_VANTAGE: alpha_vantage.LIMIT}
 CHARTS: Final = "daily_charts"
 SOURCE_TIMEOUT: Final = 6.0  # seconds for each of the first two sources, so that time is left for the charts
+LISTING: Final = "alpha_vantage_listing"
+LISTING_TIMEOUT: Final = 8.0  # seconds; it is a megabyte
+LISTING_TTL: Final = 86_400.0
+LISTING_PAUSE: Final = 3600.0  # seconds until it is asked for again after a failure
 MOVERS_TTL: Final = 7200.0  # seconds; uses 12 of the 25 free requests a day
 TOOL: Final = "market_movers"
 
@@ -46,7 +51,7 @@ class MoversSettings(ChartSettings, frozen=True, kw_only=True):
         alpha_vantage_url: the address of Alpha Vantage.
         screeners: Yahoo's predefined screeners.
         screener_count: maximum number of rows from each.
-        leave_out: symbols that are never candidates, in addition to the known leveraged funds.
+        leave_out: symbols that are never candidates.
     """
 
     min_change: Annotated[float, Meta(gt=0)] = 5.0
@@ -67,7 +72,8 @@ def market_movers(state: Mapping[str, Any], context: ScanContext) -> Iterator[Ca
     `min_price`. Three sources are tried in turn, each behind its own breaker; a candidate's `via` names its source:
 
     1. Alpha Vantage's movers of the whole market, if there is a key: without warrants, rights and units, and without
-       leveraged funds, known ones or such that move twice as far as the stock that they are named after.
+       funds. Which these are is known from its listing, which is fetched once a day: those that it calls so, and those
+       whose name or exchange says it. If the listing cannot be had, or a mover is not in it, the answer is suspicious.
     2. Yahoo's screeners, without funds, warrants, rights and units.
     3. The daily charts of the state's `tickers`, or of `universe`. Only these know the past: unless `trade_date` is
        today or the day of the last session, the other sources are not called.
@@ -102,6 +108,9 @@ def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSett
             context.log(TOOL, source=source, left_out=str(error))
             failure = error
         else:
+            if source == ALPHA_VANTAGE:
+                key = key_if_any(context, "alpha_vantage_key", alpha_vantage.KEY)
+                found = _without_funds(found, key, context, settings.alpha_vantage_url)
             context.log(TOOL, source=source, candidates=len(found))
             return found
     if failure is not None and not (settings.universe or state.get("tickers")):
@@ -132,14 +141,62 @@ def _of_alpha_vantage(
     rows = {row.ticker: row for row in (*movers.gainers, *movers.losers, *movers.active)}
     if not rows:
         raise TransientError("Alpha Vantage's movers are empty")
-    shares = {ticker: row for ticker, row in rows.items() if is_common_share(ticker)}
-    funds = shadows({ticker: row.percent for ticker, row in shares.items()})
     moves = [
         _move(with_point(row.ticker), row.price, row.percent, movers.day, row.volume, ALPHA_VANTAGE, settings)
-        for row in shares.values()
-        if row.ticker not in funds
+        for row in rows.values()
+        if is_common_share(row.ticker)
     ]
     return [move for move in moves if move is not None]
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The symbols of all shares and of all funds, with a blank between them."""
+
+    shares: str
+    funds: str
+
+
+def _without_funds(found: list[Candidate], key: str, context: ScanContext, url: str) -> list[Candidate]:
+    """Leave out the funds among Alpha Vantage's movers, which come without names.
+
+    What is not listed may be a fund, and is left out too. Without a listing nothing is left out. In both cases the
+    answer is doubted.
+    """
+    if not found:
+        return found
+    listing = _listing(key, context, url)
+    if listing is None:
+        context.doubt("there may be funds among the movers: Alpha Vantage's listing cannot be had; see the tool log")
+        return found
+    shares, funds = frozenset(listing.shares.split()), frozenset(listing.funds.split())
+    unknown = [each.ticker for each in found if each.ticker not in shares | funds]
+    context.log(TOOL, source=LISTING, funds=[each.ticker for each in found if each.ticker in funds], unknown=unknown)
+    if unknown:
+        context.doubt(f"{', '.join(unknown)}: not in Alpha Vantage's listing, and left out: may be a share or a fund")
+    return [each for each in found if each.ticker in shares]
+
+
+def _listing(key: str, context: ScanContext, url: str) -> Listing | None:
+    """Return the listing of the day; it costs one of 25 requests a day, and one an hour if it fails."""
+    known = context.recall(f"{LISTING} of {url}", Listing)
+    if known is not None or context.recall(f"{LISTING} of {url} failed", str) is not None:
+        return known
+    client = alpha_vantage.client(url)
+    try:
+        rows = context.guarded(
+            ALPHA_VANTAGE, lambda: client.listing(key, context), seconds=LISTING_TIMEOUT, limit=alpha_vantage.LIMIT
+        )
+    except ConfigError:
+        raise
+    except ScanError as error:
+        context.log(TOOL, source=LISTING, left_out=str(error))
+        context.remember(f"{LISTING} of {url} failed", "failed", ttl=LISTING_PAUSE)
+        return None
+    of_funds = {with_point(row.symbol): is_fund(row.kind, row.name, row.exchange) for row in rows}
+    shares, funds = (" ".join(symbol for symbol, fund in of_funds.items() if fund is kind) for kind in (False, True))
+    listing = Listing(shares, funds)
+    context.remember(f"{LISTING} of {url}", listing, ttl=LISTING_TTL)
+    return listing
 
 
 def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Call Alpha Vantage: movers of the day, news with their sentiment, the calendar of earnings.
+"""Call Alpha Vantage: movers of the day, what is listed, news with their sentiment, the calendar of earnings.
 
 Everything is `GET /query?function=...&apikey=...`. A free key allows 25 requests a day and one a second. In JSON,
 numbers are texts. Errors come with HTTP 200, as one JSON object with a sentence in it, even from endpoints for CSV:
@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Final
@@ -25,7 +25,7 @@ import msgspec
 from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import REDACTED, Client, NotFound, Response, SchemaDrift, TransientError
 
-from .reading import each, number, shaped, without
+from .reading import each, has_end, number, shaped, without
 
 LIVE: Final = "https://www.alphavantage.co"
 HOST: Final = "www.alphavantage.co"
@@ -36,6 +36,8 @@ _NEW_YORK: Final = ZoneInfo("America/New_York")
 _ECHO: Final = re.compile(r"(api ?key as )\S+", re.IGNORECASE)  # the key may be an older one than ours
 _TIME: Final = re.compile(r"[0-9]{8}T[0-9]{4}([0-9]{2})?")  # the parser would take T1616 for 16:01:06
 _NOTHING: Final = frozenset({"", "-", "None"})  # texts that mean that there is no number
+_LISTING: Final = ("symbol", "name", "exchange", "assetType", "status")
+_FEWEST: Final = 1000  # rows; there are about 13,000
 _CALENDAR: Final = ("symbol", "name", "reportDate", "fiscalDateEnding", "estimate", "currency")
 
 
@@ -91,6 +93,16 @@ class Report(msgspec.Struct, frozen=True):
     estimate: float | None
     currency: str
     time: str
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A row of the listing; `kind` is `Stock` or `ETF`."""
+
+    symbol: str
+    name: str
+    exchange: str
+    kind: str
+    status: str
 
 
 class _Movers(msgspec.Struct):
@@ -179,20 +191,50 @@ class AlphaVantage:
             SchemaDrift: the answer has another shape.
             RetryAfter, TransientError, PermanentError: as in `refuse`.
         """
-        what = "Alpha Vantage's EARNINGS_CALENDAR"
-        answer = self._ask("EARNINGS_CALENDAR", key, context, horizon=horizon)
+        rows = self._csv("EARNINGS_CALENDAR", _CALENDAR, key, context, horizon=horizon)
+        return each(rows, _report, "Alpha Vantage's EARNINGS_CALENDAR: row", PROVIDER, context)
+
+    def listing(self, key: str, context: ScanContext) -> list[Listed]:
+        """Return all stocks and funds that are listed in the US now.
+
+        Raises:
+            SchemaDrift: the answer has another shape, or is much shorter than a listing.
+            RetryAfter, TransientError, PermanentError: as in `refuse`.
+        """
+        what = "Alpha Vantage's LISTING_STATUS"
+        rows = self._csv("LISTING_STATUS", _LISTING, key, context)
+        found = each(rows, _listed, f"{what}: row", PROVIDER, context)
+        if len(found) < _FEWEST:
+            raise SchemaDrift(f"{what} has {len(found)} rows, and there are more than {_FEWEST} listings")
+        return [listed for listed in found if listed.status == "Active"]
+
+    def _csv(
+        self, function: str, columns: Sequence[str], key: str, context: ScanContext, **parameters: str
+    ) -> list[dict[str, str]]:
+        """Return the rows of a CSV answer, by the names of its columns.
+
+        CSV has no end of its own: half of it is a CSV too. So the last row has to be whole, and where the source did
+        not say how long the answer is, it is doubted.
+        """
+        what = f"Alpha Vantage's {function}"
+        answer = self._ask(function, key, context, **parameters)
+        text = answer.text
         try:
-            names, *lines = list(csv.reader(io.StringIO(answer.text, newline=""), strict=True)) or [[]]
+            names, *lines = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
         except csv.Error as error:
             raise SchemaDrift(f"{what} is not CSV: {error}") from None
         if not names or "<" in names[0]:
             raise TransientError(f"{what}: not CSV but nothing, or a page for people; the source may be in trouble")
         names = [name.strip() for name in names]
-        for name in _CALENDAR:
+        for name in columns:
             if name not in names:
                 raise SchemaDrift(f"{what}: the column {name!r} is gone; there are {', '.join(names)[:200]}")
-        rows = [dict(zip(names, line, strict=False)) for line in lines if line]
-        return each(rows, _report, f"{what}: row", PROVIDER, context)
+        lines = [line for line in lines if line]
+        if lines and len(lines[-1]) < len(names):
+            raise TransientError(f"{what} ends in the middle of row {len(lines)}: {','.join(lines[-1])[:80]!r}")
+        if lines and not (text.endswith("\n") and has_end(answer, context)):
+            context.doubt(f"{what} may be cut off: nothing says where it ends")
+        return [dict(zip(names, line, strict=False)) for line in lines]
 
     def _json(self, function: str, key: str, context: ScanContext, **parameters: str) -> Any:
         return self._ask(function, key, context, **parameters).json()
@@ -322,6 +364,13 @@ def _mention(data: Any, where: str) -> Mention:
     row = shaped(data, _Mention, where)
     relevance = number(row.relevance_score, f"{where}: relevance_score", 0, 1)
     return Mention(row.ticker, relevance, number(row.ticker_sentiment_score, f"{where}: ticker_sentiment_score", -1, 1))
+
+
+def _listed(line: Mapping[str, str], where: str) -> Listed:
+    symbol, kind = line["symbol"].strip(), line["assetType"].strip()
+    if not symbol or kind not in {"Stock", "ETF"}:
+        raise SchemaDrift(f"{where}: symbol {symbol!r} has the assetType {kind[:40]!r}, not Stock or ETF")
+    return Listed(symbol, line["name"].strip(), line["exchange"].strip(), kind, line["status"].strip())
 
 
 def _report(line: Mapping[str, str], where: str) -> Report:

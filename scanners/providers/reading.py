@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import msgspec
 
 from resilient_scan import ScanContext
-from resilient_scan.http import REDACTED, Response, SchemaDrift, ready
+from resilient_scan.http import REDACTED, Replay, Response, SchemaDrift, ready
 
 T = TypeVar("T")
 
@@ -30,6 +30,19 @@ Symbol = Annotated[str, msgspec.Meta(pattern=r"^[A-Z^][A-Z0-9.^=+/$-]{0,15}$")]
 def is_page(answer: Response) -> bool:
     """Say whether a response is an HTML page for people instead of data."""
     return "html" in answer.headers.get("content-type", "") or answer.body.lstrip()[:1] == b"<"
+
+
+def has_end(answer: Response, context: ScanContext) -> bool:
+    """Say whether the source said where the body ends, so that a part of it would have been an error.
+
+    With a length, with chunks and with gzip, `resilient_scan.http` notices a body that was cut off. A body that ends
+    with its connection may be cut off anywhere. A recording was whole when it was made.
+    """
+    if isinstance(context.traffic, Replay):
+        return True
+    headers = answer.headers
+    packed, chunked = headers.get("content-encoding", ""), headers.get("transfer-encoding", "")
+    return "content-length" in headers or "chunked" in chunked.lower() or "gzip" in packed.lower()
 
 
 def without(key: str, answer: Response) -> Response:

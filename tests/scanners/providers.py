@@ -105,6 +105,27 @@ MOVERS = {
 }
 
 
+def listing(*rows: tuple[str, str, str, str]) -> bytes:
+    """Return a listing of these (symbol, name, exchange, kind), and of a thousand others, as it has to have."""
+    others = ((f"Z{number}", f"Other {number} Inc", "NYSE", "Stock") for number in range(1000))
+    lines = (
+        f'{symbol},"{name}",{exchange},{kind},2014-10-31,null,Active'
+        for symbol, name, exchange, kind in (*rows, *others)
+    )
+    return "\r\n".join(["symbol,name,exchange,assetType,ipoDate,delistingDate,status", *lines, ""]).encode()
+
+
+LISTING = listing(
+    ("UPUP", "Up Inc", "NASDAQ", "Stock"),
+    ("DOWN", "Down Corp - Class A", "NYSE", "Stock"),
+    ("CHEAP", "Cheap Ltd", "NASDAQ", "Stock"),
+    ("CALM", "Calm Inc", "NYSE", "Stock"),
+    ("FIVE", "Five Below Inc", "NASDAQ", "Stock"),
+    ("BRK-B", "Berkshire Hathaway Inc - Class B", "NYSE", "Stock"),
+    ("SOXS", "Direxion Daily Semiconductor Bear 3X Shares", "NYSE ARCA", "ETF"),
+)
+
+
 def article(url: str, published: str, *mentions: tuple[str, float, float]) -> dict[str, Any]:
     """Return an article of the feed; mentions are ticker, relevance and sentiment."""
     return {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +15,24 @@ from resilient_scan import Breaker, Candidate, ConfigError, RetryAfter, ScanRunn
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.http import TransientError
 from resilient_scan.testing import FakeClock
-from resilient_scan_scanners._listings import LEVERAGED, is_common_share, shadows, with_point
+from resilient_scan_scanners._listings import is_common_share, is_fund, with_point
 from resilient_scan_scanners.market_movers import market_movers
 from tests.scanners.charts import bars_of, payload_of
-from tests.scanners.providers import KEY, MOVERS, NOW, Asked, as_json, ask, mover, quote, screened
-from tests.scanners.recorded import RecordedServer
+from tests.scanners.providers import (
+    KEY,
+    LISTING,
+    MOVERS,
+    NOW,
+    TEXT,
+    Asked,
+    as_json,
+    ask,
+    listing,
+    mover,
+    quote,
+    screened,
+)
+from tests.scanners.recorded import RecordedServer, body
 
 SCREENED = screened(
     quote("RISE", 22.0, 20.0),
@@ -30,15 +47,23 @@ BROKEN: Answer = (500, {}, b"")
 
 
 class Market:
-    """All three sources behind one address: what each answers, and which were asked."""
+    """All three sources behind one address: what each answers, and which were asked; and Alpha Vantage's listing."""
 
-    def __init__(self, alpha: Any = BROKEN, screener: Any = BROKEN, charts: Any = BROKEN) -> None:
-        self.answers = {"alpha_vantage": alpha, "yahoo_screener": screener, "daily_charts": charts}
+    def __init__(
+        self, alpha: Any = BROKEN, screener: Any = BROKEN, charts: Any = BROKEN, listed: Any = (200, TEXT, LISTING)
+    ) -> None:
+        self.answers = {"alpha_vantage": alpha, "yahoo_screener": screener, "daily_charts": charts, "listing": listed}
         self.asked: list[str] = []
+        self.clock: FakeClock | None = (
+            None  # every answer takes two of its seconds, more than Alpha Vantage's limit wants
+        )
 
     def __call__(self, path: str, query: dict[str, str]) -> Answer:
+        if self.clock is not None:
+            self.clock.advance(2)
         screener = "yahoo_screener" if "screener" in path else "daily_charts"
-        source = "alpha_vantage" if path == "/query" else screener
+        alpha = "listing" if query.get("function") == "LISTING_STATUS" else "alpha_vantage"
+        source = alpha if path == "/query" else screener
         self.asked.append(source)
         answer = self.answers[source]
         return answer if isinstance(answer, tuple) else as_json(answer)
@@ -68,8 +93,9 @@ def test_alpha_vantages_movers_without_warrants_cheap_ones_and_leveraged_funds()
     ]
     assert found.candidates[0].context == "rose 20.0 % to 12.00 on 2026-05-15"
     assert found.candidates[1].context == "fell 5.0 % to 47.50 on 2026-05-15"
-    assert market.asked == ["alpha_vantage"]
+    assert market.asked == ["alpha_vantage", "listing"]
     assert found.log[-1]["source"] == "alpha_vantage"
+    assert found.doubted is None
 
 
 def test_the_numbers_of_the_rule_are_settings() -> None:
@@ -111,7 +137,7 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ALPHAVANTAGE_API_KEY", KEY)
     market = Market(MOVERS)
     find(market, alpha_vantage_key="")
-    assert market.asked == ["alpha_vantage"]
+    assert market.asked == ["alpha_vantage", "listing"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +193,7 @@ def test_a_wrong_address_is_no_reason_to_ask_the_next() -> None:
 
 def test_a_source_that_keeps_failing_rests_and_comes_back() -> None:
     market = Market(BROKEN, SCREENED)
-    clock = FakeClock(1779048000.0)
+    clock = market.clock = FakeClock(1779048000.0)
     with LoopbackServer(market) as server:
         settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
         impatient = replaced(breaker=Breaker(failures=2, open_for=600), cache=None)
@@ -197,12 +223,12 @@ def test_one_answer_of_alpha_vantage_serves_many_runs() -> None:
     market = Market(MOVERS)
     with LoopbackServer(market) as server:
         settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
-        clock = FakeClock(1779048000.0)
+        clock = market.clock = FakeClock(1779048000.0)
         with ScanRunner([market_movers], settings={"market_movers": settings}, clock=clock, listeners=()) as runner:
             for _ in range(5):
                 assert runner.run({}).complete
                 clock.advance(301)
-    assert market.asked == ["alpha_vantage"]
+    assert market.asked == ["alpha_vantage", "listing"]
 
 
 @pytest.mark.parametrize(
@@ -213,23 +239,113 @@ def test_one_answer_of_alpha_vantage_serves_many_runs() -> None:
             for symbol in ("AAPL", "F", "GOOGL", "BRK.B", "BRK-A", "ELPW", "SNOW", "PLTR", "FOXA", "LBRDK")
         ],
         *[(symbol, False) for symbol in ("DUKRW", "FSHPR", "BNCWZ", "ABCDU", "OPFI+", "CELG^", "ABC.WS", "ABC-U")],
-        *[(symbol, False) for symbol in ("SOXS", "TQQQ", "TSLL", "", "123", "aapl", "ABC/WS", "BTC-USD", "ABCDEF")],
+        *[(symbol, False) for symbol in ("", "123", "aapl", "ABC/WS", "BTC-USD", "ABCDEF")],
     ],
 )
 def test_what_a_symbol_says(symbol: str, common: bool) -> None:
     assert is_common_share(symbol) is common
 
 
-def test_a_fund_that_nobody_has_listed_yet_moves_twice_as_far_as_its_stock() -> None:
-    assert shadows({"QQZZ": 10.0, "QQZL": 20.3, "QQZD": -19.9, "QQZA": 10.1, "QXZL": 20.0}) == {"QQZL", "QQZD"}
-    assert shadows({"QQZZ": 0.0, "QQZL": 0.0}) == set()
-    movers = {
-        **MOVERS,
-        "top_gainers": [mover("QQZL", 12.0, 10.0), mover("QQZZ", 11.0, 10.0), mover("QQZZW", 7.0, 6.65)],
-    }
-    found = find(Market(movers), min_change=4)
-    assert "QQZL" not in found.tickers
-    assert "QQZZ" in found.tickers  # a warrant that moved half as far says nothing of it
+@pytest.mark.parametrize(
+    ("kind", "name", "exchange", "fund"),
+    [
+        ("ETF", "iShares Bitcoin Trust", "NASDAQ", True),
+        ("Stock", "Defiance Daily Target 2X Long POET", "BATS", True),
+        ("Stock", "Tradr 2X Short AMZN Daily", "NASDAQ", True),
+        ("Stock", "MicroSectors FANG 3X Leveraged ETNs", "NYSE", True),
+        ("Stock", "ProShares Ultra CRCL", "NYSE", True),
+        ("Stock", "India Fund Inc The", "NYSE", True),
+        ("Stock", "VanEck Bitcoin Trust", "NASDAQ", True),
+        ("Stock", "Bank of Montreal", "NYSE ARCA", True),  # a note that it has issued
+        ("Stock", "Bank of Montreal", "NYSE", False),
+        ("Stock", "Corgi Quantum Computing", "BATS", True),
+        ("Stock", "Cboe Global Markets Inc", "BATS", False),
+        ("Stock", "10x Genomics Inc - Class A", "NASDAQ", False),
+        ("Stock", "Northern Trust Corp", "NASDAQ", False),
+        ("Stock", "Federal Realty Investment Trust", "NYSE", False),
+        ("Stock", "Ultra Clean Holdings Inc", "NASDAQ", False),
+        ("Stock", "Invesco Ltd", "NYSE", False),
+        ("Stock", "Barrick Gold Corp", "NYSE", False),
+        ("Stock", "Globus Medical Inc - Class A", "NYSE", False),
+        ("Stock", "Daily Journal Corp", "NASDAQ", False),
+    ],
+)
+def test_what_a_listing_says(kind: str, name: str, exchange: str, fund: bool) -> None:
+    assert is_fund(kind, name, exchange) is fund
+
+
+def test_funds_are_left_out_and_a_share_that_is_named_like_another_is_not() -> None:
+    """GMED moved twice as far as GME, by chance; a fund that the listing calls a stock has a telling name."""
+    gainers = [
+        mover("GME", 11.0, 10.0),
+        mover("GMED", 12.0, 10.0),
+        mover("IBIT", 12.0, 10.0),
+        mover("POEL", 12.0, 10.0),
+    ]
+    listed = listing(
+        ("GME", "Gamestop Corporation - Class A", "NYSE", "Stock"),
+        ("GMED", "Globus Medical Inc - Class A", "NYSE", "Stock"),
+        ("IBIT", "iShares Bitcoin Trust", "NASDAQ", "ETF"),
+        ("POEL", "Defiance Daily Target 2X Long POET", "BATS", "Stock"),
+        ("DOWN", "Down Corp", "NYSE", "Stock"),
+        ("UPUP", "Up Inc", "NYSE", "Stock"),
+    )
+    found = find(Market({**MOVERS, "top_gainers": gainers}, listed=(200, TEXT, listed)))
+    assert found.tickers == ["GME", "GMED", "DOWN", "UPUP"]
+    assert found.doubted == "SOXS: not in Alpha Vantage's listing, and left out: may be a share or a fund"
+    (said,) = [each for each in found.log if each.get("source") == "alpha_vantage_listing"]
+    assert (said["funds"], said["unknown"]) == (["IBIT", "POEL"], ["SOXS"])
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (BROKEN, "HTTP 500"),
+        ((200, TEXT, b'{"Information": "25 requests per day"}'), "25 requests"),
+        ((200, TEXT, LISTING[: len(LISTING) // 2]), "ends in the middle of row"),
+        ((200, TEXT, b"\n".join(LISTING.splitlines()[:500]) + b"\n"), "has 499 rows"),
+        ((200, TEXT, LISTING.replace(b"assetType", b"kind")), "the column 'assetType' is gone"),
+        ((200, TEXT, LISTING.replace(b",Stock,", b",Share,")), "assetType 'Share', not Stock or ETF"),
+    ],
+    ids=["broken", "quota", "half", "short", "renamed", "another kind"],
+)
+def test_without_a_listing_the_movers_are_doubted(listed: Answer, words: str) -> None:
+    found = find(Market(MOVERS, listed=listed))
+    assert found.tickers == ["UPUP", "DOWN", "SOXS"]
+    assert found.doubted is not None
+    assert "there may be funds among the movers" in found.doubted
+    assert words in left_out(found)["alpha_vantage_listing"]
+
+
+def test_the_listing_is_fetched_once_a_day_and_after_a_failure_once_an_hour(tmp_path: Path) -> None:
+    market = Market(MOVERS)
+    clock = market.clock = FakeClock(1779048000.0)
+    patient = replaced(cache=None, limit=None)
+    with LoopbackServer(market) as server:
+        settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
+
+        def run(pause: float = 7300) -> list[str]:
+            """Run in a process of its own, as cron does, and wait until the next one."""
+            with ScanRunner(
+                [patient],
+                settings={"market_movers": settings},
+                clock=clock,
+                listeners=(),
+                store=f"sqlite:///{tmp_path}/s",
+            ) as runner:
+                runner.run({})
+            clock.advance(pause)
+            asked, market.asked = market.asked, []
+            return asked
+
+        assert run() == ["alpha_vantage", "listing"]
+        assert [run() for _ in range(3)] == [["alpha_vantage"]] * 3
+        clock.advance(86_400)
+        market.answers["listing"] = BROKEN
+        assert run(100) == ["alpha_vantage", "listing"]
+        assert run() == ["alpha_vantage"]
+        market.answers["listing"] = (200, TEXT, LISTING)
+        assert run() == ["alpha_vantage", "listing"]
 
 
 def test_share_classes_have_a_point_whichever_source_tells_of_them() -> None:
@@ -262,34 +378,9 @@ def test_a_screener_of_shares_and_coins_counts_the_shares_day() -> None:
     assert found.tickers == ["RISE"]
 
 
-def test_the_funds_that_are_traded_most_are_all_listed() -> None:
-    assert {"SQQQ", "TQQQ", "SOXL", "SOXS", "SPXS", "TZA", "TNA", "UVXY", "TSLL", "NVDL", "MSTU", "CONX"} <= LEVERAGED
-    assert {"AFRU", "CORD", "HODU", "ONDL", "TXNU"} <= LEVERAGED  # some of the newer ones
-
-
-def test_the_list_of_leveraged_funds_names_no_company() -> None:
-    assert not LEVERAGED & {
-        "AAPL",
-        "USB",
-        "F",
-        "T",
-        "MU",
-        "AMD",
-        "INTC",
-        "SOFI",
-        "COIN",
-        "MSTR",
-        "UBER",
-        "LABS",
-        "CURI",
-    }
-    assert all(symbol.isalpha() and symbol.isupper() and len(symbol) <= 5 for symbol in LEVERAGED)
-    assert [with_point(symbol) for symbol in ("BRK-B", "BTC-USD", "BRK.B", "ABC-W")] == [
-        "BRK.B",
-        "BTC-USD",
-        "BRK.B",
-        "ABC-W",
-    ]
+def test_a_share_class_has_a_point_and_nothing_else_has_one() -> None:
+    symbols = ("BRK-B", "BTC-USD", "BRK.B", "ABC-W")
+    assert [with_point(symbol) for symbol in symbols] == ["BRK.B", "BTC-USD", "BRK.B", "ABC-W"]
 
 
 # -------------------------------------------------------------------------------------------------------- real answers
@@ -297,6 +388,7 @@ def test_the_list_of_leveraged_funds_names_no_company() -> None:
 # worked out from TOP_GAINERS_LOSERS.json by eye: a price of 5 or more, a change of 5 % or more; SOXS and POEL are
 # leveraged, NVDA moved by 4.4 %, BITO by 3.0 %, NOK by 3.6 %, TZA costs 4.955
 REAL = ["PIII", "SLE", "TRT", "ERNA", "LNZA", "CTEV", "EXYN", "ONDS", "NU", "INTC", "F", "POET"]
+LISTED = "alphavantage/listing_status/LISTING_STATUS.csv"
 SCREENER = "/v1/finance/screener/predefined/saved"
 
 
@@ -306,9 +398,11 @@ def real(now: str, answers: dict[str, Any], **settings: Any) -> Asked:
 
 
 def test_the_real_movers() -> None:
-    answers = {"/query": "alphavantage/top_gainers_losers/TOP_GAINERS_LOSERS.json"}
+    movers = "alphavantage/top_gainers_losers/TOP_GAINERS_LOSERS.json"
+    answers = {"/query": lambda asked: movers if asked.query["function"] == "TOP_GAINERS_LOSERS" else LISTED}
     found = real(NOW, answers, alpha_vantage_key=KEY)
     assert found.tickers == REAL
+    assert found.doubted is None
     critical = [each.ticker for each in found.candidates if each.priority == "critical"]
     assert critical == ["PIII", "SLE", "TRT", "ERNA", "LNZA", "CTEV", "EXYN", "POET"]
     assert {each.extras["date"] for each in found.candidates} == {"2026-05-15"}
@@ -338,3 +432,26 @@ def test_the_real_small_caps_are_cheap_or_calm() -> None:
     assert real("2025-02-25T11:03:59+00:00", answers).tickers == []
     cheap = real("2025-02-25T11:03:59+00:00", answers, min_price=0)
     assert cheap.tickers == ["KOS"]
+
+
+def test_of_the_real_listing_no_fund_passes_for_a_share_and_no_company_for_a_fund() -> None:
+    """The funds that the list by hand did not know are all found, and so are those that it knew."""
+    rows = {row["symbol"]: row for row in csv.DictReader(io.StringIO(body(LISTED).decode()))}
+
+    def fund(symbol: str) -> bool:
+        return is_fund(*(rows[symbol][name] for name in ("assetType", "name", "exchange")))
+
+    funds = (
+        "IBIT ARKK SOXS TZA BITO BMNU POEL AAOG AAOX AMKL AVAZ CHNU CLSZ COHX CPNX FGRU HOOZ LEUX LITX MPWX RDWU SMZ"
+    )
+    notes = "BULZ BERZ GDXU GDXD NRGU NRGD CARU CARD QULL IWFL IWML MVRL MLPR MTUL SCDL CEFD BDCX FNGU JETU FLYU"
+    assert [symbol for symbol in (funds + " " + notes).split() if not fund(symbol)] == []
+    shares = (
+        f"{' '.join(REAL)} GME GMED AAPL MSFT USB MU AMD SOFI COIN MSTR UBER NTRS FRT IVZ UCTT TXG CBOE WT CURI F T O"
+    )
+    assert [symbol for symbol in shares.split() if fund(symbol)] == []
+    leveraged = [
+        s for s, row in rows.items() if re.search(r"\b[23](\.\d+)?X\b|\bUltra(Pro|Short)\b", row["name"], re.IGNORECASE)
+    ]
+    assert len(leveraged) > 400
+    assert [symbol for symbol in leveraged if not fund(symbol)] == []
