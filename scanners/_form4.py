@@ -23,7 +23,7 @@ import msgspec
 from resilient_scan import LimitExceeded, ScanContext
 from resilient_scan.http import NotFound, SchemaDrift
 
-from ._charts import LONG_WEEKEND
+from ._asof import THIS_WEEK
 from .providers.reading import TOLERATED
 from .providers.sec import Newest, Sec
 from .providers.sec_forms import Filing, Owner, Ownership, Trade
@@ -128,7 +128,7 @@ class Forms:
         self._context = context
         self._report = report
         self._key = f"forms of {client.base_url}"
-        self._ttl = (days + LONG_WEEKEND.days + 1) * 86400.0
+        self._ttl = (days + THIS_WEEK.days + 1) * 86400.0
         self._reserve = min(MAX_RESERVE, RESERVE * context.remaining())
         known = context.recall(self._key, Known) or Known()
         self._read = dict.fromkeys(known.read)
@@ -137,14 +137,14 @@ class Forms:
         numbers = {number_of(accession) for accession in waiting} | self._read.keys()
         self.feed: Newest = client.newest(
             FORMS,
-            days + LONG_WEEKEND.days,  # a scan may be about a day of this week
+            days + THIS_WEEK.days,  # a scan may be about a day of this week
             pages,
             context,
             known=lambda filing: not known.gap and number_of(filing.accession) in numbers,
             until=context.remaining() * FOR_PAGES,
         )
         self._gap = bool(self.feed.cut)
-        first = self.feed.updated.date() - timedelta(days=days) - LONG_WEEKEND
+        first = self.feed.updated.date() - timedelta(days=days) - THIS_WEEK
         fresh = {filing.accession: _waiting(filing) for filing in self.feed.filings}
         self._waiting = {
             accession: each

@@ -17,6 +17,7 @@ from ._listings import LARGEST
 from ._settings import read_settings
 from .providers import finnhub
 from .providers.finnhub import Trend
+from .providers.reading import TOLERATED
 
 TOOL: Final = "finnhub_recommendation"
 NEWEST: Final = timedelta(days=62)
@@ -58,8 +59,9 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
     The rule: the score of the newest month differs from that of the month before by `min_change` or more, with at least
     `min_analysts` analysts in both. The score is the mean of all recommendations, from 2 (strong buy) over 1, 0 and -1
-    to -2 (strong sell). (The change counts, not the level: Jegadeesh, Kim, Krische and Lee, *Analyzing the
-    Analysts: When Do Recommendations Add Value?*, Journal of Finance 59, 2004.)
+    to -2 (strong sell). Finnhub keeps the last months: if it lacks those of the trade date for more than one in five of
+    the tickers that it knows, the answer is suspicious. (The change counts, not the level: Jegadeesh, Kim, Krische and
+    Lee, *Analyzing the Analysts: When Do Recommendations Add Value?*, Journal of Finance 59, 2004.)
     """
     settings = read_settings(RevisionSettings, context)
     key = credential(context, "api_key", finnhub.KEY)
@@ -79,6 +81,11 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
     context.log(TOOL, tickers=len(wanted), trends=used)
     if wanted and not known_to:
         context.doubt(f"Finnhub has no recommendations at all of {', '.join(wanted[:5])}")
+    elif used < (1 - TOLERATED) * known_to:
+        context.doubt(
+            f"the recommendations of {known_to - used} of {known_to} tickers cannot be compared for "
+            f"{trade_date(state, context)}; Finnhub keeps the last months only, see the tool log"
+        )
 
 
 def _unusable(trends: Sequence[Trend], day: date) -> str:

@@ -12,6 +12,7 @@ from msgspec import Meta
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Timeout, scanner
 from resilient_scan.http import TransientError, credential
 
+from ._asof import recent_day
 from ._charts import only, trade_date
 from ._listings import is_common_share, with_point
 from ._settings import key_if_any, read_settings
@@ -80,9 +81,12 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
     `only_estimated` is off); the symbol is a common share's, as those of foreign shares traded over the counter (five
     letters that end in F or Y) are not. If the state has `tickers`, only these count. Alpha Vantage's calendar is
     the source. With a key, Finnhub's calendar adds to it, and a candidate's `via` names the sources. Of two days for
-    one company, the earlier one counts. The soonest report comes first.
+    one company, the earlier one counts. The soonest report comes first. The calendar begins today: for a `trade_date`
+    of this week the answer is suspicious, because what was due since then is missing, and for another one the scanner
+    refuses.
     """
     settings = read_settings(CalendarSettings, context)
+    past = recent_day(state, context, "Alpha Vantage's calendar", looks_ahead=True)
     key = credential(context, "api_key", alpha_vantage.KEY)
     reports = alpha_vantage.client(settings.base_url).earnings(key, context, settings.horizon)
     day = trade_date(state, context)
@@ -95,6 +99,8 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
     context.log(TOOL, source=alpha_vantage.PROVIDER, reports=len(events))
     if not events:
         context.doubt("nobody at all reports earnings, says Alpha Vantage's calendar")
+    elif past is not None:
+        context.doubt(f"Alpha Vantage's calendar begins today: reports that were due since {past} are missing")
     events += _of_finnhub(day, context, settings)
     wanted = only(state)
     due = [event for event in events if _counts(event, day, settings) and wanted(event.ticker)]

@@ -12,8 +12,7 @@ from msgspec import Meta
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError
 
-from ._asof import recent_day
-from ._charts import LONG_WEEKEND
+from ._asof import THIS_WEEK, recent_day
 from ._settings import read_settings
 from .providers import sec
 from .providers.sec_forms import Filing, Party
@@ -87,7 +86,7 @@ def _reports(
     """Return the reports until a day by company, newest first, each once; and why they may not be whole."""
     client = sec.client(settings.base_url, context)
     back = timedelta(days=settings.lookback_days)
-    reach = back if day is None else back + LONG_WEEKEND
+    reach = back if day is None else back + THIS_WEEK
     feed = client.newest(("8-K",), reach.days, settings.max_pages, context, until=RESERVE)
     last = feed.updated.date() if day is None else day
     filings = [

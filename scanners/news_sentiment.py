@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -13,12 +13,12 @@ from msgspec import Meta
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError, credential
 
+from ._asof import end_of
 from ._charts import only, trade_date
 from ._listings import with_point
 from ._settings import read_settings
 from .providers import alpha_vantage
 from .providers.alpha_vantage import Article, Mention
-from .providers.yahoo import NEW_YORK
 
 _STOCK: Final = re.compile(r"[A-Z]{1,5}([.-][A-Z])?")  # not CRYPTO:BTC, not FOREX:USD
 
@@ -65,11 +65,12 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     The rule: at least `min_articles` articles of the last `max_age_days` days until the end of the trade date (New
     York's) are about the stock with a relevance of `min_relevance` or more, and the mean of their sentiments, weighted
     by relevance, is `min_sentiment` or more, or that far below zero. If the state has `tickers`, only these count.
-    A stock with an article that cannot be read is left out. The strongest sentiment comes first.
+    A stock with an article that cannot be read is left out. The strongest sentiment comes first. Of the days that
+    count, the newest `limit` articles are read. For a past trade date, those of its days are asked for.
     """
     settings = read_settings(NewsSettings, context)
     key = credential(context, "api_key", alpha_vantage.KEY)
-    filters = {"topics": settings.topics, "limit": str(settings.limit or "")}
+    filters = {"topics": settings.topics, "limit": str(settings.limit or ""), **_days(state, context, settings)}
     chosen = {name: value for name, value in filters.items() if value}
     news = alpha_vantage.client(settings.base_url).news(key, context, **chosen)
     articles = news.articles
@@ -86,13 +87,27 @@ def news_sentiment(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
     yield from sorted(filter(None, candidates), key=lambda each: (-abs(each.extras["sentiment"]), each.ticker))
 
 
+def _days(state: Mapping[str, Any], context: ScanContext, settings: NewsSettings) -> dict[str, str]:
+    """Return the parameters that ask for the articles of a past day; without them the newest ones come."""
+    day = trade_date(state, context)
+    if day >= trade_date({}, context):
+        return {}
+    first, end = _period(day, settings)
+    last = end - timedelta(minutes=1)
+    return {name: f"{at.astimezone(UTC):%Y%m%dT%H%M}" for name, at in (("time_from", first), ("time_to", last))}
+
+
+def _period(day: date, settings: NewsSettings) -> tuple[datetime, datetime]:
+    """Return when the days that count begin, and when they have ended."""
+    end = end_of(day)
+    return end - timedelta(days=settings.max_age_days + 1), end
+
+
 def _recent(
     articles: Sequence[Article], state: Mapping[str, Any], context: ScanContext, settings: NewsSettings
 ) -> list[Article]:
     """Return the articles of the days that count, each once."""
-    day = trade_date(state, context)
-    end = datetime.combine(day + timedelta(days=1), time(), NEW_YORK)
-    first = end - timedelta(days=settings.max_age_days + 1)
+    first, end = _period(trade_date(state, context), settings)
     once = {article.url: article for article in articles}
     return [article for article in once.values() if first <= article.published < end]
 

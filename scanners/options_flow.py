@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
+from ._asof import recent_day
 from ._charts import ChartSettings, as_of, chart_scanner, each_ticker, is_recent, tickers, trade_date
 from ._listings import LARGEST
 from ._settings import read_settings
@@ -52,6 +53,7 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     """
     settings = read_settings(FlowSettings, context)
     state = as_of(settings, state)
+    recent_day(state, context, "Yahoo's option chains")
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
     unknown, known = [], 0

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
 
-from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
+from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, companies, posts, usage, whole
 from ._settings import read_settings
-from ._tickers import mentions
+from ._tickers import Companies, Usage, mentions
 from .providers.reddit import Post
 
 _RESEARCH: Final = re.compile(r"(?<![A-Za-z])DD(?![A-Za-z])|\bdue diligence\b", re.IGNORECASE)
@@ -38,19 +37,21 @@ class DdSettings(RedditSettings, frozen=True, kw_only=True):
 
 
 @scanner(pipeline="social", settings=DdSettings, needs=NEEDS, sources=SOURCES, **LAYERS)
-def reddit_dd(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+def reddit_dd(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Research ("due diligence") on one stock.
 
     The rule: a post whose flair or title says DD or due diligence; its text has `min_length` characters or more, its
     score is `min_score` or more; it is about the ticker that it names most often, where a mention in the title counts
     three times, if the title names it or the text does `min_mentions` times. Each ticker is one candidate, for its best
-    post; the highest score comes first.
+    post; the highest score comes first. What a ticker is, and about which days Reddit can be asked, is said at
+    `reddit_trending`.
     """
     settings = read_settings(DdSettings, context)
-    universe = tickers(settings, context)
+    found = posts(settings, state, context)
+    known, used = companies(settings, context), usage(found)
     best: dict[str, Post] = {}
-    for post in sorted(posts(settings, context), key=lambda post: (-post.score, post.name)):
-        if is_research(post, settings) and (ticker := subject(post, universe, settings.min_mentions)):
+    for post in sorted(found, key=lambda post: (-post.score, post.name)):
+        if is_research(post, settings) and (ticker := subject(post, known, used, settings.min_mentions)):
             best.setdefault(ticker, post)
     for ticker, post in best.items():
         yield Candidate(
@@ -74,8 +75,8 @@ def is_research(post: Post, settings: DdSettings) -> bool:
     return bool(named) and post.score >= settings.min_score and len(post.text) >= settings.min_length
 
 
-def subject(post: Post, universe: AbstractSet[str], least: int) -> str:
+def subject(post: Post, known: Companies, used: Usage, least: int) -> str:
     """Return the ticker that a post is about, or an empty text; of two named equally often, the first one."""
-    title, text = Counter(mentions(post.title, universe)), Counter(mentions(post.text, universe))
+    title, text = (Counter(mentions(part, known, used, post=whole(post))) for part in (post.title, post.text))
     named = [ticker for ticker in dict.fromkeys([*title, *text]) if title[ticker] or text[ticker] >= least]
     return max(named, key=lambda ticker: _IN_TITLE * title[ticker] + text[ticker], default="")

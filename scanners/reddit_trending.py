@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, scanner
 
-from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, posts, tickers
+from ._posts import LAYERS, NEEDS, SOURCES, RedditSettings, companies, posts, usage, whole
 from ._settings import read_settings
 from ._tickers import mentions
 from .providers.reddit import Post
@@ -32,18 +32,21 @@ class TrendingSettings(RedditSettings, frozen=True, kw_only=True):
 
 
 @scanner(pipeline="social", settings=TrendingSettings, needs=NEEDS, sources=SOURCES, **LAYERS)
-def reddit_trending(_state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
+def reddit_trending(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Tickers that are named in many posts.
 
-    The rule: a ticker of a real company, written as one (`GME`, `$gme`, `BRK.B`; words such as ALL or IT only with the
-    sign), in the title or the text of `min_mentions` posts or more, or of comments. A post counts once for each ticker,
-    however often it names it; posts that the moderators pinned do not count. The most mentioned come first.
+    The rule: a ticker of a real company with a signal that it is meant (`$gme`, `NYSE: GM`, the company's name, trading
+    vocabulary next to it, other tickers in a list with it), in the title or the text of `min_mentions` posts or more,
+    or of comments. A post counts once for each ticker, however often it names it; posts that the moderators pinned do
+    not count. The most mentioned come first. Reddit knows only now: for a `trade_date` of this week the answer is
+    suspicious, and for another one the scanner refuses.
     """
     settings = read_settings(TrendingSettings, context)
-    universe = tickers(settings, context)
+    found = posts(settings, state, context, comments=settings.comments)
+    known, used = companies(settings, context), usage(found)
     naming: dict[str, list[Post]] = {}
-    for post in posts(settings, context, comments=settings.comments):
-        for ticker in dict.fromkeys(mentions(f"{post.title}\n{post.text}", universe)):
+    for post in found:
+        for ticker in dict.fromkeys(mentions(whole(post), known, used)):
             naming.setdefault(ticker, []).append(post)
     for ticker, named in sorted(naming.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(named) >= settings.min_mentions:

@@ -1,12 +1,13 @@
 """Call Reddit: the posts and comments of a subreddit, with an application's own key.
 
+Since November 2025, Reddit has to approve an application before it gets a key (the "Responsible Builder Policy").
 `POST /api/v1/access_token` with the application's id and secret gives a token for a day; `GET /r/NAME/hot` and
 `/r/NAME/comments` with that token give a listing, `{"kind": "Listing", "data": {"children": [{"kind": "t3", "data":
 {...}}]}}`; t3 is a post, t1 a comment. An application has 100 requests a minute, averaged over ten minutes; the headers
 `x-ratelimit-remaining` and `x-ratelimit-reset` (seconds) say how much of that is used. Errors:
 
     401         the token has expired; from the address for tokens: id or secret are wrong
-    403, JSON   the subreddit is private
+    403, JSON   the subreddit is private; from the address for tokens: the application may not have one
     403, HTML   the network or the user agent is blocked
     404, 302    there is no such subreddit, or it is banned
     429         too many requests
@@ -164,6 +165,11 @@ class Reddit:
         )
         if answer.status in {400, 401}:
             raise PermanentError(f"{answer.url}: HTTP {answer.status}; check client_id and client_secret")
+        if answer.status == 403 and not is_page(answer):  # not the 403 of a private subreddit
+            raise PermanentError(
+                f"{answer.url}: HTTP 403; Reddit gives this application no token; check client_id, client_secret and "
+                "whether it is approved"
+            )
         if answer.status != 200:
             _refuse(answer, context)
         data = answer.json()

@@ -170,8 +170,12 @@ class Sec:
         Raises:
             SchemaDrift: the list has another shape.
         """
+        return read_tickers(self.companies(context))
+
+    def companies(self, context: ScanContext) -> Any:
+        """Return EDGAR's list of companies as it came, for `read_tickers` and `read_titles`."""
         answer = self._get("/files/company_tickers.json", context)
-        return read_tickers(answer.json() if answer else None)
+        return answer.json() if answer else None
 
     def _get(
         self, path: str, context: ScanContext, query: Mapping[str, Any] | None = None, *, beyond: bool = False
@@ -208,9 +212,23 @@ def client(base_url: str, context: ScanContext, *, setting: str = "user_agent") 
 
 
 def universe(base_url: str, context: ScanContext, *, setting: str = "user_agent") -> dict[int, tuple[str, ...]]:
-    """Return `Sec.tickers`, loaded once a day for all scanners; the arguments are those of `client`."""
-    key = ("sec_tickers", base_url.rstrip("/"))
-    return context.shared(key, lambda: client(base_url, context, setting=setting).tickers(context), ttl=86400)
+    """Return the symbols of all companies by their number; the arguments are those of `client`."""
+    return _lists(base_url, context, setting)[0]
+
+
+def titles(base_url: str, context: ScanContext, *, setting: str = "user_agent") -> dict[str, str]:
+    """Return the names of all companies by their symbols; the arguments are those of `client`."""
+    return _lists(base_url, context, setting)[1]
+
+
+def _lists(base_url: str, context: ScanContext, setting: str) -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:
+    """Return what EDGAR's list of companies says, loaded once a day for all scanners."""
+
+    def load() -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:
+        data = client(base_url, context, setting=setting).companies(context)
+        return read_tickers(data), read_titles(data)
+
+    return context.shared(("sec_tickers", base_url.rstrip("/")), load, ttl=86400)
 
 
 def _doubt_of(feed: Feed, form: str, context: ScanContext) -> str:
@@ -250,6 +268,22 @@ def read_tickers(data: Any) -> dict[int, tuple[str, ...]]:
         cik, text = _company(row, f"EDGAR's company_tickers[{key}]")
         if name := symbol(text):
             found[cik] = (*found.get(cik, ()), name)
+    return found
+
+
+def read_titles(data: dict[str, Any]) -> dict[str, str]:
+    """Return the companies' names by symbol, from data that `read_tickers` has read; the first of two counts.
+
+    Raises:
+        SchemaDrift: a company has no name.
+    """
+    found: dict[str, str] = {}
+    for key, row in data.items():
+        title = row.get("title")
+        if not isinstance(title, str) or not title.strip():
+            raise SchemaDrift(f"EDGAR's company_tickers[{key}].title is not a text: {str(title)[:40]!r}")
+        if name := symbol(row["ticker"]):
+            found.setdefault(name, title)
     return found
 
 

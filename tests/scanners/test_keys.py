@@ -19,11 +19,12 @@ from resilient_scan_scanners.analyst_revisions import analyst_revisions
 from resilient_scan_scanners.earnings_calendar import earnings_calendar
 from resilient_scan_scanners.market_movers import market_movers
 from resilient_scan_scanners.news_sentiment import news_sentiment
-from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, MOVERS, NEWS, TRENDS, as_json
+from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, LISTING, MOVERS, NEWS, TRENDS, as_json
 
 FLEET = [market_movers, news_sentiment, earnings_calendar, analyst_revisions]
 GOOD = {
     "TOP_GAINERS_LOSERS": as_json(MOVERS),
+    "LISTING_STATUS": (200, {}, LISTING),
     "NEWS_SENTIMENT": as_json(NEWS),
     "EARNINGS_CALENDAR": (200, {}, CALENDAR.encode()),
 }

@@ -36,7 +36,8 @@ def edgar_and_reddit(asked: Asked) -> Answer:
         return 200, {}, json.dumps({"access_token": TOKEN, "expires_in": 86400}).encode()
     shown = f"{SECRET} {ID} {asked.headers['authorization']}"
     data = {
-        "id": "x", "subreddit": "stocks", "title": "DD on ACME", "selftext": f"long {shown} " * 40, "score": 99,
+        "id": "x", "subreddit": "stocks", "title": "DD on ACME", "score": 99,
+        "selftext": f"a long story of a small company {shown} " * 40,
         "num_comments": 1, "created_utc": 1772600000, "permalink": "/r/stocks/x", "stickied": False,
     }  # fmt: skip
     answer = {"kind": "Listing", "data": {"children": [{"kind": "t3", "data": data}]}}
