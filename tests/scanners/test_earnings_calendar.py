@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from datetime import date, timedelta
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
+from resilient_scan.http import TransientError
 from resilient_scan_scanners.earnings_calendar import earnings_calendar
 from tests.scanners.providers import CALENDAR, FINNHUB_CALENDAR, KEY, NOW, Asked, as_json, ask
 from tests.scanners.recorded import RecordedServer, body
+from tests.support.http import raw_server, say
 
 CSV = {"Content-Type": "application/x-download"}
 
@@ -183,3 +186,38 @@ def test_the_real_calendar_of_finnhub() -> None:
         (found,) = ask(earnings_calendar, NOW, state, api_key=KEY, finnhub_key=KEY, **urls).candidates
     assert (found.ticker, found.extras["date"], found.extras["days_away"]) == ("AAPL", "2026-07-29", 2)
     assert "finnhub" in found.extras["via"]
+
+
+# --------------------------------------------------------------------------------------------------------- truncation
+
+ROWS = 400
+SYMBOLS = [f"C{chr(65 + n // 26)}{chr(65 + n % 26)}" for n in range(ROWS)]
+LONG = "\n".join([CALENDAR.splitlines()[0], *(f"{s},{s} INC,2026-05-18,2026-03-31,1.00,USD," for s in SYMBOLS), ""])
+CUT = LONG.encode()[: len(LONG) // 2]
+AT_A_ROW = LONG.encode()[: LONG.index(f"{SYMBOLS[200]},")]
+
+
+@pytest.mark.parametrize(
+    ("head", "sent"),
+    [
+        (b"Content-Encoding: gzip\r\nContent-Length: %d", gzip.compress(LONG.encode())[:1200]),
+        (b"Content-Length: %d", CUT),  # cut in a row, and counted again
+        (b"Connection: close", CUT),
+    ],
+    ids=["gzip", "length", "closed"],
+)
+def test_half_a_calendar_is_an_error(head: bytes, sent: bytes) -> None:
+    """It was `completed`, with 193 of 400 rows."""
+    head = head % len(sent) if b"%d" in head else head
+    with raw_server(say(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + sent)) as url, pytest.raises(TransientError):
+        ask(earnings_calendar, NOW, base_url=url, api_key=KEY)
+
+
+@pytest.mark.parametrize("sent", [AT_A_ROW, LONG.encode(), LONG.encode()[:-1]], ids=["between rows", "whole", "almost"])
+def test_a_calendar_that_ends_with_its_connection_may_be_cut_off(sent: bytes) -> None:
+    with raw_server(say(b"HTTP/1.1 200 OK\r\n\r\n" + sent)) as url:
+        asked = ask(earnings_calendar, NOW, base_url=url, api_key=KEY)
+    assert asked.doubted == "Alpha Vantage's EARNINGS_CALENDAR may be cut off: nothing says where it ends"
+    with raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LONG) + LONG.encode())) as url:
+        asked = ask(earnings_calendar, NOW, base_url=url, api_key=KEY)
+    assert (len(asked.candidates), asked.doubted) == (ROWS, None)

@@ -137,3 +137,52 @@ def test_a_body_that_was_damaged_on_its_way_is_transient() -> None:
     packed[-6] ^= 1
     with answering(200, GZIP, bytes(packed)) as url, pytest.raises(TransientError, match=r"\(incorrect data check\)"):
         Client(url).get("/", context=context_for())
+
+
+WHOLE = b"a body that is long enough to be cut in the middle, " * 40
+PACKED = gzip.compress(WHOLE)
+HALF = PACKED[: len(PACKED) // 2]
+
+
+def chunks(body: bytes, *, end: bool = True) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if end else b"")
+
+
+def with_length(body: bytes, length: int, *more: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", b"Content-Length: %d" % length, *more, b"", body])
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+GZIPPED = b"Content-Encoding: gzip"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        with_length(WHOLE[:900], len(WHOLE)),
+        with_length(HALF, len(PACKED), GZIPPED),
+        with_length(HALF, len(HALF), GZIPPED),  # cut by a proxy that counts again
+        with_length(b"", len(WHOLE)),
+        CHUNKED + b"\r\n" + chunks(WHOLE, end=False),
+        CHUNKED + b"\r\n" + chunks(WHOLE)[:900],
+        CHUNKED + GZIPPED + b"\r\n\r\n" + chunks(HALF),
+        b"HTTP/1.1 200 OK\r\n" + GZIPPED + b"\r\n\r\n" + HALF,  # ends with the connection
+        with_length(PACKED[:-4] + b"\0\0\0\0", len(PACKED), GZIPPED),  # another length than it says
+        with_length(PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], len(PACKED), GZIPPED),  # another checksum
+    ],
+    ids=["length", "gzip", "recounted", "nothing", "no end", "chunk", "gzip chunks", "closed", "isize", "crc"],
+)
+def test_a_body_of_which_a_part_is_missing_is_an_error_however_it_is_sent(sent: bytes) -> None:
+    with raw_server(say(sent)) as url, pytest.raises(TransientError):
+        Client(url, timeout=5).get("/", context=context_for())
+
+
+def test_the_same_bodies_are_read_when_they_are_whole() -> None:
+    for sent in (
+        with_length(WHOLE, len(WHOLE)),
+        with_length(PACKED, len(PACKED), GZIPPED),
+        CHUNKED + b"\r\n" + chunks(WHOLE),
+        CHUNKED + GZIPPED + b"\r\n\r\n" + chunks(PACKED),
+    ):
+        with raw_server(say(sent)) as url:
+            assert Client(url, timeout=5).get("/", context=context_for()).body == WHOLE
