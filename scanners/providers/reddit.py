@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
+from resilient_scan import ConfigError, Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, credential
 
 from .reading import each, is_page, shaped
@@ -198,7 +198,12 @@ def client(base_url: str, token_url: str, user_agent: str, context: ScanContext)
         ConfigError: the key is missing.
     """
     base = base_url.rstrip("/")
-    key = tuple(credential(context, setting, variable) for setting, variable in NEEDS.items())
+    try:
+        key = tuple(credential(context, setting, variable) for setting, variable in NEEDS.items())
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; Reddit gives keys only to applications that it has approved (since November 2025)"
+        ) from None
     return _client(base, token_url.rstrip("/") or (LIVE_TOKEN if base == LIVE else base), (key[0], key[1]), user_agent)
 
 
