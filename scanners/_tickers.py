@@ -139,7 +139,7 @@ def _meant(post: str, companies: Companies, usage: Usage | None) -> set[str]:
     known = {each.ticker for each in found if each.sure}
     bare = {each.ticker for each in found} - known
     if not bare or _mostly_capitals(text, companies):
-        return set() if bare else known
+        return known
     usage = usage or Usage([text])
     words = _JARGON | {ticker for ticker in bare if usage.is_word(ticker)}
     known |= {ticker for ticker in bare if companies.is_named(ticker, text)}

@@ -17,7 +17,7 @@ from ._settings import read_settings
 from .providers import sec
 from .providers.sec_forms import Filing, Party
 
-RESERVE: Final = 5.0  # seconds before the end at which no further page is read: the list of companies comes after it
+RESERVE: Final = 0.1  # of the time: when no more is left, no further page is read; the list of companies comes after it
 GRAVE: Final = ("1.03", "2.04", "2.06", "3.01", "4.02")
 """Bankruptcy, a debt called early, an impairment, a delisting notice, accounts that cannot be relied on."""
 WEIGHTY: Final = ("1.01", "1.02", "1.05", "2.01", "2.02", "2.05", "4.01", "5.01", "5.02")
@@ -87,7 +87,7 @@ def _reports(
     client = sec.client(settings.base_url, context)
     back = timedelta(days=settings.lookback_days)
     reach = back if day is None else back + THIS_WEEK
-    feed = client.newest(("8-K",), reach.days, settings.max_pages, context, until=RESERVE)
+    feed = client.newest(("8-K",), reach.days, settings.max_pages, context, until=RESERVE * context.remaining())
     last = feed.updated.date() if day is None else day
     filings = [
         filing for filing in feed.filings if last - back <= filing.filed and (day is None or filing.filed <= day)

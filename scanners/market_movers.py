@@ -35,7 +35,7 @@ SOURCE_TIMEOUT: Final = 6.0  # seconds for each of the first two sources, so tha
 LISTING: Final = "alpha_vantage_listing"
 LISTING_TIMEOUT: Final = 8.0  # seconds; it is a megabyte
 LISTING_TTL: Final = 86_400.0
-LISTING_PAUSE: Final = 3600.0  # seconds until it is asked for again after a failure
+LISTING_PAUSE: Final = 14_400.0  # seconds until it is asked for again after a failure, which may be a used up quota
 MOVERS_TTL: Final = 7200.0  # seconds; uses 12 of the 25 free requests a day
 TOOL: Final = "market_movers"
 
@@ -177,7 +177,7 @@ def _without_funds(found: list[Candidate], key: str, context: ScanContext, url: 
 
 
 def _listing(key: str, context: ScanContext, url: str) -> Listing | None:
-    """Return the listing of the day; it costs one of 25 requests a day, and one an hour if it fails."""
+    """Return the listing of the day; it costs one of 25 requests a day, and six if it always fails."""
     known = context.recall(f"{LISTING} of {url}", Listing)
     if known is not None or context.recall(f"{LISTING} of {url} failed", str) is not None:
         return known

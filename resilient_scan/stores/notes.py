@@ -7,7 +7,10 @@ shared, they last as long as the runner.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from resilient_scan.clock import Clock
+from resilient_scan.errors import StoreError
 from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.memory import MemoryStore
 
@@ -32,7 +35,8 @@ class Notes:
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
         """Keep a value for `seconds`."""
         if self._answers is None:
-            self._local.put(key, value, seconds)
+            with suppress(StoreError):  # it is larger than any store takes
+                self._local.put(key, value, seconds)
         else:
             self._answers.remember(_bytes(key), value, seconds)
 
