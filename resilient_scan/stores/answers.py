@@ -124,13 +124,11 @@ class AnswerStore:
         self._put(key, _Row(SCHEMA, self._now(), fresh, stale, data, self._epoch))
 
     def recall(self, key: bytes, /) -> bytes | None:
-        """Return the bytes that the scanner has remembered under `key`, unless they are too old, or were forgotten."""
+        """Return the bytes that the scanner has remembered under `key`, unless they have expired, or were forgotten."""
         try:
             data = self._store.get(f"cache/{self.address(key)}")
             row = None if data is None else _decoder.decode(data)
-            if row is None or row.schema != SCHEMA or row.epoch != self._epoch:
-                return None
-            return row.data if self._store.now() - row.stored_at < row.fresh else None
+            return row.data if row is not None and (row.schema, row.epoch) == (SCHEMA, self._epoch) else None
         except StoreError as error:
             self._on_error("get", error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
