@@ -319,7 +319,7 @@ def test_without_a_listing_the_movers_are_doubted(listed: Answer, words: str) ->
 
 def test_the_listing_is_fetched_once_a_day_and_after_a_failure_not_at_once(tmp_path: Path) -> None:
     market = Market(MOVERS)
-    clock = market.clock = FakeClock(1779048000.0)
+    clock = market.clock = FakeClock(1778878800.0)  # Friday evening: the movers are Friday's all weekend
     patient = replaced(cache=None, limit=None)
     with LoopbackServer(market) as server:
         settings = {"base_url": server.url, "alpha_vantage_url": server.url, "alpha_vantage_key": KEY}
