@@ -53,7 +53,7 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     """
     settings = read_settings(FlowSettings, context)
     state = as_of(settings, state)
-    recent_day(state, context, "Yahoo's option chains")
+    recent_day(state, context, "Yahoo's list of options")
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
     unknown, known = [], 0
