@@ -70,6 +70,11 @@ def no_scanner(name: object, names: Sequence[str]) -> str:
     return f"there is no scanner {name!r}; {did_you_mean(name, names)}"
 
 
+def no_provider(name: object, names: Iterable[str]) -> str:
+    """Say that a provider does not exist, and which one may be meant."""
+    return f"there is no provider {name!r}; {did_you_mean(name, tuple(names), 'no scanner has one')}"
+
+
 # Instants and durations. A duration is written in three ways: `span` is for people who read about minutes and days,
 # `in_seconds` for log lines and errors, whose readers compare it with an option, and `exact` for the option itself.
 # (Tables of the command line have a fourth, `elapsed`, which keeps to a fixed width and goes down to milliseconds.)

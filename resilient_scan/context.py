@@ -40,6 +40,9 @@ class SourcesLike(Protocol):
     def ask(self, source: str, call: Callable[[], T], seconds: float, context: Any, limit: Limit | None = None, /) -> T:
         """Return what `call` returns, behind that source's breaker."""
 
+    def reach(self, place: str, call: Callable[[], T], context: Any, /) -> T:
+        """Return what `call` returns, behind the breaker of the host that it calls."""
+
 
 class NotesLike(Protocol):
     """What one scanner remembers from one scan to the next."""
@@ -106,6 +109,7 @@ class ScanContext:
     abandoned: bool = False
     incomplete: bool = False
     helpers: Sequence[threading.Thread] = ()  # that take part in its `map` just now
+    answered: bool = False  # whether a source has answered in this attempt, as far as an HTTP client of ours saw
     _state: dict[str, Any] | None = None
     _known_logs: tuple[Any, ...] = ()  # entries that the state had before the current attempt
     _all_logs: list[dict[str, Any]] | None = None  # once the state was let go
@@ -314,6 +318,16 @@ class ScanContext:
             self.provider.acquire(self, with_permit=False)
 
     # for the engine, the layers and HTTP clients, not for scanners
+
+    def reach(self, place: str, call: Callable[[], T]) -> T:
+        """Make a request to a host and its port, which are the provider where the scanner's options name none.
+
+        Raises:
+            CircuitOpen, LimitExceeded: the host is down, or has asked to be left alone.
+            BaseException: what `call` raised.
+        """
+        sources = self._own.sources
+        return call() if self.provider is not None or sources is None else sources.reach(place, call, self)
 
     def limit(self, deadline: float, cut_at: float = NEVER) -> None:
         """Set the instants at which the execution's time and the run's time are up."""

@@ -22,7 +22,16 @@ from typing import Final
 
 
 class ScanError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes:
+        provider: whom the way leads to that broke down, as far as whoever raised it knows: a host and its port; empty
+            for everything else.
+        excused: whether that provider's breaker has counted it, so that the scanner's own breaker does not.
+    """
+
+    provider: str = ""
+    excused: bool = False
 
 
 class PermanentError(ScanError):

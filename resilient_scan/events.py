@@ -192,6 +192,20 @@ class BreakerChanged(Event, frozen=True, gc=False):
         return BreakerChanged(self.scanner, self.old, self.new, self.open_for, run_id)
 
 
+class ProviderChanged(Event, frozen=True, gc=False):
+    """A provider's breaker changed its state, for all of its scanners (`closed`, `open`, `half_open`).
+
+    `open_for` is set when it opened. `by` is the scanner whose attempt failed last, if it opened, or an empty text.
+    """
+
+    provider: str
+    old: str
+    new: str
+    open_for: float | None
+    by: str = ""
+    run_id: str = ""
+
+
 class ScannerStateChanged(Event, frozen=True, gc=False):
     """A scanner went out of service or came back; `until` is epoch seconds or `None`.
 

@@ -218,7 +218,7 @@ class Breaker(Option, frozen=True):
 
 
 class Limit(Option, frozen=True):
-    """Share a provider's quota among all scanners that name it.
+    """Share a provider's quota, and its breaker, among all scanners that name it.
 
     Attributes:
         provider: the provider, such as `finnhub`; scanners that name the same provider share its quota.
@@ -226,11 +226,14 @@ class Limit(Option, frozen=True):
             with a number before the unit for a longer window (`"1000/10min"`). Needs the extra `limits`. `None`: no
             rate.
         concurrency: attempts in flight at a time, >= 1; `None`: any number.
+        breaker: of the provider itself, for all of its scanners; not given: that of the first of them which has one;
+            `None`: the provider has none. Its rates do not apply.
     """
 
     provider: str
     rate: str | tuple[str, ...] | None = None
     concurrency: int | None = None
+    breaker: Breaker | None | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         provider: Any = self.provider
@@ -241,6 +244,8 @@ class Limit(Option, frozen=True):
         _check_rates(self.rates)
         if self.concurrency is not None:
             self._whole("concurrency", 1)
+        if self.breaker is not None and not isinstance(self.breaker, Breaker | msgspec.UnsetType):
+            raise self._fail("breaker", "a Breaker or None")
 
     @property
     def rates(self) -> tuple[str, ...]:
@@ -252,7 +257,7 @@ class Limit(Option, frozen=True):
     @property
     def is_bare(self) -> bool:
         """Whether the limit only names a provider."""
-        return not self.rates and self.concurrency is None
+        return not self.rates and self.concurrency is None and self.breaker is msgspec.UNSET
 
 
 _RATE = re.compile(r"(\d{1,9})\s*/\s*(\d{0,6})\s*(s|secs?|seconds?|mins?|minutes?|h|hours?|d|days?)")

@@ -27,6 +27,7 @@ from resilient_scan.core.stack import Flight
 from resilient_scan.core.task import Abandoned
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Event, Listener
+from resilient_scan.layers.limit import ProviderState
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
@@ -234,23 +235,31 @@ class ScanRunner:
         """
         self._fleet.enable(name, reason, duration, who)
 
-    def reset(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
-        """Close a scanner's breaker and forget its failures, for all processes that share the store.
+    def reset(
+        self, name: str | None = None, *, provider: str | None = None, reason: str = "by hand", who: str = ""
+    ) -> None:
+        """Close a scanner's or a provider's breaker and forget its failures, for all processes that share the store.
 
-        The failures of its sources are forgotten too, and so is an error that this process remembers (`ttl_error`). An
-        attempt under way began before the reset, so its outcome does not count. Other processes learn of the reset when
-        their next run begins.
+        The failures of a scanner's sources are forgotten too, and so is an error that this process remembers
+        (`ttl_error`). A provider that asked to be left alone may be called again. An attempt under way began before the
+        reset, so its outcome does not count. Other processes learn of the reset when their next run begins.
 
         Args:
             name: the scanner's name.
+            provider: the provider's name instead; a host and its port, if no scanner's options name it.
             reason: why, for the audit trail.
             who: the person who gives the order, for the audit trail.
 
         Raises:
-            ConfigError: there is no such scanner, it has nothing to reset, or an argument is wrong.
+            ConfigError: there is no such scanner or provider, it has nothing to reset, or an argument is wrong.
             StoreError: the reset holds in this process only, until the store can be reached again.
         """
-        self._fleet.reset(name, reason, who)
+        if (name is None) == (provider is None):
+            raise ConfigError("reset: name either a scanner or a provider")
+        if provider is not None:
+            self._fleet.reset_provider(provider, reason, who)
+        elif name is not None:
+            self._fleet.reset(name, reason, who)
 
     def forget(self, name: str, *, reason: str = "by hand", who: str = "") -> None:
         """Drop a scanner's answers, its errors and what it has remembered, for all processes that share the store.
@@ -388,6 +397,10 @@ class ScanRunner:
         """
         breaker = self._fleet.stack(name).breaker
         return None if breaker is None else breaker.state
+
+    def providers(self) -> tuple[ProviderState, ...]:
+        """Return the state of each provider: those that scanners name, and the hosts that the others have called."""
+        return tuple(provider.view() for provider in tuple(self._fleet.providers.values()))
 
     def listen(self, listener: Listener) -> None:
         """Add a listener: it gets the scanners at once, and the events of runs that begin from now on.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from resilient_scan._text import no_scanner
+from resilient_scan._once import IMPORTING
+from resilient_scan._text import no_provider, no_scanner
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER
 from resilient_scan.core.calls import MAX_CALLS
@@ -22,9 +23,10 @@ from resilient_scan.core.task import Abandoned
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
-from resilient_scan.layers.breaker import BREAKER_PREFIX
-from resilient_scan.layers.limit import Providers
+from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
+from resilient_scan.layers.limit import Provider, Providers
 from resilient_scan.layers.shared_values import SharedValues
+from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
@@ -34,6 +36,7 @@ from resilient_scan.stores.wrappers import Checked
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
+    from resilient_scan.layers.breaker.provider import ProviderBreaker
 
 CLOSE_TIMEOUT = 1.0  # seconds for which closing waits until everything is in the store
 
@@ -62,6 +65,7 @@ class Fleet:
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
+        self._config = config
         self.names: tuple[str, ...] = config.names
         self.workers: int = config.max_workers
         self._store = store
@@ -89,7 +93,8 @@ class Fleet:
         self.loops: Loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
         self.lane = _shared_loop(config, self.pool, self.call_pool, self.loops)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
-        self.providers: Providers = Providers(limits, clock, self.pool.at)
+        own_breakers = {name: policy.breaker for name, policy in config.policies.items()}
+        self.providers: Providers = Providers(limits, clock, self.pool.at, self._provider_breaker, own_breakers)
         values = SharedValues(clock)
         shared = Shared(
             gate=self.gate,
@@ -107,6 +112,20 @@ class Fleet:
         self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
+
+    def _provider_breaker(self, provider: str, options: Breaker, scanners: Collection[str] | None) -> ProviderBreaker:
+        with IMPORTING:
+            from resilient_scan.layers.breaker.provider import ProviderBreaker  # noqa: PLC0415 - few fleets need it
+
+        store = None
+        if self._store is not None:
+            store = BreakerStore(self._store, PROVIDER_PREFIX + provider, self.store_failed)
+        random = self._config.random
+        return ProviderBreaker(provider, options, self._config.clock, random, self.bus.send, store, scanners)
+
+    def _provider_breakers(self) -> list[ProviderBreaker]:
+        found = [provider.breaker for provider in tuple(self.providers.values())]
+        return [breaker for breaker in found if breaker is not None]
 
     def announce(self) -> None:
         """Tell the listeners which scanners there are; before anything else happens."""
@@ -143,11 +162,13 @@ class Fleet:
             now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
-            for _, breaker in breakers:
+            for breaker in (*(breaker for _, breaker in breakers), *self._provider_breakers()):
                 breaker.trust_local()
             return
         changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
         self.bus.send_all([change for change in changes if change is not None])
+        for provider in self._provider_breakers():
+            provider.take_over(records.get(PROVIDER_PREFIX + provider.provider), now)
 
     def _refresh_epochs(self, store: Store) -> None:
         """Learn which scanners' answers another process has forgotten."""
@@ -198,6 +219,18 @@ class Fleet:
             raise StoreError(f"the breaker of {name} is reset in this process only, until its store is back: {error}")
         self.gate.note(name, "reset", reason, who)
 
+    def reset_provider(self, name: str, reason: str, who: str) -> None:
+        """Close a provider's breaker, and end its hold; see `ScanRunner.reset`."""
+        check_reason("reset", f"provider {name}", reason)
+        breaker = self.provider(name).breaker
+        if breaker is None:
+            raise ConfigError(f"reset provider {name}: it has no breaker")
+        with UnlimitedWait():
+            error = breaker.clear()
+        if error is not None:
+            raise StoreError(f"provider {name} is reset in this process only, until its store is back: {error}")
+        self.gate.note(f"provider {name}", "reset", reason, who)
+
     def forget(self, name: str, reason: str, who: str) -> None:
         """Drop a scanner's cached answers; see `ScanRunner.forget`."""
         stack = self._ordered("forget", name, reason)
@@ -232,6 +265,8 @@ class Fleet:
         if self._store is not None:
             for stack in self.stacks.values():
                 stack.flush_votes(run_id)
+            for breaker in self._provider_breakers():
+                breaker.store_votes(run_id)
 
     def stack(self, name: str) -> Stack:
         """Return one scanner's stack.
@@ -242,6 +277,16 @@ class Fleet:
         if name not in self.stacks:
             raise ConfigError(no_scanner(name, self.names))
         return self.stacks[name]
+
+    def provider(self, name: str) -> Provider:
+        """Return one provider.
+
+        Raises:
+            ConfigError: there is no such provider; the message names the nearest.
+        """
+        if name not in self.providers:
+            raise ConfigError(no_provider(name, self.providers))
+        return self.providers[name]
 
     def states(self) -> tuple[ScannerState, ...]:
         """Return how each scanner stands, with its pipeline, and how its last scan in this process ended."""

@@ -60,7 +60,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry
-from resilient_scan.layers.limit import Ticket
+from resilient_scan.layers.limit import Provider, Ticket
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
@@ -106,6 +106,7 @@ class Execution:
     _on_lane = False  # whether it runs on the shared event loop
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
+    _provider: Provider | None = None  # whose queue that is
 
     def __init__(self, stack: Stack, waiter: Waiter, key: bytes | None) -> None:
         self.stack = stack
@@ -208,18 +209,18 @@ class Execution:
     def go(self) -> None:
         """Queue it, once its provider, if it has one, has a permit for it."""
         stack, context = self.stack, self.context
-        provider = context.provider = stack.provider
-        if provider is None or (stack.breaker is not None and stack.breaker.is_open()):
+        provider = self._provider = context.provider = stack.provider
+        if provider is None or (stack.breaker is not None and stack.breaker.is_open()) or provider.is_down:
             self.queue()
             return
         self._leave_group()  # it may wait for its turn for long
         ticket = self._ticket = Ticket(self._permitted, self._reject)
-        provider.request(ticket, min(context.deadline, stack.clock.monotonic() + stack.total))
+        until = min(context.deadline, stack.clock.monotonic() + stack.total)
+        provider.request(ticket, until, max((waiter.run.deadline for waiter in self.waiters), default=until))
 
     def _permitted(self) -> None:
-        provider = self.stack.provider
-        if provider is not None:
-            provider.prepay(self.context)
+        if self._provider is not None:
+            self._provider.prepay(self.context)
         self.queue()
 
     def queue(self) -> None:
@@ -236,7 +237,7 @@ class Execution:
 
     def _return_permit(self) -> None:
         """Give the provider's permit back, or the place in its queue, where they were not used."""
-        ticket, provider = self._ticket, self.stack.provider
+        ticket, provider = self._ticket, self._provider
         if ticket is None or provider is None or provider.withdraw(ticket):
             return
         if provider.take_prepaid(self.context):
@@ -497,11 +498,22 @@ class Execution:
         permit = context.permit
         if stack.breaker is not None and permit is not None:
             stack.breaker.vote(permit, None)
+        given_back = self._give_back_trial()
         self._wake_scanner()
+        stack.bus.send_all(given_back)
         if begun:
             stack.bus.send_all([*self._take_pending_events(), *self._endings(CANCELLED, None)])
         else:
             stack.bus.send_all(self._probed(CANCELLED, None))
+
+    def _give_back_trial(self) -> tuple[Event, ...]:
+        """Give back the trial of the provider's breaker that the attempt is, if it is one; return what that changed.
+
+        Whether the provider is up is not known: a host that takes connections and then hangs is not found out.
+        """
+        give_back = self.context.give_back
+        event = None if give_back is None else give_back()
+        return () if event is None else (event,)
 
     def _wake_scanner(self) -> None:
         """Cancel the scanner's context; one that has overwritten its methods costs nobody else anything."""
@@ -528,6 +540,7 @@ class Execution:
             change = stack.breaker.vote(permit, True, wait=False)  # the thread that sends the events stores the vote
         stack.hung.abandon()
         events: list[Event] = [] if change is None else [change.during(context.run_id)]
+        events += self._give_back_trial()
         events.append(DeadlineActedOn(self.name, lateness, context.run_id, context.attempt))
         failure = self._timeout()
         if self._may_retry(failure) and self._hand_to_successor(failure, events):
@@ -555,7 +568,7 @@ class Execution:
         retry = stack.policy.retry
         if retry is None or context.timed_out or context.attempt >= retry.attempts:
             return False
-        return isinstance(failure, retry.on) and stack.may_retry()
+        return isinstance(failure, retry.on) and stack.may_retry(context)
 
     def _hand_to_successor(self, failure: ScanTimeout | WorkerLost | None, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.
@@ -655,6 +668,7 @@ class Execution:
         permit = context.permit
         if stack.breaker is not None and permit is not None:
             stack.breaker.vote(permit, None, wait=False)
+        self._give_back_trial()
         if self.can_move and self._hand_to_successor(failure, []):
             return
         waiters = self._end()

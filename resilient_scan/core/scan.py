@@ -178,6 +178,8 @@ def _probe(scan: Scan, mark: str) -> Scan:
     scan.wait_for(execution)
     if stack.breaker is not None:
         stack.breaker.allow_trial()
+    if stack.provider is not None and stack.provider.breaker is not None:
+        stack.provider.breaker.allow_trial()
     _lead(scan, execution)
     return scan
 

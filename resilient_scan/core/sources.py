@@ -12,7 +12,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
-from resilient_scan.layers.limit import Providers
+from resilient_scan.layers.limit import Provider, Providers
 from resilient_scan.options import Breaker, Limit
 
 T = TypeVar("T")
@@ -25,24 +25,40 @@ class Sources:
         scanner: whose they are.
         breaker: the breakers' numbers; `None`: there are none.
         clock, random: where time and chance come from.
-        providers: a source that is one of them keeps that one's rate instead of the scanner's own.
+        providers: a source that is one of them keeps that one's rate and breaker instead of the scanner's own.
+        on_provider: takes the one host that the scanner calls, or `None` as soon as it calls another one, or a source.
     """
 
     def __init__(
-        self, scanner: str, breaker: Breaker | None, clock: Clock, random: Random, providers: Providers
+        self,
+        scanner: str,
+        breaker: Breaker | None,
+        clock: Clock,
+        random: Random,
+        providers: Providers,
+        on_provider: Callable[[Provider | None], None] = lambda _provider: None,
     ) -> None:
         self._scanner = scanner
         self._options = breaker
         self._clock = clock
         self._random = random
         self._providers = providers
+        self._on_provider = on_provider
         self._lock = threading.Lock()
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._learning = threading.Lock()  # so that what is learned last is told last
+        self._places: set[str] = set()  # hosts that it calls, as far as they matter
+        self._has_sources = False
 
     def ask(
         self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None = None, /
     ) -> T:
         """Return what `call` returns; see `ScanContext.guarded`."""
+        if not self._has_sources:
+            with self._learning:
+                self._has_sources = True
+                if self._places:
+                    self._on_provider(None)
         breaker = self._breaker_of(source)
         if breaker is None:
             return self._in_time(source, call, seconds, context, limit)
@@ -57,6 +73,23 @@ class Sources:
             raise
         finally:
             breaker.vote(permit, failed)
+
+    def reach(self, place: str, call: Callable[[], T], context: AttemptContext, /) -> T:
+        """Return what `call` returns, behind the breaker of the host that it calls; see `ScanContext.reach`.
+
+        A scanner that calls one host only has that as its provider from then on, as if its options named it: its next
+        attempts are admitted there before they begin. One that calls several, or tries sources in turn, may get along
+        without one of them, so each request is admitted by itself.
+        """
+        provider = self._providers.at(place, self._options)
+        if provider is None:
+            return call()
+        if place not in self._places:
+            with self._learning:
+                self._places.add(place)
+                only = len(self._places) == 1 and not self._has_sources
+                self._on_provider(provider if only else None)
+        return provider.reach(self._scanner, call, context)
 
     def end_open_time(self) -> None:
         """Let the next call of each source be a trial, if its breaker is open."""
@@ -93,7 +126,7 @@ class Sources:
         if own is not None:
             context.provider, context.requests = own, 0
         try:
-            return call()
+            return call() if own is None else own.reach(self._scanner, call, context)
         except BaseException as error:
             later = context.postponed - postponed
             at_its_end = end + later <= self._clock.monotonic() < whole + later

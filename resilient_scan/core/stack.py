@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
+_folding = threading.Lock()  # a listener may be added while a scanner's provider is learned; no foreign code runs
 MAX_FLIGHTS = 50  # scans remembered for each scanner
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: list[Any] = []
@@ -235,7 +236,7 @@ class Stack:
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
         self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
-        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers)
+        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, self._learn_provider)
         self.notes: Notes = Notes(self._answers, clock)
         self.own: ScannerContext = ScannerContext(
             name,
@@ -267,10 +268,26 @@ class Stack:
 
     def update_listeners(self) -> None:
         """Fold the call for the listeners there are: an event that no listener wants is never made."""
+        with _folding:
+            self._refold()
+
+    def _refold(self) -> None:
         self.call = self._fold(self.engine.attempt(self.spec))
         if self.lane is not None:
             self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls).attempt(self.spec))
         self.send_execution = self.bus.sender(ExecutionEnded)
+
+    def _learn_provider(self, provider: Provider | None) -> None:
+        """Take over the one host that the scanner calls as its provider, or let go of it: there are several.
+
+        Its options name no provider. Executions under way go on as they began.
+        """
+        if self.policy.limit is not None:
+            return
+        with _folding:
+            self.provider = provider
+            self.in_window = provider is None and (self.lane is None or not self._config.concurrent)
+            self._refold()
 
     @property
     def left_lane(self) -> bool:
@@ -295,7 +312,7 @@ class Stack:
         if self.bus.wants(AttemptStarted):
             call = self._announcing(call)
         if self.provider is not None:
-            call = permitted(self.provider, call)
+            call = self._at_provider(self.provider, call)
         if self.breaker is not None:
             call = self.breaker.around(call, self.bus.send)
         if policy.retry is not None:
@@ -309,13 +326,20 @@ class Stack:
             )
         return call
 
+    def _at_provider(self, provider: Provider, call: Call) -> Call:
+        call = permitted(provider, call)
+        return call if provider.breaker is None else provider.breaker.attempts_of(self.name, call)
+
     def _report_exhausted(self, context: AttemptContext) -> None:
         if self.bus.wants(RetryBudgetExhausted):
             self.bus.send(RetryBudgetExhausted(self.name, context.attempt, context.run_id))
 
-    def may_retry(self) -> bool:
-        """Say whether the breaker lets another attempt through, as far as one can tell beforehand."""
-        return self.breaker is None or not self.breaker.is_open()
+    def may_retry(self, context: AttemptContext) -> bool:
+        """Say whether the breakers let another attempt through in time, as far as one can tell beforehand."""
+        if self.breaker is not None and self.breaker.is_open():
+            return False
+        provider = None if self.provider is None else self.provider.breaker
+        return provider is None or provider.admits_by(min(context.deadline, context.cut_at))
 
     def _announcing(self, call: Call) -> Call:
         def announced(context: AttemptContext) -> list[Any]:
@@ -351,14 +375,18 @@ class Stack:
         self.bus.send_all(events)
 
     def flush_votes(self, run_id: str) -> None:
-        """Bring the breaker's votes that still wait to the store, if it has one."""
+        """Bring the breakers' votes that still wait to the store, if they have one."""
+        if self.provider is not None and self.provider.breaker is not None:
+            self.provider.breaker.store_votes(run_id)
         change = None if self.breaker is None else self.breaker.flush()
         if change is not None:
             self.bus.send(change.during(run_id))
 
     def end_open_time(self) -> None:
-        """Let the next attempt be a trial of the breaker, if it is open; likewise for each source."""
+        """Let the next attempt be a trial of the breaker, if it is open; likewise for each source and its provider."""
         self.sources.end_open_time()
+        if self.provider is not None and self.provider.breaker is not None:
+            self.provider.breaker.try_soon()
         change = None if self.breaker is None else self.breaker.end_open_time()
         if change is not None:
             self.bus.send(change)

@@ -27,8 +27,9 @@ from resilient_scan.http.errors import (
     retry_after,
 )
 from resilient_scan.http.recording import Recorder, Replay, Request
-from resilient_scan.http.wire import Wire, is_address, need_httpx, without_user
+from resilient_scan.http.wire import Wire, is_address, need_httpx, place_of, without_user
 
+_GATEWAY: Final = {502, 503, 504}  # statuses of what stands before a service that is not there
 _EXCERPT: Final = 8192  # bytes of an error's body that are looked at; a secret is found only if it is whole
 _ADVICE: Final = {
     401: "check the key",
@@ -72,6 +73,7 @@ class Client:
                 f"got {redact(without_user(base_url))!r}"
             )
         self._base = base_url.rstrip("/")
+        self._place = place_of(base_url)
         self._headers = dict(headers or {})
         self._timeout = timeout
         self._max_bytes = max_bytes
@@ -133,6 +135,15 @@ class Client:
             context.before_request()
         sent = [*headers.items(), *parse_qsl(urlsplit(request.url).query), *parse_qsl(request.body or "")]
         hide = hider({*self._secrets, *secret_values(sent)})
+
+        def exchange() -> Response:
+            return self._exchange(request, headers, hide, context, accept)
+
+        return exchange() if isinstance(context.traffic, Replay) else context.reach(self._place, exchange)
+
+    def _exchange(
+        self, request: Request, headers: Mapping[str, str], hide: Hide, context: ScanContext, accept: Collection[int]
+    ) -> Response:
         shown = hide(redact(request.url))
         limit = min(self._timeout, context.remaining())
         try:
@@ -140,7 +151,7 @@ class Client:
                 return self._judge(answer, shown, hide, context, accept)
         except NetworkError as error:
             context.check()
-            raise _raised_for(error, shown, hide, limit) from None
+            raise self._raised_for(error, shown, hide, limit) from None
 
     @contextmanager
     def _answer(
@@ -183,18 +194,40 @@ class Client:
     def _judge(self, answer: Answer, shown: str, hide: Hide, context: ScanContext, accept: Collection[int]) -> Response:
         status = answer.status
         if _is_wanted(status, accept):
+            context.answered = True
             return Response(shown, status, answer.headers, self._read(answer, shown, context))
+        error = self._refusal(answer, shown, hide, context)
+        if status in _GATEWAY:
+            error.provider = self._place
+        else:
+            context.answered = True
+        raise error
+
+    def _refusal(self, answer: Answer, shown: str, hide: Hide, context: ScanContext) -> ScanError:
+        """Return the exception for an answer that is none of those that are wanted."""
+        status = answer.status
         message = f"{shown}: HTTP {status}{_excerpt(answer, hide)}"
         wait = retry_after(answer.headers, context.now) if status in {403, 429, 503} else None
         if wait is not None:
-            raise RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
+            return RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
         if status >= 500 or status in {408, 425, 429}:
-            raise TransientError(f"{message}; {_ADVICE.get(status, 'the source is in trouble, try again later')}")
+            return TransientError(f"{message}; {_ADVICE.get(status, 'the source is in trouble, try again later')}")
         if 300 <= status < 400 and "location" in answer.headers:
             place = hide(redact(answer.headers["location"]))
-            raise PermanentError(f"{message}: moved to {place}; redirects are not followed, correct base_url")
+            return PermanentError(f"{message}: moved to {place}; redirects are not followed, correct base_url")
         kind = NotFound if status in {404, 410} else PermanentError
-        raise kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")
+        return kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")
+
+    def _raised_for(self, error: NetworkError, shown: str, hide: Hide, limit: float) -> ScanError:
+        """Return the exception that the scanner gets for a failure of the network."""
+        message = hide(str(error))
+        if isinstance(error, DeadlineExceeded):
+            message = f"no whole answer within {limit:.3g}s" + (f": {message}" if message else "")
+        kind = PermanentError if isinstance(error, RequestError) else TransientError
+        raised = kind(f"{shown}: {message}; {error.advice}")
+        if error.of_way:
+            raised.provider = self._place
+        return raised
 
     def _read(self, answer: Answer, shown: str, context: ScanContext) -> bytes:
         body = BytesIO()  # hands its buffer over as it is; `bytes(bytearray)` would hold the body twice
@@ -210,15 +243,6 @@ def _query(params: Mapping[str, Any]) -> str:
     """Return parameters as they are sent in an address or a form, without those that are `None`."""
     lists = ((name, value if isinstance(value, list | tuple) else [value]) for name, value in params.items())
     return urlencode([(name, value) for name, values in lists for value in values if value is not None])
-
-
-def _raised_for(error: NetworkError, shown: str, hide: Hide, limit: float) -> ScanError:
-    """Return the exception that the scanner gets for a failure of the network."""
-    message = hide(str(error))
-    if isinstance(error, DeadlineExceeded):
-        message = f"no whole answer within {limit:.3g}s" + (f": {message}" if message else "")
-    kind = PermanentError if isinstance(error, RequestError) else TransientError
-    return kind(f"{shown}: {message}; {error.advice}")
 
 
 def _is_wanted(status: int, accept: Collection[int]) -> bool:

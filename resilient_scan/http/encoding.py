@@ -60,7 +60,7 @@ def _gunzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
             yield from _inflated(member, rest)
             rest = member.unused_data
     if begun and not member.eof:
-        raise NetworkError("the body ends in the middle of its gzip stream")
+        raise NetworkError("the body ends in the middle of its gzip stream", of_way=True)
 
 
 def _inflated(member: zlib._Decompress, data: bytes) -> Iterator[bytes]:

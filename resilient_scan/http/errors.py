@@ -46,13 +46,15 @@ class NetworkError(Exception):
     Args:
         message: what failed, and whose fault it is.
         advice: the way out.
+        of_way: whether the way to the source broke down, so that whatever is asked there fails.
     """
 
     ADVICE: ClassVar[str] = "the source is in trouble or cannot be reached, try again later"
 
-    def __init__(self, message: str, advice: str = "") -> None:
+    def __init__(self, message: str, advice: str = "", *, of_way: bool = False) -> None:
         super().__init__(message)
         self.advice: str = advice or self.ADVICE
+        self.of_way = of_way
 
 
 class DeadlineExceeded(NetworkError):

@@ -135,7 +135,7 @@ def _network_error(error: Exception, proxy: str) -> NetworkError:
     message = f"{type(error).__name__}: {str(error) or 'no details'}"
     if isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError):
         return RequestError(message)
-    return NetworkError(f"{message} {through}".rstrip())
+    return NetworkError(f"{message} {through}".rstrip(), of_way=isinstance(error, _WAY_ERRORS))
 
 
 def _refusal(answer: str, proxy: str) -> NetworkError:
@@ -145,7 +145,7 @@ def _refusal(answer: str, proxy: str) -> NetworkError:
         return RequestError(
             f"the proxy {proxy} refuses: {answer}", "check its address, user and password, and NO_PROXY"
         )
-    return NetworkError(f"the proxy {proxy} opens no connection to the source: {answer}")
+    return NetworkError(f"the proxy {proxy} opens no connection to the source: {answer}", of_way=True)
 
 
 _left: ContextVar[Callable[[], float]] = ContextVar("left")  # seconds until the deadline of the request under way
@@ -207,6 +207,7 @@ class _Stream(httpcore.NetworkStream):
             raise RequestError(
                 f"the certificate of {server_hostname} is rejected: {reason.verify_message}",
                 "correct the address, or add who issued it to the file that SSL_CERT_FILE names",
+                of_way=True,
             ) from None
         except BaseException:
             self.close()  # httpcore closes it only if the handshake had begun
@@ -244,7 +245,9 @@ class _Backend(httpcore.NetworkBackend):
                 reason = str(error) or "no details"
         where = f" at any of its {len(addresses)} addresses" if len(addresses) > 1 else ""
         message = f"no connection to {peer}{where}"
-        raise NetworkError(f"{message}: {reason}", advice) if reason else DeadlineExceeded(message)
+        if reason:
+            raise NetworkError(f"{message}: {reason}", advice, of_way=True)
+        raise DeadlineExceeded(message, of_way=True)
 
 
 _PROXY_ADVICE: Final = "start it or correct the variable, or put the source's host in NO_PROXY"
@@ -257,7 +260,8 @@ def _addresses(host: str, port: int, peer: str, advice: str) -> list[str]:
     except UnicodeError:  # such as a part of more than 63 letters
         raise RequestError(f"no host can have the name of {peer}") from None
     except OSError as error:
-        raise NetworkError(f"the name of {peer} cannot be resolved: {error.strerror}", advice) from None
+        reason = f"the name of {peer} cannot be resolved: {error.strerror}"
+        raise NetworkError(reason, advice, of_way=True) from None
     # An address of one network interface (fe80::1%eth0) comes with the interface's number instead of its name.
     places = ((at[0], at[3] if len(at) == 4 else 0) for *_, at in found)
     return list(dict.fromkeys(f"{address}%{scope}" if scope else str(address) for address, scope in places))
@@ -354,6 +358,13 @@ def is_address(url: str) -> bool:
     return whole and not re.search(r"[?#\s]", url)
 
 
+def place_of(url: str) -> str:
+    """Return the host of an address, and its port."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or {'https': 443}.get(parts.scheme, 80)}"
+
+
 def without_user(url: str) -> str:
     """Return an address without user and password, even if it is not valid because of a mark in the password."""
     user, at, rest = url.rpartition("@")
@@ -382,6 +393,7 @@ def _tls() -> ssl.SSLContext:
 
 
 _NETWORK_ERRORS: tuple[type[Exception], ...] = ()
+_WAY_ERRORS: tuple[type[Exception], ...] = ()
 if hasattr(httpx, "Client"):
     _NETWORK_ERRORS = (
         httpx.HTTPError,
@@ -392,6 +404,12 @@ if hasattr(httpx, "Client"):
         httpcore.ProtocolError,
         httpcore.ProxyError,
         httpcore.UnsupportedProtocol,
+    )
+    _WAY_ERRORS = (
+        httpx.NetworkError,
+        httpx.RemoteProtocolError,
+        httpcore.NetworkError,
+        httpcore.RemoteProtocolError,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan.context import NEVER, ScanContext, ScannerContext
+from resilient_scan.events import Event
 from resilient_scan.results import ErrorInfo
 from resilient_scan.snapshot import Snapshot
 
@@ -41,6 +42,8 @@ class AttemptContext(ScanContext):
         found: candidates of the current attempt, as far as it has come.
         dropped, invalid: how many items of it were not valid, and what was wrong with the first.
         permit: the breaker's, while an attempt is under way.
+        give_back: gives a trial of the provider's breaker back, while an attempt is one.
+        excused: whether the attempt's failure is the provider's business, and not that of the scanner's own breaker.
         steps: the attempts that failed.
         alarm: moves the deadline at which the engine's watchdog hands over.
     """
@@ -52,6 +55,8 @@ class AttemptContext(ScanContext):
     ends: float = NEVER
     invalid: str = ""
     permit: Any = None
+    give_back: Callable[[], Event | None] | None = None
+    excused: bool = False
     postponed: float = 0.0  # seconds by which its deadlines were moved
     attempt_began: float = 0.0
     open_attempt: float | None = None  # when the current attempt began, until its end is reported
@@ -96,6 +101,7 @@ class AttemptContext(ScanContext):
             self.dropped = 0
             self.invalid = ""
             self.doubted = None
+            self.answered = False
         self.attempt += 1
         self.open_attempt = self.attempt_began = self._clock.monotonic()
         self._state = state = self._snapshot.copy()

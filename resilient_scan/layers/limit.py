@@ -13,6 +13,9 @@ A scan waits for its first permit before it takes a worker; otherwise eight scan
 hold all eight workers. An attempt that hangs keeps its permit until its thread has really ended, because the provider
 still has its connection.
 
+A provider has a breaker, too (`layers.breaker.provider`). If it asks to be left alone (`RetryAfter`), nobody is served
+before the instant that it named: whoever can wait for that waits, and whoever cannot is refused at once.
+
 pyrate-limiter (extra `limits`) counts rates in sliding windows: there are never more than N requests in any window.
 """
 
@@ -20,17 +23,27 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
 
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ConfigError, LimitExceeded
+from resilient_scan.context import ScanContext
+from resilient_scan.errors import ConfigError, LimitExceeded, requested_wait
 from resilient_scan.layers.attempt import AttemptContext, Call
-from resilient_scan.options import Limit, parse_rate
+from resilient_scan.options import Breaker, Limit, parse_rate
 
+if TYPE_CHECKING:
+    from resilient_scan.layers.breaker.provider import ProviderBreaker
+
+T = TypeVar("T")
 Timer = Callable[[float, Callable[[], None]], Callable[[], None]]
 DEADLINE_MARGIN = 0.05  # seconds before the deadline at which a wait gives up: `rejected`, before it is a `timeout`
+MAX_HOSTS = 256  # that a runner watches as providers, beside those that its scanners name
 
 
 class Ticket:
@@ -44,7 +57,7 @@ class Ticket:
         attempt: the attempt under way that makes the request, if it is one.
     """
 
-    __slots__ = ("attempt", "cancel_timer", "done", "granted", "on_worker", "refused", "until", "with_permit")
+    __slots__ = ("attempt", "cancel_timer", "done", "ends", "granted", "on_worker", "refused", "until", "with_permit")
 
     def __init__(
         self,
@@ -53,16 +66,37 @@ class Ticket:
         *,
         with_permit: bool = True,
         on_worker: bool = False,
-        attempt: AttemptContext | None = None,
+        attempt: ScanContext | None = None,
     ) -> None:
         self.granted: Callable[[], None] = granted
         self.refused: Callable[[LimitExceeded], None] = refused
         self.on_worker: bool = on_worker
         self.with_permit: bool = with_permit
-        self.attempt: AttemptContext | None = attempt
+        self.attempt: ScanContext | None = attempt
         self.until: float = 0.0  # when it is refused, monotonic
+        self.ends: float = 0.0  # after which it is of no use: a hold that lasts longer is not waited for
         self.done: bool = False  # granted, refused or withdrawn; changes once, under the provider's lock
         self.cancel_timer: Callable[[], None] = lambda: None
+
+
+class ProviderState(msgspec.Struct, frozen=True):
+    """How one provider stands.
+
+    Attributes:
+        provider: its name; a host and its port, if no scanner's options name it.
+        state: of its breaker, `closed`, `open` or `half_open`; `held`, if it asked to be left alone; `None`: it has
+            none.
+        reason: why it cannot be called and when it can be, in words; empty if it can be.
+        scanners: those that share it, by name.
+        taken, waiting: attempts under way, and those in its queue.
+    """
+
+    provider: str
+    state: str | None
+    reason: str
+    scanners: tuple[str, ...]
+    taken: int
+    waiting: int
 
 
 class Provider:
@@ -72,13 +106,17 @@ class Provider:
         limit: the numbers.
         clock: measures the windows.
         at: the engine's timer; calls a function at an instant, and returns a function that cancels that.
+        breaker: the provider's, if it has one.
 
     Raises:
         ConfigError: a rate is given, and the extra `limits` is not installed.
     """
 
-    def __init__(self, limit: Limit, clock: Clock, at: Timer) -> None:
+    def __init__(self, limit: Limit, clock: Clock, at: Timer, breaker: ProviderBreaker | None = None) -> None:
         self.limit = limit
+        self.breaker = breaker
+        if breaker is not None:
+            breaker.on_hold = self._pump
         self._clock = clock
         self._at = at
         self._lock = threading.Lock()
@@ -88,7 +126,7 @@ class Provider:
         self._prepaid: dict[AttemptContext, None] = {}  # executions that have a permit and wait for a worker
         self._taken = 0  # permits
         self._bucket = _bucket(limit)
-        self._timer_set = False
+        self._timer: tuple[float, Callable[[], None]] | None = None  # when the queues are looked at again
         self._pumping = False
         self._skip: Callable[..., None] | None = getattr(clock, "skip", None)
 
@@ -102,9 +140,57 @@ class Provider:
         """The number of attempts and requests that wait."""
         return len(self._requests) + len(self._on_workers) + len(self._attempts)
 
-    def request(self, ticket: Ticket, until: float) -> None:
-        """Join the queue; `granted` or `refused` is called by `until` (monotonic)."""
-        ticket.until = until
+    def view(self) -> ProviderState:
+        """Return how it stands."""
+        breaker = self.breaker
+        state = None if breaker is None else breaker.status
+        reason = "" if breaker is None else breaker.reason()
+        scanners = () if breaker is None else tuple(sorted(breaker.scanners.copy()))
+        return ProviderState(self.limit.provider, state, reason, scanners, self.taken, self.waiting)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether its breaker is open, so that an attempt would be refused."""
+        return self.breaker is not None and self.breaker.is_open()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has asked to be left alone."""
+        until = 0.0 if self.breaker is None else self.breaker.held_until
+        return until > 0 and until > self._clock.monotonic()
+
+    def reach(self, scanner: str, call: Callable[[], T], context: ScanContext) -> T:
+        """Return what `call` returns, one call of an attempt; the provider's breaker admits it, and counts its end."""
+        if self.breaker is None:
+            return call()
+        if scanner not in self.breaker.scanners:
+            self.breaker.join(scanner)
+        if self.is_held:
+            self.acquire(context, with_permit=False)
+        return self.breaker.ask(scanner, lambda: self._noting(call, context), context)
+
+    def _noting(self, call: Callable[[], T], context: ScanContext) -> T:
+        try:
+            return call()
+        except BaseException as error:
+            self.note(error, context)
+            raise
+
+    def note(self, error: BaseException, context: ScanContext) -> None:
+        """Leave the provider alone if an exception says that it asked for that."""
+        wait = requested_wait(error)
+        if wait is not None and self.breaker is not None:
+            self.breaker.hold(wait, context.run_id)
+
+    def request(self, ticket: Ticket, until: float, ends: float | None = None) -> None:
+        """Join the queue; `granted` or `refused` is called by `until` (monotonic).
+
+        Args:
+            ticket: the place.
+            until: when it is refused at the latest.
+            ends: after which it is of no use, if that is earlier: it is refused at once if the provider is held longer.
+        """
+        ticket.until, ticket.ends = until, until if ends is None else min(ends, until)
         with self._lock:
             self._queue_of(ticket).append(ticket)
         self._pump()
@@ -153,6 +239,18 @@ class Provider:
             context.prepaid = True
             self._prepaid[context] = None
 
+    def confirm_prepaid(self, context: AttemptContext) -> bool:
+        """Take the permit that an execution got before its worker; return False if it has to wait for another one.
+
+        It may have waited for its worker for long, and the provider may have asked to be left alone meanwhile.
+        """
+        if not self.take_prepaid(context):
+            return False
+        if not self.is_held:
+            return True
+        self.release()
+        return False
+
     def _steal_prepaid(self) -> bool:
         """Take the permit of an execution that has no worker yet; return whether there was one.
 
@@ -173,14 +271,14 @@ class Provider:
             there, context.requests = context.requests > 0, 0
         return there
 
-    def acquire(self, context: AttemptContext, *, with_permit: bool) -> None:
+    def acquire(self, context: ScanContext, *, with_permit: bool) -> None:
         """Wait on the worker for a permit, or for one more request, within the scan's time.
 
         Raises:
             LimitExceeded: the turn did not come before the deadline.
             ScanCancelled: nobody waits for the answer any more.
         """
-        if with_permit and self._steal_prepaid():
+        if with_permit and not self.is_held and self._steal_prepaid():
             return
         answer: list[LimitExceeded | None] = []
         left: list[bool] = []
@@ -224,37 +322,63 @@ class Provider:
         try:
             while True:
                 with self._lock:
-                    ticket = self._next()
+                    ticket, refusal = self._next()
                     if ticket is None:
                         self._pumping = False
                         return
                 ticket.cancel_timer()
-                ticket.granted()
+                if refusal is None:
+                    ticket.granted()
+                else:
+                    ticket.refused(refusal)
         except BaseException:  # a Ctrl-C, or no thread for a timer: the next thread that comes goes on
             with self._lock:
                 self._pumping = False
             raise
 
-    def _next(self) -> Ticket | None:
-        """Take the first ticket that may go out of its queue. Under the lock."""
-        most = self.limit.concurrency
-        if self._requests:
-            ticket = self._requests[0]
-        elif most is not None and self._taken >= most:
-            return None
-        else:
-            queue = self._on_workers or self._attempts
-            if not queue:
-                return None
-            ticket = queue[0]
+    def _next(self) -> tuple[Ticket | None, LimitExceeded | None]:
+        """Take the first ticket that may go, or has to, out of its queue, and return why it is refused, if it is.
+
+        Under the lock.
+        """
+        if self.is_held:
+            return self._next_in_hold()
+        ticket = self._first()
+        if ticket is None:
+            return None, None
         wait = self._take_request()
         if wait > 0:
             self._pump_in(wait)
-            return None
+            return None, None
         self._queue_of(ticket).popleft()
         ticket.done = True
         self._taken += ticket.with_permit
-        return ticket
+        return ticket, None
+
+    def _first(self) -> Ticket | None:
+        """Return the first ticket for which there is room. Under the lock."""
+        most = self.limit.concurrency
+        if self._requests:
+            return self._requests[0]
+        if most is not None and self._taken >= most:
+            return None
+        queue = self._on_workers or self._attempts
+        return queue[0] if queue else None
+
+    def _next_in_hold(self) -> tuple[Ticket | None, LimitExceeded | None]:
+        """Take a ticket that cannot wait until the provider may be called again. Under the lock."""
+        breaker = self.breaker
+        waiting = (*self._requests, *self._on_workers, *self._attempts)
+        if breaker is None or not waiting:
+            return None, None
+        until = breaker.held_until
+        for ticket in waiting:
+            if ticket.ends <= until:
+                self._queue_of(ticket).remove(ticket)
+                ticket.done = True
+                return ticket, LimitExceeded(breaker.describe_hold())
+        self._pump_in(until - self._clock.monotonic())
+        return None, None
 
     def _queue_of(self, ticket: Ticket) -> deque[Ticket]:
         if not ticket.with_permit:
@@ -276,9 +400,12 @@ class Provider:
         return RateItem(self.limit.provider, now)
 
     def _pump_in(self, wait: float) -> None:
-        if not self._timer_set:
-            self._timer_set = True
-            self._at(self._clock.monotonic() + wait, self._pump_now)
+        """Look at the queues again after `wait` seconds, or earlier. Under the lock."""
+        instant, timer = self._clock.monotonic() + wait, self._timer
+        if timer is None or instant < timer[0]:
+            if timer is not None:  # a hold of an hour that was ended by hand, say
+                timer[1]()
+            self._timer = instant, self._at(instant, self._pump_now)
         if self._skip is not None:
             self._skip_to(self._clock.monotonic() + wait, self._skip)
 
@@ -297,7 +424,7 @@ class Provider:
 
     def _pump_now(self) -> None:
         with self._lock:
-            self._timer_set = False
+            self._timer = None
         self._pump()
 
     def _give_up(self, ticket: Ticket) -> None:
@@ -311,28 +438,66 @@ class Provider:
         return f"its rate ({', '.join(self.limit.rates)}) is used up"
 
 
+MakeBreaker = Callable[[str, Breaker, Collection[str] | None], "ProviderBreaker"]
+"""`(provider, options, its scanners) -> breaker`; scanners that are `None`: it is a host that nobody names."""
+
+
 class Providers(dict[str, Provider]):
-    """The providers of one runner, by name: those in its scanners' options, and those that scanners name in a call.
+    """The providers of one runner, by name.
+
+    There are those in its scanners' options, those that scanners name in a call, and the hosts that scanners without a
+    provider call.
 
     Args:
         limits: what the scanners' options say, `[(scanner, limit), ...]`.
         clock, at: each provider's.
+        make_breaker: makes a provider's breaker; `None`: there are none.
+        breakers: by scanner, its own breaker's options, for providers whose limit does not give any.
 
     Raises:
         ConfigError: two scanners give different numbers for one provider, or the extra `limits` is not installed.
     """
 
-    def __init__(self, limits: list[tuple[str, Limit]], clock: Clock, at: Timer) -> None:
-        super().__init__({name: Provider(limit, clock, at) for name, limit in merged(limits).items()})
+    def __init__(
+        self,
+        limits: list[tuple[str, Limit]],
+        clock: Clock,
+        at: Timer,
+        make_breaker: MakeBreaker | None = None,
+        breakers: Mapping[str, Breaker | None] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
         self._clock = clock
         self._at = at
+        self._make_breaker = make_breaker
+        self._hosts = 0
+        for name, limit in merged(limits).items():
+            scanners = [scanner for scanner, own in limits if own.provider == name]
+            options = limit.breaker
+            if options is UNSET:
+                options = next((own for scanner in scanners if (own := breakers.get(scanner)) is not None), None)
+            self[name] = self._made(limit, options, scanners)
+
+    def _made(self, limit: Limit, options: Any, scanners: Collection[str] | None) -> Provider:
+        breaker = None
+        if isinstance(options, Breaker) and self._make_breaker is not None:
+            breaker = self._make_breaker(limit.provider, options, scanners)
+        return Provider(limit, self._clock, self._at, breaker)
+
+    def at(self, place: str, options: Breaker | None) -> Provider | None:
+        """Return the provider that a host and its port are; `None`: there are too many, or it is to have no breaker."""
+        known = self.get(place)
+        if known is not None or options is None or self._make_breaker is None or self._hosts >= MAX_HOSTS:
+            return known
+        self._hosts += 1  # two threads may both get here: then it is one too many, which does no harm
+        return self.setdefault(place, self._made(Limit(place), options, None))
 
     def of(self, source: str, limit: Limit | None) -> Provider | None:
         """Return the provider of that name, made with `limit` if it is new; `None` if there is neither."""
         if source in self or limit is None:
             return self.get(source)
         # Two threads may both get here; `setdefault` is atomic, so both get the provider of the first.
-        return self.setdefault(source, Provider(limit, self._clock, self._at))
+        return self.setdefault(source, self._made(limit, limit.breaker, ()))
 
 
 def permitted(provider: Provider, call: Call) -> Call:
@@ -343,11 +508,15 @@ def permitted(provider: Provider, call: Call) -> Call:
     """
 
     def attempt(context: AttemptContext) -> list[Any]:
-        if not provider.take_prepaid(context):  # the first attempt waited for it before it had a worker
+        context.provider = provider
+        if not provider.confirm_prepaid(context):  # the first attempt waited for it before it had a worker
             provider.acquire(context, with_permit=True)
         context.requests = 1  # the permit came with one request
         try:
             return call(context)
+        except BaseException as error:
+            provider.note(error, context)  # before the permit is back: a scanner that waits for it has to wait longer
+            raise
         finally:
             # On the attempt's own thread: an attempt that hangs keeps its permit, long after its scan was handed over.
             provider.release()
@@ -391,7 +560,9 @@ def _first(limits: list[tuple[str, Limit]]) -> dict[str, tuple[str, Limit]]:
 
 def _numbers(limit: Limit) -> str:
     rates = [f"rate {', '.join(limit.rates)}"] if limit.rates else []
-    return " and ".join([*rates, *([] if limit.concurrency is None else [f"concurrency {limit.concurrency}"])])
+    concurrency = [] if limit.concurrency is None else [f"concurrency {limit.concurrency}"]
+    breaker = [] if limit.breaker is UNSET else ["no breaker" if limit.breaker is None else "a breaker"]
+    return " and ".join([*rates, *concurrency, *breaker])
 
 
 def _bucket(limit: Limit) -> Any:

@@ -92,7 +92,7 @@ def retrying(
     call: Call,
     *,
     random: Random,
-    may_retry: Callable[[], bool],
+    may_retry: Callable[[AttemptContext], bool],
     budget: RetryBudget | None = None,
     on_exhausted: Callable[[AttemptContext], None] = lambda _context: None,
 ) -> Call:
@@ -102,7 +102,7 @@ def retrying(
         options: attempts, waits, and which exceptions are worth another attempt.
         call: the next layer in.
         random: where the jitter comes from.
-        may_retry: called before a wait; `False` gives up at once, because the breaker is open for example.
+        may_retry: called before a wait; `False` gives up at once, because a breaker is open for example.
         budget: every retry is taken from it.
         on_exhausted: called when a retry is not made because the budget is used up.
 
@@ -147,7 +147,7 @@ class _Judge:
         self,
         options: Retry,
         random: Random,
-        may_retry: Callable[[], bool],
+        may_retry: Callable[[AttemptContext], bool],
         budget: RetryBudget | None,
         on_exhausted: Callable[[AttemptContext], None],
     ) -> None:
@@ -170,7 +170,7 @@ class _Judge:
         return pause
 
     def _allowed(self, context: AttemptContext) -> bool:
-        if not self._may_retry():
+        if not self._may_retry(context):
             return False
         if self._budget is None or self._budget.spend():
             return True

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from resilient_scan._once import ready
 from resilient_scan._text import did_you_mean, may_be_secret
@@ -144,7 +145,9 @@ def _limit(layers: Layers) -> dict[str, Setting]:
 
 
 def _numbers(layers: Layers) -> dict[str, Setting]:
-    return {field: each for field, each in _limit(layers).items() if field != "provider" and each.value is not None}
+    not_given = {"breaker": UNSET}  # its `None` says that there is none
+    numbers = {field: each for field, each in _limit(layers).items() if field != "provider"}
+    return {field: each for field, each in numbers.items() if each.value is not not_given.get(field)}
 
 
 def _has_own(layers: Layers) -> bool:

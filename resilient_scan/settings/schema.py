@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from resilient_scan.options import LAYERS, Exceptions, durations
+from resilient_scan.options import LAYERS, Exceptions, Option, durations
 from resilient_scan.settings.read import OPTIONS, provider_keys
 from resilient_scan.settings.tables import Field, Own, fields_of
 
@@ -80,6 +80,9 @@ def _fields(kind: type[msgspec.Struct], keys: Iterable[str] | None = None) -> di
 def _value(kind: type[msgspec.Struct], name: str, field: Field) -> dict[str, Any]:
     if name in durations(kind):
         return dict(DURATION)
+    inner = field.union[0]
+    if isinstance(inner, type) and issubclass(inner, Option):
+        return _layer(name, inner)
     kinds = [_KINDS[tuple if each == Exceptions else typing.get_origin(each) or each] for each in field.union]
     return dict(kinds[0]) if len(kinds) == 1 else {"anyOf": kinds}
 

@@ -209,12 +209,15 @@ def fields_of(kind: type[msgspec.Struct]) -> dict[str, Field]:
 
 def _field(kind: type[msgspec.Struct], info: msgspec.structs.FieldInfo, hint: Any) -> Field:
     members = typing.get_args(hint) if typing.get_origin(hint) in {typing.Union, types.UnionType} else (hint,)
-    union = tuple(each for each in members if each is not type(None))
+    union = tuple(each for each in members if each not in {type(None), msgspec.UnsetType})
     default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
     if Exceptions in union:
         return Field(default, union, 'a list of exceptions such as ["ValueError", "httpx.TransportError"]', _exceptions)
     if info.name in durations(kind):
         return Field(default, union, 'a duration such as 300 or "5m"', _duration)
+    if isinstance(union[0], type) and issubclass(union[0], Option):
+        leave = ", or false to leave it out" if type(None) in members else ""
+        return Field(default, union, f"a table{leave}", functools.partial(_option, union[0]))
     read = _number if float in union else functools.partial(_strictly, union)
     return Field(default, union, " or ".join(map(_words, union)), read)
 
@@ -259,6 +262,32 @@ def _strictly(union: tuple[Any, ...], value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > 63:  # TOML has 64 bits
         raise OverflowError(value)
     return value
+
+
+def _option(kind: type[Option], value: Any) -> Option | None:
+    """Return the option object that a table describes, or `None` for `false`.
+
+    Raises:
+        Wrong: a key is unknown, or a value is wrong.
+        TypeError: the value is neither.
+    """
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    fields, given = fields_of(kind), {}
+    for key, inner in value.items():
+        if key not in fields:
+            keys = f"the keys are {', '.join(fields)}"
+            raise Wrong(f"unknown key {key}; {did_you_mean(key, fields, keys)}")
+        try:
+            given[key] = fields[key].convert(inner)
+        except Wrong as wrong:
+            raise Wrong(f"{key} {wrong}") from None
+    try:
+        return kind(**given)
+    except ConfigError as error:
+        raise Wrong(str(error)) from None
 
 
 def _exceptions(value: Any) -> Exceptions:

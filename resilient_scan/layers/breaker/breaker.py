@@ -35,6 +35,7 @@ from resilient_scan.context import NEVER
 from resilient_scan.errors import (
     CircuitOpen,
     RetryAfter,
+    ScanError,
     ScanTimeout,
     StoreError,
     decisive_leaves,
@@ -67,6 +68,7 @@ class CircuitBreaker:
         options: of the breaker.
         clock, random: where time and chance come from.
         store: where its state is shared with other processes; `None` keeps it in this object.
+        quorum: how many scanners must have failed before it opens, if it is a provider's.
     """
 
     __slots__ = (
@@ -84,7 +86,13 @@ class CircuitBreaker:
     )
 
     def __init__(
-        self, name: str, options: Breaker, clock: Clock, random: Random, store: BreakerStore | None = None
+        self,
+        name: str,
+        options: Breaker,
+        clock: Clock,
+        random: Random,
+        store: BreakerStore | None = None,
+        quorum: int = 1,
     ) -> None:
         with IMPORTING:
             from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - see there: it is slow
@@ -93,7 +101,7 @@ class CircuitBreaker:
         self._options = options
         self._clock = clock
         self._random = random
-        self._machine = BreakerMachine(options)
+        self._machine = BreakerMachine(options, quorum)
         self._memory = self._machine.memory
         self._has_rates = self._machine.window is not None
         self._lock = threading.Lock()
@@ -191,9 +199,12 @@ class CircuitBreaker:
 
     def verdict(self, error: BaseException, context: AttemptContext) -> bool | None:
         """Return whether an exception is a failure of the source; `None` casts no vote."""
-        if context.cut_short:  # the run's end is not the source's fault
+        if context.cut_short or context.excused:  # the run's end, or the way to its provider: not the source's fault
             return None
-        for leaf in decisive_leaves(error):
+        leaves = decisive_leaves(error)
+        if all(isinstance(leaf, ScanError) and leaf.excused for leaf in leaves):
+            return None
+        for leaf in leaves:
             if is_cancellation(leaf) and context.timed_out:
                 return True
             if isinstance(leaf, RetryAfter) or (isinstance(leaf, ScanTimeout) and leaf.by_clock):
@@ -202,11 +213,12 @@ class CircuitBreaker:
 
     # Permits.
 
-    def admit(self, ends: float = NEVER) -> tuple[Permit, BreakerChanged | None]:
+    def admit(self, ends: float = NEVER, who: str = "") -> tuple[Permit, BreakerChanged | None]:
         """Return a permit for one attempt, and the change of state that this made, if any.
 
         Args:
             ends: the attempt's deadline on the monotonic clock.
+            who: makes the attempt, if the breaker is a provider's.
 
         Raises:
             CircuitOpen: the breaker is open, or half-open with all its trials taken.
@@ -214,7 +226,7 @@ class CircuitBreaker:
         permit = Permit(self._memory.generation)
         if self._memory.closed:
             return permit, None
-        answer, change = self._ask_admission(ends)
+        answer, change = self._ask_admission(ends, who)
         if isinstance(answer, CircuitOpen):
             try:
                 raise answer
@@ -254,7 +266,7 @@ class CircuitBreaker:
             order(self._machine, self._clock.monotonic())
             return (self._change_since(before) if self._memory.state != before else None), None
 
-    def _ask_admission(self, ends: float) -> tuple[Permit | CircuitOpen, BreakerChanged | None]:
+    def _ask_admission(self, ends: float, who: str = "") -> tuple[Permit | CircuitOpen, BreakerChanged | None]:
         """Return a permit or a refusal, and a change for listeners.
 
         The store decides if there is one and it can be reached, unless the open time has not passed here: then the
@@ -266,7 +278,7 @@ class CircuitBreaker:
             if state == OPEN and now < self._machine.open_until:
                 return self._refusal(now), None
         until = now + max(0.0, min(self._options.open_for, ends + VOTE_GRACE - now))
-        trial = f"{self._process}{next(self._trial_numbers)}"
+        trial = f"{self._process}{next(self._trial_numbers)}{f' {who}' if who else ''}"
         change: BreakerChanged | None = None
         if self._sync is not None:
             request = TrialRequest(trial, until - now, generation if state == OPEN else None)
@@ -309,7 +321,7 @@ class CircuitBreaker:
     # Votes.
 
     def vote(
-        self, permit: Permit, failed: bool | None, *, slow: bool = False, wait: bool = True
+        self, permit: Permit, failed: bool | None, *, slow: bool = False, wait: bool = True, who: str = ""
     ) -> BreakerChanged | None:
         """Count the outcome of a permit, if it is the permit's first; return the change of state that it made.
 
@@ -322,6 +334,7 @@ class CircuitBreaker:
             failed: whether it failed; `None` casts no vote and gives the permit back.
             slow: whether it took too long, although it succeeded.
             wait: `False` on a thread that must not wait for a store: the next `flush` stores the vote.
+            who: made the attempt, if the breaker is a provider's.
         """
         memory, sync = self._memory, self._sync
         if failed is False and not self._has_rates and memory.failures == 0 and permit.expires is None:
@@ -336,7 +349,7 @@ class CircuitBreaker:
             if permit.generation != memory.generation or (failed is None and permit.expires is None):
                 return None
             before, failures = memory.state, memory.failures
-            vote = self._vote(permit, failed, slow)
+            vote = self._vote(permit, failed, slow, who)
             changed = self._machine.vote(vote, vote.at)
             if sync is None:
                 return self._change_since(before) if changed else None
@@ -347,10 +360,10 @@ class CircuitBreaker:
         matters = changed or failed is not False or permit.trial or failures or too_slow
         return sync.flush() if matters else None
 
-    def _vote(self, permit: Permit, failed: bool | None, slow: bool) -> Vote:
+    def _vote(self, permit: Permit, failed: bool | None, slow: bool, who: str) -> Vote:
         reopens = failed and permit.expires is not None
         jitter = self._random.uniform(0.75, 1.0) if reopens else 1.0
-        return Vote(permit.generation, permit.trial, failed, slow, self._clock.monotonic(), jitter)
+        return Vote(permit.generation, permit.trial, failed, slow, self._clock.monotonic(), jitter, who)
 
     def _change_since(self, before: str) -> BreakerChanged:
         return change_event(self._name, before, self._memory.state, self._machine.open_for)

@@ -15,6 +15,9 @@ Next to pybreaker's counters, the machine keeps what pybreaker does not have: th
 way, and an open time on any clock, which grows while trials fail. All of it can be written to a `BreakerRecord` and
 loaded from one.
 
+A provider's breaker is the same machine with a *quorum* of two: while all failures in a row are of one scanner, they
+are counted, and do not open it. What one scanner asks for may fail while its siblings succeed.
+
 Importing this module imports pybreaker, and pybreaker imports redis where that is installed, which takes half a
 second. So the module is imported by the first breaker that is built, and by nothing else.
 """
@@ -136,10 +139,18 @@ class BreakerMachine:
         window: the last attempts; `None` if no rate is set.
         trials: the trials under way, by id, with the instant at which each one expires.
         opened_at, open_for, open_until: the last opening.
+        quorum: how many scanners must have failed in a row, 1 or 2; a scanner's own breaker needs no other's.
+        failed_by: whose attempts failed in a row, the last two scanners, the latest last.
+        down_since: when it opened, whatever trials came after that.
+        held_until: until when the provider asked to be left alone; 0: it did not.
     """
 
-    def __init__(self, options: Breaker) -> None:
+    def __init__(self, options: Breaker, quorum: int = 1) -> None:
         self._options = options
+        self.quorum = quorum
+        self.failed_by: tuple[str, ...] = ()
+        self.down_since: float = 0.0
+        self.held_until: float = 0.0
         self.memory: _Memory = _Memory()
         self.window: Window | None = Window(options) if options.failure_rate or options.slow_rate else None
         self.trials: dict[str, float] = {}
@@ -185,12 +196,14 @@ class BreakerMachine:
     def vote(self, vote: Vote, at: float) -> bool:
         """Count an outcome; return whether it changed the state. A vote of another generation does not count."""
         memory, before, generation = self.memory, self.memory.state, self.memory.generation
+        if vote.hold:
+            self._hold(at + vote.hold)
         if vote.generation != generation or before == OPEN:
             return False
         self.trials.pop(vote.trial, None)
         if vote.failed is None:
             return False
-        self._replay(vote.failed)
+        self._replay(vote.failed, vote.scanner)
         if before == memory.state == CLOSED and self.window and self.window.add(vote.failed, vote.slow):
             self._pybreaker.open()
         if memory.generation == generation:
@@ -202,22 +215,43 @@ class BreakerMachine:
             self._open(before == HALF_OPEN, vote.jitter, at)
         return True
 
-    def _replay(self, failed: bool) -> None:
+    def _replay(self, failed: bool, scanner: str) -> None:
         """Have pybreaker call something that ends as the attempt did."""
+        if scanner:
+            self._note(scanner, failed)
         try:
             self._pybreaker.call(_fail if failed else int)
         except _Failure as replayed:
             # This runs while the scanner's own exception is being handled, which Python made the context of this one.
             replayed.__context__ = replayed.__traceback__ = None
 
+    def _note(self, scanner: str, failed: bool) -> None:
+        """Note whose attempt failed, and let the failures of one scanner alone not open the breaker."""
+        others = tuple(name for name in self.failed_by[-2:] if name != scanner)
+        self.failed_by = (*others, scanner)[-2:] if failed else ()
+        alone = failed and len(self.failed_by) < self.quorum
+        self._pybreaker.fail_max = self.memory.failures + 2 if alone else self._options.failures
+
+    def _hold(self, until: float) -> None:
+        """Admit nobody before an instant that the provider named, nor any trial, if it is open."""
+        self.held_until = max(self.held_until, until)
+        if self.memory.state == OPEN and until > self.open_until:
+            self.open_for, self.open_until = until - self.opened_at, until
+
     def _open(self, reopened: bool, jitter: float, at: float) -> None:
-        """Start the open time: exactly `open_for` the first time, then doubled with jitter while trials fail."""
+        """Start the open time: exactly `open_for` the first time, then doubled with jitter while trials fail.
+
+        A provider that asked to be left alone for longer is.
+        """
         options = self._options
         self._reopened = self._reopened + 1 if reopened else 0
         seconds = options.open_for
         if reopened:
             doubled = options.open_for * 2.0 ** min(self._reopened, MOST_DOUBLINGS)
             seconds = min(options.open_cap, jitter * doubled)
+        else:
+            self.down_since = at
+        seconds = max(seconds, self.held_until - at)
         self.opened_at, self.open_for, self.open_until = at, seconds, at + seconds
 
     def reset(self, _now: float) -> None:
@@ -230,6 +264,7 @@ class BreakerMachine:
             return
         memory = self.memory
         memory.failures = memory.successes = self._reopened = 0
+        self.failed_by, self.held_until = (), 0.0
         self.trials.clear()
         if self.window:
             self.window.last.clear()
@@ -254,6 +289,9 @@ class BreakerMachine:
             open_until=self.open_until,
             trials=dict(self.trials),
             window=bytes(self.window.last) if self.window else b"",
+            failed_by=self.failed_by,
+            down_since=self.down_since,
+            held_until=self.held_until,
         )
 
     def load(self, record: BreakerRecord) -> None:
@@ -262,6 +300,7 @@ class BreakerMachine:
         memory.failures, memory.successes = record.failures, record.successes
         self._reopened, self.trials = record.reopened, dict(record.trials)
         self.opened_at, self.open_for, self.open_until = record.opened_at, record.open_for, record.open_until
+        self.failed_by, self.down_since, self.held_until = record.failed_by, record.down_since, record.held_until
         if self.window:
             self.window.last = deque(record.window, self._options.window)
         memory.enter(record.state, record.generation)

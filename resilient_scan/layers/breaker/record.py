@@ -44,6 +44,9 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
         opened_at, open_for, open_until: the last opening; `open_for` is in seconds.
         trials: trials under way, by id (`pid-process.number`), with the instant at which each one expires.
         window: the last attempts, one byte each: 1 failed, 2 was slow, 3 both.
+        failed_by: of a provider's breaker: whose attempts failed in a row, at most two scanners, the latest last.
+        down_since: of a provider's breaker: when it opened, however often trials have failed since.
+        held_until: of a provider's breaker: until when the provider asked to be left alone; 0: it did not.
     """
 
     version: Count = SCHEMA_VERSION
@@ -59,11 +62,14 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
     open_until: float = 0.0
     trials: dict[str, float] = {}
     window: bytes = b""
+    failed_by: tuple[str, ...] = ()
+    down_since: float = 0.0
+    held_until: float = 0.0
 
     @property
     def is_blank(self) -> bool:
         """Whether the record says nothing that a new breaker would not say."""
-        return self.state == CLOSED and not self.failures and not self.window
+        return self.state == CLOSED and not self.failures and not self.window and not self.held_until
 
     def shifted(self, seconds: float) -> BreakerRecord:
         """Return the record with its instants on a clock that is `seconds` ahead."""
@@ -72,6 +78,8 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
             opened_at=self.opened_at + seconds,
             open_until=self.open_until + seconds,
             trials={trial: expires + seconds for trial, expires in self.trials.items()},
+            down_since=self.down_since + seconds,
+            held_until=self.held_until + seconds if self.held_until else 0.0,
         )
 
     def clamped(self, options: Breaker, now: float) -> BreakerRecord:
@@ -79,8 +87,8 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
         The wall clock may have jumped, and the record may have been written under other options. From `now` on, the
         breaker stays open for at most the time it was opened for, or `open_cap` if that is shorter; a trial expires
-        after at most `open_for`. So a clock that jumps back by a day costs one more open time, not a day, and one
-        that jumps ahead only brings the next trial forward.
+        after at most `open_for`, and a hold after at most `open_cap`. So a clock that jumps back by a day costs one
+        more open time, not a day, and one that jumps ahead only brings the next trial forward.
         """
         seconds = min(max(0.0, self.open_for), options.open_cap)
         too_late = self.state == OPEN and self.open_until - now > seconds
@@ -89,6 +97,7 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
             opened_at=now if too_late else self.opened_at,
             open_until=now + seconds if too_late else self.open_until,
             trials={trial: min(expires, now + options.open_for) for trial, expires in self.trials.items()},
+            held_until=min(self.held_until, now + options.open_cap),
         )
 
 
@@ -103,6 +112,8 @@ class Vote(msgspec.Struct, frozen=True):
         at: when it was cast, on the monotonic clock of its process.
         jitter: a factor from 0.75 to 1 for the open time that follows if a trial failed. It is drawn when the vote is
             cast, because a store may have the same vote counted twice, and both counts must come to the same.
+        scanner: whose attempt it was, if the breaker is a provider's.
+        hold: seconds for which a provider asked to be left alone; it counts in every generation.
     """
 
     generation: int
@@ -111,6 +122,8 @@ class Vote(msgspec.Struct, frozen=True):
     slow: bool
     at: float
     jitter: float
+    scanner: str = ""
+    hold: float = 0.0
 
 
 class NewerRecord(Exception):
@@ -143,5 +156,6 @@ def decode(data: bytes) -> BreakerRecord | None:
         record = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    instants = (record.opened_at, record.open_for, record.open_until, *record.trials.values())
+    opening = (record.opened_at, record.open_for, record.open_until, record.down_since, record.held_until)
+    instants = (*opening, *record.trials.values())
     return record if all(map(math.isfinite, instants)) else None

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from resilient_scan.layers.breaker.machine import BreakerMachine
 
 BREAKER_PREFIX = "breaker/"
+PROVIDER_PREFIX = f"{BREAKER_PREFIX}provider/"  # no scanner's name has a slash; one read brings all breakers
 ManualChange = Callable[["BreakerMachine", float], None]
 """What an operator orders: it changes a machine at an instant, on that machine's clock."""
 
@@ -89,6 +90,7 @@ class Pending(msgspec.Struct, frozen=True):
         diverged: whether the machine has diverged since then.
         announced: the state that listeners know.
         nonce: distinguishes a record that is written for the first time from others of its name.
+        quorum: the machine's.
     """
 
     options: Breaker
@@ -99,6 +101,7 @@ class Pending(msgspec.Struct, frozen=True):
     diverged: bool
     announced: str
     nonce: int
+    quorum: int = 1
 
 
 class SyncResult(msgspec.Struct, frozen=True):
@@ -144,7 +147,7 @@ def merge(
         stored = None if old is None else decode(old)
     except NewerRecord:
         return old, SyncResult(local, ahead, pending.announced, changed=False, granted=False, flaw=NEWER)
-    machine = BreakerMachine(pending.options)
+    machine = BreakerMachine(pending.options, pending.quorum)
     if stored is None or (pending.diverged and stored.generation == pending.base):
         machine.load(local)
     else:
@@ -302,7 +305,7 @@ class StoreSync:
         if stored is None and data is not None:
             return False
         record = BreakerRecord() if stored is None else stored
-        if record.state != CLOSED and record.clamped(self._options, now) != record:
+        if (record.state != CLOSED or record.held_until) and record.clamped(self._options, now) != record:
             return False
         with self._lock:
             # This read may predate our own last write; never replace newer local state with it. Case: a run reads
@@ -371,6 +374,7 @@ class StoreSync:
             self._diverged,
             self._announced_state,
             uuid.uuid4().int >> 80,
+            self._machine.quorum,
         )
 
     def _change_alone(self, order: ManualChange) -> BreakerChanged | None:

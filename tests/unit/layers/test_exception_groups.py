@@ -45,7 +45,7 @@ def pauses(error: BaseException, on: Kinds = (OSError,)) -> list[float]:
         context.begin_attempt()
         raise error
 
-    layer = retrying(Retry(attempts=3, base=0, cap=0, on=on), call, random=Random(0), may_retry=lambda: True)
+    layer = retrying(Retry(attempts=3, base=0, cap=0, on=on), call, random=Random(0), may_retry=lambda _context: True)
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - whatever it is
         layer(AttemptContext("one", clock=clock, deadline=1e6))
     assert caught.value is error  # the group itself, not a leaf
@@ -204,7 +204,7 @@ def test_a_group_keeps_no_frame_alive() -> None:
 
     clock = FakeClock(auto=True)
     guarded = CircuitBreaker("one", Breaker(), clock, Random(0)).around(call, lambda _change: None)
-    layer = retrying(Retry(attempts=2, base=0, cap=0), guarded, random=Random(0), may_retry=lambda: True)
+    layer = retrying(Retry(attempts=2, base=0, cap=0), guarded, random=Random(0), may_retry=lambda _context: True)
     gc.disable()
     try:
         with pytest.raises(ExceptionGroup, match="two"):

@@ -46,7 +46,7 @@ class Bench:
         options: Retry,
         *steps: Any,
         deadline: float = 1e6,
-        may_retry: Callable[[], bool] = lambda: True,
+        may_retry: Callable[[Any], bool] = lambda _context: True,
         budget: RetryBudget | None = None,
         takes: float = 0.0,
     ) -> None:
@@ -169,7 +169,7 @@ def test_after_the_deadline_there_is_no_attempt() -> None:
 
 
 def test_a_scan_that_may_not_retry_does_not_wait() -> None:
-    bench = Bench(STEADY, DOWN, DOWN, may_retry=lambda: False)
+    bench = Bench(STEADY, DOWN, DOWN, may_retry=lambda _context: False)
     assert bench.raised() is DOWN
     assert bench.clock.monotonic() == 0
 
@@ -193,7 +193,7 @@ def test_a_refusal_without_an_attempt_is_no_step() -> None:
 
     context = AttemptContext("one")
     with pytest.raises(CircuitOpen):
-        retrying(Retry(), refuse, random=Random(0), may_retry=lambda: True)(context)
+        retrying(Retry(), refuse, random=Random(0), may_retry=lambda _context: True)(context)
     assert context.steps == ()
 
 
@@ -233,7 +233,7 @@ def test_a_cancel_ends_the_wait() -> None:
         raise DOWN
 
     with pytest.raises(ScanCancelled):
-        retrying(STEADY, call, random=Chance(), may_retry=lambda: True)(context)
+        retrying(STEADY, call, random=Chance(), may_retry=lambda _context: True)(context)
     assert calls == [1]
 
 
@@ -249,7 +249,7 @@ def test_a_failure_keeps_no_frame_alive() -> None:
         context.begin_attempt()
         raise OSError("down")
 
-    layer = retrying(Retry(attempts=2, base=0, cap=0), call, random=Chance(), may_retry=lambda: True)
+    layer = retrying(Retry(attempts=2, base=0, cap=0), call, random=Chance(), may_retry=lambda _context: True)
     gc.disable()
     try:
         with pytest.raises(OSError, match="down"):

@@ -1,0 +1,296 @@
+"""Scanners whose options name no provider: it is the host and port that `resilient_scan.http` calls. Real servers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_scan import Breaker, Limit, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.cli.demo_server import LoopbackServer
+from resilient_scan.http import Client, TransientError
+from resilient_scan.testing import FakeClock
+from tests.support.fixtures import Bare, Fleet
+from tests.support.http import hang, raw_server, read_request, say
+from tests.support.results import statuses
+
+NAMES = ("gap_up", "gap_down", "movers", "volume", "news", "filings")
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@contextmanager
+def refused() -> Iterator[str]:
+    """Yield an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def tls_garbage() -> Iterator[str]:
+    """Yield the https address of a server that speaks no TLS."""
+
+    def garbage(connection: socket.socket, _over: threading.Event) -> None:
+        connection.recv(4096)
+        connection.sendall(b"this is not TLS, and never was\r\n" * 4)
+
+    with raw_server(garbage) as url:
+        yield url.replace("http:", "https:")
+
+
+def dropped(connection: socket.socket, _over: threading.Event) -> None:
+    """Take the request, and go away."""
+    read_request(connection)
+
+
+class Host:
+    """Scanners that each make one request to a host, and who has called."""
+
+    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
+        self.client = Client(url, timeout=timeout)
+        self.place = url.partition("://")[2]
+        self.calls: list[str] = []
+        self.paths: dict[str, str] = {}
+
+    def scanner(self, name: str, **layers: Any) -> Any:
+        @scanner(name=name, pipeline="test", **layers)
+        def scan(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            self.calls.append(name)
+            self.client.get(self.paths.get(name, "/"), context=context)
+            return []
+
+        return scan
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., Host]]:
+    made: list[Host] = []
+
+    def make(url: str, **options: Any) -> Host:
+        made.append(Host(url, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.client.close()
+
+
+def states(runner: ScanRunner) -> dict[str, str | None]:
+    return {each.provider: each.state for each in runner.providers()}
+
+
+WAYS: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "nobody listens": refused,
+    "503": lambda: raw_server(say(UNAVAILABLE)),
+    "502": lambda: raw_server(say(UNAVAILABLE.replace(b"503", b"502"))),
+    "504": lambda: raw_server(say(UNAVAILABLE.replace(b"503", b"504"))),
+    "dropped before the answer": lambda: raw_server(dropped),
+    "dropped in the middle of a body": lambda: raw_server(say(CUT)),
+    "dropped in the middle of a chunk": lambda: raw_server(say(CHUNKED)),
+    "TLS garbage": tls_garbage,
+    "no such host": lambda: nullcontext("http://no-such-host.invalid:80"),
+}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_way_that_breaks_down_counts_at_the_host(
+    kind: str, host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    with WAYS[kind]() as url:
+        dead = host(url)
+        policy = bare(breaker=Breaker(failures=3), retry=Retry(attempts=3, base=0, cap=0))
+        runner = fleet(*map(dead.scanner, NAMES), policy=policy, concurrent=False)
+        reports = [runner.run() for _ in range(5)]
+    assert len(dead.calls) <= 6 + 2  # until its first request, nobody knows whom a scanner calls
+    assert states(runner) == {dead.place: "open"}
+    assert {runner.breaker(name) for name in NAMES} == {"closed"}
+    assert {result.status for result in reports[-1].results.values()} == {Status.REJECTED}
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 501])
+def test_other_answers_stay_the_scanners(status: int, host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
+    answer = f"HTTP/1.1 {status} Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    with raw_server(say(answer)) as url:
+        source = host(url)
+        runner = fleet(*map(source.scanner, NAMES[:2]), policy=bare(breaker=Breaker(failures=2)), concurrent=False)
+        for _ in range(3):
+            runner.run()
+    assert states(runner) == {source.place: "closed"}
+    assert runner.breaker("gap_up") == ("closed" if status in {400, 404} else "open")
+
+
+def test_a_host_that_accepts_and_then_hangs_is_not_found_out(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    with raw_server(hang) as url:
+        silent = host(url, timeout=0.05)
+        runner = fleet(*map(silent.scanner, NAMES[:2]), policy=bare(breaker=Breaker(failures=2)))
+        for _ in range(3):
+            runner.run()
+    assert states(runner) == {silent.place: "closed"}
+    assert [runner.breaker(name) for name in NAMES[:2]] == ["open", "open"]
+
+
+def test_a_page_that_is_always_503_does_not_take_the_host_from_the_others(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    def answer(path: str, _query: Any) -> tuple[int, dict[str, str], bytes]:
+        return (503 if path == "/broken" else 200), {}, b"{}"
+
+    with LoopbackServer(answer) as server:
+        source = host(server.url)
+        source.paths["gap_up"] = "/broken"
+        policy = bare(breaker=Breaker(failures=3), retry=Retry(attempts=2, base=0, cap=0))
+        runner = fleet(*map(source.scanner, NAMES[:3]), policy=policy, concurrent=False, order="given")
+        for _ in range(8):
+            assert statuses(runner.run())[1:] == [Status.COMPLETED, Status.COMPLETED]
+    assert states(runner) == {source.place: "closed"}
+    assert runner.breaker("gap_up") == "open"
+
+
+def test_a_scanner_that_comes_later_may_try_a_host_that_one_alone_has_given_up(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    def answer(path: str, _query: Any) -> tuple[int, dict[str, str], bytes]:
+        return (503 if path == "/broken" else 200), {}, b"{}"
+
+    with LoopbackServer(answer) as server:
+        source = host(server.url)
+        source.paths["gap_up"] = "/broken"
+        runner = fleet(*map(source.scanner, NAMES[:2]), policy=bare(breaker=Breaker(failures=2)))
+        for _ in range(3):
+            runner.run(only=["gap_up"])
+        assert states(runner) == {source.place: "open"}
+        assert statuses(runner.run(only=["gap_down"])) == [Status.COMPLETED]
+    assert states(runner) == {source.place: "closed"}
+
+
+def test_retry_after_of_a_503_holds_the_host_and_counts(host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
+    clock = FakeClock()
+    answer = UNAVAILABLE.replace(b"Content-Length: 0", b"Content-Length: 0\r\nRetry-After: 90")
+    with raw_server(say(answer)) as url:
+        source = host(url)
+        policy = bare(breaker=Breaker(failures=2, open_for=10), timeout=Timeout(total=30))
+        runner = fleet(*map(source.scanner, NAMES[:2]), policy=policy, clock=clock, concurrent=False)
+        runner.run()
+        assert states(runner) == {source.place: "held"}
+        report = runner.run(only=["gap_down"])
+        assert len(source.calls) == 1 or report.results["gap_down"].status is Status.REJECTED
+        clock.advance(90)
+        runner.run(only=["gap_down"])
+    assert states(runner) == {source.place: "open"}
+    breaker = runner._fleet.provider(source.place).breaker
+    assert breaker is not None
+    assert breaker.next_trial_in() == 90  # not the 10 s of `open_for`
+
+
+def test_a_scanner_that_calls_two_hosts_is_refused_request_by_request(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    """It may get along without one of them: so nobody rejects it before it begins."""
+    with refused() as dead, raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+        down, up = Client(dead), Client(url)
+        outcomes: list[str] = []
+
+        @scanner(pipeline="test")
+        def both(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            try:
+                down.get("/", context=context)
+            except Exception as error:
+                outcomes.append(type(error).__name__)
+            return [] if up.get("/", context=context).text == "ok" else [{"ticker": "A"}]
+
+        runner = fleet(both, policy=bare(breaker=Breaker(failures=2)))
+        assert [statuses(runner.run())[0] for _ in range(4)] == [Status.COMPLETED] * 4
+        down.close()
+        up.close()
+    assert outcomes == ["TransientError", "TransientError", "CircuitOpen", "CircuitOpen"]
+    assert sorted(map(str, states(runner).values())) == ["closed", "open"]
+
+
+def test_a_scanner_that_tries_sources_in_turn_is_not_rejected_for_the_first_of_them(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    with refused() as dead:
+        down = host(dead)
+
+        @scanner(pipeline="test")
+        def either(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            try:
+                context.guarded("first", lambda: down.client.get("/", context=context))
+            except Exception:
+                return []
+            return []
+
+        runner = fleet(either, *map(down.scanner, NAMES[:2]), policy=bare(breaker=Breaker(failures=2)))
+        reports = [runner.run() for _ in range(4)]
+    assert states(runner) == {down.place: "open"}
+    assert {report.results["either"].status for report in reports} == {Status.COMPLETED}
+    assert reports[-1].results["gap_up"].status is Status.REJECTED
+
+
+def test_a_trial_whose_page_is_not_there_closes_it_all_the_same(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    """A 404 is the scanner's business. It is an answer, so the way is there."""
+    clock, status = FakeClock(), [503]
+    with LoopbackServer(lambda _path, _query: (status[0], {}, b"")) as server:
+        source = host(server.url)
+        limited = [source.scanner(name, limit=Limit("acme")) for name in NAMES[:2]]
+        policy = bare(breaker=Breaker(failures=2, open_for=10))
+        runner = fleet(*limited, policy=policy, clock=clock, concurrent=False)
+        runner.run()
+        assert states(runner) == {"acme": "open"}  # what they name, and not the host
+        status[0] = 404
+        clock.advance(10)
+        runner.run()
+    assert states(runner) == {"acme": "closed"}
+
+
+def test_a_coroutine_is_behind_it_too(fleet: Fleet, bare: Bare) -> None:
+    calls: list[str] = []
+
+    def coroutine(name: str) -> Any:
+        @scanner(name=name, pipeline="test", limit=Limit("acme"))
+        async def scan(_state: dict[str, Any]) -> list[Any]:
+            calls.append(name)
+            raise ConnectionResetError("reset")
+
+        return scan
+
+    runner = fleet(*map(coroutine, NAMES), policy=bare(breaker=Breaker(failures=3)))
+    for _ in range(5):
+        report = runner.run()
+    assert len(calls) <= 6
+    assert statuses(report) == [Status.REJECTED] * 6
+    assert states(runner) == {"acme": "open"}
+
+
+def test_the_state_of_a_host_is_shared_through_the_store(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare, tmp_path: Path
+) -> None:
+    with refused() as dead:
+        down = host(dead)
+        policy, store = bare(breaker=Breaker(failures=2)), f"sqlite:///{tmp_path}/state.db"
+        one, two = (fleet(*map(down.scanner, NAMES[:2]), policy=policy, store=store) for _ in range(2))
+        one.run()
+        report = two.run()
+        assert len(down.calls) == 4  # whom a scanner calls is learned anew in each process, by its first request
+        assert {error.kind for result in report.results.values() if (error := result.error)} == {"CircuitOpen"}
+        assert statuses(two.run()) == [Status.REJECTED] * 2
+    assert issubclass(TransientError, Exception)
