@@ -25,8 +25,7 @@ class ScanError(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        provider: whom the way leads to that broke down, as far as whoever raised it knows: a host and its port; empty
-            for everything else.
+        provider: the host and port to which the way broke down, where that is known; empty for everything else.
         excused: whether that provider's breaker has counted it, so that the scanner's own breaker does not.
     """
 

@@ -412,15 +412,23 @@ class Execution:
             kind = TIMEOUT
         self._cache_error(reported, error)
         self.land()
+        attempted = context.attempt > 0
+        if reported == REJECTED:  # perhaps amid its first attempt, which therefore does not count
+            context.attempt = 0
         outcome = self.outcome(kind, context.found, None, error)
-        if reported != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
-            self._took(outcome.duration, by_itself=reported == ERROR)
-            if self.stack.send_execution is not None:
-                self.stack.send_execution(self._ended(reported, error, outcome.duration))
-        if self.probe:
-            self.stack.bus.send_all(self._probed(reported, error))
+        self._report_failure(reported, error, outcome.duration, attempted=attempted)
         for waiter in waiters:
             waiter.end(outcome)
+
+    def _report_failure(self, kind: str, error: ErrorInfo, took: float, *, attempted: bool) -> None:
+        """Learn how long it took, and send its last events."""
+        stack = self.stack
+        if kind != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
+            self._took(took, by_itself=kind == ERROR)
+        if stack.send_execution is not None and (kind != REJECTED or attempted):
+            stack.send_execution(self._ended(CANCELLED if kind == REJECTED else kind, error, took))
+        if self.probe:
+            stack.bus.send_all(self._probed(kind, error))
 
     def _took(self, seconds: float, *, by_itself: bool) -> None:
         """Remember how long it took; report it if it ended by itself after its deadline.

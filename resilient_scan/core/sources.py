@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
-from resilient_scan.errors import ScanTimeout, is_cancellation
+from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.limit import Provider, Providers
@@ -46,7 +46,7 @@ class Sources:
         self._on_provider = on_provider
         self._lock = threading.Lock()
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._learning = threading.Lock()  # so that what is learned last is told last
+        self._learning = threading.Lock()  # so that what is learned last is reported last
         self._places: set[str] = set()  # hosts that it calls, as far as they matter
         self._has_sources = False
 
@@ -89,7 +89,16 @@ class Sources:
                 self._places.add(place)
                 only = len(self._places) == 1 and not self._has_sources
                 self._on_provider(provider if only else None)
-        return provider.reach(self._scanner, call, context)
+
+        def request() -> T:
+            context.requested = True
+            return call()
+
+        try:
+            return provider.reach(self._scanner, request, context)
+        except Rejected:
+            context.turned_away = not context.requested
+            raise
 
     def end_open_time(self) -> None:
         """Let the next call of each source be a trial, if its breaker is open."""

@@ -357,6 +357,8 @@ class Stack:
                 return call(context)
             except BaseException as error:
                 outcome, failure = kind_of(error, context), context.describe(error)
+                if outcome == REJECTED:
+                    outcome = CANCELLED
                 raise
             finally:
                 began = context.close_attempt(self.lock)
@@ -470,7 +472,7 @@ def kind_of(failure: BaseException, context: AttemptContext) -> str:
     first = decisive_leaves(failure)[0]  # `ErrorInfo` names the first too: status and error have to fit
     if isinstance(first, ScanTimeout) and first.by_clock:
         return TIMEOUT
-    return REJECTED if isinstance(failure, Rejected) and context.attempt == 0 else ERROR
+    return REJECTED if isinstance(failure, Rejected) and not context.has_called else ERROR
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:

@@ -57,6 +57,8 @@ class AttemptContext(ScanContext):
     permit: Any = None
     give_back: Callable[[], Event | None] | None = None
     excused: bool = False
+    requested: bool = False  # whether the current attempt has called a host that its scanner's options do not name
+    turned_away: bool = False  # whether its first request was refused, before it had called anybody
     postponed: float = 0.0  # seconds by which its deadlines were moved
     attempt_began: float = 0.0
     open_attempt: float | None = None  # when the current attempt began, until its end is reported
@@ -101,13 +103,22 @@ class AttemptContext(ScanContext):
             self.dropped = 0
             self.invalid = ""
             self.doubted = None
-            self.answered = False
+            self.answered = self.requested = self.turned_away = False
         self.attempt += 1
         self.open_attempt = self.attempt_began = self._clock.monotonic()
         self._state = state = self._snapshot.copy()
         if self._snapshot.has_logs:
             self._known_logs = self._snapshot.known_logs(state)
         return state
+
+    @property
+    def has_called(self) -> bool:
+        """Whether an attempt has called its source, or may have.
+
+        Whom a scanner calls is known only from its first request on, where its options do not say. So its first
+        attempt begins although that host is down, is refused in its middle, and has called nobody.
+        """
+        return self.attempt > 1 or (self.attempt == 1 and not self.turned_away)
 
     def drop_state(self) -> None:
         """Let go of the scanner's copy of the state, on its own thread and while its time runs.

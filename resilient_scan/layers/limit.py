@@ -14,7 +14,7 @@ hold all eight workers. An attempt that hangs keeps its permit until its thread 
 still has its connection.
 
 A provider has a breaker, too (`layers.breaker.provider`). If it asks to be left alone (`RetryAfter`), nobody is served
-before the instant that it named: whoever can wait for that waits, and whoever cannot is refused at once.
+before the instant that it named: those that can wait for it wait, and the others are refused at once.
 
 pyrate-limiter (extra `limits`) counts rates in sliding windows: there are never more than N requests in any window.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Timer = Callable[[float, Callable[[], None]], Callable[[], None]]
 DEADLINE_MARGIN = 0.05  # seconds before the deadline at which a wait gives up: `rejected`, before it is a `timeout`
-MAX_HOSTS = 256  # that a runner watches as providers, beside those that its scanners name
+MAX_HOSTS = 256  # that a runner watches as providers, besides those that its scanners name
 
 
 class Ticket:
@@ -187,7 +187,7 @@ class Provider:
 
         Args:
             ticket: the place.
-            until: when it is refused at the latest.
+            until: when it is refused.
             ends: after which it is of no use, if that is earlier: it is refused at once if the provider is held longer.
         """
         ticket.until, ticket.ends = until, until if ends is None else min(ends, until)

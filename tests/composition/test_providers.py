@@ -142,7 +142,9 @@ def test_a_success_in_between_keeps_it_closed(source: Source, fleet: Fleet, bare
     assert state_of(runner) == "closed"
 
 
-@pytest.mark.parametrize("error", [OSError("bare"), ValueError("a parse error"), TimeoutError("slow"), Exception("own")])
+@pytest.mark.parametrize(
+    "error", [OSError("bare"), ValueError("a parse error"), TimeoutError("slow"), Exception("own")]
+)
 def test_what_is_not_the_ways_fault_stays_the_scanners(
     error: Exception, source: Source, fleet: Fleet, bare: Bare
 ) -> None:
@@ -287,9 +289,7 @@ def test_after_a_trial_in_vain_another_scanner_has_its_turn(source: Source, flee
     clock = FakeClock()
     source.down = DOWN
     policy = bare(breaker=Breaker(failures=2, open_for=10))
-    runner = fleet(
-        *map(source.scanner, NAMES[:2]), policy=policy, clock=clock, concurrent=False, order="given"
-    )
+    runner = fleet(*map(source.scanner, NAMES[:2]), policy=policy, clock=clock, concurrent=False, order="given")
     runner.run()
     clock.advance(10)
     runner.run()
@@ -382,9 +382,7 @@ def test_a_success_closes_it_for_all_and_so_does_a_reset(source: Source, fleet: 
     clock, recorder = FakeClock(), Recorder()
     source.down = DOWN
     policy = bare(breaker=Breaker(failures=2, open_for=60))
-    runner = fleet(
-        *map(source.scanner, NAMES[:2]), policy=policy, clock=clock, concurrent=False, listeners=(recorder,)
-    )
+    runner = fleet(*map(source.scanner, NAMES[:2]), policy=policy, clock=clock, concurrent=False, listeners=(recorder,))
     runner.run()
     source.down = None
     clock.advance(60)
@@ -496,9 +494,7 @@ def test_a_sibling_that_cannot_wait_that_long_is_rejected_at_once(
     runner.run(only=["one"])
     report = runner.run(only=["two"], deadline=deadline)
     assert statuses(report) == [Status.REJECTED]
-    assert error_of(report, "two") == (
-        "LimitExceeded: provider acme asked to be left alone until 08:01:30, in 90 s"
-    )
+    assert error_of(report, "two") == ("LimitExceeded: provider acme asked to be left alone until 08:01:30, in 90 s")
     assert clock.monotonic() == 0
 
 

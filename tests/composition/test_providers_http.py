@@ -14,8 +14,9 @@ import pytest
 
 from resilient_scan import Breaker, Limit, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.cli.demo_server import LoopbackServer
-from resilient_scan.http import Client, TransientError
-from resilient_scan.testing import FakeClock
+from resilient_scan.events import AttemptEnded, ExecutionEnded
+from resilient_scan.http import Client
+from resilient_scan.testing import FakeClock, Recorder
 from tests.support.fixtures import Bare, Fleet
 from tests.support.http import hang, raw_server, read_request, say
 from tests.support.results import statuses
@@ -291,6 +292,43 @@ def test_the_state_of_a_host_is_shared_through_the_store(
         one.run()
         report = two.run()
         assert len(down.calls) == 4  # whom a scanner calls is learned anew in each process, by its first request
+        assert {(result.status, result.attempts) for result in report.results.values()} == {(Status.REJECTED, 0)}
         assert {error.kind for result in report.results.values() if (error := result.error)} == {"CircuitOpen"}
         assert statuses(two.run()) == [Status.REJECTED] * 2
-    assert issubclass(TransientError, Exception)
+        assert len(down.calls) == 4
+
+
+def test_a_first_request_that_is_refused_is_no_attempt(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare, tmp_path: Path
+) -> None:
+    """Each run from cron is a process of its own, which has yet to learn whom its scanners call."""
+    with refused() as dead:
+        down = host(dead)
+        options: dict[str, Any] = {"policy": bare(breaker=Breaker(failures=2)), "store": f"sqlite:///{tmp_path}/s.db"}
+        fleet(*map(down.scanner, NAMES[:2]), **options).run()
+        recorder = Recorder()
+        fleet(*map(down.scanner, NAMES[:2]), **options, listeners=(recorder,)).run()
+    ended = [event for event in recorder.events_seen if isinstance(event, AttemptEnded | ExecutionEnded)]
+    assert [type(event) for event in ended].count(AttemptEnded) == 2  # what was begun ends, and is not counted
+    assert {event.outcome for event in ended} == {"cancelled"}
+    assert len(ended) == 4
+
+
+def test_a_request_that_is_refused_after_another_one_is_part_of_an_attempt(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare, tmp_path: Path
+) -> None:
+    with refused() as dead, raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+        down, up = host(dead), host(url)
+        policy, store = bare(breaker=Breaker(failures=2)), f"sqlite:///{tmp_path}/s.db"
+        fleet(*map(down.scanner, NAMES[:2]), policy=policy, store=store).run()
+
+        @scanner(pipeline="test")
+        def both(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            up.client.get("/", context=context)
+            down.client.get("/", context=context)
+            return []
+
+        result = fleet(both, *map(down.scanner, NAMES[:2]), policy=policy, store=store).run().results["both"]
+    assert (result.status, result.attempts) == (Status.ERROR, 1)
+    assert result.error is not None
+    assert result.error.kind == "CircuitOpen"

@@ -279,7 +279,7 @@ class ProviderBreaker(CircuitBreaker):
         """Give a trial back whose attempt is not waited for; on any thread, and without waiting for a store."""
         return self._event(self.vote(permit, None, wait=False), run_id)
 
-    # what is told, and kept
+    # what is reported, and what is stored
 
     def _event(self, change: BreakerChanged | None, run_id: str) -> ProviderChanged | None:
         if change is None:
