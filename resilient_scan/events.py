@@ -44,6 +44,7 @@ class Registered(msgspec.Struct, frozen=True):
         abandoned_threads: returns how many of its threads hang.
         state: returns `enabled`, `quarantined`, `probing` or `disabled`, or None once its runner is closed or gone.
         total: seconds that an execution may take (`timeout.total`); None: there is no such bound.
+        provider: returns the provider that its options name, or the one host that it has called; else an empty text.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Registered(msgspec.Struct, frozen=True):
     abandoned_threads: Callable[[], int]
     state: Callable[[], str | None] = lambda: "enabled"
     total: float | None = None
+    provider: Callable[[], str] = str
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -72,11 +74,13 @@ class Load(msgspec.Struct, frozen=True):
 class ScannersRegistered(Event, frozen=True, gc=False):
     """A runner was built; sent once to each listener, before any other event.
 
-    `load` returns how busy its threads are, or None once the last of them has ended.
+    `load` returns how busy its threads are, or None once the last of them has ended. `providers` returns the state of
+    each provider's breaker by name, `closed`, `open`, `half_open` or `held`; None once the runner is closed or gone.
     """
 
     scanners: tuple[Registered, ...]
     load: Callable[[], Load | None] = lambda: None
+    providers: Callable[[], dict[str, str] | None] = lambda: None
 
 
 class RunStarted(Event, frozen=True, gc=False):

@@ -8,6 +8,8 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from resilient_scan.cli.fleet import Request, choose, installed
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.quarantine import ORDER_DURATION
+from resilient_scan.runner import ScanRunner
 from resilient_scan.service.openapi import TITLE
 from resilient_scan.settings import load_settings
 from resilient_scan.stores import without_password
@@ -48,24 +51,57 @@ def order(config: Path | None, name: str, action: str, reason: str, seconds: flo
     if client is not None:
         answer = client.post(f"/scanners/{name}/{action}", {"reason": reason, **lasting})
         return f"{_done(name, action, answer['state'])} in the service at {client.url}"
+    with _stored(config, f"{action} {name}", name) as (runner, store):
+        getattr(runner, action)(name, reason=reason, who=_user(), **lasting)
+        state = next(state.state for state in runner.scanners() if state.name == name)
+    return f"{_done(name, action, state)} in {store}"
+
+
+def reset_provider(config: Path | None, provider: str, reason: str) -> str:
+    """Close a provider's breaker: in the running service, else in the store.
+
+    Arguments, result and errors are those of `order`.
+    """
+    client = running(config)
+    done = f"the breaker of provider {provider} is closed"
+    if client is not None:
+        client.post(f"/providers/{provider}/reset", {"reason": reason})
+        return f"{done} in the service at {client.url}"
+    with _stored(config, f"reset provider {provider}") as (runner, store):
+        runner.reset(provider=provider, reason=reason, who=_user())
+    return f"{done} in {store}"
+
+
+@contextmanager
+def _stored(config: Path | None, action: str, *only: str) -> Iterator[tuple[ScanRunner, str]]:
+    """Yield a runner of the whole fleet for an order that goes to the store, and the store's address.
+
+    It has the scanners that could not run here, too: an order needs no keys, and the cap on how many may be out of
+    service is a share of all of them.
+
+    Args:
+        config: the settings file.
+        action: what is ordered, for messages.
+        only: the scanner that it is about; there has to be one of this name.
+
+    Raises:
+        ConfigError: there is no such scanner, nothing would remember the order, or the store fails.
+    """
     settings = load_settings(config)
     if settings.store == "memory:":
         raise ConfigError(
-            f"{action} {name}: nothing would remember it: no service runs here, and no store is configured; "
+            f"{action}: nothing would remember it: no service runs here, and no store is configured; "
             "start 'resilient-scan serve', or name a settings file with --config"
         )
     settings, plugins = installed(Request(config=config))
-    choose(plugins, Request(only=(name,)), settings)
-    # The whole fleet, including scanners that could not run here: an order needs no keys, and the cap on how many may
-    # be out of service is a share of all of them.
+    if only:
+        choose(plugins, Request(only=only), settings)
     scanners = [found.scanner for found in plugins.scanners]
     with settings.runner(scanners, known=plugins.names, listeners=()) as runner:
         try:
-            getattr(runner, action)(name, reason=reason, who=_user(), **lasting)
+            yield runner, without_password(settings.store)
         except StoreError as error:
-            raise ConfigError(f"{action} {name}: {error}; nothing was changed") from None
-        state = next(state.state for state in runner.scanners() if state.name == name)
-    return f"{_done(name, action, state)} in {without_password(settings.store)}"
+            raise ConfigError(f"{action}: {error}; nothing was changed") from None
 
 
 def _done(name: str, action: str, state: str) -> str:

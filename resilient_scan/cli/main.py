@@ -20,7 +20,7 @@ import msgspec
 from resilient_scan import __version__
 from resilient_scan._text import parse_duration
 from resilient_scan.cli.check import check as check_all
-from resilient_scan.cli.client import explained, order
+from resilient_scan.cli.client import explained, order, reset_provider
 from resilient_scan.cli.export import PRESETS, RUNBOOK
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
@@ -438,9 +438,22 @@ def enable() -> None:
     """
 
 
-@an_order("Close a scanner's breaker and forget its failures.")
-def reset() -> None:
-    """Close the breaker of scanner NAME: in the service on this machine, or else in the store."""
+@command.command(short_help="Close a scanner's or a provider's breaker and forget its failures.")
+@click.argument("name", required=False)
+@config_option
+@click.option("--provider", metavar="PROVIDER", help="Close a provider's breaker instead, and end its hold.")
+@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
+def reset(name: str | None, config: Path | None, provider: str | None, reason: str) -> int:
+    """Close the breaker of scanner NAME, or of a provider.
+
+    The order goes to the service on this machine, or else to the store. A provider that no scanner's options
+    name is a host and its port.
+    """
+    if (name is None) == (provider is None):
+        raise click.UsageError("name either a scanner, or a provider with --provider")
+    done = order(config, name, "reset", reason) if name else reset_provider(config, provider or "", reason)
+    OUTPUT.stream.write(f"{done}\n")
+    return OK
 
 
 @an_order("Drop a scanner's cached answers.")

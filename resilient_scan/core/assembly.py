@@ -62,10 +62,10 @@ class Fleet:
     """
 
     detached: bool = False  # left to the parent, in a forked child
+    closed: bool = False
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
-        self._config = config
         self.names: tuple[str, ...] = config.names
         self.workers: int = config.max_workers
         self._store = store
@@ -94,7 +94,8 @@ class Fleet:
         self.lane = _shared_loop(config, self.pool, self.call_pool, self.loops)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         own_breakers = {name: policy.breaker for name, policy in config.policies.items()}
-        self.providers: Providers = Providers(limits, clock, self.pool.at, self._provider_breaker, own_breakers)
+        make_breaker = partial(_provider_breaker, config, self.bus, store, self.store_failed)
+        self.providers: Providers = Providers(limits, clock, self.pool.at, make_breaker, own_breakers)
         values = SharedValues(clock)
         shared = Shared(
             gate=self.gate,
@@ -113,17 +114,8 @@ class Fleet:
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 
-    def _provider_breaker(self, provider: str, options: Breaker, scanners: Collection[str] | None) -> ProviderBreaker:
-        with IMPORTING:
-            from resilient_scan.layers.breaker.provider import ProviderBreaker  # noqa: PLC0415 - few fleets need it
-
-        store = None
-        if self._store is not None:
-            store = BreakerStore(self._store, PROVIDER_PREFIX + provider, self.store_failed)
-        random = self._config.random
-        return ProviderBreaker(provider, options, self._config.clock, random, self.bus.send, store, scanners)
-
-    def _provider_breakers(self) -> list[ProviderBreaker]:
+    def provider_breakers(self) -> list[ProviderBreaker]:
+        """Return the breakers of all providers that have one."""
         found = [provider.breaker for provider in tuple(self.providers.values())]
         return [breaker for breaker in found if breaker is not None]
 
@@ -133,7 +125,8 @@ class Fleet:
 
     def _registered(self) -> ScannersRegistered:
         scanners = tuple(stack.registered() for stack in self.stacks.values())
-        return ScannersRegistered(scanners, partial(_load, weakref.ref(self)))
+        this = weakref.ref(self)
+        return ScannersRegistered(scanners, partial(_load, this), partial(_provider_states, this))
 
     def listen(self, listener: Listener) -> None:
         """Let one more listen to what happens from now on."""
@@ -162,12 +155,12 @@ class Fleet:
             now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
-            for breaker in (*(breaker for _, breaker in breakers), *self._provider_breakers()):
+            for breaker in (*(breaker for _, breaker in breakers), *self.provider_breakers()):
                 breaker.trust_local()
             return
         changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
         self.bus.send_all([change for change in changes if change is not None])
-        for provider in self._provider_breakers():
+        for provider in self.provider_breakers():
             provider.take_over(records.get(PROVIDER_PREFIX + provider.provider), now)
 
     def _refresh_epochs(self, store: Store) -> None:
@@ -222,6 +215,8 @@ class Fleet:
     def reset_provider(self, name: str, reason: str, who: str) -> None:
         """Close a provider's breaker, and end its hold; see `ScanRunner.reset`."""
         check_reason("reset", f"provider {name}", reason)
+        with UnlimitedWait():
+            self._recall_provider(name)
         breaker = self.provider(name).breaker
         if breaker is None:
             raise ConfigError(f"reset provider {name}: it has no breaker")
@@ -230,6 +225,17 @@ class Fleet:
         if error is not None:
             raise StoreError(f"provider {name} is reset in this process only, until its store is back: {error}")
         self.gate.note(f"provider {name}", "reset", reason, who)
+
+    def _recall_provider(self, name: str) -> None:
+        """Make a host known that another process has called, as far as the store knows it."""
+        if name not in self.providers and self._store is not None:
+            try:
+                known = PROVIDER_PREFIX + name in self._store.read(PROVIDER_PREFIX + name)
+            except StoreError as error:
+                self.store_failed("read", error)
+                return
+            if known:
+                self.providers.at(name, Breaker())
 
     def forget(self, name: str, reason: str, who: str) -> None:
         """Drop a scanner's cached answers; see `ScanRunner.forget`."""
@@ -265,7 +271,7 @@ class Fleet:
         if self._store is not None:
             for stack in self.stacks.values():
                 stack.flush_votes(run_id)
-            for breaker in self._provider_breakers():
+            for breaker in self.provider_breakers():
                 breaker.store_votes(run_id)
 
     def stack(self, name: str) -> Stack:
@@ -315,6 +321,7 @@ class Fleet:
 
     def close(self) -> None:
         """Let the threads and event loops go; hung ones are not waited for."""
+        self.closed = True
         self.pool.stop()
         if self.lane is not None:
             self.lane.stop()
@@ -339,6 +346,23 @@ def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops:
     return Lane(config.max_async, pool, call_pool, loops, config.clock)
 
 
+def _provider_breaker(
+    config: Config,
+    bus: Bus,
+    store: Store | None,
+    store_failed: Callable[[str, StoreError], None],
+    provider: str,
+    options: Breaker,
+    scanners: Collection[str] | None,
+) -> ProviderBreaker:
+    """Make a provider's breaker; scanners that are `None`: it is a host that nobody names."""
+    with IMPORTING:
+        from resilient_scan.layers.breaker.provider import ProviderBreaker  # noqa: PLC0415 - few fleets need it
+
+    home = None if store is None else BreakerStore(store, PROVIDER_PREFIX + provider, store_failed)
+    return ProviderBreaker(provider, options, config.clock, config.random, bus.send, home, scanners)
+
+
 def start_closer(call: Callable[[], None]) -> threading.Thread | None:
     """Call `call` on a thread of its own; `None`: there is none to be had, and it is not called."""
     if sys.is_finalizing():  # a thread that is started now never runs, and its start would wait for it
@@ -361,6 +385,14 @@ def _load(fleet: weakref.ref[Fleet]) -> Load | None:
     counts["abandoned"] += live.call_pool.counts()["abandoned"] + hung
     counts["busy"] += under_way
     return Load(queued=live.pool.queued + queued, **counts)
+
+
+def _provider_states(fleet: weakref.ref[Fleet]) -> dict[str, str] | None:
+    """Return the states of a fleet's providers; a listener must not keep one alive that is gone."""
+    live = fleet()
+    if live is None or live.detached or live.closed:
+        return None
+    return {breaker.provider: breaker.status for breaker in live.provider_breakers()}
 
 
 def _with_last(state: ScannerState, stack: Stack) -> ScannerState:

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -236,7 +237,8 @@ class Stack:
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
         self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
-        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, self._learn_provider)
+        learn = partial(_learn_provider, weakref.ref(self))
+        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, learn)
         self.notes: Notes = Notes(self._answers, clock)
         self.own: ScannerContext = ScannerContext(
             name,
@@ -277,7 +279,7 @@ class Stack:
             self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls).attempt(self.spec))
         self.send_execution = self.bus.sender(ExecutionEnded)
 
-    def _learn_provider(self, provider: Provider | None) -> None:
+    def learn_provider(self, provider: Provider | None) -> None:
         """Take over the one host that the scanner calls as its provider, or let go of it: there are several.
 
         Its options name no provider. Executions under way go on as they began.
@@ -448,13 +450,23 @@ class Stack:
             stack = this()
             return None if stack is None or stack.retired else stack.gate.state_of(stack.name)
 
+        def provider() -> str:
+            stack = this()
+            return "" if stack is None or stack.provider is None else stack.provider.limit.provider
+
         breaker = None if self.breaker is None else breaker_state
-        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state, self.total)
+        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state, self.total, provider)
 
     def abandoned(self) -> list[Abandoned]:
         """List this scanner's threads that did not stop in time and still run, oldest first."""
         found = abandoned_in(self._lane, self.pool, self.calls.pool)
         return [thread for thread in found if thread.name == self.name]
+
+
+def _learn_provider(this: weakref.ref[Stack], provider: Provider | None) -> None:
+    stack = this()
+    if stack is not None:
+        stack.learn_provider(provider)
 
 
 def abandoned_in(lane: Lane | None, *pools: ThreadPool) -> list[Abandoned]:

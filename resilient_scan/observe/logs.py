@@ -20,6 +20,7 @@ from resilient_scan.events import (
     Event,
     LateCompletion,
     LoopBlocked,
+    ProviderChanged,
     RunStarted,
     ScanEnded,
     ScannersRegistered,
@@ -81,6 +82,7 @@ class LogEvents:
         ScanEnded,
         SuspiciousResult,
         BreakerChanged,
+        ProviderChanged,
         ScannerStateChanged,
         ThreadAbandoned,
         LateCompletion,
@@ -172,8 +174,15 @@ class LogEvents:
             case _:
                 self._rare(event)
 
+    def _provider(self, event: ProviderChanged) -> None:
+        tail = "" if event.open_for is None else f" for {in_seconds(event.open_for)}s, tried last by {event.by}"
+        name, new = event.provider, event.new.replace("_", "-")
+        self._log(event, _level(event), "provider %s: breaker %s%s", name, new, tail)
+
     def _rare(self, event: Event) -> None:
         match event:
+            case ProviderChanged():
+                self._provider(event)
             case ThreadAbandoned():
                 self._log(
                     event, logging.WARNING, "%s: thread %s did not stop in time, abandoned", event.scanner, event.thread
@@ -289,7 +298,9 @@ def _level(event: Event) -> int:
         return logging.DEBUG
     if name in _TROUBLE:
         return logging.WARNING
-    bad = (name == "BreakerChanged" and new == "open") or (name == "ScannerStateChanged" and new != "enabled")
+    bad = (name in {"BreakerChanged", "ProviderChanged"} and new == "open") or (
+        name == "ScannerStateChanged" and new != "enabled"
+    )
     return logging.WARNING if bad else logging.INFO
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -35,11 +35,21 @@ from resilient_scan.service.bounds import (
     problem,
     readable,
 )
-from resilient_scan.service.control import MAX_DURATION, Control, Disable, Enable, Health, Order, UnknownScanner
+from resilient_scan.service.control import (
+    MAX_DURATION,
+    Control,
+    Disable,
+    Enable,
+    Health,
+    Order,
+    UnknownProvider,
+    UnknownScanner,
+)
 from resilient_scan.service.openapi import DEFAULT_LIMIT, MAX_LIMIT, document
 from resilient_scan.service.page import HEADERS, Choice, Page
 
 _log = logging.getLogger("resilient_scan")
+Given = TypeVar("Given", bound=Disable | Enable | Order)
 _ONCE = ("authorization", "content-type", "content-encoding", SIGNATURE, TIMESTAMP)
 _UNREAD = {408, 413}  # the rest of such a body is not read, so the connection cannot be used any further
 
@@ -73,6 +83,7 @@ def application(control: Control, auth: TokenAuth | None, pool: Executor, bounds
             Route("/scanners/{name}/forget", endpoints.forget, methods=["POST"]),
             Route("/scanners/{name}/probe", endpoints.probe, methods=["POST"]),
             Route("/scanners/{name}/run", endpoints.run, methods=["POST"]),
+            Route("/providers/{name:path}/reset", endpoints.reset_provider, methods=["POST"]),
             Route("/alerts", endpoints.alerts, methods=["POST"]),
         ]
     handlers: Mapping[Any, Any] = {RequestError: _refused, HTTPException: _not_routed, Exception: _failed}
@@ -159,6 +170,11 @@ class _Endpoints:
     async def run(self, request: Request) -> Response:
         return await self._order(request, "run", Order, status=202)
 
+    async def reset_provider(self, request: Request) -> Response:
+        order = await self._order_in(request, Order)
+        name, why, who = request.path_params["name"], readable(order.reason), self._user(request)
+        return _json(await self._on_thread(self._control.reset_provider, name, reason=why, who=who))
+
     async def alerts(self, request: Request) -> Response:
         try:
             body = decoded(await self._body(request, signature=True), object)
@@ -170,12 +186,17 @@ class _Endpoints:
     async def _order(
         self, request: Request, action: str, kind: type[Disable | Enable | Order], status: int = 200
     ) -> Response:
-        order = decoded(await self._body(request), kind)
+        order = await self._order_in(request, kind)
         lasting = {} if isinstance(order, Order) else {"duration": _checked(order.duration)}
-        if not order.reason.strip() or len(order.reason) > MAX_TEXT:
-            raise RequestError(422, "invalid", f"reason must say why, in 1 to {MAX_TEXT} characters")
         name, why, who = request.path_params["name"], readable(order.reason), self._user(request)
         return _json(await self._on_thread(self._control.order, action, name, reason=why, who=who, **lasting), status)
+
+    async def _order_in(self, request: Request, kind: type[Given]) -> Given:
+        """Return the order that a request gives."""
+        order = decoded(await self._body(request), kind)
+        if not order.reason.strip() or len(order.reason) > MAX_TEXT:
+            raise RequestError(422, "invalid", f"reason must say why, in 1 to {MAX_TEXT} characters")
+        return order
 
     async def _body(self, request: Request, *, signature: bool = False) -> bytes:
         """Return the body of a request that may change something; read it first, because a signature covers it."""
@@ -212,6 +233,8 @@ class _Endpoints:
             raise RequestError(503, "store", f"{error}; try again") from None
         except UnknownScanner as error:
             raise RequestError(404, "unknown_scanner", str(error)) from None
+        except UnknownProvider as error:
+            raise RequestError(404, "unknown_provider", str(error)) from None
         except ConfigError as error:
             raise RequestError(422, "invalid", str(error)) from None
 

@@ -13,10 +13,11 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from resilient_scan._text import no_scanner, without_known
+from resilient_scan._text import no_provider, no_scanner, without_known
 from resilient_scan.clock import Clock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import AlertReceived
+from resilient_scan.layers.limit import ProviderState
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.observe.metrics import CollectorRegistry, pieces
 from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, ScannerState
@@ -31,6 +32,7 @@ WHO = "control endpoint"  # gave an order that names nobody
 BLIND = "No heartbeat from the alerts: what an alert says now is not trusted; the breakers go on protecting."
 MAX_NAME = 64  # characters of a scanner's name
 MAX_AUDIT = 1000  # entries among which a scanner's own are looked for
+MAX_PROVIDER = 200  # characters of a provider's name that are repeated
 MAX_DURATION = 366 * 86_400.0
 
 Count = Annotated[int, Meta(ge=0)]
@@ -99,7 +101,7 @@ class Enable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
-    """Reset a scanner's breaker, forget its answers, probe it or run it: why."""
+    """Reset a scanner's or a provider's breaker, forget a scanner's answers, probe it or run it: why."""
 
     reason: Reason
 
@@ -116,6 +118,10 @@ class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class UnknownScanner(ConfigError, LookupError):
     """There is no scanner of this name."""
+
+
+class UnknownProvider(ConfigError, LookupError):
+    """There is no provider of this name."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -262,6 +268,19 @@ class Control:
             raise ConfigError(f"run {name}: it is {state.state} and would be turned away; probe or enable it first")
         self._runner.note(name, "run", reason=reason, who=who)
         run(name)
+
+    def reset_provider(self, name: str, *, reason: str, who: str) -> ProviderState:
+        """Close a provider's breaker and end its hold; return the provider as it stands then.
+
+        Raises:
+            UnknownProvider: there is no such provider.
+        """
+        if name not in {each.provider for each in self._runner.providers()}:
+            known = [each.provider for each in self._runner.providers()]
+            raise UnknownProvider(no_provider(readable(name[:MAX_PROVIDER]), known))
+        reason, who = without_known(reason), without_known(who) or WHO
+        self._runner.reset(provider=name, reason=reason, who=who)
+        return next(each for each in self._runner.providers() if each.provider == name)
 
     def alerts(self, body: object) -> Counts:
         """Act on a webhook's decoded body; an alert that cannot be read costs no other.

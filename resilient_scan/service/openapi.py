@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan import __version__
+from resilient_scan.layers.limit import ProviderState
 from resilient_scan.service.alerts import Webhook, WebhookAlert
 from resilient_scan.service.bounds import BOUNDS, JSON, Error
 from resilient_scan.service.control import (
@@ -39,6 +40,7 @@ _BODIES = (
     Error,
     Health,
     Order,
+    ProviderState,
     ScannerDetails,
     Scanners,
     Webhook,
@@ -57,6 +59,13 @@ _NAME: Json = {
     "required": True,
     "description": "A scanner's name.",
     "schema": {"type": "string", "pattern": f"^[a-z0-9_.-]{{1,{MAX_NAME}}}$"},
+}
+_PROVIDER: Json = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "A provider's name; a host and its port, if no scanner's options name it.",
+    "schema": {"type": "string", "minLength": 1},
 }
 _LIMIT: Json = {
     "name": "limit",
@@ -184,6 +193,14 @@ _CHANGES: Json = {
         ScannerDetails,
         **_NAMED,
         status=202,
+    ),
+    "/providers/{name}/reset": _post(
+        "Close a provider's breaker and end its hold.",
+        Order,
+        "The provider as it is now.",
+        ProviderState,
+        errors={404: "No such provider.", **_STORE},
+        parameters=[_PROVIDER],
     ),
     "/alerts": _post(
         "Alerts of Alertmanager (webhook version 4) or Grafana (version 1).",

@@ -53,7 +53,9 @@ def merged(below: Tables, above: Tables) -> Tables:
         options[section] = {**options.get(section, {}), **settings}
     for name, new in above.providers.items():
         provider = providers.get(name, ProviderTable(new.name, ()))
-        begins, numbers = (*provider.begins, *new.begins), {**provider.numbers, **new.numbers}
+        begins = (*provider.begins, *new.begins)
+        over = {key: number.over(provider.numbers.get(key)) for key, number in new.numbers.items()}
+        numbers = {**provider.numbers, **over}
         providers[name] = ProviderTable(provider.name, begins, numbers)
     for name, table in above.scanners.items():
         scanner = scanners.get(name, ScannerTable())

@@ -53,11 +53,24 @@ class Setting(msgspec.Struct, frozen=True):
         value: in the option's form.
         place: `scan.toml:7`, a variable's name, `built-in`, `decorator`...
         path: the keys that lead to it in its source; empty if it has no source.
+        named: the fields that its table names, if the value is an option object.
     """
 
     value: Any
     place: str
     path: Path = ()
+    named: tuple[str, ...] = ()
+
+    def over(self, below: Setting | None) -> Setting:
+        """Return what holds where another source says something else: of an option object, each field by itself.
+
+        Raises:
+            ConfigError: the fields of the two do not fit together.
+        """
+        if below is None or not self.named or type(below.value) is not type(self.value):
+            return self
+        fields = {name: getattr(self.value, name) for name in self.named}
+        return msgspec.structs.replace(self, value=msgspec.structs.replace(below.value, **fields))
 
     @property
     def is_of_file(self) -> bool:
@@ -334,7 +347,8 @@ def _fields(
         if fault := own_fault(kind, key, converted):
             source.fail(here, in_place(fault, kind, path))
         else:
-            settings[key] = source.setting(here, converted)
+            named = tuple(as_table(value)) if isinstance(converted, Option) else ()
+            settings[key] = msgspec.structs.replace(source.setting(here, converted), named=named)
     return settings
 
 

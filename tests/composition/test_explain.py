@@ -15,6 +15,7 @@ from resilient_scan import (
     Limit,
     Policy,
     Retry,
+    RetryAfter,
     ScanRunner,
     Timeout,
     scanner,
@@ -297,6 +298,43 @@ def test_a_provider_without_a_place():
     assert "attempts of all its scanners under way: 1 of 1; in its queue: 1" in text
 
 
+def test_a_provider_that_is_down():
+    clock = FakeClock(start=1_800_000_000)
+    policy = Policy(cache=None, retry=None, breaker=Breaker(failures=2, open_for=60))
+    feeds = [broken(f"feed_{n}", ConnectionError("refused"), limit=Limit("acme")) for n in range(2)]
+    with runner_of(*feeds, clock=clock, policy=policy, concurrent=False, order="given") as runner:
+        assert "its breaker is closed; it has feed_0, feed_1" in says(runner, "feed_0")
+        runner.run(STATE)
+        clock.advance(40)
+        answer, status, ((layer, why, way_out),) = verdict(runner, "feed_0")
+        text = says(runner, "feed_0")
+        clock.advance(20)
+        assert verdict(runner, "feed_0")[0] == "yes"
+    assert (answer, status, layer) == ("no", "rejected", "provider")
+    assert why == "provider acme: down since 08:00:00, tried by feed_1, next trial in 20 s"
+    assert way_out == (
+        "wait 20s: then one of its scanners makes a trial; or runner.reset(provider='acme'), "
+        "`resilient-scan reset --provider acme --reason WHY`"
+    )
+    assert "its breaker is open: provider acme: down since 08:00:00" in text
+    assert "closed, 0 failures in a row" in text  # its own breaker has nothing to do with it
+
+
+@pytest.mark.parametrize(("seconds", "answer", "status"), [(20, "waits", ""), (90, "no", "rejected")])
+def test_a_provider_that_asked_to_be_left_alone(seconds, answer, status):
+    clock = FakeClock(start=1_800_000_000)
+    feed = flapping("feed", [RetryAfter(seconds)], limit=Limit("acme", concurrency=2))
+    with runner_of(feed, clock=clock, policy=Policy(cache=None, retry=None)) as runner:
+        runner.run(STATE)
+        said = verdict(runner, "feed")
+    assert said[:2] == (answer, status)
+    assert [reason[0] for reason in said[2]] == ["provider"]
+    assert (
+        f"provider acme asked to be left alone until 08:0{seconds // 60}:{seconds % 60}, in {seconds} s"
+        == said[2][0][1]
+    )
+
+
 def test_all_workers_busy():
     clock = FakeClock()
     with runner_of(polite("feed", 3600, **ONE_ATTEMPT), healthy("movers"), clock=clock, max_workers=1) as runner:
@@ -341,7 +379,7 @@ def test_numbers_of_a_provider_name_the_scanner_that_set_them(clock):
     with runner_of(first, healthy("second", limit=Limit("finnhub")), clock=clock) as runner:
         text = says(runner, "second")
     assert "all scanners of provider finnhub share 4 attempts at a time" in text
-    assert "[another scanner of finnhub] rate=none, concurrency=4" in text
+    assert "[another scanner of finnhub] rate=none, concurrency=4, breaker=the scanners' own" in text
 
 
 def test_values_of_settings_are_not_shown(clock):

@@ -38,7 +38,7 @@ METHODS = {
     "sleep",
     "ScanRunner": "abandoned arun audit breaker close disable enable explain flights forget from_config history names "
     "not_configured "
-    "probe reset run scanners stream",
+    "probe providers reset run scanners stream",
     "Settings": "check effective runner",
 }
 PATHS = {
@@ -81,5 +81,6 @@ def test_run_and_explain_keep_their_arguments() -> None:
     assert list(inspect.signature(runner.explain).parameters) == ["self", "name", "trace"]
     assert list(inspect.signature(runner.disable).parameters)[:4] == ["self", "name", "reason", "duration"]
     assert list(inspect.signature(runner.enable).parameters)[:4] == ["self", "name", "reason", "duration"]
-    for order in (runner.reset, runner.forget, runner.probe):
+    assert list(inspect.signature(runner.reset).parameters) == ["self", "name", "provider", "reason", "who"]
+    for order in (runner.forget, runner.probe):
         assert list(inspect.signature(order).parameters)[:3] == ["self", "name", "reason"]

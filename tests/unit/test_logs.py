@@ -31,6 +31,7 @@ from resilient_scan.events import (
     HeartbeatSeen,
     LateCompletion,
     ListenerLate,
+    ProviderChanged,
     RetryBudgetExhausted,
     RunEnded,
     RunStarted,
@@ -98,6 +99,12 @@ def lines(event: Event, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str
         (BreakerChanged("one", "half_open", "open", 107.256), WARNING, "one: breaker open for 107s"),
         (BreakerChanged("one", "open", "half_open", None), INFO, "one: breaker half-open"),
         (BreakerChanged("one", "half_open", "closed", None), INFO, "one: breaker closed"),
+        (
+            ProviderChanged("acme", "closed", "open", 60.0, "one"),
+            WARNING,
+            "provider acme: breaker open for 60s, tried last by one",
+        ),
+        (ProviderChanged("acme", "open", "half_open", None, "one"), INFO, "provider acme: breaker half-open"),
         (
             ScannerStateChanged("one", "enabled", "disabled", "hand", "quota used up", 5.0, 0.0),
             WARNING,

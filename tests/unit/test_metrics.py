@@ -15,6 +15,7 @@ from resilient_scan import (
     Breaker,
     Cache,
     Candidate,
+    Limit,
     Policy,
     PrometheusMetrics,
     Retry,
@@ -66,6 +67,8 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_cache_requests": ("counter", (S, "result")),
     "resilient_scan_breaker_state": ("gauge", (S, "state")),
     "resilient_scan_breaker_transitions": ("counter", (S, "to")),
+    "resilient_scan_provider_state": ("gauge", ("provider", "state")),
+    "resilient_scan_scanner_info": ("gauge", (S, P, "provider")),
     "resilient_scan_scanner_state": ("gauge", (S, "state")),
     "resilient_scan_scanner_transitions": ("counter", (S, "to", "source")),
     "resilient_scan_probes": ("counter", (S, "outcome")),
@@ -176,7 +179,8 @@ def test_what_ratios_are_made_of_is_there_before_the_first_scan(registry: Collec
 
 
 def test_names_types_and_labels_are_those_of_the_documentation(registry: CollectorRegistry) -> None:
-    with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
+    one = broken("one", retry=None, limit=Limit("acme"))
+    with ScanRunner([one], listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})
         for event in (*SERVING, *RARE):
             runner.tell(event)
@@ -193,12 +197,13 @@ def test_names_types_and_labels_are_those_of_the_documentation(registry: Collect
 
 def test_the_list_of_metrics_says_what_is_exported(registry: CollectorRegistry) -> None:
     """The reference, dashboards and alert rules are held against the list, so the list is held against a scrape."""
-    with ScanRunner([broken("one", retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
+    one = broken("one", retry=None, limit=Limit("acme"))
+    with ScanRunner([one], listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})
         for event in (*SERVING, *RARE):
             runner.tell(event)
     listed = {
-        family.name.removesuffix("_total").removesuffix("_info"): (family.type, family.labels, family.help)
+        family.name.removesuffix("_total").replace("build_info", "build"): (family.type, family.labels, family.help)
         for family in listed_families()
     }
     assert {name: (kind, labels) for name, (kind, labels, _) in listed.items()} == DOCUMENTED

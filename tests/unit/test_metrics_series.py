@@ -15,14 +15,18 @@ from resilient_scan import (
     Breaker,
     Cache,
     Candidate,
+    Limit,
     Policy,
     PrometheusMetrics,
+    RetryAfter,
+    ScanContext,
     ScanRunner,
     Status,
     Timeout,
     __version__,
     scanner,
 )
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.events import (
     AlertReceived,
     AlertsServed,
@@ -47,9 +51,10 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
 )
+from resilient_scan.http import Client
 from resilient_scan.observe.metrics import catalogue, collectors, counts, families
 from resilient_scan.results import ErrorInfo
-from resilient_scan.testing import FakeClock, broken, hanging, healthy
+from resilient_scan.testing import FakeClock, broken, flapping, hanging, healthy
 from tests.support.metrics import value
 from tests.support.results import result
 
@@ -555,3 +560,52 @@ def test_names_of_the_list_are_those_that_promql_needs() -> None:
         "resilient_scan_queue_wait_seconds_sum",
         "resilient_scan_queue_wait_seconds_count",
     )
+
+
+def test_the_state_of_a_provider_is_read_at_the_scrape(registry: CollectorRegistry) -> None:
+    def states() -> dict[str, float]:
+        return {
+            state: value(registry, "provider_state", provider="acme", state=state)
+            for state in ("closed", "open", "half_open", "held")
+        }
+
+    clock = FakeClock()
+    down, told = ConnectionError("refused"), RetryAfter(30)
+    one = flapping("one", [told, down, down, []], limit=Limit("acme"))
+    policy = Policy(cache=None, retry=None, breaker=Breaker(failures=2, open_for=10))
+    with ScanRunner([one], policy=policy, clock=clock, listeners=(PrometheusMetrics(registry),)) as runner:
+        assert states() == {"closed": 1, "open": 0, "half_open": 0, "held": 0}
+        runner.run({})
+        assert states() == {"closed": 0, "open": 0, "half_open": 0, "held": 1}
+        clock.advance(30)
+        assert states() == {"closed": 1, "open": 0, "half_open": 0, "held": 0}
+        runner.run({})
+        runner.run({})
+        assert states() == {"closed": 0, "open": 1, "half_open": 0, "held": 0}
+    assert set(states().values()) == {0}  # the runner is closed
+
+
+def test_a_scanners_provider_is_known_once_it_has_called_a_host(registry: CollectorRegistry) -> None:
+    def infos() -> set[tuple[str, str, str]]:
+        (family,) = [each for each in registry.collect() if each.name == "resilient_scan_scanner_info"]
+        assert {sample.value for sample in family.samples} == {1}
+        return {(each.labels["scanner"], each.labels["pipeline"], each.labels["provider"]) for each in family.samples}
+
+    with LoopbackServer(lambda _path, _query: (200, {}, b"{}")) as server:
+        client = Client(server.url)
+
+        @scanner(pipeline="edge")
+        def calls(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            client.get("/", context=context)
+            return []
+
+        named = healthy("named", limit=Limit("acme"))
+        with ScanRunner([calls, named], policy=BARE, listeners=(PrometheusMetrics(registry),)) as runner:
+            assert infos() == {("calls", "edge", ""), ("named", "test", "acme")}
+            runner.run({})
+            assert infos() == {("calls", "edge", ""), ("named", "test", "acme")}  # without a breaker, no provider
+        policy = Policy(cache=None)
+        with ScanRunner([calls, named], policy=policy, listeners=(PrometheusMetrics(registry),)) as runner:
+            runner.run({})
+            assert infos() == {("calls", "edge", server.url.partition("://")[2]), ("named", "test", "acme")}
+        client.close()

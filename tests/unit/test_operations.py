@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, ConfigError, ControlService, Policy, Quarantine, ScanRunner
+from resilient_scan import Breaker, ConfigError, ControlService, Policy, Quarantine, ScanContext, ScanRunner, scanner
 from resilient_scan.cli import client as asking
 from resilient_scan.cli import main as cli
+from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.cli.serve import caught_signals, first
+from resilient_scan.http import Client
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import broken, healthy
 from tests.support.settings import write_settings
@@ -183,6 +185,33 @@ def test_without_a_service_what_went_wrong_is_undone_in_the_store(config: Path, 
         assert {entry.who for entry in runner.audit() if entry.action} == {WHO}
 
 
+def test_without_a_service_a_provider_is_reset_in_the_store(config: Path, say: Say) -> None:
+    """It is a host that another process has called: here, nobody has."""
+    with LoopbackServer(lambda _path, _query: (503, {}, b"")) as server:
+        client, host = Client(server.url), server.url.partition("://")[2]
+
+        @scanner(pipeline="test")
+        def calls(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            client.get("/", context=context)
+            return []
+
+        policy = Policy(retry=None, cache=None, breaker=Breaker(failures=1, open_for=600))
+        with ScanRunner([calls], policy=policy, store=load_settings(config).store, listeners=()) as runner:
+            runner.run()
+            assert runner.run().results["calls"].status == "rejected"
+            said = say("reset", "--provider", host, "--reason", "up", "--config", config)
+            assert said == f"the breaker of provider {host} is closed in sqlite:///{config.parent / 'state.db'}\n"
+            assert runner.run().results["calls"].status == "error"
+        client.close()
+    said = say("reset", "--provider", "nobody", "--reason", "up", "--config", config, code=2)
+    assert said.startswith("error: there is no provider 'nobody'; ")
+
+
+def test_a_provider_is_reset_in_the_service_that_runs(near: Path, service: ControlService, say: Say) -> None:
+    said = say("reset", "--provider", "acme", "--reason", "up", "--config", near, code=2)
+    assert "refuses: there is no provider 'acme'" in said
+
+
 def test_an_order_needs_no_keys(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FINNHUB_API_KEY", "ALPHA_VANTAGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -223,6 +252,8 @@ def test_an_unknown_scanner_and_one_that_is_switched_off(config: Path, say: Say)
         (["disable", "gap_up"], "Missing option '--reason'"),
         (["enable", "gap_up"], "Missing option '--reason'"),
         (["reset", "gap_up"], "Missing option '--reason'"),
+        (["reset", "--reason", "x"], "name either a scanner, or a provider with --provider"),
+        (["reset", "gap_up", "--provider", "acme", "--reason", "x"], "name either a scanner, or a provider"),
         (["forget", "gap_up"], "Missing option '--reason'"),
         (["probe", "gap_up"], "Missing option '--reason'"),
         (["enable", "gap_up", "--reason", "x", "--for", "0s"], "'0s' is not a duration above zero"),

@@ -101,6 +101,7 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
     table += [(Limit, "rate", value, rates, {"provider": "sec"}) for value in [{"a": 1}, (5,), (None,)]]
     table += [(Limit, "concurrency", value, WHOLE, {"provider": "sec"}) for value in NO_WHOLES if value is not None]
     table += [(Limit, "concurrency", value, ">= 1", {"provider": "sec"}) for value in (0, -1)]
+    table += [(Limit, "breaker", value, "a Breaker or None", {"provider": "sec"}) for value in (False, 3, {})]
     return table
 
 
@@ -182,7 +183,7 @@ def test_a_huge_number_is_a_wrong_value_like_any_other(build: Callable[[], objec
                 "minimum": 10,
             },
         ),
-        (Limit("sec"), {"provider": "sec", "rate": None, "concurrency": None}),
+        (Limit("sec"), {"provider": "sec", "rate": None, "concurrency": None, "breaker": msgspec.UNSET}),
         (Timeout(), {"total": 30, "attempt": None, "max_abandoned": 1}),
         (
             Quarantine(),

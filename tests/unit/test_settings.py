@@ -255,9 +255,34 @@ def test_an_error_names_file_line_and_the_fix(load: Any, text: str, message: str
     assert problem == message or (message.endswith((", ", "total =", '..."')) and message in problem)
 
 
+def test_a_providers_breaker_is_a_table_of_its_own(load: Any) -> None:
+    text = """
+    [providers.sec]
+    breaker = { failures = 3, open_for = "2m" }
+    [scanners.plain]
+    provider = "sec"
+    """
+    environ = {"RESILIENT_SCAN__PROVIDERS__SEC__BREAKER__FAILURES": "4"}
+    for variables, failures in (({}, 3), (environ, 4)):
+        limit = load(text, variables).effective([plain])["plain"].policy.limit
+        assert limit == Limit("sec", breaker=Breaker(failures=failures, open_for=120))
+    without = load('[providers.sec]\nbreaker = false\n[scanners.plain]\nprovider = "sec"')
+    assert without.effective([plain])["plain"].policy.limit == Limit("sec", breaker=None)
+    bare = load('[scanners.plain]\nprovider = "sec"')
+    assert bare.effective([plain])["plain"].policy.limit == Limit("sec")
+
+
+def test_a_providers_breaker_in_its_table_holds_for_scanners_that_give_numbers(load: Any) -> None:
+    text = '[providers.sec]\nbreaker = false\n[scanners.plain]\nlimit = { provider = "sec", concurrency = 2 }'
+    assert load(text).effective([plain])["plain"].policy.limit == Limit("sec", concurrency=2, breaker=None)
+
+
 WRONG_LIMITS = [
     ("[providers.sec]\nrates = 1", "2: unknown key providers.sec.rates; did you mean 'rate'?"),
-    ("[providers.sec]\nprovider = 'x'", "2: unknown key providers.sec.provider; the keys are rate, concurrency"),
+    (
+        "[providers.sec]\nprovider = 'x'",
+        "2: unknown key providers.sec.provider; the keys are rate, concurrency, breaker",
+    ),
     ("[providers]\nsec = 1", "2: providers.sec must be a table, got 1"),
     ("[providers.sec]\nrate = 60", "2: providers.sec.rate must be a text or a list of texts, got 60"),
     ("[providers.sec]\nconcurrency = 0", "2: providers.sec.concurrency must be >= 1, got 0"),
@@ -266,6 +291,22 @@ WRONG_LIMITS = [
         """2: providers.sec.rate must be a rate such as "60/min", "30/s" or "1000/10min", got '60'""",
     ),
     ("[defaults]\nlimit = { concurrency = 2 }", "2: defaults.limit.provider is missing"),
+    (
+        "[providers.sec]\nbreaker = 3",
+        "2: providers.sec.breaker must be a table, or false to leave it out, got 3",
+    ),
+    (
+        "[providers.sec]\nbreaker = { failuers = 3 }",
+        "2: providers.sec.breaker: unknown key failuers; did you mean 'failures'?",
+    ),
+    (
+        "[providers.sec]\nbreaker = { open_for = 'long' }",
+        """2: providers.sec.breaker: open_for must be a duration such as 300 or "5m\"""",
+    ),
+    (
+        "[providers.sec]\nbreaker = { failures = 0 }",
+        "2: providers.sec.breaker: breaker.failures must be >= 1, got 0",
+    ),
 ]
 
 
@@ -946,7 +987,7 @@ def test_whatever_a_file_says_is_right_or_reported(data: dict[str, Any]) -> None
 def test_every_field_of_every_option_can_be_set_to_its_default(load: Any, layer: str) -> None:
     """So that a field of a kind that the settings cannot read is noticed here."""
     for field in msgspec.structs.fields(LAYERS[layer]):
-        value = {"on": "['Exception']", "provider": "'x'"}.get(field.name, field.default)
+        value = {"on": "['Exception']", "provider": "'x'", "breaker": "{}"}.get(field.name, field.default)
         value = {None: "[]" if field.name == "inputs" else "0.5" if "float" in str(field.type) else "1"}.get(
             value, value
         )

@@ -6,8 +6,11 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 
+from msgspec import UNSET
+
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
+from resilient_scan.layers.breaker.provider import ProviderBreaker
 from resilient_scan.observe.explain.text import Layer, Number
 from resilient_scan.observe.logs import NOTABLE_LATENESS
 from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
@@ -60,15 +63,18 @@ def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> 
     own = policy.limit
     if limit is None or own is None or own == limit:
         return _numbers(policy, "limit", origins)
-    shared = {f"limit.{field}": f"another scanner of {limit.provider}" for field in ("rate", "concurrency")}
+    numbers = ("rate", "concurrency", "breaker")
+    shared = {f"limit.{field}": f"another scanner of {limit.provider}" for field in numbers}
     return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
 
 
 def _value(path: str, option: Option) -> str:
     field = path.partition(".")[2]
     value = getattr(option, field)
-    if value is None:
-        return _NONE.get(path, "none")
+    if value is None or value is UNSET:
+        return _NONE.get(path, "none") if value is None else "the scanners' own"
+    if isinstance(value, Breaker):
+        return f"{value.failures} failures, open for {exact(value.open_for)}"
     if field in durations(type(option)):
         return exact(value)
     if isinstance(value, tuple):
@@ -195,7 +201,7 @@ def _breaker(breaker: Breaker | None) -> str:
 
 def _limit(limit: Limit | None) -> str:
     if limit is None:
-        return "none: no provider's quota to keep"
+        return "none: no provider is named, and none has been called so far"
     rates = " and ".join(limit.rates)
     numbers = [f"{rates} requests"] if rates else []
     numbers += [f"{counted(limit.concurrency, 'attempt')} at a time"] if limit.concurrency is not None else []
@@ -275,6 +281,16 @@ def _provider(stack: Stack) -> Iterator[str]:
         most = provider.limit.concurrency
         of = "" if most is None else f" of {most}"
         yield f"attempts of all its scanners under way: {provider.taken}{of}; in its queue: {provider.waiting}"
+        if provider.breaker is not None:
+            yield _provider_breaker(provider.breaker)
+
+
+def _provider_breaker(breaker: ProviderBreaker) -> str:
+    """Say how a provider's breaker stands."""
+    names = ", ".join(sorted(breaker.scanners.copy()))
+    why = breaker.reason()
+    state = breaker.status.replace("_", "-")
+    return f"its breaker is {state}{f': {clean(why)}' if why else ''}; it has {names}"
 
 
 def _threads(stack: Stack) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from resilient_scan._text import brief, clean, counted, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.layers.breaker import CircuitBreaker
+from resilient_scan.layers.breaker.provider import HELD
 from resilient_scan.layers.cache import Entry
 from resilient_scan.observe.explain.layers import how_out, is_probe
 from resilient_scan.observe.explain.text import Hung, Reason, Verdict
@@ -24,7 +25,7 @@ def verdict_of(stack: Stack, state: ScannerState, hung: tuple[Hung, ...]) -> Ver
         return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)
     if is_probe(state):
         return _probe(state, [*_hung(stack, hung), *_pool(stack), *_provider(stack)])
-    found = [*_breaker(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
+    found = [*_breaker(stack), *_provider_down(stack), *_hung(stack, hung), *_pool(stack), *_provider(stack)]
     hindering = tuple(reason for weight, reason in found if weight == HINDERS)
     delaying = tuple(reason for weight, reason in found if weight == DELAYS)
     newest = None if stack.cache is None else stack.cache.newest()
@@ -204,6 +205,22 @@ def _pool(stack: Stack) -> Iterator[tuple[str, Reason]]:
             DELAYS,
             Reason("workers", "all of them are busy", "the scan begins when one is free; max_workers adds some"),
         )
+
+
+def _provider_down(stack: Stack) -> Iterator[tuple[str, Reason]]:
+    """Yield why the provider may not be called, and what would change that."""
+    breaker = None if stack.provider is None else stack.provider.breaker
+    why = "" if breaker is None else breaker.reason()
+    if breaker is None or not why:
+        return
+    name = breaker.provider
+    reset = f"runner.reset(provider={name!r}), `resilient-scan reset --provider {name} --reason WHY`"
+    if breaker.status == HELD:
+        weight = DELAYS if breaker.admits_by(stack.clock.monotonic() + stack.total) else HINDERS
+        yield weight, Reason("provider", clean(why), f"wait until then, as a scan does that has the time; or {reset}")
+    elif breaker.next_trial_in():
+        way_out = f"wait {span(breaker.next_trial_in())}: then one of its scanners makes a trial; or {reset}"
+        yield HINDERS, Reason("provider", clean(why), way_out)
 
 
 def _provider(stack: Stack) -> Iterator[tuple[str, Reason]]:

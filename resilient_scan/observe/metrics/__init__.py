@@ -188,6 +188,7 @@ class PrometheusMetrics:
         for scanner in event.scanners:
             self._metrics.watch(scanner)
         self._metrics.watch_load(event.load)
+        self._metrics.watch_providers(event.providers)
 
     def _run(self, event: RunEnded) -> None:
         answered = any(count for status, count in event.counts.items() if status.answered)

@@ -19,6 +19,7 @@ OUTCOMES = (SUCCESS, ERROR, TIMEOUT, CANCELLED)
 ATTEMPT_OUTCOMES = (SUCCESS, ERROR, TIMEOUT)
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 BREAKER_STATES = ("closed", "open", "half_open")
+PROVIDER_STATES = ("closed", "open", "half_open", "held")
 SCANNER_STATES = ("enabled", "quarantined", "probing", "disabled")
 STATE_CHANGES = (  # to, source
     ("enabled", "hand"),
@@ -181,6 +182,21 @@ _ALL = (
     ),
     _counter(
         "breaker_transitions_total", "Changes of a breaker's state.", "scanner", "to", closed=_each(BREAKER_STATES)
+    ),
+    _gauge(
+        "provider_state",
+        "State of a provider's breaker: 1 for the current one, 0 for the others.",
+        "provider",
+        "state",
+        closed=(),
+    ),
+    _gauge(
+        "scanner_info",
+        "A scanner's pipeline and provider, for joins: always 1.",
+        "scanner",
+        "pipeline",
+        "provider",
+        closed=(),
     ),
     _gauge(
         "scanner_state",

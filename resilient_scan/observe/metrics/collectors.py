@@ -18,6 +18,7 @@ from resilient_scan.events import Load, Registered
 from resilient_scan.observe.metrics.catalogue import (
     BREAKER_STATES,
     PREFIX,
+    PROVIDER_STATES,
     SCANNER_STATES,
     WORKER_STATES,
     families,
@@ -35,6 +36,7 @@ MAX_PENDING = 1 if MULTIPROCESS else 128
 """How many ends of scans, and how many other events, of one scanner may wait to be counted. With values in files none
 may: another process answers the scrape, and does not see what waits here."""
 WORST_BREAKER = ("open", "half_open", "closed")
+WORST_PROVIDER = ("open", "half_open", "held", "closed")
 WORST_STATE = ("disabled", "quarantined", "probing", "enabled")
 
 
@@ -58,6 +60,9 @@ class Metrics:
         self._waiting: list[PendingCounts] = []
         self._gauges: list[tuple[Child, Callable[[], float]]] = []
         self._loads: list[Callable[[], Load | None]] = []
+        self._providers: list[Callable[[], dict[str, str] | None]] = []
+        self._provider_states: dict[str, set[str]] = {}  # of all that were ever seen
+        self._infos: dict[tuple[str, str], str] = {}  # the provider that is exported for a scanner and its pipeline
         self.pending: dict[str, PendingCounts] = {}
         for name, family in self._families.items():
             if not family.optional and family.type != "info":
@@ -68,6 +73,8 @@ class Metrics:
             ("breaker_state", self._breakers),
             ("scanner_state", self._states),
             ("abandoned_threads", self._abandoned),
+            ("provider_state", self._provider_points),
+            ("scanner_info", self._info_points),
         ):
             if not MULTIPROCESS:
                 self._metrics[name].reading = reading
@@ -147,6 +154,46 @@ class Metrics:
             self._loads[:] = [each for each in self._loads if each() is not None]
             self._loads.append(load)
 
+    def watch_providers(self, providers: Callable[[], dict[str, str] | None]) -> None:
+        """Read from now on how a runner's providers stand."""
+        with self._lock:
+            self._providers[:] = [each for each in self._providers if each() is not None]
+            self._providers.append(providers)
+            for _ in (*self._provider_points(), *self._info_points()):
+                pass
+
+    def _provider_points(self) -> Iterator[Point]:
+        """Return how each provider stands; hosts become providers as scanners call them."""
+        with self._lock:
+            for read in self._providers:
+                for name, state in (read() or {}).items():
+                    self._provider_states.setdefault(name, set()).add(state)
+            worst = {}
+            for name, seen in self._provider_states.items():
+                worst[name] = next((state for state in WORST_PROVIDER if state in seen), "")
+                seen.clear()
+        for name, state in worst.items():
+            yield from _one_of(name, PROVIDER_STATES, state)
+
+    def _info_points(self) -> Iterator[Point]:
+        """Return each scanner's provider; a scanner whose options name none has one once it has called a host."""
+        for pending in tuple(self.pending.values()):
+            for each in tuple(pending.live):
+                if each.state() is not None:
+                    self._infos[each.name, each.pipeline] = each.provider()
+        for (name, pipeline), provider in tuple(self._infos.items()):
+            yield (name, pipeline, provider), ONE
+
+    def _write_points(self) -> None:
+        """Write what stands in the points, where values are kept in files; a series cannot be removed there."""
+        known = {(*key, provider) for key, provider in self._infos.items()}
+        for name, points in (("provider_state", self._provider_points), ("scanner_info", self._info_points)):
+            for labels, (sample, *_) in points():
+                self.child(name, *labels).set(sample.value)
+                known.discard(labels)  # type: ignore[arg-type]
+        for labels in known:
+            self.child("scanner_info", *labels).set(0)
+
     def _load(self) -> Load:
         loads = [load for read in tuple(self._loads) if (load := read()) is not None]
         return Load(**{field: sum(getattr(load, field) for load in loads) for field in Load.__struct_fields__})
@@ -191,6 +238,7 @@ class Metrics:
         with self._lock:
             for child, read in self._gauges:
                 child.set(read())
+            self._write_points()
 
     # counting
 
@@ -246,6 +294,7 @@ class Metrics:
         for metric in self._metrics.values():
             if isinstance(metric, OnDemand):
                 metric.forget()
+        self._providers.clear()
         for pending in self.pending.values():
             pending.live.clear()
             if MULTIPROCESS:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, Cache, Policy, Quarantine
+from resilient_scan import Breaker, Cache, Limit, Policy, Quarantine
 from resilient_scan.quarantine import Alert
 from resilient_scan.service.bounds import SAFE
 from resilient_scan.testing import FakeClock, broken, flapping, healthy
@@ -153,6 +153,33 @@ def test_an_open_breaker_is_reset_and_given_a_trial(serve: Serve) -> None:
     served.runner.run()
     served.post("/scanners/alpha/enable", {"reason": "up again"})
     assert served.runner.run().results["alpha"].status == "completed"
+
+
+def test_a_provider_that_is_down_is_reset(serve: Serve) -> None:
+    clock = FakeClock(start=1_800_000_000)
+    policy = Policy(retry=None, cache=None, breaker=Breaker(failures=1, open_for=600))
+    source = flapping("alpha", [ConnectionError("refused"), []], limit=Limit("acme/eu"))
+    served = serve(source, policy=policy, clock=clock)
+    served.runner.run()
+    assert served.runner.run().results["alpha"].status == "rejected"
+    answer = served.post("/providers/acme/eu/reset", {"reason": "it is back"}, BASIC).json
+    assert answer == {
+        "provider": "acme/eu",
+        "state": "closed",
+        "reason": "",
+        "scanners": ["alpha"],
+        "taken": 0,
+        "waiting": 0,
+    }
+    assert served.runner.run().results["alpha"].status == "completed"
+    (entry,) = served.get("/audit").json["entries"]
+    assert (entry["scanner"], entry["action"], entry["who"]) == ("provider acme/eu", "reset", "anna (control endpoint)")
+    assert served.post("/providers/acmee/reset", {"reason": "x"}).error == (
+        *(404, "unknown_provider"),
+        "there is no provider 'acmee'; did you mean 'acme/eu'?",
+    )
+    assert served.post("/providers/acme/eu/reset", {"reason": " "}).status == 422
+    assert served.post("/providers/acme/eu/reset", {"reason": "x"}, {}).status == 401
 
 
 def test_cached_answers_are_forgotten(serve: Serve) -> None:
