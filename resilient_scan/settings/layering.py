@@ -54,8 +54,8 @@ def merged(below: Tables, above: Tables) -> Tables:
     for name, new in above.providers.items():
         provider = providers.get(name, ProviderTable(new.name, ()))
         begins = (*provider.begins, *new.begins)
-        over = {key: number.over(provider.numbers.get(key)) for key, number in new.numbers.items()}
-        numbers = {**provider.numbers, **over}
+        said = {key: number.over(provider.numbers.get(key)) for key, number in new.numbers.items()}
+        numbers = {**provider.numbers, **said}
         providers[name] = ProviderTable(provider.name, begins, numbers)
     for name, table in above.scanners.items():
         scanner = scanners.get(name, ScannerTable())
