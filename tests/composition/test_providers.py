@@ -732,6 +732,39 @@ def test_a_hold_reaches_other_processes(fleet: Fleet, bare: Bare, tmp_path: Path
     assert statuses(one.run(only=["two"])) == [Status.COMPLETED]
 
 
+def test_a_trial_of_a_process_that_is_gone_blocks_nobody_for_long(
+    fleet: Fleet, bare: Bare, background: Background, release: threading.Event, tmp_path: Path
+) -> None:
+    """It was killed amid its trial, so it never votes: its slot is another's after `open_for`."""
+    clock, begun, down = FakeClock(), threading.Event(), [True]
+
+    @scanner(pipeline="test", limit=ACME)
+    def held(_state: dict[str, Any]) -> list[Any]:
+        if down[0]:
+            raise DOWN
+        begun.set()
+        release.wait()
+        return A
+
+    options: dict[str, Any] = {
+        "policy": bare(breaker=Breaker(failures=1, open_for=10), timeout=Timeout(total=1000)),
+        "store": f"sqlite:///{tmp_path}/state.db",
+        "clock": clock,
+    }
+    killed, alive = fleet(held, **options), fleet(Source().scanner("held"), **options)
+    killed.run()
+    down[0] = False
+    clock.advance(10)
+    background(killed.run)
+    assert begun.wait(5)
+    assert error_of(alive.run(), "held").endswith("held is trying it now")
+    clock.advance(9)
+    assert statuses(alive.run()) == [Status.REJECTED]
+    clock.advance(1)
+    assert statuses(alive.run()) == [Status.COMPLETED]
+    assert state_of(alive) == "closed"
+
+
 # what it leaves alone
 
 

@@ -18,7 +18,7 @@ from resilient_scan.events import AttemptEnded, ExecutionEnded
 from resilient_scan.http import Client
 from resilient_scan.testing import FakeClock, Recorder
 from tests.support.fixtures import Bare, Fleet
-from tests.support.http import hang, raw_server, read_request, say
+from tests.support.http import hang, no_such_host, raw_server, read_request, say
 from tests.support.results import statuses
 
 NAMES = ("gap_up", "gap_down", "movers", "volume", "news", "filings")
@@ -32,6 +32,7 @@ def _no_proxy_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    no_such_host(monkeypatch)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,18 @@ def resolve(monkeypatch: pytest.MonkeyPatch, name: str, addresses: Sequence[str]
     def looked_up(host: str, port: int, *arguments: object, **options: object) -> list[object]:
         places = addresses if host == name else [host]
         return [found for place in places for found in real(place, port, *arguments, **options)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+
+
+def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let names that end in `.invalid` be unknown at once: the machine's own resolver may take its time."""
+    real = socket.getaddrinfo
+
+    def looked_up(host: Any, *arguments: object, **options: object) -> Any:
+        if str(host).endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
 

@@ -1,0 +1,212 @@
+"""Which exceptions say that the way to a provider broke down: those of real libraries, at real servers."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import httpx
+import pytest
+
+from resilient_scan import PermanentError, RetryAfter, ScanCancelled, ScanTimeout
+from resilient_scan.http import TransientError
+from resilient_scan.layers.blame import is_of_way
+from tests.support.http import black_holes, hang, no_such_host, raw_server, read_request, say
+
+Fetch = Callable[[str], object]
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+NONSENSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+TIMEOUT = 0.2
+
+
+@contextmanager
+def refused() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def tls_garbage() -> Iterator[str]:
+    def garbage(connection: socket.socket, _over: threading.Event) -> None:
+        connection.recv(4096)
+        connection.sendall(b"this is not TLS, and never was\r\n" * 4)
+
+    with raw_server(garbage) as url:
+        yield url.replace("http:", "https:")
+
+
+def dropped(connection: socket.socket, _over: threading.Event) -> None:
+    read_request(connection)
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    with black_holes(1) as ((address,), port):
+        yield f"http://{address}:{port}"
+
+
+def by_httpx(url: str) -> object:
+    answer = httpx.get(url, timeout=TIMEOUT, trust_env=False)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def by_urllib(url: str) -> object:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=TIMEOUT) as answer:
+        return answer.read()
+
+
+def by_requests(url: str) -> object:
+    requests = pytest.importorskip("requests")
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.get(url, timeout=TIMEOUT)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def by_urllib3(url: str) -> object:
+    urllib3 = pytest.importorskip("urllib3")
+    with urllib3.PoolManager(retries=False) as pool:
+        return pool.request("GET", url, timeout=TIMEOUT)
+
+
+def by_urllib3_with_retries(url: str) -> object:
+    urllib3 = pytest.importorskip("urllib3")
+    with urllib3.PoolManager(retries=1) as pool:
+        return pool.request("GET", url, timeout=TIMEOUT)
+
+
+LIBRARIES: list[Fetch] = [by_httpx, by_urllib, by_requests, by_urllib3, by_urllib3_with_retries]
+BROKEN: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "nobody listens": refused,
+    "no such host": lambda: nullcontext("http://no-such-host.invalid"),
+    "dropped before the answer": lambda: raw_server(dropped),
+    "dropped in the middle of a body": lambda: raw_server(say(CUT)),
+    "dropped in the middle of a chunk": lambda: raw_server(say(CHUNKED)),
+    "TLS garbage": tls_garbage,
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_such_host(monkeypatch)
+
+
+def failure_of(fetch: Fetch, url: str) -> BaseException:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each library has its own
+        fetch(url)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("fetch", LIBRARIES)
+def test_a_way_that_broke_down_is_recognised_whoever_reports_it(fetch: Fetch, kind: str) -> None:
+    with BROKEN[kind]() as url:
+        failure = failure_of(fetch, url)
+    assert is_of_way(failure), repr(failure)
+
+
+@pytest.mark.parametrize("fetch", [by_httpx, by_requests, by_urllib3])
+def test_so_is_a_host_that_takes_no_connection(fetch: Fetch) -> None:
+    with black_hole() as url:
+        failure = failure_of(fetch, url)
+    assert is_of_way(failure), repr(failure)
+
+
+@pytest.mark.parametrize("fetch", LIBRARIES)
+def test_a_host_that_accepts_and_then_hangs_is_not(fetch: Fetch) -> None:
+    with raw_server(hang) as url:
+        failure = failure_of(fetch, url)
+    assert not is_of_way(failure), repr(failure)
+
+
+@pytest.mark.parametrize("answer", [UNAVAILABLE, NONSENSE])
+@pytest.mark.parametrize("fetch", [by_httpx, by_requests])
+def test_an_answer_is_not_whatever_it_says(fetch: Fetch, answer: bytes) -> None:
+    """A 503 counts through our own client only: nobody else says so in a way that we would know."""
+    with raw_server(say(answer)) as url:
+        failure = failure_of(fetch, url)
+    assert not is_of_way(failure), repr(failure)
+
+
+def test_a_body_that_dripped_for_too_long_is_not() -> None:
+    """requests reports that as a ConnectionError."""
+    requests = pytest.importorskip("requests")
+
+    def drips(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(CUT)
+        over.wait()
+
+    with raw_server(drips) as url:
+        failure = failure_of(by_requests, url)
+    assert isinstance(failure, requests.ConnectionError)
+    assert not is_of_way(failure)
+
+
+class Own(ConnectionError):
+    """A scanner's."""
+
+
+class Odd(Exception):
+    __module__ = None  # type: ignore[assignment]
+
+
+def of_a_provider(error: Any) -> Any:
+    error.provider = "127.0.0.1:80"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionRefusedError(), True),
+        (BrokenPipeError(), True),
+        (Own(), True),
+        (socket.gaierror(-2, "Name or service not known"), True),
+        (ssl.SSLError("handshake"), True),
+        (ssl.SSLCertVerificationError("expired"), True),
+        (http.client.IncompleteRead(b"abc"), True),
+        (http.client.RemoteDisconnected(), True),
+        (urllib.error.URLError(ConnectionResetError()), True),
+        (urllib.error.URLError(urllib.error.URLError(ssl.SSLError())), True),
+        (of_a_provider(TransientError("HTTP 503")), True),
+        (of_a_provider(RetryAfter(5)), True),
+        (of_a_provider(PermanentError("a rejected certificate")), True),
+        (urllib.error.URLError("unknown url type"), False),
+        (urllib.error.URLError(TimeoutError()), False),
+        (OSError(101, "Network is unreachable"), False),
+        (OSError(24, "Too many open files"), False),
+        (TimeoutError(), False),
+        (ScanTimeout("timeout", by_clock=True), False),
+        (ScanCancelled(), False),
+        (TransientError("HTTP 500"), False),
+        (RetryAfter(5), False),
+        (PermanentError("bad key"), False),
+        (http.client.BadStatusLine("x"), False),
+        (ValueError("no JSON"), False),
+        (Odd(), False),
+        (SystemExit(1), False),
+    ],
+    ids=repr,
+)
+def test_what_is_the_ways_fault(error: BaseException, expected: bool) -> None:
+    assert is_of_way(error) is expected
+
+
+def test_reasons_that_lead_nowhere_end() -> None:
+    error = urllib.error.URLError("x")
+    error.reason = error  # type: ignore[assignment]
+    assert not is_of_way(error)
