@@ -164,6 +164,28 @@ def limit() -> Picture:
 
 
 @_picture
+def provider() -> Picture:
+    """Draw whose failures go to a provider's breaker, and whose do not."""
+    picture = Picture(900, 264, "Failures of the way go to the provider's breaker, which all of its scanners share.")
+    for row, name in enumerate(("gap_up", "movers", "your_scanner")):
+        picture.box((24, 40 + 64 * row), (150, 44), name, fill=PLAIN, mono=True)
+        picture.arrow((174, 62 + 64 * row), (248, 126))
+    picture.box((250, 84), (190, 84), "provider's breaker", ("one for all of them;", "one makes the trial"), fill=AMBER)
+    picture.arrow((440, 126), (528, 126), label="the way", at=(484, 116))
+    picture.box((530, 84), (140, 84), "provider", ("acme",), fill=GREEN)
+    picture.arrow((670, 126), (748, 126), label="answers", at=(709, 116))
+    picture.box((750, 84), (126, 84), "scanner", ("reads them",), fill=BLUE)
+    picture.text((410, 196), "refused, dropped, TLS, 502 to 504:", size=12, colour=QUIET)
+    picture.text((410, 212), "counts for the provider", size=12, colour=QUIET)
+    picture.text((680, 196), "4xx, 500, parse errors, timeouts:", size=12, colour=QUIET)
+    picture.text((680, 212), "counts for the scanner", size=12, colour=QUIET)
+    picture.arrow((345, 168), (345, 236), (262, 236))
+    picture.pill((216, 236), "rejected", fill=RED)
+    picture.text((24, 240), "while it is down: stale, or", size=12, colour=QUIET)
+    return picture
+
+
+@_picture
 def quarantine() -> Picture:
     """Draw the states of a scanner."""
     picture = Picture(900, 290, "Alerts quarantine a scanner; probes bring it back; orders take precedence.")

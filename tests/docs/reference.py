@@ -167,6 +167,8 @@ def shown(value: object) -> str:
     """Return a default as a reader would write it in Python."""
     if value is msgspec.NODEFAULT:
         return "required"
+    if value is msgspec.UNSET:
+        return "not given"
     if isinstance(value, tuple):
         return "(" + "".join(f"{getattr(item, '__name__', item)}," for item in value) + ")"
     return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from random import Random
 from typing import Any
@@ -62,7 +63,7 @@ def test_of_all_scanners_that_come_at_once_one_makes_the_trial(crew: Crew) -> No
             assert breaker._count(permit, name, contexts[name])
         assert breaker.state == "open"
     changes = [(event.old, event.new) for event in recorder.events_seen if isinstance(event, ProviderChanged)]
-    assert all(before[1] == after[0] for before, after in zip(changes, changes[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(changes))
 
 
 class Weather:
