@@ -238,7 +238,7 @@ def test_while_it_is_down_a_scan_is_rejected_and_says_who_tried_and_when_the_nex
 
 
 def test_exactly_one_scanner_makes_the_trial(
-    source: Source, fleet: Fleet, bare: Bare, background: Background, release: threading.Event
+    source: Source, fleet: Fleet, bare: Bare, background: Background, eventually: Eventually, release: threading.Event
 ) -> None:
     clock, begun = FakeClock(), threading.Event()
     inside: list[str] = []
@@ -260,13 +260,16 @@ def test_exactly_one_scanner_makes_the_trial(
     runner.run()
     clock.advance(60)
     source.down = None
-    run = background(runner.run)
+    ended: list[Status] = []
+    run = background(lambda: ended.extend(result.status for result in runner.stream()))
     assert begun.wait(5)
+    eventually(lambda: len(ended) == 5)
     second = runner.run()
     assert statuses(second) == [Status.REJECTED] * 6
     assert {error_of(second, name).rpartition(", ")[2] for name in NAMES} == {f"{inside[0]} is trying it now"}
     release.set()
-    assert sorted(statuses(run.result(5))) == [Status.COMPLETED, *[Status.REJECTED] * 5]
+    run.result(5)
+    assert sorted(ended) == [Status.COMPLETED, *[Status.REJECTED] * 5]
     assert len(inside) == 1
     assert statuses(runner.run()) == [Status.COMPLETED] * 6
 
