@@ -217,7 +217,8 @@ def test_its_options_are_its_own_or_those_of_its_first_scanner_that_has_a_breake
 def test_while_it_is_down_a_scan_is_rejected_and_says_who_tried_and_when_the_next_one_will(
     source: Source, fleet: Fleet, bare: Bare
 ) -> None:
-    clock = FakeClock(start=1_800_000_000)  # 08:00:00 UTC
+    clock = FakeClock(start=1_800_000_000 - 600)
+    clock.advance(600)  # 08:00:00 UTC
     source.down = DOWN
     runner = fleet(
         *map(source.scanner, NAMES[:3]),

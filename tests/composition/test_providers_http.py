@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 from resilient_scan import Breaker, Limit, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.events import AttemptEnded, ExecutionEnded
-from resilient_scan.http import Client
+from resilient_scan.http import Client, TransientError
+from resilient_scan.layers import limit as limit_module
 from resilient_scan.testing import FakeClock, Recorder
 from tests.support.fixtures import Bare, Fleet
 from tests.support.http import hang, no_such_host, raw_server, read_request, say
@@ -333,3 +334,93 @@ def test_a_request_that_is_refused_after_another_one_is_part_of_an_attempt(
     assert (result.status, result.attempts) == (Status.ERROR, 1)
     assert result.error is not None
     assert result.error.kind == "CircuitOpen"
+
+
+def test_a_host_answers_for_its_own_failures_only(host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
+    """Whom else a scanner calls by other means, nobody knows: that stays the scanner's."""
+    with raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+        source = host(url)
+
+        @scanner(pipeline="test")
+        def elsewhere(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            source.client.get("/", context=context)
+            raise ConnectionRefusedError("somebody else")
+
+        runner = fleet(elsewhere, policy=bare(breaker=Breaker(failures=2)))
+        for _ in range(3):
+            runner.run()
+    assert states(runner) == {source.place: "closed"}
+    assert runner.breaker("elsewhere") == "open"
+
+
+def test_a_trial_that_is_asked_to_wait_does_not_close_it(host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
+    clock, answer = FakeClock(), [(503, {})]
+    with LoopbackServer(lambda _path, _query: (*answer[0], b"")) as server:
+        source = host(server.url)
+        runner = fleet(source.scanner("gap_up"), policy=bare(breaker=Breaker(failures=1, open_for=10)), clock=clock)
+        runner.run()
+        answer[0] = (429, {"Retry-After": "90"})
+        clock.advance(10)
+        runner.run()
+    assert states(runner) == {source.place: "half_open"}
+
+
+def test_what_an_earlier_attempt_heard_does_not_count_for_a_later_one(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    answers = [(500, b""), (503, b""), (503, b"")]
+    with LoopbackServer(lambda _path, _query: (answers[0][0], {}, answers.pop(0)[1])) as server:
+        source = host(server.url)
+        limited = source.scanner("gap_up", limit=Limit("acme"))
+        policy = bare(breaker=Breaker(failures=2), retry=Retry(attempts=3, base=0, cap=0))
+        runner = fleet(limited, policy=policy)
+        runner.run()
+    assert states(runner) == {"acme": "open"}
+
+
+def test_a_scanner_without_a_breaker_has_no_host_with_one(host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
+    with refused() as dead:
+        down = host(dead)
+        runner = fleet(down.scanner("gap_up"), policy=bare(breaker=None))
+        assert [statuses(runner.run())[0] for _ in range(8)] == [Status.ERROR] * 8
+    assert states(runner) == {}
+
+
+def test_more_hosts_than_a_runner_watches_are_called_as_before(
+    fleet: Fleet, bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit_module, "MAX_HOSTS", 2)
+    with ExitStack() as stack:
+        clients = [Client(stack.enter_context(refused())) for _ in range(4)]
+
+        @scanner(pipeline="test")
+        def many(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            for client in clients:
+                with suppress(TransientError):
+                    client.get("/", context=context)
+            return []
+
+        runner = fleet(many, policy=bare(breaker=Breaker()))
+        assert statuses(runner.run()) == [Status.COMPLETED]
+        for client in clients:
+            client.close()
+    assert len(states(runner)) == 2
+
+
+def test_a_scanner_that_begins_to_try_sources_is_not_rejected_for_one_host_any_more(
+    host: Callable[..., Host], fleet: Fleet, bare: Bare
+) -> None:
+    with refused() as dead:
+        down = host(dead)
+
+        @scanner(pipeline="test")
+        def learns(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+            try:
+                down.client.get("/", context=context)
+            except TransientError:
+                return context.guarded("fallback", list)
+            return []
+
+        runner = fleet(learns, policy=bare(breaker=Breaker(failures=5)))
+        assert statuses(runner.run()) == [Status.COMPLETED]
+        assert runner._fleet.stacks["learns"].provider is None

@@ -221,3 +221,9 @@ def test_a_newer_versions_record_is_left_alone() -> None:
     assert str(fleet.errors[0][1]) == (
         "a newer version of this package keeps breaker/one in the store; upgrade this one"
     )
+
+
+def test_a_hold_and_the_begin_of_an_outage_are_on_the_other_clock_too() -> None:
+    shifted = BreakerRecord(down_since=1.0, held_until=5.0).shifted(100.0)
+    assert (shifted.down_since, shifted.held_until) == (101.0, 105.0)
+    assert BreakerRecord().shifted(100.0).held_until == 0.0  # no hold stays none
