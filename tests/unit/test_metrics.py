@@ -145,6 +145,7 @@ ALWAYS = {  # the series that every scanner has from the beginning, and how many
     "resilient_scan_slow_executions_total": 1,
     "resilient_scan_attempts_total": 3,
     "resilient_scan_breaker_state": 3,
+    "resilient_scan_scanner_info": 1,
     "resilient_scan_scanner_state": 4,
 }
 

@@ -197,6 +197,7 @@ _ALL = (
         "pipeline",
         "provider",
         closed=(),
+        always=True,
     ),
     _gauge(
         "scanner_state",

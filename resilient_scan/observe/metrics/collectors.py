@@ -190,7 +190,7 @@ class Metrics:
         for name, points in (("provider_state", self._provider_points), ("scanner_info", self._info_points)):
             for labels, (sample, *_) in points():
                 self.child(name, *labels).set(sample.value)
-                known.discard(labels)  # type: ignore[arg-type]
+                known.discard(labels)
         for labels in known:
             self.child("scanner_info", *labels).set(0)
 

@@ -173,7 +173,7 @@ def test_a_provider_that_is_down_is_reset(serve: Serve) -> None:
     }
     assert served.runner.run().results["alpha"].status == "completed"
     (entry,) = served.get("/audit").json["entries"]
-    assert (entry["scanner"], entry["action"], entry["who"]) == ("provider acme/eu", "reset", "anna (control endpoint)")
+    assert (entry["scanner"], entry["action"], entry["who"]) == ("provider acme/eu", "reset", "anna")
     assert served.post("/providers/acmee/reset", {"reason": "x"}).error == (
         *(404, "unknown_provider"),
         "there is no provider 'acmee'; did you mean 'acme/eu'?",
