@@ -82,7 +82,7 @@ class Family(msgspec.Struct, frozen=True):
     @property
     def from_the_start(self) -> bool:
         """Whether its series are there before anything is counted, so that a rate sees the first event."""
-        return self.always or (self.labels[:1] != ("scanner",) and not self.optional)
+        return self.always or (self.labels[:1] != ("scanner",) and not self.optional and bool(self.closed))
 
     @property
     def series(self) -> tuple[str, ...]:
