@@ -65,7 +65,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     return Checked(
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
         (
-            *_token(settings),
+            *_tokens(settings),
             *_eviction(settings),
             *sentences(finding for finding in findings if finding.severity == WARNING),
         ),
@@ -83,13 +83,40 @@ def _hints(settings: Settings, plugins: Plugins) -> Iterator[str]:
                 yield f"{found.name}: {call}"
 
 
-def _token(settings: Settings) -> Iterator[str]:
-    """Yield a warning if `serve` would not find its token, which need not exist where settings are checked."""
+def _tokens(settings: Settings) -> Iterator[str]:
+    """Yield a warning about each token that `serve` would not find, or that is not much of a secret.
+
+    The files need not exist where settings are checked. That a group can read one is as it should be: a group of its
+    own is how the service, Alertmanager and Prometheus, which are different users, read the same file.
+    """
+    found = []
+    for name, read in (("token", settings.token), ("read_token", settings.read_token)):
+        try:
+            token = read()
+            if token is not None:
+                TokenAuth(token, name)
+                found.append(token)
+        except ConfigError as error:
+            yield f"{error}; `serve` will not start"
+        path = settings.file_of(f"{name}_file")
+        mode = _mode(path)
+        if mode & 0o006:
+            yield (
+                f"service.{name}_file: every user of this machine can read or change {path} (mode {mode:03o}); "
+                f"run: chmod o= {path}"
+            )
+    if len(found) > len(set(found)):
+        yield (
+            "service.read_token_file has the same token as service.token_file: who may read may change things too; "
+            "write another one into it"
+        )
+
+
+def _mode(path: Path | None) -> int:
     try:
-        if (token := settings.token()) is not None:
-            TokenAuth(token)
-    except ConfigError as error:
-        yield f"{error}; `serve` will not start"
+        return 0 if path is None else path.stat().st_mode & 0o777
+    except OSError:
+        return 0
 
 
 def _eviction(settings: Settings) -> Iterator[str]:

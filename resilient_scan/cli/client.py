@@ -22,6 +22,7 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.quarantine import ORDER_DURATION
 from resilient_scan.runner import ScanRunner
+from resilient_scan.service.auth import REALM
 from resilient_scan.service.openapi import TITLE
 from resilient_scan.settings import load_settings
 from resilient_scan.stores import without_password
@@ -134,11 +135,13 @@ def explained(config: Path | None, name: str) -> Explanation | None:
 def running(config: Path | None) -> Client | None:
     """Return the service that these settings describe, if it runs on this machine."""
     settings = load_settings(config)
-    try:
-        token = settings.token()
-    except ConfigError:  # looking needs no token
-        token = None
-    return find(settings.service.host, settings.service.port, token, _user())
+    tokens = []
+    for read in (settings.token, settings.read_token):
+        try:
+            tokens.append(read())
+        except ConfigError:  # who may not read one of them may have no need of it; the service refuses if not
+            tokens.append(None)
+    return find(settings.service.host, settings.service.port, *tokens, user=_user())
 
 
 class Client:
@@ -147,12 +150,14 @@ class Client:
     Args:
         url: its base URL.
         token: shown with every change; `None`: none is configured.
+        read_token: shown with everything else; `None`: reading takes none.
         user: recorded in the audit trail.
     """
 
-    def __init__(self, url: str, token: str | None, user: str = "") -> None:
+    def __init__(self, url: str, token: str | None, read_token: str | None = None, *, user: str = "") -> None:
         self.url = url
         self._token = token
+        self._read_token = read_token
         self._user = user.replace(":", "_")
 
     def get(self, path: str) -> Any:
@@ -178,9 +183,11 @@ class Client:
     def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{quote(path)}", data=data)  # noqa: S310 - http, from settings
+        token = self._read_token if data is None else self._token
         if data is not None:
             request.add_header("Content-Type", "application/json")
-            credentials = base64.b64encode(f"{self._user}:{self._token}".encode()).decode()
+        if token is not None:
+            credentials = base64.b64encode(f"{self._user}:{token}".encode()).decode()
             request.add_header("Authorization", f"Basic {credentials}")
         try:
             with _open(request, REQUEST_TIMEOUT) as answer:
@@ -193,13 +200,16 @@ class Client:
             raise ConfigError(f"the service at {self.url} does not answer: {why}") from None
 
 
-def find(host: str, port: int, token: str | None, user: str = "") -> Client | None:
+def find(host: str, port: int, token: str | None, read_token: str | None = None, *, user: str = "") -> Client | None:
     """Return the service of ours that listens at an address; `None`: there is none.
+
+    It is asked without a token, which another program that listens there must not get to see.
 
     Args:
         host: where it would listen; if that is all addresses, the loopback one is tried.
         port: where it would listen; at port 0 nothing is tried.
         token: shown with every change.
+        read_token: shown with everything else if reading takes a token; `None`: `token` is.
         user: recorded in the audit trail.
     """
     if port == 0:
@@ -210,12 +220,13 @@ def find(host: str, port: int, token: str | None, user: str = "") -> Client | No
         with _open(urllib.request.Request(f"{url}/openapi.json"), FIND_TIMEOUT) as answer:  # noqa: S310
             document = json.loads(answer.read(1_000_000))
     except urllib.error.HTTPError as error:
-        error.close()
-        return None
+        with error:
+            ours = error.code == 401 and f'realm="{REALM}"' in error.headers.get("WWW-Authenticate", "")
+        return Client(url, token, read_token or token, user=user) if ours else None
     except (OSError, ValueError, HTTPException, RecursionError):
         return None
     info = document.get("info") if isinstance(document, dict) else None
-    return Client(url, token, user) if isinstance(info, dict) and info.get("title") == TITLE else None
+    return Client(url, token, user=user) if isinstance(info, dict) and info.get("title") == TITLE else None
 
 
 def _open(request: urllib.request.Request, timeout: float) -> Any:

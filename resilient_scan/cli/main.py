@@ -341,6 +341,7 @@ def serve(
     with caught_signals() as signals, open_service(request, listeners=[LogEvents(format=log_format)]) as serving:
         introduce(serving.fleet, request.run)
         orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
+        orders += "; reading needs one" if serving.protected else ""
         say([f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"])
         first(signals)
         say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])

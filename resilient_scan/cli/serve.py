@@ -50,12 +50,14 @@ class Serving(msgspec.Struct, frozen=True):
         fleet: what it runs.
         url: of its control endpoint.
         can_change: whether a token is configured that allows changes.
+        protected: whether reading takes a token.
         stop: begins no further run, waits at most `n` seconds for the one under way, and says whether it has ended.
     """
 
     fleet: ReadyFleet
     url: str
     can_change: bool
+    protected: bool
     stop: Callable[[float], bool]
 
 
@@ -76,7 +78,7 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
         # A service runs for weeks: it does not answer from bundled data unless someone asks for that.
         wanted = msgspec.structs.replace(request.run, demo=bool(request.run.demo))
         fleet = stack.enter_context(open_fleet(wanted, listeners=listeners))
-        serve, token = fleet.settings.service, fleet.settings.token()
+        serve, token, read_token = fleet.settings.service, fleet.settings.token(), fleet.settings.read_token()
         if request.listen is not None:
             serve = msgspec.structs.replace(serve, listen=request.listen)
         schedule = Schedule(
@@ -106,7 +108,15 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
             dashboard_url=serve.dashboard_url or "",
             runbook_url=serve.runbook_url or "",
         )
-        service = ControlService(fleet.runner, token, serve.host, serve.port, process=process)
+        service = ControlService(
+            fleet.runner,
+            token,
+            serve.host,
+            serve.port,
+            read_token=read_token,
+            allowed_hosts=serve.allowed_hosts,
+            process=process,
+        )
         stack.enter_context(service)
         if reconciler is not None:
             reconciler.start()
@@ -118,7 +128,7 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
         # went on to exit without waiting, the thread would be frozen in the middle of that.
         stack.callback(scheduler.stop, 0.0)
         after_close.callback(scheduler.stop, STORE_TIMEOUT)
-        yield Serving(fleet, service.url, token is not None, scheduler.stop)
+        yield Serving(fleet, service.url, token is not None, read_token is not None, scheduler.stop)
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.core.pool import ThreadPool
@@ -19,7 +19,9 @@ from resilient_scan.observe.metrics import REGISTRY, CollectorRegistry, Promethe
 from resilient_scan.runner import ScanRunner
 from resilient_scan.service.auth import TokenAuth
 from resilient_scan.service.bounds import BOUNDS, Bounds
+from resilient_scan.service.door import Door, is_loopback
 from resilient_scan.service.process import Process
+from resilient_scan.settings.tables import Service
 
 if TYPE_CHECKING:
     from resilient_scan.service.server import HttpThread
@@ -43,6 +45,10 @@ class ControlService:
         token: one word of printable ASCII that every change must show; `None`: nothing can be changed.
         host, port: where to listen; port 0 takes a free one.
         registry: its metrics are served at `/metrics`.
+        read_token: one such word that the page, the API and the metrics take, as well as `token`; `None`: everyone who
+            reaches the port may read.
+        allowed_hosts: names by which clients may ask for the service, besides those of loopback. A request for another
+            is refused where the service listens on loopback, and everywhere if names are given; `host` is always known.
         clock: tells the time of day; for tests.
         process: what the endpoint has to know about the process around it, such as how to run a scanner.
         bounds: how much time and memory a client may take; for tests.
@@ -51,7 +57,7 @@ class ControlService:
         ConfigError: an argument is wrong, or the extra `service` is missing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public face: an option is an argument
         self,
         runner: ScanRunner,
         token: str | None = None,
@@ -59,6 +65,8 @@ class ControlService:
         port: int = 0,
         registry: CollectorRegistry = REGISTRY,
         *,
+        read_token: str | None = None,
+        allowed_hosts: Iterable[str] = (),
         clock: Clock | None = None,
         process: Process = PROCESS,
         bounds: Bounds = BOUNDS,
@@ -80,9 +88,12 @@ class ControlService:
                 "pip install 'resilient-scan[service]'"
             ) from None
         auth = None if token is None else TokenAuth(token)
+        reader = None if read_token is None else TokenAuth(read_token, "read_token")
+        readers = [each for each in (reader, auth) if reader is not None and each is not None]
         runner.listen(PrometheusMetrics(registry))
         control = Control(runner, registry, clock or SystemClock(), process)
-        self._application = partial(application, control, auth, bounds=bounds)
+        self._application = partial(application, control, auth, bounds=bounds, protected=reader is not None)
+        self._door = partial(Door, hosts=_known_hosts(allowed_hosts, host), readers=readers, bounds=bounds)
         self._serve = partial(HttpThread, host=host, port=port, bounds=bounds)
         # Without a token there is no `/alerts`, so that no heartbeat is to be expected.
         self._tell_alerts_served = None if auth is None else lambda: runner.tell(AlertsServed(control.now()))
@@ -103,14 +114,14 @@ class ControlService:
         return self
 
     def _started(self) -> tuple[HttpThread, ThreadPool]:
-        if not _is_loopback(self._host):
+        if not is_loopback(self._host):
             _log.warning(
                 "the control endpoint listens at %s without TLS: anyone who reads the network reads the token too; "
                 "put a proxy in front that encrypts",
                 self._host,
             )
         pool = ThreadPool(WORKERS, name="resilient-scan-control")
-        thread = self._serve(self._application(pool=pool))
+        thread = self._serve(self._door(self._application(pool=pool)))
         thread.start()
         if self._tell_alerts_served is not None:
             self._tell_alerts_served()
@@ -168,8 +179,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _known_hosts(allowed: Iterable[str], host: str) -> frozenset[str] | None:
+    """Return the names that a request may ask for, besides those of loopback; `None`: any.
+
+    Raises:
+        ConfigError: one of them isn't a name.
+    """
+    given: Any = allowed  # a text is an iterable of names too, none of which is meant
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        given = tuple(given)
+    names = Service(allowed_hosts=given).allowed_hosts
+    return frozenset((*names, host)) if names or is_loopback(host) else None

@@ -1,6 +1,6 @@
 """The control endpoint's addresses, as an ASGI application. Knows starlette.
 
-Anyone who can reach the port may look. Changing something takes the token; where no token is configured, the addresses
+Who comes this far may look (`door`). Changing something takes the token; where no token is configured, the addresses
 that change something do not exist. Calls into the runner are made on a thread, because its store may be slow.
 """
 
@@ -45,6 +45,7 @@ from resilient_scan.service.control import (
     UnknownProvider,
     UnknownScanner,
 )
+from resilient_scan.service.door import Turns
 from resilient_scan.service.openapi import DEFAULT_LIMIT, MAX_LIMIT, document
 from resilient_scan.service.page import HEADERS, Choice, Page
 
@@ -54,7 +55,9 @@ _ONCE = ("authorization", "content-type", "content-encoding", SIGNATURE, TIMESTA
 _UNREAD = {408, 413}  # the rest of such a body is not read, so the connection cannot be used any further
 
 
-def application(control: Control, auth: TokenAuth | None, pool: Executor, bounds: Bounds) -> Starlette:
+def application(
+    control: Control, auth: TokenAuth | None, pool: Executor, bounds: Bounds, *, protected: bool = False
+) -> Starlette:
     """Return the ASGI application.
 
     Args:
@@ -62,8 +65,9 @@ def application(control: Control, auth: TokenAuth | None, pool: Executor, bounds
         auth: knows the token; `None`: nothing can be changed.
         pool: where calls into the runner wait for its store.
         bounds: what a client may take.
+        protected: whether reading takes a token; the description says so.
     """
-    endpoints = _Endpoints(control, auth, pool, bounds)
+    endpoints = _Endpoints(control, auth, pool, bounds, protected=protected)
     routes = [
         Route("/", endpoints.page),
         Route("/page/{name}", endpoints.scanner_page),
@@ -95,11 +99,15 @@ def application(control: Control, auth: TokenAuth | None, pool: Executor, bounds
 class _Endpoints:
     """One method for each address."""
 
-    def __init__(self, control: Control, auth: TokenAuth | None, pool: Executor, bounds: Bounds) -> None:
+    def __init__(
+        self, control: Control, auth: TokenAuth | None, pool: Executor, bounds: Bounds, *, protected: bool
+    ) -> None:
         self._control = control
         self._auth = auth
         self._pool = pool
         self._bounds = bounds
+        self._protected = protected
+        self._turns = Turns(bounds.signed)
 
     # to look at
 
@@ -138,7 +146,7 @@ class _Endpoints:
         return _json(Health("ready"))
 
     async def openapi(self, _request: Request) -> Response:
-        return _json(document(can_change=self._auth is not None))
+        return _json(document(can_change=self._auth is not None, protected=self._protected))
 
     async def audit(self, request: Request) -> Response:
         limit = number_in(request.query_params, "limit", DEFAULT_LIMIT, MAX_LIMIT)
@@ -199,21 +207,24 @@ class _Endpoints:
         return order
 
     async def _body(self, request: Request, *, signature: bool = False) -> bytes:
-        """Return the body of a request that may change something; read it first, because a signature covers it."""
-        auth = self._auth
-        body = await _body_of(request, self._bounds)
-        headers = request.headers
+        """Return the body of a request that may change something. Nothing of it is read before its head is right.
+
+        Only a signature has to be checked afterwards, because it covers the body.
+        """
+        headers, auth = request.headers, self._auth
         for name in _ONCE:  # of two such headers, a proxy in front may have checked one while we read the other
             if len(headers.getlist(name)) > 1:
                 raise RequestError(400, "malformed", f"the header {name} came more than once; send it once")
-        admitted = auth is not None and (
-            auth.signed(headers, body, self._control.now())
-            if signature and SIGNATURE in headers and "authorization" not in headers
-            else auth.accepts(headers.get("authorization", ""))
-        )
-        if not admitted:
-            raise RequestError(401, "unauthorized", "the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+        signed = signature and SIGNATURE in headers and "authorization" not in headers
+        if auth is None or not (signed or auth.accepts(headers.get("authorization", ""))):
+            raise _unauthorized()
         check_json(headers)
+        if not signed:
+            return await _body_of(request, self._bounds)
+        async with self._turns.one():
+            body = await _body_of(request, self._bounds)
+        if not auth.signed(headers, body, self._control.now()):
+            raise _unauthorized()
         return body
 
     async def _on_thread(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -245,6 +256,10 @@ async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
+def _unauthorized() -> RequestError:
+    return RequestError(401, "unauthorized", "the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+
+
 def _checked(duration: float) -> float:
     """Return the seconds for which an order holds.
 
@@ -274,20 +289,12 @@ async def _body_of(request: Request, bounds: Bounds) -> bytes:
 
 
 async def _read(request: Request, bounds: Bounds) -> bytes:
-    """Read a body. One that is too large is read on for a while and thrown away, so that its sender gets the answer."""
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     async for chunk in request.stream():
-        size += len(chunk)
-        if size <= bounds.size:
-            chunks.append(chunk)
-        elif size > bounds.size + bounds.discard:
-            break
-        else:
-            chunks.clear()
-    if size > bounds.size:
-        raise RequestError(413, "too_large", f"the body is larger than {bounds.size} bytes; send less at a time")
-    return b"".join(chunks)
+        body += chunk
+        if len(body) > bounds.size:
+            raise RequestError(413, "too_large", f"the body is larger than {bounds.size} bytes; send less at a time")
+    return bytes(body)
 
 
 def _json(body: Any, status: int = 200) -> Response:

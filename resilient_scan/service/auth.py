@@ -1,4 +1,4 @@
-"""The token that changing something takes, and the three ways to show that you know it.
+"""A token, and the three ways to show that you know it: one allows changes, another may allow to read only.
 
 It comes as `Authorization: Bearer TOKEN`, as basic authentication (the token is the password; the user, who may be
 anyone, is recorded with the order), or, for alerts only, as Grafana's signature: hex HMAC-SHA256, with the token as its
@@ -22,28 +22,29 @@ from resilient_scan.service.bounds import readable
 SIGNATURE, TIMESTAMP = "x-grafana-alerting-signature", "x-grafana-alerting-timestamp"
 SHORTEST_TOKEN = 8  # characters: a shorter one can be guessed
 MAX_USER = 64  # characters of a user's name
+REALM = "resilient_scan"  # what a browser is asked to log in to; by it the command recognizes a service of ours
 MAX_SKEW = 300.0  # seconds between the signer's clock and ours
 
 
 class TokenAuth:
-    """Compare credentials with the one token, in constant time.
+    """Compare credentials with one token, in constant time.
 
     Args:
         token: the secret, one word of printable ASCII; it is never logged or shown.
+        name: what messages call it.
 
     Raises:
         ConfigError: the token is shorter than 8 characters, or an HTTP header cannot carry it.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, name: str = "token") -> None:
         given: object = token
         if not isinstance(given, str) or not re.fullmatch(r"[!-~]+", given):
-            raise ConfigError(
-                "service.token must be one word of printable ASCII; leave it out and nothing can be changed over HTTP"
-            )
+            without = "nothing can be changed over HTTP" if name == "token" else "everyone may read"
+            raise ConfigError(f"service.{name} must be one word of printable ASCII; leave it out and {without}")
         if len(token) < SHORTEST_TOKEN:
             raise ConfigError(
-                f"service.token must have at least {SHORTEST_TOKEN} characters: a shorter one can be guessed; "
+                f"service.{name} must have at least {SHORTEST_TOKEN} characters: a shorter one can be guessed; "
                 "take one such as `openssl rand -hex 32` prints"
             )
         know((token,))

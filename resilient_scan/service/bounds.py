@@ -30,8 +30,10 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
         work: seconds after which the client learns that the runner's store takes too long.
         drain: seconds that running requests get when the service stops.
         size: bytes of a body.
-        discard: bytes read beyond `size`, so that the sender of a larger body gets to see the answer.
-        connections: open at a time, idle ones included; up to twice as many are answered with 503.
+        discard: bytes of a refused body that are read and thrown away, so that its sender gets to see the answer.
+        signed: bodies read at a time whose signature can be checked only when they have come.
+        connections: open at a time. One more takes the place of the one that has waited longest for a whole request;
+            while all are being answered, up to twice as many are answered with 503.
     """
 
     head: float = 10.0
@@ -40,6 +42,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     drain: float = 3.0
     size: int = 1_000_000
     discard: int = 8_000_000
+    signed: int = 8
     connections: int = 256
 
 
@@ -78,6 +81,17 @@ class Error(msgspec.Struct, frozen=True):
 def problem(code: str, message: str) -> bytes:
     """Return the body of an error as JSON."""
     return msgspec.json.encode(Error(ErrorDetail(code, message[:MAX_MESSAGE])))
+
+
+def refusal(status: int, code: str, message: str, more: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an error, with `more` headers, as the two messages in which an ASGI application sends an answer."""
+    body = problem(code, message)
+    headers = {**SAFE, "Content-Type": JSON, "Content-Length": str(len(body)), **more}
+    lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    return (
+        {"type": "http.response.start", "status": status, "headers": lines},
+        {"type": "http.response.body", "body": body},
+    )
 
 
 def readable(text: str) -> str:

@@ -26,6 +26,7 @@ from resilient_scan.service.control import (
     ScannerDetails,
     Scanners,
 )
+from resilient_scan.service.door import OPEN
 
 TITLE = "resilient_scan control endpoint"  # by it the command recognizes a service of ours
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000  # entries of the audit trail
@@ -75,7 +76,9 @@ _LIMIT: Json = {
 }
 _UNKNOWN = {404: "No such scanner."}
 _STORE = {503: "The store cannot be reached; try again."}
+_NAME_IS_NOT_OURS = {421: "The name in `Host` is neither one of loopback nor in `allowed_hosts`."}
 _BODY = {
+    **_NAME_IS_NOT_OURS,
     400: "The body is not JSON, or a header came twice.",
     401: "The token is missing or wrong.",
     408: "The body did not come in time.",
@@ -99,12 +102,15 @@ _SCHEMES: Json = {
 }
 
 
-def document(*, can_change: bool) -> Json:
+def document(*, can_change: bool, protected: bool = False) -> Json:
     """Return the description.
 
     Args:
         can_change: whether there is a token; without one the addresses that change something do not exist.
+        protected: whether reading takes a token too.
     """
+    reads = {path: said if path in OPEN else _read(said, protected=protected) for path, said in _READS.items()}
+    schemes = {"securitySchemes": _SCHEMES} if can_change or protected else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -112,20 +118,30 @@ def document(*, can_change: bool) -> Json:
             "version": __version__,
             "description": "See what a fleet of scanners does; take a scanner out of service, or bring it back.",
         },
-        "paths": {**_READS, **(_CHANGES if can_change else {})},
-        "components": {"schemas": _SCHEMAS, **({"securitySchemes": _SCHEMES} if can_change else {})},
+        "paths": {**reads, **(_CHANGES if can_change else {})},
+        "components": {"schemas": _SCHEMAS, **schemes},
     }
+
+
+def _read(said: Json, *, protected: bool) -> Json:
+    """Return the description of an address where to read: who may, by which name."""
+    refused = {**({401: _BODY[401]} if protected else {}), **_NAME_IS_NOT_OURS}
+    security: Json = {"security": [{"bearer": []}, {"basic": []}]} if protected else {}
+    return {"get": {**said["get"], "responses": {**said["get"]["responses"], **_refusals(refused)}, **security}}
 
 
 def _responses(
     description: str, body: type, kinds: Sequence[str], errors: Mapping[int, str], status: int = 200
 ) -> Json:
     success = {"description": description, "content": {kind: {"schema": _SCHEMA[body]} for kind in kinds}}
-    refusals = {
+    return {str(status): success, **_refusals(errors)}
+
+
+def _refusals(errors: Mapping[int, str]) -> Json:
+    return {
         str(status): {"description": why, "content": {JSON: {"schema": _SCHEMA[Error]}}}
         for status, why in errors.items()
     }
-    return {str(status): success, **refusals}
 
 
 def _get(

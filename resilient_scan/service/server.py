@@ -23,11 +23,16 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resilient_scan.errors import ConfigError
-from resilient_scan.service.bounds import JSON, SAFE, Bounds, problem
+from resilient_scan.service.bounds import JSON, SAFE, Bounds, problem, refusal
 
 # Where logging is not configured, uvicorn's own logger writes a line to stderr for each malformed request.
 _log = logging.getLogger("resilient_scan.http")
 _log.setLevel(logging.ERROR)
+
+# Connections that may wait to be accepted; asyncio accepts all of them in one turn of its loop. They are fewer than may
+# be open, so that the request of a new one is read before as many newcomers again can have taken its place.
+BACKLOG = 100
+CHUNK = 16_384  # bytes of a request that are read at a time
 
 
 class HttpThread:
@@ -58,6 +63,7 @@ class HttpThread:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                backlog=BACKLOG,
                 proxy_headers=False,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=bounds.drain,  # type: ignore[arg-type] # it only waits that long
@@ -145,16 +151,27 @@ class _TimedConnection(H11Protocol):
         self.logger = _log
         self._bounds = bounds
         self._timer: asyncio.TimerHandle | None = None
+        self.waits_since = 0.0  # when it was made, or its last answer ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = CHUNK  # type: ignore[attr-defined] # asyncio's own, which reads 256 KiB at a time otherwise
         many = len(self.connections)
         if many > 2 * self._bounds.connections:
             transport.abort()
             return
-        if many > self._bounds.connections:
+        if many > self._bounds.connections and not self._find_room():
             self.app = _busy
+        self.waits_since = self.loop.time()
         self._arm(self._bounds.head, self._check_progress)
+
+    def data_received(self, data: bytes) -> None:
+        # Of a body, only what came with its head is taken before the application asks for more. Otherwise each client
+        # would have us keep some 300 KB of a body for which it may not even have a token.
+        super().data_received(data)
+        cycle: Any = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_complete:
+            self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -165,11 +182,41 @@ class _TimedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         # Before `super()`, which handles what the client has already sent of its next request. If that is malformed,
         # the connection ends and the timer is set to abort it; arming the timer afterwards would overwrite that.
+        self.waits_since = self.loop.time()
         self._arm(self._bounds.head, self._check_progress)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the base class's
         self._refuse(400, "malformed", "this is not an HTTP/1.1 request; send one as RFC 9112 says")
+
+    def _find_room(self) -> bool:
+        """Close the connection that has waited longest for a whole request; say whether there is a place now.
+
+        The wait is not counted from the last byte: of clients that send a byte a second, each would be younger than a
+        scraper that is idle between two scrapes, so they would keep all places and have the scraper put out. Whose
+        request is being answered is left alone, and if that is everyone, there is no place.
+        """
+        others: list[Any] = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        waiting = [each for each in others if not each.answers]
+        if len(others) >= self._bounds.connections and waiting:
+            min(waiting, key=lambda each: each.waits_since).give_way()
+            return len(others) == self._bounds.connections
+        return len(others) < self._bounds.connections
+
+    @property
+    def answers(self) -> bool:
+        """True while a request that has come completely is answered."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    def give_way(self) -> None:
+        """End, because another client needs the place."""
+        if self.conn.our_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._end()
+        else:
+            self._refuse(
+                503, "busy", "too many clients are connected, and this request took longest; send it in one go"
+            )
 
     def _check_progress(self) -> None:
         cycle: Any = self.cycle  # None until there is a request, whatever the annotation says
@@ -215,10 +262,8 @@ class _TimedConnection(H11Protocol):
 
 async def _busy(_scope: Any, _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
     """Answer a client beyond the limit of connections."""
-    body = problem("busy", "too many clients are connected; try again")
-    headers = [(name.lower().encode(), value.encode()) for name, value in _headers(body).items()]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    for message in refusal(503, "busy", "too many clients are connected; try again", {"Connection": "close"}):
+        await send(message)
 
 
 def _headers(body: bytes) -> Mapping[str, str]:
@@ -234,7 +279,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
-            bound.listen(128)
+            bound.listen(BACKLOG)
         except BaseException:
             bound.close()
             raise

@@ -129,24 +129,35 @@ class Settings(msgspec.Struct, frozen=True):
         return {*self.tables.scanners, *(critical.value if critical else ())}
 
     def token(self) -> str | None:
-        """Return the service's token, read from its file, or `None` if no file is named.
+        """Return the token that changes take, read from its file, or `None` if no file is named.
 
         Raises:
             ConfigError: the file cannot be read, or is empty.
         """
-        name = self.service.token_file
+        return self._text_of("token_file")
+
+    def read_token(self) -> str | None:
+        """Return the token that reading takes, as `token` does."""
+        return self._text_of("read_token_file")
+
+    def file_of(self, key: str) -> Path | None:
+        """Return the file that a key of `[service]` names, or `None`."""
+        name = getattr(self.service, key)
         if name is None:
             return None
-        path = Path(name) if self.path is None else self.path.absolute().parent / name
+        return Path(name) if self.path is None else self.path.absolute().parent / name
+
+    def _text_of(self, key: str) -> str | None:
+        path = self.file_of(key)
+        if path is None:
+            return None
         try:
             token = path.read_text("utf-8").strip()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not a text"
-            raise ConfigError(f"service.token_file: {path} cannot be read: {why}") from None
+            raise ConfigError(f"service.{key}: {path} cannot be read: {why}") from None
         if not token:
-            raise ConfigError(
-                f"service.token_file: {path} is empty; write one word into it, such as `openssl rand -hex 32`"
-            )
+            raise ConfigError(f"service.{key}: {path} is empty; write one word into it, such as `openssl rand -hex 32`")
         return token
 
     def enabled(self, name: str) -> bool:

@@ -7,6 +7,7 @@ option that is added to a class can be set in the file and in the environment at
 from __future__ import annotations
 
 import functools
+import ipaddress
 import pkgutil
 import re
 import types
@@ -85,6 +86,10 @@ class Service(Option, frozen=True):
         listen: address and port, such as `"127.0.0.1:9108"`; port 0 takes a free one.
         token_file: a file whose text is the token for every request that changes something; none: nothing can be
             changed over HTTP.
+        read_token_file: a file whose text is the token for the page, the API and the metrics, which `token_file`'s
+            opens too; none: everyone who reaches the port may read.
+        allowed_hosts: names by which clients may ask for the service, besides those of loopback. A request for another
+            is refused where the service listens on loopback, and everywhere if names are given.
         alertmanager: the URL of an Alertmanager that is asked for its active alerts; none: it is not asked.
         receiver: the receiver there whose alerts are ours; none: those of all receivers. If several services share an
             Alertmanager, each needs its own.
@@ -95,6 +100,8 @@ class Service(Option, frozen=True):
 
     listen: str = "127.0.0.1:9108"
     token_file: str | None = None
+    read_token_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
     alertmanager: str | None = None
     receiver: str | None = None
     reconcile: Seconds = 60.0
@@ -104,6 +111,13 @@ class Service(Option, frozen=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", self.listen, re.ASCII) or self.port > 65535:
             raise self._fail("listen", 'an address and a port such as "127.0.0.1:9108"')
+        self._names("allowed_hosts")
+        for name in self.allowed_hosts:
+            if not _is_host(name):
+                raise ConfigError(
+                    "service.allowed_hosts must be names without scheme, port and wildcard, such as "
+                    f'"scan.example.org", got {name!r}'
+                )
         if self.alertmanager is not None and not re.match(r"https?://[^/?#@]+(/|$)", self.alertmanager):
             raise ConfigError('service.alertmanager must be a URL such as "http://127.0.0.1:9093", without a password')
         for name in ("dashboard_url", "runbook_url"):
@@ -120,6 +134,14 @@ class Service(Option, frozen=True):
     def port(self) -> int:
         """The port to listen at."""
         return int(self.listen.rpartition(":")[2])
+
+
+def _is_host(name: str) -> bool:
+    """Say whether a text is the name of a host, or an IPv6 address without brackets, and nothing more."""
+    try:
+        return bool(re.fullmatch(r"(?!-)[\w-]+(\.[\w-]+)*", name, re.ASCII) or ipaddress.IPv6Address(name))
+    except ValueError:
+        return False
 
 
 class Own(msgspec.Struct, frozen=True):

@@ -84,7 +84,7 @@ def endpoints() -> str:
         ("address", "what it is", "errors"),
         (
             (f"`{verb.upper()} {path}`", sentence(said["summary"]), ", ".join(sorted(said["responses"])[1:]))
-            for path, verbs in document(can_change=True)["paths"].items()
+            for path, verbs in document(can_change=True, protected=True)["paths"].items()
             for verb, said in verbs.items()
         ),
     )

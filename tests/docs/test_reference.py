@@ -79,13 +79,13 @@ def test_the_sample_of_settings_is_right(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_sample_of_a_service_is_right(tmp_path: Path) -> None:
     found = blocks(DOCS / "service.md")
-    (text,) = [block.text for block in found if block.language == "toml"]
+    text, *_ = [block.text for block in found if block.language == "toml"]
     (tmp_path / "scan.toml").write_text(text)
     settings = load_settings(tmp_path / "scan.toml", environ={})
     assert (settings.service.host, settings.service.port, settings.quarantine.heartbeat) == ("127.0.0.1", 9108, 60)
     assert settings.check([scanner(name="insider_buying", pipeline="edge")(lambda _state: [])]) == ()
     shipped = yaml.safe_load((ROOT / "grafana/alertmanager/alertmanager.yml").read_text())["receivers"][0]
-    (text,) = [block.text for block in found if block.language == "yaml"]
+    text, *_ = [block.text for block in found if block.language == "yaml"]
     (shown,) = yaml.safe_load(text)["receivers"]
     for webhook in (shown["webhook_configs"][0], shipped["webhook_configs"][0]):
         webhook.pop("url")

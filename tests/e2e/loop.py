@@ -20,7 +20,7 @@ from grafana.source.__main__ import HOME
 from grafana.source.presets import SERVICE, Preset
 from grafana.source.rules import prometheus as rules_of
 from tests.e2e.monitoring import Api, alertmanager, prometheus
-from tests.e2e.served import Served, Switches, configured, serving
+from tests.e2e.served import READ_TOKEN, Served, Switches, configured, serving
 from tests.support.waiting import eventually
 
 JOB = "resilient-scan"
@@ -74,11 +74,12 @@ class Loop:
     # the parts: each may be stopped and started again, at the place where it was
 
     def start_service(self) -> None:
-        config = configured(self.folder, listen=f"127.0.0.1:{self._ports['service']}", more=SETTINGS)
+        config = configured(self.folder, listen=f"127.0.0.1:{self._ports['service']}", read_token=True, more=SETTINGS)
         if self.alertmanager:
             asks = f'[service]\nalertmanager = "{self.alertmanager}"\nreconcile = "1s"'
             config.write_text(config.read_text().replace("[service]", asks))
         self.served = self._stack("service").enter_context(serving(self.switches, config, *RUNS))
+        self.served.reads = {"Authorization": f"Bearer {READ_TOKEN}"}
         self._ports["service"] = int(self.served.url.rpartition(":")[2])
 
     def start_alertmanager(self) -> None:
@@ -100,7 +101,11 @@ class Loop:
                 "alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{self._ports['alertmanager']}"]}]}]
             },
             "scrape_configs": [
-                {"job_name": JOB, "static_configs": [{"targets": [f"127.0.0.1:{self._ports['service']}"]}]}
+                {
+                    "job_name": JOB,
+                    "authorization": {"credentials_file": str(self.folder / "reading")},
+                    "static_configs": [{"targets": [f"127.0.0.1:{self._ports['service']}"]}],
+                }
             ],
         }
         self.prometheus = self._stack("prometheus").enter_context(prometheus(folder, config))

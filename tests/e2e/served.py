@@ -20,6 +20,7 @@ from tests.support.waiting import eventually
 
 WAIT_TIMEOUT = 60.0
 TOKEN = "token-of-these-tests"
+READ_TOKEN = "token-that-only-reads"
 PIPELINE = "switched"
 MODULE = """
 import os
@@ -80,10 +81,17 @@ class Switches:
 
 
 class Served:
-    """A service that runs, and what it has written."""
+    """A service that runs, and what it has written.
+
+    Attributes:
+        process: it.
+        lines: what it has written on stderr.
+        reads: headers with which it is read.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
+        self.reads: dict[str, str] = {}
         self.lines: list[str] = []
         self._heard = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -122,11 +130,10 @@ class Served:
         return code
 
     def get(self, path: str) -> Any:
-        with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
-            return json.load(answer)
+        return json.loads(self.text(path))
 
     def text(self, path: str) -> str:
-        with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
+        with urlopen(Request(f"{self.url}{path}", headers=self.reads), timeout=WAIT_TIMEOUT) as answer:
             return str(answer.read().decode())
 
     def post(self, path: str, body: object, token: str = TOKEN) -> Any:
@@ -138,7 +145,7 @@ class Served:
     def status(self, path: str) -> int:
         """Return the HTTP status of a GET."""
         try:
-            with urlopen(f"{self.url}{path}", timeout=WAIT_TIMEOUT) as answer:
+            with urlopen(Request(f"{self.url}{path}", headers=self.reads), timeout=WAIT_TIMEOUT) as answer:
                 return int(answer.status)
         except HTTPError as error:
             with error:
@@ -176,11 +183,15 @@ def serving(switches: Switches, config: Path, *arguments: str, **extra: str) -> 
             process.kill()
 
 
-def configured(folder: Path, *, listen: str = "127.0.0.1:0", token: bool = True, more: str = "") -> Path:
-    """Write settings: a store of SQLite, and a token file beside them."""
+def configured(
+    folder: Path, *, listen: str = "127.0.0.1:0", token: bool = True, read_token: bool = False, more: str = ""
+) -> Path:
+    """Write settings: a store of SQLite, and token files beside them."""
     (folder / "token").write_text(f"{TOKEN}\n")
+    (folder / "reading").write_text(f"{READ_TOKEN}\n")
     path = folder / "scan.toml"
-    named = 'token_file = "token"' if token else ""
+    named = 'token_file = "token"\n' if token else ""
+    named += 'read_token_file = "reading"' if read_token else ""
     path.write_text(
         f'[store]\nurl = "sqlite:///{folder / "state.db"}"\n{more}\n[service]\nlisten = "{listen}"\n{named}\n'
     )

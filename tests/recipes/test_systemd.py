@@ -8,14 +8,16 @@ import shlex
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.docs.running import parse
+from tests.docs.pages import DOCS, blocks
+from tests.docs.running import commands, parse
 from tests.e2e.command import environment
 from tests.recipes.following import SCRIPTS, Recipe, free_port, get
-from tests.support.needed import binary
+from tests.support.needed import binary, missing
 from tests.support.waiting import eventually
 
 UNITS = ("resilient-scan.service", "scan.service", "scan.timer")
@@ -130,6 +132,91 @@ def test_the_timer_writes_a_report(tmp_path: Path) -> None:
     settings.write_text("nonsense")
     assert subprocess.run(words, cwd=tmp_path, stderr=subprocess.DEVNULL, timeout=60).returncode == 2
     assert json.loads(report.read_text())["complete"]  # the old one stays
+
+
+IN_A_COPY = """
+set -euo pipefail
+mkdir -p etc/ssl state
+for file in passwd group shadow gshadow login.defs nsswitch.conf ssl/openssl.cnf; do
+    [ ! -e /etc/$file ] || cp /etc/$file etc/$file
+done
+mount --bind etc /etc
+mount --bind state /var/lib
+"""
+
+
+@pytest.fixture
+def as_root(tmp_path: Path) -> Callable[[str], str]:
+    """Return a function that runs commands as root, with copies of `/etc` and `/var/lib` in place of the real ones."""
+    unshare = binary("unshare")
+    if subprocess.run([unshare, "--mount", "mount", "--bind", "/tmp", "/tmp"], capture_output=True).returncode:
+        missing("the how-to makes a user: it needs root, who may mount")
+
+    def run(script: str) -> str:
+        done = subprocess.run(
+            [unshare, "--mount", "bash", "-c", f"{IN_A_COPY}\n{script}"],
+            cwd=tmp_path,
+            env=environment(PATH=f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def how_to(page: Path) -> str:
+    """Return a page's first commands that tests run, with the errors of each ending all."""
+    block = next(each for each in blocks(page) if each.language == "console" and each.order("recipe") is not None)
+    return "\n".join(line for line, _ in commands(block.text))
+
+
+def can(user: str, test: str, path: str) -> str:
+    """Write a command that says whether a user can do something, `r` or `w`, with a file or a folder."""
+    names = f"--reuid={user} --regid=$(id -g {user}) --init-groups"
+    return f"setpriv {names} test -{test} {path} && echo {user} can || echo {user} cannot"
+
+
+def test_the_how_to_makes_what_the_service_needs(as_root: Callable[[str], str]) -> None:
+    (settings, *_) = [block.text for block in blocks(DOCS / "service.md") if block.language == "toml"]
+    token, store = "/etc/resilient-scan/token", "/var/lib/resilient-scan"
+    shown = as_root(
+        f"""{how_to(DOCS / "service.md")}
+stat --format='%a %U:%G' /etc/resilient-scan {token} {store}
+wc --chars < {token}
+{can("resilient-scan", "r", token)}
+{can("resilient-scan", "w", token)}
+{can("resilient-scan", "w", store)}
+{can("nobody", "r", token)}
+cat > /etc/resilient-scan/scan.toml <<'TOML'
+{settings}
+TOML
+resilient-scan check --config /etc/resilient-scan/scan.toml 2>&1 | grep -c 'service\\.' || true
+"""
+    )
+    assert shown.splitlines() == [
+        "750 root:resilient-scan",
+        "640 root:resilient-scan",
+        "750 resilient-scan:resilient-scan",
+        "65",
+        "resilient-scan can",
+        "resilient-scan cannot",
+        "resilient-scan can",
+        "nobody cannot",
+        "0",
+    ]
+
+
+def test_the_recipe_makes_what_systemd_reads(as_root: Callable[[str], str]) -> None:
+    shown = as_root(
+        f"""{how_to(DOCS / "recipes" / "systemd.md")}
+stat --format='%a %U:%G' /etc/resilient-scan /etc/resilient-scan/token
+{can("nobody", "r", "/etc/resilient-scan/token")}
+"""
+    )
+    assert shown.splitlines() == ["755 root:root", "600 root:root", "nobody cannot"]
 
 
 def at(folder: Path, words: list[str]) -> list[str]:

@@ -51,7 +51,7 @@ class Served:
     def __init__(self, service: ControlService, runner: ScanRunner, registry: CollectorRegistry) -> None:
         self.service, self.runner, self.registry = service, runner, registry
         parts = urllib.parse.urlsplit(service.url)
-        self.address = (parts.hostname or "", parts.port or 0)
+        self.address = ((parts.hostname or "").replace("0.0.0.0", "127.0.0.1"), parts.port or 0)
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -128,7 +128,7 @@ def until_cut(wire: socket.socket, data: bytes, most: int, between: Callable[[],
 
 def head(method: str, path: str, **headers: str | int) -> bytes:
     """Write a request's head, with the token."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: here", f"Authorization: Bearer {TOKEN}"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {TOKEN}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode()
 

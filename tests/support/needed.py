@@ -13,13 +13,17 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 PACKAGES = {
     "amtool": "prometheus-alertmanager",
+    "caddy": "caddy",
     "chromium": "chromium",
+    "nginx": "nginx-light",
     "npm": "npm",
+    "openssl": "openssl",
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "promtool": "prometheus",
     "redis-server": "redis-server",
     "systemd-analyze": "systemd",
+    "unshare": "util-linux",
 }
 
 

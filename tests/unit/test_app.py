@@ -136,6 +136,40 @@ def test_a_check_warns_of_a_token_that_serve_would_not_find(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("mode", "warns"), [(0o600, False), (0o640, False), (0o660, False), (0o644, True), (0o602, True), (0o641, False)]
+)
+@pytest.mark.parametrize("key", ["token_file", "read_token_file"])
+def test_a_check_warns_of_a_token_that_is_no_secret(tmp_path: Path, key: str, mode: int, warns: bool) -> None:
+    """Its group may read it: that is how the service and Alertmanager, which are different users, share it."""
+    (tmp_path / "token").write_text("a-token-of-ours")
+    (tmp_path / "token").chmod(mode)
+    file = tmp_path / "token"
+    wanted = (
+        f"service.{key}: every user of this machine can read or change {file} (mode {mode:03o}); run: chmod o= {file}"
+    )
+    checked = check(write_settings(tmp_path, f"[service]\n{key} = 'token'"))
+    assert checked.errors == ()
+    assert checked.warnings == ((wanted,) if warns else ())
+
+
+def test_a_check_warns_of_one_token_for_both(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("a-token-of-ours")
+        (tmp_path / name).chmod(0o600)
+    config = write_settings(tmp_path, "[service]\ntoken_file = 'one'\nread_token_file = 'two'")
+    (warning,) = check(config).warnings
+    assert warning.startswith(
+        "service.read_token_file has the same token as service.token_file: who may read may change"
+    )
+    (tmp_path / "two").write_text("short")
+    (warning,) = check(config).warnings
+    assert warning.startswith("service.read_token must have at least 8 characters")
+    assert warning.endswith("; `serve` will not start")
+    (tmp_path / "two").write_text("another-token-of-ours")
+    assert check(config).warnings == ()
+
+
+@pytest.mark.parametrize(
     ("statements", "why"),
     [
         (

@@ -14,7 +14,7 @@ ARGUMENTS = {
     "Breaker": "failures open_for open_cap trials on failure_rate slow_after slow_rate window minimum",
     "Cache": "ttl stale_if_error inputs maxsize jitter ttl_empty ttl_error",
     "Candidate": "ticker source context priority strategy extras",
-    "ControlService": "runner token host port registry",
+    "ControlService": "runner token host port registry read_token allowed_hosts",
     "Limit": "provider rate concurrency",
     "LogEvents": "logger format clock",
     "Policy": "cache retry breaker limit timeout",

@@ -163,6 +163,7 @@ def test_a_store_that_can_be_written_is_fine_and_check_leaves_no_file(tmp_path: 
 
 def test_a_token_that_can_be_guessed_is_a_warning_of_check(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hunter2")
+    (tmp_path / "token").chmod(0o600)
     config = write_settings(tmp_path, '[service]\ntoken_file = "token"\n')
     (warning,) = [text for text in check(config).warnings if "token" in text]
     assert warning.startswith("service.token must have at least 8 characters")

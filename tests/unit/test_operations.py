@@ -18,6 +18,7 @@ from resilient_scan.cli import main as cli
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.cli.serve import caught_signals, first
 from resilient_scan.http import Client
+from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.settings import load_settings
 from resilient_scan.testing import broken, healthy
 from tests.support.settings import write_settings
@@ -315,6 +316,23 @@ def test_a_token_file_is_named_from_the_settings_folder_or_the_root(tmp_path: Pa
     assert load_settings(config).token() == "two"
     config.write_text("")
     assert load_settings(config).token() is None
+
+
+def test_the_token_to_read_is_found_like_the_other(tmp_path: Path, say: Say) -> None:
+    for name, token in (("token", TOKEN), ("reading", "a-token-to-read")):
+        (tmp_path / name).write_text(f"{token}\n")
+    with (
+        ScanRunner([healthy("gap_up")], listeners=()) as runner,
+        ControlService(runner, TOKEN, registry=CollectorRegistry(), read_token="a-token-to-read") as service,
+    ):
+        at = service.url.removeprefix("http://")
+        config = write_settings(tmp_path, f'[service]\nlisten = "{at}"\nread_token_file = "reading"\n')
+        assert load_settings(config).read_token() == "a-token-to-read"
+        assert "gap_up" in say("explain", "gap_up", "--config", config)
+        config.write_text(config.read_text().replace("reading", "token"))
+        assert "gap_up" in say("explain", "gap_up", "--config", config)  # the other one allows to read, too
+        config.write_text(config.read_text().replace('"token"', '"nowhere"'))
+        assert "refuses: reading takes a token here" in say("explain", "gap_up", "--config", config, code=2)
 
 
 def test_an_order_of_somebody_without_a_name(config: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

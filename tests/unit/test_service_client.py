@@ -12,14 +12,15 @@ import pytest
 
 from resilient_scan import ConfigError, ControlService, ScanRunner
 from resilient_scan.cli.client import Client, find
+from resilient_scan.observe.metrics import CollectorRegistry
 from resilient_scan.testing import healthy
 
 TOKEN = "a-token-of-ours"
 
 
 @contextmanager
-def answering(said: bytes) -> Iterator[tuple[str, int]]:
-    """Answer whatever comes with the same bytes."""
+def answering(said: bytes, heard: list[bytes] | None = None) -> Iterator[tuple[str, int]]:
+    """Answer whatever comes with the same bytes, and note it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -29,7 +30,9 @@ def answering(said: bytes) -> Iterator[tuple[str, int]]:
                 except OSError:
                     return
                 with connection:
-                    connection.recv(65536)
+                    request = connection.recv(65536)
+                    if heard is not None:
+                        heard.append(request)
                     connection.sendall(said)
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -51,7 +54,7 @@ def service() -> Iterator[ControlService]:
 
 
 def client(service: ControlService, token: str | None = TOKEN) -> Client:
-    found = find("127.0.0.1", int(service.url.rpartition(":")[2]), token, "anna:b")
+    found = find("127.0.0.1", int(service.url.rpartition(":")[2]), token, user="anna:b")
     assert found is not None
     return found
 
@@ -88,6 +91,8 @@ def test_where_nobody_listens_none_is_found() -> None:
         http(b'{"info": {"title": "another program"}}'),
         http(b"[" * 200_000),
         http(b"{}", "404 Not Found"),
+        http(b"{}", "401 Unauthorized"),
+        http(b"{}", '401 Unauthorized\r\nWWW-Authenticate: Basic realm="another program"'),
     ],
 )
 def test_another_program_at_its_port_is_not_taken_for_it(said: bytes) -> None:
@@ -147,3 +152,37 @@ def test_an_order_that_is_obeyed(service: ControlService) -> None:
     said: Any = client(service).post("/scanners/alpha/disable", {"reason": "quota", "duration": 60})
     assert (said["state"], said["reason"], said["by_hand"]) == ("disabled", "quota", True)
     assert said["who"] == "anna_b"
+
+
+READ_TOKEN = "a-token-to-read"
+
+
+@pytest.mark.parametrize(
+    ("token", "read_token"), [(TOKEN, None), (None, READ_TOKEN), (TOKEN, READ_TOKEN)], ids=["change", "read", "both"]
+)
+def test_where_reading_takes_a_token_it_is_shown(token: str | None, read_token: str | None) -> None:
+    with (
+        ScanRunner([healthy("alpha")], listeners=()) as runner,
+        ControlService(runner, TOKEN, registry=CollectorRegistry(), read_token=READ_TOKEN) as service,
+    ):
+        port = int(service.url.rpartition(":")[2])
+        found = find("127.0.0.1", port, token, read_token, user="anna")
+        assert found is not None
+        assert found.get("/scanners/alpha")["state"] == "enabled"
+        without = find("127.0.0.1", port, None)
+        assert without is not None
+        with pytest.raises(ConfigError, match="refuses: reading takes a token here"):
+            without.get("/scanners/alpha")
+        if token is not None:
+            assert found.post("/scanners/alpha/disable", {"reason": "x"})["who"] == "anna"
+
+
+def test_who_only_pretends_to_be_the_service_is_shown_no_token() -> None:
+    heard = []
+    document = b'{"info": {"title": "resilient_scan control endpoint"}}'
+    with answering(http(document), heard) as (host, port):
+        found = find(host, port, TOKEN, READ_TOKEN)
+        assert found is not None
+        found.get("/scanners/alpha")
+    assert len(heard) == 2
+    assert not any(b"Authorization" in each for each in heard)

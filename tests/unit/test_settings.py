@@ -226,6 +226,14 @@ WRONG = [
         "[service]\nlisten = 'localhost:99999'",
         "2: service.listen must be an address and a port such as \"127.0.0.1:9108\", got 'localhost:99999'",
     ),
+    (
+        "[service]\nallowed_hosts = ['b.test', '*']",
+        (
+            "2: service.allowed_hosts must be names without scheme, port and wildcard, "
+            "such as \"scan.example.org\", got '*'"
+        ),
+    ),
+    ("[service]\nallowed_hosts = 'a.test'", '2: service.allowed_hosts must be a list of texts, got "a.test"'),
     ("[service]\nlisten = 9108", "2: service.listen must be a text, got 9108"),
     ("[service]\nreconcile = '0s'", "2: service.reconcile must be > 0, got 0.0"),
     (
@@ -782,6 +790,17 @@ def test_where_the_service_listens(load: Any) -> None:
     found = load("[service]\nlisten = '[::1]:0'\ntoken_file = 't'\nalertmanager = 'https://am.test/x'").service
     assert (found.host, found.port, found.token_file, found.alertmanager) == ("::1", 0, "t", "https://am.test/x")
     assert load("", {"RESILIENT_SCAN__SERVICE__LISTEN": "0.0.0.0:80"}).service.host == "0.0.0.0"
+
+
+def test_the_names_and_tokens_of_the_service(load: Any, tmp_path: Path) -> None:
+    assert (load("").service.allowed_hosts, load("").service.read_token_file) == ((), None)
+    found = load("[service]\nallowed_hosts = ['scan.example.org', '10.0.0.5', 'fe80::1']\nread_token_file = 'reading'")
+    assert found.service.allowed_hosts == ("scan.example.org", "10.0.0.5", "fe80::1")
+    assert found.token() is None
+    with pytest.raises(ConfigError, match=r"service\.read_token_file: .*reading cannot be read: No such file"):
+        found.read_token()
+    environ = {"RESILIENT_SCAN__SERVICE__ALLOWED_HOSTS": '["a.test", "b.test"]'}
+    assert load("", environ).service.allowed_hosts == ("a.test", "b.test")
 
 
 def test_no_secret_is_ever_shown(load: Any) -> None:

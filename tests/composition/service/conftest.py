@@ -24,7 +24,8 @@ def serve(fleet: Fleet) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(*scanners: Any, runner: Any = None, token: str | None = TOKEN, **options: Any) -> Served:
-            named = {"bounds": options.pop("bounds")} if "bounds" in options else {}
+            of_service = ("allowed_hosts", "bounds", "host", "read_token")
+            named = {key: options.pop(key) for key in of_service if key in options}
             around = {key: options.pop(key) for key in ("why_not", "run", "alerting") if key in options}
             clock = options.setdefault("clock", FakeClock())
             if runner is None:

@@ -380,7 +380,7 @@ def test_the_nearest_name_is_told(shared: Served) -> None:
     ],
 )
 def test_nothing_else_is_there_and_nobody_is_sent_elsewhere(shared: Served, path: str) -> None:
-    answer = shared.get(path, Host="evil.test")
+    answer = shared.get(path, Host="localhost:1")
     assert answer.error == (404, "not_found", "there is nothing at this address; see /openapi.json")
     assert answer.headers["Location"] is None
 

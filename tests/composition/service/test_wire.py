@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from resilient_scan.service.bounds import SAFE, Bounds
-from tests.support.control import BEARER, JSON, Served, head, rest, until, until_cut
+from resilient_scan.testing import FakeClock
+from tests.support.control import BEARER, JSON, Served, alert, grafana, head, rest, signed, until, until_cut
 from tests.support.fixtures import Background, Eventually, Serve
 
 SHORT = Bounds(head=0.2, body=0.2, work=5.0)
 ORDER = b'{"reason": "x"}'
+BEARER_LINE = f"Authorization: {BEARER['Authorization']}\r\n".encode()
+
+
+Connected = Callable[[Served, int], list[socket.socket]]
 
 
 def answers(data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
@@ -36,6 +45,27 @@ def one(data: bytes) -> tuple[int, str, str]:
     assert all(headers[name.lower()] == value for name, value in SAFE.items())
     error = json.loads(body)["error"]
     return status, error["code"], error["message"]
+
+
+def open_connections(served: Served) -> set[Any]:
+    """Return the server's own objects."""
+    found: set[Any] = served.service._live[0]._server.server_state.connections  # type: ignore[index]
+    return found
+
+
+@pytest.fixture
+def connected(eventually: Eventually) -> Iterator[Connected]:
+    """Return a function that opens connections until there are so many, each after the server has seen the last."""
+    with ExitStack() as stack:
+
+        def connect(served: Served, count: int) -> list[socket.socket]:
+            wires = []
+            for number in range(len(open_connections(served)) + 1, count + 1):
+                wires.append(stack.enter_context(served.connect()))
+                eventually(lambda number=number: len(open_connections(served)) == number)
+            return wires
+
+        yield connect
 
 
 # size
@@ -88,6 +118,67 @@ def test_a_head_that_is_too_large_is_refused(shared: Served, line: bytes) -> Non
         assert one(data)[:2] == (400, "malformed")
 
 
+# before anybody knows who sends it
+
+
+@pytest.mark.parametrize("path", ["/alerts", "/scanners/gamma/disable"])
+def test_no_body_is_waited_for_without_the_token(shared: Served, path: str) -> None:
+    with shared.connect() as wire:
+        lines = head("POST", path, Content_Type="application/json", Content_Length=1_000_000)
+        wire.sendall(lines.replace(b"Bearer ", b"Bearer x"))
+        assert one(until(wire, b'"}}'))[:2] == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/alerts", "/scanners/gamma/disable"])
+def test_who_is_refused_gets_the_answer_although_it_goes_on_sending(shared: Served, path: str) -> None:
+    """Closing at once, with bytes of the body on their way, would reset the connection."""
+    with shared.connect() as wire:
+        lines = head("POST", path, Content_Type="application/json", Content_Length=1_000_000, Connection="close")
+        wire.sendall(lines.replace(b"Bearer ", b"Bearer x"))
+        answer = until(wire, b'"}}')
+        assert until_cut(wire, b" " * 100_000, 10) == 1_000_000
+        assert one(answer + rest(wire))[:2] == (401, "unauthorized")
+
+
+def test_of_a_body_that_nobody_has_asked_for_next_to_nothing_is_kept(
+    serve: Serve, release: threading.Event, eventually: Eventually
+) -> None:
+    def slow() -> str:
+        release.wait(10)
+        return ""
+
+    served = serve(why_not=slow)
+    with served.connect() as wire:
+        wire.sendall(head("GET", "/readyz", Content_Length=1_000_000) + b" " * 200_000)
+        eventually(lambda: any(each.cycle for each in open_connections(served)))
+        (connection,) = open_connections(served)
+        assert connection.flow.read_paused
+        assert len(connection.cycle.body) <= 16_384
+        release.set()
+        assert until(wire, b'"ready"}').startswith(b"HTTP/1.1 200")
+
+
+def test_a_signed_body_gives_its_turn_to_the_next(serve: Serve, connected: Connected, eventually: Eventually) -> None:
+    clock = FakeClock()
+    served = serve(bounds=Bounds(signed=2), clock=clock)
+    body = json.dumps(grafana(alert())).encode()
+    lines = head(
+        "POST", "/alerts", Content_Type="application/json", Content_Length=len(body), **signed(body, clock.time())
+    )
+    lines = lines.replace(BEARER_LINE, b"")
+    first, second, third = wires = connected(served, 3)
+    for number, wire in enumerate(wires, 1):
+        wire.sendall(lines + body[:10])
+        eventually(lambda number=number: sum(bool(each.cycle) for each in open_connections(served)) == number)
+    message = "more than 2 signed messages came at once; send it again, in one go"
+    assert one(until(first, b'"}}')) == (503, "busy", message)
+    assert served.webhooks() == {("unknown", "invalid"): 1}
+    for wire in (second, third):
+        wire.sendall(body[10:])
+        assert until(wire, b"}").startswith(b"HTTP/1.1 200")
+    assert served.state("gamma") == "quarantined"
+
+
 # time
 
 
@@ -130,7 +221,7 @@ def test_a_slow_body_is_cut_off_and_told_why(serve: Serve, path: str) -> None:
 
 def test_a_client_that_reads_no_answer_is_let_go(serve: Serve, eventually: Eventually) -> None:
     served = serve(bounds=Bounds(head=0.1, body=0.05, work=0.05))
-    connections = served.service._live[0]._server.server_state.connections  # type: ignore[index]
+    connections = open_connections(served)
     with served.connect() as wire:
         wire.setblocking(False)
         try:
@@ -173,6 +264,8 @@ def test_a_store_that_takes_too_long_is_told(serve: Serve, release: threading.Ev
         head("POST", "/alerts", Transfer_Encoding="gzip"),
         head("POST", "/alerts", Transfer_Encoding="chunked") + b"zz\r\n",
         head("POST", "/alerts", Transfer_Encoding="chunked") + b"1\r\n[X",
+        head("POST", "/alerts", Transfer_Encoding="chunked") + b"2\r\n[]XX0\r\n\r\n",  # h11 took it before 0.16
+        head("POST", "/alerts", Transfer_Encoding="chunked") + b"2\r\n[]\n\n0\r\n\r\n",
     ],
 )
 def test_what_is_no_request_is_refused_in_the_same_form(shared: Served, data: bytes) -> None:
@@ -232,8 +325,6 @@ def test_a_chunked_body_beats_a_length_that_says_else(shared: Served) -> None:
 
 
 def test_a_body_that_is_shorter_than_said_is_no_order(serve: Serve) -> None:
-    import socket
-
     served = serve()
     with served.connect() as wire:
         wire.sendall(
@@ -298,29 +389,87 @@ def test_a_websocket_is_not_served(shared: Served, caplog: pytest.LogCaptureFixt
 # many, and gone
 
 
-def test_beyond_the_limit_a_client_is_told_so_and_later_it_is_served(serve: Serve, eventually: Eventually) -> None:
-    served = serve(bounds=Bounds(connections=2))
-    connections = served.service._live[0]._server.server_state.connections  # type: ignore[index]
-    idle = [served.connect() for _ in range(2)]
-    eventually(lambda: len(connections) == 2)
-    answer = served.get("/healthz")
-    assert answer.error == (503, "busy", "too many clients are connected; try again")
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    idle += [served.connect() for _ in range(2)]
-    eventually(lambda: len(connections) == 4)
-    with served.connect() as beyond:
-        assert until_cut(beyond, b"X", 10_000) < 10_000
-    for wire in idle:
-        wire.close()
-    eventually(lambda: not connections)
+def test_the_one_that_waits_longest_gives_way(serve: Serve, connected: Connected, eventually: Eventually) -> None:
+    served = serve(bounds=Bounds(connections=3))
+    oldest, used, youngest = connected(served, 3)
+    used.sendall(head("GET", "/healthz"))
+    assert until(used, b'"ok"}').startswith(b"HTTP/1.1 200")  # its wait begins again
     assert served.get("/healthz").status == 200
+    assert rest(oldest) == b""
+    eventually(lambda: len(open_connections(served)) == 2)
+    (more,) = connected(served, 3)
+    assert served.get("/healthz").status == 200
+    assert rest(youngest) == b""
+    for wire in (more, used):
+        wire.sendall(head("GET", "/healthz"))
+        assert until(wire, b'"ok"}').startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: y",
+        head("POST", "/alerts", Content_Type="application/json", Content_Length=100) + b"[",
+    ],
+    ids=["head", "body"],
+)
+def test_a_byte_now_and_then_keeps_no_place(
+    serve: Serve, connected: Connected, eventually: Eventually, part: bytes
+) -> None:
+    served = serve(bounds=Bounds(connections=2))
+    (dripping,) = connected(served, 1)
+    dripping.sendall(part)
+    (idle,) = connected(served, 2)
+    dripping.sendall(b"y")
+    eventually(
+        lambda: any(each.cycle or each.conn.trailing_data[0].endswith(b"yy") for each in open_connections(served))
+    )
+    assert served.get("/healthz").status == 200
+    message = "too many clients are connected, and this request took longest; send it in one go"
+    assert one(rest(dripping)) == (503, "busy", message)
+    idle.sendall(head("GET", "/healthz"))
+    assert until(idle, b'"ok"}').startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_that_is_answered_never_gives_way(
+    serve: Serve, connected: Connected, release: threading.Event, background: Background, eventually: Eventually
+) -> None:
+    def slow() -> str:
+        release.wait(10)
+        return ""
+
+    served = serve(bounds=Bounds(connections=2), why_not=slow)
+    answered = [background(served.get, "/readyz") for _ in range(2)]
+    eventually(lambda: sum(each.answers for each in open_connections(served)) == 2)
+    refused = served.get("/healthz")
+    assert refused.error == (503, "busy", "too many clients are connected; try again")
+    assert refused.headers["X-Content-Type-Options"] == "nosniff"
+    eventually(lambda: len(open_connections(served)) == 2)
+    connected(served, 3)
+    assert served.get("/healthz").status == 503  # it takes the place of the one before, and that is not among the two
+    release.set()
+    assert [future.result(10).json for future in answered] == [{"status": "ready"}] * 2
+    eventually(lambda: not open_connections(served))
+    assert served.get("/healthz").status == 200
+
+
+def test_connections_that_do_not_end_are_bounded_too(serve: Serve) -> None:
+    served = serve(bounds=Bounds(connections=2))
+    ending = {Mock(**{"transport.is_closing.return_value": True}) for _ in range(3)}
+    open_connections(served).update(ending)
+    assert served.get("/healthz").status == 200
+    ending.add(more := Mock(**{"transport.is_closing.return_value": True}))
+    open_connections(served).add(more)
+    with served.connect() as wire:
+        assert until_cut(wire, b"X", 10_000) < 10_000
+    open_connections(served).difference_update(ending)
 
 
 def test_clients_that_go_away_cost_nothing(
     serve: Serve, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
     served = serve()
-    connections = served.service._live[0]._server.server_state.connections  # type: ignore[index]
+    connections = open_connections(served)
     for sent in (
         b"",
         b"GET",
