@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -138,6 +139,14 @@ def test_who_is_refused_gets_the_answer_although_it_goes_on_sending(shared: Serv
         answer = until(wire, b'"}}')
         assert until_cut(wire, b" " * 100_000, 10) == 1_000_000
         assert one(answer + rest(wire))[:2] == (401, "unauthorized")
+
+
+def test_the_rest_of_a_refused_body_is_not_waited_for_long(serve: Serve) -> None:
+    served = serve(bounds=Bounds(body=0.2))
+    lines = head("POST", "/alerts", Content_Type="application/json", Content_Length=100, Connection="close")
+    began = time.monotonic()
+    assert one(served.raw(lines.replace(b"Bearer ", b"Bearer x") + b"["))[:2] == (401, "unauthorized")
+    assert time.monotonic() - began < 8  # not until the whole request is cut off
 
 
 def test_of_a_body_that_nobody_has_asked_for_next_to_nothing_is_kept(
