@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from resilient_scan import ControlService, ScanRunner
+from resilient_scan.observe.metrics import CollectorRegistry
+from resilient_scan.testing import healthy
 from tests.docs.pages import ROOT
 from tests.e2e.axe import install, violations
 from tests.e2e.browser import Browser, chromium
@@ -333,6 +336,21 @@ def test_it_follows_by_itself_and_says_when_it_cannot(browser: Browser, served: 
     browser.run("return refresh()")
     assert browser.text("#headline") == "No answer from the service; what follows is old."
     assert "followed by itself" in browser.text("main")
+
+
+def test_who_logs_in_reads_on(browser: Browser) -> None:
+    with (
+        ScanRunner([healthy("options_flow")], listeners=()) as runner,
+        ControlService(runner, TOKEN, registry=CollectorRegistry(), read_token="may-only-look-17") as service,
+    ):
+        log_in = service.url.replace("http://", "http://anna:may-only-look-17@")
+        browser.open(f"{log_in}/")
+        browser.open(f"{service.url}/page/options_flow")  # the browser has kept name and password
+        runner.disable("options_flow", reason="meanwhile")
+        browser.run("return refresh()")
+        assert "meanwhile" in browser.text("main")
+        assert browser.run("return fetch('../metrics').then(answer => answer.status)") == 200
+        assert browser.console() == []
 
 
 @pytest.mark.parametrize("name", ["page", "page-phone", "scanner"])
