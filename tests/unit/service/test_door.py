@@ -1,4 +1,4 @@
-"""Turns to read: as many as there are, and the one that has taken longest ends for a newcomer."""
+"""Turns to read: the body that has taken longest ends for a newcomer. And no burst of clients takes all places."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from resilient_scan.service.bounds import RequestError
+from resilient_scan.service.bounds import BOUNDS, RequestError
 from resilient_scan.service.door import Turns
+from resilient_scan.service.server import BACKLOG
 
 
 def test_no_more_than_so_many_read_at_a_time() -> None:
@@ -64,3 +65,8 @@ def test_what_fails_in_a_turn_fails_as_itself(error: Exception) -> None:
         asyncio.run(read())
     assert caught.value is error
     assert turns._taken == []
+
+
+def test_as_many_as_are_accepted_at_once_are_not_as_many_as_may_be_open() -> None:
+    """Each gets a turn of the loop, in which its request is read, before newcomers can have taken its place."""
+    assert BOUNDS.connections > 2 * BACKLOG
