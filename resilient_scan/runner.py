@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from random import Random
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -284,28 +284,40 @@ class ScanRunner:
         """
         self._fleet.probe(name, reason, who)
 
-    def alerts(self, alerts: Iterable[Alert], *, source: str = "alertmanager") -> dict[str, int]:
+    def alerts(
+        self, alerts: Iterable[Alert], *, source: str = "alertmanager", instances: Container[str] | None = None
+    ) -> dict[str, int]:
         """Act on alerts that a webhook delivered.
 
         Args:
             alerts: in the order of the message.
             source: their sender, `alertmanager` or `grafana`.
+            instances: the processes whose alerts are this runner's, as Prometheus names them; `None`: all are. An
+                alert that names no process is everybody's.
 
         Returns:
-            How many were `accepted`, `duplicate`, of an `unknown_scanner`, or `refused` (the scanner is critical, too
-            many are out already, or an order by hand stands against it).
+            How many were `accepted`, `duplicate`, of an `unknown_scanner`, `refused` (the scanner is critical, or the
+            ejection cap is reached), `overruled` (a manual order keeps the scanner in service), or `ignored` (not an
+            action of ours, or about another process).
 
         Raises:
             StoreError: the store failed, and nothing was done; the sender should try again.
         """
-        return self._fleet.gate.alerts(alerts, source)
+        return self._fleet.gate.alerts(alerts, source, instances)
 
-    def reconcile(self, fetch: Callable[[], Iterable[Alert]], *, source: str = "alertmanager") -> dict[str, int]:
+    def reconcile(
+        self,
+        fetch: Callable[[], Iterable[Alert]],
+        *,
+        source: str = "alertmanager",
+        instances: Container[str] | None = None,
+    ) -> dict[str, int]:
         """Bring the alerts that are known of a sender in line with the sender's own list of active ones.
 
         Args:
             fetch: called for that list; if it raises, the exception is passed on, and nothing is changed.
             source: the sender of the list.
+            instances: as for `alerts`.
 
         Returns:
             The same counts as `alerts`.
@@ -313,7 +325,7 @@ class ScanRunner:
         Raises:
             StoreError: the store failed, and nothing was done.
         """
-        return self._fleet.gate.reconcile(fetch, source)
+        return self._fleet.gate.reconcile(fetch, source, instances)
 
     def scanners(self) -> tuple[ScannerState, ...]:
         """Return the state of each scanner: in service or not, why, since and until when, with evidence."""

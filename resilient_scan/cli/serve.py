@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from queue import Empty, SimpleQueue
 from random import Random
 from types import FrameType
@@ -16,7 +17,7 @@ from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, state_for
 from resilient_scan.clock import SystemClock
 from resilient_scan.events import Listener
 from resilient_scan.service import ControlService
-from resilient_scan.service.process import Process
+from resilient_scan.service.process import Instance, Process
 from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.service.schedule import ONCE, Schedule, Scheduler
 
@@ -96,15 +97,17 @@ def open_service(request: ServeRequest, *, listeners: Iterable[Listener] | None 
             probe_every=fleet.settings.quarantine.cooloff / 4,
             clock=clock,
         )
+        instance = Instance(serve.instance)
         reconciler: Reconciler | None = None
         if serve.alertmanager is not None:
-            reconciler = Reconciler(
-                fleet.runner.reconcile, serve.alertmanager, serve.reconcile, receiver=serve.receiver
-            )
+            reconcile = partial(fleet.runner.reconcile, instances=instance)
+            reconciler = Reconciler(reconcile, serve.alertmanager, serve.reconcile, receiver=serve.receiver)
         process = Process(
             why_not=lambda: "" if scheduler.alive else "no further run begins",
             run=scheduler.ask,
             alerting=lambda: "" if reconciler is None else reconciler.trouble,
+            ask_again=None if reconciler is None else reconciler.ask_again,
+            instance=instance,
             dashboard_url=serve.dashboard_url or "",
             runbook_url=serve.runbook_url or "",
         )

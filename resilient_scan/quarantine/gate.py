@@ -10,8 +10,9 @@ listener would hold up every alert and every probe.
 
 from __future__ import annotations
 
+import heapq
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -34,8 +35,10 @@ from resilient_scan.events import (
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.machine import (
     BY_HAND,
+    EXPIRY,
     HEARTBEAT,
     MISSED_HEARTBEATS,
+    PROBE,
     RESULTS,
     Alert,
     Change,
@@ -56,7 +59,7 @@ from resilient_scan.quarantine.records import (
 from resilient_scan.quarantine.store import ManualOrder, QuarantineStore, Update, store_errors, wait
 from resilient_scan.quarantine.view import AuditEntry, ScannerState, audit_bytes, audit_entries, view
 from resilient_scan.results import ErrorInfo
-from resilient_scan.stores import AUDIT, Refused, Store
+from resilient_scan.stores import AUDIT, OVERRIDES, Refused, Store
 from resilient_scan.stores.health import UnlimitedWait, ask_store
 
 ORDER_DURATION = 86_400.0  # seconds for which a manual order holds if no duration is given
@@ -225,21 +228,20 @@ class Gate:
         change = Change(name, state, state, BY_HAND, who, reason, None)
         try:
             with store_errors(self._quarantine.store):
-                entry = audit_bytes(change, self._quarantine.store.now(), action)
-                self._quarantine.store.append(AUDIT, entry, MAX_AUDIT_ENTRIES)
+                self._write_down(change, self._quarantine.store.now(), action)
         except StoreError as error:
             self._on_error("append", error)
 
     # alerts
 
-    def alerts(self, alerts: Iterable[Alert], source: str) -> dict[str, int]:
-        """Act on alerts and count what came of them.
+    def alerts(self, alerts: Iterable[Alert], source: str, instances: Container[str] | None = None) -> dict[str, int]:
+        """Act on alerts and count what came of them; those about a process that is not in `instances` are ignored.
 
         Raises:
             StoreError: the store fails and nothing was done; the sender should try again.
         """
         received = tuple(alerts)
-        update = self._quarantine.update_or_fail(lambda machine: machine.alerts(received, source))
+        update = self._quarantine.update_or_fail(lambda machine: machine.alerts(received, source, instances))
         results = self._publish(update)
         for alert, result in zip(received, results, strict=True):
             self._bus.send(AlertReceived(source if source in SOURCES else "unknown", result, update.at))
@@ -247,7 +249,9 @@ class Gate:
                 self._bus.send(HeartbeatSeen(update.at))
         return {result: results.count(result) for result in RESULTS}
 
-    def reconcile(self, fetch: Callable[[], Iterable[Alert]], source: str) -> dict[str, int]:
+    def reconcile(
+        self, fetch: Callable[[], Iterable[Alert]], source: str, instances: Container[str] | None = None
+    ) -> dict[str, int]:
         """Bring the known alerts in line with what `fetch` returns: the sender's own list of active ones.
 
         Raises:
@@ -257,7 +261,8 @@ class Gate:
         with store_errors(self._quarantine.store):
             since = self._quarantine.store.now()
         active = tuple(fetch())
-        update = self._quarantine.update_or_fail(lambda machine: machine.reconcile(active, source, since))
+        bring_in_line = lambda machine: machine.reconcile(active, source, since, instances)  # noqa: E731
+        update = self._quarantine.update_or_fail(bring_in_line)
         results = self._publish(update)
         return {result: results.count(result) for result in RESULTS}
 
@@ -295,8 +300,11 @@ class Gate:
         Raises:
             StoreError: the store fails.
         """
-        with store_errors(self._quarantine.store):
-            return audit_entries(self._quarantine.store.tail(AUDIT, limit))
+        store = self._quarantine.store
+        with store_errors(store):
+            logs = [audit_entries(store.tail(log, limit)) for log in (OVERRIDES, AUDIT)]
+        # Each log stays in the order in which it was written, although a clock that was set back may say otherwise.
+        return tuple(heapq.merge(*logs, key=lambda entry: -entry.at))[:limit]
 
     def inherit(self, other: Gate) -> None:
         """Take over what another gate knows (the parent's, after a fork)."""
@@ -318,7 +326,8 @@ class Gate:
         try:
             with store_errors(self._quarantine.store):
                 for change in in_store:
-                    self._quarantine.store.append(AUDIT, audit_bytes(change, update.at), MAX_AUDIT_ENTRIES)
+                    if (change.new, change.source) != (PROBING, PROBE):  # its end says it all, in one entry
+                        self._write_down(change, update.at)
         except StoreError as error:
             self._on_error("append", error)
         for change in update.changes:
@@ -326,6 +335,15 @@ class Gate:
             at = update.at
             self._bus.send(ScannerStateChanged(change.scanner, old, new, source, change.reason, change.until, at))
         return update.result
+
+    def _write_down(self, change: Change, at: float, action: str = "") -> None:
+        """Add an entry to the audit trail; what people have ordered has room of its own.
+
+        With the cool-off at its cap, 20 scanners that stay ill write 480 entries a day. In one log, they would push out
+        by tomorrow who disabled what today, and why.
+        """
+        log = OVERRIDES if change.source in {BY_HAND, EXPIRY} else AUDIT
+        self._quarantine.store.append(log, audit_bytes(change, at, action), MAX_AUDIT_ENTRIES)
 
     def _warn_if_unreachable(self) -> None:
         unreachable = self.unreachable_since() is not None

@@ -7,7 +7,7 @@ than once for the same event, because another process can write in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
 
 import msgspec
@@ -37,8 +37,9 @@ from resilient_scan.quarantine.records import (
 
 BY_HAND, EXPIRY, ALERT, FAILURES, PROBE = "hand", "expiry", "alert", "failures", "probe"
 DISABLE, HEARTBEAT = "disable", "heartbeat"
-ACCEPTED, DUPLICATE, UNKNOWN_SCANNER, REFUSED = "accepted", "duplicate", "unknown_scanner", "refused"
-RESULTS = (ACCEPTED, DUPLICATE, UNKNOWN_SCANNER, REFUSED)
+ACCEPTED, DUPLICATE, UNKNOWN_SCANNER = "accepted", "duplicate", "unknown_scanner"
+REFUSED, OVERRULED, IGNORED = "refused", "overruled", "ignored"
+RESULTS = (ACCEPTED, DUPLICATE, UNKNOWN_SCANNER, REFUSED, OVERRULED, IGNORED)
 MISSED_HEARTBEATS = 3  # periods without a heartbeat after which the alerting counts as unreachable
 HEARTBEAT_GAPS = 8  # remembered; the longest of them is taken for the period
 ASSUMED_PERIOD = 300.0  # seconds between heartbeats, until a second one has shown the period
@@ -76,6 +77,7 @@ class Alert(msgspec.Struct, frozen=True):
         starts_at: since when it fires, epoch seconds.
         name: its rule's name.
         summary: why it fires, in its rule's words.
+        instance: the process that it is about, as Prometheus names it; empty: it is about all of them.
     """
 
     action: str
@@ -85,6 +87,7 @@ class Alert(msgspec.Struct, frozen=True):
     starts_at: float
     name: str = ""
     summary: str = ""
+    instance: str = ""
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -250,24 +253,31 @@ class Machine:
 
     # alerts
 
-    def alerts(self, alerts: Iterable[Alert], source: str) -> tuple[str, ...]:
+    def alerts(self, alerts: Iterable[Alert], source: str, instances: Container[str] | None = None) -> tuple[str, ...]:
         """Act on alerts in order, and return one of `RESULTS` for each.
+
+        An alert about one process is acted on only if that is one of `instances`: of three replicas that get the same
+        message, only the one whose breaker is open takes the scanner out.
 
         A message counts once per (fingerprint, start, status), and never after one with a later start. A firing alert
         that is repeated is asserted again, and tries once more to quarantine a scanner if it was refused before.
         """
-        return tuple(self._alert(alert, source) for alert in alerts)
+        return tuple(self._alert(alert, source, instances) for alert in alerts)
 
-    def reconcile(self, active: Iterable[Alert], source: str, since: float) -> tuple[str, ...]:
+    def reconcile(
+        self, active: Iterable[Alert], source: str, since: float, instances: Container[str] | None = None
+    ) -> tuple[str, ...]:
         """Bring the known alerts of a sender in line with its own list of active ones; return a result for each.
 
         Unlike a message, which may come late, the list is the truth: what is on it fires, and what is missing is
         resolved. The exception is an alert received after `since`, when the list was requested: it may have begun to
-        fire while the list was on its way, and to resolve it would lose it until its sender repeats it.
+        fire while the list was on its way, and to resolve it would lose it until its sender repeats it. Alerts about
+        other instances are not acted on, but they are on the list: replicas that share a store share this record, and
+        each would otherwise resolve the others' alerts.
         """
         listed = [alert for alert in active if alert.action == DISABLE]
         marks = {(alert.scanner, *texts(alert.fingerprint)) for alert in listed}
-        results = tuple(self._alert(alert, source, listed=True) for alert in listed)
+        results = tuple(self._alert(alert, source, instances, listed=True) for alert in listed)
         for name, record in self.fleet.scanners.items():
             for mark, known in record.alerts.items():
                 missing = known.source == source and known.status == FIRING and (name, mark) not in marks
@@ -275,12 +285,12 @@ class Machine:
                     known.status, known.said = RESOLVED, self.now
         return results
 
-    def _alert(self, alert: Alert, source: str, *, listed: bool = False) -> str:
+    def _alert(self, alert: Alert, source: str, instances: Container[str] | None, *, listed: bool = False) -> str:
         if alert.action == HEARTBEAT:
             (self.heartbeat if alert.status == FIRING else self.heartbeat_resolved)()
             return ACCEPTED
-        if alert.action != DISABLE or not _is_sensible(alert):
-            return REFUSED
+        if alert.action != DISABLE or not _is_sensible(alert) or _is_of_another(alert, instances):
+            return IGNORED
         if alert.scanner not in self.rules.names:
             return UNKNOWN_SCANNER
         record = self._record(alert.scanner)
@@ -296,13 +306,10 @@ class Machine:
 
     def _fire(self, name: str, record: ScannerRecord, alert: KnownAlert, *, is_new: bool) -> str:
         if record.order is not None:  # it takes precedence; when it ends, `_order_ended` looks at the alert again
-            is_out = record.order.state == DISABLED
-        else:
-            is_out = record.state != ENABLED
-            if not is_out and self._eject(name, record, ALERT, alert.source, alert.text):
-                return ACCEPTED
-        if not is_out:
-            return REFUSED
+            if record.order.state == ENABLED:
+                return OVERRULED
+        elif record.state == ENABLED:
+            return ACCEPTED if self._eject(name, record, ALERT, alert.source, alert.text) else REFUSED
         return ACCEPTED if is_new else DUPLICATE
 
     def heartbeat(self) -> None:
@@ -431,6 +438,10 @@ class Machine:
 
 def _is_sensible(alert: Alert) -> bool:
     return alert.status in {FIRING, RESOLVED, UNKNOWN} and is_number(alert.starts_at, -MAX_SECONDS, MAX_SECONDS)
+
+
+def _is_of_another(alert: Alert, instances: Container[str] | None) -> bool:
+    return bool(alert.instance) and instances is not None and alert.instance not in instances
 
 
 def _is_outdated(known: KnownAlert, alert: Alert) -> bool:

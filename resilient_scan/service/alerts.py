@@ -42,14 +42,23 @@ class Webhook(msgspec.Struct, frozen=True):
 
     version: Literal["1", "4"]
     alerts: list[Annotated[Any, Meta(extra_json_schema={"anyOf": [{"$ref": "#/components/schemas/WebhookAlert"}, {}]})]]
+    truncated_alerts: int = msgspec.field(default=0, name="truncatedAlerts")
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """A webhook's content: who sent it, its alerts, and a sentence about each alert that cannot be read."""
+    """A webhook's content.
+
+    Attributes:
+        source: who sent it.
+        alerts: those that can be read.
+        unreadable: a sentence about each of the others.
+        truncated: how many more the sender has cut off.
+    """
 
     source: str
     alerts: tuple[Alert, ...]
     unreadable: tuple[str, ...]
+    truncated: int = 0
 
 
 def payload_of(body: object) -> Payload:
@@ -67,7 +76,9 @@ def payload_of(body: object) -> Payload:
             alerts.append(alert_of(item))
         except (TypeError, ValueError) as error:
             unreadable.append(f"alerts[{position}]: {error}")
-    return Payload(source, tuple(alerts), tuple(unreadable))
+    cut = body.get("truncatedAlerts")
+    truncated = cut if isinstance(cut, int) and cut > 0 else 0
+    return Payload(source, tuple(alerts), tuple(unreadable), truncated)
 
 
 def alert_of(item: object) -> Alert:
@@ -87,6 +98,7 @@ def alert_of(item: object) -> Alert:
         starts_at=_instant(item.get("startsAt")),
         name=readable(labels.get("alertname", "")[:MAX_TEXT]),
         summary=readable((annotations.get("summary") or annotations.get("description") or "")[:MAX_TEXT]),
+        instance=labels.get("instance", ""),
     )
 
 

@@ -52,6 +52,7 @@ from resilient_scan.service.page import HEADERS, Choice, Page
 _log = logging.getLogger("resilient_scan")
 Given = TypeVar("Given", bound=Disable | Enable | Order)
 _ONCE = ("authorization", "content-type", "content-encoding", SIGNATURE, TIMESTAMP)
+_SCRAPE = "x-prometheus-scrape-timeout-seconds"  # only Prometheus and its kin send it: they name the instance
 _UNREAD = {408, 413}  # the rest of such a body is not read, so the connection cannot be used any further
 
 
@@ -132,6 +133,8 @@ class _Endpoints:
         return "" if self._auth is None else self._auth.user(request.headers.get("authorization", ""))
 
     async def metrics(self, request: Request) -> Response:
+        if _SCRAPE in request.headers:
+            self._control.scraped(request.headers.get("host", ""))
         content_type, text = await self._on_thread(self._control.metrics, request.headers.get("accept", ""))
         headers = {**SAFE, "Content-Type": content_type, "Content-Length": str(sum(map(len, text)))}
         return StreamingResponse(_each(text), headers=headers)

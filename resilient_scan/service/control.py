@@ -22,16 +22,16 @@ from resilient_scan.observe.explain import Explanation
 from resilient_scan.observe.metrics import CollectorRegistry, pieces
 from resilient_scan.quarantine import MAX_TEXT, ORDER_DURATION, AuditEntry, ScannerState
 from resilient_scan.runner import ScanRunner
-from resilient_scan.service.alerts import payload_of
+from resilient_scan.service.alerts import Payload, payload_of
 from resilient_scan.service.bounds import readable
-from resilient_scan.service.process import Process
+from resilient_scan.service.process import Instance, Process
 from resilient_scan.service.watch import REAL, Outcome, Trouble, Watch, machine_troubles, of_past, of_result, streak
 
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"  # gave an order that names nobody
 BLIND = "No heartbeat from the alerts: what an alert says now is not trusted; the breakers go on protecting."
 MAX_NAME = 64  # characters of a scanner's name
-MAX_AUDIT = 1000  # entries among which a scanner's own are looked for
+MAX_AUDIT = 2000  # entries among which a scanner's own are looked for
 MAX_PROVIDER = 200  # characters of a provider's name that are repeated
 MAX_DURATION = 366 * 86_400.0
 
@@ -107,12 +107,18 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What became of the alerts of one message; `invalid` is there only if some could not be read."""
+    """What became of the alerts of one message; `invalid` is there only if some could not be read.
+
+    `refused`: the scanner is critical, or the ejection cap is reached. `overruled`: a manual order keeps it in service.
+    `ignored`: the alert does not ask for anything that is done here, or is about another instance.
+    """
 
     accepted: Count
     duplicate: Count
     unknown_scanner: Count
     refused: Count
+    overruled: Count
+    ignored: Count
     invalid: Count | UnsetType = UNSET
 
 
@@ -175,6 +181,7 @@ class Control:
         self.process: Process = process
         self._watch = Watch()
         runner.listen(self._watch)
+        self._instance = process.instance or Instance()
 
     def now(self) -> float:
         """Return epoch seconds."""
@@ -183,6 +190,12 @@ class Control:
     def blind_since(self) -> float | None:
         """Return since when heartbeats have been missing, or `None`."""
         return self._runner.blind_since()
+
+    def scraped(self, host: str) -> None:
+        """Note that Prometheus knows this process as `host`."""
+        # Until now, alerts about this process were taken for somebody else's.
+        if self._instance.scraped(host) and self.process.ask_again is not None:
+            self.process.ask_again()
 
     def metrics(self, accept: str) -> tuple[str, list[bytes]]:
         """Return what a scrape gets, in the form that it accepts: content type, and text in pieces."""
@@ -293,7 +306,8 @@ class Control:
         except ConfigError:
             self.count_rejected(422)
             raise
-        counts = Counts(**self._runner.alerts(payload.alerts, source=payload.source))
+        counts = Counts(**self._runner.alerts(payload.alerts, source=payload.source, instances=self._instance))
+        self._note_what_is_missing(payload)
         # Counted only now: if the store fails, the sender repeats the whole message, and each unreadable alert in it
         # would be counted twice.
         bad = payload.unreadable
@@ -305,6 +319,23 @@ class Control:
         for _ in bad:
             self._count(payload.source, "invalid")
         return counts
+
+    def _note_what_is_missing(self, payload: Payload) -> None:
+        """Ask for what the sender has cut off, and say whose alerts were not acted on."""
+        foreign = [
+            alert.instance for alert in payload.alerts if alert.instance and alert.instance not in self._instance
+        ]
+        if foreign:
+            self._instance.note_ignored(foreign[0])
+        if payload.truncated and self.process.ask_again is not None:
+            self.process.ask_again()
+        elif payload.truncated:
+            _log.warning(
+                "%s has cut off %d alerts of a message, and there is nobody to ask for them: set service.alertmanager, "
+                "or a higher max_alerts there",
+                payload.source,
+                payload.truncated,
+            )
 
     def count_rejected(self, status: int) -> None:
         """Count a webhook that was rejected with this HTTP status before its sender and alerts were known."""

@@ -29,7 +29,7 @@ from resilient_scan.service.control import (
 from resilient_scan.service.door import OPEN
 
 TITLE = "resilient_scan control endpoint"  # by it the command recognizes a service of ours
-DEFAULT_LIMIT, MAX_LIMIT = 100, 1000  # entries of the audit trail
+DEFAULT_LIMIT, MAX_LIMIT = 100, 2000  # entries of the audit trail, which keeps 1,000 of either kind
 
 Json = dict[str, Any]
 

@@ -24,6 +24,7 @@ from resilient_scan.service.alerts import ALERTMANAGER, alert_of
 _log = logging.getLogger("resilient_scan")
 REQUEST_TIMEOUT = 5.0
 MAX_ANSWER = 8_000_000  # bytes
+PAUSE = 1.0  # seconds between two requests at least
 STOP_TIMEOUT = 0.2  # seconds that `stop` waits for a request under way
 _PATH = "/api/v2/alerts?active=true&silenced=false&inhibited=false&unprocessed=false"
 
@@ -66,7 +67,7 @@ class Reconciler:
     """Bring what a runner knows about alerts in line with Alertmanager's list, on its own thread, until `stop`.
 
     Args:
-        reconcile: `ScanRunner.reconcile`.
+        reconcile: `ScanRunner.reconcile`, with the instances whose alerts are the runner's.
         url: Alertmanager's base URL.
         every: seconds from one request to the next, > 0.
         receiver: name of the receiver whose alerts are the runner's; `None`: all alerts are.
@@ -78,6 +79,7 @@ class Reconciler:
         self._reconcile, self._url, self._every = reconcile, url, every
         self._fetch = partial(active_alerts, url, receiver)
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="resilient-scan-reconcile", daemon=True)
         self._unreachable = False
         self.trouble: str = ""  # why Alertmanager cannot be asked, for people
@@ -86,6 +88,10 @@ class Reconciler:
         """Begin."""
         self._thread.start()
 
+    def ask_again(self) -> None:
+        """Ask now: a message was cut off, or was not acted on."""
+        self._wake.set()
+
     def stop(self) -> None:
         """End; wait only a moment for a request under way.
 
@@ -93,17 +99,21 @@ class Reconciler:
         The thread is a daemon, and an answer that comes too late is not missed: the next process asks at its start.
         """
         self._stopped.set()
+        self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT)
 
     def _loop(self) -> None:
         # The first request goes out at once: only Alertmanager knows what was sent while no process listened.
         while not self._stopped.is_set():
+            self._wake.clear()  # before the question: who wakes it during that one wants another
             try:
                 self.once()
             except Exception:  # without this the thread would end, and nobody would notice
                 _log.exception("Alertmanager's alerts could not be brought in line")
-            self._stopped.wait(self._every)
+            # The pause bounds how often anybody can make us ask: a scrape under a new name does, and needs no token.
+            if not self._stopped.wait(min(self._every, PAUSE)):
+                self._wake.wait(max(0.0, self._every - PAUSE))
 
     def once(self) -> None:
         """Ask and act. A failure is logged once, and once more when it has passed; a store reports its own trouble."""

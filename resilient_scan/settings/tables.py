@@ -96,6 +96,8 @@ class Service(Option, frozen=True):
         reconcile: seconds between two such questions, > 0.
         dashboard_url: of a Grafana dashboard, to which the page links; `{scanner}` in it stands for the scanner's name.
         runbook_url: of the runbook, to which the page links alerts, each at its own heading.
+        instance: the name of this process in Prometheus, such as `"10.0.0.7:9108"`: of the alerts about one process,
+            only those about it are acted on. None: as it is scraped. `"*"`: those about every process are.
     """
 
     listen: str = "127.0.0.1:9108"
@@ -107,6 +109,7 @@ class Service(Option, frozen=True):
     reconcile: Seconds = 60.0
     dashboard_url: str | None = None
     runbook_url: str | None = None
+    instance: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", self.listen, re.ASCII) or self.port > 65535:
@@ -124,6 +127,8 @@ class Service(Option, frozen=True):
             if not re.match(r"https?://[^\s/?#@]+([/?#]|$)", getattr(self, name) or "http://x"):
                 raise ConfigError(f'service.{name} must be a URL such as "https://grafana.example/d/fleet"')
         self._number("reconcile", above=0)
+        if self.instance is not None and not self.instance.strip():
+            raise ConfigError('service.instance must be a name such as "10.0.0.7:9108" and not empty; or leave it out')
 
     @property
     def host(self) -> str:

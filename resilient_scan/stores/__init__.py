@@ -36,7 +36,7 @@ Change = Callable[[bytes | None, float], tuple[bytes | None, T]]
 `None` stands for no document; returning `old` itself writes nothing.
 """
 
-AUDIT = "audit"  # the one log whose records are durable before `append` returns
+AUDIT, OVERRIDES = "audit", "overrides"  # the logs whose records are durable before `append` returns
 ORDERS = "quarantine/fleet"  # the one document of which a file keeps a second copy: what people have ordered by hand
 _FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
 # The first words of our own keys are not allowed as names: in a space called `last`, the key `expected` would be the

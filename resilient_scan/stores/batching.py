@@ -18,7 +18,7 @@ import msgspec
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
-from resilient_scan.stores import AUDIT
+from resilient_scan.stores import AUDIT, OVERRIDES
 
 MAX_VALUES = 20_000
 MAX_BYTES = 64 * 1024 * 1024  # of all values together
@@ -201,10 +201,10 @@ class BatchingStore(ABC):
         self.exchange((), owner, 0.0, (key,))
 
     def append(self, log: str, record: bytes, keep: int, /) -> None:
-        """Add a record to a log: to `audit` at once, to others with the next flush."""
+        """Add a record to a log: to those of the audit trail at once, to others with the next flush."""
         self._check_open()
         check_size(record)
-        if log.rpartition("/")[2] == AUDIT:
+        if log.rpartition("/")[2] in {AUDIT, OVERRIDES}:
             self._write((), (Record(log, record, keep),))
         else:
             self._pending.append(Record(log, record, keep))

@@ -332,7 +332,7 @@ def test_probe_does_not_wait_for_the_cool_off(fleet: Fleet, store: Any) -> None:
     assert runner.probes_due() == ("one",)
     assert statuses(runner, 1) == ["completed"]
     assert [each.new for each in changes.of(ScannerStateChanged)] == ["quarantined", "probing", "enabled"]
-    assert entries(runner)[1] == ("quarantined", "quarantined", "hand", "probe", "kim", "fixed")
+    assert ("quarantined", "quarantined", "hand", "probe", "kim", "fixed") in entries(runner)
 
 
 def test_a_probe_that_fails_begins_a_longer_cool_off(fleet: Fleet, store: Any) -> None:

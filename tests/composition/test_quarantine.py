@@ -24,6 +24,7 @@ from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, ExecutionEnded, ProbeEnded, ScanEnded, ScannerStateChanged
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, flapping, hanging, healthy
+from tests.support.control import counts
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.quarantine import alert
 from tests.support.waiting import eventually
@@ -65,7 +66,7 @@ def test_an_alert_takes_a_scanner_out_and_probes_bring_it_back(fleet: Fleet) -> 
     clock, recorder, source = FakeClock(), Recorder(), Source()
     runner = fleet(source, healthy("other"), clock=clock, listeners=(recorder,))
     assert statuses(runner) == ["error", "completed"]
-    assert runner.alerts([alert("ill")]) == {"accepted": 1, "duplicate": 0, "unknown_scanner": 0, "refused": 0}
+    assert runner.alerts([alert("ill")]) == counts(accepted=1)
     clock.advance(59.5)
     assert statuses(runner) == ["disabled", "completed"]
     assert runner.probes_due() == ()
@@ -377,7 +378,7 @@ def test_the_whole_fleet_fails_and_the_ejection_cap_holds(fleet: Fleet) -> None:
     clock = FakeClock()
     runner = fleet(*(Source(f"s{number}") for number in range(5)), clock=clock)
     said = runner.alerts([alert(f"s{number}", mark=str(number)) for number in range(5)])
-    assert said == {"accepted": 2, "duplicate": 0, "unknown_scanner": 0, "refused": 3}
+    assert said == counts(accepted=2, refused=3)
     assert statuses(runner) == ["disabled"] * 2 + ["error"] * 3
 
 
@@ -397,7 +398,7 @@ def test_a_manual_order_takes_precedence_over_alerts_and_probes(fleet: Fleet) ->
     runner = fleet(source, clock=clock, listeners=(recorder,))
     runner.alerts([alert("ill")])
     runner.enable("ill", reason="false alarm", who="kim")
-    assert runner.alerts([alert("ill")])["refused"] == 1
+    assert runner.alerts([alert("ill")])["overruled"] == 1
     assert statuses(runner) == ["error"]
     runner.disable("ill", reason="quota", duration=60, who="kim")
     assert statuses(runner) == ["disabled"]

@@ -159,8 +159,10 @@ class QuarantineMachine(RuleBasedStateMachine):
             return "duplicate"
         known.heard[mark] = Heard("firing", start, self.now)
         again = heard is not None and (heard.status, heard.start) == ("firing", start)
+        if known.hand and known.hand[0] == "enabled":
+            return "overruled"
         if known.hand:
-            out = known.hand[0] == "disabled"
+            out = True
         else:
             out = known.state != "enabled"
             if self.take_out(name):

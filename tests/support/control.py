@@ -184,4 +184,5 @@ def signed(body: bytes, at: float, *, key: str = TOKEN) -> dict[str, str]:
 
 def counts(**told: int) -> dict[str, int]:
     """What `/alerts` answers; zero unless said."""
-    return {"accepted": 0, "duplicate": 0, "unknown_scanner": 0, "refused": 0, **told}
+    results = ("accepted", "duplicate", "unknown_scanner", "refused", "overruled", "ignored")
+    return {**dict.fromkeys(results, 0), **told}

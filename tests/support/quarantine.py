@@ -17,10 +17,16 @@ START = 1_000_000.0
 
 
 def alert(
-    scanner: str, status: str = "firing", *, mark: str = "f1", start: float = 1.0, action: str = "disable"
+    scanner: str,
+    status: str = "firing",
+    *,
+    mark: str = "f1",
+    start: float = 1.0,
+    action: str = "disable",
+    instance: str = "",
 ) -> Alert:
     """Make an alert; the same arguments make the same one."""
-    return Alert(action, scanner, status, mark, start, "ScannerErrorRatioHigh", f"{scanner} fails")  # type: ignore[arg-type]
+    return Alert(action, scanner, status, mark, start, "ScannerErrorRatioHigh", f"{scanner} fails", instance)  # type: ignore[arg-type]
 
 
 class Process:
@@ -74,14 +80,15 @@ class Bench:
 
     # what happens
 
-    def alerts(self, *alerts: Alert, source: str = "alertmanager") -> tuple[str, ...]:
-        """Deliver alerts."""
-        return self.process.step(lambda machine: machine.alerts(alerts, source))
+    def alerts(self, *alerts: Alert, source: str = "alertmanager", to: str | None = None) -> tuple[str, ...]:
+        """Deliver alerts, to one instance or to one that acts on those about every instance."""
+        ours = None if to is None else {to}
+        return self.process.step(lambda machine: machine.alerts(alerts, source, ours))
 
-    def reconcile(self, *active: Alert, since: float | None = None) -> tuple[str, ...]:
+    def reconcile(self, *active: Alert, since: float | None = None, to: str | None = None) -> tuple[str, ...]:
         """Deliver Alertmanager's list."""
-        asked = self.now if since is None else since
-        return self.process.step(lambda machine: machine.reconcile(active, "alertmanager", asked))
+        asked, ours = self.now if since is None else since, None if to is None else {to}
+        return self.process.step(lambda machine: machine.reconcile(active, "alertmanager", asked, ours))
 
     def heartbeat(self) -> None:
         """Deliver a heartbeat."""

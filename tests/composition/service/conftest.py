@@ -15,6 +15,7 @@ from resilient_scan.testing import FakeClock, healthy
 from tests.support.control import TOKEN, Served
 from tests.support.fixtures import Fleet, Serve
 
+AROUND = ("why_not", "run", "alerting", "instance", "ask_again")
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -26,7 +27,7 @@ def serve(fleet: Fleet) -> Iterator[Serve]:
         def start(*scanners: Any, runner: Any = None, token: str | None = TOKEN, **options: Any) -> Served:
             of_service = ("allowed_hosts", "bounds", "host", "read_token")
             named = {key: options.pop(key) for key in of_service if key in options}
-            around = {key: options.pop(key) for key in ("why_not", "run", "alerting") if key in options}
+            around = {key: options.pop(key) for key in AROUND if key in options}
             clock = options.setdefault("clock", FakeClock())
             if runner is None:
                 runner = fleet(*(scanners or map(healthy, NAMES)), **{"quarantine": Quarantine(), **options})

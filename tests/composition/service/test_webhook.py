@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Quarantine
+from resilient_scan.service.process import Instance
 from resilient_scan.testing import FakeClock, healthy
 from tests.composition.service.conftest import NAMES
 from tests.support.control import BASIC, BEARER, Served, alert, alertmanager, counts, grafana, signed
@@ -94,7 +95,7 @@ def test_a_mixed_group_is_taken_one_by_one(serve: Serve) -> None:
         {"status": "firing"},
         commonLabels={"scanner": "delta", "resilient_scan_action": "disable"},
     )
-    assert told(served, message) == counts(accepted=2, duplicate=1, unknown_scanner=2, refused=2, invalid=1)
+    assert told(served, message) == counts(accepted=2, duplicate=1, unknown_scanner=2, ignored=2, invalid=1)
     assert [served.state(name) for name in NAMES] == ["quarantined", "quarantined", "quarantined", "enabled"]
 
 
@@ -116,7 +117,67 @@ def test_an_order_by_hand_wins(serve: Serve) -> None:
     assert told(served, alertmanager(alert())) == counts(accepted=1)
     assert served.state("gamma") == "disabled"
     served.post("/scanners/gamma/enable", {"reason": "x"})
+    assert told(served, alertmanager(alert())) == counts(overruled=1)
     assert served.state("gamma") == "enabled"
+
+
+SCRAPE = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+
+
+def scrape(served: Served, host: str) -> None:
+    """Ask for the metrics as Prometheus does, which names the target in `Host`."""
+    assert served.ask("GET", "/metrics", headers={**SCRAPE, "Host": host}).status == 200
+
+
+def about(instance: str, scanner: str = "gamma") -> dict[str, Any]:
+    return alertmanager(alert(scanner, labels={"instance": instance}, fingerprint=instance))
+
+
+def test_an_alert_about_another_instance_is_ignored(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve(instance=Instance("a:1"))
+    scrape(served, "b:1")  # what is set counts
+    assert told(served, about("b:1")) == counts(ignored=1)
+    assert told(served, about("b:1")) == counts(ignored=1)
+    assert served.state("gamma") == "enabled"
+    assert told(served, about("a:1")) == counts(accepted=1)
+    assert served.state("gamma") == "quarantined"
+    (said,) = [record.message for record in caplog.records if "ignored" in record.message]
+    assert said == (
+        "an alert about the instance 'b:1' is ignored, for this process is 'a:1': among replicas that is right; "
+        "otherwise set service.instance"
+    )
+
+
+def test_the_instance_is_that_as_which_it_is_scraped(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[None] = []
+    served = serve(ask_again=lambda: asked.append(None))
+    assert told(served, about("a:1")) == counts(ignored=1)
+    assert "for this process was never scraped: " in caplog.text
+    assert served.ask("GET", "/metrics", headers={"Host": "a:1"}).status == 200  # somebody's browser
+    assert told(served, about("a:1")) == counts(ignored=1)
+    assert asked == []
+    scrape(served, "a:1")
+    scrape(served, "a:1")
+    assert asked == [None]  # Alertmanager's list is asked for: what came until now was not acted on
+    assert told(served, about("a:1")) == counts(accepted=1)
+    for number in range(2, 6):  # the newest four names count
+        scrape(served, f"a:{number}")
+    assert [told(served, about(f"a:{number}", "beta"))["ignored"] for number in (1, 2)] == [1, 0]
+
+
+def test_one_that_receives_for_others_acts_on_alerts_about_every_instance(serve: Serve) -> None:
+    served = serve(instance=Instance("*"))
+    assert told(served, about("b:1")) == counts(accepted=1)
+
+
+@pytest.mark.parametrize("cut", [3, 0, -1, None, "3", [1]])
+def test_a_message_that_was_cut_off_asks_for_the_rest(serve: Serve, cut: Any, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[None] = []
+    served = serve(ask_again=lambda: asked.append(None))
+    assert told(served, alertmanager(alert(), truncatedAlerts=cut)) == counts(accepted=1)
+    assert len(asked) == (cut == 3)
+    told(serve(), alertmanager(alert(), truncatedAlerts=cut))
+    assert ("has cut off 3 alerts of a message" in caplog.text) is (cut == 3)
 
 
 def test_the_heartbeat_is_heard(serve: Serve) -> None:

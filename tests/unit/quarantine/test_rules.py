@@ -34,8 +34,34 @@ def test_rule_1_an_alert_about_a_scanner_that_is_not_registered_does_nothing(ben
 
 @pytest.mark.parametrize("action", ["", "page", "Disable"])
 def test_rule_1_an_alert_that_does_not_ask_for_it_never_disables(bench: Bench, action: str) -> None:
-    assert bench.alerts(alert("one", action=action)) == ("refused",)
+    assert bench.alerts(alert("one", action=action)) == ("ignored",)
     assert bench.turn("one") is RUN
+
+
+def test_rule_1_of_the_alerts_about_one_process_only_ones_own_count(bench: Bench) -> None:
+    ours, theirs = alert("one", instance="a:1"), alert("two", instance="b:1")
+    assert bench.alerts(ours, theirs, alert("three"), to="a:1") == ("accepted", "ignored", "accepted")
+    assert [bench.turn(name) for name in ("one", "two", "three")] == [OUT, RUN, OUT]
+    assert bench.alerts(alert("four", instance="b:1")) == ("accepted",)  # a program that does not ask whose they are
+
+
+def test_rule_1_the_end_of_another_processs_alert_ends_nothing_here(bench: Bench) -> None:
+    bench.alerts(alert("one", instance="a:1"), to="a:1")
+    assert bench.alerts(alert("one", "resolved", instance="b:1"), to="a:1") == ("ignored",)
+    bench.advance(60)
+    bench.probes("one", True, True, True)
+    assert bench.state("one") == "probing"
+
+
+def test_rule_4_a_replica_on_the_same_record_does_not_resolve_what_another_was_told(bench: Bench) -> None:
+    ours = alert("one", instance="a:1")
+    bench.alerts(ours, to="a:1")
+    bench.advance(1)
+    assert bench.reconcile(ours, to="b:1") == ("ignored",)
+    assert bench.record("one").alerts["f1"].status == "firing"
+    bench.advance(1)
+    bench.reconcile(to="b:1")
+    assert bench.record("one").alerts["f1"].status == "resolved"  # it is on nobody's list any more
 
 
 def test_rule_1_each_fingerprint_of_a_scanner_is_kept(bench: Bench) -> None:
@@ -327,7 +353,7 @@ def test_rule_6_enabling_by_hand_is_never_undone_by_an_alert_and_expires(bench: 
     bench.alerts(alert("one"))
     bench.enable("one", 3000)
     assert bench.turn("one") is RUN
-    assert bench.alerts(alert("one"), alert("one", start=2.0)) == ("refused", "refused")
+    assert bench.alerts(alert("one"), alert("one", start=2.0)) == ("overruled", "overruled")
     bench.executed("one", *[True] * 50)
     assert bench.turn("one") is RUN
     bench.advance(3000)
@@ -343,8 +369,8 @@ def test_rule_6_enabling_a_disabled_scanner_is_not_undone_by_the_alert_that_came
     bench.disable("one", 3000)
     bench.alerts(alert("one"))
     bench.enable("one", 1000)
-    assert bench.alerts(alert("one")) == ("refused",)  # it is repeated, or on Alertmanager's list
-    assert bench.reconcile(alert("one")) == ("refused",)
+    assert bench.alerts(alert("one")) == ("overruled",)  # it is repeated, or on Alertmanager's list
+    assert bench.reconcile(alert("one")) == ("overruled",)
     assert bench.turn("one") is RUN
     bench.advance(1000)
     assert bench.turn("one") is OUT  # it fires still

@@ -18,6 +18,7 @@ from resilient_scan.quarantine.store import KEY
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder
 from tests.support.clocks import JumpingClock
+from tests.support.control import counts
 from tests.support.quarantine import alert
 from tests.support.stores import AWAY, FailingStore
 
@@ -123,6 +124,37 @@ def test_the_audit_trail_has_every_change_of_all_processes(side: Callable[..., S
     assert ours.gate.audit(1) == (newest,)
 
 
+def test_a_failed_probe_is_one_entry_although_it_is_two_events(side: Callable[..., Side], clock: JumpingClock) -> None:
+    ours = side(successes=1)
+    ours.gate.alerts([alert("one"), alert("one", "resolved")], "alertmanager")
+    clock.advance(60)
+    ours.probe("one", "error")
+    clock.advance(120)
+    ours.probe("one", "success")
+    assert [(entry.old, entry.new) for entry in reversed(ours.gate.audit(10))] == [
+        ("enabled", "quarantined"),
+        ("probing", "quarantined"),
+        ("probing", "enabled"),
+    ]
+    assert ours.changes()[1:3] == [("quarantined", "probing", "probe"), ("probing", "quarantined", "probe")]
+
+
+def test_what_the_machine_does_does_not_push_out_what_people_have_ordered(
+    side: Callable[..., Side], clock: JumpingClock
+) -> None:
+    ours = side(after_failures=1, cooloff=60, cooloff_cap=60)
+    ours.gate.disable("two", "quota", 1e6, who="kim")
+    for _ in range(1_001):
+        ours.gate.alerts([alert("one")], "alertmanager")
+        clock.advance(60)
+        ours.probe("one", "error")
+    trail = ours.gate.audit(2_000)
+    assert [entry.who for entry in trail if entry.source == "hand"] == ["kim"]
+    assert len(trail) == 1_001
+    assert [entry.at for entry in trail] == sorted((entry.at for entry in trail), reverse=True)
+    assert len(ours.gate.audit(3)) == 3
+
+
 def test_garbage_in_the_audit_trail_is_left_out(side: Callable[..., Side], store: FailingStore) -> None:
     ours = side()
     store.append("audit", b"\xff\xfe", 10)
@@ -168,7 +200,7 @@ def test_without_a_number_executions_are_not_heard(side: Callable[..., Side]) ->
 def test_alerts_are_sent_as_events(side: Callable[..., Side]) -> None:
     ours = side()
     said = ours.gate.alerts([alert("one"), alert("nine"), alert("", action="heartbeat")], "grafana")
-    assert said == {"accepted": 2, "duplicate": 0, "unknown_scanner": 1, "refused": 0}
+    assert said == counts(accepted=2, unknown_scanner=1)
     assert ours.recorder.of(AlertReceived) == [
         AlertReceived("grafana", result, START) for result in ("accepted", "unknown_scanner", "accepted")
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -124,6 +125,22 @@ def test_it_asks_at_once_then_again_and_whatever_happens_does_not_end_it() -> No
     for _ in range(3):
         assert asked.heard.acquire(timeout=5)
     reconciler.stop()
+    reconciler.stop()
+
+
+def test_it_asks_again_when_it_has_to_but_not_as_often_as_anybody_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resilient_scan.service.reconcile.PAUSE", 0.05)
+    asked = Asked()
+    reconciler = Reconciler(asked, "http://127.0.0.1:9", 3600)
+    asked.error = StoreError("it need not ask for this test")
+    reconciler.start()
+    assert asked.heard.acquire(timeout=5)
+    began = time.monotonic()
+    for _ in range(3):
+        reconciler.ask_again()
+        assert asked.heard.acquire(timeout=5)
+    assert time.monotonic() - began > 0.1
+    assert not asked.heard.acquire(timeout=0.15)
     reconciler.stop()
 
 
