@@ -3,26 +3,78 @@
 An alert fires if all comparisons of one of its cases hold. Comparisons are kept apart because the two formats join them
 differently: Prometheus drops the series for which a comparison does not hold. Grafana must get 0 for them instead,
 because it takes a series that vanishes for "unknown", not for "resolved".
+
+What each process has for itself (a breaker, a hung thread, a share of failures) is grouped by `instance` as well: of
+three replicas, one whose network is broken must neither take the scanner out of the other two nor hide among them. Only
+the error budget belongs to a scanner as a whole.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from grafana.source.presets import Burn, Preset
+from grafana.source.presets import Burn, Preset, Window
 
-SCANNER = "sum by (job, scanner)"
-FAILED = 'resilient_scan_executions_total{outcome=~"error|timeout"}'
-TIMED_OUT = 'resilient_scan_executions_total{outcome="timeout"}'
-ENDED = 'resilient_scan_executions_total{outcome=~"success|error|timeout"}'
+FLEET = "sum by (job, scanner)"
+SCANNER = "sum by (job, instance, scanner)"
 ONE_RUN = "sum by (job, instance) (resilient_scan_runs_total) == 1"
 RECORDED = "job_scanner:resilient_scan_executions_failed:ratio_rate"
 COUNTED = "job_scanner:resilient_scan_executions:increase"
+SLOW_SERIES = "resilient_scan_slow_executions_total"
+LAST_RUN = "resilient_scan_last_run_timestamp_seconds"
+HEARTBEAT = "resilient_scan_alert_last_heartbeat_timestamp_seconds"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Something that is counted, and what its growth is called where it is recorded."""
+
+    name: str
+    selector: str
+
+
+FAILED = Counter("executions_failed", 'resilient_scan_executions_total{outcome=~"error|timeout"}')
+TIMED_OUT = Counter("executions_timed_out", 'resilient_scan_executions_total{outcome="timeout"}')
+ENDED = Counter("executions", 'resilient_scan_executions_total{outcome=~"success|error|timeout"}')
+UNANSWERED = Counter("scans_unanswered", 'resilient_scan_scans_total{status=~"timeout|error|rejected|stale"}')
+ASKED = Counter("scans", 'resilient_scan_scans_total{status!~"disabled|skipped"}')
+SLOW = Counter("executions_slow", SLOW_SERIES)
+MEASURED = Counter("executions_measured", "resilient_scan_execution_duration_seconds_count")
+
+
+def within(preset: Preset) -> Counter:
+    """Return the executions that took no longer than `preset.latency`."""
+    edge = f"{float(preset.latency)}"
+    return Counter("executions_in_time", f'resilient_scan_execution_duration_seconds_bucket{{le="{edge}"}}')
+
+
+def recorded(preset: Preset) -> list[tuple[Counter, str]]:
+    """Return the counters whose growth over a window is recorded, with the window.
+
+    Six hours of 1,000 scanners are some million samples: too many to read for each evaluation of each alert.
+    """
+    shares = [(each, window) for window in preset.windows[1:] for each in (FAILED, TIMED_OUT, ENDED, UNANSWERED, ASKED)]
+    slow = [(each, window) for window in preset.slow_windows for each in (ENDED, SLOW, MEASURED, within(preset))]
+    return list(dict.fromkeys((counter, window.length) for counter, window in [*shares, *slow]))
+
+
+def grown(counter: Counter, window: str, preset: Preset) -> str:
+    """Return how much a counter of each process has grown over one of the preset's windows."""
+    if (counter, window) in recorded(preset):
+        return f"job_instance_scanner:resilient_scan_{counter.name}:increase{window}"
+    return growth(counter, window)
+
+
+def growth(counter: Counter, window: str) -> str:
+    """Return the same, computed where it stands."""
+    return f"{SCANNER} (increase({counter.selector}[{window}]))"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`left operator right`; `left` is never negative, so that 0 can mean "no"."""
+    """`left operator right`."""
 
     left: str
     operator: str
@@ -44,7 +96,7 @@ class Alert:
     Attributes:
         name: also its heading in the runbook, `docs/runbook.md`.
         cases: it fires if any of them holds.
-        summary, description: for people; they may contain the labels `job` and `scanner`.
+        summary, description: for people; they may contain the labels `job`, `instance` and `scanner`.
         severity: `critical` (somebody should look now), `warning` (today) or `none` (nothing is wrong).
         action: what the controller does with it: `disable`, `heartbeat` or nothing.
         pending, keep: how long a case must hold before it fires, and how long it keeps firing afterwards.
@@ -89,61 +141,94 @@ def alerts(preset: Preset) -> tuple[Alert, ...]:
     )
 
 
-def ratio(bad: str, preset: Preset, window: str) -> str:
-    """Return the share of executions that match `bad`, by scanner; NaN if there were no executions."""
-    return f"{SCANNER} (rate({bad}[{window}]))\n  / {SCANNER} (rate({ENDED}[{window}]))" + _of_one_process(preset)
+def fleet_ratio(preset: Preset, window: str) -> str:
+    """Return the share of a scanner's executions that failed, over all its processes; NaN if there were none."""
+    shares = (f"{FLEET} (rate({counter.selector}[{window}]))" for counter in (FAILED, ENDED))
+    return "\n  / ".join(shares) + (f"\n  unless on (job) {ONE_RUN}" if preset.one_shot else "")
 
 
-def ratio_of_runs(bad: str, window: str) -> str:
-    """Return the same share if each run is a separate process.
+def ratio_of_runs(bad: Counter, ended: Counter, window: str) -> str:
+    """Return a share if each run is a separate process.
 
     Its counters begin at 0 and never seem to grow: each run pushes its own counts, which stay until the next run. The
-    mean over time is then the mean over runs.
+    mean over time is then the mean over runs. What has pushed or written them makes no runs, so `instance` is left out.
     """
-    bad, ended = (
-        f"{SCANNER} (avg_over_time({what}[{window}]) and on (job, instance) {ONE_RUN})" for what in (bad, ENDED)
+    shares = (
+        f"{FLEET} (avg_over_time({what.selector}[{window}]) and on (job, instance) {ONE_RUN})" for what in (bad, ended)
     )
-    return f"{bad}\n  / {ended}"
+    return "\n  / ".join(shares)
 
 
 def _of_one_process(preset: Preset) -> str:
-    """Leave out the jobs whose runs are separate processes, if the preset allows for them."""
-    return f"\n  unless on (job) {ONE_RUN}" if preset.one_shot else ""
+    """Leave out the processes that make one run each, if the preset allows for them."""
+    return f"\n  unless on (job, instance) {ONE_RUN}" if preset.one_shot else ""
 
 
-def _counted(preset: Preset) -> Comparison:
-    """Return the condition that there were enough executions to trust a ratio."""
-    return Comparison(f"{SCANNER} (increase({ENDED}[{preset.window}]))", ">=", preset.min_executions)
+def _shares(
+    bad: Callable[[str], str],
+    whole: Callable[[str], str],
+    share: float,
+    windows: Sequence[Window],
+    *,
+    but: str = "",
+) -> list[Case]:
+    """Return the cases in which `bad` is more than a share of `whole`, in the shortest window that has seen enough.
+
+    With a run every five minutes, the last five minutes have one execution, of which nothing follows; with one every
+    minute, the last six hours remember an outage for hours after it has ended. So a window has its say only if the one
+    before has too little.
+
+    Args:
+        bad: returns an expression for a window.
+        whole: likewise.
+        share: that is too much.
+        windows: the shortest first.
+        but: appended to the share, to leave series out.
+    """
+    cases: list[Case] = []
+    before: Case = ()
+    for window in windows:
+        seen = whole(window.length)
+        part = Comparison(f"{bad(window.length)}\n  / {seen}{but}", ">", share)
+        cases.append((part, Comparison(seen, ">=", window.least), *before))
+        before = (Comparison(seen, "<", window.least),)
+    return cases
 
 
-def _more_than(share: float, bad: str, preset: Preset) -> tuple[Case, ...]:
-    often: Case = (Comparison(ratio(bad, preset, preset.window), ">", share), _counted(preset))
-    return (often, one(ratio_of_runs(bad, preset.window), ">", share)) if preset.one_shot else (often,)
+def _more_than(share: float, bad: Counter, ended: Counter, preset: Preset) -> tuple[Case, ...]:
+    often = _shares(
+        lambda window: grown(bad, window, preset),
+        lambda window: grown(ended, window, preset),
+        share,
+        preset.windows,
+        but=_of_one_process(preset),
+    )
+    if preset.one_shot:
+        often.append(one(ratio_of_runs(bad, ended, preset.windows[0].length), ">", share))
+    return tuple(often)
 
 
 def _that_disable(preset: Preset) -> tuple[Alert, ...]:
     firm = {"severity": "critical", "action": "disable", "pending": preset.pending, "keep": preset.keep}
+    over = " or ".join(window.length for window in preset.windows)
     return (
         Alert(
             "ScannerErrorRatioHigh",
-            _more_than(0.5, FAILED, preset),
+            _more_than(0.5, FAILED, ENDED, preset),
             "More than half of the executions of {{ $labels.scanner }} fail.",
-            f"Errors and timeouts together, over {preset.window}. The controller takes the scanner out of service.",
+            f"Errors and timeouts together, over {over}. The controller takes the scanner out of service.",
             **firm,
         ),
         Alert(
             "ScannerTimeoutRatioHigh",
-            _more_than(0.5, TIMED_OUT, preset),
+            _more_than(0.5, TIMED_OUT, ENDED, preset),
             "More than half of the executions of {{ $labels.scanner }} time out.",
-            f"Counted over {preset.window}. The controller takes the scanner out of service.",
+            f"Counted over {over}. The controller takes the scanner out of service.",
             **firm,
         ),
         Alert(
             "ScannerOutOfService",
-            (
-                one(_worst('resilient_scan_breaker_state{state=~"open|half_open"}'), "==", 1),
-                one(_worst("resilient_scan_abandoned_threads"), ">", 0),
-            ),
+            (*_not_closed(preset), *_hung(preset)),
             "{{ $labels.scanner }} gives no answers: its breaker is open, or its threads hang.",
             "It executes too rarely for a ratio to tell. The controller takes it out of service.",
             **firm,
@@ -151,23 +236,48 @@ def _that_disable(preset: Preset) -> tuple[Alert, ...]:
     )
 
 
-def _worst(series: str) -> str:
-    return f"max by (job, scanner) ({series})"
+def _not_closed(preset: Preset) -> tuple[Case, ...]:
+    return tuple(
+        one(worst, "==", 1) for worst in _worst('resilient_scan_breaker_state{state=~"open|half_open"}', preset)
+    )
+
+
+def _hung(preset: Preset) -> tuple[Case, ...]:
+    """Return the cases in which threads hang and the scanner does not answer any more.
+
+    With `max_abandoned` above 1, a scanner with a hung thread may answer as ever. Whether it does, its scans tell:
+    where no thread is left, they are rejected (or stale, where there is an old answer).
+    """
+    hung = [Comparison(worst, ">", 0) for worst in _worst("resilient_scan_abandoned_threads", preset)]
+    mute = _more_than(0.5, UNANSWERED, ASKED, preset)
+    if not preset.one_shot:
+        return tuple((hung[0], *case) for case in mute)
+    return (*((hung[0], *case) for case in mute[:-1]), (hung[1], *mute[-1]))
+
+
+def _worst(series: str, preset: Preset) -> list[str]:
+    """Return the greatest value of a gauge for each scanner: of each process, and of those that make one run each."""
+    of_processes = f"max by (job, instance, scanner) ({series}{_of_one_process(preset)})"
+    if not preset.one_shot:
+        return [of_processes]
+    return [of_processes, f"max by (job, scanner) ({series}\n  and on (job, instance) {ONE_RUN})"]
 
 
 def _burn(preset: Preset, burn: Burn) -> Alert:
     limit = round(burn.factor * (1 - preset.objective), 6)
+    # Below this traffic, more than the limit may be four failures or fewer, and 2 of 12 (17 %) do not make a trend.
+    least = math.ceil(4 / limit)
     return Alert(
         f"ScannerErrorBudgetBurn{burn.factor:g}x".replace("14.4", "14"),
         (
             (
                 Comparison(f"{RECORDED}{burn.short}", ">", limit),
                 Comparison(f"{RECORDED}{burn.long}", ">", limit),
-                Comparison(f"{COUNTED}{burn.long}", ">=", preset.min_executions),
+                Comparison(f"{COUNTED}{burn.long}", ">=", least),
             ),
         ),
         f"{{{{ $labels.scanner }}}} uses up its error budget {burn.factor:g} times as fast as it may.",
-        f"More than {limit:.3%} of its executions failed over {burn.short} and over {burn.long}; "
+        f"More than {limit:.3%} of its executions failed over {burn.short} and over {burn.long}, of at least {least}; "
         f"the objective is {preset.objective:.0%} that succeed.",
         burn.severity,
         pending=burn.pending,
@@ -175,13 +285,14 @@ def _burn(preset: Preset, burn: Burn) -> Alert:
 
 
 def _that_tell(preset: Preset) -> tuple[Alert, ...]:
+    out = _worst('resilient_scan_scanner_state{state=~"quarantined|probing"}', preset)
     return (
         _slow(preset),
         _stale(preset),
         _suspicious(preset),
         Alert(
             "ScannerQuarantinedLong",
-            (one(_worst('resilient_scan_scanner_state{state=~"quarantined|probing"}'), "==", 1),),
+            tuple(one(worst, "==", 1) for worst in out),
             "{{ $labels.scanner }} does not come back from its quarantine.",
             f"Its probes have been failing for {preset.quarantined}, or none is made.",
             "warning",
@@ -192,29 +303,44 @@ def _that_tell(preset: Preset) -> tuple[Alert, ...]:
 
 
 def _slow(preset: Preset) -> Alert:
-    p95 = (
-        "histogram_quantile(0.95, sum by (job, scanner, le) "
-        f"(rate(resilient_scan_execution_duration_seconds_bucket[{preset.window}])))"
-    )
+    """Compare what took too long by the scanner's own timeout or, where that is not known, by the histogram.
+
+    Not a quantile: that is an estimate within one bucket, so 11 s everywhere and 29 s here and there look the same.
+    """
+
+    def own(counter: Counter) -> Callable[[str], str]:
+        return lambda window: grown(counter, window, preset)
+
+    def above(window: str) -> str:
+        return f"({grown(MEASURED, window, preset)}\n    - {grown(within(preset), window, preset)})"
+
+    unknown = f"\n  unless on (job, instance, scanner) {SLOW_SERIES}"
+    windows = preset.slow_windows
     return Alert(
         "ScannerLatencyHigh",
-        ((Comparison(p95, ">", preset.latency), _counted(preset)),),
+        (
+            *_shares(own(SLOW), own(ENDED), preset.slow, windows, but=_of_one_process(preset)),
+            *_shares(above, own(MEASURED), preset.slow, windows, but=unknown + _of_one_process(preset)),
+        ),
         "{{ $labels.scanner }} is slow.",
-        f"One execution in twenty takes longer than {preset.latency:g} s, measured over {preset.window}.",
+        f"More than {preset.slow:.0%} of its executions use 80 % of their timeout or more (where that is not known: "
+        f"take longer than {preset.latency:g} s).",
         "warning",
-        pending=preset.latency_pending,
+        pending=preset.slow_pending,
     )
 
 
 def _stale(preset: Preset) -> Alert:
-    unanswered = 'resilient_scan_scans_total{status=~"stale|timeout|error|rejected"}'
-    asked = [f"{SCANNER} (increase({unanswered}[{preset.stale}s]))"]
+    asked = [f"{SCANNER} (increase({UNANSWERED.selector}[{preset.stale}s]){_of_one_process(preset)})"]
     if preset.one_shot:
-        asked.append(_of_runs(unanswered))
-    age = Comparison(f"time() - {_worst('resilient_scan_last_success_timestamp_seconds')}", ">", preset.stale)
+        asked.append(_of_runs(UNANSWERED.selector))
+    ages = _worst("resilient_scan_last_success_timestamp_seconds", preset)
     return Alert(
         "ScannerStale",
-        tuple((age, Comparison(count, ">", 0)) for count in asked),
+        tuple(
+            (Comparison(f"time() - {age}", ">", preset.stale), Comparison(count, ">", 0))
+            for age, count in zip(ages, asked, strict=True)
+        ),
         "{{ $labels.scanner }} has not succeeded for a long time, although it is asked.",
         f"Its last success is more than {preset.stale / 60:g} minutes ago.",
         "warning",
@@ -224,19 +350,19 @@ def _stale(preset: Preset) -> Alert:
 
 def _suspicious(preset: Preset) -> Alert:
     odd = "resilient_scan_suspicious_results_total"
-    often = one(f"{SCANNER} (increase({odd}[{preset.long}]))", ">=", preset.min_executions)
+    often = one(f"{SCANNER} (increase({odd}[{preset.long}]))", ">=", preset.suspicious)
     return Alert(
         "ScannerSuspiciouslyEmpty",
         (often, one(_of_runs(odd), ">", 0)) if preset.one_shot else (often,),
         "{{ $labels.scanner }} answers, but its answers look wrong.",
-        f"Empty where they never were, or malformed: at least {preset.min_executions} within {preset.long}.",
+        f"Empty where they never were, or malformed: at least {preset.suspicious} within {preset.long}.",
         "warning",
     )
 
 
 def _of_runs(counter: str) -> str:
     """Return a counter of the jobs whose runs are separate processes."""
-    return f"{SCANNER} ({counter}\n  and on (job, instance) {ONE_RUN})"
+    return f"{FLEET} ({counter}\n  and on (job, instance) {ONE_RUN})"
 
 
 def _flapping(preset: Preset) -> Alert:
@@ -252,14 +378,13 @@ def _flapping(preset: Preset) -> Alert:
 
 def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
     webhooks = "resilient_scan_alert_webhooks_total"
-    heartbeat = "max by (job) (resilient_scan_alert_last_heartbeat_timestamp_seconds > 0)"
     unsent = 'alertmanager_notifications_failed_total{integration="webhook"}'
     return (
         Alert(
             "ResilientScanWebhookFailing",
             (
-                one(_in_15m(f'{webhooks}{{result=~"unauthorized|invalid|unknown_scanner"}}'), ">", 0),
-                one(_in_15m(unsent), ">", 0),
+                one(_lately(f'{webhooks}{{result=~"unauthorized|invalid|unknown_scanner"}}'), ">", 0),
+                one(_lately(unsent), ">", 0),
             ),
             "Alerts do not reach the controller, or it does not understand them.",
             "Within 15 minutes one was not sent, had a wrong token, could not be read, or named an unknown scanner.",
@@ -267,32 +392,42 @@ def _of_the_loop(preset: Preset) -> tuple[Alert, ...]:
         ),
         Alert(
             "ResilientScanFuseBlown",
-            (one(f'sum by (job) (increase({webhooks}{{result="refused"}}[{preset.long}]))', ">", 0),),
-            "The controller refused to take one more scanner out of service.",
-            "Too many are out already, or the scanner is marked critical: the cause is likely common to all of them.",
+            # Alertmanager repeats a refused alert every two minutes: while it is refused, this does not stop.
+            (one(_lately(f'{webhooks}{{result="refused"}}', "5m"), ">", 0),),
+            "The ejection cap keeps a failing scanner in service, or it is marked critical.",
+            "If too many are out already, the cause is likely common to all of them.",
             "critical",
         ),
         Alert(
             "ResilientScanBlind",
-            (one(f"time() - {heartbeat}", ">", preset.heartbeat),),
+            (one(f"time() - max by (job, instance) ({HEARTBEAT} > 0)", ">", preset.heartbeat),),
             "The controller gets no heartbeat from the alerting.",
-            f"None for {preset.heartbeat} s. No alert brings a scanner out of service now; breakers go on protecting.",
+            f"None for {preset.heartbeat} s. No alert is believed to be resolved now; what still arrives counts.",
             "critical",
             pending="1m",
+        ),
+        Alert(
+            "ResilientScanNotWired",
+            (one(f"max by (job, instance) ({HEARTBEAT})", "==", 0),),
+            "{{ $labels.instance }} receives alerts, but has never got a heartbeat.",
+            "Alertmanager does not send to it, or the watchdog is not routed to it: nothing takes a scanner out.",
+            "warning",
+            pending="10m",
         ),
     )
 
 
-def _in_15m(counter: str) -> str:
-    return f"sum by (job) (increase({counter}[15m]))"
+def _lately(counter: str, window: str = "15m") -> str:
+    return f"sum by (job, instance) (increase({counter}[{window}]))"
 
 
 def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
     return (
         _down(),
+        _absent(),
         Alert(
             "ResilientScanSaturated",
-            (one("max by (job) (min_over_time(resilient_scan_queued_scans[5m]))", ">", 0),),
+            (one("max by (job, instance) (min_over_time(resilient_scan_queued_scans[5m]))", ">", 0),),
             "{{ $labels.job }} has too few workers: scans wait in its queue without a break.",
             "At no moment of the last five minutes the queue was empty.",
             "warning",
@@ -300,12 +435,12 @@ def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
         ),
         Alert(
             "ResilientScanStoreErrors",
-            (one(_in_15m("resilient_scan_store_errors_total"), ">", 0),),
+            (one(_lately("resilient_scan_store_errors_total"), ">", 0),),
             "The store of {{ $labels.job }} fails.",
             "Within 15 minutes an operation failed. Runs go on with what the process knows; nothing is shared.",
             "warning",
         ),
-        *(() if preset.missing_run is None else (_missing(preset.missing_run),)),
+        _missing(preset.missing_run),
     )
 
 
@@ -325,12 +460,42 @@ def _down() -> Alert:
     )
 
 
+def _absent() -> Alert:
+    """Fire where Prometheus has no target: what is not there cannot be down.
+
+    Of several targets of a job, one may vanish because somebody wanted it so; all of them do not. What was pushed has
+    no target of its own, but is still there. And where nothing of ours was ever seen, the job is called as in the
+    shipped configuration.
+    """
+    there = "up or resilient_scan_build_info"
+    gone = f"max by (job) (max_over_time(resilient_scan_build_info[1d]))\n  unless on (job) ({there})"
+    never = 'absent(up{job="resilient-scan"})\n  unless on () max_over_time(resilient_scan_build_info[1d])'
+    return Alert(
+        "ResilientScanTargetAbsent",
+        (one(gone, ">", 0), one(never, ">", 0)),
+        "Prometheus has no target of the job {{ $labels.job }} any more.",
+        "It vanished from the service discovery, or was never there: no other rule can see anything of it.",
+        "critical",
+        pending="5m",
+    )
+
+
 def _missing(seconds: int) -> Alert:
+    ran = f"max by (job, instance) ({LAST_RUN})"
+    schedule = "resilient_scan_schedule_interval_seconds"
+    late = f"time() - ({ran} > 0) - 3 * min by (job, instance) ({schedule})"
+    unscheduled = f"time() - ({ran} > 0)\n  unless on (job, instance) {schedule}"
+    before = f"max by (job, instance) ({LAST_RUN} offset 1h)"
     return Alert(
         "ResilientScanRunsMissing",
-        (one("time() - max by (job) (resilient_scan_last_run_timestamp_seconds)", ">", seconds),),
-        "The runs of {{ $labels.job }} stay away.",
-        f"The last one ended more than {seconds // 60} minutes ago.",
+        (
+            one(late, ">", 300),
+            one(unscheduled, ">", seconds),
+            (Comparison(before, "==", 0), Comparison(ran, "==", 0)),
+        ),
+        "The runs of {{ $labels.instance }} stay away.",
+        "The last one ended more than three of its intervals and five minutes ago "
+        f"(where no schedule is exported: more than {seconds // 60} minutes ago), or there was none in an hour.",
         "critical",
         pending="5m",
     )

@@ -11,36 +11,44 @@ from grafana.source.alerts import (
     COUNTED,
     ENDED,
     FAILED,
+    FLEET,
+    LAST_RUN,
     ONE_RUN,
     RECORDED,
-    SCANNER,
     Alert,
     Case,
     alerts,
-    ratio,
+    fleet_ratio,
+    grown,
+    growth,
     ratio_of_runs,
+    recorded,
 )
-from grafana.source.boards import FLEET_UID, SCANNER_UID
 from grafana.source.presets import Preset
 
-RUNBOOK = "docs/runbook.md"  # users choose where it can be read: `export-grafana --runbook URL`
 FOLDER = "resilient-scan"
 DATASOURCE = "resilient-scan-prometheus"
 HEADER = "# Made by `python -m grafana.source`; change grafana/source instead.\n"
 
 
 def recording(preset: Preset) -> str:
-    """Return the recording rules, which the alerts about the error budget use."""
+    """Return the recording rules: what the alerts about the error budget use, and the longer windows of the others."""
     windows = list(dict.fromkeys(window for burn in preset.burns for window in (burn.short, burn.long)))
     short, long = (
         [window for window in windows if window[-1] in "mh"],
         [window for window in windows if window[-1] == "d"],
     )
+    groups = [
+        ("hours", "1m", _budget(preset, short)),
+        ("days", "5m", _budget(preset, long)),
+        ("windows", "1m", _windows(preset)),
+    ]
     return _file(
         {
             "groups": [
-                {"name": f"resilient-scan-recording-{name}", "interval": interval, "rules": _recorded(preset, chosen)}
-                for name, interval, chosen in (("hours", "1m", short), ("days", "5m", long))
+                {"name": f"resilient-scan-recording-{name}", "interval": interval, "rules": rules}
+                for name, interval, rules in groups
+                if rules
             ]
         }
     )
@@ -74,17 +82,26 @@ def grafana(preset: Preset) -> str:
     return _file({"apiVersion": 1, "groups": [group]})
 
 
-def _recorded(preset: Preset, windows: list[str]) -> list[dict[str, str]]:
+def _budget(preset: Preset, windows: list[str]) -> list[dict[str, str]]:
     rules = []
     for window in windows:
-        share, counted = ratio(FAILED, preset, window), f"{SCANNER} (increase({ENDED}[{window}]))"
+        share, counted = fleet_ratio(preset, window), f"{FLEET} (increase({ENDED.selector}[{window}]))"
         if preset.one_shot:
-            share = f"({ratio_of_runs(FAILED, window)})\nor\n({share})"
-            # What each run abandons, times the runs that the window has room for, is not known; one is enough.
-            counted = f"{SCANNER} (max_over_time({ENDED}[{window}]) and on (job, instance) {ONE_RUN})\nor\n{counted}"
+            share = f"({ratio_of_runs(FAILED, ENDED, window)})\nor\n({share})"
+            # Each run pushes when it ended: that changes once for each run after the first of the window.
+            runs = f"on (job, instance) group_left () (changes({LAST_RUN}[{window}]) + 1)"
+            each = f"max_over_time({ENDED.selector}[{window}]) * {runs}"
+            counted = f"{FLEET} ({each}\n  and on (job, instance) {ONE_RUN})\nor\n{counted}"
         rules.append({"record": f"{RECORDED}{window}", "expr": share})
         rules.append({"record": f"{COUNTED}{window}", "expr": counted})
     return rules
+
+
+def _windows(preset: Preset) -> list[dict[str, str]]:
+    return [
+        {"record": grown(counter, window, preset), "expr": growth(counter, window)}
+        for counter, window in recorded(preset)
+    ]
 
 
 def _filtering(alert: Alert) -> str:
@@ -100,14 +117,17 @@ def _alternatives(cases: list[str]) -> str:
 
 
 def _keeping(alert: Alert) -> str:
-    """Return an expression with every series: 1 for those that fire and 0 for the others."""
+    """Return an expression with every series: 1 for those that fire and 0 for the others.
+
+    A scanner without a breaker has no series in the case about breakers, and must not lose its other cases. So each
+    case gets a label of its own, which keeps all series of all cases apart, and the greatest of each scanner counts.
+    """
     cases = [_product(case) for case in alert.cases]
     if len(cases) == 1:
         return cases[0]
-    # A scanner without a breaker has no series in the case about breakers. `+` alone would lose its other cases, so
-    # each case follows once more behind `or`.
-    parts = [f"(\n{case}\n)" for case in cases]
-    return "\nor\n".join([f"({' + '.join(parts)}) > bool 0", *parts])
+    apart = [f'label_replace((\n{case}\n), "case", "{number}", "", "")' for number, case in enumerate(cases)]
+    union = "\nor\n".join(apart)
+    return f"max without (case) (\n{union}\n)"
 
 
 def _product(case: Case) -> str:
@@ -151,13 +171,8 @@ def _managed(alert: Alert) -> dict[str, Any]:
 
 
 def _annotations(alert: Alert) -> dict[str, str]:
-    board = f"/d/{SCANNER_UID}?var-scanner={{{{ $labels.scanner }}}}" if alert.by_scanner else f"/d/{FLEET_UID}"
-    return {
-        "summary": alert.summary,
-        "description": alert.description,
-        "dashboard": board,
-        "runbook_url": f"{RUNBOOK}#{alert.name.lower()}",
-    }
+    """Return the texts; links are added when the files are exported, where it is known what they begin with."""
+    return {"summary": alert.summary, "description": alert.description}
 
 
 class _Dumper(yaml.SafeDumper):

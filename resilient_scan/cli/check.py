@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from resilient_scan._text import counted
+from resilient_scan.cli.export import misfit
 from resilient_scan.cli.fleet import bundled, lacks, state_for
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
@@ -67,6 +68,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         (
             *_tokens(settings),
             *_eviction(settings),
+            *([why] if interval is not None and (why := misfit(interval)) else []),
             *sentences(finding for finding in findings if finding.severity == WARNING),
         ),
         looked_at,

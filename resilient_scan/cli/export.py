@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from resilient_scan._files import make_folder, refuse_unless_plain, write_file
+from resilient_scan._text import span
 from resilient_scan.errors import ConfigError
 
-PRESETS: Final = ("service", "cron")
-RUNBOOK: Final = "docs/runbook.md"  # the beginning of the rules' links to the runbook
+PRESETS: Final[Mapping[str, float]] = {"service": 300.0, "cron": 3600.0}
+"""The sets of rules, each with the longest time from run to run for which it works, in seconds."""
+FLEET: Final = "resilient-scan-fleet"  # what links call the dashboards
+SCANNER: Final = "resilient-scan-scanner"
+RULES: Final = (Path("prometheus/alerts.yml"), Path("alerting/rules.yml"))
+_ALERT: Final = re.compile(r" +(?:- alert|title): (\w+)")
+_DESCRIPTION: Final = re.compile(r"( +)description: ")
+_URL: Final = re.compile(r"https?://[\w.\-\[\]:]+(/[\w./~%+\-]*)?")  # goes into YAML, and gets a fragment
 SHIPPED: Final = (
     "Dockerfile",
     "alerting",
@@ -24,7 +32,29 @@ SHIPPED: Final = (
 )
 
 
-def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOOK, force: bool = False) -> list[Path]:
+def misfit(every: float) -> str:
+    """Say that rules and the time from run to run do not match, and what to do; an empty text: they match."""
+    if every <= PRESETS["service"]:
+        return ""
+    if every <= PRESETS["cron"]:
+        return (
+            f"a run every {span(every)} is too rare for the alert rules of a service, which want one every 5 minutes: "
+            "take those of `export-grafana DIR --preset cron`"
+        )
+    return (
+        f"a run every {span(every)} is too rare for the alert rules: those of `export-grafana DIR --preset cron` want "
+        "one every hour"
+    )
+
+
+def export_grafana(
+    into: Path,
+    preset: str = "service",
+    *,
+    public_url: str | None = None,
+    runbook_url: str | None = None,
+    force: bool = False,
+) -> list[Path]:
     """Write the files for Prometheus, Alertmanager and Grafana, and return their paths, sorted.
 
     All of them are written or none: obstacles are found first. Containers run as other users, so everybody can read
@@ -33,15 +63,20 @@ def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOO
     Args:
         into: a directory, which is created if it does not exist.
         preset: `service` or `cron`: for runs that follow one another closely, or for runs that are hours apart.
-        runbook: where the runbook can be read; alerts link to it.
+        public_url: where people reach Grafana; alerts link to the dashboards there. `None`: they do not.
+        runbook_url: where the runbook can be read; alerts link to it. `None`: they do not.
         force: whether existing files that differ are overwritten.
 
     Raises:
-        ConfigError: an existing file differs, or something else is in the way.
+        ConfigError: an existing file differs, something else is in the way, or a URL is wrong.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset must be {' or '.join(PRESETS)}, got {preset!r}")
-    files = {into / path: text for path, text in _texts(preset, runbook).items()}
+    for option, url in (("--public-url", public_url), ("--runbook-url", runbook_url)):
+        if url is not None and not _URL.fullmatch(url):
+            example = "such as https://grafana.example.org"
+            raise ConfigError(f"{option} must be an address that people can open, {example}, got {url!r:.200}")
+    files = {into / path: text for path, text in _texts(preset, public_url, runbook_url).items()}
     if not force:
         _refuse_to_overwrite(files)
     try:
@@ -55,13 +90,30 @@ def export_grafana(into: Path, preset: str = "service", *, runbook: str = RUNBOO
     return sorted(files)
 
 
-def _texts(preset: str, runbook: str) -> dict[Path, bytes]:
+def _texts(preset: str, public_url: str | None, runbook_url: str | None) -> dict[Path, bytes]:
     """Return what is to be written; a file of the preset replaces the common one."""
     home = _home()
     found = {path: text for name in SHIPPED for path, text in _below(home, home / name)}
     found.update(_below(home / "presets" / preset, home / "presets" / preset))
-    link = f"runbook_url: {RUNBOOK}#".encode()
-    return {path: text.replace(link, f"runbook_url: {runbook}#".encode()) for path, text in found.items()}
+    for path in RULES:
+        found[path] = _linked(found[path].decode(), public_url, runbook_url).encode()
+    return found
+
+
+def _linked(rules: str, public_url: str | None, runbook_url: str | None) -> str:
+    """Add the links to the annotations of alerts; without an address that people can open, a link would be dead."""
+    lines, alert = [], ""
+    for line in rules.splitlines():
+        lines.append(line)
+        if name := _ALERT.fullmatch(line):
+            alert = name[1]
+        elif described := _DESCRIPTION.match(line):
+            if public_url is not None:
+                board = f"{SCANNER}?var-scanner={{{{ $labels.scanner }}}}" if alert.startswith("Scanner") else FLEET
+                lines.append(f"{described[1]}dashboard: {public_url.rstrip('/')}/d/{board}")
+            if runbook_url is not None:
+                lines.append(f"{described[1]}runbook_url: {runbook_url}#{alert.lower()}")
+    return "\n".join(lines) + "\n"
 
 
 def _below(home: Path, top: Path) -> Iterator[tuple[Path, bytes]]:

@@ -21,10 +21,11 @@ from resilient_scan import __version__
 from resilient_scan._text import parse_duration
 from resilient_scan.cli.check import check as check_all
 from resilient_scan.cli.client import explained, order, reset_provider
-from resilient_scan.cli.export import PRESETS, RUNBOOK
+from resilient_scan.cli.export import PRESETS, misfit
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
 from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, past_runs, survey
+from resilient_scan.cli.ping import pinging
 from resilient_scan.cli.process import HELD, INTERRUPTED, OUTPUT, UNREAD, end_at_once, stopped_by, take_over
 from resilient_scan.cli.screens import (
     MESSAGES,
@@ -243,6 +244,12 @@ def command() -> None:
     type=FilledPath(absolute=True, dir_okay=False),
     help="Write the metrics to this file after the run; node_exporter reads those that end in .prom.",
 )
+@click.option(
+    "--ping",
+    metavar="URL",
+    callback=filled,
+    help="Notify this dead-man's switch after the run: a GET of URL if all answered, of URL/fail if not.",
+)
 @quiet_option
 @verbose_option
 @log_format_option
@@ -254,6 +261,7 @@ def run(
     quiet: bool,
     verbose: int,
     log_format: str,
+    ping: str | None,
     **options: Any,
 ) -> int:
     """Run the scanners once and print what they found.
@@ -268,13 +276,17 @@ def run(
     if quiet and verbose:
         raise click.UsageError("-q says nothing and -v says more; leave one of them out")
     request, watch = Request(sequential=sequential or None, **options), Watch()
-    with listening(verbose) as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
-        introduce(fleet, request, verbose=verbose)
-        twice = request.faults and not as_json
-        report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
-        if hold is not None:
-            _hold(hold, fleet)
-    return OK if report.complete and fleet.loses_nothing() else INCOMPLETE
+    with pinging(ping) as notice:  # the last to end: what the fleet still does when it is closed may fail, too
+        with listening(verbose) as listeners, open_fleet(request, listeners=[*listeners, watch]) as fleet:
+            if not (request.replay or request.faults):  # what is replayed or rehearsed did not happen
+                notice.send_to(fleet.settings.notify.ping)
+            introduce(fleet, request, verbose=verbose)
+            twice = request.faults and not as_json
+            report = rehearse(fleet, watch) if twice else _run_once(fleet, as_json=as_json, merged=merged)
+            if hold is not None:
+                _hold(hold, fleet)
+        notice.succeeded = report.complete and fleet.loses_nothing()
+    return OK if notice.succeeded else INCOMPLETE
 
 
 def _run_once(fleet: ReadyFleet, *, as_json: bool, merged: bool) -> RunReport:
@@ -297,7 +309,7 @@ def _hold(duration: float, fleet: ReadyFleet) -> None:
 @command.command(short_help="Run the scanners again and again, and answer over HTTP.")
 @run_options
 @click.option(
-    "--every", metavar="DURATION", default="5m", show_default=True, callback=duration, help="Time between two runs."
+    "--every", metavar="DURATION", default="1m", show_default=True, callback=duration, help="Time between two runs."
 )
 @click.option(
     "--jitter",
@@ -343,6 +355,7 @@ def serve(
         orders = "orders and alerts need the token" if serving.can_change else "no token is configured: it only shows"
         orders += "; reading needs one" if serving.protected else ""
         say([f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"])
+        say(filter(None, [misfit(every)]), logging.WARNING)
         first(signals)
         say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
         ended = wind_up(serving, signals, grace)
@@ -545,26 +558,30 @@ def print_schema() -> int:
 @click.argument("directory", metavar="DIR", type=FilledPath())
 @click.option(
     "--preset",
-    type=click.Choice(PRESETS),
-    default=PRESETS[0],
+    type=click.Choice([*PRESETS]),
+    default=next(iter(PRESETS)),
     show_default=True,
-    help="Rules for a service that runs every minute or so, or for runs from cron, up to an hour apart.",
+    help="Rules for a service that runs every five minutes or more often, or for runs up to an hour apart.",
 )
 @click.option(
-    "--runbook",
+    "--public-url",
     metavar="URL",
-    default=RUNBOOK,
-    show_default=True,
     callback=filled,
-    help="Where the runbook is; alerts link to it.",
+    help="Where people reach Grafana: alerts then link to its dashboards.",
+)
+@click.option(
+    "--runbook-url",
+    metavar="URL",
+    callback=filled,
+    help="Where people read the runbook: alerts then link to it.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files that differ.")
-def export_grafana(directory: Path, preset: str, runbook: str, force: bool) -> int:
+def export_grafana(directory: Path, preset: str, public_url: str | None, runbook_url: str | None, force: bool) -> int:
     """Write Grafana's dashboards, alert rules, their configuration and a compose file into DIR.
 
     Start with DIR/compose.yaml. Existing files that differ are not overwritten.
     """
-    for path in write_files(directory, preset, runbook=runbook, force=force):
+    for path in write_files(directory, preset, public_url=public_url, runbook_url=runbook_url, force=force):
         OUTPUT.stream.write(f"{path}\n")
     return OK
 

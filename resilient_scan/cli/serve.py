@@ -21,7 +21,7 @@ from resilient_scan.service.process import Instance, Process
 from resilient_scan.service.reconcile import Reconciler
 from resilient_scan.service.schedule import ONCE, Schedule, Scheduler
 
-EVERY = 300.0
+EVERY = 60.0
 STORE_TIMEOUT = 2.0  # seconds that a run which was cut off gets to write down its results
 POLL_INTERVAL = 0.25  # seconds that a signal may go unnoticed if it did not end the wait for it
 

@@ -59,7 +59,7 @@ from resilient_scan.settings.read import (
     from_file,
     read_tables,
 )
-from resilient_scan.settings.tables import Execution, Service, own_fault
+from resilient_scan.settings.tables import Execution, Notify, Service, own_fault
 from resilient_scan.settings.toml import path_text
 from resilient_scan.stores import with_space
 
@@ -95,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True):
         origins: where each number of `policy` came from, by `layer.field`.
         store: the URL of where state lives.
         service: `[service]`.
+        notify: `[notify]`.
         quarantine: when scanners are taken out of service.
         tables: the tables of the file and of the environment, as one.
     """
@@ -105,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
     origins: Mapping[str, str]
     store: str
     service: Service
+    notify: Notify
     quarantine: Quarantine
     tables: Tables
 
@@ -385,6 +387,7 @@ def examine_settings(
         origins=effective.origins,
         store=_store(tables, path, environ),
         service=options["service"],
+        notify=options["notify"],
         quarantine=options["quarantine"],
         tables=tables,
     )

@@ -23,6 +23,7 @@ from resilient_scan.options import LAYERS, Option, Quarantine
 from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
     Execution,
+    Notify,
     Own,
     Service,
     Store,
@@ -39,10 +40,20 @@ OPTIONS: Final[Mapping[str, type[Option]]] = {
     "scanner_execution": Execution,
     "store": Store,
     "service": Service,
+    "notify": Notify,
     "quarantine": Quarantine,
 }
 """The tables that are one option object each."""
-_SECTIONS: Final = ("scanner_execution", "defaults", "providers", "scanners", "store", "service", "quarantine")
+_SECTIONS: Final = (
+    "scanner_execution",
+    "defaults",
+    "providers",
+    "scanners",
+    "store",
+    "service",
+    "notify",
+    "quarantine",
+)
 _PREFIX: Final = "RESILIENT_SCAN__"
 
 

@@ -149,6 +149,22 @@ def _is_host(name: str) -> bool:
         return False
 
 
+class Notify(Option, frozen=True):
+    """The table `[notify]`: who outside learns how runs end.
+
+    Attributes:
+        ping: the address of a dead-man's switch, such as `"https://hc-ping.com/UUID"`: `resilient-scan run` asks for it
+            when every scanner in service has answered, and for the same with `/fail` behind the path when not. It
+            contains a token, and stands in no message. None: nobody is notified.
+    """
+
+    ping: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ping is not None and not re.fullmatch(r"https?://[^/?#\s]+([/?][^#\s]*)?", self.ping):
+            raise ConfigError('notify.ping must be a URL such as "https://hc-ping.com/UUID"')
+
+
 class Own(msgspec.Struct, frozen=True):
     """What a table `[scanners.x]` can say besides the layers.
 

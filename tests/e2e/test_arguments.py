@@ -144,7 +144,8 @@ def test_a_scanner_cannot_have_the_name_of_an_option(distribute: Distribute) -> 
         ["run", "--replay", ""],
         ["serve", "--listen", ""],
         ["export-grafana", ""],
-        ["export-grafana", "somewhere", "--runbook", ""],
+        ["export-grafana", "somewhere", "--runbook-url", ""],
+        ["export-grafana", "somewhere", "--public-url", " "],
     ],
 )
 def test_an_empty_argument_is_refused(arguments: list[str], tmp_path: Path) -> None:

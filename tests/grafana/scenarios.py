@@ -6,6 +6,7 @@ hour lasts sixty times as long as one that runs once a minute.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,9 @@ from grafana.source.presets import Burn, Preset
 Labels = Mapping[str, str]
 Piece = tuple[int, float, float]
 FLEET = 'job="resilient-scan",instance="a:1"'
+HEARTBEAT = "resilient_scan_alert_last_heartbeat_timestamp_seconds"
+LAST_RUN, INTERVAL = "resilient_scan_last_run_timestamp_seconds", "resilient_scan_schedule_interval_seconds"
+STALE = float("nan")  # nothing is scraped
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Scenario:
         self.series[selector] = " ".join(self._written(*piece) for piece in pieces)
 
     def _written(self, lasting: int, start: float, step: float) -> str:
+        if math.isnan(start):
+            return f"_x{lasting // self.sampled}"
         return f"{start:g}{step * self.sampled:+g}x{lasting // self.sampled - 1}"
 
     def at(self, minute: int, *labels: Labels) -> None:
@@ -45,45 +51,68 @@ class Scenario:
         self.firing[minute] = list(labels)
 
 
-def scanner(name: str) -> str:
-    return f'{FLEET},scanner="{name}"'
+def scanner(name: str, instance: str = "a:1") -> str:
+    return f'job="resilient-scan",instance="{instance}",scanner="{name}"'
 
 
-def executions(scenario: Scenario, name: str, outcome: str, *pieces: Piece) -> None:
-    scenario.add("resilient_scan_executions_total", f'{scanner(name)},pipeline="p",outcome="{outcome}"', *pieces)
+def executions(scenario: Scenario, name: str, outcome: str, *pieces: Piece, instance: str = "a:1") -> None:
+    labels = f'{scanner(name, instance)},pipeline="p",outcome="{outcome}"'
+    scenario.add("resilient_scan_executions_total", labels, *pieces)
 
 
-def by_scanner(name: str) -> Labels:
+def outcomes(scenario: Scenario, name: str, every: int, said: str, instance: str = "a:1", bad: str = "error") -> None:
+    """Add the executions of a scanner, one every `every` minutes: `s` succeeds, `f` fails."""
+    for outcome, letter in ((bad, "f"), ("success", "s")):
+        pieces = [(every, float(said[: number + 1].count(letter)), 0.0) for number in range(len(said))]
+        executions(scenario, name, outcome, (every, 0, 0), *pieces, instance=instance)
+
+
+def by_scanner(name: str, instance: str = "a:1") -> Labels:
+    return {"job": "resilient-scan", "instance": instance, "scanner": name}
+
+
+def of_all(name: str) -> Labels:
+    """Return the labels of an alert about a scanner as a whole: its error budget, or runs that are no processes."""
     return {"job": "resilient-scan", "scanner": name}
 
 
-JOB: Labels = {"job": "resilient-scan"}
+PROCESS: Labels = {"job": "resilient-scan", "instance": "a:1"}
 
 
 def scenarios(preset: Preset) -> Iterator[Scenario]:
     every = 60 if preset.one_shot else 1  # minutes from run to run
     yield ratio(preset, every, "ScannerErrorRatioHigh", "error", ("failing", "hanging"))
     yield ratio(preset, every, "ScannerTimeoutRatioHigh", "timeout", ("hanging",))
+    yield one_of_two_replicas(preset, every)
     yield out_of_service()
+    yield hanging(preset, every)
     for burn in preset.burns:
         yield burning(preset, burn)
         yield spiking(preset, burn)
+        yield little_traffic(preset, burn)
     yield slow(preset, every)
+    yield slow_by_the_histogram(preset, every)
     yield stale(preset)
     yield suspicious(preset)
     yield quarantined(preset)
     yield flapping(preset)
     yield webhooks()
     yield webhooks_unsent()
-    yield refused(preset)
+    yield refused()
     yield blind(preset)
+    yield not_wired()
     yield target_down()
+    yield target_absent()
+    yield target_never_there()
+    yield runs_missing(preset)
+    yield no_run_ever()
     yield saturated()
     yield store()
     yield watchdog()
     if preset.one_shot:
-        yield runs_missing(preset)
         yield from one_shots()
+    else:
+        yield from (rarely(every) for every in (1, 5, 10, 60))
 
 
 def ratio(preset: Preset, every: int, alert: str, outcome: str, fire: Sequence[str]) -> Scenario:
@@ -102,6 +131,7 @@ def ratio(preset: Preset, every: int, alert: str, outcome: str, fire: Sequence[s
     _rare(made, preset, whole, every, outcome)
     made.at(1)
     made.at(10 * every, *(by_scanner(name) for name in fire))
+    made.at(bad + 12 * every)
     made.at(whole - 5 * every)
     return made
 
@@ -110,8 +140,35 @@ def _rare(made: Scenario, preset: Preset, whole: int, every: int, outcome: str) 
     """One that executes so rarely that a single failure says nothing."""
     lone = 8 * every
     executions(made, "rare", outcome, (lone, 0, 0), (whole - lone, 1, 0))
-    successes = 0 if preset.min_executions > 1 else 2  # of cron one execution is enough: there the others succeeded
+    successes = 0 if preset.windows[0].least > 1 else 2  # of cron one execution is enough: there the others succeeded
     executions(made, "rare", "success", (lone - every, 0, 0), (whole - lone + every, successes, 0))
+
+
+def rarely(every: int) -> Scenario:
+    """Fail always with a `PermanentError`, with a run every `every` minutes: no breaker opens, nothing else shows."""
+    made = Scenario("ScannerErrorRatioHigh", sampled=1 if every < 60 else 5)
+    outcomes(made, "failing", every, "f" * 8 + "s" * 32)
+    outcomes(made, "healthy", every, "s" * 40)
+    outcomes(made, "one_failure", every, "ss" + "f" + "s" * 37)
+    outcomes(made, "one_failure_at_first", every, "f" + "s" * 39)
+    outcomes(made, "one_in_three", every, "ssf" * 13)
+    made.at(2 * every)
+    made.at(5 * every, by_scanner("failing"))
+    made.at(8 * every, by_scanner("failing"))
+    made.at(24 * every)
+    return made
+
+
+def one_of_two_replicas(preset: Preset, every: int) -> Scenario:
+    """Of all executions, exactly half fail: all those of one replica."""
+    made = Scenario("ScannerErrorRatioHigh", sampled=5 if preset.one_shot else 1)
+    for instance, kind in (("a:1", "success"), ("b:1", "error")):
+        for outcome in ("success", "error"):
+            step = 1 / every if outcome == kind else 0
+            executions(made, "torn", outcome, (20 * every, 0, step), instance=instance)
+    made.at(10 * every, by_scanner("torn", "b:1"))
+    made.at(19 * every, by_scanner("torn", "b:1"))
+    return made
 
 
 def out_of_service() -> Scenario:
@@ -123,10 +180,8 @@ def out_of_service() -> Scenario:
     made.add(state, f'{scanner("healthy")},state="open"', (60, 0, 0))
     made.add(state, f'{scanner("healthy")},state="closed"', (60, 1, 0))
     made.add(state, f'{scanner("blip")},state="open"', (8, 0, 0), (1, 1, 0), (51, 0, 0))
-    made.add(state, f'{scanner("hanging")},state="open"', (60, 0, 0))
-    for name, hung in (("open", 0), ("trial", 0), ("healthy", 0), ("blip", 0), ("hanging", 1), ("no_breaker", 1)):
-        made.add("resilient_scan_abandoned_threads", scanner(name), (20, hung, 0), (40, 0, 0))
-    fire = [by_scanner(name) for name in ("open", "trial", "hanging", "no_breaker")]
+    made.add(state, f'{scanner("open", "b:1")},state="open"', (60, 0, 0))  # a replica that is well
+    fire = [by_scanner(name) for name in ("open", "trial")]
     made.at(1)
     made.at(10, *fire)
     made.at(19, *fire)
@@ -134,10 +189,33 @@ def out_of_service() -> Scenario:
     return made
 
 
+def hanging(preset: Preset, every: int) -> Scenario:
+    """Threads hang: of one that can answer no more, of one that has no breaker, and of one that answers as ever."""
+    made, bad, good, step = Scenario("ScannerOutOfService"), 20 * every, 40 * every, 1 / every
+    made.sampled = 5 if preset.one_shot else 1
+    for name, status in (("hanging", "rejected"), ("stale", "stale"), ("answers", "completed"), ("cached", "cached")):
+        made.add("resilient_scan_abandoned_threads", scanner(name), (bad, 1, 0), (good, 0, 0))
+        labels = f'{scanner(name)},pipeline="p",status='
+        made.add("resilient_scan_scans_total", f'{labels}"{status}"', (bad, 0, step), (good, 20, 0))
+        made.add("resilient_scan_scans_total", f'{labels}"error"', (bad, 0, step / 5), (good, 4, 0))
+        if status != "completed":
+            made.add("resilient_scan_scans_total", f'{labels}"completed"', (bad, 0, 0), (good, 0, step))
+    made.add("resilient_scan_breaker_state", f'{scanner("hanging")},state="open"', (bad + good, 0, 0))
+    rejected = f'{scanner("limited")},pipeline="p",status="rejected"'  # by its provider's limit: nothing hangs
+    made.add("resilient_scan_scans_total", rejected, (bad + good, 0, step))
+    made.add("resilient_scan_abandoned_threads", scanner("limited"), (bad + good, 0, 0))
+    made.at(1)
+    made.at(10 * every, by_scanner("hanging"), by_scanner("stale"))
+    made.at(19 * every, by_scanner("hanging"), by_scanner("stale"))
+    made.at(bad + 15)
+    return made
+
+
 def burning(preset: Preset, burn: Burn) -> Scenario:
     """Above the limit for two hours of the short window, then not; one just below it; idle and rare ones."""
     limit = burn.factor * (1 - preset.objective)
-    while_ = max(120, minutes(burn.short) // 60 * 15)
+    least = math.ceil(4 / limit)  # executions, one a minute
+    while_ = max(120, minutes(burn.short) // 60 * 15, least + 60) // 15 * 15
     after = minutes(burn.short) + 60
     made = Scenario(name_of(burn), sampled=sampling(burn))
     for name, share in (("burning", (limit + 1) / 2), ("below", limit * 0.8), ("healthy", 0.0)):
@@ -150,7 +228,7 @@ def burning(preset: Preset, burn: Burn) -> Scenario:
             f'{scanner("idle")},pipeline="p",status="rejected"',
             (while_ + after, 0, 1),
         )
-    made.at(while_ - 5, by_scanner("burning"))
+    made.at(while_ - 5, of_all("burning"))
     made.at(while_ + after - 5)
     return made
 
@@ -166,6 +244,18 @@ def spiking(preset: Preset, burn: Burn) -> Scenario:
     return made
 
 
+def little_traffic(preset: Preset, burn: Burn) -> Scenario:
+    """Two failures among what a quiet scanner does in the long window are more than the limit, and no trend."""
+    limit = burn.factor * (1 - preset.objective)
+    number = max(2, int(2 / limit) - 1)
+    made = Scenario(name_of(burn), sampled=sampling(burn))
+    every = math.ceil(minutes(burn.long) / number / made.sampled) * made.sampled
+    outcomes(made, "quiet", every, "s" * number + "ff" + "s" * 2)
+    for tick in range(number, number + 4):
+        made.at(every * (tick + 2) - made.sampled)
+    return made
+
+
 def sampling(burn: Burn) -> int:
     """Return how many minutes may lie between two samples, so that the short window has several."""
     return 1 if minutes(burn.short) < 30 else 5 if minutes(burn.short) < 120 else 15
@@ -176,22 +266,40 @@ def name_of(burn: Burn) -> str:
 
 
 def slow(preset: Preset, every: int) -> Scenario:
-    bad, good, step = 30 * every, 60 * every, 1 / every
-    made = Scenario("ScannerLatencyHigh", sampled=5 if preset.one_shot else 1)
-    for name, below in (("slow", 0.0), ("fast", step)):
-        for edge in ("10.0", "30.0", "+Inf"):
-            grows = below if edge == "10.0" else step
-            made.add(
-                "resilient_scan_execution_duration_seconds_bucket",
-                f'{scanner(name)},pipeline="p",le="{edge}"',
-                (bad, 0, grows),
-                (good, grows * bad, step),
-            )
-        executions(made, name, "success", (bad + good, 0, step))
-    made.at(1)
-    made.at(20 * every, by_scanner("slow"))
-    made.at(bad + good - 5)
+    """Where the timeout of an execution is known, that decides; 10 % at 29 of 30 s are too many, 11 s never are."""
+    window, made = minutes(preset.slow_windows[0].length), Scenario("ScannerLatencyHigh")
+    made.sampled = 5 if preset.one_shot else 1
+    whole, step = window + 60, 1 / every
+    for name, share in (("slow", 0.1), ("eleven", 0.0), ("seldom", 0.03)):
+        executions(made, name, "success", (whole, 0, step), (2 * whole, step * whole, step))
+        late = (whole, 0, share * step), (2 * whole, share * step * whole, 0)
+        made.add("resilient_scan_slow_executions_total", scanner(name), *late)
+        durations(made, preset, name, (whole, 0, step), (2 * whole, step * whole, step), above=1)
+    made.at(5)
+    made.at(whole - 5, by_scanner("slow"))
+    made.at(3 * whole - 5)
     return made
+
+
+def slow_by_the_histogram(preset: Preset, every: int) -> Scenario:
+    """Where it is not known, what lies above an edge of the histogram decides."""
+    window, made = minutes(preset.slow_windows[0].length), Scenario("ScannerLatencyHigh")
+    made.sampled = 5 if preset.one_shot else 1
+    whole, step = window + 60, 1 / every
+    pieces = (whole, 0, step), (2 * whole, step * whole, step)
+    durations(made, preset, "slow", *pieces, above=0.1)
+    durations(made, preset, "eleven", *pieces, above=0)
+    made.at(5)
+    made.at(whole - 5, by_scanner("slow"))
+    return made
+
+
+def durations(made: Scenario, preset: Preset, name: str, *pieces: Piece, above: float) -> None:
+    """Add the histogram of executions, of which a share takes longer than the edge that the rule looks at."""
+    metric, labels = "resilient_scan_execution_duration_seconds", f'{scanner(name)},pipeline="p"'
+    made.add(f"{metric}_count", labels, *pieces)
+    below = [(lasting, start * (1 - above), step * (1 - above)) for lasting, start, step in pieces]
+    made.add(f"{metric}_bucket", f'{labels},le="{float(preset.latency)}"', *below)
 
 
 def stale(preset: Preset) -> Scenario:
@@ -221,11 +329,11 @@ def stale(preset: Preset) -> Scenario:
 
 
 def suspicious(preset: Preset) -> Scenario:
-    made, window = Scenario("ScannerSuspiciouslyEmpty"), minutes(preset.long)
+    made, window = Scenario("ScannerSuspiciouslyEmpty", sampled=5), minutes(preset.long)
     counter, whole = "resilient_scan_suspicious_results_total", window + 60
     made.add(counter, scanner("empty"), (5, 0, 1), (whole, 5, 0))
     made.add(counter, scanner("healthy"), (5 + whole, 0, 0))
-    made.add(counter, scanner("once"), (5, 0, 0), (whole, 1 if preset.min_executions > 1 else 0, 0))
+    made.add(counter, scanner("once"), (5, 0, 0), (whole, 1 if preset.suspicious > 1 else 0, 0))
     made.at(10, by_scanner("empty"))
     made.at(whole)
     return made
@@ -246,7 +354,7 @@ def quarantined(preset: Preset) -> Scenario:
 
 
 def flapping(preset: Preset) -> Scenario:
-    made, window = Scenario("ScannerFlapping"), minutes(preset.long)
+    made, window = Scenario("ScannerFlapping", sampled=5), minutes(preset.long)
     for name, times in (("flapping", 5), ("ill_once", 1), ("healthy", 0)):
         labels = f'{scanner(name)},to="quarantined",source="alert"'
         rising = [(5, float(index), 0.0) for index in range(times)]
@@ -257,7 +365,7 @@ def flapping(preset: Preset) -> Scenario:
             (window + 60, 0, 1),
         )
     made.at(30, by_scanner("flapping"))
-    made.at(window + 59)
+    made.at(window + 55)
     return made
 
 
@@ -267,7 +375,7 @@ def webhooks() -> Scenario:
         labels = f'job="{job}",instance="a:1",source="alertmanager",result="{result}"'
         made.add("resilient_scan_alert_webhooks_total", labels, (5, 0, 0), (5, 0, 1), (50, 4, 0))
     made.at(4)
-    made.at(12, {"job": "a"}, {"job": "b"}, {"job": "c"})
+    made.at(12, *({"job": job, "instance": "a:1"} for job in ("a", "b", "c")))
     made.at(30)
     return made
 
@@ -277,30 +385,71 @@ def webhooks_unsent() -> Scenario:
     for integration in ("webhook", "email"):
         labels = f'job="{integration}",instance="am:1",integration="{integration}"'
         made.add("alertmanager_notifications_failed_total", labels, (5, 0, 0), (5, 0, 1), (50, 4, 0))
-    made.at(12, {"job": "webhook"})
+    made.at(12, {"job": "webhook", "instance": "am:1"})
     made.at(30)
     return made
 
 
-def refused(preset: Preset) -> Scenario:
-    made, window = Scenario("ResilientScanFuseBlown"), minutes(preset.long)
-    for job, result in (("a", "refused"), ("b", "accepted"), ("c", "duplicate")):
+def refused() -> Scenario:
+    """Refused again and again, every two minutes, and then no more."""
+    made = Scenario("ResilientScanFuseBlown")
+    for job, result in (("a", "refused"), ("b", "accepted"), ("c", "overruled"), ("d", "ignored")):
         labels = f'job="{job}",instance="a:1",source="alertmanager",result="{result}"'
-        made.add("resilient_scan_alert_webhooks_total", labels, (5, 0, 0), (2, 0, 1), (window + 60, 1, 0))
+        rising = [(2, float(number), 0.0) for number in range(1, 11)]
+        made.add("resilient_scan_alert_webhooks_total", labels, (5, 0, 0), *rising, (40, 10, 0))
     made.at(4)
-    made.at(10, {"job": "a"})
-    made.at(window + 30)
+    for minute in (8, 13, 19, 24):
+        made.at(minute, {"job": "a", "instance": "a:1"})
+    made.at(30)
     return made
 
 
 def blind(preset: Preset) -> Scenario:
-    made, seen = Scenario("ResilientScanBlind"), "resilient_scan_alert_last_heartbeat_timestamp_seconds"
-    made.add(seen, FLEET, (5, 0, 60), (15, 240, 0), (20, 1200, 60))
-    made.add(seen, 'job="never",instance="b:1"', (40, 0, 0))
-    made.add(seen, 'job="fine",instance="c:1"', (40, 0, 60))
+    made = Scenario("ResilientScanBlind")
+    made.add(HEARTBEAT, FLEET, (5, 0, 60), (15, 240, 0), (20, 1200, 60))
+    made.add(HEARTBEAT, 'job="resilient-scan",instance="b:1"', (40, 0, 60))  # a replica that hears
+    made.add(HEARTBEAT, 'job="never",instance="b:1"', (40, 0, 0))
     made.at(5 + preset.heartbeat // 60)
-    made.at(15, JOB)
+    made.at(15, PROCESS)
     made.at(25)
+    return made
+
+
+def not_wired() -> Scenario:
+    made = Scenario("ResilientScanNotWired")
+    made.add(HEARTBEAT, FLEET, (20, 0, 0), (20, 1200, 60))
+    made.add(HEARTBEAT, 'job="restarted",instance="b:1"', (20, 60, 60), (5, 0, 0), (15, 1500, 60))
+    made.at(9)
+    made.at(15, PROCESS)
+    made.at(25)
+    return made
+
+
+def target_absent() -> Scenario:
+    """Both targets vanish from the discovery; of another job one stays, and what was pushed has none."""
+    made, build = Scenario("ResilientScanTargetAbsent"), "resilient_scan_build_info"
+    for instance in ("a:1", "b:1"):
+        labels = f'job="resilient-scan",instance="{instance}"'
+        made.add("up", labels, (20, 1, 0))
+        made.add(build, f'{labels},version="1"', (20, 1, 0))
+        lasting = 120 if instance == "a:1" else 20
+        made.add("up", f'job="mine",instance="{instance}"', (lasting, 1, 0))
+        made.add(build, f'job="mine",instance="{instance}",version="1"', (lasting, 1, 0))
+    made.add(build, 'job="pushed",instance="pushed",version="1"', (120, 1, 0))
+    made.at(19)
+    made.at(40, {"job": "resilient-scan"})
+    made.at(100, {"job": "resilient-scan"})
+    return made
+
+
+def target_never_there() -> Scenario:
+    made = Scenario("ResilientScanTargetAbsent")
+    made.add("up", 'job="node",instance="c:1"', (60, 1, 0))
+    made.add("up", FLEET, (1, STALE, 0), (30, STALE, 0), (30, 1, 0))
+    made.add("resilient_scan_build_info", f'{FLEET},version="1"', (31, STALE, 0), (30, 1, 0))
+    made.at(4)
+    made.at(20, {"job": "resilient-scan"})
+    made.at(40)
     return made
 
 
@@ -312,7 +461,7 @@ def target_down() -> Scenario:
     made.add("up", 'job="node",instance="c:1"', (40, 0, 0))
     made.add("up", 'job="pushgateway",instance="d:1"', (40, 1, 0))
     made.at(9)
-    made.at(15, {**JOB, "instance": "a:1"}, {"job": "mine", "instance": "b:1"})
+    made.at(15, PROCESS, {"job": "mine", "instance": "b:1"})
     made.at(25)
     return made
 
@@ -322,7 +471,7 @@ def saturated() -> Scenario:
     made.add("resilient_scan_queued_scans", FLEET, (20, 3, 0), (20, 0, 0))
     made.add("resilient_scan_queued_scans", 'job="busy",instance="b:1"', *[(2, 5.0, -5.0)] * 20)
     made.at(2)
-    made.at(15, JOB)
+    made.at(15, PROCESS)
     made.at(30)
     return made
 
@@ -332,7 +481,7 @@ def store() -> Scenario:
     made.add("resilient_scan_store_errors_total", f'{FLEET},operation="update"', (5, 0, 0), (5, 0, 1), (50, 4, 0))
     made.add("resilient_scan_store_errors_total", 'job="fine",instance="b:1",operation="update"', (60, 0, 0))
     made.at(4)
-    made.at(12, JOB)
+    made.at(12, PROCESS)
     made.at(30)
     return made
 
@@ -346,20 +495,45 @@ def watchdog() -> Scenario:
 
 
 def runs_missing(preset: Preset) -> Scenario:
-    limit = (preset.missing_run or 0) // 60
-    made, ended = Scenario("ResilientScanRunsMissing"), "resilient_scan_last_run_timestamp_seconds"
-    made.add(ended, FLEET, (limit + 60, 60, 0), (30, 60 * (limit + 60), 60))
-    made.add(ended, 'job="hourly",instance="b:1"', *[(60, 3600.0 * hour, 0.0) for hour in range(limit // 60 + 1)])
-    made.at(limit - 5)
-    made.at(limit + 30, JOB)
-    made.at(limit + 70)
+    """Runs stay away: of a schedule of a minute, of one of five, of one of an hour, and of none."""
+    made, limit = Scenario("ResilientScanRunsMissing"), preset.missing_run // 60
+    good, bad = 30, limit + 200
+    for name, every in (("minutely", 1), ("five", 5), ("hourly", 60), ("unscheduled", 0)):
+        labels = f'job="resilient-scan",instance="{name}:1"'
+        made.add(LAST_RUN, labels, (good, 60, 60), (bad, 60 * good, 0), (30, 60 * (good + bad), 60))
+        if every:
+            for each in ("x", "y"):
+                made.add(INTERVAL, f'{labels},scanner="{each}"', (good + bad + 30, every * 60, 0))
+    punctual = [(60, 3600.0 * hour, 0.0) for hour in range(1, (good + bad + 30) // 60 + 1)]
+    made.add(LAST_RUN, 'job="resilient-scan",instance="punctual:1"', (60, 60, 0), *punctual)
+    made.add(INTERVAL, 'job="resilient-scan",instance="punctual:1",scanner="x"', (good + bad + 60, 3600, 0))
+    stopped = {name: {"job": "resilient-scan", "instance": f"{name}:1"} for name in ("minutely", "five", "hourly")}
+    stopped["unscheduled"] = {"job": "resilient-scan", "instance": "unscheduled:1"}
+    made.at(good + 7)
+    made.at(good + 15, stopped["minutely"])
+    made.at(good + 28, stopped["minutely"], stopped["five"])
+    fires = {"minutely": 13, "five": 25, "hourly": 190, "unscheduled": limit + 5}
+    for minute in (limit - 2, limit + 8, limit + 195):
+        made.at(good + minute, *(stopped[name] for name, after in fires.items() if minute > after))
+    made.at(good + bad + 10)
+    return made
+
+
+def no_run_ever() -> Scenario:
+    """It is up and says how often runs should come, and none has ended for an hour and more."""
+    made = Scenario("ResilientScanRunsMissing")
+    made.add(LAST_RUN, FLEET, (100, 0, 0), (20, 6000, 60))
+    made.add(INTERVAL, scanner("x"), (120, 60, 0))
+    made.at(55)
+    made.at(70, PROCESS)
+    made.at(115)
     return made
 
 
 def one_shots() -> Iterator[Scenario]:
     """Each run is a process of its own, whose counters begin at 0: what was pushed stands for an hour."""
     for alert, kind in (("ScannerErrorRatioHigh", "error"), ("ScannerTimeoutRatioHigh", "timeout")):
-        made = Scenario(alert)
+        made = Scenario(alert, sampled=5)
         made.add("resilient_scan_runs_total", f'{FLEET},result="partial"', (1200, 1, 0))
         executions(made, "failing", kind, (600, 1, 0), (600, 0, 0))
         executions(made, "failing", "success", (600, 0, 0), (600, 1, 0))
@@ -372,7 +546,7 @@ def one_shots() -> Iterator[Scenario]:
         for outcome in ("success", kind):
             executions(made, "healthy", outcome, (1200, float(outcome == "success"), 0))
             executions(made, "rejected", outcome, (1200, 0, 0))
-        made.at(400, by_scanner("failing"))
+        made.at(400, of_all("failing"))
         made.at(1100)
         yield made
     yield _suspicious_run()
@@ -384,7 +558,7 @@ def _suspicious_run() -> Scenario:
     made.add("resilient_scan_runs_total", f'{FLEET},result="complete"', (120, 1, 0))
     made.add("resilient_scan_suspicious_results_total", scanner("empty"), (60, 1, 0), (60, 0, 0))
     made.add("resilient_scan_suspicious_results_total", scanner("healthy"), (120, 0, 0))
-    made.at(30, by_scanner("empty"))
+    made.at(30, of_all("empty"))
     made.at(90)
     return made
 
@@ -395,7 +569,7 @@ def _stale_run() -> Scenario:
     made.add("resilient_scan_last_success_timestamp_seconds", scanner("stuck"), (300, 60, 0), (60, 18000, 0))
     made.add("resilient_scan_scans_total", labels, (300, 1, 0), (60, 0, 0))
     made.at(100)
-    made.at(250, by_scanner("stuck"))
+    made.at(250, of_all("stuck"))
     made.at(330)
     return made
 

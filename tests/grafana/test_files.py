@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from grafana.source.__main__ import HOME, made
-from grafana.source.alerts import alerts
+from grafana.source.alerts import alerts, recorded
 from grafana.source.presets import PRESETS
 from grafana.source.rules import DATASOURCE
 from resilient_scan import load_settings
+from resilient_scan.cli.export import PRESETS as PRESET_INTERVALS
+from resilient_scan.observe.metrics.catalogue import BUCKETS
 from tests.grafana.boards import REFERENCE
 from tests.support.needed import binary
 
@@ -68,8 +70,11 @@ def test_alertmanager_repeats_often_enough() -> None:
     route = read("alertmanager/alertmanager.yml")["route"]
     assert (route["group_by"], route["group_wait"]) == (["alertname", "scanner"], "0s")
     assert (route["group_interval"], route["repeat_interval"]) == ("10s", "15m")
+    (to_controller,) = (each for each in route["routes"] if each["receiver"] == "controller" and "continue" in each)
+    assert to_controller["repeat_interval"] == "2m"  # twice in the five minutes that ResilientScanFuseBlown looks back
     (webhook,) = read("alertmanager/alertmanager.yml")["receivers"][0]["webhook_configs"]
     assert webhook["send_resolved"] is True
+    assert webhook["max_alerts"] == 500
     assert webhook["http_config"]["authorization"]["credentials_file"] == "/run/secrets/resilient-scan-token"
 
 
@@ -124,10 +129,26 @@ def test_every_alert_has_a_page_in_the_runbook(preset: Any) -> None:
     anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
     for alert in alerts(preset):
         assert alert.name.lower() in anchors, f"the runbook has no heading {alert.name}"
-    folder = "" if preset.name == "service" else f"presets/{preset.name}/"
-    links = re.findall(r"runbook_url: (\S+)", made()[f"{folder}prometheus/alerts.yml"])
-    assert {link.partition("#")[0] for link in links} == {"docs/runbook.md"}
-    assert {link.partition("#")[2] for link in links} <= anchors
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_the_histogram_has_an_edge_at_every_threshold(preset: Any) -> None:
+    """Between two edges nothing is known: 11 s and 29 s are in the same bucket. A quantile would only guess."""
+    edges = {f"{float(edge)}" for edge in BUCKETS}
+    for alert in alerts(preset):
+        for case in alert.cases:
+            for comparison in case:
+                assert set(re.findall(r'le="([^"]+)"', comparison.left)) <= edges, alert.name
+                quantile = "histogram_quantile" in comparison.left
+                assert not quantile or str(float(comparison.right)) in edges, alert.name
+    assert f"{float(preset.latency)}" in edges
+    looked_at = {edge for counter, _ in recorded(preset) for edge in re.findall(r'le="([^"]+)"', counter.selector)}
+    assert looked_at == {f"{float(preset.latency)}"}
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_the_command_knows_how_often_runs_have_to_come(preset: Any) -> None:
+    assert PRESET_INTERVALS[preset.name] == preset.fits
 
 
 def test_the_runbook_says_what_to_do() -> None:

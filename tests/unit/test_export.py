@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from resilient_scan import ConfigError
-from resilient_scan.cli.export import export_grafana
+from resilient_scan.cli.export import export_grafana, misfit
 from resilient_scan.cli.main import main
 
 HOME = Path(__file__).parents[2] / "grafana"
@@ -67,12 +68,54 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         export_grafana(tmp_path, force=True)
 
 
-def test_the_runbook_is_where_the_user_says(tmp_path: Path) -> None:
-    export_grafana(tmp_path, runbook="https://wiki.test/scans")
-    for name in ("prometheus/alerts.yml", "alerting/rules.yml"):
-        text = (tmp_path / name).read_text()
-        assert "runbook_url: https://wiki.test/scans#scannererrorratiohigh" in text
-        assert "runbook.md#" not in text
+def annotations(folder: Path) -> list[dict[str, dict[str, str]]]:
+    """Return the annotations of the alerts in both forms, by the alert's name."""
+    prometheus = yaml.safe_load((folder / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+    managed = yaml.safe_load((folder / "alerting/rules.yml").read_text())["groups"][0]["rules"]
+    return [
+        {rule["alert"]: rule["annotations"] for rule in prometheus},
+        {rule["title"]: rule["annotations"] for rule in managed},
+    ]
+
+
+@pytest.mark.parametrize("preset", ["service", "cron"])
+def test_alerts_link_to_where_the_user_says(tmp_path: Path, preset: str) -> None:
+    export_grafana(tmp_path, preset, runbook_url="https://wiki.test/scans", public_url="https://grafana.test/g/")
+    for found in annotations(tmp_path):
+        for name, said in found.items():
+            assert said["runbook_url"] == f"https://wiki.test/scans#{name.lower()}"
+        of_scanner, of_fleet = found["ScannerStale"], found["ResilientScanBlind"]
+        scanner = "https://grafana.test/g/d/resilient-scan-scanner?var-scanner={{ $labels.scanner }}"
+        assert of_scanner["dashboard"] == scanner
+        assert of_fleet["dashboard"] == "https://grafana.test/g/d/resilient-scan-fleet"
+    for name, uid in (("fleet", "resilient-scan-fleet"), ("scanner", "resilient-scan-scanner")):
+        assert f'"uid": "{uid}"' in (tmp_path / "dashboards" / f"{name}.json").read_text()
+
+
+def test_without_an_address_there_is_no_link_rather_than_a_dead_one(tmp_path: Path) -> None:
+    export_grafana(tmp_path, runbook_url="https://wiki.test/scans")
+    for found in annotations(tmp_path):
+        assert {tuple(said) for said in found.values()} == {("summary", "description", "runbook_url")}
+    export_grafana(tmp_path, force=True)
+    for found in annotations(tmp_path):
+        assert {tuple(said) for said in found.values()} == {("summary", "description")}
+
+
+@pytest.mark.parametrize(
+    "url", ["docs/runbook.md", "https://", "https://wiki.test/a b", "https://wiki.test/#x", "x\n- y"]
+)
+def test_what_is_no_address_is_refused(tmp_path: Path, url: str) -> None:
+    for option, name in (("runbook_url", "--runbook-url"), ("public_url", "--public-url")):
+        with pytest.raises(ConfigError, match=f"{name} must be an address that people can open"):
+            export_grafana(tmp_path, **{option: url})  # type: ignore[arg-type]
+    assert written(tmp_path) == set()
+
+
+def test_rules_and_interval_have_to_match() -> None:
+    assert misfit(60) == misfit(300) == ""
+    assert misfit(301) == misfit(3600).replace("1h", "5m 1s") != ""
+    assert "--preset cron`" in misfit(3600)
+    assert "want one every hour" in misfit(3601)
 
 
 def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
