@@ -331,16 +331,30 @@ def _slow(preset: Preset) -> Alert:
 
 
 def _stale(preset: Preset) -> Alert:
-    asked = [f"{SCANNER} (increase({UNANSWERED.selector}[{preset.stale}s]){_of_one_process(preset)})"]
+    """Fire where the last success is too long ago, or where this process has seen none and is old enough for one.
+
+    The time of a success is exported from the first one on: after a restart, a source that is down has none.
+    """
+    success, span = "resilient_scan_last_success_timestamp_seconds", f"{preset.stale}s"
+    asked = [f"{SCANNER} (increase({UNANSWERED.selector}[{span}]){_of_one_process(preset)})"]
+    known = [f"{SCANNER} ({UNANSWERED.selector} offset {span})"]
     if preset.one_shot:
         asked.append(_of_runs(UNANSWERED.selector))
-    ages = _worst("resilient_scan_last_success_timestamp_seconds", preset)
+        known.append(f"{FLEET} ({UNANSWERED.selector} offset {span})")
+    old = [
+        (Comparison(f"time() - {age}", ">", preset.stale), Comparison(count, ">", 0))
+        for age, count in zip(_worst(success, preset), asked, strict=True)
+    ]
+    never = [
+        (
+            Comparison(f"{count}\n  unless on ({labels}) last_over_time({success}[{span}])", ">", 0),
+            Comparison(before, ">=", 0),
+        )
+        for count, before, labels in zip(asked, known, ("job, instance, scanner", "job, scanner"), strict=False)
+    ]
     return Alert(
         "ScannerStale",
-        tuple(
-            (Comparison(f"time() - {age}", ">", preset.stale), Comparison(count, ">", 0))
-            for age, count in zip(ages, asked, strict=True)
-        ),
+        (*old, *never),
         "{{ $labels.scanner }} has not succeeded for a long time, although it is asked.",
         f"Its last success is more than {preset.stale / 60:g} minutes ago.",
         "warning",

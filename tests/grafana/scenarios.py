@@ -319,11 +319,13 @@ def stale(preset: Preset) -> Scenario:
         made.add(scans, f'{labels},status="{status}"', (until, 0, 1), *([(good, until, 0)] if until == bad else []))
     for name in ("stuck", "rejected"):
         made.add(success, scanner(name), (bad, 60, 0), (good, 60 * bad, 60))
+    made.add(scans, f'{scanner("never")},pipeline="p",status="error"', (bad, 0, 1), (good, bad, 0))
+    made.add(success, scanner("never"), (bad, STALE, 0), (good, 60 * bad, 60))
     for name in ("cached", "disabled", "idle"):
         made.add(success, scanner(name), (bad + good, 60, 0))
     made.add(success, scanner("healthy"), (bad + good, 0, 60))
     made.at(limit - 2)
-    made.at(bad - 5, by_scanner("stuck"), by_scanner("rejected"))
+    made.at(bad - 5, by_scanner("stuck"), by_scanner("rejected"), by_scanner("never"))
     made.at(bad + 10)
     return made
 
@@ -568,8 +570,14 @@ def _stale_run() -> Scenario:
     made.add("resilient_scan_runs_total", f'{FLEET},result="partial"', (360, 1, 0))
     made.add("resilient_scan_last_success_timestamp_seconds", scanner("stuck"), (300, 60, 0), (60, 18000, 0))
     made.add("resilient_scan_scans_total", labels, (300, 1, 0), (60, 0, 0))
+    # Pushed anew by each run: the success of one run is no longer there after the next, which failed.
+    labels = f'{scanner("lost")},pipeline="p",status="error"'
+    made.add(
+        "resilient_scan_last_success_timestamp_seconds", scanner("lost"), (40, 60, 0), (260, STALE, 0), (60, 18000, 0)
+    )
+    made.add("resilient_scan_scans_total", labels, (40, 0, 0), (260, 1, 0), (60, 0, 0))
     made.at(100)
-    made.at(250, of_all("stuck"))
+    made.at(250, of_all("stuck"), of_all("lost"))
     made.at(330)
     return made
 
