@@ -17,7 +17,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from grafana.source.__main__ import HOME
-from grafana.source.presets import SERVICE, Preset
+from grafana.source.presets import SERVICE, Preset, Window
 from grafana.source.rules import prometheus as rules_of
 from tests.e2e.monitoring import Api, alertmanager, prometheus
 from tests.e2e.served import READ_TOKEN, Served, Switches, configured, serving
@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 JOB = "resilient-scan"
 FAST: Preset = replace(
     SERVICE,
-    window="4s",
+    windows=(Window("4s", 3),),
     pending="500ms",
     keep="1s",
     evaluation="250ms",
@@ -45,11 +45,12 @@ heartbeat = "1s"
 """
 
 
-def alerting(port: int, token: Path) -> str:
+def alerting(token: Path, *ports: int) -> str:
     """Return the shipped configuration of Alertmanager, with what is particular to this test."""
     text = (HOME / "alertmanager" / "alertmanager.yml").read_text()
+    entry = next(iter(re.findall(r"(?m)^      - url: http://resilient-scan:9108.*\n(?:        .*\n)+", text)))
+    text = text.replace(entry, "".join(entry.replace("resilient-scan:9108", f"127.0.0.1:{port}") for port in ports))
     for shipped, ours in [
-        ("http://resilient-scan:9108", f"http://127.0.0.1:{port}"),
         ("/run/secrets/resilient-scan-token", str(token)),
         ("group_interval: 10s", "group_interval: 250ms"),
         ("repeat_interval: 1m ", "repeat_interval: 1s "),
@@ -57,6 +58,23 @@ def alerting(port: int, token: Path) -> str:
         assert shipped in text
         text = text.replace(shipped, ours)
     return text
+
+
+def watching(folder: Path, token: Path | None, alerts_to: int, *ports: int) -> dict[str, Any]:
+    """Write our rules, and return Prometheus's configuration for services at these ports, read with a token if any."""
+    (folder / "alerts.yml").write_text(rules_of(FAST))
+    return {
+        "global": {"scrape_interval": "250ms", "evaluation_interval": "250ms"},
+        "rule_files": ["alerts.yml"],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{alerts_to}"]}]}]},
+        "scrape_configs": [
+            {
+                "job_name": JOB,
+                **({} if token is None else {"authorization": {"credentials_file": str(token)}}),
+                "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}],
+            }
+        ],
+    }
 
 
 class Loop:
@@ -85,7 +103,7 @@ class Loop:
     def start_alertmanager(self) -> None:
         folder = self.folder / "alertmanager"
         folder.mkdir(exist_ok=True)
-        config = alerting(self._ports["service"], self.folder / "token")
+        config = alerting(self.folder / "token", self._ports["service"])
         stack = self._stack("alertmanager")
         self.alertmanager = stack.enter_context(alertmanager(folder, config, port=self._ports["alertmanager"]))
         self._ports["alertmanager"] = int(self.alertmanager.rpartition(":")[2])
@@ -93,21 +111,7 @@ class Loop:
     def start_prometheus(self) -> None:
         folder = self.folder / "prometheus"
         folder.mkdir(exist_ok=True)
-        (folder / "alerts.yml").write_text(rules_of(FAST))
-        config = {
-            "global": {"scrape_interval": "250ms", "evaluation_interval": "250ms"},
-            "rule_files": ["alerts.yml"],
-            "alerting": {
-                "alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{self._ports['alertmanager']}"]}]}]
-            },
-            "scrape_configs": [
-                {
-                    "job_name": JOB,
-                    "authorization": {"credentials_file": str(self.folder / "reading")},
-                    "static_configs": [{"targets": [f"127.0.0.1:{self._ports['service']}"]}],
-                }
-            ],
-        }
+        config = watching(folder, self.folder / "reading", self._ports["alertmanager"], self._ports["service"])
         self.prometheus = self._stack("prometheus").enter_context(prometheus(folder, config))
 
     def stop(self, part: str) -> None:

@@ -88,7 +88,7 @@ def test_two_alerts_on_one_scanner_both_have_to_be_over(loop: Loop) -> None:
     assert loop.served.states()[TWICE] == "probing"
     loop.send("/api/v2/alerts", [own("Second", well=True)])
     loop.served.wait_for(TWICE, "enabled")
-    assert [each[0] for each in loop.served.moves(TWICE)] == ["quarantined", "probing", "enabled"]
+    assert [each[0] for each in loop.served.moves(TWICE)] == ["quarantined", "enabled"]
 
 
 def test_while_it_stays_ill_nothing_flaps(loop: Loop) -> None:
@@ -108,11 +108,10 @@ def does_not_flap(loop: Loop) -> None:
     """Count how often an ill scanner came and went, and was asked, since its quarantine."""
     since = loop.quarantined_at(ILL)
     moves = [each[0] for each in loop.served.moves(ILL)]
-    assert "enabled" not in moves
+    assert set(moves) == {"quarantined"}  # a failed probe is one entry
     # The cool-off is 1 s, 2 s, then 4 s, less at most a quarter: so many probes can have failed, and one is under way.
     failed = 2 + max(0.0, time.time() - since - 2.5) / 3
-    assert moves.count("quarantined") <= 1 + failed
-    assert moves.count("probing") <= 1 + failed
+    assert len(moves) <= 1 + failed
     asked = [at for at in loop.switches.asked(ILL) if at > since + 0.9]
     assert len(asked) <= 3 * (1 + failed)  # three attempts a probe, and nothing else
 
@@ -134,7 +133,7 @@ def test_without_prometheus_it_is_blind_and_who_is_well_stays_out_until_heartbea
     assert loop.out() - {HUNG} == {ILL}
     loop.start_prometheus()
     loop.served.wait_for(ILL, "enabled")
-    assert [each[:2] for each in loop.served.moves(ILL)][-2:] == [("probing", "probe"), ("enabled", "probe")]
+    assert loop.served.moves(ILL)[-1][:2] == ("enabled", "probe")
     assert loop.served.get("/scanners")["blind_since"] is None
     assert "No heartbeat from the alerts: " not in loop.served.text("/")
 
@@ -146,7 +145,7 @@ def test_a_scanner_that_hangs_is_quarantined_once_its_time_is_over_and_comes_bac
     assert loop.served.get(f"/scanners/{HUNG}")["abandoned_threads"] == 1
     loop.switches.turn(HUNG, "well")
     loop.served.wait_for(HUNG, "enabled")
-    assert [each[:2] for each in loop.served.moves(HUNG)][-2:] == [("probing", "probe"), ("enabled", "probe")]
+    assert loop.served.moves(HUNG)[-1][:2] == ("enabled", "probe")
     assert not any(loop.served.moves(name) for name in STEADY)
 
 
