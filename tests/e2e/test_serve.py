@@ -136,6 +136,7 @@ def test_a_port_that_is_taken(tmp_path: Path, switches: Switches) -> None:
 def test_without_a_token_it_only_shows(tmp_path: Path, switches: Switches) -> None:
     with serving(switches, configured(tmp_path, token=False), *RARE) as served:
         assert "/ (no token is configured: it only shows); a run every " in served.line("serving at")
+        assert served.line("a run every 1h is too rare for the alert rules of a service")
         assert served.status("/alerts") == 404
         assert served.end(signal.SIGTERM) == 0
 

@@ -23,6 +23,16 @@ from tests.support.settings import write_settings
 WAIT_TIMEOUT = 10.0
 
 
+def test_a_check_says_when_rules_and_interval_do_not_match(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, "[defaults]\ncache = false\n")
+    assert not [text for text in check(path, interval=300).warnings if "alert rules" in text]
+    (said,) = [text for text in check(path, interval=1800).warnings if "alert rules" in text]
+    assert said.startswith(
+        "a run every 30m is too rare for the alert rules of a service, which want one every 5 minutes"
+    )
+    assert not [text for text in check(path).warnings if "alert rules" in text]
+
+
 def test_a_scrape_has_every_number_and_no_instants() -> None:
     registry = CollectorRegistry()
     Counter("done", "Done.", ("who",), registry=registry).labels("x").inc()
