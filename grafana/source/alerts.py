@@ -497,7 +497,11 @@ def _absent() -> Alert:
 def _missing(seconds: int) -> Alert:
     ran = f"max by (job, instance) ({LAST_RUN})"
     schedule = "resilient_scan_schedule_interval_seconds"
-    late = f"time() - ({ran} > 0) - 3 * min by (job, instance) ({schedule})"
+    # A run that takes longer than its interval is followed by the next one at once: then its length is the interval.
+    took = " / ".join(
+        f"sum by (job, instance) (resilient_scan_run_duration_seconds_{part})" for part in ("sum", "count")
+    )
+    late = f"time() - ({ran} > 0)\n    - 3 * (min by (job, instance) ({schedule}) + {took})"
     unscheduled = f"time() - ({ran} > 0)\n  unless on (job, instance) {schedule}"
     before = f"max by (job, instance) ({LAST_RUN} offset 1h)"
     return Alert(
@@ -508,7 +512,7 @@ def _missing(seconds: int) -> Alert:
             (Comparison(before, "==", 0), Comparison(ran, "==", 0)),
         ),
         "The runs of {{ $labels.instance }} stay away.",
-        "The last one ended more than three of its intervals and five minutes ago "
+        "The last one ended longer ago than three times its interval and its length, and five minutes "
         f"(where no schedule is exported: more than {seconds // 60} minutes ago), or there was none in an hour.",
         "critical",
         pending="5m",

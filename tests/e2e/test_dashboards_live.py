@@ -30,8 +30,8 @@ def test_an_alert_asks_what_prometheus_understands(live_prometheus: Api, preset:
     rules = yaml.safe_load((folder / "alerting" / "rules.yml").read_text())["groups"][0]["rules"]
     empty = {rule["title"] for rule in rules if live_prometheus.instant(rule["data"][0]["model"]["expr"]) == []}
     burns = {rule["title"] for rule in rules if "BudgetBurn" in rule["title"]}
-    # The windows of hours are recorded once a minute at the earliest, and those of the preset cron are not recorded here.
-    # Of a target that is there, nothing is absent.
+    # The windows of hours are recorded once a minute at the earliest, and those of the preset cron not at all here. Of
+    # a target that is there, nothing is absent.
     slow = {"ScannerLatencyHigh"} if preset == "cron" else set()
     assert empty - burns == {"ResilientScanTargetAbsent"} | slow
 

@@ -6,6 +6,7 @@ them which is which: they learn it from being scraped.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,21 +28,30 @@ class Replicas:
     """Three services, and the two servers that watch them."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        homes = [folder / name for name in "abc"]
-        for home in homes:
+        self.homes, self.stack = [folder / name for name in "abc"], stack
+        for home in self.homes:
             home.mkdir()
-        self.switches = [Switches(home, TORN, STEADY) for home in homes]
-        configs = [configured(home, more=SETTINGS) for home in homes]
+        self.switches = [Switches(home, TORN, STEADY) for home in self.homes]
+        configs = [configured(home, more=SETTINGS) for home in self.homes]
         self.served: list[Served] = [
             stack.enter_context(serving(switches, config, *RUNS))
             for switches, config in zip(self.switches, configs, strict=True)
         ]
         ports = [int(served.url.rpartition(":")[2]) for served in self.served]
-        url = stack.enter_context(alertmanager(folder, alerting(homes[0] / "token", *ports)))
-        config = watching(folder, None, int(url.rpartition(":")[2]), *ports)
+        self.alertmanager = stack.enter_context(alertmanager(folder, alerting(self.homes[0] / "token", *ports)))
+        config = watching(folder, None, int(self.alertmanager.rpartition(":")[2]), *ports)
         self.prometheus: Api = stack.enter_context(prometheus(folder, config))
         for served in self.served:
             eventually(lambda served=served: metric(served, HEARTBEAT) > 0, "no heartbeat came round")
+
+    def restart(self, number: int) -> None:
+        """Kill a replica and start it again, so that it asks Alertmanager for its list at once."""
+        listen = self.served[number].url.removeprefix("http://")
+        self.served[number].end(signal.SIGKILL)
+        config = configured(self.homes[number], listen=listen, more=SETTINGS)
+        asks = f'[service]\nalertmanager = "{self.alertmanager}"\nreconcile = "1s"'
+        config.write_text(config.read_text().replace("[service]", asks))
+        self.served[number] = self.stack.enter_context(serving(self.switches[number], config, *RUNS))
 
     def states(self, name: str) -> list[str]:
         return [served.states()[name] for served in self.served]
@@ -74,6 +84,21 @@ def test_two_of_three_fail_and_the_third_goes_on(replicas: Replicas) -> None:
     eventually(lambda: metric(replicas.served[2], IGNORED) > heard, "the third has heard of that, too")
     assert replicas.out(TORN) == [True, True, False]
     assert replicas.states(TORN)[2] == "enabled"
+
+
+def test_the_list_of_all_alerts_is_not_taken_for_ones_own_after_a_restart(replicas: Replicas) -> None:
+    replicas.restart(2)
+    again = replicas.served[2]
+    for beat in range(3):  # each second brings a heartbeat, and an answer of Alertmanager
+        before = metric(again, HEARTBEAT) if beat else 0.0
+        eventually(lambda before=before: heard(again) > before, "heartbeats go on")
+    assert replicas.states(TORN)[2] == "enabled"
+    assert not again.moves(TORN)
+
+
+def heard(served: Served) -> float:
+    """Return when a heartbeat came last; 0 before the first."""
+    return metric(served, HEARTBEAT) if HEARTBEAT in served.text("/metrics") else 0.0
 
 
 def test_each_comes_back_by_its_own_probes(replicas: Replicas) -> None:

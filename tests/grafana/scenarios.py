@@ -503,12 +503,18 @@ def runs_missing(preset: Preset) -> Scenario:
     for name, every in (("minutely", 1), ("five", 5), ("hourly", 60), ("unscheduled", 0)):
         labels = f'job="resilient-scan",instance="{name}:1"'
         made.add(LAST_RUN, labels, (good, 60, 60), (bad, 60 * good, 0), (30, 60 * (good + bad), 60))
+        took(made, labels, 2, good + bad + 30)
         if every:
             for each in ("x", "y"):
                 made.add(INTERVAL, f'{labels},scanner="{each}"', (good + bad + 30, every * 60, 0))
+    labels = 'job="resilient-scan",instance="long:1"'  # each run takes 20 minutes, and should come every minute
+    made.add(LAST_RUN, labels, *[(20, 1200.0 * run, 0.0) for run in range(1, (good + bad + 30) // 20 + 1)])
+    made.add(INTERVAL, f'{labels},scanner="x"', (good + bad + 30, 60, 0))
+    took(made, labels, 1200, good + bad + 30)
     punctual = [(60, 3600.0 * hour, 0.0) for hour in range(1, (good + bad + 30) // 60 + 1)]
     made.add(LAST_RUN, 'job="resilient-scan",instance="punctual:1"', (60, 60, 0), *punctual)
     made.add(INTERVAL, 'job="resilient-scan",instance="punctual:1",scanner="x"', (good + bad + 60, 3600, 0))
+    took(made, 'job="resilient-scan",instance="punctual:1"', 2, good + bad + 60)
     stopped = {name: {"job": "resilient-scan", "instance": f"{name}:1"} for name in ("minutely", "five", "hourly")}
     stopped["unscheduled"] = {"job": "resilient-scan", "instance": "unscheduled:1"}
     made.at(good + 7)
@@ -519,6 +525,12 @@ def runs_missing(preset: Preset) -> Scenario:
         made.at(good + minute, *(stopped[name] for name, after in fires.items() if minute > after))
     made.at(good + bad + 10)
     return made
+
+
+def took(made: Scenario, labels: str, seconds: float, lasting: int) -> None:
+    """Add how long runs take, on average."""
+    for part, value in (("sum", 10 * seconds), ("count", 10)):
+        made.add(f"resilient_scan_run_duration_seconds_{part}", labels, (lasting, value, 0))
 
 
 def no_run_ever() -> Scenario:
