@@ -29,7 +29,10 @@ from resilient_scan.service.watch import REAL, Outcome, Trouble, Watch, machine_
 
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"  # gave an order that names nobody
-BLIND = "No heartbeat from the alerts: what an alert says now is not trusted; the breakers go on protecting."
+BLIND = (
+    "No heartbeat from the alerts: none is believed to be resolved, those that still arrive count, and the breakers go "
+    "on protecting."
+)
 MAX_NAME = 64  # characters of a scanner's name
 MAX_AUDIT = 2000  # entries among which a scanner's own are looked for
 MAX_PROVIDER = 200  # characters of a provider's name that are repeated
