@@ -9,6 +9,7 @@ from typing import Final
 
 from resilient_scan._files import make_folder, refuse_unless_plain, write_file
 from resilient_scan._text import span
+from resilient_scan.cli.links import with_links
 from resilient_scan.errors import ConfigError
 
 PRESETS: Final[Mapping[str, float]] = {"service": 300.0, "cron": 3600.0}
@@ -16,6 +17,7 @@ PRESETS: Final[Mapping[str, float]] = {"service": 300.0, "cron": 3600.0}
 FLEET: Final = "resilient-scan-fleet"  # what links call the dashboards
 SCANNER: Final = "resilient-scan-scanner"
 RULES: Final = (Path("prometheus/alerts.yml"), Path("alerting/rules.yml"))
+BOARDS: Final = (Path("dashboards/fleet.json"), Path("dashboards/scanner.json"))
 _ALERT: Final = re.compile(r" +(?:- alert|title): (\w+)")
 _DESCRIPTION: Final = re.compile(r"( +)description: ")
 _URL: Final = re.compile(r"https?://[\w.\-\[\]:]+(/[\w./~%+\-]*)?")  # goes into YAML, and gets a fragment
@@ -52,6 +54,7 @@ def export_grafana(
     preset: str = "service",
     *,
     public_url: str | None = None,
+    control_url: str | None = None,
     runbook_url: str | None = None,
     force: bool = False,
 ) -> list[Path]:
@@ -64,7 +67,8 @@ def export_grafana(
         into: a directory, which is created if it does not exist.
         preset: `service` or `cron`: for runs that follow one another closely, or for runs that are hours apart.
         public_url: where people reach Grafana; alerts link to the dashboards there. `None`: they do not.
-        runbook_url: where the runbook can be read; alerts link to it. `None`: they do not.
+        control_url: where people reach the service; dashboards link to its page. `None`: they do not.
+        runbook_url: where the runbook can be read; alerts and dashboards link to it. `None`: they do not.
         force: whether existing files that differ are overwritten.
 
     Raises:
@@ -72,11 +76,13 @@ def export_grafana(
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset must be {' or '.join(PRESETS)}, got {preset!r}")
-    for option, url in (("--public-url", public_url), ("--runbook-url", runbook_url)):
-        if url is not None and not _URL.fullmatch(url):
-            example = "such as https://grafana.example.org"
-            raise ConfigError(f"{option} must be an address that people can open, {example}, got {url!r:.200}")
-    files = {into / path: text for path, text in _texts(preset, public_url, runbook_url).items()}
+    for option, url in (("public", public_url), ("control", control_url), ("runbook", runbook_url)):
+        _check_url(option, url)
+    texts = _texts(preset)
+    texts |= {path: _linked(texts[path].decode(), public_url, runbook_url).encode() for path in RULES}
+    if control_url or runbook_url:
+        texts |= {path: with_links(texts[path].decode(), control_url, runbook_url).encode() for path in BOARDS}
+    files = {into / path: text for path, text in texts.items()}
     if not force:
         _refuse_to_overwrite(files)
     try:
@@ -90,13 +96,19 @@ def export_grafana(
     return sorted(files)
 
 
-def _texts(preset: str, public_url: str | None, runbook_url: str | None) -> dict[Path, bytes]:
+def _check_url(option: str, url: str | None) -> None:
+    if url is not None and not _URL.fullmatch(url):
+        raise ConfigError(
+            f"--{option}-url must be an address that people can open, such as https://grafana.example.org, "
+            f"got {url!r:.200}"
+        )
+
+
+def _texts(preset: str) -> dict[Path, bytes]:
     """Return what is to be written; a file of the preset replaces the common one."""
     home = _home()
     found = {path: text for name in SHIPPED for path, text in _below(home, home / name)}
     found.update(_below(home / "presets" / preset, home / "presets" / preset))
-    for path in RULES:
-        found[path] = _linked(found[path].decode(), public_url, runbook_url).encode()
     return found
 
 

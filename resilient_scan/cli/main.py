@@ -570,18 +570,24 @@ def print_schema() -> int:
     help="Where people reach Grafana: alerts then link to its dashboards.",
 )
 @click.option(
+    "--control-url",
+    metavar="URL",
+    callback=filled,
+    help="Where people reach the service: the dashboards then link to its page.",
+)
+@click.option(
     "--runbook-url",
     metavar="URL",
     callback=filled,
-    help="Where people read the runbook: alerts then link to it.",
+    help="Where people read the runbook: alerts and dashboards then link to it.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files that differ.")
-def export_grafana(directory: Path, preset: str, public_url: str | None, runbook_url: str | None, force: bool) -> int:
+def export_grafana(directory: Path, preset: str, **options: Any) -> int:
     """Write Grafana's dashboards, alert rules, their configuration and a compose file into DIR.
 
     Start with DIR/compose.yaml. Existing files that differ are not overwritten.
     """
-    for path in write_files(directory, preset, public_url=public_url, runbook_url=runbook_url, force=force):
+    for path in write_files(directory, preset, **options):
         OUTPUT.stream.write(f"{path}\n")
     return OK
 

@@ -146,6 +146,7 @@ def test_a_scanner_cannot_have_the_name_of_an_option(distribute: Distribute) -> 
         ["export-grafana", ""],
         ["export-grafana", "somewhere", "--runbook-url", ""],
         ["export-grafana", "somewhere", "--public-url", " "],
+        ["export-grafana", "somewhere", "--control-url", ""],
     ],
 )
 def test_an_empty_argument_is_refused(arguments: list[str], tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_alerts_link_to_where_the_user_says(tmp_path: Path, preset: str) -> None
         assert f'"uid": "{uid}"' in (tmp_path / "dashboards" / f"{name}.json").read_text()
 
 
+def test_the_dashboards_link_to_the_service_and_to_the_runbook(tmp_path: Path) -> None:
+    export_grafana(tmp_path, control_url="https://scan.test", runbook_url="https://wiki.test/scans")
+    for name in ("fleet", "scanner"):
+        text = (tmp_path / "dashboards" / f"{name}.json").read_text()
+        assert "https://scan.test/" in text
+        assert "https://wiki.test/scans#scanner" in text
+    export_grafana(tmp_path, force=True)
+    assert (tmp_path / "dashboards/fleet.json").read_bytes() == (HOME / "dashboards/fleet.json").read_bytes()
+
+
 def test_without_an_address_there_is_no_link_rather_than_a_dead_one(tmp_path: Path) -> None:
     export_grafana(tmp_path, runbook_url="https://wiki.test/scans")
     for found in annotations(tmp_path):
@@ -105,7 +115,8 @@ def test_without_an_address_there_is_no_link_rather_than_a_dead_one(tmp_path: Pa
     "url", ["docs/runbook.md", "https://", "https://wiki.test/a b", "https://wiki.test/#x", "x\n- y"]
 )
 def test_what_is_no_address_is_refused(tmp_path: Path, url: str) -> None:
-    for option, name in (("runbook_url", "--runbook-url"), ("public_url", "--public-url")):
+    for name in ("--runbook-url", "--public-url", "--control-url"):
+        option = name.removeprefix("--").replace("-", "_")
         with pytest.raises(ConfigError, match=f"{name} must be an address that people can open"):
             export_grafana(tmp_path, **{option: url})  # type: ignore[arg-type]
     assert written(tmp_path) == set()
