@@ -111,7 +111,7 @@ class Reconciler:
                 self.once()
             except Exception:  # without this the thread would end, and nobody would notice
                 _log.exception("Alertmanager's alerts could not be brought in line")
-            # The pause bounds how often anybody can make us ask: a scrape under a new name does, and needs no token.
+            # The pause bounds how often anybody can make us ask: a scrape under a new name does, and may need no token.
             if not self._stopped.wait(min(self._every, PAUSE)):
                 self._wake.wait(max(0.0, self._every - PAUSE))
 

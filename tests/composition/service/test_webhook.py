@@ -134,7 +134,7 @@ def about(instance: str, scanner: str = "gamma") -> dict[str, Any]:
 
 
 def test_an_alert_about_another_instance_is_ignored(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    served = serve(instance=Instance("a:1"))
+    served = serve(instance=Instance("a:1"), allowed_hosts=("a", "b"))
     scrape(served, "b:1")  # what is set counts
     assert told(served, about("b:1")) == counts(ignored=1)
     assert told(served, about("b:1")) == counts(ignored=1)
@@ -150,7 +150,7 @@ def test_an_alert_about_another_instance_is_ignored(serve: Serve, caplog: pytest
 
 def test_the_instance_is_that_as_which_it_is_scraped(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[None] = []
-    served = serve(ask_again=lambda: asked.append(None))
+    served = serve(ask_again=lambda: asked.append(None), allowed_hosts=("a",))
     assert told(served, about("a:1")) == counts(ignored=1)
     assert "for this process was never scraped: " in caplog.text
     assert served.ask("GET", "/metrics", headers={"Host": "a:1"}).status == 200  # somebody's browser
