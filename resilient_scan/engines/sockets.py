@@ -28,6 +28,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Final, Protocol
 
@@ -143,11 +144,13 @@ class Release:
             connection.close()
 
     def _look(self, thread: threading.Thread) -> _Duplicate | None:
-        frame = self._frame_of(thread)
-        if frame is None or _shares_connection(frame):
+        # The kernel is asked first: to list the frames takes the longer the more threads there are, and most threads
+        # that hang for long wait for no connection.
+        descriptor = waited_for(thread.native_id or 0, lambda: self._frame_of(thread))
+        frame = None if descriptor is None else self._frame_of(thread)
+        if descriptor is None or frame is None or _shares_connection(frame):
             return None
-        descriptor = waited_for(thread.native_id or 0, frame)
-        return None if descriptor is None else _Duplicate.of(descriptor)
+        return _Duplicate.of(descriptor)
 
     def _waits_for(self, thread: threading.Thread, found: _Duplicate) -> bool:
         """Return whether the thread waits for what it waited for at the look before.
@@ -158,16 +161,19 @@ class Release:
         hang. From that last look to the shutdown no other thread runs: it is a few instructions.
         """
         frame = self._frame_of(thread)
-        if frame is None:
+        if frame is None or _shares_connection(frame):  # only the end of a TLS handshake tells that it is HTTP/2
             return False
         instruction = frame.f_lasti
-        descriptor = waited_for(thread.native_id or 0, frame)
+        descriptor = waited_for(thread.native_id or 0, lambda: frame)
         if descriptor is None or not found.is_behind(descriptor):
             return False
         return self._frame_of(thread) is frame and frame.f_lasti == instruction and self._hung.hangs
 
     def _frame_of(self, thread: threading.Thread) -> FrameType | None:
-        return self._frames().get(thread.ident or 0)
+        frame = self._frames().get(thread.ident or 0)
+        # In this order: the number of a thread that has ended goes to the next one that begins. Case: a `map` has
+        # ended, and its helpers' numbers are those of another scanner's helpers by now.
+        return frame if thread.is_alive() else None
 
 
 class _Duplicate:
@@ -187,11 +193,17 @@ class _Duplicate:
     def of(cls, descriptor: int) -> _Duplicate | None:
         """Duplicate a descriptor; `None`: not a connection over a network, or closed by now."""
         try:
-            duplicate = socket.socket(fileno=os.dup(descriptor))
-        except OSError:  # a file, a pipe, or closed in this moment
+            number = os.dup(descriptor)
+        except OSError:  # closed in this moment, or this process may open no more
             return None
-        if duplicate.family in _FAMILIES and duplicate.type == socket.SOCK_STREAM:
-            return cls(duplicate)
+        try:
+            duplicate = socket.socket(fileno=number)
+        except OSError:  # a file or a pipe
+            os.close(number)
+            return None
+        with suppress(OSError):  # it was reset, and this system does not say any more which one it was
+            if duplicate.family in _FAMILIES and duplicate.type == socket.SOCK_STREAM:
+                return cls(duplicate)
         duplicate.close()
         return None
 
@@ -220,30 +232,31 @@ class _Duplicate:
 def _identity(connection: socket.socket) -> object:
     """Return what no other connection of this process has at the same time."""
     if _CALLS is not None:
-        return connection.getsockopt(socket.SOL_SOCKET, _COOKIE, 8)
+        with suppress(OSError):  # a kernel before 4.12, or a sandbox, knows no such option
+            return connection.getsockopt(socket.SOL_SOCKET, _COOKIE, 8)
     return connection.getsockname()
 
 
-def waited_for(native_id: int, frame: FrameType) -> int | None:
+def waited_for(native_id: int, innermost: Callable[[], FrameType | None]) -> int | None:
     """Return the descriptor that a thread waits for; `None`: it waits for none, for several, or for something else.
 
     Args:
         native_id: the thread's number in the kernel.
-        frame: its innermost frame.
+        innermost: returns its innermost frame, where the kernel does not tell.
     """
     if _CALLS is None:
-        return _named_in(frame)
+        return _named_in(innermost())
     try:
         with open(f"/proc/self/task/{native_id}/syscall", "rb", 0) as file:  # noqa: PTH123 - unbuffered, in one read
             words = file.read(200).split()
     except OSError:  # the thread has ended, or this kernel does not tell
-        return _named_in(frame)
+        return _named_in(innermost())
     if len(words) < 3:  # "running"
         return None
     call, first, second = int(words[0]), int(words[1], 16), int(words[2], 16)
     direct, listed = _CALLS
     if call in direct:
-        return first
+        return first & 0x7FFFFFFF  # a C `int`: a compiler may leave anything in the upper half of the register
     return _polled(first) if call in listed and second == 1 else None
 
 
@@ -260,9 +273,9 @@ def _polled(address: int) -> int | None:
         return None
 
 
-def _named_in(frame: FrameType) -> int | None:
+def _named_in(frame: FrameType | None) -> int | None:
     """Return the descriptor of the socket whose own method is the innermost call."""
-    if frame.f_globals.get("__name__") not in _WAITING_MODULES:
+    if frame is None or frame.f_globals.get("__name__") not in _WAITING_MODULES:
         return None
     variables = frame.f_locals
     for value in (variables.get("self"), variables.get("sock")):  # a socket's method; `create_connection`

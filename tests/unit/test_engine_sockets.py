@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -57,7 +61,7 @@ def waiting(server: str) -> Iterator[Callable[[Callable[[str], Any]], threading.
         thread.start()
         eventually(lambda: (frame := frames().get(thread.ident or 0)) and in_client(frame, client))
         if sockets._CALLS is not None:
-            eventually(lambda: sockets.waited_for(thread.native_id or 0, frames()[thread.ident or 0]) is not None)
+            eventually(lambda: sockets.waited_for(thread.native_id or 0, lambda: None) is not None)
         return thread
 
     yield start
@@ -144,6 +148,94 @@ def test_a_thread_that_has_ended_is_none() -> None:
     assert not release.under_way
 
 
+def test_the_next_thread_with_the_number_of_one_that_has_ended_is_left_alone(waiting: Any) -> None:
+    """A helper of a `map` that is over: its number is that of somebody else's helper by now."""
+    other, hung = waiting(http_client), Hung()
+    helper = threading.Thread(target=int)
+    helper.start()
+    helper.join()
+    helper._ident = other.ident
+    hung.helpers = [helper]
+    release = Release(threading.main_thread(), hung, 0.0, frames)
+    for now in (0.004, 0.007, 0.010):
+        release.step(now)
+    assert (release.shutdowns, hung.cut, other.is_alive()) == (0, 0, True)
+    end(other, release)
+
+
+def end(thread: threading.Thread, release: Release) -> None:
+    """Free a thread after all, by shutting down what it waits for."""
+    release.stop()
+    descriptor = sockets.waited_for(thread.native_id or 0, lambda: frames()[thread.ident or 0])
+    assert descriptor is not None
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def test_a_connection_that_turns_out_to_be_one_of_http2_is_left_alone(waiting: Any, connection: socket.socket) -> None:
+    """At the first look it was in its TLS handshake, which ends with the choice of a protocol."""
+    module: dict[str, Any] = {"__name__": "client", "connection": connection}
+    exec("def read(_url): connection.recv(1)", module)
+    thread, hung = waiting(module["read"]), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    release.step(0.004)
+    assert release.under_way
+    module["__name__"] = "client.http2"
+    release.step(0.007)
+    assert (release.shutdowns, hung.cut) == (0, 0)
+    end(thread, release)
+
+
+def test_a_kernel_without_numbers_for_connections_will_do(
+    waiting: Any, connection: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_COOKIE", 9999)  # gVisor, and Linux before 4.12
+    thread, hung = waiting(lambda _url: connection.recv(1)), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    release.step(0.004)
+    release.step(0.007)
+    thread.join(10)
+    assert (release.shutdowns, hung.cut, thread.is_alive()) == (1, 1, False)
+    release.stop()
+
+
+def test_a_process_that_may_open_no_more_leaves_its_threads_to_hang(
+    waiting: Any, connection: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    thread, hung = waiting(lambda _url: connection.recv(1)), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", full)
+        release.step(0.004)
+    assert not release.under_way
+    end(thread, release)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
+def test_the_upper_half_of_a_register_is_no_part_of_a_descriptor(waiting: Any, connection: socket.socket) -> None:
+    read = ctypes.CDLL(None).syscall
+
+    def client(_url: str) -> None:
+        descriptor = ctypes.c_long(connection.fileno() | 1 << 40)
+        read(ctypes.c_long(0), descriptor, ctypes.create_string_buffer(1), ctypes.c_long(1))
+
+    thread, hung = waiting(client), Hung()
+    release = Release(thread, hung, 0.0, frames)
+    release.step(0.004)
+    release.step(0.007)
+    thread.join(10)
+    assert (release.shutdowns, hung.cut, thread.is_alive()) == (1, 1, False)
+    release.stop()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.mark.parametrize("kind", [socket.AF_UNIX, "pipe", "udp"])
 def test_what_is_no_connection_over_a_network_is_left_alone(waiting: Any, kind: Any) -> None:
     if kind == "pipe":
@@ -159,9 +251,10 @@ def test_what_is_no_connection_over_a_network_is_left_alone(waiting: Any, kind: 
         left, right = socket.socketpair()
         thread = waiting(lambda _url: left.recv(1))
         end = lambda: right.send(b"x")  # noqa: E731
-    release = Release(thread, Hung(), 0.0, frames)
+    release, before = Release(thread, Hung(), 0.0, frames), descriptors()
     release.step(0.004)
     assert not release.under_way
+    assert descriptors() == before
     assert thread.is_alive()
     end()
     thread.join(10)
