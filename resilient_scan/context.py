@@ -87,6 +87,25 @@ class ScannerContext(msgspec.Struct, frozen=True):
     notes: NotesLike | None = None
 
 
+class BlockingCall:
+    """What is known about a blocking call that a coroutine has made on a thread, to the code in it.
+
+    Attributes:
+        incomplete, helpers: likewise as for `ScanContext`; several calls of one scan, and attempts after it, may go on.
+    """
+
+    incomplete: bool = False
+    helpers: Sequence[threading.Thread] = ()
+
+
+class _ThisThread(threading.local):
+    call: BlockingCall | None = None
+
+
+# Not a context variable: `asyncio.to_thread` runs what it calls in a context that it has copied before.
+this_thread = _ThisThread()
+
+
 class ScanContext:
     """What a scanner may know about the execution it is part of.
 
@@ -304,7 +323,7 @@ class ScanContext:
         return done
 
     def _helped(self, helpers: Sequence[threading.Thread]) -> None:
-        self.helpers = helpers
+        (this_thread.call or self).helpers = helpers
 
     def before_request(self) -> None:
         """Wait for the provider's rate; call it before each request to the source (`resilient_scan.http` does).
@@ -328,6 +347,11 @@ class ScanContext:
         """
         sources = self._own.sources
         return call() if self.provider is not None or sources is None else sources.reach(place, call, self)
+
+    def cut_off(self) -> bool:
+        """Return whether a connection was shut down under the calling thread, or one that it helps."""
+        call = this_thread.call
+        return self.incomplete or (call is not None and call.incomplete)
 
     def limit(self, deadline: float, cut_at: float = NEVER) -> None:
         """Set the instants at which the execution's time and the run's time are up."""
@@ -445,7 +469,13 @@ def fan_out(
                 with lock:
                     errors.append(error)
 
-    helpers = _start(work, min(concurrency, len(todo)) - 1)
+    call = this_thread.call
+
+    def help_out() -> None:
+        this_thread.call = call
+        work()
+
+    helpers = _start(help_out, min(concurrency, len(todo)) - 1)
     started(helpers)
     work()
     for helper in helpers:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from resilient_scan.context import BlockingCall, this_thread
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.task import FutureTask, Place
 from resilient_scan.engines.forks import in_parent_only
-from resilient_scan.errors import Rejected
+from resilient_scan.errors import Rejected, ScanTimeout
 from resilient_scan.events import ERROR, SUCCESS, Event, LateCompletion, ThreadAbandoned
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.timeout import HungThreads
@@ -118,6 +119,8 @@ class _Call(FutureTask):
 
     def __init__(self, calls: BlockingCalls, call: Callable[[], Any], context: AttemptContext) -> None:
         self.future: Future[Any] = Future()
+        self._under_way = BlockingCall()
+        call = partial(_whole, call, self._under_way)
         super().__init__(self.future, partial(contextvars.copy_context().run, in_parent_only, calls.name, call))
         self.name = calls.name
         self.frees_sockets = calls.frees_sockets
@@ -144,8 +147,14 @@ class _Call(FutureTask):
         self._calls.hung.abandon()
         self._leave()
 
+    @property
+    def helpers(self) -> Sequence[threading.Thread]:
+        """The threads that take part in its `map`, if it is one."""
+        return self._under_way.helpers
+
     def cut_off(self) -> None:
-        """Do nothing: the coroutine that waited for the answer has been cancelled."""
+        """Take no answer from now on. The coroutine was cancelled, but what it loads for others must be whole."""
+        self._under_way.incomplete = True
 
     def returned(self) -> None:
         """Note that its thread is back."""
@@ -176,3 +185,15 @@ class _Call(FutureTask):
             left, self._left = self._left, True
         if not left:
             self._calls.next()
+
+
+def _whole(call: Callable[[], Any], under_way: BlockingCall) -> Any:
+    """Call; raise instead of returning what may be half an answer, because a connection was shut down."""
+    this_thread.call = under_way
+    try:
+        answer = call()
+    finally:
+        this_thread.call = None
+    if under_way.incomplete:
+        raise ScanTimeout("a connection was shut down after the timeout")
+    return answer

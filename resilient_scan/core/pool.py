@@ -43,6 +43,7 @@ if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever
     )
 T = TypeVar("T")
 POLL_INTERVAL = 0.05  # seconds between two looks at whether a worker that is waited for hangs
+FREEING_TIME = 0.002  # seconds that the watchdog may try to free threads for until it looks at the deadlines again
 THREAD_RETRY_INTERVAL = 0.1  # seconds until the next try to start a thread on a machine that had none left
 
 
@@ -77,6 +78,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._wake: Wake = self._clock.event()
         self._next_look = NEVER
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._releases: list[tuple[float, int, Release]] = []  # when to go on with which; the watchdog's alone
         self._watchdog: threading.Thread | None = None
         self._undecided: list[Hang] = []
         self._errands: deque[Callable[[], None]] = deque()
@@ -360,6 +362,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._expire(worker, now)
             if expired:
                 self._replace_hung()
+            self._go_on_freeing()
             self._next_look = upcoming = self._upcoming()
             if upcoming > now:
                 self._clock.wait(upcoming, self._wake)
@@ -368,9 +371,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if self._closed and not self._workers:  # nobody waits for the timers that are left
                 self._watchdog = None
-                for hang in (worker.hang for worker in self._hung):
-                    if hang is not None and hang.release is not None:
-                        hang.release.stop()
+                for _, _, release in self._releases:
+                    release.stop()
+                self._releases.clear()
                 return True
             return False
 
@@ -381,7 +384,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def _upcoming(self) -> float:
         with self._mutex:
             deadlines = min((worker.deadline for worker in self._workers if not worker.expired), default=NEVER)
-            return min(deadlines, self._timers[0][0]) if self._timers else deadlines
+            return min([deadlines, *(entries[0][0] for entries in (self._timers, self._releases) if entries)])
 
     def _call_timers(self, now: float) -> None:
         while True:
@@ -412,24 +415,26 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._hung.add(worker)
             thread = worker.thread.name if worker.thread is not None else ""
             hang = worker.hang = Hang(task, thread, worker.started)
+            if task.frees_sockets and worker.thread is not None:
+                hang.release = Release(worker.thread, hang, now, current_frames)
+                heapq.heappush(self._releases, (now + FIRST_LOOK, next(self._numbers), hang.release))
             self._decide_later(hang, now)
         self.worst_lateness = max(self.worst_lateness, lateness)
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
-        if task.frees_sockets and worker.thread is not None:
-            hang.release = Release(worker.thread, hang, now, current_frames)
-            self._step_at(now + FIRST_LOOK, hang.release)
 
-    def _step_at(self, instant: float, release: Release) -> None:
-        """Go on to free a thread at an instant; on the watchdog's thread."""
-        step: Callable[[], None] = partial(self._step, release)
-        with self._mutex:
-            heapq.heappush(self._timers, (instant, next(self._numbers), step))
-
-    def _step(self, release: Release) -> None:
-        again = release.step(self._clock.monotonic())
-        if again is not None:
-            self._step_at(again, release)
+    def _go_on_freeing(self) -> None:
+        """Go on to free hung threads, for a moment only: hundreds of them must not hold up the deadlines of others."""
+        now = self._clock.monotonic()
+        until = now + FREEING_TIME
+        while self._releases and self._releases[0][0] <= now < until:
+            release = heapq.heappop(self._releases)[2]
+            again = guarded(partial(release.step, now), "a hung thread could not be looked at")
+            now = self._clock.monotonic()
+            if again is None:
+                release.stop()
+            else:
+                heapq.heappush(self._releases, (again, next(self._numbers), release))
 
     def hang(self, task: Task, thread: str, began: float) -> Hang:
         """Report after the grace period that a task hangs which is not on a worker; on the watchdog's thread."""

@@ -64,9 +64,11 @@ class Sources:
             return self._in_time(source, call, seconds, context, limit)
         permit, _ = breaker.admit(min(context.ends, self._clock.monotonic() + seconds))
         failed: bool | None = None
+        cut_before = context.cut_off()
         try:
             answer = self._in_time(source, call, seconds, context, limit)
-            failed = False
+            if not cut_before:  # else nobody knows whether this answer is whole
+                failed = context.cut_off()
             return answer
         except BaseException as error:
             failed = breaker.verdict(error, context)

@@ -115,21 +115,28 @@ class Hang:
         began: when its work began, monotonic.
 
     Attributes:
-        hangs: whether the thread is not back yet; may be read without the lock.
-        release: what tries to free the thread, if anything does.
+        release: what tries to free the thread, if anything does, until it is back.
     """
 
-    __slots__ = ("_by_sockets", "_decided", "_ended_after", "began", "hangs", "release", "task", "thread")
+    __slots__ = ("_by_sockets", "_decided", "_ended_after", "began", "release", "task", "thread")
 
     def __init__(self, task: Task, thread: str, began: float) -> None:
         self.task = task
         self.thread = thread
         self.began = began
-        self.hangs = True
         self.release: Release | None = None
         self._decided = False
         self._ended_after: float | None = None
         self._by_sockets = False
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the work is still under way; may be read without the lock.
+
+        A worker that hands over is not hung. It may wait for a connection, that of a store to which a late answer goes,
+        but that one is ours.
+        """
+        return self._ended_after is None and not self.task.through
 
     @property
     def helpers(self) -> Sequence[threading.Thread]:
@@ -142,9 +149,9 @@ class Hang:
 
     def end(self, now: float) -> Callable[[], None] | None:
         """Note that the thread is back; return what is to be reported now, if the decision was made."""
-        self.hangs = False
         self._ended_after = now - self.began
-        self._by_sockets = self.release is not None and self.release.freed(now)
+        release, self.release = self.release, None  # they know each other: else both stay until a garbage collection
+        self._by_sockets = release is not None and release.freed(now)
         return partial(self.task.late, self._ended_after, True, self._by_sockets) if self._decided else None
 
     def decide(self, now: float) -> Callable[[], None] | None:
@@ -194,7 +201,6 @@ class FutureTask:
 
     name: str = "submit"
     frees_sockets: bool = False
-    helpers: Sequence[threading.Thread] = ()
 
     def __init__(self, future: concurrent.futures.Future[Any], call: Callable[[], Any]) -> None:
         self._future = future
@@ -204,6 +210,11 @@ class FutureTask:
     def through(self) -> bool:
         """Whether its result is there."""
         return self._future.done()
+
+    @property
+    def helpers(self) -> Sequence[threading.Thread]:
+        """No thread helps it."""
+        return ()
 
     def start(self, _now: float, _place: Place, /) -> float | None:
         """Begin, unless the caller cancelled its future."""

@@ -127,7 +127,7 @@ class SharedValues:
     def _load(self, key: _Key, load: Callable[[], T], ttl: float, loading: _Loading) -> T:
         try:
             value = load()
-            if loading.loader.incomplete:  # half a value looks like a whole one, and would be everybody's
+            if loading.loader.cut_off():  # half a value looks like a whole one, and would be everybody's
                 raise ScanCancelled("a connection was shut down after the timeout")
         except BaseException as error:
             self._finish(key, loading, error=error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ import httpx
 import pytest
 import requests
 
-from resilient_scan import Cache, Candidate, ScanContext, ScanRunner, Status, Timeout, scanner
-from resilient_scan.engines.sockets import MAX_SHUTDOWNS
+from resilient_scan import Breaker, Cache, Candidate, CircuitOpen, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.core.pool import ThreadPool
+from resilient_scan.engines import sockets
+from resilient_scan.engines.sockets import LOOK_INTERVAL, MAX_SHUTDOWNS, Release
 from resilient_scan.events import LateCompletion, SuspiciousResult, ThreadAbandoned
 from resilient_scan.testing import Recorder
 from tests.support.clients import (
@@ -143,7 +148,8 @@ def test_a_shared_value_from_a_shut_connection_is_nobody_elses(fleet: Fleet, bar
     assert report.results["waits"].candidates[0].context == "b'whole'"
 
 
-def test_threads_that_help_with_a_map_come_back_too(fleet: Fleet, bare: Bare) -> None:
+@pytest.mark.parametrize("by", ["a thread", "a coroutine"])
+def test_threads_that_help_with_a_map_come_back_too(by: str, fleet: Fleet, bare: Bare) -> None:
     recorder = Recorder()
 
     @scanner(pipeline="p")
@@ -151,11 +157,70 @@ def test_threads_that_help_with_a_map_come_back_too(fleet: Fleet, bare: Bare) ->
         context.map(receive, [url] * 6, concurrency=3)
         return []
 
+    @scanner(name="maps", pipeline="p")
+    async def maps_on_the_loop(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.map(receive, [url] * 6, concurrency=3)
+        return []
+
     with raw_server(hang) as url:
-        runner = fleet(maps, policy=bare(timeout=SHORT), listeners=[recorder])
+        chosen = maps if by == "a thread" else maps_on_the_loop
+        runner = fleet(chosen, policy=bare(timeout=SHORT), listeners=[recorder])
         assert runner.run({}).results["maps"].status is Status.TIMEOUT
-        eventually(lambda: recorder.of(LateCompletion), "the thread's return")
-    assert recorder.of(LateCompletion)[0].method == "sockets"
+        if by == "a thread":
+            eventually(lambda: recorder.of(LateCompletion), "the thread's return")
+            assert recorder.of(LateCompletion)[0].method == "sockets"
+        eventually(lambda: runner.abandoned() == [], "the thread's return")
+
+
+def test_what_a_coroutines_thread_loads_from_a_shut_connection_is_nobody_elses(fleet: Fleet, bare: Bare) -> None:
+    returned = threading.Event()
+
+    def load() -> bytes:
+        return bytes(urllib.request.urlopen(url, timeout=FOREVER).read())
+
+    def call(context: ScanContext) -> None:
+        try:
+            context.shared("listing", load)
+        finally:
+            returned.set()
+
+    @scanner(pipeline="p", timeout=SHORT)
+    async def loads(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        await asyncio.to_thread(call, context)
+        return []
+
+    @scanner(pipeline="p", timeout=Timeout(total=60))
+    def asks(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        return [Candidate("AAPL", "asks", str(context.shared("listing", lambda: b"whole")))]
+
+    with raw_server(body_without_a_length) as url:
+        runner = fleet(loads, asks, policy=bare())
+        assert runner.run({}, only=["loads"]).results["loads"].status is Status.TIMEOUT
+        assert returned.wait(10)
+        assert runner.run({}, only=["asks"]).results["asks"].candidates[0].context == "b'whole'"
+
+
+def test_a_source_whose_connection_was_shut_down_has_not_succeeded(fleet: Fleet, bare: Bare) -> None:
+    """Nor has one after it failed: nobody knows which of the two answers is whole."""
+    came_back = threading.Event()
+
+    @scanner(pipeline="p", timeout=SHORT)
+    def reads(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        with suppress(CircuitOpen):
+            context.guarded("hangs", lambda: urllib.request.urlopen(url, timeout=FOREVER).read())
+        context.guarded("sound", lambda: None)
+        came_back.set()
+        return []
+
+    with raw_server(body_without_a_length) as url:
+        runner = fleet(reads, policy=bare(breaker=Breaker(failures=1)))
+        runner.run({})
+        assert came_back.wait(10)
+        sources = runner._fleet.stacks["reads"].sources
+        assert {name: breaker.state for name, breaker in sources._breakers.items()} == {
+            "hangs": "open",
+            "sound": "closed",
+        }
 
 
 def test_a_thread_that_waits_for_something_else_is_left_alone(fleet: Fleet, release: threading.Event) -> None:
@@ -302,3 +367,128 @@ def test_no_descriptor_is_left_when_the_runner_is_closed_in_between(bare: Bare) 
             with ScanRunner([calls], policy=bare(), listeners=()) as runner:
                 runner.run({})
                 time.sleep(pause)
+
+
+class Job:
+    """Work for a pool: waits for a connection beyond its time, and then hands over, which takes a while."""
+
+    name = "job"
+    frees_sockets = True
+    helpers: Sequence[threading.Thread] = ()
+    limit = 0.05
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.begun, self.through = threading.Event(), False
+        self.cut = 0
+        self.reported: list[str] = []
+
+    def start(self, now: float, _place: Any, /) -> float:
+        return now + self.limit
+
+    def run(self) -> None:
+        self.begun.set()
+        with suppress(OSError):
+            self.work()
+
+    def cut_off(self) -> None:
+        self.cut += 1
+
+    def abandon(self, _thread: str, _age: float, /) -> None:
+        self.reported.append("abandoned")
+
+    def late(self, _age: float, _abandoned: bool, by_sockets: bool, /) -> None:
+        self.reported.append("sockets" if by_sockets else "late")
+
+    def expire(self, _thread: str, _age: float, _lateness: float, /) -> None: ...
+
+    def returned(self) -> None: ...
+
+    def refuse(self, _reason: str, /) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPool]:
+    made = ThreadPool(1)
+    yield made
+    made.shutdown(wait=False)
+
+
+def test_a_thread_that_hands_over_is_left_alone(pool: ThreadPool) -> None:
+    """It waits for a store to take a late answer, on a connection of the store's."""
+    with raw_server(hang) as url, socket.create_connection(address(url)) as store:
+        job = Job(lambda: store.recv(1))
+        job.through = True
+        pool.execute(job)
+        eventually(lambda: job.reported)
+        threading.Event().wait(0.1)
+        assert (job.reported, job.cut) == (["abandoned"], 0)
+        store.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: job.reported == ["abandoned", "late"])
+
+
+def test_nothing_of_a_freed_thread_is_kept_until_a_garbage_collection(pool: ThreadPool) -> None:
+    gc.disable()
+    try:
+        with raw_server(hang) as url:
+            jobs = [Job(lambda: receive(url))]
+            pool.execute(jobs[0])
+            eventually(lambda: jobs[0].reported == ["sockets"])
+        this = weakref.ref(jobs.pop())
+        eventually(lambda: this() is None, "the job's end")
+    finally:
+        gc.enable()
+
+
+def test_a_pool_that_ends_while_a_connection_is_looked_at_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread came back by itself after the look: the server must hear of it when its owner hangs up."""
+    step, looked = Release.step, threading.Event()
+
+    def look(release: Release, now: float) -> float | None:
+        again = step(release, now)
+        if release.under_way:
+            looked.set()
+        return again
+
+    monkeypatch.setattr(sockets, "LOOK_INTERVAL", 60.0)
+    monkeypatch.setattr(Release, "step", look)
+    left, right = connected()
+    pool, job = ThreadPool(1, max_abandoned=0), Job(lambda: left.recv(1))
+    with left, right:
+        pool.execute(job)
+        assert job.begun.wait(10)
+        pool.shutdown(wait=False)
+        assert looked.wait(10)
+        right.send(b"x")
+        eventually(lambda: not pool._workers)
+        left.close()
+        right.settimeout(10)
+        assert right.recv(1) == b""
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        left = socket.create_connection(listener.getsockname())
+        return left, listener.accept()[0]
+
+
+def test_hung_threads_by_the_dozen_hold_up_no_deadline(
+    monkeypatch: pytest.MonkeyPatch, release: threading.Event
+) -> None:
+    def look(_self: Any, now: float) -> float:
+        time.sleep(0.02)
+        looks.append(now)
+        return now + LOOK_INTERVAL
+
+    looks: list[float] = []
+    monkeypatch.setattr(Release, "step", look)
+    pool, acted = ThreadPool(50, max_abandoned=0), []
+    for _ in range(50):  # all their looks together take a second
+        pool.execute(Job(release.wait))
+    eventually(lambda: looks)
+    pool.at(time.monotonic() + 0.01, lambda: acted.append(len(looks)))
+    eventually(lambda: acted)
+    assert acted[0] < 10
+    pool.shutdown(wait=False)
