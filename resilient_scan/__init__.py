@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_scan.events import Listener
     from resilient_scan.logs import LogEvents
     from resilient_scan.metrics import PrometheusMetrics
-    from resilient_scan.options import Breaker, Cache, Limit, Policy, Quarantine, Retry, Timeout
+    from resilient_scan.options import Breaker, Cache, Expect, Limit, Policy, Quarantine, Retry, Timeout
     from resilient_scan.results import RunReport, ScanResult, Status
     from resilient_scan.runner import ScanRunner
     from resilient_scan.scanning import Candidate, Scanner, scanner
@@ -37,6 +37,7 @@ __all__ = [
     "CircuitOpen",
     "ConfigError",
     "ControlService",
+    "Expect",
     "InvalidCandidate",
     "Limit",
     "LimitExceeded",
@@ -86,7 +87,7 @@ _NAMES_BY_MODULE = {
     "events": ["Listener"],
     "observe.logs": ["LogEvents"],
     "observe.metrics": ["PrometheusMetrics"],
-    "options": ["Breaker", "Cache", "Limit", "Policy", "Quarantine", "Retry", "Timeout"],
+    "options": ["Breaker", "Cache", "Expect", "Limit", "Policy", "Quarantine", "Retry", "Timeout"],
     "results": ["RunReport", "ScanResult", "Status"],
     "runner": ["ScanRunner"],
     "scanning": ["Candidate", "Scanner", "scanner"],

@@ -17,7 +17,7 @@ from resilient_scan._suspend import off_loop
 from resilient_scan._trace import NOWHERE, Home
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
-from resilient_scan.options import Limit
+from resilient_scan.options import DOUBTS, Limit
 from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot, new_tool_logs
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ R = TypeVar("R")
 Item = TypeVar("Item")
 Context = TypeVar("Context", bound="ScanContext")
 NEVER = float("inf")
+MAX_DOUBT = 1_000  # characters; a scanner that doubts each of its tickers says enough with the first ones
 
 
 class Shared(Protocol):
@@ -217,13 +218,28 @@ class ScanContext:
             return self._logs.copy()
         return [*self._logs, *new_tool_logs(state, self._known_logs)]
 
-    def doubt(self, reason: str) -> None:
+    def doubt(self, reason: str, *, kind: str = "other") -> None:
         """Mark this answer as suspicious, although nothing failed: it is handed over with the reason, and not cached.
+
+        Called again, it adds a reason; the first one's kind is the one that is counted.
 
         Args:
             reason: what is wrong with the source's answer, without secrets.
+            kind: `empty`, `missing`, `stale`, `incomplete`, `out_of_range`, `duplicate`, `wrong_day` or `other`; the
+                result's reason begins with it: `stale: ...`.
+
+        Raises:
+            ConfigError: there is no such kind.
         """
-        self.doubted = str(reason)  # here, where an object that is not text may hang or raise at its scanner's expense
+        if kind not in DOUBTS:
+            raise ConfigError(f"doubt: kind must be one of {', '.join(DOUBTS)}, got {kind!r:.60}")
+        said = str(reason)  # here, where an object that is not text may hang or raise at its scanner's expense
+        if kind != "other":
+            said = f"{kind.replace('_', ' ')}: {said}"
+        if self.doubted is None:
+            self.doubted = said
+        elif said not in self.doubted and len(self.doubted) < MAX_DOUBT:
+            self.doubted = f"{self.doubted}; {said}"
 
     def shared(self, key: Any, load: Callable[[], T], *, ttl: float = 300.0) -> T:
         """Return a value that several scanners need, loaded once for all of them.

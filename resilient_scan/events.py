@@ -21,6 +21,7 @@ import msgspec
 
 from resilient_scan._dispatch import Dispatcher
 from resilient_scan._log import log as _log
+from resilient_scan.options import DOUBTS
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 SUCCESS, ERROR, TIMEOUT, CANCELLED = "success", "error", "timeout", "cancelled"  # outcomes of attempts and executions
@@ -168,7 +169,7 @@ class RunEnded(Event, frozen=True, gc=False):
 
 
 class SuspiciousResult(Event, frozen=True, gc=False):
-    """An execution answered, but the answer must not be trusted: unusually empty or small, or mostly malformed.
+    """An execution answered, but the answer must not be trusted.
 
     `found` candidates were kept and `dropped` were invalid. It is sent once per execution, before its `ScanEnded`.
     """
@@ -180,6 +181,12 @@ class SuspiciousResult(Event, frozen=True, gc=False):
     dropped: int
     run_id: str = ""
     attempt: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The word that the reason begins with, `stale: ...`, if it is one of `ScanContext.doubt`; else `other`."""
+        word = self.reason.partition(":")[0].replace(" ", "_")
+        return word if word in DOUBTS else "other"
 
 
 class BreakerChanged(Event, frozen=True, gc=False):

@@ -288,6 +288,50 @@ def _check_rates(rates: tuple[str, ...]) -> None:
             raise ConfigError(f"limit.rate: {long} never matters next to {short}; leave it out, or correct it")
 
 
+DOUBTS = ("empty", "missing", "stale", "incomplete", "out_of_range", "duplicate", "wrong_day", "other")
+"""Why an answer is suspicious, in one word: the kinds of `ScanContext.doubt`, and a label of the metrics."""
+
+
+class Expect(Option, frozen=True):
+    """What every answer of a scanner must be like; an answer that is not is suspicious.
+
+    A name means a candidate's attribute, or else an entry of its `extras`. Two candidates that are the same in
+    everything are suspicious too.
+
+    Attributes:
+        fields: names that each candidate must have; `None` and an empty text count as missing.
+        at_least: the fewest candidates, >= 0.
+        max_age: seconds, > 0, that lie at most between the time of each candidate and the scan's (or the end of the
+            state's `trade_date`, if that is earlier); no candidate may be of a later day. `None`: any.
+        time: the name of a candidate's time, for `max_age`: a date, a datetime, either as ISO text, or epoch seconds.
+        ranges: the least and the greatest number, both allowed, by name; what a candidate does not have is not checked.
+    """
+
+    fields: tuple[str, ...] = ()
+    at_least: int = 0
+    max_age: Seconds | None = None
+    time: str = "date"
+    ranges: Mapping[str, tuple[float, float]] = {}
+
+    def __post_init__(self) -> None:
+        self._names("fields")
+        self._whole("at_least", 0)
+        self._optional("max_age", above=0)
+        time: Any = self.time
+        ranges: Any = self.ranges
+        if not isinstance(time, str) or not time:
+            raise self._fail("time", "a name")
+        pairs = ranges.values() if isinstance(ranges, Mapping) else (None,)
+        if not all(
+            isinstance(pair, tuple)
+            and len(pair) == 2
+            and all(isinstance(bound, int | float) for bound in pair)
+            and pair[0] <= pair[1]
+            for pair in pairs
+        ):
+            raise self._fail("ranges", "a dict of (least, greatest) by name")
+
+
 class Timeout(Option, frozen=True):
     """Bound the time of a scan, counted from the moment when a worker begins it.
 

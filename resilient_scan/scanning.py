@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError
-from resilient_scan.options import LAYERS, Breaker, Cache, Limit, Retry, Timeout, check_layer
+from resilient_scan.options import LAYERS, Breaker, Cache, Expect, Limit, Retry, Timeout, check_layer
 
 Parameters = ParamSpec("Parameters")
 Found = TypeVar("Found")
@@ -70,7 +70,8 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count if they are option
-    objects, as well as `candidate` (a class), `empty_ok`, `needs`, `sources` and `version`, as in `@scanner`.
+    objects, as well as `candidate` (a class), `empty_ok`, `expect` (an `Expect`), `needs`, `sources` and `version`, as
+    in `@scanner`.
     """
 
     name: str
@@ -110,6 +111,7 @@ class FunctionScanner(Generic[Parameters, Found]):
     settings: type[msgspec.Struct] | None
     version: str | None
     free_sockets: bool = True
+    expect: Expect | None = None
 
     def __post_init__(self) -> None:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
@@ -157,6 +159,7 @@ def scanner(
     settings: type[msgspec.Struct] | None = ...,
     version: str | None = ...,
     free_sockets: bool = ...,
+    expect: Expect | None = ...,
     cache: Cache | None | UnsetType = ...,
     retry: Retry | None | UnsetType = ...,
     breaker: Breaker | None | UnsetType = ...,
@@ -178,6 +181,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     settings: type[msgspec.Struct] | None = None,
     version: str | None = None,
     free_sockets: bool = True,
+    expect: Expect | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -208,6 +212,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
             to the module.
         free_sockets: whether a connection may be shut down that the scanner waits for when its time is up, so that its
             thread comes back. `False`: its threads are left to hang.
+        expect: what each of its answers must be like; one that is not is suspicious.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.
@@ -217,7 +222,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
 
     Raises:
         ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings`, `version` or
-            `free_sockets` is wrong.
+            `free_sockets` or `expect` is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
@@ -233,6 +238,9 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     said: Any = version
     if said is not None and not (isinstance(said, str) and said):
         raise ConfigError(f"@scanner: version must be a text that is not empty, or None, got {version!r:.200}")
+    wanted: Any = expect
+    if not (wanted is None or isinstance(wanted, Expect)):
+        raise ConfigError(f"@scanner: expect must be an Expect or None, got {expect!r:.200}")
 
     def make(function: Callable[..., Any], /) -> FunctionScanner[..., Any]:
         if not callable(function):
@@ -243,7 +251,18 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         for layer, value in layers.items():
             check_layer(layer, value, LAYERS[layer], where=f"@scanner {own}")
         made = FunctionScanner(
-            function, own, pipeline, layers, candidate, empty_ok, needs, sources, settings, version, free_sockets
+            function,
+            own,
+            pipeline,
+            layers,
+            candidate,
+            empty_ok,
+            needs,
+            sources,
+            settings,
+            version,
+            free_sockets,
+            expect,
         )
         check_identity(made)
         return made
@@ -265,6 +284,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     settings: type[msgspec.Struct] | None = None
     is_async: bool = False
     free_sockets: bool = True
+    expect: Expect | None = None
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -301,6 +321,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         settings=thing.settings if isinstance(thing, FunctionScanner) else None,
         is_async=_is_async(thing.scan),
         free_sockets=getattr(thing, "free_sockets", True) is not False,
+        expect=expect if isinstance(expect := getattr(thing, "expect", None), Expect) else None,
     )
 
 

@@ -31,6 +31,7 @@ from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
 from resilient_scan.stores.health import Health, UnlimitedWait
+from resilient_scan.stores.history import Remembered
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
 
@@ -135,12 +136,13 @@ class Fleet:
         for stack in self.stacks.values():
             stack.update_listeners()
 
-    def seed_durations(self, durations: Mapping[str, float]) -> None:
-        """Learn how long scans take, where that is not known yet."""
-        for name, seconds in durations.items():
-            stack = self.stacks.get(name)
-            if stack is not None and stack.expected == NEVER:
-                stack.expected = seconds
+    def recall(self, before: Remembered) -> None:
+        """Learn how long scans take and what their answers were like, where that is not known yet."""
+        for name, stack in self.stacks.items():
+            if stack.expected == NEVER:
+                stack.expected = before.expected.get(name, NEVER)
+            if (learned := before.learned.get(name)) is not None:
+                stack.recall(learned)
 
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""

@@ -198,7 +198,7 @@ class Runs:
             run.start(fleet, names, concurrent=self.config.concurrent)
             fresh, self._fresh = self._fresh, False
             if fresh and self.history is not None:
-                fleet.seed_durations(self.history.expected())
+                fleet.recall(self.history.remembered())
             yield from run.stream(self._in_order(fleet, names), window, read=read)
         finally:
             self.finish_run(run)
@@ -226,7 +226,9 @@ def _keep(history: RunHistory, run: Run) -> None:
     """Have the store remember a run, on the lease keeper's thread."""
     report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
     past = {stack.name: scan for stack in stacks if (scan := stack.past(report.run_id)) is not None}
-    history.keep(report, {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}, past)
+    expected = {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}
+    learned = {stack.name: known for stack in stacks if (known := stack.learned()) is not None}
+    history.keep(report, expected, past, learned)
 
 
 class Stream(Iterator[ScanResult]):

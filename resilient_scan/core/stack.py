@@ -48,7 +48,7 @@ from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Providers, permitted
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
-from resilient_scan.layers.suspicion import Baseline
+from resilient_scan.layers.suspicion import Baseline, expecting
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
@@ -58,7 +58,7 @@ from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
-from resilient_scan.stores.history import Attempt, Past
+from resilient_scan.stores.history import Attempt, Learned, Past
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.notes import Notes
 from resilient_scan.stores.wrappers import OffLoop
@@ -145,6 +145,7 @@ class Stack:
         "_answers",
         "_config",
         "_lane",
+        "baseline",
         "breaker",
         "budget",
         "bus",
@@ -232,7 +233,8 @@ class Stack:
         )
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
-        self.doubt = Baseline(spec.empty_ok).doubt
+        self.baseline: Baseline = Baseline(spec.empty_ok)
+        self.doubt = self.baseline.doubt
         self.calls: BlockingCalls = BlockingCalls(
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
@@ -304,6 +306,7 @@ class Stack:
     def _fold(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""
         policy, traffic = self.policy, self._config.traffic
+        call = expecting(self.spec.expect, call)
         if traffic is not None:
             call = traffic.guarded(call)
         if policy.timeout.attempt is not None:
@@ -407,8 +410,19 @@ class Stack:
 
     def adopt_epoch(self, epoch: bytes) -> None:
         """Take over the epoch of the stored answers; a new one means that they were forgotten, by any process."""
-        if self._answers is not None and self._answers.adopt_epoch(epoch) and self.cache is not None:
-            self.cache.forget()
+        if self._answers is not None and self._answers.adopt_epoch(epoch):
+            self.baseline.forget()
+            if self.cache is not None:
+                self.cache.forget()
+
+    def learned(self) -> Learned | None:
+        """Return what its answers were like, for the run history; `None`: nobody could tell whose they are."""
+        return None if self._answers is None else self.baseline.learned(self._answers.mark)
+
+    def recall(self, learned: Learned) -> None:
+        """Go on with what another process learned about its answers, if it had the same code, settings and epoch."""
+        if self._answers is not None and self._answers.mark == learned.mark:
+            self.baseline.recall(learned)
 
     def took(self, seconds: float) -> None:
         """Remember how long an execution took: half of what was expected before, half of what it was."""

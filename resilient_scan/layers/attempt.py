@@ -120,6 +120,10 @@ class AttemptContext(ScanContext):
         """
         return self.attempt > 1 or (self.attempt == 1 and not self.turned_away)
 
+    def given(self, name: str) -> Any:
+        """Return a value of the state, as the scanner has it; `None` if there is none."""
+        return (self._state or {}).get(name)
+
     def drop_state(self) -> None:
         """Let go of the scanner's copy of the state, on its own thread and while its time runs.
 

@@ -101,6 +101,11 @@ class AnswerStore:
         """Return the name of the answer to `key`: the scanner, and a digest of its code, settings and what it reads."""
         return f"{self._scanner}/{hashlib.sha256(self._identity + key).hexdigest()[:40]}"
 
+    @property
+    def mark(self) -> str:
+        """What stands for the scanner's code, its settings and the epoch: with another one, no answer is found."""
+        return hashlib.sha256(self._identity + self._epoch).hexdigest()[:20]
+
     def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
         """Return what is stored for `key`: candidates, age, and for how many more seconds they are fresh and usable."""
         address = self.address(key)

@@ -1,10 +1,14 @@
-"""What a runner remembers in its store after its process has ended: durations, last scans, the history of runs."""
+"""What a runner remembers in its store after its process has ended.
+
+The durations of scans, what answers used to be like, the last scans, and the history of runs.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import msgspec
 
@@ -112,11 +116,40 @@ class RunRecord(msgspec.Struct, frozen=True):
         return {**plain(self), "counts": self.counts, "scans": scans}
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Learned(msgspec.Struct, frozen=True, array_like=True):
+    """What one scanner's trusted answers were like (`layers.suspicion`).
+
+    Attributes:
+        mark: stands for the scanner's code, its settings and its epoch; another mark means that this is out of date.
+        answers: how many there were.
+        empty: how many of them were empty.
+        in_a_row: empty ones since the last that was not, which are not counted yet.
+        fewest: candidates in the smallest that was not empty; 0: there was none.
+    """
+
+    mark: str
+    answers: _Count = 0
+    empty: _Count = 0
+    in_a_row: _Count = 0
+    fewest: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What a runner knows from the runs before it, by scanner's name: seconds that a scan takes, and its answers."""
+
+    expected: Mapping[str, float]
+    learned: Mapping[str, Learned]
+
+
 class _Kept(msgspec.Struct, frozen=True):
     """What is stored under one key, or as one record of the log."""
 
     schema: int
     expected: dict[str, float] = {}
+    learned: dict[str, Learned] = {}
     past: tuple[Past, ...] = ()
     run: RunRecord | None = None
 
@@ -139,9 +172,10 @@ class RunHistory:
         self._store = store
         self._on_error = on_error
 
-    def expected(self) -> dict[str, float]:
-        """Return how many seconds a scan takes, by scanner's name, as far as that is known."""
-        return {name: took for name, took in self._get("expected").expected.items() if is_number(took, 0)}
+    def remembered(self) -> Remembered:
+        """Return how long scans take and what their answers were like, as far as that is known: one read for both."""
+        kept = self._get("expected")
+        return Remembered({name: took for name, took in kept.expected.items() if is_number(took, 0)}, kept.learned)
 
     def past(self, name: str) -> tuple[Past, ...]:
         """Return the last scans of a scanner, newest first, at most 10."""
@@ -156,7 +190,13 @@ class RunHistory:
         found = (_decoded(record).run for record in self._store.tail("runs", limit))
         return tuple(run for run in found if run is not None)
 
-    def keep(self, report: RunReport, expected: Mapping[str, float], past: Mapping[str, Past]) -> None:
+    def keep(
+        self,
+        report: RunReport,
+        expected: Mapping[str, float],
+        past: Mapping[str, Past],
+        learned: Mapping[str, Learned] = MappingProxyType({}),
+    ) -> None:
         """Store what a run brought; it is written with the store's next flush.
 
         Two processes that end a run at the same time may each read the last scans before the other writes its own, and
@@ -166,13 +206,15 @@ class RunHistory:
             report: of the run.
             expected: how many seconds a scan takes, by scanner's name.
             past: its scan of this run, by scanner's name.
+            learned: what its answers were like, by scanner's name.
         """
         try:
             for name, scan in past.items():
                 last = _with_one_traceback(_newest((scan, *self.past(name))))  # with those of other processes
                 self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
-            durations = {**self.expected(), **expected}
-            self._store.put("expected", _encode(_Kept(SCHEMA, expected=durations)), KEPT_FOR)
+            before = self.remembered()
+            kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned})
+            self._store.put("expected", _encode(kept), KEPT_FOR)
             self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), MAX_RUNS)
         except StoreError as error:
             self._on_error("put", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -194,3 +195,39 @@ def test_a_class_may_declare_it_too_and_other_words_are_no_declaration() -> None
     assert run(Vague, 1)[0].suspicious is None
     with pytest.raises(ConfigError, match="empty_ok must be True, False or None, got 'no'"):
         scanner(pipeline="p", empty_ok="no")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------- one process after the other
+
+
+def runs_of_processes(answers: list[Any], store: str, **options: Any) -> list[str | None]:
+    """Return why each answer is suspicious, each given in a runner of its own, as cron would make them."""
+    source, _ = answering(list(answers), cache=None)
+    return [run(source, 1, store=store, **options)[0].suspicious for _ in answers]
+
+
+def test_what_was_learned_outlives_the_process(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/s.db"
+    assert runs_of_processes([[], *[ONE] * 10], store) == [None] * 11
+    assert runs_of_processes([[], [], ONE, []], store) == [
+        said := "empty: 1 of 11 trusted answers were",
+        said,
+        None,
+        "empty: 1 of 12 trusted answers were",
+    ]
+
+
+def test_with_other_settings_it_begins_anew(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/s.db"
+    runs_of_processes([ONE] * 10, store)
+    assert runs_of_processes([[]], store, settings={"source": {"universe": ["AAPL"]}}) == [None]
+
+
+def test_with_forgotten_answers_it_begins_anew(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/s.db"
+    source, _ = answering([*[ONE] * 10, [], []], cache=Cache(ttl=1), retry=None)
+    clock = FakeClock()
+    run(source, 10, lambda: clock.advance(2), store=store, clock=clock)
+    with ScanRunner([source], listeners=(), store=store, clock=clock) as runner:
+        runner.forget("source")
+    assert run(source, 2, lambda: clock.advance(2), store=store, clock=clock)[0].suspicious is None

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "Cache": "ttl stale_if_error inputs maxsize jitter ttl_empty ttl_error",
     "Candidate": "ticker source context priority strategy extras",
     "ControlService": "runner token host port registry read_token allowed_hosts",
+    "Expect": "fields at_least max_age time ranges",
     "Limit": "provider rate concurrency",
     "LogEvents": "logger format clock",
     "Policy": "cache retry breaker limit timeout",
@@ -29,7 +30,8 @@ ARGUMENTS = {
     "max_abandoned max_async order settings policies deadline traffic clock random",
     "Timeout": "total attempt max_abandoned",
     "load_settings": "path environ",
-    "scanner": "pipeline name candidate empty_ok needs sources settings version cache retry breaker limit timeout",
+    "scanner": "pipeline name candidate empty_ok needs sources settings version expect cache retry breaker limit "
+    "timeout",
 }
 METHODS = {
     "RunReport": "by_pipeline candidates complete counts duration merged require results run_id started_at to_dict "

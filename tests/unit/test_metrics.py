@@ -83,7 +83,7 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_late_completion_duration_seconds": ("histogram", ()),
     "resilient_scan_timeout_freed": ("counter", (S, "method")),
     "resilient_scan_loop_blocked": ("counter", (S,)),
-    "resilient_scan_suspicious_results": ("counter", (S,)),
+    "resilient_scan_suspicious_results": ("counter", (S, "reason")),
     "resilient_scan_listener_events_late": ("counter", ()),
     "resilient_scan_store_errors": ("counter", ("operation",)),
     "resilient_scan_runs": ("counter", ("result",)),

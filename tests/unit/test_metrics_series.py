@@ -91,7 +91,18 @@ def ended(**changes: Any) -> ScanEnded:
             "timeout_freed_total",
             {"scanner": "one", "method": "sockets"},
         ),
-        (SuspiciousResult("one", "test", "empty", 0, 0), "suspicious_results_total", {"scanner": "one"}),
+        *(
+            (
+                SuspiciousResult("one", "test", reason, 0, 0),
+                "suspicious_results_total",
+                {"scanner": "one", "reason": kind},
+            )
+            for reason, kind in (
+                ("empty: there are no candidates", "empty"),
+                ("out of range: close is 9", "out_of_range"),
+                ("no volumes today: 3 of 4", "other"),
+            )
+        ),
         (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {}),
         (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
         (ListenerLate("slow", 1, "run", 0.0), "listener_events_late_total", {}),

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT
+from resilient_scan.options import DOUBTS
 from resilient_scan.results import Status
 
 PREFIX = "resilient_scan_"
@@ -247,7 +248,13 @@ _ALL = (
         closed=_each(METHODS),
     ),
     _counter("loop_blocked_total", "Times that a coroutine blocked the event loop it shares with others.", "scanner"),
-    _counter("suspicious_results_total", "Answers that were suspiciously empty or malformed.", "scanner"),
+    _counter(
+        "suspicious_results_total",
+        "Answers that must not be trusted, although nothing failed, by the reason in one word.",
+        "scanner",
+        "reason",
+        closed=_each(DOUBTS),
+    ),
     _counter(
         "listener_events_late_total",
         "Events that slow listeners had not received when their run ended; they receive them later.",

@@ -210,7 +210,7 @@ _HANDLERS: dict[type, Callable[[PendingCounts, Any], None]] = {
     ScannerStateChanged: lambda counts, event: counts._add("scanner_transitions_total", event.new, event.source),  # noqa: SLF001
     ProbeEnded: lambda counts, event: counts._add("probes_total", event.outcome),  # noqa: SLF001
     RetryBudgetExhausted: lambda counts, _event: counts._add("retry_budget_exhausted_total"),  # noqa: SLF001
-    SuspiciousResult: lambda counts, _event: counts._add("suspicious_results_total"),  # noqa: SLF001
+    SuspiciousResult: lambda counts, event: counts._add("suspicious_results_total", event.kind),  # noqa: SLF001
     LoopBlocked: lambda counts, _event: counts._add("loop_blocked_total"),  # noqa: SLF001
 }
 

@@ -54,7 +54,7 @@ def test_another_runner_finds_it_all(history: RunHistory, store: FailingStore) -
     failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
     history.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
     other = RunHistory(store, lambda *_: None)
-    assert other.expected() == {"a": 0.5, "b": 1.5}
+    assert other.remembered().expected == {"a": 0.5, "b": 1.5}
     assert other.past("a") == (past(1),)
     assert other.past("nobody") == ()
     scans = {"a": ScanRecord("completed", 0.5, 1), "b": ScanRecord("error", 1.5, 0, "ConnectError")}
@@ -106,14 +106,14 @@ def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> No
         history = RunHistory(store, lambda *_: None)
         history.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
     assert [scan.run_id for scan in history.past("a")] == ["run-1", "run-0"]
-    assert history.expected() == {"0": 1.0, "1": 1.0}
+    assert history.remembered().expected == {"0": 1.0, "1": 1.0}
 
 
 def test_an_unreachable_store_is_reported_and_stops_nothing(
     history: RunHistory, store: FailingStore, errors: list[str]
 ) -> None:
     store.error = AWAY
-    assert history.expected() == {}
+    assert history.remembered().expected == {}
     assert history.past("a") == ()
     history.keep(report(1, result("a")), {}, {})
     assert errors == ["get", "get", "get", "put"]
@@ -128,7 +128,7 @@ def test_garbage_counts_as_forgotten(data: bytes) -> None:
     for key in ("expected", "last/a"):
         store.put(key, data, 60)
     store.append("runs", data, 10)
-    assert isinstance(history.expected(), dict)
+    assert isinstance(history.remembered().expected, dict)
     assert isinstance(history.past("a"), tuple)
     assert len(history.runs(10)) <= 1
 
@@ -136,9 +136,9 @@ def test_garbage_counts_as_forgotten(data: bytes) -> None:
 def test_a_duration_that_is_no_number_counts_as_unknown(history: RunHistory, store: FailingStore) -> None:
     durations = {"a": float("nan"), "b": -1.0, "c": 2.0}
     store.put("expected", msgspec.msgpack.encode({"schema": 1, "expected": durations}), 60)
-    assert history.expected() == {"c": 2.0}
+    assert history.remembered().expected == {"c": 2.0}
 
 
 def test_what_a_newer_version_wrote_counts_as_forgotten(history: RunHistory, store: FailingStore) -> None:
     store.put("expected", msgspec.msgpack.encode({"schema": 2, "expected": {"a": 1.0}}), 60)
-    assert history.expected() == {}
+    assert history.remembered().expected == {}
