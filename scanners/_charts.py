@@ -6,34 +6,31 @@ days, so that each price history is loaded once for all of them (`ScanContext.sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Scanner, Timeout, scanner
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 
+from ._chart import Chart, chart_of, fault_of, jump_of
 from ._listings import with_point
+from ._sessions import NEW_YORK
 from ._settings import read_settings
 from .providers import yahoo
 from .providers.reading import TOLERATED
-from .providers.yahoo import NEW_YORK, Bar, PriceHistory
+from .providers.yahoo import PriceHistory
 
 NEEDS: Final[Mapping[str, str]] = {"universe": ""}
 """A chart scanner whose settings name no tickers cannot run on a state without any."""
 
 WINDOW: Final = timedelta(days=400)
 """How far back a chart reaches: 252 trading days are about 365 days, and the mean of 200 days needs 290."""
-LONGEST_PAUSE: Final = timedelta(days=7)
-"""No exchange has been closed for longer since 1914; a ticker whose last bar is older is no longer traded."""
 CONCURRENCY: Final = 8  # tickers that are requested at a time
-LONG_WEEKEND: Final = timedelta(days=5)
-"""From a Thursday's close to a Tuesday: data about the last session are never older than that."""
 TOOL: Final = "yahoo_chart"
-INSTRUMENTS: Final = frozenset({"EQUITY", "ETF"})
 
 
 class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,65 +40,19 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         base_url: the address of the chart API.
         universe: the tickers to look at when the state has none.
         trade_date: the day to look at, whatever the state says; `None`: the state's.
+        min_usable: share of the tickers, below which the answer is doubtful: of how many there must be usable data.
+            Those to which the rule does not apply, such as a share that was listed last week, do not count.
     """
 
     base_url: str = yahoo.LIVE
     universe: tuple[str, ...] = ()
     trade_date: date | None = None
+    min_usable: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
 
 
 Settings = TypeVar("Settings", bound=ChartSettings)
 Table = TypeVar("Table", bound=msgspec.Struct)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One ticker's bars, oldest first, at least two; none is later than the trade date.
-
-    Changes are in percent.
-    """
-
-    ticker: str
-    trade_date: date
-    bars: tuple[Bar, ...]
-
-    @property
-    def last(self) -> Bar:
-        """Return the trade date's bar, or the last one before it (weekend, holiday)."""
-        return self.bars[-1]
-
-    @property
-    def previous(self) -> Bar:
-        """Return the bar before the last one."""
-        return self.bars[-2]
-
-    @property
-    def change(self) -> float:
-        """Return the change from the previous close to the last one."""
-        return percent(self.last.close, self.previous.close)
-
-    @property
-    def when(self) -> str:
-        """Return the day of the last bar, as part of a sentence."""
-        late = "" if self.last.day == self.trade_date else f" (the last trading day before {self.trade_date})"
-        return f"on {self.last.day}{late}"
-
-    def candidate(self, source: str, sentence: str, *, priority: str, strategy: str, **numbers: float) -> Candidate:
-        """Make a candidate; its extras are the bar's day, close and volume, the change and `numbers`."""
-        extras = {"close": self.last.close, "change_percent": self.change, **numbers}
-        return Candidate(
-            ticker=self.ticker,
-            source=source,
-            context=sentence,
-            priority=priority,
-            strategy=strategy,
-            extras={
-                "date": self.last.day.isoformat(),
-                "volume": self.last.volume,
-                **{name: round(number, 4) for name, number in extras.items()},
-            },
-        )
 
 
 def chart_scanner(
@@ -130,17 +81,14 @@ def chart_scanner(
     )
 
 
-def percent(value: float, base: float) -> float:
-    """Return the change from `base` to `value` in percent, without floating-point noise: from 100 to 90 it is -10."""
-    return round((value - base) * 100 / base, 9)
-
-
 def scan_charts(
     state: Mapping[str, Any],
     context: ScanContext,
     kind: type[Settings],
     rule: Callable[[Chart, Settings], Candidate | None],
     bars: Callable[[Settings], int],
+    *,
+    closed: bool = False,
 ) -> Iterator[Candidate]:
     """Yield what `rule` finds in the charts of the state's tickers.
 
@@ -151,15 +99,17 @@ def scan_charts(
         kind: the class of the scanner's settings.
         rule: applies the scanner's rule to one chart.
         bars: how many bars the rule needs, >= 2; tickers with fewer are left out.
+        closed: whether the rule is about a close: while a session is under way, the one before it counts.
 
     Raises:
         ConfigError: a setting, the trade date or the tickers are invalid.
-        ScanError: too many charts failed (`TOLERATED`), or all of them.
+        ScanError: too many charts failed (`TOLERATED`), or none can be used.
         RetryAfter: the source asks to wait.
     """
     settings = read_settings(kind, context)
     state = as_of(settings, state)
-    for chart in _charts(state, context, settings, bars(settings)):
+    wanted = tickers(state, settings.universe, context.scanner)
+    for chart in charts(wanted, trade_date(state, context), context, settings, bars(settings), closed=closed):
         if (candidate := rule(chart, settings)) is not None:
             yield candidate
 
@@ -207,37 +157,87 @@ def only(state: Mapping[str, Any]) -> Callable[[str], bool]:
     return frozenset(tickers(state, (), "")).__contains__
 
 
-def _charts(state: Mapping[str, Any], context: ScanContext, settings: ChartSettings, bars: int) -> Iterator[Chart]:
-    wanted = tickers(state, settings.universe, context.scanner)
-    return charts(wanted, trade_date(state, context), context, settings.base_url, bars)
-
-
-def charts(wanted: Sequence[str], day: date, context: ScanContext, base_url: str, bars: int) -> Iterator[Chart]:
+def charts(
+    wanted: Sequence[str], day: date, context: ScanContext, settings: ChartSettings, bars: int, *, closed: bool = False
+) -> Iterator[Chart]:
     """Yield the usable charts up to `day`, and log the others in the tool log.
 
     Args:
         wanted: the tickers.
         day: the trade date.
         context: the context of the scan.
-        base_url: the address of the chart API.
+        settings: the scanner's.
         bars: how many bars are needed, >= 2.
+        closed: whether a session that is still under way is left out.
 
     Raises:
-        ScanError: too many charts failed (`TOLERATED`), or all of them.
+        ScanError: too many charts failed (`TOLERATED`), or none can be used.
         RetryAfter: the source asks to wait.
     """
-    used = traded = 0
-    for ticker, history in each_ticker(wanted, lambda one: _history(one, day, base_url, context), TOOL, context):
-        chart = Chart(ticker, day, tuple(bar for bar in history.bars if bar.day <= day))
-        traded += bool(history.bars)
-        if reason := _unusable(chart, history, bars):
-            context.log(TOOL, ticker=ticker, left_out=reason)
+    usable = Usable("charts", wanted, settings.min_usable, TOOL, context)
+    for ticker, history in each_ticker(
+        wanted, lambda one: _history(one, day, settings.base_url, context), TOOL, context
+    ):
+        chart = chart_of(ticker, day, history, context.now, closed=closed)
+        if (fault := fault_of(chart, history, bars, context.now)) is not None:
+            usable.leave_out(ticker, fault.reason, fault.kind)
+            continue
+        usable.count += 1
+        if jump := jump_of(chart, bars):
+            context.doubt(f"{jump}, which is another unit or a mistake", kind="out_of_range")
+        yield chart
+    context.log(TOOL, trade_date=day.isoformat(), tickers=len(wanted), charts=usable.count)
+    usable.judge()
+
+
+class Usable:
+    """Counts of how many of the wanted tickers there were usable data.
+
+    Args:
+        what: there were of each, such as `charts`.
+        wanted: the tickers.
+        share: of them that must be usable.
+        tool: the name of the tool in the log entries.
+        context: the context of the scan.
+    """
+
+    def __init__(self, what: str, wanted: Sequence[str], share: float, tool: str, context: ScanContext) -> None:
+        self.count = 0
+        self._what, self._wanted, self._share, self._tool = what, len(wanted), share, tool
+        self._context = context
+        self._kinds: Counter[str] = Counter()
+        self._first = ""
+
+    def leave_out(self, ticker: str, reason: str, kind: str) -> None:
+        """Log why a ticker is left out; without a kind it does not count, because the rule does not apply to it."""
+        self._context.log(self._tool, ticker=ticker, left_out=reason)
+        if kind:
+            self._kinds[kind] += 1
+            self._first = self._first or f"{ticker} {reason}"
         else:
-            used += 1
-            yield chart
-    context.log(TOOL, trade_date=day.isoformat(), tickers=len(wanted), charts=used)
-    if wanted and not traded:
-        context.doubt(f"there is no bar at all in the charts of {', '.join(wanted[:5])}")
+            self._wanted -= 1
+
+    def judge(self, *, fatal: bool = True) -> None:
+        """Doubt the answer if too few tickers were usable.
+
+        Args:
+            fatal: whether it is an error if none was, although there should have been some.
+
+        Raises:
+            ScanError: it is one.
+        """
+        lost = self._wanted - self.count - self._kinds.total()  # they failed; `each_ticker` has logged why
+        if lost > 0:
+            self._kinds["missing"] += lost
+        if not self._kinds or self.count >= self._share * self._wanted:
+            return
+        counts = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in self._kinds.most_common())
+        said = f"of {self._wanted} {self._what} can be used: {counts}"
+        first = f"; {self._first}" if self._first else ""
+        if fatal and not self.count:
+            raise ScanError(f"none {said}{first}")
+        some = f"only {self.count}" if self.count else "none"
+        self._context.doubt(f"{some} {said}{first}; see the tool log", kind=self._kinds.most_common(1)[0][0])
 
 
 def each_ticker(
@@ -287,11 +287,6 @@ def _answer(ask: Callable[[str], T], ticker: str) -> T | ScanError:
         return error
 
 
-def is_recent(day: date, trade_date: date) -> bool:
-    """Say whether data of `day` are the latest on `trade_date`, give or take a long weekend."""
-    return timedelta(0) <= trade_date - day <= LONG_WEEKEND
-
-
 def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> PriceHistory:
     """Return the history that all chart scanners share.
 
@@ -303,19 +298,3 @@ def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> Pri
         lambda: yahoo.client(base_url).daily(ticker, first, day, context),
         ttl=300,
     )
-
-
-def _unusable(chart: Chart, history: PriceHistory, bars: int) -> str:
-    """Return why a chart cannot be used, or an empty text.
-
-    A missing bar among those that the rule reads may be the one that decides.
-    """
-    if history.instrument not in INSTRUMENTS:
-        return f"is {history.instrument}, not a stock or a fund"
-    if len(chart.bars) < bars:
-        return f"has {len(chart.bars)} bars, the rule needs {bars}"
-    if chart.trade_date - chart.last.day > LONGEST_PAUSE:
-        return f"was last traded on {chart.last.day}"
-    first = chart.bars[-bars].day
-    holes = [day for day in history.holes if first < day <= chart.trade_date]
-    return f"has no whole bar of {holes[-1]}" if holes else ""

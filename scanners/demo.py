@@ -17,7 +17,8 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import unquote
 
-from .providers.yahoo import NEW_YORK, Bar
+from ._sessions import NEW_YORK
+from .providers.yahoo import Bar
 
 CHART: Final = "/v8/finance/chart/"
 OPENING: Final = time(9, 30)

@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
-from ._charts import Chart, ChartSettings, chart_scanner, percent, scan_charts
+from ._chart import Chart, percent
+from ._charts import ChartSettings, chart_scanner, scan_charts
 
 
 class GapSettings(ChartSettings, frozen=True, kw_only=True):
@@ -31,21 +32,24 @@ def gap_up(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate
     """Opening gaps that held until the close.
 
     The rule: the open is `min_gap` percent or more above the previous close; the gap held, that is, the day's low
-    stayed above the previous close and the close is not below the open; the close is not below `min_price`.
+    stayed above the previous close and the close is not below the open; the close is not below `min_price`. A session
+    that is still under way has no close yet, so that the one before it counts. A dividend is not part of a gap; prices
+    are those that were paid.
     """
-    return scan_charts(state, context, GapSettings, find_gap, bars=lambda _: 2)
+    return scan_charts(state, context, GapSettings, find_gap, bars=lambda _: 2, closed=True)
 
 
 def find_gap(chart: Chart, settings: GapSettings) -> Candidate | None:
     """Apply the rule of `gap_up` to one chart."""
     last, before = chart.last, chart.previous
-    gap = percent(last.open, before.close)
-    held = last.low > before.close and last.close >= last.open
+    base = chart.base(last.open)
+    gap = percent(last.open, base)
+    held = last.low > base and last.close >= last.open
     if gap < settings.min_gap or not held or last.close < settings.min_price:
         return None
     return chart.candidate(
         "gap_up",
-        f"opened {gap:.1f} % above the previous close of {before.close:.2f} {chart.when}, "
+        f"opened {gap:.1f} % above the previous close of {before.close:.2f}{chart.dividend} {chart.when}, "
         f"and closed above the open at {last.close:.2f}",
         priority="high" if gap >= settings.high_gap else "medium",
         strategy="gap",

@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
-from ._charts import Chart, ChartSettings, chart_scanner, percent, scan_charts
+from ._chart import Chart, percent
+from ._charts import ChartSettings, chart_scanner, scan_charts
 
 
 class BreakoutSettings(ChartSettings, frozen=True, kw_only=True):
@@ -28,10 +29,11 @@ def high_52w_breakout(state: Mapping[str, Any], context: ScanContext) -> Iterato
 
     The rule: the close is above the highest high of the `lookback_days` trading days before it. (Nearness to the
     52-week high predicts returns: George and Hwang, *The 52-Week High and Momentum Investing*, Journal of Finance
-    59, 2004.)
+    59, 2004.) A session that is still under way has no close yet, so that the one before it counts. Both prices are
+    those that were paid, adjusted for splits only, as a 52-week high usually is.
     """
     return scan_charts(
-        state, context, BreakoutSettings, find_breakout, bars=lambda settings: settings.lookback_days + 1
+        state, context, BreakoutSettings, find_breakout, bars=lambda settings: settings.lookback_days + 1, closed=True
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -12,17 +12,10 @@ from msgspec import Meta
 from resilient_scan import Candidate, ConfigError, ScanContext, ScanError
 from resilient_scan.http import NotFound, TransientError
 
-from ._charts import (
-    LONG_WEEKEND,
-    Chart,
-    ChartSettings,
-    as_of,
-    chart_scanner,
-    is_recent,
-    scan_charts,
-    trade_date,
-)
+from ._chart import Chart
+from ._charts import ChartSettings, Usable, as_of, chart_scanner, scan_charts, trade_date
 from ._listings import is_common_share, is_fund, with_point
+from ._sessions import is_current, last_session
 from ._settings import key_if_any, read_settings
 from .providers import alpha_vantage, yahoo, yahoo_market
 from .providers.yahoo_market import Quote
@@ -95,8 +88,10 @@ def _of_now(state: Mapping[str, Any], context: ScanContext, settings: MoversSett
     Raises:
         ScanError: no source answers, and there are no tickers whose charts could be read; the last source's error.
     """
-    # A trade date after New York's today counts as now: in Tokyo it is tomorrow already.
-    if trade_date({}, context) - trade_date(state, context) > LONG_WEEKEND:
+    # A trade date after New York's today counts as now: in Tokyo it is tomorrow already. Until the bell, the movers are
+    # those of the session before today's.
+    newest = last_session(trade_date({}, context))
+    if trade_date(state, context) < last_session(newest - timedelta(days=1)):
         return None
     failure: ScanError | None = None
     for source, ask in _live(state, context, settings):
@@ -213,7 +208,15 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
     if not quotes:
         raise TransientError("Yahoo's screeners have no shares")
     days = {symbol: yahoo.new_york_date(quote.regular_market_time) for symbol, quote in quotes.items()}
-    _check_day(max(days.values()), state, context)
+    newest = max(days.values())
+    _check_day(newest, state, context)
+    usable = Usable("quotes", tuple(quotes), settings.min_usable, TOOL, context)
+    for symbol, day in days.items():
+        if day == newest:
+            usable.count += 1
+        else:
+            usable.leave_out(symbol, f"was last traded on {day}", "stale")
+    usable.judge()
     moves = [
         _move(
             with_point(symbol),
@@ -225,14 +228,14 @@ def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: Mover
             settings,
         )
         for symbol, quote in quotes.items()
-        if days[symbol] == max(days.values())
+        if days[symbol] == newest
     ]
     return [move for move in moves if move is not None]
 
 
 def _check_day(day: date, state: Mapping[str, Any], context: ScanContext) -> None:
     wanted = trade_date(state, context)
-    if not is_recent(day, wanted):
+    if not is_current(day, wanted, context.now):
         raise TransientError(f"its movers are of {day}, which is not the last session on {wanted}")
 
 
@@ -266,7 +269,7 @@ def find_move(chart: Chart, settings: MoversSettings) -> Candidate | None:
     return chart.candidate(
         "market_movers",
         f"{'rose' if change > 0 else 'fell'} {abs(change):.1f} % to {chart.last.close:.2f} {chart.when}, "
-        f"from {before.close:.2f} on {before.day}",
+        f"from {before.close:.2f} on {before.day}{chart.dividend}",
         priority=_priority(change, settings),
         strategy="momentum",
         previous_close=before.close,

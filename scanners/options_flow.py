@@ -11,8 +11,9 @@ from msgspec import Meta
 from resilient_scan import Candidate, ScanContext
 
 from ._asof import recent_day
-from ._charts import ChartSettings, as_of, chart_scanner, each_ticker, is_recent, tickers, trade_date
+from ._charts import ChartSettings, Usable, as_of, chart_scanner, each_ticker, tickers, trade_date
 from ._listings import LARGEST
+from ._sessions import is_current
 from ._settings import read_settings
 from .providers import yahoo, yahoo_market
 from .providers.yahoo_market import Chain, Contract
@@ -49,26 +50,42 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     Poteshman, *The Information in Option Volume for Future Stock Prices*, Review of Financial Studies 19, 2006.)
 
     A contract without open interest has no ratio and is left out. Before the market opens, Yahoo may not know the open
-    interest of most contracts; such a result is marked suspicious.
+    interest of most contracts. A chain of which that is true, or whose last trade is older than the last session, is
+    left out as well; if it is more than one of five, the result is marked suspicious.
     """
     settings = read_settings(FlowSettings, context)
     state = as_of(settings, state)
     recent_day(state, context, "Yahoo's list of options")
     client = yahoo_market.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
-    unknown, known = [], 0
+    day = trade_date(state, context)
+    usable, without = Usable("option chains", wanted, settings.min_usable, TOOL, context), 0
     for ticker, chain in each_ticker(wanted, lambda one: client.options(one, context), TOOL, context):
-        candidate = find_flow(ticker, chain, trade_date(state, context), settings)
+        session = last_traded(chain, day)
+        if session is None:
+            usable.leave_out(ticker, "has no options that were ever traded", "")
+            without += 1
+            continue
+        if not is_current(session, day, context.now):
+            usable.leave_out(ticker, f"has options that were last traded on {session}", "stale")
+            continue
+        candidate = find_flow(ticker, chain, day, settings)
         if candidate is not None:
             yield candidate
         if (reason := _unknown_interest(chain)) and candidate is None:
-            unknown.append(ticker)
-            context.log(TOOL, ticker=ticker, left_out=reason)
+            usable.leave_out(ticker, reason, "missing")
         else:
-            known += bool(chain.calls or chain.puts)
-    context.log(TOOL, tickers=len(wanted), without_open_interest=len(unknown))
-    if unknown and not known:
-        context.doubt(f"hardly any open interest in the options of {', '.join(unknown[:5])}")
+            usable.count += 1
+    context.log(TOOL, tickers=len(wanted), chains=usable.count)
+    usable.judge(fatal=False)
+    if without == len(wanted) > 1:  # of a single one it may be true
+        context.doubt(f"there are no options at all of {', '.join(wanted[:5])}", kind="empty")
+
+
+def last_traded(chain: Chain, day: date) -> date | None:
+    """Return the last day until `day` on which a contract of the chain was traded; `None` if there is none."""
+    traded = {yahoo.new_york_date(each.last_trade_date) for each in (*chain.calls, *chain.puts) if each.last_trade_date}
+    return max((each for each in traded if each <= day), default=None)
 
 
 def _unknown_interest(chain: Chain) -> str:
@@ -81,7 +98,8 @@ def _unknown_interest(chain: Chain) -> str:
 
 def find_flow(ticker: str, chain: Chain, day: date, settings: FlowSettings) -> Candidate | None:
     """Apply the rule of `options_flow` to one chain."""
-    sides = [[each for each in side if _unusual(each, day, settings)] for side in (chain.calls, chain.puts)]
+    session = last_traded(chain, day)
+    sides = [[each for each in side if _unusual(each, day, session, settings)] for side in (chain.calls, chain.puts)]
     calls, puts = (sum(map(premium, side)) for side in sides)
     unusual = sorted((*sides[0], *sides[1]), key=lambda each: (-premium(each), each.contract_symbol))
     if not unusual:
@@ -112,13 +130,12 @@ def premium(contract: Contract) -> float:
     return contract.volume * contract.last_price * SHARES_PER_CONTRACT
 
 
-def _unusual(contract: Contract, day: date, settings: FlowSettings) -> bool:
-    traded = yahoo.new_york_date(contract.last_trade_date)
+def _unusual(contract: Contract, day: date, session: date | None, settings: FlowSettings) -> bool:
     return (
         contract.open_interest > 0
         and _is_standard(contract)
         and _expiry(contract) >= day
-        and is_recent(traded, day)
+        and yahoo.new_york_date(contract.last_trade_date) == session
         and contract.volume >= settings.min_ratio * contract.open_interest
         and premium(contract) >= settings.min_premium
     )

@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
-from ._charts import Chart, ChartSettings, chart_scanner, scan_charts
+from ._chart import Chart
+from ._charts import ChartSettings, chart_scanner, scan_charts
 
 
 class OversoldSettings(ChartSettings, frozen=True, kw_only=True):
@@ -35,9 +36,11 @@ def rsi_oversold(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     """Short-term oversold stocks in a long-term rise.
 
     The rule: RSI(`period`) is below `max_rsi`, and the close is above the mean of the last `mean_days` closes (Connors
-    and Alvarez, *Short Term Trading Strategies That Work*, 2008: RSI(2) below 10 above the 200-day mean).
+    and Alvarez, *Short Term Trading Strategies That Work*, 2008: RSI(2) below 10 above the 200-day mean). A session
+    that is still under way has no close yet, so that the one before it counts. The RSI is about moves, without
+    dividends; the closes of the mean are those that were paid.
     """
-    return scan_charts(state, context, OversoldSettings, find_oversold, bars=_needed)
+    return scan_charts(state, context, OversoldSettings, find_oversold, bars=_needed, closed=True)
 
 
 def _needed(settings: OversoldSettings) -> int:
@@ -55,7 +58,11 @@ def rsi(closes: Sequence[float], period: int) -> float:
         closes: oldest first, more than `period` of them.
         period: days, >= 1.
     """
-    changes = [after - before for before, after in pairwise(closes)]
+    return rsi_of([after - before for before, after in pairwise(closes)], period)
+
+
+def rsi_of(changes: Sequence[float], period: int) -> float:
+    """Return the relative strength index of these moves, oldest first, at least `period` of them; see `rsi`."""
     gain = _smoothed([max(change, 0.0) for change in changes], period)
     loss = _smoothed([max(-change, 0.0) for change in changes], period)
     return 100 * gain / (gain + loss) if gain + loss > 0 else 50.0
@@ -71,7 +78,7 @@ def _smoothed(values: Sequence[float], period: int) -> float:
 def find_oversold(chart: Chart, settings: OversoldSettings) -> Candidate | None:
     """Apply the rule of `rsi_oversold` to one chart."""
     closes = [bar.close for bar in chart.bars]
-    index, mean = rsi(closes, settings.period), fmean(closes[-settings.mean_days :])
+    index, mean = rsi_of(chart.changes(), settings.period), fmean(closes[-settings.mean_days :])
     if index >= settings.max_rsi or closes[-1] <= mean:
         return None
     return chart.candidate(

@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext, ScanError
 
-from ._charts import Chart, ChartSettings, as_of, chart_scanner, charts, percent, trade_date
+from ._chart import Chart
+from ._charts import ChartSettings, as_of, chart_scanner, charts, trade_date
 from ._settings import read_settings
 
 
@@ -40,14 +41,16 @@ def sector_rotation(state: Mapping[str, Any], context: ScanContext) -> Iterator[
     The rule: over the last `lookback_days` trading days the sector's close rose by `min_lead` percentage points or more
     above the benchmark's, and over the last `recent_days` it still rose by more than the benchmark's. (Industries that
     led go on leading for months: Moskowitz and Grinblatt, *Do Industries Explain Momentum?*, Journal of Finance 54,
-    1999.) The strongest comes first. The state's `tickers` do not matter.
+    1999.) The strongest comes first. The state's `tickers` do not matter. A session that is still under way has no
+    close yet, so that the one before it counts. Rises are moves: what a fund paid out is not a fall.
     """
     settings = read_settings(RotationSettings, context)
     state = as_of(settings, state)
     wanted = tuple(dict.fromkeys((settings.benchmark, *settings.universe)))
     needed = max(settings.lookback_days, settings.recent_days) + 1
     found = {
-        chart.ticker: chart for chart in charts(wanted, trade_date(state, context), context, settings.base_url, needed)
+        chart.ticker: chart
+        for chart in charts(wanted, trade_date(state, context), context, settings, needed, closed=True)
     }
     market = found.pop(settings.benchmark, None)
     if market is None:
@@ -74,6 +77,6 @@ def find_lead(sector: Chart, market: Chart, settings: RotationSettings) -> Candi
 
 def _lead(sector: Chart, market: Chart, days: int) -> float | None:
     """Return by how many points a sector rose more; `None` if the two have no bars on the same days."""
-    rises = [percent(chart.last.close, chart.bars[-days - 1].close) for chart in (sector, market)]
+    rises = [chart.rise(days) for chart in (sector, market)]
     same = all(sector.bars[place].day == market.bars[place].day for place in (-1, -days - 1))
     return round(rises[0] - rises[1], 9) if same else None

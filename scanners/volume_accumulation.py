@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from resilient_scan import Candidate, ScanContext
 
-from ._charts import Chart, ChartSettings, chart_scanner, scan_charts
+from ._chart import Chart
+from ._charts import ChartSettings, chart_scanner, scan_charts
 
 
 class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
@@ -38,6 +39,8 @@ def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Itera
     The rule: the last volume is `min_ratio` times the mean of the `mean_days` days before it, or more; the close moved
     by `max_move` percent at most; it is not a distribution day: the close did not fall by `distribution` percent
     or more (0.2 % on higher volume is the definition of William O'Neil, *How to Make Money in Stocks*, for indexes).
+    While a session is under way, its volume so far counts. A dividend is not part of a move; prices are those that were
+    paid.
     """
     return scan_charts(state, context, VolumeSettings, find_accumulation, bars=lambda settings: settings.mean_days + 1)
 

@@ -2,7 +2,9 @@
 
 `GET /v8/finance/chart/SYMBOL?period1=..&period2=..&interval=1d` returns parallel arrays: `timestamp` (epoch
 seconds of the session's start, or of the last trade in the current session) and `open`, `high`, `low`, `close`,
-`volume`, with null for a missing bar. Prices are adjusted for splits, not for dividends. Errors are JSON as well:
+`volume`, with null for a missing bar. Prices are adjusted for splits, not for dividends; `events` has both. Days are
+those of the exchange, whose time zone is `meta.exchangeTimezoneName`: in Tokyo, Monday's session begins on New York's
+Sunday. Errors are JSON as well:
 `{"chart": {"result": null, "error": {"code": "Not Found", "description": "..."}}}`.
 """
 
@@ -10,10 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from typing import Annotated, Final, NoReturn
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -23,18 +26,21 @@ import msgspec
 from resilient_scan import PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
 
+from .._sessions import NEW_YORK, zone_of
 from .reading import Epoch, shaped
 
 HOST: Final = "query2.finance.yahoo.com"
 LIVE: Final = f"https://{HOST}"
-NEW_YORK: Final = ZoneInfo("America/New_York")
 DAILY: Final = "1d"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
 _PRICES: Final = ("open", "high", "low", "close")
 _DEFAULT_PAUSE: Final = 60.0  # seconds to wait after a 429 that does not say how long
 _MAX_PRICE: Final = 1e7  # no share has cost that much; a higher price is a mistake
 _MAX_VOLUME: Final = 1e11  # shares per day; likewise
 _HUNDREDTHS: Final = frozenset({"GBp", "GBX", "ILA", "ZAc"})  # of a pound, a shekel, a rand
+_NOISE: Final = 1e-4  # share of a price, below which a difference of two ratios is a rounding error
+_UNITS: Final = 50.0  # times that the price before a chart may differ from its first one; a hundred is another unit
 _SLACK: Final = 0.01  # how far open and close may be outside of low and high, which are adjusted and rounded separately
 
 # The parts of the response that are read, as in the JSON; msgspec names the field that does not fit.
@@ -50,8 +56,13 @@ class _Quote(msgspec.Struct):
     volume: _Column = []
 
 
+class _Adjusted(msgspec.Struct):
+    adjclose: _Column = []
+
+
 class _Indicators(msgspec.Struct):
     quote: Annotated[list[_Quote], msgspec.Meta(min_length=1)]
+    adjclose: list[_Adjusted] = []
 
 
 class _Split(msgspec.Struct):
@@ -60,14 +71,34 @@ class _Split(msgspec.Struct):
     denominator: _Share
 
 
+class _Dividend(msgspec.Struct):
+    date: Epoch
+    amount: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class _Events(msgspec.Struct):
     splits: dict[str, _Split] = {}
+    dividends: dict[str, _Dividend] = {}
+
+
+class _Period(msgspec.Struct):
+    end: Epoch
+
+
+class _Periods(msgspec.Struct):
+    regular: _Period | None = None
 
 
 class _Meta(msgspec.Struct, rename="camel"):
     instrument_type: str
     currency: str | None = None
     data_granularity: str = DAILY
+    exchange_timezone_name: str = NEW_YORK.key
+    first_trade_date: float | None = None
+    chart_previous_close: float | None = None
+    regular_market_price: float | None = None
+    regular_market_time: Epoch | None = None
+    current_trading_period: _Periods | None = None
 
 
 class _Result(msgspec.Struct):
@@ -97,7 +128,7 @@ class UnknownSymbol(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One trading day in New York; prices > 0 in the listing's currency, not in pence; volume in shares, >= 0."""
+    """One day of the exchange; prices > 0 in the listing's currency, not in pence; volume in shares, >= 0."""
 
     day: date
     open: float
@@ -114,14 +145,22 @@ class PriceHistory:
     Attributes:
         symbol: as it was requested.
         instrument: Yahoo's word, such as `EQUITY`, `ETF`, `INDEX` or `CRYPTOCURRENCY`.
-        bars: may be empty.
+        bars: may be empty; without dividends, with splits.
         holes: days with incomplete or implausible bars.
+        dividends: paid for one share, by the first day without it.
+        zone: of the exchange; its dates are those of the bars.
+        listed: the first day on which it was traded, if that is known.
+        ends: when the exchange's current or last session ends, if that is known.
     """
 
     symbol: str
     instrument: str
     bars: tuple[Bar, ...]
     holes: tuple[date, ...] = ()
+    dividends: Mapping[date, float] = field(default_factory=dict)
+    zone: ZoneInfo = NEW_YORK
+    listed: date | None = None
+    ends: datetime | None = None
 
 
 class Yahoo:
@@ -146,7 +185,7 @@ class Yahoo:
         """
         days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
-        query = {**days, "interval": DAILY, "events": "split"}
+        query = {**days, "interval": DAILY, "events": "div,split"}
         answer = self._http.get(path, query, context=context, accept=(400, 404, 422, 429))
         if answer.status == 429:
             raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
@@ -175,9 +214,14 @@ def midnight(day: date) -> int:
     return int(datetime.combine(day, time(), NEW_YORK).timestamp())
 
 
+def date_of(timestamp: float, zone: ZoneInfo) -> date:
+    """Return the date in `zone` at a time in epoch seconds."""
+    return (_EPOCH + timedelta(seconds=timestamp)).astimezone(zone).date()
+
+
 def new_york_date(timestamp: float) -> date:
     """Return New York's date at a time in epoch seconds."""
-    return datetime.fromtimestamp(timestamp, UTC).astimezone(NEW_YORK).date()
+    return date_of(timestamp, NEW_YORK)
 
 
 def read_chart(response: Response, symbol: str) -> PriceHistory:
@@ -192,27 +236,72 @@ def read_chart(response: Response, symbol: str) -> PriceHistory:
     if meta.data_granularity != DAILY:
         said = meta.data_granularity[:40]
         raise SchemaDrift(f"Yahoo's chart of {symbol}: meta.dataGranularity is {said!r}, not {DAILY!r}")
-    whole, holes = _bars(result, symbol)
-    bars = unsplit(whole, _splits(result))
-    if meta.currency in _HUNDREDTHS:
-        bars = [_divided(bar, 100) for bar in bars]
-    return PriceHistory(symbol, meta.instrument_type, tuple(bars), holes)
+    zone = zone_of(meta.exchange_timezone_name)
+    if zone is None:
+        said = meta.exchange_timezone_name[:40]
+        raise SchemaDrift(f"Yahoo's chart of {symbol}: meta.exchangeTimezoneName is {said!r}, which is no time zone")
+    whole, holes = _bars(result, zone, symbol)
+    _check_unit(whole, meta, zone, symbol)
+    events = result.events or _Events()
+    splits = {date_of(each.date, zone): each.numerator / each.denominator for each in events.splits.values()}
+    bars = unsplit(whole, splits)
+    unit = 100 if meta.currency in _HUNDREDTHS else 1
+    if unit != 1:
+        bars = [_divided(bar, unit) for bar in bars]
+    period = None if meta.current_trading_period is None else meta.current_trading_period.regular
+    return PriceHistory(
+        symbol,
+        meta.instrument_type,
+        tuple(bars),
+        holes,
+        {day: amount / unit for day, amount in _dividends(result, zone, splits).items()},
+        zone,
+        _listed(meta, zone),
+        None if period is None else datetime.fromtimestamp(period.end, zone),
+    )
+
+
+def _dividends(result: _Result, zone: ZoneInfo, splits: Collection[date]) -> dict[date, float]:
+    """Return the dividends of the events, and those that only show in the adjusted closes.
+
+    On the day before a dividend, the ratio of the adjusted close to the close is lower by the dividend's share of it;
+    on that before a split, it may be.
+    """
+    closes, adjusted = result.indicators.quote[0].close, [each.adjclose for each in result.indicators.adjclose[:1]]
+    paid: dict[date, float] = {}
+    if adjusted and len(adjusted[0]) == len(closes):
+        pairs = zip(adjusted[0], closes, strict=True)
+        ratios = [after / close if after and close else math.nan for after, close in pairs]
+        for place, (before, ratio) in enumerate(pairwise(ratios)):
+            share, day = 1 - before / ratio, date_of(result.timestamp[place + 1], zone)
+            if _NOISE < share < 1 and day not in splits:
+                paid[day] = share * (closes[place] or 0.0)
+    events = result.events or _Events()
+    return paid | {date_of(each.date, zone): each.amount for each in events.dividends.values()}
+
+
+def nearer(value: float, base: float, other: float) -> float:
+    """Return which of two bases a price moved less from: the one whose ratio to `value` is closer to 1, else `base`."""
+    return other if abs(value / other - 1) < abs(value / base - 1) else base
 
 
 def unsplit(bars: list[Bar], splits: Mapping[date, float]) -> list[Bar]:
     """Return `bars` with the days before a split adjusted to the new scale, if Yahoo has not done so yet.
 
-    Yahoo adjusts past prices for splits, but on the day of the split the adjustment may come after the first prices.
-    Without this function, a 4:1 split would then look like a fall of 75 %. Such a jump is within 10 % of the split's
-    ratio.
+    Yahoo adjusts past prices for splits, but on the day of the split the adjustment may come after the first prices, or
+    not at all. Without this function, a 4:1 split would then look like a fall of 75 %. What counts is whether the open
+    is nearer to the close before with the split or without it.
 
     Args:
         bars: oldest first.
-        splits: new shares per old share, by day; ratios nearer to 1 than 3:2 are left alone.
+        splits: new shares per old share, by day.
     """
     for day, ratio in splits.items():
         before, after = [bar for bar in bars if bar.day < day], [bar for bar in bars if bar.day >= day]
-        if not (before and after) or 2 / 3 < ratio < 1.5 or abs(after[0].open / before[-1].close * ratio - 1) > 0.1:
+        if not (before and after):
+            continue
+        base = before[-1].close
+        if nearer(after[0].open, base, base / ratio) == base:
             continue
         bars = [replace(_divided(bar, ratio), volume=round(bar.volume * ratio)) for bar in before] + after
     return bars
@@ -242,22 +331,51 @@ def _raise_error(error: _Error, symbol: str) -> NoReturn:
     raise UnknownSymbol(said) if unknown else PermanentError(said)
 
 
-def _bars(result: _Result, symbol: str) -> tuple[list[Bar], tuple[date, ...]]:
+def _listed(meta: _Meta, zone: ZoneInfo) -> date | None:
+    """Return the day of the first trade; of an index it may be before 1970, or it may be nonsense."""
+    try:
+        return None if meta.first_trade_date is None else date_of(meta.first_trade_date, zone)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _check_unit(bars: list[Bar], meta: _Meta, zone: ZoneInfo, symbol: str) -> None:
+    """Compare the prices with those that the answer names elsewhere, to notice another unit.
+
+    Raises:
+        SchemaDrift: they contradict each other.
+    """
+    if not bars:
+        return
+    known = [("chartPreviousClose", meta.chart_previous_close, bars[0].open)]
+    if meta.regular_market_time is not None and date_of(meta.regular_market_time, zone) == bars[-1].day:
+        known.append(("regularMarketPrice", meta.regular_market_price, bars[-1].close))
+    for name, said, price in known:
+        if said is not None and said > 0 and not 1 / _UNITS < price / said < _UNITS:
+            raise SchemaDrift(
+                f"Yahoo's chart of {symbol}: meta.{name} is {said:g}, and the price next to it {price:g}: another unit"
+            )
+
+
+def _bars(result: _Result, zone: ZoneInfo, symbol: str) -> tuple[list[Bar], tuple[date, ...]]:
     """Return the complete bars, oldest first, and the days without one.
 
-    Of two bars on one day (as in the current session), the later one counts.
+    Of two bars on the last day (as in the current session), the later one counts. Of two on an earlier day that are not
+    the same, none does.
     """
     if result.timestamp != sorted(result.timestamp):
         raise SchemaDrift(f"Yahoo's chart of {symbol}: timestamp is not in order")
-    days = [new_york_date(stamp) for stamp in result.timestamp]
+    days = [date_of(stamp, zone) for stamp in result.timestamp]
     columns = [_column(result.indicators.quote[0], name, len(days), symbol) for name in (*_PRICES, "volume")]
-    rows = zip(days, *columns, strict=True)
-    bars = {
-        day: Bar(day, first, high, low, last, int(volume))
-        for day, first, high, low, last, volume in rows
-        if _whole(first, high, low, last, volume)
-    }
-    return [bars[day] for day in sorted(bars)], tuple(sorted(set(days) - bars.keys()))
+    bars: dict[date, Bar] = {}
+    twice: set[date] = set()
+    for day, first, high, low, last, volume in zip(days, *columns, strict=True):
+        if _whole(first, high, low, last, volume):
+            bar = Bar(day, first, high, low, last, int(volume))
+            if bars.setdefault(day, bar) != bar:
+                bars[day] = bar
+                twice |= {day} - {days[-1]}
+    return [bars[day] for day in sorted(bars.keys() - twice)], tuple(sorted(set(days) - bars.keys() | twice))
 
 
 def _column(quote: _Quote, name: str, length: int, symbol: str) -> list[float]:
@@ -276,8 +394,3 @@ def _whole(first: float, high: float, low: float, last: float, volume: float) ->
         return False
     most, least = high * (1 + _SLACK), low * (1 - _SLACK)
     return least <= first <= most and least <= last <= most and low <= high
-
-
-def _splits(result: _Result) -> dict[date, float]:
-    splits = result.events.splits.values() if result.events else ()
-    return {new_york_date(split.date): split.numerator / split.denominator for split in splits}

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from resilient_scan import Candidate, ScanContext
-from resilient_scan_scanners._charts import Chart
+from resilient_scan import Candidate, ScanContext, ScanError
+from resilient_scan_scanners._chart import Chart
 from resilient_scan_scanners.demo import opening
 from resilient_scan_scanners.providers.yahoo import Bar
 
@@ -82,6 +82,16 @@ class FakeYahoo:
 def error_body(code: str, description: str) -> bytes:
     """Return the body of one of Yahoo's errors."""
     return json.dumps({"chart": {"result": None, "error": {"code": code, "description": description}}}).encode()
+
+
+def left_out(scanner: Any, state: Mapping[str, Any], **settings: Any) -> dict[str, str]:
+    """Run a scanner for which no ticker is usable; return why, by ticker."""
+    context = ScanContext(scanner.name, settings=settings, deadline=time.monotonic() + 10)
+    try:
+        assert list(scanner(state, context)) == []
+    except ScanError as error:
+        assert "can be used" in str(error)  # noqa: PT017 - an error, or nothing found
+    return {entry["ticker"]: entry["left_out"] for entry in context.tool_logs() if "left_out" in entry}
 
 
 def scan(

@@ -23,7 +23,7 @@ from resilient_scan_scanners.market_movers import market_movers
 from resilient_scan_scanners.providers.yahoo import PriceHistory, SchemaDrift, UnknownSymbol
 from resilient_scan_scanners.rsi_oversold import rsi_oversold
 from resilient_scan_scanners.volume_accumulation import volume_accumulation
-from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, payload_of, scan, weekdays
+from tests.scanners.charts import TRADE_DATE, FakeYahoo, bar, bars_of, left_out, payload_of, scan, weekdays
 from tests.support.examples import examples
 
 ALL = [market_movers, volume_accumulation, high_52w_breakout, gap_up, rsi_oversold]
@@ -69,12 +69,12 @@ def test_a_wrong_trade_date_is_told(wrong: Any) -> None:
         _charts.trade_date({"trade_date": wrong}, ScanContext())
 
 
-def test_on_a_weekend_the_last_bar_counts_and_after_a_week_none() -> None:
-    assert movers({"A": FALL}, trade_date="2013-01-26")[0] == ["A"]
-    assert movers({"A": FALL}, trade_date="2013-01-31")[0] == ["A"]
-    found, log = movers({"A": FALL}, trade_date="2013-02-01")
-    assert found == []
-    assert log[0]["left_out"] == "was last traded on 2013-01-24"
+def test_on_a_weekend_the_last_session_counts_and_later_none() -> None:
+    friday = {"A": payload_of(bars_of([100.0, 80.0], last=date(2013, 1, 25)))}
+    for day in ("2013-01-25", "2013-01-26", "2013-01-27"):
+        assert movers(friday, trade_date=day)[0] == ["A"]
+    with pytest.raises(ScanError, match="none of 1 charts can be used: 1 stale; A was last traded on 2013-01-25"):
+        movers(friday, trade_date="2013-01-28")
 
 
 # ------------------------------------------------------------------------------------------------------------- tickers
@@ -243,11 +243,9 @@ def test_what_is_no_stock_and_no_fund_is_left_out(instrument: str) -> None:
     [(market_movers, 2), (volume_accumulation, 31), (high_52w_breakout, 253), (gap_up, 2), (rsi_oversold, 200)],
 )
 def test_a_history_that_is_too_short_is_left_out(scanner: Any, needed: int) -> None:
-    for count, left_out in ((needed - 1, True), (needed, False)):
+    for count, expected in ((needed - 1, {"A": f"has {needed - 1} bars, the rule needs {needed}"}), (needed, {})):
         with LoopbackServer(FakeYahoo({"A": payload_of(bars_of([10.0] * count))})) as server:
-            found, log = scan(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url)
-        assert found == []
-        assert (log[0].get("left_out") == f"has {count} bars, the rule needs {needed}") is left_out
+            assert left_out(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url) == expected
 
 
 @pytest.mark.parametrize(
@@ -268,10 +266,9 @@ def test_a_hole_among_the_bars_that_a_rule_looks_at_leaves_the_ticker_out(
         payload = payload_of(bars)
         payload["chart"]["result"][0]["indicators"]["quote"][0]["close"][-place] = None
         with LoopbackServer(FakeYahoo({"A": payload})) as server:
-            found, log = scan(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url, **settings)
-        # of `needed` whole bars the first may follow a hole: nothing is held against the day before it
-        assert (log[0].get("left_out") == f"has no whole bar of {bars[-place].day}") is (place <= needed), place
-        assert found == []
+            found = left_out(scanner, {**STATE, "tickers": ["A"]}, base_url=server.url, **settings)
+        # Of `needed` whole bars the first may follow a hole: nothing is held against the day before it.
+        assert found == ({"A": f"has no whole bar of {bars[-place].day}"} if place <= needed else {}), place
 
 
 # ------------------------------------------------------------------------------------------------------- no look-ahead

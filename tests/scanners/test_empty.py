@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from resilient_scan import ScanError
 from resilient_scan_scanners.analyst_revisions import analyst_revisions
 from resilient_scan_scanners.earnings_calendar import earnings_calendar
 from resilient_scan_scanners.filings_8k import filings_8k
@@ -25,7 +26,6 @@ CASES = [
     (earnings_calendar, (200, {}, CALENDAR.splitlines()[0].encode()), "nobody at all reports"),
     (news_sentiment, as_json({"items": "0", "feed": []}), "no articles at all"),
     (analyst_revisions, as_json([]), "no recommendations at all of A, B"),
-    (gap_up, as_json(NO_BARS), "no bar at all in the charts of A, B"),
     (insider_buying, (200, {}, feed([])), "feed of Forms 4 is empty"),
     (filings_8k, (200, {}, feed([])), "feed of Forms 8-K is empty"),
     (reddit_trending, NO_POSTS, "no posts at all in r/stocks"),
@@ -33,7 +33,7 @@ CASES = [
 ]
 REDDIT = {"client_id": KEY, "client_secret": KEY, "subreddits": ["stocks"]}
 SETTINGS: dict[Any, dict[str, Any]] = {reddit_trending: REDDIT, reddit_dd: REDDIT}
-SETTINGS |= {gap_up: {}, insider_buying: {}, filings_8k: {}}
+SETTINGS |= {insider_buying: {}, filings_8k: {}}
 
 
 @pytest.mark.parametrize(("scanner", "answer", "words"), CASES, ids=[case[0].name for case in CASES])
@@ -50,6 +50,14 @@ def test_nothing_at_all_is_doubted(scanner: Any, answer: Any, words: str, monkey
     assert found.candidates == []
     assert found.doubted is not None
     assert words in found.doubted
+
+
+def test_charts_without_any_bar_are_an_error() -> None:
+    with (
+        RecordedServer({"/*": as_json(NO_BARS)}, manifest=False) as server,
+        pytest.raises(ScanError, match="none of 2 charts can be used: 2 empty; A has 0 bars, the rule needs 2"),
+    ):
+        ask(gap_up, NOW, {"tickers": ["A", "B"]}, base_url=server.url)
 
 
 def test_one_that_has_something_is_enough() -> None:

@@ -118,9 +118,31 @@ def test_without_a_key_yahoos_screeners_are_asked_and_only_their_shares_count(mo
     assert left_out(found) == {"alpha_vantage": "no key; set alpha_vantage_key or ALPHAVANTAGE_API_KEY"}
 
 
-def test_a_price_of_just_the_least_and_a_list_of_a_long_weekend_ago_count() -> None:
-    movers = {**MOVERS, "top_gainers": [mover("FIVE", 5.0, 4.0)], "last_updated": "2026-05-12 16:16:00 US/Eastern"}
+def test_a_price_of_just_the_least_counts() -> None:
+    movers = {**MOVERS, "top_gainers": [mover("FIVE", 5.0, 4.0)]}
     assert find(Market(movers)).tickers == ["FIVE", "DOWN", "UPUP"]
+
+
+@pytest.mark.parametrize(
+    ("updated", "now", "trade_date", "current"),
+    [
+        ("2026-05-15", "2026-05-18T13:00:00+00:00", "2026-05-18", True),  # Friday's, before Monday's bell
+        ("2026-05-14", "2026-05-18T13:00:00+00:00", "2026-05-18", False),
+        ("2026-05-18", "2026-05-18T21:00:00+00:00", "2026-05-18", True),
+        ("2026-05-18", "2026-05-18T21:00:00+00:00", "2026-05-15", False),  # Monday's, for Friday
+        ("2026-05-15", "2026-05-18T13:00:00+00:00", "2026-05-15", True),
+        ("2026-05-15", "2026-05-18T13:00:00+00:00", "2026-05-17", True),  # for Sunday
+        ("2026-05-14", "2026-05-17T13:00:00+00:00", "2026-05-17", False),
+        ("2026-05-22", "2026-05-26T12:00:00+00:00", "2026-05-26", True),  # the day after Memorial Day
+    ],
+)
+def test_movers_are_those_of_the_last_session(updated: str, now: str, trade_date: str, current: bool) -> None:
+    market = Market({**MOVERS, "last_updated": f"{updated} 16:16:00 US/Eastern"})
+    try:
+        found = via(find(market, {"trade_date": trade_date}, now=now).candidates)
+    except TransientError:  # there is no other source
+        found = set()
+    assert (found == {"alpha_vantage"}) is current
 
 
 def test_where_it_is_tomorrow_already_the_movers_are_of_now() -> None:

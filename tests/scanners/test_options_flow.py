@@ -88,17 +88,40 @@ def test_volume_and_interest_may_be_missing() -> None:
 def test_without_any_open_interest_the_answer_is_doubted() -> None:
     blind = chained([contract("C", 95, 1000, 0, 6.0)], [contract("P", 95, 1000, 0, 6.0)])
     found = find({"A": blind, "NONE": chained([], [])})
-    assert found.doubted == "hardly any open interest in the options of A"
+    assert "A 0 of its 2 contracts have an open interest" in str(found.doubted)
     assert found.log[0]["left_out"] == "0 of its 2 contracts have an open interest"
-    assert find({"A": blind, "TEST": CHAIN}).doubted is None
-    assert find({"NONE": chained([], [])}).doubted is None
+    assert str(find({"A": blind, "TEST": CHAIN}).doubted).startswith("missing: only 1 of 2 option chains can be used")
+    assert find({"A": blind, **{f"TEST{number}": CHAIN for number in range(4)}}).doubted is None
+
+
+def test_one_without_options_is_believed_and_all_without_are_not() -> None:
+    none = chained([], [])
+    assert find({"NONE": none}).doubted is None
+    assert find({"NONE": none, "TEST": CHAIN}).doubted is None
+    assert find({"NONE": none, "NEITHER": none}).doubted == "empty: there are no options at all of NONE, NEITHER"
+
+
+def test_contracts_count_if_they_were_traded_in_the_last_session() -> None:
+    thursday = {"lastTradeDate": 1778870000 - 86_400}
+    both = chained([contract("C", 95, 1000, 500, 6.0), contract("C", 100, 1000, 500, 6.0, **thursday)], [])
+    assert find({"TEST": both}).candidates[0].extras["contracts"] == ["TEST260522C00095000"]
+    old = chained([contract("C", 100, 1000, 500, 6.0, **thursday)], [])
+    found = find({"TEST": old})
+    assert found.tickers == []
+    assert (
+        "stale: none of 1 option chains can be used: 1 stale; TEST has options that were last traded on 2026-05-14"
+        in (str(found.doubted))
+    )
 
 
 def test_a_chain_of_which_little_is_known_is_doubted_unless_something_is_found() -> None:
     unknown = [contract("C", strike, 1000, 0, 6.0) for strike in (80, 85)]
     found = find({"A": chained([*unknown, contract("C", 95, 100, 500, 6.0)], [])})
     assert (found.tickers, found.log[0]["left_out"]) == ([], "1 of its 3 contracts have an open interest")
-    assert found.doubted == "hardly any open interest in the options of A"
+    assert found.doubted == (
+        "missing: none of 1 option chains can be used: 1 missing; A 1 of its 3 contracts have an open interest; "
+        "see the tool log"
+    )
     found = find({"A": chained([*unknown, contract("C", 95, 1000, 500, 6.0)], [])})
     assert (found.tickers, found.doubted) == (["A"], None)
     found = find({"A": chained([*unknown, *[contract("C", strike, 100, 500, 6.0) for strike in (95, 100)]], [])})
@@ -111,7 +134,7 @@ def test_a_doubted_answer_is_suspicious_and_not_kept() -> None:
         settings = {"options_flow": {"base_url": server.url, "universe": ["TEST"]}}
         with ScanRunner([options_flow], settings=settings, clock=FakeClock(1779048000.0), listeners=()) as runner:
             first, second = (runner.run({}).results["options_flow"] for _ in range(2))
-    assert first.suspicious == "hardly any open interest in the options of TEST"
+    assert "TEST 0 of its 1 contracts have an open interest" in str(first.suspicious)
     assert second.status is Status.COMPLETED
 
 
@@ -159,7 +182,7 @@ def test_the_real_chain_of_a_morning_tells_that_it_cannot_tell() -> None:
         found = ask(options_flow, MORNING, {"tickers": ["AAPL", "^VXAPL"]}, base_url=server.url)
     assert found.tickers == []
     assert found.log[0]["left_out"] == "0 of its 98 contracts have an open interest"
-    assert found.doubted == "hardly any open interest in the options of AAPL"
+    assert str(found.doubted).startswith("missing: none of 1 option chains can be used")
 
 
 def test_the_real_chain_with_interests_of_our_own() -> None:

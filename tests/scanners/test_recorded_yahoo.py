@@ -23,7 +23,7 @@ from resilient_scan_scanners.market_movers import market_movers
 from resilient_scan_scanners.providers.yahoo import Yahoo, new_york_date
 from resilient_scan_scanners.rsi_oversold import rsi_oversold
 from resilient_scan_scanners.volume_accumulation import volume_accumulation
-from tests.scanners.charts import FakeYahoo, scan
+from tests.scanners.charts import FakeYahoo, left_out, scan
 
 LAST_DAY = "2022-03-07"
 
@@ -117,8 +117,8 @@ def test_histories_that_are_too_short_and_other_instruments_are_left_out() -> No
             ("2022-02-01", "^GSPC", "is INDEX, not a stock or a fund"),
             ("2020-01-03", "BTC-USD", "is CRYPTOCURRENCY, not a stock or a fund"),
         ):
-            found, log = scan(volume_accumulation, {"trade_date": day, "tickers": [symbol]}, base_url=server.url)
-            assert (found, log[0]["left_out"]) == ([], reason)
+            state = {"trade_date": day, "tickers": [symbol]}
+            assert left_out(volume_accumulation, state, base_url=server.url) == {symbol: reason}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_scan_scanners._charts import Chart
+from resilient_scan_scanners._chart import Chart
 from resilient_scan_scanners.gap_up import GapSettings, find_gap
 from resilient_scan_scanners.high_52w_breakout import BreakoutSettings, find_breakout
 from resilient_scan_scanners.market_movers import MoversSettings, find_move

@@ -57,7 +57,7 @@ def test_what_is_asked_for() -> None:
     symbol, query = server.asked[0]
     assert symbol == "BRK-B"
     # 2013-01-01 00:00 in New York is 05:00 UTC; the day after 2013-07-01 begins at 04:00 UTC
-    assert query == {"period1": "1357016400", "period2": "1372737600", "interval": "1d", "events": "split"}
+    assert query == {"period1": "1357016400", "period2": "1372737600", "interval": "1d", "events": "div,split"}
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,27 @@ def test_a_reverse_split_is_adjusted_too() -> None:
     assert [each.close for each in parse(payload_of(bars, splits=split)).bars] == [10.0, 10.0, 10.0, 10.5]
 
 
-def test_a_real_fall_on_the_day_of_a_small_split_stays_a_fall() -> None:
-    split = {"1": {"date": opening(SPLIT_DAY), "numerator": 21, "denominator": 20}}
-    bars = bars_of([100.0, 100.0, 95.0, 95.0])
-    assert parse(payload_of(bars, splits=split)).bars == tuple(bars)
-
-
-def test_a_real_fall_on_the_day_of_a_big_split_stays_a_fall() -> None:
-    split = {"1": {"date": opening(SPLIT_DAY), "numerator": 3, "denominator": 2}}
-    bars = bars_of([100.0, 100.0, 80.0, 80.0])
-    assert parse(payload_of(bars, splits=split)).bars == tuple(bars)
+@pytest.mark.parametrize(
+    ("new", "old", "opened", "before"),
+    [
+        (4, 1, 25.0, 25.0),  # not applied yet
+        (4, 1, 100.0, 100.0),  # applied
+        (4, 1, 37.5, 25.0),  # not applied, and a rise of 50 %
+        (1, 10, 750.8, 1000.0),  # a reverse split, not applied, and a fall of 25 %
+        (1, 10, 75.0, 100.0),  # the same, applied
+        (3, 2, 80.0, 100.0),  # as near to a fall of 20 % as to a rise of 20 %: then nothing is changed
+        (3, 2, 66.0, 200 / 3),
+        (21, 20, 95.0, 2000 / 21),  # a stock dividend
+        (21, 20, 99.0, 100.0),
+    ],
+)
+def test_of_a_split_the_nearer_of_both_prices_counts(new: int, old: int, opened: float, before: float) -> None:
+    split = {"1": {"date": opening(SPLIT_DAY), "numerator": new, "denominator": old}}
+    bars = bars_of([100.0, 100.0, opened, opened])
+    read = parse(payload_of(bars, splits=split)).bars
+    assert read[1].close == pytest.approx(before)
+    assert read[1].volume == round(1000 * 100 / before)
+    assert read[2:] == tuple(bars[2:])
 
 
 def test_a_split_before_the_first_or_after_the_last_bar_changes_nothing() -> None:
