@@ -38,6 +38,8 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         base_url: the address of the chart API.
+        transport: the name of what makes an httpx transport, `package.module:factory`, if Yahoo refuses ours; empty:
+            ours.
         universe: the tickers to look at when the state has none.
         trade_date: the day to look at, whatever the state says; `None`: the state's.
         min_usable: share of the tickers, below which the answer is doubtful: of how many there must be usable data.
@@ -45,6 +47,7 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     base_url: str = yahoo.LIVE
+    transport: str = ""
     universe: tuple[str, ...] = ()
     trade_date: date | None = None
     min_usable: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
@@ -62,7 +65,7 @@ def chart_scanner(
     needs: Mapping[str, str] = NEEDS,
     sources: Sequence[str] = (yahoo.HOST,),
 ) -> Callable[[Callable[..., Any]], Scanner]:
-    """Make a scanner as `@scanner` does, with the cache, the retries and the timeout of all chart scanners.
+    """Make a scanner as `@scanner` does, with the cache, the retries, the limit and the timeout of all chart scanners.
 
     Args:
         pipeline: which pipeline it belongs to.
@@ -75,6 +78,7 @@ def chart_scanner(
         settings=settings,
         cache=Cache(ttl=300, inputs=("trade_date", "tickers")),
         retry=Retry(attempts=3, on=(TransientError,)),
+        limit=yahoo.LIMIT,
         timeout=Timeout(total=20),
         needs=needs,
         sources=sources,
@@ -175,9 +179,7 @@ def charts(
         RetryAfter: the source asks to wait.
     """
     usable = Usable("charts", wanted, settings.min_usable, TOOL, context)
-    for ticker, history in each_ticker(
-        wanted, lambda one: _history(one, day, settings.base_url, context), TOOL, context
-    ):
+    for ticker, history in each_ticker(wanted, lambda one: _history(one, day, settings, context), TOOL, context):
         chart = chart_of(ticker, day, history, context.now, closed=closed)
         if (fault := fault_of(chart, history, bars, context.now)) is not None:
             usable.leave_out(ticker, fault.reason, fault.kind)
@@ -287,14 +289,14 @@ def _answer(ask: Callable[[str], T], ticker: str) -> T | ScanError:
         return error
 
 
-def _history(ticker: str, day: date, base_url: str, context: ScanContext) -> PriceHistory:
+def _history(ticker: str, day: date, settings: ChartSettings, context: ScanContext) -> PriceHistory:
     """Return the history that all chart scanners share.
 
     Bars after `day` are not requested; `charts` drops those that come nevertheless.
     """
     first = day - WINDOW
     return context.shared(
-        (TOOL, base_url, ticker, first, day),
-        lambda: yahoo.client(base_url).daily(ticker, first, day, context),
+        (TOOL, settings.base_url, ticker, first, day),
+        lambda: yahoo.client(settings.base_url, settings.transport).daily(ticker, first, day, context),
         ttl=300,
     )

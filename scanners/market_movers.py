@@ -195,7 +195,7 @@ def _listing(key: str, context: ScanContext, url: str) -> Listing | None:
 
 
 def _of_screener(state: Mapping[str, Any], context: ScanContext, settings: MoversSettings) -> list[Candidate]:
-    client = yahoo_market.client(settings.base_url)
+    client = yahoo_market.client(settings.base_url, settings.transport)
     quotes: dict[str, Quote] = {}
     for name in settings.screeners:
         try:

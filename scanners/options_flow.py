@@ -56,7 +56,7 @@ def options_flow(state: Mapping[str, Any], context: ScanContext) -> Iterator[Can
     settings = read_settings(FlowSettings, context)
     state = as_of(settings, state)
     recent_day(state, context, "Yahoo's list of options")
-    client = yahoo_market.client(settings.base_url)
+    client = yahoo_market.client(settings.base_url, settings.transport)
     wanted = tickers(state, settings.universe, context.scanner)
     day = trade_date(state, context)
     usable, without = Usable("option chains", wanted, settings.min_usable, TOOL, context), 0

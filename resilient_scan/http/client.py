@@ -7,8 +7,9 @@ import os
 import re
 import weakref
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from io import BytesIO
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -31,6 +32,7 @@ from resilient_scan.http.wire import Wire, is_address, need_httpx, place_of, wit
 
 _GATEWAY: Final = {502, 503, 504}  # statuses of what stands before a service that is not there
 _EXCERPT: Final = 8192  # bytes of an error's body that are looked at; a secret is found only if it is whole
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _ADVICE: Final = {
     401: "check the key",
     403: "check the key and what it may read",
@@ -48,6 +50,10 @@ class Client:
         timeout: seconds for one request from the first byte to the last, shared by all addresses of the host; cut to
             the scan's remaining time. Only the lookup of the host's name can take longer.
         max_bytes: largest body accepted, after decoding; a request takes little more memory than that.
+        transport: an httpx transport that connects instead of ours, such as one that greets like a browser; or what
+            makes one for each process: a function without arguments, or its name, `"package.module:factory"`. It takes
+            care of proxies, certificates and content encodings itself; a slow body may take longer than `timeout` by
+            the time of one read. A replay does without it.
         secrets: values that must never be shown. Those of headers and parameters with a telling name (`apikey`,
             `token`, `key`, `crumb`, `authorization`, ...) need not be listed.
 
@@ -62,6 +68,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = 10.0,
         max_bytes: int = 16 * 2**20,
+        transport: Any = None,
         secrets: Iterable[str] = (),
     ) -> None:
         need_httpx()
@@ -77,6 +84,7 @@ class Client:
         self._headers = dict(headers or {})
         self._timeout = timeout
         self._max_bytes = max_bytes
+        self._transport = _factory(transport)
         self._secrets = {*secrets, *secret_values(self._headers.items()), *_secrets_of(base_url)}
         self._wires: dict[int, Wire] = {}
 
@@ -187,7 +195,7 @@ class Client:
         # that meet here may both make one. `setdefault` is atomic, so both get the first; the other is never used.
         wire = self._wires.get(os.getpid())
         if wire is None:
-            wire = Wire(self._base, self._headers)
+            wire = Wire(self._base, self._headers, None if self._transport is None else _made(self._transport))
             weakref.finalize(self, wire.close)
         return self._wires.setdefault(os.getpid(), wire)
 
@@ -212,9 +220,13 @@ class Client:
             return RetryAfter(wait, f"{message}; the source asks to wait {wait:g}s")
         if status >= 500 or status in {408, 425, 429}:
             return TransientError(f"{message}; {_ADVICE.get(status, 'the source is in trouble, try again later')}")
-        if 300 <= status < 400 and "location" in answer.headers:
-            place = hide(redact(answer.headers["location"]))
+        if status in _MOVED and (target := answer.headers.get("location")):
+            place = hide(redact(target))
             return PermanentError(f"{message}: moved to {place}; redirects are not followed, correct base_url")
+        if status == 304:
+            return PermanentError(
+                f"{message}: not modified, although nothing older was named; a cache on the way is wrong"
+            )
         kind = NotFound if status in {404, 410} else PermanentError
         return kind(f"{message}; {_ADVICE.get(status, 'check the address and what was asked for')}")
 
@@ -237,6 +249,34 @@ class Client:
             if body.tell() > self._max_bytes:
                 raise PermanentError(f"{shown}: the body is larger than {self._max_bytes} bytes; raise max_bytes")
         return body.getvalue()
+
+
+def _factory(transport: Any) -> Callable[[], Any] | None:
+    """Return what makes a transport; a transport itself is the same for all processes."""
+    if transport is None or hasattr(transport, "handle_request"):
+        return None if transport is None else lambda: transport
+    made = _imported(transport) if isinstance(transport, str) else transport
+    if not callable(made):
+        raise ConfigError(f"transport must be an httpx transport, a function that makes one, or its name, got {made!r}")
+    factory: Callable[[], Any] = made
+    return factory
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        if not (module and attribute):
+            raise ImportError("it is not of the form 'package.module:factory'")
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"transport {name!r} cannot be imported: {error}") from None
+
+
+def _made(factory: Callable[[], Any]) -> Any:
+    made = factory()
+    if not hasattr(made, "handle_request"):
+        raise ConfigError(f"transport: an httpx transport has handle_request, and {made!r:.100} has not")
+    return made
 
 
 def _query(params: Mapping[str, Any]) -> str:

@@ -51,19 +51,21 @@ class Wire:
     Args:
         base_url: `http` or `https`, and the host.
         headers: sent with every request.
+        foreign: what to connect with instead; it knows proxies, certificates and content encodings itself.
 
     Raises:
         ConfigError: httpx is not installed, or the environment's proxy or certificates cannot be used.
     """
 
-    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, base_url: str, headers: Mapping[str, str], foreign: httpx.BaseTransport | None = None) -> None:
         need_httpx()
         # No cookie is kept: nobody would know that it is sent, what it changes, and that it is a secret.
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-        sent = httpx.Headers({"Accept-Encoding": ACCEPTED})
+        sent = httpx.Headers({} if foreign else {"Accept-Encoding": ACCEPTED})
         sent.update(_raw(headers))
-        transport = _Transport(base_url)
-        self._proxy = transport.proxy
+        transport = foreign or _Transport(base_url)
+        self._foreign = foreign is not None
+        self._proxy = getattr(transport, "proxy", "") if foreign is None else ""
         self._client = httpx.Client(transport=transport, headers=sent, cookies=no_cookies, follow_redirects=False)
 
     def close(self) -> None:
@@ -98,8 +100,8 @@ class Wire:
         """
         token, hiding = _left.set(_countdown(timeout, context)), _hide.set(hide)
         try:
-            with self._client.stream(method, url, headers=_raw(headers), content=body, timeout=timeout) as answer:
-                encoding = answer.headers.get("content-encoding", "")
+            with self._stream(method, url, headers, body, timeout) as answer:
+                encoding = "" if self._foreign else answer.headers.get("content-encoding", "")
                 yield Answer(answer.status_code, dict(answer.headers), decoded(self._pieces(answer), encoding))
         except _NETWORK_ERRORS as error:
             raise _network_error(error, self._proxy) from None
@@ -107,11 +109,48 @@ class Wire:
             _left.reset(token)
             _hide.reset(hiding)
 
+    @contextmanager
+    def _stream(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
+    ) -> Iterator[httpx.Response]:
+        request = self._client.build_request(method, url, headers=_raw(headers), content=body, timeout=timeout)
+        try:
+            answer = self._client.send(request, stream=True)
+        except _NETWORK_ERRORS:
+            raise
+        except Exception as error:
+            if not self._foreign:
+                raise
+            raise _foreign_error(error) from error
+        try:
+            yield answer
+        finally:
+            answer.close()
+
     def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
         try:
-            yield from answer.iter_raw()
+            yield from self._foreign_pieces(answer) if self._foreign else answer.iter_raw()
         except _NETWORK_ERRORS as error:
             raise _network_error(error, self._proxy) from None
+
+    def _foreign_pieces(self, answer: httpx.Response) -> Iterator[bytes]:
+        """Yield what a foreign transport reads, until the request's deadline.
+
+        It has decoded the body, or httpx does so here. It does not know our deadline: its timeout is for each read, so
+        that a read which has begun may end later by as much.
+        """
+        left = _left.get()
+        try:
+            for piece in answer.iter_bytes():
+                if left() <= 0:
+                    raise DeadlineExceeded("")
+                yield piece
+        except NetworkError:
+            raise
+        except _NETWORK_ERRORS:
+            raise
+        except Exception as error:
+            raise _foreign_error(error) from error
 
 
 def _raw(headers: Mapping[str, str]) -> dict[bytes, bytes]:
@@ -136,6 +175,12 @@ def _network_error(error: Exception, proxy: str) -> NetworkError:
     if isinstance(error, httpx.InvalidURL | httpcore.LocalProtocolError):
         return RequestError(message)
     return NetworkError(f"{message} {through}".rstrip(), of_way=isinstance(error, _WAY_ERRORS))
+
+
+def _foreign_error(error: Exception) -> NetworkError:
+    return NetworkError(
+        f"the transport failed: {type(error).__qualname__}: {shortened(str(error), 200) or 'no details'}"
+    )
 
 
 def _refusal(answer: str, proxy: str) -> NetworkError:

@@ -6,6 +6,10 @@ seconds of the session's start, or of the last trade in the current session) and
 those of the exchange, whose time zone is `meta.exchangeTimezoneName`: in Tokyo, Monday's session begins on New York's
 Sunday. Errors are JSON as well:
 `{"chart": {"result": null, "error": {"code": "Not Found", "description": "..."}}}`.
+
+Yahoo documents no quota. Since 2025 it has refused more and more clients that do not greet like a browser, with 429,
+403, 401 or 999, often from the first request on. The limit below is a cautious one: what users report is some 2,000
+requests an hour for one address.
 """
 
 from __future__ import annotations
@@ -23,14 +27,17 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from resilient_scan import PermanentError, RetryAfter, ScanContext
+from resilient_scan import Limit, PermanentError, RetryAfter, ScanContext
 from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
 
 from .._sessions import NEW_YORK, zone_of
-from .reading import Epoch, shaped
+from .reading import Epoch, is_page, shaped
 
 HOST: Final = "query2.finance.yahoo.com"
 LIVE: Final = f"https://{HOST}"
+PROVIDER: Final = "yahoo"
+LIMIT: Final = Limit(PROVIDER, rate=("120/min", "2000/h"))
+REFUSED: Final = frozenset({401, 403, 999})
 DAILY: Final = "1d"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHARE_CLASS: Final = re.compile(r"([A-Z]+)\.([ABCK])")
@@ -166,8 +173,8 @@ class PriceHistory:
 class Yahoo:
     """The client, which threads share. Get the one of this process for an address from `client`."""
 
-    def __init__(self, base_url: str = LIVE) -> None:
-        self._http = Client(base_url, headers={"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}, timeout=10.0)
+    def __init__(self, base_url: str = LIVE, transport: str = "") -> None:
+        self._http = http_client(base_url, transport)
 
     def daily(self, symbol: str, first: date, last: date, context: ScanContext) -> PriceHistory:
         """Return the daily bars of `symbol` from `first` to `last`, both included.
@@ -186,16 +193,37 @@ class Yahoo:
         days = {"period1": midnight(first), "period2": midnight(last + timedelta(days=1))}
         path = f"/v8/finance/chart/{quote(yahoo_symbol(symbol), safe='')}"
         query = {**days, "interval": DAILY, "events": "div,split"}
-        answer = self._http.get(path, query, context=context, accept=(400, 404, 422, 429))
-        if answer.status == 429:
-            raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
+        answer = self._http.get(path, query, context=context, accept=(400, 404, 422, 429, *REFUSED))
+        check_welcome(answer, context)
         return read_chart(answer, symbol)
 
 
 @lru_cache(maxsize=16)
-def client(base_url: str) -> Yahoo:
+def client(base_url: str, transport: str = "") -> Yahoo:
     """Return the client for `base_url`; all scanners of a process share its connections."""
-    return Yahoo(base_url)
+    return Yahoo(base_url, transport)
+
+
+def http_client(base_url: str, transport: str) -> Client:
+    """Return the HTTP client for an address of Yahoo's; a transport that plays a browser says itself who it is."""
+    agent = {} if transport else {"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}
+    return Client(base_url, headers=agent, timeout=10.0, transport=transport or None)
+
+
+def check_welcome(answer: Response, context: ScanContext) -> None:
+    """Raise what a refusal means.
+
+    Raises:
+        RetryAfter: Yahoo wants fewer requests, or so it says.
+        PermanentError: it refuses this client.
+    """
+    advice = "if that does not end, it refuses this client: give the scanner a browser's transport (settings.transport)"
+    if answer.status == 429:
+        said = f"{answer.url}: HTTP 429; Yahoo wants to be left alone; {advice}"
+        raise RetryAfter(pause(answer, context), said)
+    if answer.status in REFUSED:
+        words = "" if is_page(answer) else f" ({answer.text.strip()[:80]})"
+        raise PermanentError(f"{answer.url}: HTTP {answer.status}{words}; Yahoo refuses this request; {advice}")
 
 
 def pause(answer: Response, context: ScanContext) -> float:

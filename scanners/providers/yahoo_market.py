@@ -22,13 +22,12 @@ from urllib.parse import quote
 import msgspec
 
 from resilient_scan import PermanentError, RetryAfter, ScanContext
-from resilient_scan.http import Client, NotFound, Response, SchemaDrift, TransientError
+from resilient_scan.http import NotFound, Response, SchemaDrift, TransientError
 
 from .reading import Count, Epoch, Price, Symbol, Volume, each, shaped
-from .yahoo import LIVE, pause, yahoo_symbol
+from .yahoo import LIVE, PROVIDER, REFUSED, check_welcome, http_client, pause, yahoo_symbol
 
 COOKIES: Final = "https://fc.yahoo.com"
-PROVIDER: Final = "yahoo"
 LANGUAGE: Final = {"lang": "en-US", "region": "US"}
 _CRUMB: Final = re.compile(r"[\w./\\=+-]{5,64}", re.ASCII)
 
@@ -93,15 +92,15 @@ class YahooMarket:
 
     Args:
         base_url: the address of the API.
+        transport: the name of what makes an httpx transport; empty: ours.
         cookie_url: the page that sets the cookie; by default the one at `base_url`, unless that is the live address.
     """
 
-    def __init__(self, base_url: str = LIVE, cookie_url: str | None = None) -> None:
-        agent = {"User-Agent": "Mozilla/5.0 (compatible; resilient_scan)"}
+    def __init__(self, base_url: str = LIVE, transport: str = "", cookie_url: str | None = None) -> None:
         self._base = base_url
-        self._http = Client(base_url, headers=agent, timeout=10.0)
+        self._http = http_client(base_url, transport)
         elsewhere = cookie_url or (COOKIES if base_url.rstrip("/") == LIVE else None)
-        self._cookies = self._http if elsewhere is None else Client(elsewhere, headers=agent, timeout=10.0)
+        self._cookies = self._http if elsewhere is None else http_client(elsewhere, transport)
         self._crumb: tuple[str, str] | None = None  # cookie and crumb
 
     def screener(self, name: str, count: int, context: ScanContext) -> list[Quote]:
@@ -166,12 +165,11 @@ class YahooMarket:
             answer = self._once(path, query, renewed or self._renew(context), context)
         if answer.status == 401:
             raise PermanentError(f"{answer.url}: HTTP 401 with a new crumb as well; Yahoo has changed its ways")
-        if answer.status == 429:
-            raise RetryAfter(pause(answer, context), f"{answer.url}: HTTP 429; Yahoo wants to be left alone")
+        check_welcome(answer, context)
         return answer
 
     def _once(self, path: str, query: dict[str, Any], crumb: tuple[str, str] | None, context: ScanContext) -> Response:
-        accept = (401, 404, 429)
+        accept = (404, 429, *REFUSED)
         if crumb is None:
             return self._http.get(path, query, context=context, accept=accept)
         cookie, word = crumb
@@ -203,9 +201,9 @@ class YahooMarket:
 
 
 @lru_cache(maxsize=16)
-def client(base_url: str) -> YahooMarket:
+def client(base_url: str, transport: str = "") -> YahooMarket:
     """Return the client for `base_url`; all scanners of a process share its connections and its crumb."""
-    return YahooMarket(base_url)
+    return YahooMarket(base_url, transport)
 
 
 def _refusal(error: Any, what: str) -> Exception:

@@ -124,7 +124,7 @@ def test_a_source_that_refuses_is_asked_once() -> None:
         result = runner.run(demo.state).results["market_movers"]
     assert (result.status, result.attempts) == (Status.ERROR, 1)
     assert result.error is not None
-    assert "HTTP 401 (Invalid Crumb); check the key" in result.error.message
+    assert "HTTP 401 (Invalid Crumb); Yahoo refuses this request" in result.error.message
 
 
 def test_a_source_that_hangs_costs_the_time_of_that_scanner_only() -> None:

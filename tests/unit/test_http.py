@@ -307,11 +307,23 @@ def test_redirects_are_told_and_not_followed() -> None:
     assert "moved to https://elsewhere.example/login?token=REDACTED" in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [300, 304])
-def test_a_status_that_points_nowhere_is_not_called_a_move(status: int) -> None:
-    with answering(status, body=b"") as url, pytest.raises(PermanentError) as caught:
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (300, {}, "; check the address and what was asked for"),
+        (302, {"Location": ""}, "; check the address and what was asked for"),
+        (304, {}, ": not modified, although nothing older was named; a cache on the way is wrong"),
+        (
+            304,
+            {"Location": "/elsewhere"},
+            ": not modified, although nothing older was named; a cache on the way is wrong",
+        ),
+    ],
+)
+def test_a_status_that_points_nowhere_is_not_called_a_move(status: int, headers: dict[str, str], words: str) -> None:
+    with answering(status, headers, body=b"") as url, pytest.raises(PermanentError) as caught:
         Client(url).get("/", context=context_for())
-    assert str(caught.value) == f"{url}/: HTTP {status}; check the address and what was asked for"
+    assert str(caught.value) == f"{url}/: HTTP {status}{words}"
 
 
 def test_a_second_answer_to_one_request_is_not_the_answer_to_the_next() -> None:
