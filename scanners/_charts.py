@@ -13,7 +13,18 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, ScanError, Scanner, Timeout, scanner
+from resilient_scan import (
+    Cache,
+    Candidate,
+    ConfigError,
+    Expect,
+    Retry,
+    ScanContext,
+    ScanError,
+    Scanner,
+    Timeout,
+    scanner,
+)
 from resilient_scan.http import NotFound, SchemaDrift, TransientError
 
 from ._chart import Chart, chart_of, fault_of, jump_of
@@ -64,6 +75,7 @@ def chart_scanner(
     settings: type[ChartSettings],
     needs: Mapping[str, str] = NEEDS,
     sources: Sequence[str] = (yahoo.HOST,),
+    expect: Expect | None = None,
 ) -> Callable[[Callable[..., Any]], Scanner]:
     """Make a scanner as `@scanner` does, with the cache, the retries, the limit and the timeout of all chart scanners.
 
@@ -72,10 +84,12 @@ def chart_scanner(
         settings: the class of its settings.
         needs: what it cannot do without; pass `{}` if the settings have a universe of their own.
         sources: the hosts that it asks.
+        expect: what its answers must be like.
     """
     return scanner(
         pipeline=pipeline,
         settings=settings,
+        expect=expect,
         cache=Cache(ttl=300, inputs=("trade_date", "tickers")),
         retry=Retry(attempts=3, on=(TransientError,)),
         limit=yahoo.LIMIT,

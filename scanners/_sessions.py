@@ -17,7 +17,7 @@ from resilient_scan import ConfigError
 
 NEW_YORK: Final = ZoneInfo("America/New_York")
 CLOSING: Final = time(16)
-"""When a session is over that does not say when it ends; some exchanges close earlier, few close later."""
+"""When a session ends that does not say so; some exchanges close earlier, few close later."""
 _DAY: Final = timedelta(days=1)
 _LONGEST_PAUSE: Final = 15  # days without a session that are looked at: a Golden Week has 9
 _CALENDARS: Final = {
@@ -105,7 +105,7 @@ def is_current(day: date, trade_date: date, now: datetime, zone: ZoneInfo = NEW_
 
 
 def is_under_way(day: date, ends: datetime | None, now: datetime, zone: ZoneInfo = NEW_YORK) -> bool:
-    """Say whether the session of `day` is not over yet.
+    """Say whether the session of `day` has not ended yet.
 
     Args:
         day: of the session.

@@ -12,7 +12,7 @@ from msgspec import Meta
 from resilient_scan import Cache, Candidate, Retry, ScanContext, Timeout, scanner
 from resilient_scan.http import TransientError, credential
 
-from ._charts import each_ticker, tickers, trade_date
+from ._charts import Usable, each_ticker, tickers, trade_date
 from ._listings import LARGEST
 from ._settings import read_settings
 from .providers import finnhub
@@ -20,6 +20,7 @@ from .providers.finnhub import Trend
 from .providers.reading import TOLERATED
 
 TOOL: Final = "finnhub_recommendation"
+MIN_USABLE: Final = 0.8
 NEWEST: Final = timedelta(days=62)
 """A trend covers the month that begins on its date, so that the newest trend is at most two months old."""
 
@@ -67,18 +68,19 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
     key = credential(context, "api_key", finnhub.KEY)
     client = finnhub.client(settings.base_url)
     wanted = tickers(state, settings.universe, context.scanner)
-    used = known_to = 0
+    usable, known_to = Usable("recommendations", wanted, MIN_USABLE, TOOL, context), 0
     for ticker, trends in each_ticker(wanted, lambda one: client.recommendations(one, key, context), TOOL, context):
         known_to += bool(trends)
         day = trade_date(state, context)
         known = [trend for trend in trends if trend.period <= day]
         if reason := _unusable(known, day):
-            context.log(TOOL, ticker=ticker, left_out=reason)
+            usable.leave_out(ticker, reason, "stale" if known else "")  # nobody may follow it
             continue
-        used += 1
+        usable.count += 1
         if (candidate := find_revision(ticker, known[0], known[1], settings)) is not None:
             yield candidate
-    context.log(TOOL, tickers=len(wanted), trends=used)
+    context.log(TOOL, tickers=len(wanted), trends=usable.count)
+    usable.judge(fatal=False)
     if wanted and not known_to:
         context.doubt(f"Finnhub has no recommendations at all of {', '.join(wanted[:5])}")
     elif used < (1 - TOLERATED) * known_to:

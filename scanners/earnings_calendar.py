@@ -20,6 +20,8 @@ from .providers import alpha_vantage, finnhub
 
 FINNHUB_TIMEOUT: Final = 10.0  # seconds; Finnhub only adds to what Alpha Vantage has
 TOOL: Final = "earnings_calendar"
+QUIET: Final = timedelta(days=30)
+"""In any month of the year, hundreds of companies report."""
 _WHEN: Final = {
     "pre-market": "before the market opens",
     "bmo": "before the market opens",
@@ -100,7 +102,11 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
     if not events:
         context.doubt("nobody at all reports earnings, says Alpha Vantage's calendar")
     elif past is not None:
-        context.doubt(f"Alpha Vantage's calendar begins today: reports that were due since {past} are missing")
+        context.doubt(f"Alpha Vantage's calendar begins today: reports that were due since {past} are missing", kind="missing")
+    elif not any(timedelta(0) <= event.day - day <= QUIET for event in events):
+        context.doubt(
+            f"nobody reports earnings in the {QUIET.days} days after {day}, says the calendar", kind="wrong_day"
+        )
     events += _of_finnhub(day, context, settings)
     wanted = only(state)
     due = [event for event in events if _counts(event, day, settings) and wanted(event.ticker)]

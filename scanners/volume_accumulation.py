@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from resilient_scan import Candidate, ScanContext
+from resilient_scan import Candidate, Expect, ScanContext
 
 from ._chart import Chart
 from ._charts import ChartSettings, chart_scanner, scan_charts
+
+MOST: Final = 50.0
+"""Times that a volume may be the mean, while the price stands still; a hundred times is another unit."""
 
 
 class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
@@ -32,7 +35,11 @@ class VolumeSettings(ChartSettings, frozen=True, kw_only=True):
     distribution: Annotated[float, Meta(ge=0)] = 0.2
 
 
-@chart_scanner(pipeline="edge", settings=VolumeSettings)
+@chart_scanner(
+    pipeline="edge",
+    settings=VolumeSettings,
+    expect=Expect(fields=("close", "volume"), ranges={"volume_ratio": (0, MOST)}),
+)
 def volume_accumulation(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candidate]:
     """Unusual volume without a price move: somebody buys what others sell.
 

@@ -122,6 +122,7 @@ class _Mover(msgspec.Struct):
 
 class _Feed(msgspec.Struct):
     feed: list[Any]
+    items: str | int = ""
 
 
 class _Mentioned(msgspec.Struct):
@@ -181,7 +182,10 @@ class AlphaVantage:
                 bad.append((row, where))
                 raise
 
-        articles = each(shaped(data, _Feed, what).feed, read, f"{what}: feed", PROVIDER, context)
+        news = shaped(data, _Feed, what)
+        articles = each(news.feed, read, f"{what}: feed", PROVIDER, context)
+        if str(news.items).isdigit() and int(news.items) > len(news.feed):
+            context.doubt(f"{what} has {len(news.feed)} of {news.items} articles", kind="incomplete")
         return News(articles, frozenset(ticker for row, where in bad for ticker in _tickers(row, where)))
 
     def earnings(self, key: str, context: ScanContext, horizon: str = "3month") -> list[Report]:

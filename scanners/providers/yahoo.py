@@ -267,7 +267,7 @@ def read_chart(response: Response, symbol: str) -> PriceHistory:
     zone = zone_of(meta.exchange_timezone_name)
     if zone is None:
         said = meta.exchange_timezone_name[:40]
-        raise SchemaDrift(f"Yahoo's chart of {symbol}: meta.exchangeTimezoneName is {said!r}, which is no time zone")
+        raise SchemaDrift(f"Yahoo's chart of {symbol}: meta.exchangeTimezoneName is {said!r}, which names no time zone")
     whole, holes = _bars(result, zone, symbol)
     _check_unit(whole, meta, zone, symbol)
     events = result.events or _Events()

@@ -71,6 +71,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 class _Screened(msgspec.Struct):
     quotes: list[Any]
+    count: int | None = None
 
 
 class _Underlying(msgspec.Struct, rename="camel"):
@@ -113,8 +114,13 @@ class YahooMarket:
         what = f"Yahoo's screener {name}"
         query = {**LANGUAGE, "scrIds": name, "count": count}
         found = self._result("finance", "/v1/finance/screener/predefined/saved", query, what, context)
-        rows = shaped(found, _Screened, what).quotes
-        return each(rows, _quote, f"{what}: quotes", PROVIDER, context)
+        screened = shaped(found, _Screened, what)
+        rows = each(screened.quotes, _quote, f"{what}: quotes", PROVIDER, context)
+        if screened.count is not None and len(screened.quotes) < screened.count:
+            context.doubt(f"{what} has {len(screened.quotes)} of {screened.count} quotes", kind="incomplete")
+        if twice := len(rows) - len({row.symbol for row in rows}):
+            context.doubt(f"{what} has {twice} of {len(rows)} quotes twice", kind="duplicate")
+        return rows
 
     def options(self, symbol: str, context: ScanContext) -> Chain:
         """Return the chain of the nearest expiry; it is empty if the symbol has no options.

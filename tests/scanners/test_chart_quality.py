@@ -377,5 +377,5 @@ def test_days_are_those_of_the_exchange() -> None:
 def test_a_time_zone_that_does_not_exist_is_named() -> None:
     payload = json.loads(json.dumps(FALL))
     result(payload)["meta"]["exchangeTimezoneName"] = "Mars/Olympus"
-    with pytest.raises(ScanError, match=r"meta\.exchangeTimezoneName is 'Mars/Olympus', which is no time zone"):
+    with pytest.raises(ScanError, match=r"meta\.exchangeTimezoneName is 'Mars/Olympus', which names no time zone"):
         find({"A": payload})
