@@ -10,11 +10,10 @@ from typing import Final, NamedTuple
 
 from resilient_scan import Candidate
 
-from ._sessions import each_day, has_calendar, is_current, is_session, is_under_way, sessions
+from ._sessions import SATURDAY, each_day, has_calendar, is_current, is_under_way, sessions
 from .providers.yahoo import Bar, PriceHistory, nearer
 
 INSTRUMENTS: Final = frozenset({"EQUITY", "ETF"})
-SATURDAY: Final = 5
 JUMP: Final = 50.0
 """Times that a close may differ from the one before; a hundred times is another unit, not a move."""
 
@@ -178,7 +177,7 @@ def _gap(chart: Chart, history: PriceHistory, bars: int) -> Fault | None:
     first, last = chart.bars[-bars].day, chart.last.day
     holes = [day for day in history.holes if first < day < last]
     known = {bar.day for bar in chart.bars[-bars:]}.union(holes)
-    if has_calendar(history.zone):
+    if has_calendar(last, history.zone):
         gaps = [day for day in sessions(first, last, history.zone) if day not in known]
     else:  # what may be a holiday counts next to the last day only, and the days of the week are those of the chart
         days = {bar.day.weekday() for bar in chart.bars}
@@ -191,7 +190,7 @@ def _gap(chart: Chart, history: PriceHistory, bars: int) -> Fault | None:
 def _implausible(bars: Sequence[Bar], history: PriceHistory) -> Fault | None:
     """Return what no exchange has ever had: a bar on a weekend, or the same bar twice."""
     for bar in bars:
-        if bar.day.weekday() >= SATURDAY and has_calendar(history.zone) and not is_session(bar.day, history.zone):
+        if bar.day.weekday() >= SATURDAY and has_calendar(bar.day, history.zone):
             return Fault(f"has a bar of {bar.day}, which is a {bar.day:%A}", "wrong_day")
     for before, bar in pairwise(bars):
         if bar.high > bar.low and bar.volume and (bar.volume, *prices(bar)) == (before.volume, *prices(before)):

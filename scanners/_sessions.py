@@ -1,56 +1,25 @@
 """Know on which days an exchange was open: what is missing, late or still under way depends on it.
 
-The calendars are those of the package `holidays` (extra `scanners`). A session that ends early is a session like any
-other. Exchanges without a calendar count as open from Monday to Friday: what is missing because of one of their
-holidays is then reported, not overlooked.
+The calendars are bundled (`data/closed.txt`). A session that ends early is a session like any other. Exchanges without
+a calendar, and years before and after it, count as open from Monday to Friday: what is missing because of a holiday is
+then reported, not overlooked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
-from functools import lru_cache
+from functools import cache
+from importlib import resources
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-from resilient_scan import ConfigError
 
 NEW_YORK: Final = ZoneInfo("America/New_York")
 CLOSING: Final = time(16)
 """When a session ends that does not say so; some exchanges close earlier, few close later."""
+SATURDAY: Final = 5
 _DAY: Final = timedelta(days=1)
 _LONGEST_PAUSE: Final = 15  # days without a session that are looked at: a Golden Week has 9
-_CALENDARS: Final = {
-    "America/Bogota": "XBOG",
-    "America/Mexico_City": "XMEX",
-    "America/New_York": "XNYS",
-    "America/Sao_Paulo": "BVMF",
-    "America/Toronto": "XTSE",
-    "Asia/Hong_Kong": "XHKG",
-    "Asia/Kolkata": "XNSE",
-    "Asia/Seoul": "XKRX",
-    "Asia/Shanghai": "XSHG",
-    "Asia/Singapore": "XSES",
-    "Asia/Taipei": "XTAI",
-    "Asia/Tokyo": "XJPX",
-    "Australia/Sydney": "XASX",
-    "Europe/Amsterdam": "XAMS",
-    "Europe/Athens": "XATH",
-    "Europe/Berlin": "XETR",
-    "Europe/Brussels": "XBRU",
-    "Europe/Dublin": "XDUB",
-    "Europe/Istanbul": "XIST",
-    "Europe/Lisbon": "XLIS",
-    "Europe/London": "XLON",
-    "Europe/Madrid": "XMAD",
-    "Europe/Oslo": "XOSL",
-    "Europe/Paris": "XPAR",
-    "Europe/Rome": "XMIL",
-    "Europe/Warsaw": "XWAR",
-    "Europe/Zurich": "XSWX",
-    "Pacific/Auckland": "XNZE",
-}
-"""Exchanges by time zone; an older version of `holidays` may not know them all."""
 
 
 def zone_of(name: str) -> ZoneInfo | None:
@@ -63,13 +32,12 @@ def zone_of(name: str) -> ZoneInfo | None:
 
 def is_session(day: date, zone: ZoneInfo = NEW_YORK) -> bool:
     """Say whether the exchange in `zone` was open on `day`, or will be."""
-    known = _sessions_of(zone.key, day.year)
-    return day.weekday() < 5 if known is None else day in known
+    return day.weekday() < SATURDAY and day not in _closed().get((zone.key, day.year), ())
 
 
-def has_calendar(zone: ZoneInfo) -> bool:
-    """Say whether the holidays of the exchanges in `zone` are known."""
-    return _sessions_of(zone.key, 2000) is not None
+def has_calendar(day: date, zone: ZoneInfo) -> bool:
+    """Say whether it is known on which days of that year the exchange in `zone` was closed."""
+    return (zone.key, day.year) in _closed()
 
 
 def last_session(day: date, zone: ZoneInfo = NEW_YORK) -> date:
@@ -120,22 +88,12 @@ def _backwards(day: date) -> Iterator[date]:
     return (day - number * _DAY for number in range(_LONGEST_PAUSE))
 
 
-# Once for each year, and frozen: a calendar of `holidays` works a year out when it is first asked about it, and another
-# thread that asks in that moment would find a year without holidays.
-@lru_cache(maxsize=256)
-def _sessions_of(zone: str, year: int) -> frozenset[date] | None:
-    """Return the sessions of one year in a time zone; `None` if its exchanges have no calendar."""
-    if zone not in _CALENDARS:
-        return None
-    try:
-        from holidays import financial_holidays  # noqa: PLC0415 - takes a quarter of a second, and not all need it
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "the sessions of exchanges need holidays, which is not installed: pip install 'resilient-scan[scanners]'"
-        ) from None
-    try:
-        calendar = financial_holidays(_CALENDARS[zone], years=(year, year + 1))
-    except NotImplementedError:
-        return None
-    days = (date(year, 1, 1) + number * _DAY for number in range(366))
-    return frozenset(day for day in days if day.year == year and calendar.is_working_day(day))
+@cache
+def _closed() -> dict[tuple[str, int], frozenset[date]]:
+    """Return the weekdays on which exchanges are closed, by time zone and year."""
+    text = (resources.files(__package__) / "data" / "closed.txt").read_text(encoding="utf-8")
+    rows = (line.split() for line in text.splitlines())
+    return {
+        (zone, int(year)): frozenset(date(int(year), int(day[:2]), int(day[2:])) for day in days)
+        for zone, year, *days in rows
+    }

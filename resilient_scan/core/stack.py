@@ -219,7 +219,7 @@ class Stack:
         self._answers = _answer_store(spec, config, shared)
         self.leases: LeaseKeeper | None = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
-        self.in_window = self.provider is None and (self.lane is None or not config.concurrent)
+        self.in_window = not config.concurrent or (self.provider is None and self.lane is None)
         store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
         self.breaker: CircuitBreaker | None = (
             CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
@@ -301,7 +301,7 @@ class Stack:
     def leave_lane(self) -> None:
         """Run on workers from now on: it blocks the loop that it shares with others."""
         self.lane = None
-        self.in_window = self.provider is None
+        self.in_window = not self._config.concurrent or self.provider is None
 
     def _fold(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""

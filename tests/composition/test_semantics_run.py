@@ -14,6 +14,7 @@ from resilient_scan import (
     Cache,
     Candidate,
     ConfigError,
+    Limit,
     ScanContext,
     ScanError,
     ScanRunner,
@@ -104,6 +105,25 @@ def test_sequential_is_the_same_code_one_at_a_time(fleet: Fleet, bare: Bare, rel
     ]
     assert [line[5] for line in reports[0][:6]] == [False, False, True, True, False, False]  # partial
     assert reports[0][0][6] == 1  # dropped
+
+
+def test_sequential_is_one_at_a_time_for_scanners_of_a_provider_too(fleet: Fleet) -> None:
+    inside: list[str] = []
+    most: list[list[str]] = []
+
+    def make(name: str) -> Any:
+        @scanner(pipeline="p", name=name, limit=Limit("acme", concurrency=4))
+        def source(_state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+            inside.append(name)
+            most.append(list(inside))
+            context.sleep(0.01)  # long enough for another one to come in
+            inside.remove(name)
+            return []
+
+        return source
+
+    fleet(*(make(name) for name in "cab"), concurrent=False, max_workers=8).run({})
+    assert most == [["c"], ["a"], ["b"]]
 
 
 def test_sequential_is_one_at_a_time_in_the_given_order(fleet: Fleet) -> None:

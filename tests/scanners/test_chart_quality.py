@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,6 +14,7 @@ import pytest
 
 from resilient_scan import ScanError
 from resilient_scan.cli.demo_server import LoopbackServer
+from resilient_scan_scanners import _sessions
 from resilient_scan_scanners._sessions import is_current, is_session, last_session, sessions
 from resilient_scan_scanners.demo import history, opening
 from resilient_scan_scanners.gap_up import gap_up
@@ -78,10 +81,17 @@ def test_the_calendar_agrees_with_every_day_of_the_bundled_history() -> None:
         ("2026-11-28", "America/New_York", False),  # a Saturday
         ("2026-12-25", "Asia/Jerusalem", True),  # no calendar: from Monday to Friday
         ("2026-12-26", "Asia/Jerusalem", False),
+        ("2031-12-25", "America/New_York", True),  # beyond the calendar
     ],
 )
 def test_on_which_days_an_exchange_is_open(day: str, zone: str, open_: bool) -> None:
     assert is_session(date.fromisoformat(day), ZoneInfo(zone)) is open_
+
+
+def test_the_bundled_calendar_is_that_of_the_package() -> None:
+    """Where one of them is right and the other is not, `make_sessions.py` writes it again."""
+    script = runpy.run_path(str(Path(_sessions.__file__).parent / "data" / "make_sessions.py"))
+    assert script["FILE"].read_text().splitlines() == script["lines"]()
 
 
 def test_the_last_session_is_found_across_a_long_holiday() -> None:
