@@ -228,19 +228,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
     layers = {layer: value for layer, value in given.items() if value is not UNSET}
 
-    if not (empty_ok is None or isinstance(empty_ok, bool)):
-        raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
-    if not isinstance(free_sockets, bool):
-        raise ConfigError(f"@scanner: free_sockets must be True or False, got {free_sockets!r:.200}")
-    kind: Any = settings
-    if kind is not None and not (inspect.isclass(kind) and issubclass(kind, msgspec.Struct)):
-        raise ConfigError(f"@scanner: settings must be a msgspec.Struct class or None, got {settings!r:.200}")
-    said: Any = version
-    if said is not None and not (isinstance(said, str) and said):
-        raise ConfigError(f"@scanner: version must be a text that is not empty, or None, got {version!r:.200}")
-    wanted: Any = expect
-    if not (wanted is None or isinstance(wanted, Expect)):
-        raise ConfigError(f"@scanner: expect must be an Expect or None, got {expect!r:.200}")
+    _check_declarations(empty_ok, free_sockets, settings, version, expect)
 
     def make(function: Callable[..., Any], /) -> FunctionScanner[..., Any]:
         if not callable(function):
@@ -268,6 +256,20 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         return made
 
     return cast("Decorator", make) if function is None else make(function)
+
+
+def _check_declarations(empty_ok: Any, free_sockets: Any, settings: Any, version: Any, expect: Any) -> None:
+    """Raise `ConfigError` unless what `@scanner` was given about a scanner is what it takes."""
+    if not (empty_ok is None or isinstance(empty_ok, bool)):
+        raise ConfigError(f"@scanner: empty_ok must be True, False or None, got {empty_ok!r}")
+    if not isinstance(free_sockets, bool):
+        raise ConfigError(f"@scanner: free_sockets must be True or False, got {free_sockets!r:.200}")
+    if settings is not None and not (inspect.isclass(settings) and issubclass(settings, msgspec.Struct)):
+        raise ConfigError(f"@scanner: settings must be a msgspec.Struct class or None, got {settings!r:.200}")
+    if version is not None and not (isinstance(version, str) and version):
+        raise ConfigError(f"@scanner: version must be a text that is not empty, or None, got {version!r:.200}")
+    if not (expect is None or isinstance(expect, Expect)):
+        raise ConfigError(f"@scanner: expect must be an Expect or None, got {expect!r:.200}")
 
 
 class ScannerSpec(msgspec.Struct, frozen=True):

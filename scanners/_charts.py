@@ -54,7 +54,7 @@ class ChartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         universe: the tickers to look at when the state has none.
         trade_date: the day to look at, whatever the state says; `None`: the state's.
         min_usable: share of the tickers, below which the answer is doubtful: of how many there must be usable data.
-            Those to which the rule does not apply, such as a share that was listed last week, do not count.
+            Those to which the rule does not apply, such as a share that was listed last week, do not count. 0: never.
     """
 
     base_url: str = yahoo.LIVE
