@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from resilient_scan import ScanRunner
-from resilient_scan.cli.demo_server import LoopbackServer
+from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.testing import FakeClock
 from resilient_scan_scanners.analyst_revisions import analyst_revisions
 from resilient_scan_scanners.earnings_calendar import earnings_calendar
@@ -186,9 +186,24 @@ def contracts(payload: Any) -> list[dict[str, Any]]:
     return [*sides["calls"], *sides["puts"]]
 
 
+def of_alpha_vantage(path: str, query: Mapping[str, str], answer: Any) -> Answer:
+    """Answer a request for movers, or for the listing that has them all; nobody else answers."""
+    if path != "/query":
+        return 500, {}, b""
+    return as_json(answer) if query["function"] != "LISTING_STATUS" else (200, {"Content-Type": "text/csv"}, _listing())
+
+
+@cache
+def _listing() -> bytes:
+    movers = recorded("alphavantage/top_gainers_losers/TOP_GAINERS_LOSERS.json")
+    symbols = [*{row["ticker"]: None for row in MOVER_ROWS(movers)}, *(f"Z{number}" for number in range(1000))]
+    rows = [f"{symbol},{symbol} Inc,NYSE,Stock,2014-10-31,null,Active" for symbol in symbols]
+    return "\r\n".join(["symbol,name,exchange,assetType,ipoDate,delistingDate,status", *rows, ""]).encode()
+
+
 def _movers() -> Case:
     def serve(answer: Any) -> Verdict:
-        with LoopbackServer(lambda path, _query: as_json(answer) if path == "/query" else (500, {}, b"")) as server:
+        with LoopbackServer(lambda path, query: of_alpha_vantage(path, query, answer)) as server:
             urls = {"base_url": server.url, "alpha_vantage_url": server.url}
             return judged(market_movers, "2026-05-17T20:00:00+00:00", {}, alpha_vantage_key=KEY, **urls)
 

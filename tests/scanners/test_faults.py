@@ -19,7 +19,7 @@ from resilient_scan_scanners._chart import chart_of, fault_of, jump_of
 from resilient_scan_scanners.providers.yahoo import read_chart
 from tests.scanners import faults
 from tests.scanners.faults import CASES, CHARTS, FAULTS, Case, Fault, chart, columns, cut, quotes, recorded
-from tests.scanners.providers import KEY, as_json, context_at
+from tests.scanners.providers import KEY, context_at
 
 MISSED = 2  # of the forty may be
 SOUND = 10_000
@@ -170,11 +170,16 @@ OTHERS: tuple[tuple[Case, Sound, str, dict[str, Any], dict[str, Any]], ...] = (
 
 def doubts_of_others(random: Random, number: int) -> Iterator[str]:
     """Yield what the other scanners say about sound answers, an empty text each time that they believe one."""
-    said: list[Answer] = []
-    with LoopbackServer(lambda _path, _query: said[-1]) as server:
+    said: list[Any] = []
+    of_movers = {"function": "TOP_GAINERS_LOSERS"}
+
+    def respond(_path: str, query: dict[str, str]) -> Answer:
+        return faults.of_alpha_vantage("/query", of_movers | query, said[-1])
+
+    with LoopbackServer(respond) as server:
         for place in range(number):
             case, sound, now, state, settings = OTHERS[place % len(OTHERS)]
-            said[:] = [as_json(sound(random))]
+            said[:] = [sound(random)]
             urls = {"base_url": server.url}
             if case is faults.MOVERS:
                 urls["alpha_vantage_url"] = server.url
