@@ -74,7 +74,7 @@ def test_a_refusal_is_named(status: int, error: type[Exception], words: str) -> 
         with pytest.raises(error, match=words):
             scan(gap_up, STATE, base_url=server.url)
         with pytest.raises(error, match=words):
-            scan(options_flow, STATE, base_url=server.url)
+            ask(options_flow, "2013-01-24T22:00:00+00:00", STATE, base_url=server.url)
 
 
 # --------------------------------------------------------------------------------------------- a transport of one's own
