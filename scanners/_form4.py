@@ -25,7 +25,7 @@ from resilient_scan.http import NotFound, SchemaDrift
 
 from ._asof import THIS_WEEK
 from .providers.reading import TOLERATED
-from .providers.sec import Newest, Sec
+from .providers.sec import Doubt, Newest, Sec
 from .providers.sec_forms import Filing, Owner, Ownership, Trade
 
 TOOL: Final = "sec_form4"
@@ -152,7 +152,7 @@ class Forms:
             if each.filed >= first and number_of(accession) not in self._read
         }
         self.reports: list[Report] = [each for each in known.reports if each.filed >= first]
-        self.doubts: list[str] = self.feed.doubts
+        self.doubts: list[Doubt] = self.feed.doubts
         self.counts: dict[str, int] = {}
 
     def busy(self, wanted: Callable[[int], bool]) -> set[int]:
@@ -197,12 +197,14 @@ class Forms:
         if len(failed) > TOLERATED * tried:
             broken = sum(isinstance(error, SchemaDrift) for error in failed)
             kind = "malformed" if 2 * broken > len(failed) else "missing"
-            self.doubts.append(f"{len(failed)} of {tried} Forms 4 {UNREAD}, most are {kind}; see the tool log")
+            reason = f"{len(failed)} of {tried} Forms 4 {UNREAD}, most are {kind}; see the tool log"
+            self.doubts.append(("incomplete", reason))
         if tried < len(todo):
-            self.doubts.append(
+            reason = (
                 f"{len(todo) - tried} of {self.before + len(todo)} Forms 4 are not read yet: there was no time; the "
                 "next scan goes on with them"
             )
+            self.doubts.append(("incomplete", reason))
         self.counts = {
             "pages": self.feed.pages,
             "known_before": self.before,

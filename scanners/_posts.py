@@ -107,9 +107,15 @@ def posts(
     kept = [post for post in found.values() if day is None or post.created < end_of(day).timestamp()]
     context.log("reddit", listings=len(wanted) - len(missing), posts=len(kept))
     if not found:
-        context.doubt(f"no posts at all in r/{', r/'.join(settings.subreddits)}")
+        context.doubt(f"no posts at all in r/{', r/'.join(settings.subreddits)}", kind="empty")
     elif day is not None:
-        context.doubt(f"Reddit does not know what was hot on {day}: these are the posts until then that are hot now")
+        context.doubt(
+            f"Reddit does not know what was hot on {day}: these are the posts until then that are hot now",
+            kind="wrong_day",
+        )
     elif missing:
-        context.doubt(f"{len(missing)} of {len(wanted)} listings cannot be read, the first because: {missing[0]}"[:300])
+        context.doubt(
+            f"{len(missing)} of {len(wanted)} listings cannot be read, the first because: {missing[0]}"[:300],
+            kind="incomplete",
+        )
     return kept

@@ -83,10 +83,11 @@ def analyst_revisions(state: Mapping[str, Any], context: ScanContext) -> Iterato
     usable.judge(fatal=False)
     if wanted and not known_to:
         context.doubt(f"Finnhub has no recommendations at all of {', '.join(wanted[:5])}")
-    elif used < (1 - TOLERATED) * known_to:
+    elif usable.count < (1 - TOLERATED) * known_to:
         context.doubt(
-            f"the recommendations of {known_to - used} of {known_to} tickers cannot be compared for "
-            f"{trade_date(state, context)}; Finnhub keeps the last months only, see the tool log"
+            f"the recommendations of {known_to - usable.count} of {known_to} tickers cannot be compared for "
+            f"{trade_date(state, context)}; Finnhub keeps the last months only, see the tool log",
+            kind="missing",
         )
 
 

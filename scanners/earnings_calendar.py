@@ -102,7 +102,9 @@ def earnings_calendar(state: Mapping[str, Any], context: ScanContext) -> Iterato
     if not events:
         context.doubt("nobody at all reports earnings, says Alpha Vantage's calendar")
     elif past is not None:
-        context.doubt(f"Alpha Vantage's calendar begins today: reports that were due since {past} are missing", kind="missing")
+        context.doubt(
+            f"Alpha Vantage's calendar begins today: reports that were due since {past} are missing", kind="missing"
+        )
     elif not any(timedelta(0) <= event.day - day <= QUIET for event in events):
         context.doubt(
             f"nobody reports earnings in the {QUIET.days} days after {day}, says the calendar", kind="wrong_day"

@@ -15,6 +15,7 @@ from resilient_scan.http import TransientError
 from ._asof import THIS_WEEK, recent_day
 from ._settings import read_settings
 from .providers import sec
+from .providers.sec import Doubt
 from .providers.sec_forms import Filing, Party
 
 RESERVE: Final = 0.1  # of the time: when no more is left, no further page is read; the list of companies comes after it
@@ -70,8 +71,7 @@ def filings_8k(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candi
     settings = read_settings(FilingSettings, context)
     day = recent_day(state, context, "EDGAR's feed of Forms 8-K")
     reports, doubts = _reports(settings, day, context)
-    if doubts:
-        context.doubt("; ".join(doubts))
+    sec.doubt(context, doubts)
     symbols = sec.universe(settings.base_url, context) if reports else {}
     unlisted = [cik for cik in reports if cik not in symbols]
     context.log("sec_8k", companies=len(reports), without_symbol=len(unlisted))
@@ -82,7 +82,7 @@ def filings_8k(state: Mapping[str, Any], context: ScanContext) -> Iterator[Candi
 
 def _reports(
     settings: FilingSettings, day: date | None, context: ScanContext
-) -> tuple[dict[int, list[Filing]], list[str]]:
+) -> tuple[dict[int, list[Filing]], list[Doubt]]:
     """Return the reports until a day by company, newest first, each once; and why they may not be whole."""
     client = sec.client(settings.base_url, context)
     back = timedelta(days=settings.lookback_days)
@@ -99,7 +99,7 @@ def _reports(
     bare = sum(not filing.items for filing in filings)
     return by_company, [
         *feed.doubts,
-        *([f"{bare} of {len(filings)} Forms 8-K come without their items"] if bare else []),
+        *([("missing", f"{bare} of {len(filings)} Forms 8-K come without their items")] if bare else []),
     ]
 
 

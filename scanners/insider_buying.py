@@ -151,8 +151,7 @@ def insider_buying(state: Mapping[str, Any], context: ScanContext) -> Iterator[C
             yield found
     days, count = [day.isoformat() for day in window], sum(len(bought) for _, bought in everything)
     context.log(TOOL, days=days, **forms.counts, purchases=count)
-    if forms.doubts:
-        context.doubt("; ".join(forms.doubts))
+    sec.doubt(context, forms.doubts)
 
 
 def _companies(state: Mapping[str, Any], settings: InsiderSettings, context: ScanContext) -> Callable[[int], bool]:

@@ -161,13 +161,19 @@ def _without_funds(found: list[Candidate], key: str, context: ScanContext, url: 
         return found
     listing = _listing(key, context, url)
     if listing is None:
-        context.doubt("there may be funds among the movers: Alpha Vantage's listing cannot be had; see the tool log")
+        context.doubt(
+            "there may be funds among the movers: Alpha Vantage's listing cannot be had; see the tool log",
+            kind="missing",
+        )
         return found
     shares, funds = frozenset(listing.shares.split()), frozenset(listing.funds.split())
     unknown = [each.ticker for each in found if each.ticker not in shares | funds]
     context.log(TOOL, source=LISTING, funds=[each.ticker for each in found if each.ticker in funds], unknown=unknown)
     if unknown:
-        context.doubt(f"{', '.join(unknown)}: not in Alpha Vantage's listing, and left out: may be a share or a fund")
+        context.doubt(
+            f"{', '.join(unknown)}: not in Alpha Vantage's listing, and left out: may be a share or a fund",
+            kind="missing",
+        )
     return [each for each in found if each.ticker in shares]
 
 

@@ -16,7 +16,6 @@ from resilient_scan.http import TransientError, credential
 from ._asof import end_of
 from ._charts import only, trade_date
 from ._listings import with_point
-from ._sessions import NEW_YORK
 from ._settings import read_settings
 from .providers import alpha_vantage
 from .providers.alpha_vantage import Article, Mention

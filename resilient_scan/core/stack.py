@@ -290,7 +290,7 @@ class Stack:
             return
         with _folding:
             self.provider = provider
-            self.in_window = provider is None and (self.lane is None or not self._config.concurrent)
+            self.in_window = not self._config.concurrent or (provider is None and self.lane is None)
             self._refold()
 
     @property

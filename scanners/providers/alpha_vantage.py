@@ -237,7 +237,7 @@ class AlphaVantage:
         if lines and len(lines[-1]) < len(names):
             raise TransientError(f"{what} ends in the middle of row {len(lines)}: {','.join(lines[-1])[:80]!r}")
         if lines and not (text.endswith("\n") and has_end(answer, context)):
-            context.doubt(f"{what} may be cut off: nothing says where it ends")
+            context.doubt(f"{what} may be cut off: nothing says where it ends", kind="incomplete")
         return [dict(zip(names, line, strict=False)) for line in lines]
 
     def _json(self, function: str, key: str, context: ScanContext, **parameters: str) -> Any:

@@ -13,7 +13,7 @@ User-Agent that identifies the caller. Errors are pages and XML, never JSON:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -34,6 +34,7 @@ NEEDS: Final[Mapping[str, str]] = {"user_agent": USER_AGENT}
 PAGE: Final = 100
 """Entries of a page of the feed: the maximum that EDGAR allows."""
 
+Doubt = tuple[str, str]  # a kind, as `ScanContext.doubt` takes it, and the reason
 _STALE: Final = timedelta(days=2)
 _NO_TIME: Final = "there was no time for more"
 _BUSY: Final = "the next page is HTTP 503"
@@ -50,23 +51,27 @@ class Newest:
         updated: when the feed was made, by itself.
         pages: how many were read.
         cut: why reading ended too early; empty: all that was wanted was read.
-        doubt: what is wrong with the feed itself; may be empty.
+        doubt: what is wrong with the feed itself, if anything is.
     """
 
     filings: tuple[Filing, ...]
     updated: datetime
     pages: int
     cut: str
-    doubt: str
+    doubt: Doubt | None
 
     @property
-    def doubts(self) -> list[str]:
+    def doubts(self) -> list[Doubt]:
         """Return why the answer may not be whole."""
         unread = f"EDGAR's feed goes on after the {self.pages * PAGE} entries that were read: {self.cut}"
         undated = sum(not filing.dated for filing in self.filings)
         unsaid = f"{undated} of {len(self.filings)} filings of EDGAR's feed do not say when they were filed"
-        reasons = (self.doubt, unread if self.cut else "", unsaid if undated else "")
-        return [reason for reason in reasons if reason]
+        found = [] if self.doubt is None else [self.doubt]
+        if self.cut:
+            found.append(("incomplete", unread))
+        if undated:
+            found.append(("incomplete", unsaid))
+        return found
 
 
 class Sec:
@@ -119,7 +124,7 @@ class Sec:
             SchemaDrift, RetryAfter, TransientError, PermanentError: as in `current`.
         """
         found: dict[str, Filing] = {}
-        updated, doubt, read, cut = context.now, "", 0, "max_pages allows no more"
+        updated, wrong, read, cut = context.now, None, 0, "max_pages allows no more"
         while read < pages:
             feed = self._page(forms[0], read, context, until)
             if isinstance(feed, str):
@@ -127,7 +132,7 @@ class Sec:
                 break
             read += 1
             if read == 1:
-                updated, doubt = feed.updated, _doubt_of(feed, forms[0], context)
+                updated, wrong = feed.updated, _doubt_of(feed, forms[0], context)
             first = updated.date() - timedelta(days=days)
             wanted = [filing for filing in feed.filings if filing.form in forms and filing.filed >= first]
             for filing in wanted:
@@ -137,7 +142,7 @@ class Sec:
             if ends or (wanted and known(wanted[-1])):
                 cut = ""
                 break
-        return Newest(tuple(found.values()), updated, read, cut, doubt)
+        return Newest(tuple(found.values()), updated, read, cut, wrong)
 
     def _page(self, form: str, number: int, context: ScanContext, until: float) -> Feed | str:
         """Return a page of the feed; past its end `""`, or else why there is none.
@@ -231,12 +236,19 @@ def _lists(base_url: str, context: ScanContext, setting: str) -> tuple[dict[int,
     return context.shared(("sec_tickers", base_url.rstrip("/")), load, ttl=86400)
 
 
-def _doubt_of(feed: Feed, form: str, context: ScanContext) -> str:
+def doubt(context: ScanContext, doubts: Sequence[Doubt]) -> None:
+    """Mark an answer as suspicious for all these reasons, of the kind of the first, if there are any."""
+    if doubts:
+        context.doubt("; ".join(reason for _, reason in doubts), kind=doubts[0][0])
+
+
+def _doubt_of(feed: Feed, form: str, context: ScanContext) -> Doubt | None:
     """Return what is wrong with a feed that came whole; EDGAR makes it afresh every few minutes, also on Sundays."""
     if not feed.entries:
-        return f"EDGAR's feed of Forms {form} is empty"
-    old = context.now - feed.updated > _STALE
-    return f"EDGAR's feed of Forms {form} is of {feed.updated.date()}; nothing newer came" if old else ""
+        return "empty", f"EDGAR's feed of Forms {form} is empty"
+    if context.now - feed.updated > _STALE:
+        return "stale", f"EDGAR's feed of Forms {form} is of {feed.updated.date()}; nothing newer came"
+    return None
 
 
 def _refuse(answer: Response, context: ScanContext) -> NoReturn:

@@ -217,7 +217,7 @@ def test_half_a_calendar_is_an_error(head: bytes, sent: bytes) -> None:
 def test_a_calendar_that_ends_with_its_connection_may_be_cut_off(sent: bytes) -> None:
     with raw_server(say(b"HTTP/1.1 200 OK\r\n\r\n" + sent)) as url:
         asked = ask(earnings_calendar, NOW, base_url=url, api_key=KEY)
-    assert asked.doubted == "Alpha Vantage's EARNINGS_CALENDAR may be cut off: nothing says where it ends"
+    assert asked.doubted == "incomplete: Alpha Vantage's EARNINGS_CALENDAR may be cut off: nothing says where it ends"
     with raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LONG) + LONG.encode())) as url:
         asked = ask(earnings_calendar, NOW, base_url=url, api_key=KEY)
     assert (len(asked.candidates), asked.doubted) == (ROWS, None)

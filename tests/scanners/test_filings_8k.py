@@ -118,7 +118,8 @@ def test_a_report_without_its_items_has_no_priority_and_is_doubted() -> None:
         asked = ask(filings_8k, NOW, base_url=server.url)
     assert [(each.ticker, each.priority) for each in asked.candidates] == [("ACME", "unknown"), ("BOLT.B", "critical")]
     assert asked.doubted == (
-        "1 of 2 filings of EDGAR's feed do not say when they were filed; 1 of 2 Forms 8-K come without their items"
+        "incomplete: 1 of 2 filings of EDGAR's feed do not say when they were filed; "
+        "1 of 2 Forms 8-K come without their items"
     )
     with edgar([feed([report(1, items=RESULTS)])]) as server:
         assert ask(filings_8k, NOW, base_url=server.url).doubted is None
@@ -130,7 +131,9 @@ def test_a_feed_that_is_not_read_to_its_end_is_doubted() -> None:
         assert ask(filings_8k, NOW, base_url=server.url).doubted is None
         cut = ask(filings_8k, NOW, base_url=server.url, max_pages=1)
     assert cut.tickers == ["ACME"]
-    assert cut.doubted == "EDGAR's feed goes on after the 100 entries that were read: max_pages allows no more"
+    assert (
+        cut.doubted == "incomplete: EDGAR's feed goes on after the 100 entries that were read: max_pages allows no more"
+    )
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_feed_of_days_ago_is_doubted() -> None:
         assert ask(insider_buying, NOW, base_url=server.url).doubted is None
         assert ask(insider_buying, "2026-03-06T23:00:00+00:00", base_url=server.url).doubted is None
         old = ask(insider_buying, "2026-03-07T00:00:00+00:00", base_url=server.url)
-    assert old.doubted == "EDGAR's feed of Forms 4 is of 2026-03-04; nothing newer came"
+    assert old.doubted == "stale: EDGAR's feed of Forms 4 is of 2026-03-04; nothing newer came"
 
 
 def test_a_document_that_comes_later_is_read_later_and_given_up_at_last() -> None:
@@ -351,4 +351,4 @@ def test_entries_without_a_summary_are_doubted() -> None:
     with edgar([feed([bare, entry(2)])], {1: bought(1), 2: form4([])}) as server:
         asked = ask(insider_buying, NOW, base_url=server.url)
     assert asked.tickers == ["ACME"]
-    assert asked.doubted == "1 of 2 filings of EDGAR's feed do not say when they were filed"
+    assert asked.doubted == "incomplete: 1 of 2 filings of EDGAR's feed do not say when they were filed"

@@ -274,7 +274,7 @@ def test_many_missing_documents_are_suspicious_and_none_is_an_error() -> None:
         context = context_at("2026-03-04T23:30:00+00:00", "insider_buying", base_url=server.url)
         (buying,) = list(insider_buying({}, context))
     assert buying.extras["filings"] == [number(3)]
-    assert context.doubted == "4 of 5 Forms 4 could not be read, most are missing; see the tool log"
+    assert context.doubted == "incomplete: 4 of 5 Forms 4 could not be read, most are missing; see the tool log"
     with edgar([feed(map(entry, range(5)))], {}) as server, pytest.raises(NotFound, match="no such file"):
         scan(insider_buying, {}, base_url=server.url)
 

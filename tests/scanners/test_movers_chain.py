@@ -314,7 +314,7 @@ def test_funds_are_left_out_and_a_share_that_is_named_like_another_is_not() -> N
     )
     found = find(Market({**MOVERS, "top_gainers": gainers}, listed=(200, TEXT, listed)))
     assert found.tickers == ["GME", "GMED", "DOWN", "UPUP"]
-    assert found.doubted == "SOXS: not in Alpha Vantage's listing, and left out: may be a share or a fund"
+    assert found.doubted == "missing: SOXS: not in Alpha Vantage's listing, and left out: may be a share or a fund"
     (said,) = [each for each in found.log if each.get("source") == "alpha_vantage_listing"]
     assert (said["funds"], said["unknown"]) == (["IBIT", "POEL"], ["SOXS"])
 

@@ -114,13 +114,18 @@ def test_recommendations_of_years_ago_are_not_kept() -> None:
     with RecordedServer(EVERYTHING, manifest=False) as server:
         asked = run("analyst_revisions", PAST, server, ["X", "ACME"])
     assert asked.candidates == []
-    assert str(asked.doubted).startswith("the recommendations of 2 of 2 tickers cannot be compared for 2022-03-04")
+    assert str(asked.doubted).startswith(
+        "missing: the recommendations of 2 of 2 tickers cannot be compared for 2022-03-04"
+    )
 
 
 def test_a_calendar_of_a_day_of_this_week_lacks_what_was_due_since() -> None:
     with RecordedServer(EVERYTHING, manifest=False) as server:
         asked = run("earnings_calendar", date(2026, 5, 15), server, None)
-    assert asked.doubted == "Alpha Vantage's calendar begins today: reports that were due since 2026-05-15 are missing"
+    assert (
+        asked.doubted
+        == "missing: Alpha Vantage's calendar begins today: reports that were due since 2026-05-15 are missing"
+    )
 
 
 def test_the_payloads_of_today_would_make_candidates() -> None:
