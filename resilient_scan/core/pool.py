@@ -23,6 +23,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ from typing import Any, TypeVar
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
-from resilient_scan.engines.sockets import FIRST_LOOK, Release
+from resilient_scan.engines.sockets import FIRST_LOOK, LOOK_INTERVAL, MAX_TIME, Release
 from resilient_scan.layers.timeout import GRACE_PERIOD
 
 _frames_lock = threading.Lock()
@@ -362,20 +363,33 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._expire(worker, now)
             if expired:
                 self._replace_hung()
-            self._go_on_freeing()
+            self._go_on_freeing(self._clock.monotonic)
             self._next_look = upcoming = self._upcoming()
             if upcoming > now:
                 self._clock.wait(upcoming, self._wake)
 
     def _is_done(self) -> bool:
         with self._mutex:
-            if self._closed and not self._workers:  # nobody waits for the timers that are left
-                self._watchdog = None
-                for _, _, release in self._releases:
-                    release.stop()
-                self._releases.clear()
-                return True
-            return False
+            if not self._closed or self._workers:
+                return False
+        self._free_the_last()
+        with self._mutex:
+            self._watchdog = None  # nobody waits for the timers that are left
+        return True
+
+    def _free_the_last(self) -> None:
+        """Go on to free hung threads of a pool that is closed, for a second at most.
+
+        A run ends at the deadline of a scanner that hangs, before the first look at its thread, and many a runner is
+        closed right after its run. The time is the machine's: nobody advances a test's clock any more.
+        """
+        began, now = time.monotonic(), self._clock.monotonic()
+        while self._releases and time.monotonic() < began + MAX_TIME:
+            self._go_on_freeing(lambda: now + time.monotonic() - began)
+            time.sleep(LOOK_INTERVAL)
+        for _, _, release in self._releases:
+            release.stop()
+        self._releases.clear()
 
     def _past_deadline(self, now: float) -> list[Worker]:
         with self._mutex:
@@ -423,14 +437,14 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
 
-    def _go_on_freeing(self) -> None:
+    def _go_on_freeing(self, monotonic: Callable[[], float]) -> None:
         """Go on to free hung threads, for a moment only: hundreds of them must not hold up the deadlines of others."""
-        now = self._clock.monotonic()
+        now = monotonic()
         until = now + FREEING_TIME
         while self._releases and self._releases[0][0] <= now < until:
             release = heapq.heappop(self._releases)[2]
             again = guarded(partial(release.step, now), "a hung thread could not be looked at")
-            now = self._clock.monotonic()
+            now = monotonic()
             if again is None:
                 release.stop()
             else:

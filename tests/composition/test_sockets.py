@@ -355,6 +355,24 @@ def test_no_descriptor_is_left(freed: Freed) -> None:
             freed(receive, url)
 
 
+def test_a_thread_is_freed_after_its_runner_was_closed(bare: Bare) -> None:
+    """At once after the run, which ends at the deadline: before the first look."""
+    came_back = threading.Event()
+
+    @scanner(pipeline="p", timeout=SHORT)
+    def calls(_state: dict[str, Any]) -> list[Any]:
+        try:
+            receive(url)
+        finally:
+            came_back.set()
+        return []
+
+    with raw_server(hang) as url:
+        with ScanRunner([calls], policy=bare(), listeners=()) as runner:
+            runner.run({})
+        assert came_back.wait(10)
+
+
 @pytest.mark.usefixtures("descriptors")
 def test_no_descriptor_is_left_when_the_runner_is_closed_in_between(bare: Bare) -> None:
     @scanner(pipeline="p", timeout=SHORT)
