@@ -141,7 +141,7 @@ def _runs() -> list[stat.Panel]:
         .no_value("never"),
         stat_panel(
             "Alerting's heartbeat",
-            "When the watchdog was last seen; after three minutes without one, alerts are not trusted. "
+            "When the watchdog was last seen. Three minutes without one, and a resolved alert brings no scanner back. "
             "Runbook: ResilientScanBlind",
             Query(ago(process("alert_last_heartbeat_timestamp_seconds")), instant=True),
             theme.AGO,

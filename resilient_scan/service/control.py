@@ -30,8 +30,8 @@ from resilient_scan.service.watch import REAL, Outcome, Trouble, Watch, machine_
 _log = logging.getLogger("resilient_scan")
 WHO = "control endpoint"  # gave an order that names nobody
 BLIND = (
-    "No heartbeat from the alerts: none is believed to be resolved, those that still arrive count, and the breakers go "
-    "on protecting."
+    "No heartbeat from the alerts: until one comes, a resolved alert brings no scanner back. Alerts that fire still "
+    "count, and the breakers go on protecting."
 )
 MAX_NAME = 64  # characters of a scanner's name
 MAX_AUDIT = 2000  # entries among which a scanner's own are looked for
