@@ -10,6 +10,7 @@ from grafana.source.promql import (
     BY,
     DURATION,
     NOT_CLOSED,
+    NOT_REACHED,
     OUT,
     Query,
     ago,
@@ -22,6 +23,7 @@ from grafana.source.promql import (
     hits,
     hung,
     process,
+    provider_number,
     quantile,
     rare,
     series,
@@ -43,7 +45,7 @@ def build() -> str:
                 [
                     boards.line(theme.FIGURES, *_scanners(), *_runs()),
                     boards.line(theme.TABLE, scanner_table.build()),
-                    boards.line(theme.GRAPHS, _out_of_service(), _breakers()),
+                    boards.line(theme.GRAPHS, _out_of_service(), _breakers(), _providers()),
                 ],
             ),
             boards.Section(
@@ -170,6 +172,16 @@ def _breakers() -> statetimeline.Panel:
         Query(where_it_happened(breaker_number(), NOT_CLOSED), "{{scanner}}"),
         theme.BREAKER,
     ).no_value("All breakers were closed.")
+
+
+def _providers() -> statetimeline.Panel:
+    return timeline(
+        "Providers",
+        "Of the providers that did not answer in the time shown. While one is down, none of "
+        "its scanners calls it, and one makes the trial; one that is held has asked us to wait.",
+        Query(where_it_happened(provider_number(), NOT_REACHED, "provider"), "{{provider}}"),
+        theme.PROVIDER,
+    ).no_value("All providers answered.")
 
 
 # Failures

@@ -5,7 +5,7 @@ Both dashboards ask the same question with the same function, so that they show 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from grafana.source.theme import VERDICT
@@ -50,6 +50,7 @@ DISABLED = series("scanner_state", 'state="disabled"')
 QUARANTINED = series("scanner_state", 'state=~"quarantined|probing"')
 OUT = series("scanner_state", 'state!="enabled"')
 NOT_CLOSED = series("breaker_state", 'state=~"open|half_open"')
+NOT_REACHED = process("provider_state", 'state!="closed"')
 KNOWN = series("scanner_state", 'state="enabled"')  # one series for each scanner, whatever its state is
 
 
@@ -153,15 +154,25 @@ def state_number() -> str:
     return _worst("scanner_state", {"disabled": 3, "quarantined": 2, "probing": 1})
 
 
-def _worst(name: str, numbers: Mapping[str, int]) -> str:
-    chosen = {number: series(name, f'state="{state}"') for state, number in numbers.items()}
-    terms = [f"{number} * (max {BY} ({selector}) > 0)" for number, selector in chosen.items()]
-    return "\n  or ".join([*terms, f"max {BY} (0 * {series(name)})"])
+def provider_number() -> str:
+    """Return the providers' states as numbers, the worst of each provider; see `theme.PROVIDER`."""
+    return _worst("provider_state", {"open": 3, "held": 2, "half_open": 1}, of="provider", select=process)
 
 
-def where_it_happened(numbers: str, happened: str) -> str:
-    """Return states of those scanners only for which `happened` was 1 at some time that the dashboard shows."""
-    return f"(\n{numbers}\n) and on (scanner) max {BY} (max_over_time({happened}[{RANGE}] @ end())) > 0"
+def of_its_provider(numbers: str) -> str:
+    """Return the numbers of those providers that the chosen scanner calls."""
+    return f"(\n{numbers}\n) and on (provider) max by (provider) ({series('scanner_info')})"
+
+
+def _worst(name: str, numbers: Mapping[str, int], *, of: str = "scanner", select: Callable[..., str] = series) -> str:
+    chosen = {number: select(name, f'state="{state}"') for state, number in numbers.items()}
+    terms = [f"{number} * (max by ({of}) ({selector}) > 0)" for number, selector in chosen.items()]
+    return "\n  or ".join([*terms, f"max by ({of}) (0 * {select(name)})"])
+
+
+def where_it_happened(numbers: str, happened: str, of: str = "scanner") -> str:
+    """Return states of those only for which `happened` was 1 at some time that the dashboard shows."""
+    return f"(\n{numbers}\n) and on ({of}) max by ({of}) (max_over_time({happened}[{RANGE}] @ end())) > 0"
 
 
 def verdict() -> str:

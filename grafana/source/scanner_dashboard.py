@@ -28,6 +28,8 @@ from grafana.source.promql import (
     budget_left,
     failing,
     hung,
+    of_its_provider,
+    provider_number,
     quantile,
     rare,
     rare_or_none,
@@ -56,6 +58,7 @@ def build() -> str:
             boards.Section(
                 "Failures",
                 [
+                    boards.line(theme.STATES, _provider()),
                     boards.line(theme.GRAPHS, _failing(), _errors(), _candidates()),
                     boards.line(theme.LOW_GRAPHS, _changes(), _probes(), _odd()),
                 ],
@@ -166,6 +169,16 @@ def _breaker() -> statetimeline.Panel:
         Query(breaker_number(), "breaker"),
         theme.BREAKER,
     ).no_value("no breaker")
+
+
+def _provider() -> statetimeline.Panel:
+    return timeline(
+        "The provider it calls",
+        "Shared with the other scanners of that provider. While it is down, none of them calls it, and one makes the "
+        "trial; while it is held, it has asked us to wait.",
+        Query(of_its_provider(provider_number()), "{{provider}}"),
+        theme.PROVIDER,
+    ).no_value("no provider with a breaker")
 
 
 def _scans() -> timeseries.Panel:

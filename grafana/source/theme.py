@@ -34,6 +34,7 @@ HEARTBEAT: Steps = ((None, RED), (-180, YELLOW), (-90, GREEN))
 # Words for states, and what their colours mean: green is in service, amber on trial, red out of service, purple by hand
 BREAKER: Words = {0: ("closed", GREEN), 1: ("half-open", AMBER), 2: ("OPEN", RED)}
 STATE: Words = {0: ("enabled", GREEN), 1: ("probing", AMBER), 2: ("QUARANTINED", RED), 3: ("DISABLED by hand", PURPLE)}
+PROVIDER: Words = {0: ("closed", GREEN), 1: ("half-open", AMBER), 2: ("held", YELLOW), 3: ("DOWN", RED)}
 VERDICT: Words = {  # what is wrong with a scanner, the worst last
     0: ("healthy", GREEN),
     1: ("suspicious answers", YELLOW),

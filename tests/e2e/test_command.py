@@ -78,7 +78,7 @@ def test_only_and_pipeline_choose() -> None:
 
 
 def test_another_date_gives_another_answer() -> None:
-    report = json.loads(run("run", "--json", "--as-of", "2012-03-14").stdout)
+    report = json.loads(run("run", "--json", "--as-of", "2012-11-14").stdout)
     assert report["complete"] is True
     assert report["candidates"] != json.loads(run("run", "--json").stdout)["candidates"]
 

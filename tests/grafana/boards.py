@@ -10,6 +10,7 @@ from typing import Any
 
 from grafana.source.__main__ import HOME
 from resilient_scan.observe.metrics import families
+from resilient_scan.observe.metrics.catalogue import PROVIDER_STATES
 
 BOARDS = ("fleet", "scanner")
 PANELS = {"timeseries", "state-timeline", "stat", "gauge", "bargauge", "table"}
@@ -86,7 +87,7 @@ def _odd_matchers(name: str, inside: str, family: Any) -> Iterator[str]:
         if label not in {*family.labels, "job", "instance", "le"}:
             yield f"{name}{{{label}}}"
         elif label in closed and all(family.closed) and "$" not in value:
-            known = {values[closed.index(label)] for values in family.closed}
+            known = {values[closed.index(label)] for values in family.closed} or set(PROVIDER_STATES)
             wanted = value.split("|") if "~" in operator else [value]
             yield from (f"{name}{{{label}={each}}}" for each in wanted if each not in known)
 

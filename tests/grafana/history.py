@@ -56,6 +56,7 @@ FLAKY, FAILING, HANGING, BROKEN, BY_HAND, ODD, CACHED = (
     "rsi_oversold",
     "options_flow",
 )
+PROVIDER = "sec"  # stands as the breaker of the broken one
 NAMES = (*STEADY, FLAKY, FAILING, HANGING, BROKEN, BY_HAND, ODD, CACHED)
 
 
@@ -96,10 +97,19 @@ class Scanner:
     breaker: str = "closed"
     hung: int = 0
     outcomes: list[str | None] = field(default_factory=list)
+    provider: str = ""
 
     def registered(self) -> Registered:
         """Return it as the listener sees it."""
-        return Registered(self.name, "live", lambda: self.breaker, lambda: self.hung, lambda: self.state, TOTAL)
+        return Registered(
+            self.name,
+            "live",
+            lambda: self.breaker,
+            lambda: self.hung,
+            lambda: self.state,
+            TOTAL,
+            lambda: self.provider,
+        )
 
 
 class Life:
@@ -109,10 +119,14 @@ class Life:
         self.cadence = cadence
         self.registry = CollectorRegistry()
         self.fleet = {name: Scanner(name) for name in NAMES}
+        self.fleet[BROKEN].provider = self.fleet[BY_HAND].provider = PROVIDER
+        self.fleet[FLAKY].provider = "news.example:443"
         self._send: Callable[[Event], None] = PrometheusMetrics(self.registry)
         self._send(
             ScannersRegistered(
-                tuple(each.registered() for each in self.fleet.values()), lambda: Load(0, 0, 8, self._hung)
+                tuple(each.registered() for each in self.fleet.values()),
+                lambda: Load(0, 0, 8, self._hung),
+                lambda: {PROVIDER: self.fleet[BROKEN].breaker, "news.example:443": "closed"},
             )
         )
         self._send(AlertsServed(START))

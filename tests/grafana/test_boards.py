@@ -160,7 +160,7 @@ def test_every_metric_is_looked_at() -> None:
     """A metric on no dashboard and in no rule is one that nobody will find."""
     asked = " ".join([*(text(name) for name in BOARDS), *(FILES[path] for path in RULES)])
     unused = [family.name for family in families() if not re.search(rf"\b{family.name}(_bucket|_sum|_count)?\b", asked)]
-    assert unused == ["resilient_scan_provider_state", "resilient_scan_scanner_info"]  # no panel has them yet
+    assert unused == []
 
 
 @pytest.mark.parametrize("name", BOARDS)
@@ -186,6 +186,8 @@ MEANING = {
     "probing": "semi-dark-yellow",
     "QUARANTINED": "red",
     "DISABLED by hand": "purple",
+    "held": "yellow",
+    "DOWN": "red",
 }
 
 
@@ -197,7 +199,7 @@ def test_the_colour_of_a_state_is_what_it_means(name: str) -> None:
         assert panel["fieldConfig"]["defaults"]["color"]["mode"] == "thresholds"
         (words,) = panel["fieldConfig"]["defaults"]["mappings"]
         seen |= {each["text"]: each["color"] for each in words["options"].values()}
-    assert (len(timelines), seen) == (2, MEANING)
+    assert (len(timelines), seen) == (3, MEANING)
     assert not any("breaker_state" in query["expr"] for _, query in queries_of(name, "timeseries"))
 
 

@@ -29,6 +29,7 @@ from tests.grafana.history import (
     NAMES,
     ODD,
     PHASES,
+    PROVIDER,
     RESTARTED,
     START,
     STEADY,
@@ -368,12 +369,16 @@ def test_states_over_time_are_those_of_whom_something_happened_to(viewer: Viewer
     """Two hundred green bars tell nothing: only those are drawn that were out at some time."""
     (states,) = (viewer.ask(target) for title, target in queries(board("fleet")) if title == "In service")
     (breakers,) = (viewer.ask(target) for title, target in queries(board("fleet")) if title == "Breakers")
+    (providers,) = (viewer.ask(target) for title, target in queries(board("fleet")) if title == "Providers")
     by_scanner = {each["metric"]["scanner"]: {int(value) for _, value in each["values"]} for each in states}
     out = {word: number for number, (word, _) in theme.STATE.items()}
     if viewer.phase == "healthy":
-        assert (states, breakers) == ([], [])
+        assert (states, breakers, providers) == ([], [], [])
     else:
         assert {out["QUARANTINED"], out["enabled"]} <= by_scanner[BROKEN]
         assert {out["DISABLED by hand"], out["enabled"]} <= by_scanner[BY_HAND]
         assert set(by_scanner) == {BROKEN, BY_HAND}
         assert {each["metric"]["scanner"] for each in breakers} == {BROKEN}
+        assert {each["metric"]["provider"] for each in providers} == {PROVIDER}
+        stood = {theme.PROVIDER[int(value)][0] for each in providers for _, value in each["values"]}
+        assert {"closed", "DOWN"} <= stood

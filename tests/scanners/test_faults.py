@@ -188,7 +188,7 @@ def doubts_of_others(random: Random, number: int) -> Iterator[str]:
             yield context.doubted or ""
 
 
-@pytest.mark.parametrize("number", [500, pytest.param(SOUND, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [500, pytest.param(SOUND, marks=pytest.mark.long)])
 def test_sound_answers_are_believed(number: int) -> None:
     random = Random(22)
     doubts = [doubt_of_chart(random) for _ in range(number * 9 // 10)]

@@ -115,6 +115,7 @@ def test_a_patched_interpreter_does_not_replace_hung_threads(tmp_path: Path) -> 
     assert "skipped" in run.statuses.values()
 
 
+@pytest.mark.long
 def test_memory_that_is_kept_fails_whoever_needs_some(tmp_path: Path) -> None:
     done = alone("keeps_all_memory", tmp_path, limits={"RLIMIT_AS": 1 << 30})
     assert done.code != 0 or done.account is not None
