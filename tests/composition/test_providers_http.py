@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,21 @@ from resilient_scan.http import Client, TransientError
 from resilient_scan.layers import limit as limit_module
 from resilient_scan.testing import FakeClock, Recorder
 from tests.support.fixtures import Bare, Fleet
-from tests.support.http import hang, no_such_host, raw_server, read_request, say
+from tests.support.http import (
+    CHUNKED,
+    CUT,
+    UNAVAILABLE,
+    dropped,
+    hang,
+    no_such_host,
+    raw_server,
+    refused,
+    say,
+    tls_garbage,
+)
 from tests.support.results import statuses
 
 NAMES = ("gap_up", "gap_down", "movers", "volume", "news", "filings")
-CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
-UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -36,29 +42,8 @@ def _no_proxy_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     no_such_host(monkeypatch)
 
 
-@contextmanager
-def refused() -> Iterator[str]:
-    """Yield an address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def tls_garbage() -> Iterator[str]:
-    """Yield the https address of a server that speaks no TLS."""
-
-    def garbage(connection: socket.socket, _over: threading.Event) -> None:
-        connection.recv(4096)
-        connection.sendall(b"this is not TLS, and never was\r\n" * 4)
-
-    with raw_server(garbage) as url:
-        yield url.replace("http:", "https:")
-
-
-def dropped(connection: socket.socket, _over: threading.Event) -> None:
-    """Take the request, and go away."""
-    read_request(connection)
+def one_page_is_broken(path: str, _query: Any) -> tuple[int, dict[str, str], bytes]:
+    return (503 if path == "/broken" else 200), {}, b"{}"
 
 
 class Host:
@@ -152,10 +137,7 @@ def test_a_host_that_accepts_and_then_hangs_is_not_found_out(
 def test_a_page_that_is_always_503_does_not_take_the_host_from_the_others(
     host: Callable[..., Host], fleet: Fleet, bare: Bare
 ) -> None:
-    def answer(path: str, _query: Any) -> tuple[int, dict[str, str], bytes]:
-        return (503 if path == "/broken" else 200), {}, b"{}"
-
-    with LoopbackServer(answer) as server:
+    with LoopbackServer(one_page_is_broken) as server:
         source = host(server.url)
         source.paths["gap_up"] = "/broken"
         policy = bare(breaker=Breaker(failures=3), retry=Retry(attempts=2, base=0, cap=0))
@@ -169,10 +151,7 @@ def test_a_page_that_is_always_503_does_not_take_the_host_from_the_others(
 def test_a_scanner_that_comes_later_may_try_a_host_that_one_alone_has_given_up(
     host: Callable[..., Host], fleet: Fleet, bare: Bare
 ) -> None:
-    def answer(path: str, _query: Any) -> tuple[int, dict[str, str], bytes]:
-        return (503 if path == "/broken" else 200), {}, b"{}"
-
-    with LoopbackServer(answer) as server:
+    with LoopbackServer(one_page_is_broken) as server:
         source = host(server.url)
         source.paths["gap_up"] = "/broken"
         runner = fleet(*map(source.scanner, NAMES[:2]), policy=bare(breaker=Breaker(failures=2)))

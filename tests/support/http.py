@@ -17,6 +17,9 @@ from resilient_scan import ScanContext
 from resilient_scan.cli.demo_server import LoopbackServer
 
 Handler = Callable[[socket.socket, threading.Event], None]
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @contextmanager
@@ -80,6 +83,31 @@ def say(answer: bytes) -> Handler:
 def hang(connection: socket.socket, over: threading.Event) -> None:
     """Take a connection, and answer nothing on it."""
     over.wait()
+
+
+def dropped(connection: socket.socket, _over: threading.Event) -> None:
+    """Take the request, and go away."""
+    read_request(connection)
+
+
+@contextmanager
+def refused() -> Iterator[str]:
+    """Yield an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def tls_garbage() -> Iterator[str]:
+    """Yield the https address of a server that speaks no TLS."""
+
+    def garbage(connection: socket.socket, _over: threading.Event) -> None:
+        connection.recv(4096)
+        connection.sendall(b"this is not TLS, and never was\r\n" * 4)
+
+    with raw_server(garbage) as url:
+        yield url.replace("http:", "https:")
 
 
 @contextmanager

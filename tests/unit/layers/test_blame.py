@@ -18,35 +18,24 @@ import pytest
 from resilient_scan import PermanentError, RetryAfter, ScanCancelled, ScanTimeout
 from resilient_scan.http import TransientError
 from resilient_scan.layers.blame import is_of_way
-from tests.support.http import black_holes, hang, no_such_host, raw_server, read_request, say
+from tests.support.http import (
+    CHUNKED,
+    CUT,
+    UNAVAILABLE,
+    black_holes,
+    dropped,
+    hang,
+    no_such_host,
+    raw_server,
+    read_request,
+    refused,
+    say,
+    tls_garbage,
+)
 
 Fetch = Callable[[str], object]
-CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
-UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 NONSENSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 TIMEOUT = 0.2
-
-
-@contextmanager
-def refused() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def tls_garbage() -> Iterator[str]:
-    def garbage(connection: socket.socket, _over: threading.Event) -> None:
-        connection.recv(4096)
-        connection.sendall(b"this is not TLS, and never was\r\n" * 4)
-
-    with raw_server(garbage) as url:
-        yield url.replace("http:", "https:")
-
-
-def dropped(connection: socket.socket, _over: threading.Event) -> None:
-    read_request(connection)
 
 
 @contextmanager
