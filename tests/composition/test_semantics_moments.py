@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
 from tests.support.scanners import held
+from tests.support.tasks import QuietTask
 from tests.support.waiting import WAIT_TIMEOUT
 
 
@@ -152,13 +152,8 @@ def test_who_waits_for_a_hung_load_does_not_load_after_its_own_time(
     assert len(loads) == 1
 
 
-class Job:
+class Job(QuietTask):
     """Work for a pool: hangs until it is released, far beyond its time."""
-
-    name = "job"
-
-    frees_sockets = False
-    helpers: Sequence[threading.Thread] = ()
 
     def __init__(self, release: threading.Event) -> None:
         self._release = release
@@ -170,18 +165,6 @@ class Job:
     def run(self) -> None:
         self.begun.set()
         self._release.wait()
-
-    def expire(self, _thread: str, _age: float, _lateness: float, /) -> None: ...
-
-    def cut_off(self) -> None: ...
-
-    def returned(self) -> None: ...
-
-    def abandon(self, _thread: str, _age: float, /) -> None: ...
-
-    def late(self, _age: float, _abandoned: bool, _by_sockets: bool, /) -> None: ...
-
-    def refuse(self, _reason: str, /) -> None: ...
 
 
 def test_shutting_the_pool_down_never_waits_for_one_that_hangs_only_later(

@@ -28,14 +28,13 @@ from resilient_scan.engines.greenlets import suspend
 from resilient_scan.engines.loop import Loops
 from tests.support.examples import examples
 from tests.support.fixtures import Eventually
+from tests.support.tasks import QuietTask
 
 SHORT, LONG = 0.03, 600.0
 
 
-class Job:
+class Job(QuietTask):
     """A task that waits on the loop until it is told to end, and notes what the lane tells it."""
-
-    through = False
 
     def __init__(self, number: int, total: float, *, wanted: bool, blocks: bool) -> None:
         self.name = f"job-{number}"
@@ -73,10 +72,6 @@ class Job:
 
     def returned(self) -> None:
         self.told.append("returned")
-
-    def abandon(self, _thread: str, _age: float, /) -> None: ...
-
-    def late(self, _age: float, _abandoned: bool, _by_sockets: bool, /) -> None: ...
 
     def refuse(self, _reason: str, /) -> None:
         self.told.append("refuse")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,16 +23,14 @@ from resilient_scan.core.pool import ThreadPool
 from resilient_scan.testing import FakeClock
 from tests.support.examples import examples
 from tests.support.fixtures import Eventually
+from tests.support.tasks import QuietTask
 
 WAIT_TIMEOUT = 5.0
 THREADS = "pool-of-the-machine"
 
 
-class Job:
+class Job(QuietTask):
     """A task that runs until it is told to end, and notes what the pool tells it."""
-
-    frees_sockets = False
-    helpers: Sequence[threading.Thread] = ()
 
     def __init__(self, number: int, limit: float, wanted: bool = True) -> None:
         self.name = f"job-{number}"
@@ -56,14 +54,8 @@ class Job:
         self.age = age
         self.told.append("expire")
 
-    def cut_off(self) -> None: ...
-
     def returned(self) -> None:
         self.told.append("late")
-
-    def abandon(self, _thread: str, _age: float, /) -> None: ...
-
-    def late(self, _age: float, _abandoned: bool, _by_sockets: bool, /) -> None: ...
 
     def refuse(self, reason: str, /) -> None:
         self.told.append("refuse")

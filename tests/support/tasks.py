@@ -1,0 +1,29 @@
+"""A task of the pool or the lane that takes note of nothing; tests override what they look at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+
+class QuietTask:
+    """Everything but the work itself, which `start` and `run` are."""
+
+    name: str = "job"
+    through: bool = False
+    frees_sockets: bool = False
+    helpers: Sequence[threading.Thread] = ()
+
+    def expire(self, _thread: str, _age: float, _lateness: float, /) -> None: ...
+
+    def cut_off(self) -> None: ...
+
+    def returned(self) -> None: ...
+
+    def abandon(self, _thread: str, _age: float, /) -> None: ...
+
+    def late(self, _age: float, _abandoned: bool, _by_sockets: bool, /) -> None: ...
+
+    def refuse(self, _reason: str, /) -> None: ...
+
+    def stop(self) -> None: ...
