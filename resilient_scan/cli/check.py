@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from resilient_scan._text import counted
+from resilient_scan.cli.choice import bundled, lacks
 from resilient_scan.cli.export import misfit
-from resilient_scan.cli.fleet import bundled, lacks, state_for
+from resilient_scan.cli.fleet import state_for
 from resilient_scan.errors import ConfigError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.lint.blocking import blocking_calls

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from resilient_scan.cli.fleet import Request, choose, installed
+from resilient_scan.cli.choice import Request, choose
+from resilient_scan.cli.fleet import installed
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.quarantine import ORDER_DURATION

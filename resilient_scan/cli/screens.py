@@ -26,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient_scan._text import brief, clean, counted, hide
+from resilient_scan.cli.choice import Request, need_keys
 from resilient_scan.cli.faults import PIPELINE, Watch
-from resilient_scan.cli.fleet import ReadyFleet, Request, need_keys
+from resilient_scan.cli.fleet import ReadyFleet
 from resilient_scan.cli.process import OUTPUT
 from resilient_scan.cli.tables import console_of, draw, elapsed, live_table, write
 from resilient_scan.cli.verify import Verified, summary

@@ -13,7 +13,8 @@ from types import FrameType
 
 import msgspec
 
-from resilient_scan.cli.fleet import ReadyFleet, Request, open_fleet, state_for
+from resilient_scan.cli.choice import Request
+from resilient_scan.cli.fleet import ReadyFleet, open_fleet, state_for
 from resilient_scan.clock import SystemClock
 from resilient_scan.events import Listener
 from resilient_scan.service import ControlService

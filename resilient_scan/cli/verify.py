@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from resilient_scan._text import counted
-from resilient_scan.cli.fleet import Request, open_fleet
+from resilient_scan.cli.choice import Request
+from resilient_scan.cli.fleet import open_fleet
 from resilient_scan.results import RunReport, ScanResult, plain
 
 

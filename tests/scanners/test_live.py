@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.cli.fleet import Request, open_fleet
+from resilient_scan.cli.choice import Request
+from resilient_scan.cli.fleet import open_fleet
 
 pytestmark = pytest.mark.live
 

@@ -13,7 +13,8 @@ import pytest
 
 from resilient_scan import ConfigError
 from resilient_scan.cli import main as cli
-from resilient_scan.cli.fleet import Request, open_fleet
+from resilient_scan.cli.choice import Request
+from resilient_scan.cli.fleet import open_fleet
 from tests.scanners.filings import COMPANIES, entry, feed, form4, line, owner, submission
 from tests.scanners.recorded import Answer, Asked, RecordedServer, folder
 from tests.support.disks import no_file_beyond

@@ -14,9 +14,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from resilient_scan import ConfigError
-from resilient_scan.cli import fleet as choice
+from resilient_scan.cli import fleet
 from resilient_scan.cli.check import check
-from resilient_scan.cli.fleet import Request, open_fleet, state_for, survey
+from resilient_scan.cli.choice import Request
+from resilient_scan.cli.fleet import open_fleet, state_for, survey
 from resilient_scan.observe.metrics import exposition
 from tests.support.settings import write_settings
 
@@ -82,7 +83,7 @@ def test_a_built_in_scanner_that_is_sent_elsewhere_does_not_get_bundled_data(tmp
 def test_with_settings_of_its_own_a_built_in_scanner_needs_no_bundled_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "load_demo", lambda: None)
+    monkeypatch.setattr(fleet, "load_demo", lambda: None)
     config = write_settings(tmp_path, '[scanners.gap_up.settings]\nuniverse = ["AAPL"]\n')
     configured = [row["name"] for row in survey(config)[0] if row["configured"]]
     assert configured == ["gap_up"]

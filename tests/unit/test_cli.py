@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from resilient_scan import PluginError, __main__, settings
-from resilient_scan.cli import fleet as choice
-from resilient_scan.cli import main as arguments
+from resilient_scan.cli import choice
 from resilient_scan.cli import main as cli
+from resilient_scan.cli import options as arguments
 from resilient_scan.settings.plugins import Plugins, Problem
 
 CONTEXT = click.Context(cli.command)

@@ -11,7 +11,8 @@ import pytest
 
 from resilient_scan import Candidate, ConfigError, ScanContext, load_settings, scanner
 from resilient_scan.cli import main as cli
-from resilient_scan.cli.fleet import Request, lacks, open_fleet
+from resilient_scan.cli.choice import Request, lacks
+from resilient_scan.cli.fleet import open_fleet
 from resilient_scan.http import credential
 from resilient_scan.settings import plugins
 from resilient_scan.settings.plugins import Plugins, found_of
