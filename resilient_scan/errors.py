@@ -17,8 +17,11 @@ a plain exception is its own only leaf.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Final
+from typing import Any, Final
+
+from resilient_scan._log import log as _log
 
 
 class ScanError(Exception):
@@ -202,16 +205,45 @@ def requested_wait(error: BaseException) -> float | None:
     return longest
 
 
-def is_listed(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
-    """Say whether `kinds`, from `Retry.on` or `Breaker.on`, list a leaf that counts.
+def is_listed(error: BaseException, kinds: tuple[type[BaseException], ...] | Callable[[BaseException], bool]) -> bool:
+    """Say whether `kinds`, from `Retry.on` or `Breaker.on`, list a leaf that counts, or say yes to one.
 
-    Listing a group's class, `ExceptionGroup` for example, lists all its leaves.
+    Listing a group's class, `ExceptionGroup` for example, lists all its leaves; a predicate sees each leaf.
     """
+    if not isinstance(kinds, tuple):
+        return any(not isinstance(leaf, _UNLISTED) and _says_yes(kinds, leaf) for leaf in decisive_leaves(error))
     by_group = isinstance(error, kinds)
     for leaf in decisive_leaves(error):
         if (by_group or isinstance(leaf, kinds)) and not isinstance(leaf, _UNLISTED):
             return True
     return False
+
+
+_stumbled: set[str] = set()  # predicates that have raised
+
+
+def _says_yes(predicate: Callable[[BaseException], bool], leaf: BaseException) -> bool:
+    """Return a predicate's answer; where it raises, yes, as the default `on` would say.
+
+    The usual case is `lambda error: error.response.status_code == 503`, which meets a connection that was refused: that
+    error has no response. If that meant no, a source that is down would never open its breaker.
+    """
+    try:
+        return bool(predicate(leaf))
+    except BaseException as error:  # foreign code; the failure that it was asked about must not be lost
+        name = name_of(predicate)
+        if name not in _stumbled:
+            _stumbled.add(name)
+            kinds = type(leaf).__qualname__, type(error).__qualname__
+            _log.warning("the predicate %s, asked about %s, raised %s: that counts as yes", name, *kinds)
+        return True
+
+
+def name_of(function: Any) -> str:
+    """Return the name by which a callable can be found in the code: the same in each process, unlike its `repr`."""
+    function = getattr(function, "func", function)  # of a `functools.partial`
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 for _public in (

@@ -11,18 +11,20 @@ every other type is handled the same way.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from resilient_scan._text import did_you_mean
-from resilient_scan.errors import ConfigError, is_number
+from resilient_scan.errors import ConfigError, is_number, name_of
 
 Exceptions = tuple[type[BaseException], ...]
+Predicate = Callable[[BaseException], bool]
 Seconds = Annotated[float, "seconds"]
 
 
@@ -93,8 +95,26 @@ class Option(msgspec.Struct, frozen=True, metaclass=_Named):
 
     def _exceptions(self, field: str) -> None:
         value = getattr(self, field)
+        if inspect.iscoroutinefunction(value):
+            raise self._fail(field, "a predicate that is not async")  # its coroutine would always mean yes
+        if is_predicate(value):
+            try:
+                hash(value)
+            except TypeError:
+                raise self._fail(field, "a predicate that can be hashed, as every option can") from None
+            return
         if not isinstance(value, tuple) or not all(isinstance(e, type) and issubclass(e, BaseException) for e in value):
-            raise self._fail(field, "a tuple of exception classes")
+            raise self._fail(field, "a tuple of exception classes, or a predicate (exception) -> bool")
+
+    def __repr__(self) -> str:
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        said = (f"{name}={name_of(value) if is_predicate(value) else repr(value)}" for name, value in fields)
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def is_predicate(value: object) -> bool:
+    """Say whether an `on` is a predicate, as opposed to classes."""
+    return callable(value) and not isinstance(value, type)
 
 
 class Cache(Option, frozen=True):
@@ -143,7 +163,8 @@ class Retry(Option, frozen=True):
         attempts: attempts in total, >= 1; 1 means that nothing is retried.
         base: upper bound of the first wait in seconds, >= 0.
         cap: upper bound of every wait in seconds, >= base.
-        on: exception classes that are worth another attempt.
+        on: exception classes that are worth another attempt, or a predicate `(exception) -> bool` that says which
+            are; it is asked for each exception of a group. Where it raises an error itself, its answer counts as yes.
         retry_after_cap: longest wait in seconds that a `RetryAfter` can ask for, >= 0.
         budget: retry budget, as a share of the executions of the last 60 seconds, 0 < budget <= 1; it keeps a fleet
             from doubling the load on a source that is down. `None`: no budget.
@@ -153,7 +174,7 @@ class Retry(Option, frozen=True):
     attempts: int = 3
     base: Seconds = 0.5
     cap: Seconds = 10.0
-    on: Exceptions = (Exception,)
+    on: Exceptions | Predicate = (Exception,)
     retry_after_cap: Seconds = 60.0
     budget: float | None = None
     budget_min: int = 10
@@ -178,25 +199,31 @@ class Breaker(Option, frozen=True):
         open_for: seconds for which it stays open the first time, > 0; doubles, with jitter, while trials fail.
         open_cap: longest time in seconds that it stays open, >= open_for.
         trials: half-open trials admitted at a time, >= 1; the same number of successes closes the breaker.
-        on: exception classes that count as failures; others cast no vote.
+        on: exception classes that count as failures, or a predicate `(exception) -> bool` as in `Retry`; others cast
+            no vote. A `RetryAfter` and a timeout of ours always count.
         failure_rate: share of failures among the last `window` attempts that also opens it, 0 < rate <= 1.
         slow_after: seconds after which a successful attempt counts as slow, > 0.
         slow_rate: share of slow attempts among the last `window` that also opens it, 0 < rate <= 1;
             requires `slow_after`.
         window: how many attempts the rates look back on, >= 1.
         minimum: attempts in the window that a rate needs before it can open the breaker, 1 <= minimum <= window.
+        within: seconds, > 0, after which an attempt no longer counts, neither in a row nor in the window; `None`: it
+            counts until a success or newer attempts replace it.
+        suspicious: whether an answer that is suspicious (`ScanResult.suspicious`) counts as a failure.
     """
 
     failures: int = 5
     open_for: Seconds = 60.0
     open_cap: Seconds = 3600.0
     trials: int = 1
-    on: Exceptions = (Exception,)
+    on: Exceptions | Predicate = (Exception,)
     failure_rate: float | None = None
     slow_after: Seconds | None = None
     slow_rate: float | None = None
     window: int = 20
     minimum: int = 10
+    within: Seconds | None = None
+    suspicious: bool = False
 
     def __post_init__(self) -> None:
         self._whole("failures", 1)
@@ -215,6 +242,10 @@ class Breaker(Option, frozen=True):
         self._whole("minimum", 1)
         if self.minimum > self.window:
             raise self._fail("minimum", f"<= window ({self.window})")
+        self._optional("within", above=0)
+        suspicious: Any = self.suspicious
+        if not isinstance(suspicious, bool):
+            raise self._fail("suspicious", "True or False")
 
 
 class Limit(Option, frozen=True):

@@ -576,7 +576,9 @@ class Execution:
         retry = stack.policy.retry
         if retry is None or context.timed_out or context.attempt >= retry.attempts:
             return False
-        return isinstance(failure, retry.on) and stack.may_retry(context)
+        # A predicate is foreign code, and has no business on the watchdog's thread: the successor asks it.
+        listed = isinstance(failure, retry.on) if isinstance(retry.on, tuple) else True
+        return listed and stack.may_retry(context)
 
     def _hand_to_successor(self, failure: ScanTimeout | WorkerLost | None, events: list[Event]) -> bool:
         """Abandon the hung attempt and let a successor go on with the next; `False`: it has ended.

@@ -48,7 +48,7 @@ from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Providers, permitted
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
-from resilient_scan.layers.suspicion import Baseline, expecting
+from resilient_scan.layers.suspicion import Baseline, doubting, expecting
 from resilient_scan.layers.timeout import HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
@@ -234,7 +234,7 @@ class Stack:
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.baseline: Baseline = Baseline(spec.empty_ok)
-        self.doubt = self.baseline.doubt
+        self.doubt = _doubted_before if self._votes_on_doubts else self.baseline.doubt
         self.calls: BlockingCalls = BlockingCalls(
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
@@ -306,7 +306,7 @@ class Stack:
     def _fold(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""
         policy, traffic = self.policy, self._config.traffic
-        call = expecting(self.spec.expect, call)
+        call = doubting(self.baseline.doubt if self._votes_on_doubts else None, expecting(self.spec.expect, call))
         if traffic is not None:
             call = traffic.guarded(call)
         if policy.timeout.attempt is not None:
@@ -330,6 +330,11 @@ class Stack:
                 on_exhausted=self._report_exhausted,
             )
         return call
+
+    @property
+    def _votes_on_doubts(self) -> bool:
+        """Whether a suspicious answer is a failure to the breaker, so that it has to be judged before the vote."""
+        return self.policy.breaker is not None and self.policy.breaker.suspicious
 
     def _at_provider(self, provider: Provider, call: Call) -> Call:
         call = permitted(provider, call)
@@ -475,6 +480,10 @@ class Stack:
         """List this scanner's threads that did not stop in time and still run, oldest first."""
         found = abandoned_in(self._lane, self.pool, self.calls.pool)
         return [thread for thread in found if thread.name == self.name]
+
+
+def _doubted_before(_found: int, _dropped: int) -> None:
+    """Learn nothing: the answer was judged when its attempt ended."""
 
 
 def _learn_provider(this: weakref.ref[Stack], provider: Provider | None) -> None:

@@ -18,7 +18,7 @@ other code or other settings, or whose answers were forgotten, starts from nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
@@ -136,6 +136,26 @@ def expecting(expect: Expect | None, call: Call) -> Call:
         return found
 
     return checked
+
+
+def doubting(doubt: Callable[[int, int], str | None] | None, call: Call) -> Call:
+    """Return a call that compares the answer of `call` with former ones, while a breaker still waits for its vote.
+
+    Args:
+        doubt: says why an answer of that many candidates, of which others were dropped, is suspicious, or learns from
+            it; `None`: no breaker waits.
+        call: asks the scanner once.
+    """
+    if doubt is None:
+        return call
+
+    def judged(context: AttemptContext) -> list[Any]:
+        found = call(context)
+        if context.doubted is None and not context.incomplete:
+            context.doubted = doubt(len(found), context.dropped)
+        return found
+
+    return judged
 
 
 def breaches(expect: Expect, found: list[Any], context: AttemptContext) -> Iterable[tuple[str, str]]:

@@ -169,8 +169,8 @@ def retry_after_over_total(case: Case) -> str | None:
 def retried_not_counted(case: Case) -> str | None:
     """Some failures are retried and never open the breaker."""
     retry, breaker = case.retry, case.policy.breaker
-    if retry is None or breaker is None:
-        return None
+    if retry is None or breaker is None or not (isinstance(retry.on, tuple) and isinstance(breaker.on, tuple)):
+        return None  # nobody can tell what a predicate says
     if all(issubclass(kind, (*breaker.on, RetryAfter, ScanTimeout)) for kind in retry.on):
         return None
     return (
@@ -190,6 +190,40 @@ def attempts_over_failures(case: Case) -> str | None:
         f"breaker.failures={breaker.failures} opens the breaker in the middle of a scan: of "
         f"retry.attempts={retry.attempts} attempts that fail only {breaker.failures} would be made; "
         f"raise breaker.failures to {retry.attempts} or more, or lower retry.attempts"
+    )
+
+
+@_rule
+def within_below_attempt(case: Case) -> str | None:
+    """Attempts that hang are forgotten before the next one has hung."""
+    breaker, longest = case.policy.breaker, case.longest
+    if breaker is None or breaker.within is None or breaker.failure_rate is not None:
+        return None
+    if breaker.within >= (breaker.failures - 1) * longest:
+        return None
+    least = (breaker.failures - 1) * longest
+    return (
+        f"breaker.failures={breaker.failures} attempts that hang for {case.longest_path} each, one after another, end "
+        f"over {s(least)}, and only those of the last breaker.within={s(breaker.within)} count: a source that hangs "
+        f"never opens the breaker; raise breaker.within to {least:g}, or lower {case.longest_path.partition('=')[0]}"
+    )
+
+
+@_rule
+def within_below_schedule(case: Case) -> str | None:
+    """The runs are too far apart for their failures to count together."""
+    breaker, interval = case.policy.breaker, case.interval
+    if breaker is None or breaker.within is None or breaker.failure_rate is not None or interval is None:
+        return None
+    attempts = 1 if case.retry is None else case.retry.attempts
+    seen = attempts * (1 + math.floor(breaker.within / interval))
+    needed = interval * (math.ceil(breaker.failures / attempts) - 1)
+    if seen >= breaker.failures:
+        return None
+    return (
+        f"breaker.within={s(breaker.within)} sees at most {seen} attempts, with a run every {s(interval)} of "
+        f"retry.attempts={attempts}: breaker.failures={breaker.failures} in a row are never reached; "
+        f"raise breaker.within to {needed:g}, or lower breaker.failures"
     )
 
 

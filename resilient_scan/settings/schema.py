@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from resilient_scan.options import LAYERS, Exceptions, Option, durations
+from resilient_scan.options import LAYERS, Exceptions, Option, Predicate, durations
 from resilient_scan.settings.read import OPTIONS, provider_keys
 from resilient_scan.settings.tables import Field, Own, fields_of
 
@@ -83,7 +83,8 @@ def _value(kind: type[msgspec.Struct], name: str, field: Field) -> dict[str, Any
     inner = field.union[0]
     if isinstance(inner, type) and issubclass(inner, Option):
         return _layer(name, inner)
-    kinds = [_KINDS[tuple if each == Exceptions else typing.get_origin(each) or each] for each in field.union]
+    named = {Exceptions: tuple, Predicate: str}  # written as the names by which they are imported
+    kinds = [_KINDS[named.get(each) or typing.get_origin(each) or each] for each in field.union]
     return dict(kinds[0]) if len(kinds) == 1 else {"anyOf": kinds}
 
 

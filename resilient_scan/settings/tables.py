@@ -7,6 +7,7 @@ option that is added to a class can be set in the file and in the environment at
 from __future__ import annotations
 
 import functools
+import inspect
 import ipaddress
 import pkgutil
 import re
@@ -20,7 +21,7 @@ import msgspec
 
 from resilient_scan._text import brief, did_you_mean, hide, parse_duration
 from resilient_scan.errors import ConfigError
-from resilient_scan.options import Exceptions, Option, Seconds, durations
+from resilient_scan.options import Exceptions, Option, Predicate, Seconds, durations, is_predicate
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
 from resilient_scan.stores import check_form, check_space, split_space
@@ -255,7 +256,8 @@ def _field(kind: type[msgspec.Struct], info: msgspec.structs.FieldInfo, hint: An
     union = tuple(each for each in members if each not in {type(None), msgspec.UnsetType})
     default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
     if Exceptions in union:
-        return Field(default, union, 'a list of exceptions such as ["ValueError", "httpx.TransportError"]', _exceptions)
+        must = 'a list of exceptions such as ["ValueError", "httpx.TransportError"], or the name of a predicate'
+        return Field(default, union, must, _exceptions)
     if info.name in durations(kind):
         return Field(default, union, 'a duration such as 300 or "5m"', _duration)
     if isinstance(union[0], type) and issubclass(union[0], Option):
@@ -333,19 +335,33 @@ def _option(kind: type[Option], value: Any) -> Option | None:
         raise Wrong(str(error)) from None
 
 
-def _exceptions(value: Any) -> Exceptions:
-    """Import the exception classes of a list of names: Python's own, or dotted ones.
+def _exceptions(value: Any) -> Exceptions | Predicate:
+    """Import the exception classes of a list of names (Python's own, or dotted ones), or a predicate.
+
+    A variable's text is a list here even if it is one name, so a list of one predicate is that predicate.
 
     Raises:
-        Wrong: a name cannot be found, or is not an exception.
+        Wrong: a name cannot be found, or is neither an exception nor a predicate.
         TypeError: the value is not a list of texts.
     """
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError(value)
-    return tuple(_exception(name) for name in value)
+    found = [_named(name) for name in names]
+    if len(found) == 1 and is_predicate(found[0]):
+        if inspect.iscoroutinefunction(found[0]):
+            raise Wrong(f"{names[0]!r} is async; a predicate must not be")
+        return typing.cast("Predicate", found[0])
+    if isinstance(value, str):
+        known = f'; write ["{value}"]' if _is_exception(found[0]) else ""
+        raise Wrong(f"{value!r} is not a predicate{known}")
+    for name, kind in zip(names, found, strict=True):
+        if not _is_exception(kind):
+            raise Wrong(f"{name!r} is not an exception class")
+    return tuple(found)
 
 
-def _exception(name: str) -> type[BaseException]:
+def _named(name: str) -> Any:
     try:
         found = (
             within(IMPORT_TIMEOUT, lambda: pkgutil.resolve_name(name), f"the exception {name!r}")
@@ -359,9 +375,7 @@ def _exception(name: str) -> type[BaseException]:
     except (Exception, SystemExit) as error:  # foreign code runs when a module is imported
         reason = str(error) if isinstance(error, ImportHangs) else f"{type(error).__name__}: {error}"
         raise Wrong(f"{name!r} cannot be imported: {brief(hide(reason))}") from None
-    if not _is_exception(found):
-        raise Wrong(f"{name!r} is not an exception class")
-    return typing.cast("type[BaseException]", found)
+    return found
 
 
 def _not_there(name: str, error: AttributeError) -> str:

@@ -35,15 +35,20 @@ class Granted:
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    @initialize(failures=st.integers(1, 3), trials=st.integers(1, 3), seed=st.integers(0, 3))
-    def build(self, failures: int, trials: int, seed: int) -> None:
-        self.failures, self.trials = failures, trials
+    @initialize(
+        failures=st.integers(1, 3),
+        trials=st.integers(1, 3),
+        seed=st.integers(0, 3),
+        within=st.sampled_from([None, 0.5, 2.5]),
+    )
+    def build(self, failures: int, trials: int, seed: int, within: float | None) -> None:
+        self.failures, self.trials, self.within = failures, trials, within
         self.clock = FakeClock()
-        options = Breaker(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
+        options = Breaker(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials, within=within)
         self.breaker = CircuitBreaker("one", options, self.clock, EitherEnd(seed))
         self.state = "closed"
         self.generation = 0
-        self.failed_in_a_row = 0
+        self.failed_at: list[float] = []
         self.succeeded = 0
         self.open_until = 0.0
         self.failed_trials = 0
@@ -54,8 +59,13 @@ class BreakerMachine(RuleBasedStateMachine):
     def turn(self, state: str) -> None:
         self.state = state
         self.generation += 1
-        self.failed_in_a_row = 0
+        self.failed_at = []
         self.succeeded = 0
+
+    def in_a_row(self) -> int:
+        """How many failures in a row count now."""
+        now = self.clock.monotonic()
+        return sum(self.within is None or now - at <= self.within for at in self.failed_at)
 
     def under_way(self) -> int:
         now = self.clock.monotonic()
@@ -120,14 +130,14 @@ class BreakerMachine(RuleBasedStateMachine):
         if not counts:
             assert change is None
         elif failed:
-            self.failed_in_a_row += 1
-            if self.state == "half_open" or self.failed_in_a_row >= self.failures:
+            self.failed_at.append(self.clock.monotonic())
+            if self.state == "half_open" or self.in_a_row() >= self.failures:
                 assert change is not None
                 self.opened(change)
             else:
                 assert change is None
         else:
-            self.failed_in_a_row = 0
+            self.failed_at = []
             self.succeeded += 1
             if self.state == "half_open" and self.succeeded >= self.trials:
                 self.turn("closed")
@@ -140,9 +150,9 @@ class BreakerMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         """An operator closes it; whatever is under way has no vote any more."""
         before = self.state
-        if before != "closed" or self.failed_in_a_row:
+        if before != "closed" or self.in_a_row():
             self.turn("closed")
-            self.failed_in_a_row = self.failed_trials = 0
+            self.failed_trials = 0
         expected = None if before == "closed" else BreakerChanged("one", before, "closed", None)
         assert self.breaker.reset() == (expected, None)
 
@@ -173,6 +183,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.breaker.state == self.state
+        assert self.state != "closed" or self.breaker.failures == self.in_a_row()
         assert self.breaker.is_open() == (self.state == "open" and self.clock.monotonic() < self.open_until)
 
 

@@ -32,10 +32,11 @@ Change = BreakerChanged | None
 class Truth:
     """What is in the store; instants are wall time."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: float | None) -> None:
+        self.within = within
         self.state = "closed"
         self.generation = 0
-        self.failures = 0
+        self.failed: list[float] = []
         self.successes = 0
         self.failed_trials = 0
         self.open_for = 0.0
@@ -45,17 +46,24 @@ class Truth:
     def turn(self, state: str) -> None:
         self.state = state
         self.generation += 1
-        self.failures = 0 if state == "closed" else self.failures  # remembered, to explain it
+        self.failed = [] if state == "closed" else self.failed.copy()  # remembered, to explain it
         self.successes = 0
         self.trials = {}
 
     def settle_clock(self, now: float) -> bool:
         """Nothing lies further ahead than it did when it began; say whether something did."""
-        before = self.open_until, self.trials
+        before = self.open_until, self.trials, self.failed
         if self.state == "open" and self.open_until - now > self.open_for:
             self.open_until = now + self.open_for
         self.trials = {trial: min(expires, now + OPEN_FOR) for trial, expires in self.trials.items()}
-        return before != (self.open_until, self.trials)
+        if self.within is not None and self.state == "closed":
+            self.failed = [min(at, now) for at in self.failed]
+        return before != (self.open_until, self.trials, self.failed)
+
+    def failures(self, now: float) -> int:
+        """How many failures in a row count now."""
+        forgets = self.within is not None and self.state == "closed"
+        return sum(not forgets or now - at <= (self.within or 0.0) for at in self.failed)
 
 
 class Known:
@@ -65,6 +73,7 @@ class Known:
         self.truth: Truth | None = None
         self.open_until = 0.0
         self.revision = 0
+        self.ahead = 0.0
 
     def learn(self, truth: Truth, revision: int, wall: float, monotonic: float) -> None:
         until = monotonic + truth.open_until - wall
@@ -72,6 +81,7 @@ class Known:
         if seen is not None and seen.state == "open" and seen.generation == truth.generation:
             until = min(until, self.open_until)
         self.truth, self.open_until, self.revision = copy.copy(truth), until, revision
+        self.ahead = wall - monotonic  # of what was learned then, on the own clock
 
 
 class Granted:
@@ -84,11 +94,16 @@ class Granted:
 
 
 class SharedBreakerMachine(RuleBasedStateMachine):
-    @initialize(failures=st.integers(1, 3), trials=st.integers(1, 2), seed=st.integers(0, 3))
-    def build(self, failures: int, trials: int, seed: int) -> None:
+    @initialize(
+        failures=st.integers(1, 3),
+        trials=st.integers(1, 2),
+        seed=st.integers(0, 3),
+        within=st.sampled_from([None, 0.5, 2.5]),
+    )
+    def build(self, failures: int, trials: int, seed: int, within: float | None) -> None:
         self.failures, self.trials, self.chance = failures, trials, EitherEnd(seed)
-        self.fleet = Fleet(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials)
-        self.truth = Truth()
+        self.fleet = Fleet(failures=failures, open_for=OPEN_FOR, open_cap=OPEN_CAP, trials=trials, within=within)
+        self.truth = Truth(within)
         self.breakers = [self.start() for _ in range(2)]
         self.known = [Known() for _ in range(2)]
         self.granted: list[Granted] = []
@@ -204,7 +219,7 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         """An operator closes the breaker."""
         self.truth.settle_clock(self.wall)
         before = self.truth.state
-        if before != "closed" or self.truth.failures:
+        if before != "closed" or self.truth.failed:
             self.truth.turn("closed")
             self.truth.failed_trials = 0
         change, error = self.breakers[one].reset()
@@ -255,7 +270,8 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         known = self.known[one].truth
         if permit.voted or known is None or permit.generation != known.generation:
             return False
-        return permit.trial or failed is True or (failed is False and known.failures > 0)
+        kept = known.failures(self.monotonic + self.known[one].ahead)
+        return permit.trial or failed is True or (failed is False and kept > 0)
 
     def count(self, permit: Granted, failed: bool | None, change: Change) -> None:
         truth = self.truth
@@ -265,11 +281,13 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         truth.trials.pop(permit.permit, None)
         before = truth.state
         if failed:
-            truth.failures += 1
+            if truth.within is not None and before == "closed":
+                truth.failed = [at for at in truth.failed if self.wall - at <= truth.within]
+            truth.failed = [*truth.failed, self.wall]
         elif failed is False:
-            truth.failures = 0
+            truth.failed = []
             truth.successes += before == "half_open"
-        if failed and (before == "half_open" or truth.failures >= self.failures):
+        if failed and (before == "half_open" or len(truth.failed) >= self.failures):
             self.open(before, change)
         elif failed is False and before == "half_open" and truth.successes >= self.trials:
             truth.turn("closed")
@@ -301,7 +319,8 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         for one, breaker in enumerate(self.breakers):
             known = self.known[one].truth
             assert breaker.state == ("closed" if known is None else known.state)
-            assert breaker.failures == (0 if known is None else known.failures)
+            now = self.monotonic + self.known[one].ahead
+            assert breaker.failures == (0 if known is None else known.failures(now))
             assert breaker.is_open() == self.is_open(one)
 
     @invariant()
@@ -309,13 +328,13 @@ class SharedBreakerMachine(RuleBasedStateMachine):
         data = self.fleet.store.read(KEY).get(KEY)
         record = None if data is None else decode(data)
         if record is None:
-            assert (data, self.truth.generation, self.truth.failures) == (None, 0, 0)
+            assert (data, self.truth.generation, self.truth.failed) == (None, 0, [])
             return
         truth = self.truth
         assert record.state.replace("-", "_") == truth.state
         assert (record.generation, record.failures, record.successes) == (
             truth.generation,
-            truth.failures,
+            len(truth.failed),
             truth.successes,
         )
         assert sorted(record.trials.values()) == sorted(truth.trials.values())

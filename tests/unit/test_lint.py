@@ -15,6 +15,8 @@ SENSIBLE = [
     Policy(retry=Retry(attempts=5, base=0.2, cap=5, budget=0.2), breaker=Breaker(failures=5)),
     Policy(retry=Retry(on=(ConnectionError,)), breaker=Breaker(on=(OSError,))),
     Policy(breaker=Breaker(failure_rate=0.5, slow_after=10, slow_rate=0.5)),
+    Policy(breaker=Breaker(within=600)),
+    Policy(breaker=Breaker(failure_rate=0.5, within=60)),
     Policy(cache=Cache(ttl=300, ttl_empty=60, ttl_error=30)),
 ]
 
@@ -92,6 +94,19 @@ CASES = {
         {},
         "a trial may take timeout.total=30s, but its permit expires after breaker.open_for=10s: a source that is slow "
         "to come back gets up to 3 calls at a time instead of breaker.trials=1; raise breaker.open_for to 30 or more",
+    ),
+    "within-below-attempt": case(
+        Policy(breaker=Breaker(within=119)),
+        {},
+        "breaker.failures=5 attempts that hang for timeout.total=30s each, one after another, end over 120s, and only "
+        "those of the last breaker.within=119s count: a source that hangs never opens the breaker; "
+        "raise breaker.within to 120, or lower timeout.total",
+    ),
+    "within-below-schedule": case(
+        Policy(cache=None, breaker=Breaker(within=299)),
+        {"interval": 300},
+        "breaker.within=299s sees at most 3 attempts, with a run every 300s of retry.attempts=3: breaker.failures=5 in "
+        "a row are never reached; raise breaker.within to 300, or lower breaker.failures",
     ),
     "slow-after-timeout": case(
         Policy(breaker=Breaker(slow_after=30, slow_rate=0.5)),

@@ -38,6 +38,7 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         (Breaker, "open_cap", "> 0"),
         (Breaker, "failure_rate", "> 0"),
         (Breaker, "slow_after", "> 0"),
+        (Breaker, "within", "> 0"),
         (Breaker, "slow_rate", "> 0"),
         (Timeout, "total", "> 0"),
         (Timeout, "attempt", "> 0"),
@@ -48,6 +49,7 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
         (Quarantine, "heartbeat", "> 0"),
     ]
     optional = {"ttl_empty", "ttl_error", "budget", "failure_rate", "slow_after", "slow_rate", "attempt", "heartbeat"}
+    optional |= {"within"}
     wholes = [
         (Cache, "maxsize", 1),
         (Retry, "attempts", 1),
@@ -79,9 +81,10 @@ def wrong() -> list[tuple[type, str, Any, str, dict[str, Any]]]:
     table += [(Quarantine, "critical", value, "a tuple of names", {}) for value in [*NO_TUPLES, None, ("a", 1)]]
     for kind in (Retry, Breaker):
         table += [
-            (kind, "on", value, "a tuple of exception classes", {})
+            (kind, "on", value, "a tuple of exception classes, or a predicate (exception) -> bool", {})
             for value in [*NO_TUPLES, None, OSError, [OSError], (OSError(),), (int,), ("OSError",), (OSError, None)]
         ]
+    table += [(Breaker, "suspicious", value, "True or False", {}) for value in (None, 1, "yes")]
     table += [
         (Retry, "cap", 0.25, ">= base (0.5)", {}),
         (Retry, "cap", 0, ">= base (0.5)", {}),
@@ -181,6 +184,8 @@ def test_a_huge_number_is_a_wrong_value_like_any_other(build: Callable[[], objec
                 "slow_rate": None,
                 "window": 20,
                 "minimum": 10,
+                "within": None,
+                "suspicious": False,
             },
         ),
         (Limit("sec"), {"provider": "sec", "rate": None, "concurrency": None, "breaker": msgspec.UNSET}),

@@ -118,8 +118,12 @@ class CircuitBreaker:
 
     @property
     def failures(self) -> int:
-        """The number of attempts that have failed in a row."""
-        return self._memory.failures
+        """The number of attempts that have failed in a row, without those that are too old to count."""
+        if self._options.within is None:
+            return self._memory.failures
+        with self._lock:
+            self._machine.forget_old(self._clock.monotonic())
+            return self._memory.failures
 
     def is_open(self) -> bool:
         """Return whether an attempt would be refused because the breaker is open."""
@@ -140,14 +144,17 @@ class CircuitBreaker:
     def window_counts(self) -> tuple[int, int, int] | None:
         """Return attempts, failures and slow attempts in the window of the rates; `None` if there is no rate."""
         with self._lock:
-            return None if self._machine.window is None else self._machine.window.counts()
+            if self._machine.window is None:
+                return None
+            self._machine.forget_old(self._clock.monotonic())
+            return self._machine.window.counts()
 
     # Around a call.
 
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
         memory, clock = self._memory, self._clock
-        slow_after, has_rates = self._options.slow_after, self._has_rates
+        slow_after, has_rates, suspicious = self._options.slow_after, self._has_rates, self._options.suspicious
 
         def guarded(context: AttemptContext) -> list[Any]:
             # The generation is read before `closed`. If the breaker opens in between, this attempt has the older
@@ -168,7 +175,7 @@ class CircuitBreaker:
                 if context.abandoned or began >= context.ends:
                     context.check()
                 found = call(context)
-                failed = False
+                failed = suspicious and context.doubted is not None
                 if slow_after is not None:  # without the time in which another scanner blocked its loop
                     slow = clock.monotonic() - began - (context.postponed - postponed) >= slow_after
                 return found
@@ -348,6 +355,10 @@ class CircuitBreaker:
             permit.done = True
             if permit.generation != memory.generation or (failed is None and permit.expires is None):
                 return None
+            if self._options.within is not None:
+                self._machine.forget_old(self._clock.monotonic())
+                if failed is False and not self._has_rates and memory.failures == 0 and permit.expires is None:
+                    return None  # as above: what it would end is too old to count
             before, failures = memory.state, memory.failures
             vote = self._vote(permit, failed, slow, who)
             changed = self._machine.vote(vote, vote.at)

@@ -15,6 +15,10 @@ Next to pybreaker's counters, the machine keeps what pybreaker does not have: th
 way, and an open time on any clock, which grows while trials fail. All of it can be written to a `BreakerRecord` and
 loaded from one.
 
+Where attempts count `within` a time only, failures in a row have instants, too, and pybreaker's counter is set to those
+that are young enough before it counts another one. Age is measured from the newest attempt, not from the vote that is
+being counted: a store that was away gets votes late, and in no order.
+
 A provider's breaker is the same machine with a *quorum* of two: while all failures in a row are of one scanner, they
 are counted, and do not open it. What one scanner asks for may fail while its siblings succeed.
 
@@ -97,20 +101,50 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
 
 class Window:
-    """The last `window` attempts, for the failure rate and the slow-call rate."""
+    """The last `window` attempts, for the failure rate and the slow-call rate.
+
+    Attributes:
+        last: what they came to.
+        at: when they were made, where they count for a time only; else it is empty.
+    """
 
     def __init__(self, options: Breaker) -> None:
         self._options = options
         self.last: deque[int] = deque(maxlen=options.window)
+        self.at: deque[float] = deque(maxlen=options.window)
 
-    def add(self, failed: bool, slow: bool) -> bool:
+    def add(self, failed: bool, slow: bool, at: float) -> bool:
         """Add an attempt; return whether one of the rates has been reached."""
         self.last.append(FAILED * failed + SLOW * slow)
         options = self._options
+        if options.within is not None:
+            self.at.append(at)
         seen, failures, slows = self.counts()
         if seen < options.minimum:
             return False
         return _reaches(failures / seen, options.failure_rate) or _reaches(slows / seen, options.slow_rate)
+
+    def forget_before(self, since: float) -> None:
+        """Drop the attempts that were made before an instant."""
+        if any(at < since for at in self.at):
+            kept = [(last, at) for last, at in zip(self.last, self.at, strict=True) if at >= since]
+            self.clear()
+            self.last.extend(last for last, _ in kept)
+            self.at.extend(at for _, at in kept)
+
+    def clear(self) -> None:
+        """Drop all attempts."""
+        self.last.clear()
+        self.at.clear()
+
+    def load(self, record: BreakerRecord) -> None:
+        """Replace the attempts by a record's; those of unknown age do not count where age matters."""
+        self.clear()
+        if self._options.within is None:
+            self.last.extend(record.window)
+        elif len(record.window) == len(record.window_at):
+            self.last.extend(record.window)
+            self.at.extend(record.window_at)
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many attempts there are, how many failed and how many were slow."""
@@ -137,10 +171,12 @@ class BreakerMachine:
     Attributes:
         memory: pybreaker's state and counters; the same object for life.
         window: the last attempts; `None` if no rate is set.
+        failed_at: the instants of the failures in a row, where they count for a time only, at most `failures`.
         trials: the trials under way, by id, with the instant at which each one expires.
         opened_at, open_for, open_until: the last opening.
         quorum: how many scanners must have failed in a row, 1 or 2; a scanner's own breaker needs no other's.
         failed_by: whose attempts failed in a row, the last two scanners, the latest last.
+        failed_by_at: when these did, where that matters.
         down_since: when it opened, whatever trials came after that.
         held_until: until when the provider asked to be left alone; 0: it did not.
     """
@@ -149,6 +185,8 @@ class BreakerMachine:
         self._options = options
         self.quorum = quorum
         self.failed_by: tuple[str, ...] = ()
+        self.failed_by_at: tuple[float, ...] = ()
+        self.failed_at: deque[float] = deque(maxlen=options.failures)
         self.down_since: float = 0.0
         self.held_until: float = 0.0
         self.memory: _Memory = _Memory()
@@ -201,34 +239,60 @@ class BreakerMachine:
         if vote.generation != generation or before == OPEN:
             return False
         self.trials.pop(vote.trial, None)
-        if vote.failed is None:
+        if vote.failed is None or not self.forget_old(at):
             return False
-        self._replay(vote.failed, vote.scanner)
-        if before == memory.state == CLOSED and self.window and self.window.add(vote.failed, vote.slow):
+        self._replay(vote.failed, vote.scanner, at)
+        if before == memory.state == CLOSED and self.window and self.window.add(vote.failed, vote.slow, at):
             self._pybreaker.open()
         if memory.generation == generation:
             return False
         self.trials.clear()
         if self.window:
-            self.window.last.clear()
+            self.window.clear()
         if memory.state == OPEN:
             self._open(before == HALF_OPEN, vote.jitter, at)
         return True
 
-    def _replay(self, failed: bool, scanner: str) -> None:
+    def forget_old(self, at: float) -> bool:
+        """Let attempts that are too old count no longer; return whether one made at this instant still counts."""
+        within = self._options.within
+        if within is None or self.memory.state != CLOSED:
+            return True
+        since: float = max((at, *self.failed_at, *(self.window.at if self.window else ()))) - within
+        if any(old < since for old in self.failed_at):
+            kept = [failed for failed in self.failed_at if failed >= since]
+            self.failed_at.clear()
+            self.failed_at.extend(kept)
+            self.memory.failures = len(kept)
+        if any(old < since for old in self.failed_by_at):
+            named = [one for one in zip(self.failed_by, self.failed_by_at, strict=True) if one[1] >= since]
+            self.failed_by, self.failed_by_at = tuple(name for name, _ in named), tuple(when for _, when in named)
+        if self.window:
+            self.window.forget_before(since)
+        return at >= since
+
+    def _replay(self, failed: bool, scanner: str, at: float) -> None:
         """Have pybreaker call something that ends as the attempt did."""
         if scanner:
-            self._note(scanner, failed)
+            self._note(scanner, failed, at)
+        if self._options.within is not None:
+            if failed:
+                self.failed_at.append(at)
+            else:
+                self.failed_at.clear()
         try:
             self._pybreaker.call(_fail if failed else int)
         except _Failure as replayed:
             # This runs while the scanner's own exception is being handled, which Python made the context of this one.
             replayed.__context__ = replayed.__traceback__ = None
 
-    def _note(self, scanner: str, failed: bool) -> None:
+    def _note(self, scanner: str, failed: bool, at: float) -> None:
         """Note whose attempt failed, and let the failures of one scanner alone not open the breaker."""
-        others = tuple(name for name in self.failed_by[-2:] if name != scanner)
-        self.failed_by = (*others, scanner)[-2:] if failed else ()
+        dated = self._options.within is not None
+        others = [place for place, name in enumerate(self.failed_by) if name != scanner][-1:] if failed else []
+        if dated:
+            self.failed_by_at = (*(self.failed_by_at[place] for place in others), at) if failed else ()
+        self.failed_by = (*(self.failed_by[place] for place in others), scanner) if failed else ()
         alone = failed and len(self.failed_by) < self.quorum
         self._pybreaker.fail_max = self.memory.failures + 2 if alone else self._options.failures
 
@@ -264,10 +328,11 @@ class BreakerMachine:
             return
         memory = self.memory
         memory.failures = memory.successes = self._reopened = 0
-        self.failed_by, self.held_until = (), 0.0
+        self.failed_by, self.failed_by_at, self.held_until = (), (), 0.0
+        self.failed_at.clear()
         self.trials.clear()
         if self.window:
-            self.window.last.clear()
+            self.window.clear()
         memory.enter(CLOSED, memory.generation + 1)
         self._connect()
 
@@ -292,6 +357,9 @@ class BreakerMachine:
             failed_by=self.failed_by,
             down_since=self.down_since,
             held_until=self.held_until,
+            failed_at=tuple(self.failed_at),
+            window_at=tuple(self.window.at) if self.window else (),
+            failed_by_at=self.failed_by_at,
         )
 
     def load(self, record: BreakerRecord) -> None:
@@ -301,7 +369,19 @@ class BreakerMachine:
         self._reopened, self.trials = record.reopened, dict(record.trials)
         self.opened_at, self.open_for, self.open_until = record.opened_at, record.open_for, record.open_until
         self.failed_by, self.down_since, self.held_until = record.failed_by, record.down_since, record.held_until
+        self.failed_by_at = ()
+        self.failed_at.clear()
         if self.window:
-            self.window.last = deque(record.window, self._options.window)
+            self.window.load(record)
+        if self._options.within is not None:
+            self._load_instants(record)
         memory.enter(record.state, record.generation)
         self._connect()
+
+    def _load_instants(self, record: BreakerRecord) -> None:
+        """Take over when attempts failed; those of unknown age, written under other options, do not count."""
+        self.failed_at.extend(record.failed_at)
+        if record.state == CLOSED:
+            self.memory.failures = len(self.failed_at)
+        dated = len(record.failed_by) == len(record.failed_by_at)
+        self.failed_by, self.failed_by_at = (record.failed_by, record.failed_by_at) if dated else ((), ())

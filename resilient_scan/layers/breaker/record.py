@@ -44,6 +44,8 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
         opened_at, open_for, open_until: the last opening; `open_for` is in seconds.
         trials: trials under way, by id (`pid-process.number`), with the instant at which each one expires.
         window: the last attempts, one byte each: 1 failed, 2 was slow, 3 both.
+        failed_at, window_at, failed_by_at: the instants of the failures in a row, of the window's attempts and of the
+            failures in `failed_by`, where attempts count for a time only (`Breaker.within`).
         failed_by: of a provider's breaker: whose attempts failed in a row, at most two scanners, the latest last.
         down_since: of a provider's breaker: when it opened, however often trials have failed since.
         held_until: of a provider's breaker: until when the provider asked to be left alone; 0: it did not.
@@ -65,11 +67,19 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed_by: tuple[str, ...] = ()
     down_since: float = 0.0
     held_until: float = 0.0
+    failed_at: tuple[float, ...] = ()
+    window_at: tuple[float, ...] = ()
+    failed_by_at: tuple[float, ...] = ()
 
     @property
     def is_blank(self) -> bool:
         """Whether the record says nothing that a new breaker would not say."""
         return self.state == CLOSED and not self.failures and not self.window and not self.held_until
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether anything in it that matters now has an instant."""
+        return self.state != CLOSED or bool(self.held_until or self.failed_at or self.window_at)
 
     def shifted(self, seconds: float) -> BreakerRecord:
         """Return the record with its instants on a clock that is `seconds` ahead."""
@@ -80,6 +90,9 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
             trials={trial: expires + seconds for trial, expires in self.trials.items()},
             down_since=self.down_since + seconds,
             held_until=self.held_until + seconds if self.held_until else 0.0,
+            failed_at=tuple(at + seconds for at in self.failed_at),
+            window_at=tuple(at + seconds for at in self.window_at),
+            failed_by_at=tuple(at + seconds for at in self.failed_by_at),
         )
 
     def clamped(self, options: Breaker, now: float) -> BreakerRecord:
@@ -87,8 +100,9 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
         The wall clock may have jumped, and the record may have been written under other options. From `now` on, the
         breaker stays open for at most the time it was opened for, or `open_cap` if that is shorter; a trial expires
-        after at most `open_for`, and a hold after at most `open_cap`. So a clock that jumps back by a day costs one
-        more open time, not a day, and one that jumps ahead only brings the next trial forward.
+        after at most `open_for`, and a hold after at most `open_cap`. No attempt was made later than `now`. So a clock
+        that jumps back by a day costs one more open time, not a day, and one that jumps ahead only brings the next
+        trial forward, and makes attempts look old.
         """
         seconds = min(max(0.0, self.open_for), options.open_cap)
         too_late = self.state == OPEN and self.open_until - now > seconds
@@ -98,6 +112,9 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
             open_until=now + seconds if too_late else self.open_until,
             trials={trial: min(expires, now + options.open_for) for trial, expires in self.trials.items()},
             held_until=min(self.held_until, now + options.open_cap),
+            failed_at=tuple(min(at, now) for at in self.failed_at),
+            window_at=tuple(min(at, now) for at in self.window_at),
+            failed_by_at=tuple(min(at, now) for at in self.failed_by_at),
         )
 
 
@@ -157,5 +174,5 @@ def decode(data: bytes) -> BreakerRecord | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     opening = (record.opened_at, record.open_for, record.open_until, record.down_since, record.held_until)
-    instants = (*opening, *record.trials.values())
+    instants = (*opening, *record.trials.values(), *record.failed_at, *record.window_at, *record.failed_by_at)
     return record if all(map(math.isfinite, instants)) else None

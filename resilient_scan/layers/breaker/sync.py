@@ -305,7 +305,7 @@ class StoreSync:
         if stored is None and data is not None:
             return False
         record = BreakerRecord() if stored is None else stored
-        if (record.state != CLOSED or record.held_until) and record.clamped(self._options, now) != record:
+        if record.is_dated and record.clamped(self._options, now) != record:
             return False
         with self._lock:
             # This read may predate our own last write; never replace newer local state with it. Case: a run reads

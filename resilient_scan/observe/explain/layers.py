@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
+from resilient_scan.errors import name_of
 from resilient_scan.layers.breaker.provider import ProviderBreaker
 from resilient_scan.observe.explain.text import Layer, Number
 from resilient_scan.observe.logs import NOTABLE_LATENESS
@@ -77,6 +78,8 @@ def _value(path: str, option: Option) -> str:
         return f"{value.failures} failures, open for {exact(value.open_for)}"
     if field in durations(type(option)):
         return exact(value)
+    if callable(value):
+        return f"{name_of(value)}()"
     if isinstance(value, tuple):
         return "(" + ", ".join(item.__name__ if isinstance(item, type) else str(item) for item in value) + ")"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
@@ -189,6 +192,8 @@ def _breaker(breaker: Breaker | None) -> str:
     if breaker is None:
         return "none: a source that keeps failing is still called"
     failures = f"{breaker.failures} failed attempts in a row" if breaker.failures > 1 else "1 failed attempt"
+    doubts = " (a suspicious answer is one)" if breaker.suspicious else ""
+    within = "" if breaker.within is None else f", within {span(breaker.within)},"
     rates = [
         f"{rate:.0%} {what} among the last {breaker.window}"
         for rate, what in ((breaker.failure_rate, "failures"), (breaker.slow_rate, "slow ones"))
@@ -196,7 +201,7 @@ def _breaker(breaker: Breaker | None) -> str:
     ]
     trials = "1 half-open trial decides" if breaker.trials == 1 else f"{breaker.trials} half-open trials decide"
     opens = " or ".join([failures, *rates])
-    return f"{opens} open it: no scan is admitted for {span(breaker.open_for)}, then {trials}"
+    return f"{opens}{doubts}{within} open it: no scan is admitted for {span(breaker.open_for)}, then {trials}"
 
 
 def _limit(limit: Limit | None) -> str:

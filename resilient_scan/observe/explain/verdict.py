@@ -149,7 +149,7 @@ def _breaker(stack: Stack) -> Iterator[tuple[str, Reason]]:
             HINDERS,
             Reason(
                 "breaker",
-                f"{_opened(breaker, options)}{_last_error(stack)}",
+                f"{_opened(breaker, options)}{_last_error(stack, suspicious=options.suspicious)}",
                 f"wait {span(wait)}: the first scan after that is a half-open trial, and {trials} the breaker; or "
                 f"{_reset(stack)}",
             ),
@@ -172,11 +172,13 @@ def _opened(breaker: CircuitBreaker, options: Breaker) -> str:
     return f"open, because too many of the last {options.window} attempts failed or were slow (breaker.window)"
 
 
-def _last_error(stack: Stack) -> str:
+def _last_error(stack: Stack, *, suspicious: bool) -> str:
     for flight in reversed(stack.flights.copy()):
-        error = flight.result.error
+        error, doubt = flight.result.error, flight.result.suspicious
         if error is not None and flight.result.attempts:
             return f", the last one with {error.kind}: {brief(error.message)}"
+        if doubt is not None and suspicious:
+            return f", the last one with a suspicious answer: {brief(doubt)}"
     return ""
 
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_scan.layers.suspicion import FAR_BELOW, MIN_HISTORY, RARELY, UNLIKELY, Baseline
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.suspicion import FAR_BELOW, MIN_HISTORY, RARELY, UNLIKELY, Baseline, doubting
 from resilient_scan.stores.history import Learned
+from resilient_scan.testing import FakeClock
 
 
 def after(*answers: int, empty_ok: bool | None = None) -> Baseline:
@@ -135,3 +137,13 @@ def test_the_rule_as_it_is_written_down(answers: list[int]) -> None:
         if found and not suspicious:
             trusted += [0] * row + [found]
         row = 0 if found and not suspicious else row + (not found and not suspicious)
+
+
+def test_where_a_breaker_waits_for_the_verdict_half_an_answer_teaches_nothing() -> None:
+    context = AttemptContext("one", clock=FakeClock())
+    asked: list[int] = []
+    call = doubting(lambda found, _dropped: asked.append(found), lambda _context: [1, 2])
+    call(context)
+    context.incomplete = True  # a connection was shut down under it
+    call(context)
+    assert asked == [2]

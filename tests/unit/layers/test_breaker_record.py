@@ -154,6 +154,9 @@ GARBAGE = [
     packed(open_for=float("-inf")),
     packed(trials={"a": float("nan")}),
     packed(trials=[1]),
+    packed(failed_at=[float("nan")]),
+    packed(window_at=[float("inf")]),
+    packed(failed_by_at=[float("nan")]),
     packed(window="text"),
     packed(version="1"),
     encode(BreakerRecord(state="open"))[:-1],
@@ -224,6 +227,8 @@ def test_a_newer_versions_record_is_left_alone() -> None:
 
 
 def test_a_hold_and_the_begin_of_an_outage_are_on_the_other_clock_too() -> None:
+    dated = BreakerRecord(failed_at=(1.0,), window_at=(2.0,), failed_by=("a",), failed_by_at=(3.0,)).shifted(100.0)
+    assert (dated.failed_at, dated.window_at, dated.failed_by_at) == ((101.0,), (102.0,), (103.0,))
     shifted = BreakerRecord(down_since=1.0, held_until=5.0).shifted(100.0)
     assert (shifted.down_since, shifted.held_until) == (101.0, 105.0)
     assert BreakerRecord().shifted(100.0).held_until == 0.0  # no hold stays none
