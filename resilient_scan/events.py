@@ -46,6 +46,9 @@ class Registered(msgspec.Struct, frozen=True):
         state: returns `enabled`, `quarantined`, `probing` or `disabled`, or None once its runner is closed or gone.
         total: seconds that an execution may take (`timeout.total`); None: there is no such bound.
         provider: returns the provider that its options name, or the one host that it has called; else an empty text.
+        flapping: returns whether its executions succeed and fail in turn.
+        slo_budget: returns the share of its error budget that is left, or None once its runner is closed or gone; is
+            itself None if the scanner has no objective (`slo`).
     """
 
     name: str
@@ -55,6 +58,8 @@ class Registered(msgspec.Struct, frozen=True):
     state: Callable[[], str | None] = lambda: "enabled"
     total: float | None = None
     provider: Callable[[], str] = str
+    flapping: Callable[[], bool] = bool
+    slo_budget: Callable[[], float | None] | None = None
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -449,6 +449,19 @@ class Policy(msgspec.Struct, frozen=True, metaclass=_Named):
         return msgspec.structs.replace(self, **layers) if layers else self
 
 
+SLO_EXECUTIONS = 1000
+"""How many of a scanner's last executions its objective, `slo`, is about."""
+MAX_SLO = 1 - 1 / SLO_EXECUTIONS  # allows one failure
+
+
+def check_slo(slo: object, name: str) -> None:
+    """Raise `ConfigError` unless an objective is a share of executions that allows for a failure, or `None`."""
+    if slo is not None and not (is_number(slo, 0, MAX_SLO) and slo):
+        raise ConfigError(
+            f"{name} must be a share of the last {SLO_EXECUTIONS} executions, > 0 and <= {MAX_SLO:g}, got {slo!r}"
+        )
+
+
 LAYERS: dict[str, type[Option]] = {
     "cache": Cache,
     "retry": Retry,

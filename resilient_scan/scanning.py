@@ -18,8 +18,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from resilient_scan.context import ScanContext
-from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError
-from resilient_scan.options import LAYERS, Breaker, Cache, Expect, Limit, Retry, Timeout, check_layer
+from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError, is_number
+from resilient_scan.options import (
+    LAYERS,
+    MAX_SLO,
+    Breaker,
+    Cache,
+    Expect,
+    Limit,
+    Retry,
+    Timeout,
+    check_layer,
+    check_slo,
+)
 
 Parameters = ParamSpec("Parameters")
 Found = TypeVar("Found")
@@ -70,8 +81,8 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count if they are option
-    objects, as well as `candidate` (a class), `empty_ok`, `expect` (an `Expect`), `needs`, `sources` and `version`, as
-    in `@scanner`.
+    objects, as well as `candidate` (a class), `empty_ok`, `expect` (an `Expect`), `needs`, `slo`, `sources` and
+    `version`, as in `@scanner`.
     """
 
     name: str
@@ -112,6 +123,7 @@ class FunctionScanner(Generic[Parameters, Found]):
     version: str | None
     free_sockets: bool = True
     expect: Expect | None = None
+    slo: float | None = None
 
     def __post_init__(self) -> None:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
@@ -160,6 +172,7 @@ def scanner(
     version: str | None = ...,
     free_sockets: bool = ...,
     expect: Expect | None = ...,
+    slo: float | None = ...,
     cache: Cache | None | UnsetType = ...,
     retry: Retry | None | UnsetType = ...,
     breaker: Breaker | None | UnsetType = ...,
@@ -182,6 +195,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     version: str | None = None,
     free_sockets: bool = True,
     expect: Expect | None = None,
+    slo: float | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -213,6 +227,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         free_sockets: whether a connection may be shut down that the scanner waits for when its time is up, so that its
             thread comes back. `False`: its threads are left to hang.
         expect: what each of its answers must be like; one that is not is suspicious.
+        slo: the share of its last 1,000 executions that should succeed, such as 0.99, > 0 and <= 0.999; what is left of
+            the failures that this allows is reported. `None`: nothing is promised.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.
@@ -221,14 +237,15 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings`, `version` or
-            `free_sockets` or `expect` is wrong.
+        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings`, `version`,
+            `free_sockets`, `expect` or `slo` is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
     layers = {layer: value for layer, value in given.items() if value is not UNSET}
 
     _check_declarations(empty_ok, free_sockets, settings, version, expect)
+    check_slo(slo, "@scanner: slo")
 
     def make(function: Callable[..., Any], /) -> FunctionScanner[..., Any]:
         if not callable(function):
@@ -251,6 +268,7 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
             version,
             free_sockets,
             expect,
+            slo,
         )
         check_identity(made)
         return made
@@ -287,6 +305,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     is_async: bool = False
     free_sockets: bool = True
     expect: Expect | None = None
+    slo: float | None = None
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -324,6 +343,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         is_async=_is_async(thing.scan),
         free_sockets=getattr(thing, "free_sockets", True) is not False,
         expect=expect if isinstance(expect := getattr(thing, "expect", None), Expect) else None,
+        slo=slo if is_number(slo := getattr(thing, "slo", None), 0, MAX_SLO) and slo else None,
     )
 
 

@@ -383,9 +383,13 @@ def _flapping(preset: Preset) -> Alert:
     out = f'resilient_scan_scanner_transitions_total{{to="quarantined"}}[{preset.long}]'
     return Alert(
         "ScannerFlapping",
-        (one(f"{SCANNER} (increase({out}))", ">", 3),),
-        "{{ $labels.scanner }} goes out of service and comes back again and again.",
-        f"More than three times within {preset.long}.",
+        (
+            one(f"{SCANNER} (increase({out}))", ">", 3),
+            *(one(worst, "==", 1) for worst in _worst("resilient_scan_flapping", preset)),
+        ),
+        "{{ $labels.scanner }} works and fails in turn, again and again.",
+        f"It was taken out of service more than three times within {preset.long}, or its last 21 executions changed "
+        "between success and failure too often.",
         "warning",
     )
 

@@ -105,9 +105,13 @@ def answered(by: str = "") -> str:
 
 
 def budget_left() -> str:
-    """Return the share of each scanner's error budget that is left; 0 if it is used up."""
+    """Return the share of each scanner's error budget that is left; 0 if it is used up.
+
+    With an objective of its own it exports that; for the others it is what the alerts take for theirs, of a day.
+    """
+    own = f"min {BY} ({series('slo_budget_ratio')})"
     failed = _share(BY, FAILED, ENDED, BUDGET_WINDOW)
-    return f"clamp_min(1 - ({failed}) / {1 - OBJECTIVE:g}, 0)"
+    return f"clamp_min({own}\n  or 1 - ({failed}) / {1 - OBJECTIVE:g}, 0)"
 
 
 def hits() -> str:
@@ -152,6 +156,11 @@ def breaker_number() -> str:
 def state_number() -> str:
     """Return the scanners' states as numbers, the worst of each scanner; see `theme.STATE`."""
     return _worst("scanner_state", {"disabled": 3, "quarantined": 2, "probing": 1})
+
+
+def flapping_number() -> str:
+    """Return 1 for the scanners that are flapping, 0 for the others; see `theme.FLAPPING`."""
+    return f"max {BY} ({series('flapping')})"
 
 
 def provider_number() -> str:

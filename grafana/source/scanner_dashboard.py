@@ -27,6 +27,7 @@ from grafana.source.promql import (
     breaker_number,
     budget_left,
     failing,
+    flapping_number,
     hung,
     of_its_provider,
     provider_number,
@@ -58,7 +59,7 @@ def build() -> str:
             boards.Section(
                 "Failures",
                 [
-                    boards.line(theme.STATES, _provider()),
+                    boards.line(theme.STATES, _provider(), _flapping()),
                     boards.line(theme.GRAPHS, _failing(), _errors(), _candidates()),
                     boards.line(theme.LOW_GRAPHS, _changes(), _probes(), _odd()),
                 ],
@@ -119,7 +120,8 @@ def _figures() -> list[stat.Panel]:
         ).no_value("no execution"),
         stat_panel(
             "Error budget left",
-            "Of the executions of a day, 1 % may fail (an objective of 99 %). At 0 the budget is used up. "
+            "Its objective (slo) says how many of its last 1,000 executions may fail; without one, 1 % of those of a "
+            "day may. At 0 the budget is used up. "
             "Runbook: ScannerErrorBudgetBurn14x",
             Query(budget_left(), instant=True),
             theme.SHARE,
@@ -179,6 +181,16 @@ def _provider() -> statetimeline.Panel:
         Query(of_its_provider(provider_number()), "{{provider}}"),
         theme.PROVIDER,
     ).no_value("no provider with a breaker")
+
+
+def _flapping() -> statetimeline.Panel:
+    return timeline(
+        "Flapping over time",
+        "Its last 21 executions succeed and fail in turn: neither the breaker nor a share of failures tells that. "
+        "Runbook: ScannerFlapping",
+        Query(flapping_number(), "flapping"),
+        theme.FLAPPING,
+    )
 
 
 def _scans() -> timeseries.Panel:

@@ -85,8 +85,8 @@ def build() -> table.Panel:
         rows(
             "Who is in trouble, since when, and why",
             "One line for each scanner: those whose threads hang, the quarantined, the failing, those disabled by "
-            "hand, then all others. Counts and shares are of the window, the budget (1 % of the executions may fail) "
-            "is of a day. Click a name to see that scanner's life. Runbook: ScannerOutOfService",
+            "hand, then all others. Counts and shares are of the window; the budget is of its objective (slo), or "
+            "of 1 % of a day's executions. Click a name to see that scanner's life. Runbook: ScannerOutOfService",
             [Query(column.expr, instant=True) for column in asked.values()],
             theme.COUNT,
         )

@@ -35,6 +35,7 @@ HEARTBEAT: Steps = ((None, RED), (-180, YELLOW), (-90, GREEN))
 BREAKER: Words = {0: ("closed", GREEN), 1: ("half-open", AMBER), 2: ("OPEN", RED)}
 STATE: Words = {0: ("enabled", GREEN), 1: ("probing", AMBER), 2: ("QUARANTINED", RED), 3: ("DISABLED by hand", PURPLE)}
 PROVIDER: Words = {0: ("closed", GREEN), 1: ("half-open", AMBER), 2: ("held", YELLOW), 3: ("DOWN", RED)}
+FLAPPING: Words = {0: ("steady", GREEN), 1: ("FLAPPING", ORANGE)}
 VERDICT: Words = {  # what is wrong with a scanner, the worst last
     0: ("healthy", GREEN),
     1: ("suspicious answers", YELLOW),

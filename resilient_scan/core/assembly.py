@@ -25,6 +25,7 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
 from resilient_scan.layers.limit import Provider, Providers
+from resilient_scan.layers.outcomes import unpacked
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
@@ -137,12 +138,13 @@ class Fleet:
             stack.update_listeners()
 
     def recall(self, before: Remembered) -> None:
-        """Learn how long scans take and what their answers were like, where that is not known yet."""
+        """Learn how long scans take, what their answers were like and how they ended, where that is not known yet."""
         for name, stack in self.stacks.items():
             if stack.expected == NEVER:
                 stack.expected = before.expected.get(name, NEVER)
             if (learned := before.learned.get(name)) is not None:
                 stack.recall(learned)
+            stack.outcomes = stack.outcomes or unpacked(before.outcomes.get(name, b""))
 
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
@@ -404,4 +406,6 @@ def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
         pipeline=stack.pipeline,
         last_status=None if last is None else last.status.value,
         last_at=None if last is None else last.started_at,
+        flapping=stack.flapping(),
+        slo_budget=stack.slo_budget(),
     )

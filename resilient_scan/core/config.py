@@ -102,7 +102,7 @@ def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
         raise ConfigError(f"scanners must be a list of scanners, got {scanners!r:.200}")
     specs: dict[str, ScannerSpec] = {}
     for thing in scanners:
-        spec = spec_of(thing)
+        spec = thing if isinstance(thing, ScannerSpec) else spec_of(thing)  # settings have changed something about it
         if spec.name in specs:
             first = specs[spec.name].origin
             raise ConfigError(f"two scanners are named {spec.name!r}: {first!r} and {spec.origin!r}; rename one")

@@ -61,6 +61,7 @@ from resilient_scan.events import (
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.limit import Provider, Ticket
+from resilient_scan.layers.outcomes import KNOWN, failed
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
@@ -358,6 +359,7 @@ class Execution:
             self.land()
         took = (stack.clock.monotonic() if entry is None else entry.stored_at) - self.began
         self._took(took, by_itself=True)
+        stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
         if doubt is not None:
             stack.bus.send(
                 SuspiciousResult(
@@ -423,12 +425,18 @@ class Execution:
     def _report_failure(self, kind: str, error: ErrorInfo, took: float, *, attempted: bool) -> None:
         """Learn how long it took, and send its last events."""
         stack = self.stack
+        self._count(kind)
         if kind != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
             self._took(took, by_itself=kind == ERROR)
         if stack.send_execution is not None and (kind != REJECTED or attempted):
             stack.send_execution(self._ended(CANCELLED if kind == REJECTED else kind, error, took))
         if self.probe:
             stack.bus.send_all(self._probed(kind, error))
+
+    def _count(self, kind: str) -> None:
+        """Note a failure among the outcomes of the last executions; what was cancelled does not count."""
+        if kind in {ERROR, TIMEOUT}:
+            self.stack.outcomes = failed(self.stack.outcomes)
 
     def _took(self, seconds: float, *, by_itself: bool) -> None:
         """Remember how long it took; report it if it ended by itself after its deadline.
@@ -479,6 +487,7 @@ class Execution:
         self.land()
         events = self._take_pending_events()
         if self.context.attempt:  # a successor: there was real work, on another thread
+            self._count(kind)
             events += (self._ended(kind, error, self.stack.clock.monotonic() - self.began),)
         events += self._probed(kind, error)
         outcome = self.outcome(kind, self.context.found, None, error)
@@ -556,7 +565,9 @@ class Execution:
         waiters = self._end()
         self._timed_out = waiters is not None or context.cancelled  # else it ended in this very moment
         error = ErrorInfo.of(failure)
-        events = [*(self._endings(TIMEOUT, error) if waiters is not None else ()), *events]
+        if waiters is not None:
+            self._count(TIMEOUT)
+            events = [*self._endings(TIMEOUT, error), *events]
         if not waiters:
             self.land()
             self._wake_scanner()
@@ -686,6 +697,7 @@ class Execution:
         context.cancel()
         if waiters is None:
             return
+        self._count(ERROR)
         error = ErrorInfo.of(failure or WorkerLost(reason))
         events = tuple(self._endings(ERROR, error))
         outcome = self.outcome(ERROR, context.found, None, error)

@@ -28,6 +28,7 @@ from resilient_scan.core.execution import works_for
 from resilient_scan.core.run import POLL_INTERVAL, Run
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import Listener
+from resilient_scan.layers.outcomes import packed
 from resilient_scan.results import ScanResult
 from resilient_scan.stores.health import WaitBudget
 from resilient_scan.stores.history import RunHistory
@@ -228,7 +229,8 @@ def _keep(history: RunHistory, run: Run) -> None:
     past = {stack.name: scan for stack in stacks if (scan := stack.past(report.run_id)) is not None}
     expected = {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}
     learned = {stack.name: known for stack in stacks if (known := stack.learned()) is not None}
-    history.keep(report, expected, past, learned)
+    outcomes = {stack.name: packed(stack.outcomes) for stack in stacks}
+    history.keep(report, expected, past, learned, outcomes)
 
 
 class Stream(Iterator[ScanResult]):

@@ -46,6 +46,7 @@ from resilient_scan.layers.attempt import AttemptContext, Call, Step
 from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Providers, permitted
+from resilient_scan.layers.outcomes import budget_left, is_flapping
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline, doubting, expecting
@@ -169,6 +170,7 @@ class Stack:
         "lock",
         "name",
         "notes",
+        "outcomes",
         "own",
         "pipeline",
         "policy",
@@ -253,6 +255,7 @@ class Stack:
             self.notes,
         )
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
+        self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
         self.update_listeners()
@@ -433,6 +436,14 @@ class Stack:
         """Remember how long an execution took: half of what was expected before, half of what it was."""
         self.expected = seconds if self.expected == NEVER else 0.5 * (self.expected + seconds)
 
+    def flapping(self) -> bool:
+        """Return whether its executions succeed and fail in turn."""
+        return is_flapping(self.outcomes)
+
+    def slo_budget(self) -> float | None:
+        """Return the share of its error budget that is left, which may be negative; `None`: it has no objective."""
+        return None if self.spec.slo is None else budget_left(self.outcomes, self.spec.slo)
+
     def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool = False) -> None:
         """Keep a scan in the flight recorder, without what may be large.
 
@@ -473,8 +484,25 @@ class Stack:
             stack = this()
             return "" if stack is None or stack.provider is None else stack.provider.limit.provider
 
-        breaker = None if self.breaker is None else breaker_state
-        return Registered(self.name, self.pipeline, breaker, abandoned_threads, state, self.total, provider)
+        def flapping() -> bool:
+            stack = this()
+            return stack is not None and not stack.retired and stack.flapping()
+
+        def slo_budget() -> float | None:
+            stack = this()
+            return None if stack is None or stack.retired else stack.slo_budget()
+
+        return Registered(
+            self.name,
+            self.pipeline,
+            None if self.breaker is None else breaker_state,
+            abandoned_threads,
+            state,
+            self.total,
+            provider,
+            flapping,
+            None if self.spec.slo is None else slo_budget,
+        )
 
     def abandoned(self) -> list[Abandoned]:
         """List this scanner's threads that did not stop in time and still run, oldest first."""

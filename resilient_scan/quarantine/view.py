@@ -64,6 +64,8 @@ class ScannerState(msgspec.Struct, frozen=True):
         evidence: alerts received lately.
         last_status: how its last scan in this process ended, or None.
         last_at: when that scan began.
+        flapping: whether its executions succeed and fail in turn.
+        slo_budget: the share of its error budget that is left, below 0 where more was used; None: it has no objective.
     """
 
     name: str
@@ -86,6 +88,8 @@ class ScannerState(msgspec.Struct, frozen=True):
     evidence: tuple[Evidence, ...]
     last_status: str | None = None
     last_at: float | None = None
+    flapping: bool = False
+    slo_budget: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-ready data, with the same names."""

@@ -165,6 +165,7 @@ class Page(msgspec.Struct, frozen=True):
             probe="" if probe is None else f"{due}; {passed}",
             breaker=(scanner.breaker or "it has none").replace("_", "-"),
             hung=scanner.abandoned_threads,
+            budget="" if scanner.slo_budget is None else _budget(scanner.slo_budget),
             verdict=explanation.verdict,
             orders=[(key, *_DOES[key], self._not_now(key, scanner, explanation)) for key in _DOES],
             alerts=[self._alert(alert) for alert in scanner.evidence],
@@ -310,7 +311,7 @@ def _state(row: Row) -> tuple[str, str]:
         return "rejected", "bad"
     if scanner.last_status == "stale":
         return "stale", "warn"
-    return "enabled", "good"
+    return ("flapping", "warn") if scanner.flapping else ("enabled", "good")
 
 
 def _besides(row: Row) -> Iterator[str]:
@@ -319,8 +320,17 @@ def _besides(row: Row) -> Iterator[str]:
         yield f"{row.failures} scans in a row"
     if scanner.breaker in {"open", "half_open"}:
         yield f"breaker {scanner.breaker.replace('_', '-')}"
+    if scanner.flapping and _state(row)[0] != "flapping":
+        yield "flapping"
+    if scanner.slo_budget is not None and scanner.slo_budget <= 0:
+        yield "error budget used up"
     if scanner.abandoned_threads:
         yield counted(scanner.abandoned_threads, "hung thread")
+
+
+def _budget(left: float) -> str:
+    """Say how much of an error budget is left, or how much more was used than there was."""
+    return f"{left:.0%} is left" if left > 0 else f"used up, {1 - left:.0%} of it"
 
 
 def _actions(scanner: Scanner) -> list[str]:

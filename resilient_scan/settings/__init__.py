@@ -241,8 +241,8 @@ class Settings(msgspec.Struct, frozen=True):
         not_configured = {spec.name: lack for spec in specs if (lack := lacking.get(spec.name))}
         specs = [spec for spec in specs if spec.name not in not_configured]
         own = self._options([spec.name for spec in specs], effective, options.pop("settings", None) or {})
-        runner = ScanRunner([spec.origin for spec in specs], **{**own, **options})
-        runner.set_origins({spec.name: effective[spec.name].origins for spec in specs})
+        runner = ScanRunner([self._with_objective(spec) for spec in specs], **{**own, **options})
+        runner.set_origins({spec.name: {**effective[spec.name].origins, **self._objective(spec)} for spec in specs})
         if not_configured:
             runner.set_not_configured(not_configured)
         return runner
@@ -262,6 +262,18 @@ class Settings(msgspec.Struct, frozen=True):
             "quarantine": msgspec.structs.replace(self.quarantine, critical=critical),
             "policies": {name: effective[name].policy for name in names},
         }
+
+    def _with_objective(self, spec: ScannerSpec) -> Any:
+        """Return a scanner, in its normal form with the objective that its table names, if it names one."""
+        slo = self._table(spec.name).own.get("slo")
+        return spec.origin if slo is None else msgspec.structs.replace(spec, slo=slo.value)
+
+    def _objective(self, spec: ScannerSpec) -> dict[str, str]:
+        """Return who set a scanner's objective, if it has one."""
+        slo = self._table(spec.name).own.get("slo")
+        if slo is not None:
+            return {"scanner.slo": slo.origin}
+        return {} if spec.slo is None else {"scanner.slo": "decorator"}
 
     def _table(self, name: str) -> ScannerTable:
         return self.tables.scanners.get(name) or ScannerTable()

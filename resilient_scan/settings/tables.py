@@ -21,7 +21,7 @@ import msgspec
 
 from resilient_scan._text import brief, did_you_mean, hide, parse_duration
 from resilient_scan.errors import ConfigError
-from resilient_scan.options import Exceptions, Option, Predicate, Seconds, durations, is_predicate
+from resilient_scan.options import Exceptions, Option, Predicate, Seconds, check_slo, durations, is_predicate
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
 from resilient_scan.stores import check_form, check_space, split_space
@@ -173,18 +173,21 @@ class Own(msgspec.Struct, frozen=True):
         enabled: `False`: the scanner takes part in no run.
         provider: the provider whose limit it shares; short for `limit = { provider = "..." }`.
         isolation: what a scan runs in: `"thread"`.
+        slo: the share of its last 1,000 executions that should succeed, such as 0.99, > 0 and <= 0.999.
         settings: what the scanner finds in `context.settings`.
     """
 
     enabled: bool = True
     provider: str | None = None
     isolation: str = "thread"
+    slo: float | None = None
     settings: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if self.provider is not None and not self.provider.strip():
             raise ConfigError("own.provider must not be empty")
         _only(self, "isolation", "thread", later=("process",))
+        check_slo(self.slo, "own.slo")
 
 
 def _only(option: msgspec.Struct, field: str, known: str, later: tuple[str, ...]) -> None:

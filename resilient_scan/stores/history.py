@@ -138,10 +138,17 @@ class Learned(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """What a runner knows from the runs before it, by scanner's name: seconds that a scan takes, and its answers."""
+    """What a runner knows from the runs before it, by scanner's name.
+
+    Attributes:
+        expected: seconds that a scan takes.
+        learned: what its answers were like.
+        outcomes: which of its last executions failed, a bit each (`layers.outcomes`).
+    """
 
     expected: Mapping[str, float]
     learned: Mapping[str, Learned]
+    outcomes: Mapping[str, bytes] = MappingProxyType({})
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -150,6 +157,7 @@ class _Kept(msgspec.Struct, frozen=True):
     schema: int
     expected: dict[str, float] = {}
     learned: dict[str, Learned] = {}
+    outcomes: dict[str, bytes] = {}
     past: tuple[Past, ...] = ()
     run: RunRecord | None = None
 
@@ -173,9 +181,10 @@ class RunHistory:
         self._on_error = on_error
 
     def remembered(self) -> Remembered:
-        """Return how long scans take and what their answers were like, as far as that is known: one read for both."""
+        """Return what is known of earlier executions: one read for all of it."""
         kept = self._get("expected")
-        return Remembered({name: took for name, took in kept.expected.items() if is_number(took, 0)}, kept.learned)
+        expected = {name: took for name, took in kept.expected.items() if is_number(took, 0)}
+        return Remembered(expected, kept.learned, kept.outcomes)
 
     def past(self, name: str) -> tuple[Past, ...]:
         """Return the last scans of a scanner, newest first, at most 10."""
@@ -196,6 +205,7 @@ class RunHistory:
         expected: Mapping[str, float],
         past: Mapping[str, Past],
         learned: Mapping[str, Learned] = MappingProxyType({}),
+        outcomes: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Store what a run brought; it is written with the store's next flush.
 
@@ -207,13 +217,15 @@ class RunHistory:
             expected: how many seconds a scan takes, by scanner's name.
             past: its scan of this run, by scanner's name.
             learned: what its answers were like, by scanner's name.
+            outcomes: which of its last executions failed, by scanner's name.
         """
         try:
             for name, scan in past.items():
                 last = _with_one_traceback(_newest((scan, *self.past(name))))  # with those of other processes
                 self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
             before = self.remembered()
-            kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned})
+            failed = {name: bits for name, bits in {**before.outcomes, **outcomes}.items() if bits}
+            kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned}, failed)
             self._store.put("expected", _encode(kept), KEPT_FOR)
             self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), MAX_RUNS)
         except StoreError as error:

@@ -96,6 +96,7 @@ def scenarios(preset: Preset) -> Iterator[Scenario]:
     yield suspicious(preset)
     yield quarantined(preset)
     yield flapping(preset)
+    yield alternating(preset)
     yield webhooks()
     yield webhooks_unsent()
     yield refused()
@@ -368,6 +369,21 @@ def flapping(preset: Preset) -> Scenario:
         )
     made.at(30, by_scanner("flapping"))
     made.at(window + 55)
+    return made
+
+
+def alternating(preset: Preset) -> Scenario:
+    """The process says that a scanner is flapping; of two replicas, one."""
+    made = Scenario("ScannerFlapping")
+    for name, instance, value in (("odd", "a:1", 1), ("odd", "b:1", 0), ("steady", "a:1", 0)):
+        made.add("resilient_scan_flapping", scanner(name, instance), (20, 0, 0), (20, value, 0), (20, 0, 0))
+    made.at(10)
+    made.at(30, by_scanner("odd"))
+    made.at(50)
+    if preset.one_shot:
+        made.add("resilient_scan_flapping", scanner("nightly", "c:1"), (20, 0, 0), (20, 1, 0), (20, 0, 0))
+        made.add("resilient_scan_runs_total", 'job="resilient-scan",instance="c:1",result="complete"', (60, 1, 0))
+        made.at(30, by_scanner("odd"), of_all("nightly"))
     return made
 
 

@@ -139,6 +139,9 @@ LOOSER = [  # alert, what is replaced in its rule, and by what
     ("ScannerLatencyHigh", r"0\.05", "0.02"),
     ("ScannerLatencyHigh", r"0\.05", "0.2"),
     ("ScannerLatencyHigh", r"\n +unless [^\n]*", ""),  # 11 s of 60, where the timeout is known
+    ("ScannerFlapping", r"\nor\n(?!.*\nor\n)(?s:.*)", ""),  # what the process says
+    ("ScannerFlapping", r"== 1", ">= 0"),
+    ("ScannerFlapping", r"max by \(job, instance, scanner\)", "min by (job, scanner)"),
     ("ResilientScanFuseBlown", r"5m", "1h"),
     ("ResilientScanFuseBlown", r"refused", "refused|overruled|ignored"),
     ("ResilientScanBlind", r"by \(job, instance\)", "by (job)"),

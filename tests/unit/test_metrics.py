@@ -80,6 +80,8 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_queued_scans": ("gauge", ()),
     "resilient_scan_workers": ("gauge", ("state",)),
     "resilient_scan_abandoned_threads": ("gauge", (S,)),
+    "resilient_scan_flapping": ("gauge", (S,)),
+    "resilient_scan_slo_budget_ratio": ("gauge", (S,)),
     "resilient_scan_late_completion_duration_seconds": ("histogram", ()),
     "resilient_scan_timeout_freed": ("counter", (S, "method")),
     "resilient_scan_loop_blocked": ("counter", (S,)),
@@ -103,7 +105,7 @@ OPTIONAL = {  # exported only by a process that does what they are about
 }
 SERVING = (ScheduleStarted(("one",), 60.0, 0.0), ScheduledRunBegins(0.5, 0.0), AlertsServed(0.0))
 RARE = (  # what a scanner without troubles never sends: each makes series of its own
-    ScannersRegistered((Registered("one", "test", None, lambda: 1),)),
+    ScannersRegistered((Registered("one", "test", None, lambda: 1, slo_budget=lambda: 0.5),)),
     RetryBudgetExhausted("one", 1),
     AttemptEnded("one", 2, "error", 0.1, None),
     BreakerChanged("one", "closed", "open", 1.0),
@@ -145,6 +147,7 @@ ALWAYS = {  # the series that every scanner has from the beginning, and how many
     "resilient_scan_slow_executions_total": 1,
     "resilient_scan_attempts_total": 3,
     "resilient_scan_breaker_state": 3,
+    "resilient_scan_flapping": 1,
     "resilient_scan_scanner_info": 1,
     "resilient_scan_scanner_state": 4,
 }

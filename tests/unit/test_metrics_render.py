@@ -348,7 +348,7 @@ def test_a_scanner_that_was_never_used_costs_no_objects() -> None:
     fleet = [Registered(f"scanner_{number}", "test", lambda: "closed", lambda: 0, total=1.0) for number in range(20)]
     listener(ScannersRegistered(tuple(fleet)))
     text = exposition(registry)[1].decode()
-    assert text.count('scanner="scanner_7"') == 24
+    assert text.count('scanner="scanner_7"') == 25
     assert objects() == before
     listener(ScanEnded("run", result(scanner="scanner_7", pipeline="test"), "miss", ""))
     listener(ExecutionEnded("scanner_7", "test", "success", 0.1, 1, None, "run", 1.0, 1.0))

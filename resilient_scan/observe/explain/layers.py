@@ -12,6 +12,7 @@ from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.errors import name_of
 from resilient_scan.layers.breaker.provider import ProviderBreaker
+from resilient_scan.layers.outcomes import BEGINS, ENDS, KEPT, LOOKED_AT, allowed, change_share, failures
 from resilient_scan.observe.explain.text import Layer, Number
 from resilient_scan.observe.logs import NOTABLE_LATENESS
 from resilient_scan.options import Breaker, Cache, Limit, Option, Policy, Retry, durations
@@ -44,7 +45,7 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
         Layer(
             "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
         ),
-        Layer("scanner", _scanner(stack), (), tuple(_expected(stack))),
+        Layer("scanner", _scanner(stack), _objective(stack, origins), (*_expected(stack), *_stability(stack))),
     )
 
 
@@ -67,6 +68,11 @@ def _limits(policy: Policy, limit: Limit | None, origins: Mapping[str, str]) -> 
     numbers = ("rate", "concurrency", "breaker")
     shared = {f"limit.{field}": f"another scanner of {limit.provider}" for field in numbers}
     return _numbers(policy.replace({"limit": limit}), "limit", {**origins, **shared})
+
+
+def _objective(stack: Stack, origins: Mapping[str, str]) -> tuple[Number, ...]:
+    slo = stack.spec.slo
+    return () if slo is None else (Number("scanner.slo", f"{slo:.10g}", origins.get("scanner.slo", DECORATOR)),)
 
 
 def _value(path: str, option: Option) -> str:
@@ -106,6 +112,8 @@ def origins_in_code(
         )
     if timeout_seconds and not whole and "timeout" not in spec.layers:
         origins["timeout.total"] = "timeout_seconds"
+    if spec.slo is not None:
+        origins["scanner.slo"] = DECORATOR if isinstance(spec.origin, FunctionScanner) else CLASS
     return origins
 
 
@@ -306,3 +314,18 @@ def _threads(stack: Stack) -> str:
 def _expected(stack: Stack) -> Iterator[str]:
     if math.isfinite(stack.expected):
         yield f"a scan is expected to take {span(stack.expected)}, from those seen"
+
+
+def _stability(stack: Stack) -> Iterator[str]:
+    """Say whether it is flapping, and what is left of its error budget."""
+    outcomes, slo, left = stack.outcomes, stack.spec.slo, stack.slo_budget()
+    if stack.flapping():
+        yield (
+            f"it is flapping: success and failure changed in {change_share(outcomes):.0%} of its last {LOOKED_AT} "
+            f"executions, newer changes counting more (it begins at {BEGINS:.0%}, and ends below {ENDS:.0%})"
+        )
+    if slo is None or left is None:
+        return
+    failed = f"{failures(outcomes)} of its last {KEPT:,} executions failed, and {allowed(slo):.4g} may"
+    used = f"{left:.0%} of its error budget is left" if left > 0 else "its error budget is used up"
+    yield f"{used}: {failed} (slo={slo:.10g})"

@@ -51,7 +51,7 @@ ALERT_RESULTS = (
 )
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
-Mode = Literal["livemax", "livesum", "max", "mostrecent"]
+Mode = Literal["livemax", "livemin", "livesum", "max", "mostrecent"]
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -236,6 +236,14 @@ _ALL = (
     _gauge("queued_scans", "Scans that wait for a worker.", mode="livesum"),
     _gauge("workers", "Threads of the pools by what they do.", "state", mode="livesum", closed=_each(WORKER_STATES)),
     _gauge("abandoned_threads", "Threads that did not stop in time and still run.", "scanner", mode="livesum"),
+    _gauge("flapping", "Whether a scanner's executions succeed and fail in turn: 1 if so.", "scanner", always=True),
+    _gauge(
+        "slo_budget_ratio",
+        "Share of a scanner's error budget that is left, of its last 1,000 executions, below 0 where more failed than "
+        "may; only with an objective (slo).",
+        "scanner",
+        mode="livemin",
+    ),
     _histogram(
         "late_completion_duration_seconds",
         "True duration of abandoned work that ended after all; of all scanners together.",

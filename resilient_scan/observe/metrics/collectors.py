@@ -73,6 +73,8 @@ class Metrics:
             ("breaker_state", self._breakers),
             ("scanner_state", self._states),
             ("abandoned_threads", self._abandoned),
+            ("flapping", self._flapping),
+            ("slo_budget_ratio", self._budgets),
             ("provider_state", self._provider_points),
             ("scanner_info", self._info_points),
         ):
@@ -137,6 +139,7 @@ class Metrics:
                 self._read_in_files("scanner_state", scanner.name, SCANNER_STATES, partial(_state, pending.live))
                 if MULTIPROCESS:
                     self._read("abandoned_threads", (scanner.name,), partial(_hanging, pending.live))
+                    self._read("flapping", (scanner.name,), partial(_flaps, pending.live))
                 self.pending[scanner.name] = pending
             pending.add_pipeline(scanner.pipeline)
             pending.add_total(scanner.total)
@@ -186,6 +189,8 @@ class Metrics:
 
     def _write_points(self) -> None:
         """Write what stands in the points, where values are kept in files; a series cannot be removed there."""
+        for (name,), (sample, *_) in self._budgets():
+            self.child("slo_budget_ratio", name).set(sample.value)
         known = {(*key, provider) for key, provider in self._infos.items()}
         for name, points in (("provider_state", self._provider_points), ("scanner_info", self._info_points)):
             for labels, (sample, *_) in points():
@@ -218,6 +223,16 @@ class Metrics:
                 pending.has_hung = True  # from now on it shows that none hangs any more
                 yield (name,), (Sample("", {}, hanging),)
             pauses()
+
+    def _flapping(self) -> Iterator[Point]:
+        for name, pending in tuple(self.pending.items()):
+            yield (name,), ONE if _flaps(pending.live) else ZERO
+
+    def _budgets(self) -> Iterator[Point]:
+        for name, pending in tuple(self.pending.items()):
+            left = _budget(pending.live)
+            if left is not None:
+                yield (name,), (Sample("", {}, left),)
 
     def _read_in_files(self, name: str, scanner: str, states: tuple[str, ...], read: Callable[[], str]) -> None:
         """Have a state written where values are kept in files."""
@@ -317,6 +332,16 @@ def _state(live: list[Registered]) -> str:
 
 def _hanging(live: list[Registered]) -> float:
     return float(sum(each.abandoned_threads() for each in tuple(live)))
+
+
+def _flaps(live: list[Registered]) -> float:
+    return float(any(each.flapping() for each in tuple(live)))
+
+
+def _budget(live: list[Registered]) -> float | None:
+    """Return what is left of a scanner's error budget where least is; `None`: it has none."""
+    left = [each.slo_budget() for each in tuple(live) if each.slo_budget is not None]
+    return min((one for one in left if one is not None), default=None)
 
 
 _by_registry: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()

@@ -174,6 +174,23 @@ def test_who_fails_says_since_when() -> None:
     assert "for 12m</time>, 12 scans in a row, breaker half-open, 2 hung threads</small>" in state
 
 
+def test_who_flaps_or_has_used_up_its_budget_says_so_wherever_it_is_shown() -> None:
+    assert "flapping, error budget used up</small>" in cell(shown(failing("a", flapping=True, slo_budget=0.0)), "State")
+    assert "flapping" not in cell(shown(row("a", slo_budget=0.1)), "State")
+    well_now = row("a", flapping=True, last_status="completed")
+    assert headline(well_now, row("b")) == ("warn", "1 flapping; 1 of 2 well")
+    assert '<span class="state s-flapping">flapping</span></dd>' in one(well_now)
+
+
+@pytest.mark.parametrize(
+    ("left", "says"), [(0.7, "70% is left"), (0.0, "used up, 100% of it"), (-0.5, "used up, 150% of it"), (None, "")]
+)
+def test_the_page_of_one_scanner_says_what_is_left_of_its_error_budget(left: float | None, says: str) -> None:
+    html = one(row("a", slo_budget=left))
+    assert (f"<dt>Error budget</dt><dd>{says}</dd>" in html) == bool(says)
+    assert ("Error budget" in html) == bool(says)
+
+
 @pytest.mark.parametrize(("at", "text"), [(NOW + 90, "probed in 1m"), (NOW, "probed with the next run")])
 def test_when_the_next_probe_is(at: float, text: str) -> None:
     found = row("a", state="quarantined", reason="r", source="failures", next_probe=at, passed=1)
