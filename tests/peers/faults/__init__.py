@@ -50,6 +50,16 @@ FAULTS = {
     "every_other": Fault(
         "Every other call fails, and only the number of failures is set. What does the breaker do?", calls.every_other
     ),
+    "long_ago": Fault(
+        "5 failures in a row, 0.4 s apart; a breaker of 5 failures looks back on 1 s. What does it do?", calls.long_ago
+    ),
+    "two_meanings": Fault(
+        "One class of error means a 503 or a 404. What does a breaker do that counts the 503 only?", calls.two_meanings
+    ),
+    "doubtful": Fault(
+        "A source answers, but with nothing in it, again and again. What does a breaker do that is to see that?",
+        calls.doubtful,
+    ),
     "half_open": Fault("64 threads meet a half-open breaker. How many are let through at once?", threads.half_open),
     "hung_trial": Fault(
         "The trial of a half-open breaker hangs. What becomes of the source later?", threads.hung_trial

@@ -8,7 +8,7 @@ import time
 from importlib import metadata
 
 from tests.peers.faults.threads import Source, pause, took, warmed
-from tests.peers.stacks.base import NotOffered, Stack, TooMany, Wanted, ended
+from tests.peers.stacks.base import Answered, NotOffered, Stack, TooMany, Wanted, ended
 
 
 def open_breaker(stack: Stack) -> str:
@@ -27,6 +27,35 @@ def every_other(stack: Stack) -> str:
         if ended(call) == "refused":
             return "opens"
     return "stays closed"
+
+
+def long_ago(stack: Stack) -> str:
+    call = stack.protect(Source().fail, Wanted(failures=5, within=1))
+    for _ in range(5):
+        ended(call)
+        pause(0.4)
+    return "opens" if ended(call) == "refused" else "stays closed"
+
+
+def two_meanings(stack: Stack) -> str:
+    return "; ".join(f"{status} {_meaning(stack, status)}" for status in (503, 404))
+
+
+def _meaning(stack: Stack, status: int) -> str:
+    def answer() -> None:
+        raise Answered(status)
+
+    call = stack.protect(answer, Wanted(failures=3, counts=lambda error: "503" in str(error)))
+    for _ in range(3):
+        ended(call)
+    return "opens it" if ended(call) == "refused" else "does not"
+
+
+def doubtful(stack: Stack) -> str:
+    call = stack.protect(list, Wanted(failures=3, doubts=lambda found: not found))
+    for _ in range(3):
+        ended(call)
+    return "opens" if ended(call) == "refused" else "stays closed"
 
 
 def told_to_wait(stack: Stack) -> str:

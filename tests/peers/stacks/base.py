@@ -22,6 +22,14 @@ class Down(OSError):
     """What a source raises that is down."""
 
 
+class Answered(Down):
+    """What a client raises for every status, whatever that means."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
 class TooMany(Down):
     """What a source raises that says how long to wait, in all the forms in which clients know that."""
 
@@ -43,6 +51,9 @@ class Wanted:
         attempts: how often it is tried.
         failures: after how many failures the breaker opens.
         open_for: seconds that it stays open.
+        within: seconds that it looks back.
+        counts: which errors are failures to it.
+        doubts: which answers are.
         ttl: seconds that an answer is fresh.
         stale: seconds that an answer stands in after that, where the source fails.
         callers: how many call at the same time.
@@ -56,6 +67,9 @@ class Wanted:
     attempts: int = 1
     failures: int | None = None
     open_for: float = 60
+    within: int | None = None
+    counts: Callable[[BaseException], bool] | None = None
+    doubts: Callable[[Any], bool] | None = None
     ttl: float | None = None
     stale: float = 0
     callers: int = 8
@@ -129,6 +143,12 @@ def ended(call: Call, *arguments: Any) -> str:
                 return how
         return "failed"
     return "answered"
+
+
+def not_offered(wanted: Wanted, *features: str) -> None:
+    """Raise `NotOffered` if one of these is wanted."""
+    if any(getattr(wanted, feature) is not None for feature in features):
+        raise NotOffered("")
 
 
 def told(error: BaseException) -> float:

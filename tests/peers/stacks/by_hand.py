@@ -18,7 +18,7 @@ import cachetools
 import pybreaker
 import tenacity
 
-from tests.peers.stacks.base import AsyncCall, Call, NotOffered, Stack, Wanted, ended, told
+from tests.peers.stacks.base import AsyncCall, Call, NotOffered, Stack, Wanted, ended, not_offered, told
 
 
 class ByHand(Stack):
@@ -43,9 +43,12 @@ class ByHand(Stack):
     @staticmethod
     def _layers(function: Call, wanted: Wanted) -> Call:
         call = function
+        not_offered(wanted, "within", "doubts")
         if wanted.failures is not None:
+            counts = wanted.counts
             breaker = pybreaker.CircuitBreaker(
                 fail_max=wanted.failures,
+                exclude=[] if counts is None else [lambda error: not counts(error)],
                 reset_timeout=wanted.open_for,
                 state_storage=_redis() if wanted.lasting else None,
             )

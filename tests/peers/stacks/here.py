@@ -14,6 +14,7 @@ from resilient_scan import (
     PrometheusMetrics,
     Retry,
     RetryAfter,
+    ScanContext,
     ScanResult,
     ScanRunner,
     Status,
@@ -35,7 +36,7 @@ class Here(Stack):
     packages = ("resilient-scan",)
 
     def _protect(self, source: Call, wanted: Wanted) -> Call:
-        runner = _runner([_scanner("source", source)], wanted, wanted.callers)
+        runner = _runner([_scanner("source", source, wanted)], wanted, wanted.callers)
 
         def call(*arguments: Any, deadline: float | None = None) -> Any:
             return _opened(runner.run({"arguments": arguments}, deadline=deadline).results["source"])
@@ -46,13 +47,13 @@ class Here(Stack):
         return call(deadline=seconds)
 
     def fleet(self, calls: dict[str, Call], wanted: Wanted, workers: int = 8) -> Iterator[tuple[str, str]]:
-        scanners = [_scanner(name, function) for name, function in calls.items()]
+        scanners = [_scanner(name, function, wanted) for name, function in calls.items()]
         with _runner(scanners, wanted, workers) as runner:
             for result in runner.stream({}):
                 yield result.scanner, ENDED.get(result.status, "answered" if result.status.answered else "failed")
 
     def repeated(self, calls: dict[str, Call], wanted: Wanted) -> Call:
-        runner = _runner([_scanner(name, function) for name, function in calls.items()], wanted, 8)
+        runner = _runner([_scanner(name, function, wanted) for name, function in calls.items()], wanted, 8)
         return lambda: runner.run({}).candidates
 
     def awaited(self, calls: dict[str, AsyncCall], wanted: Wanted) -> Call:
@@ -61,13 +62,15 @@ class Here(Stack):
         return lambda: runner.run({}).candidates
 
 
-def _scanner(name: str, function: Call) -> Any:
+def _scanner(name: str, function: Call, wanted: Wanted) -> Any:
     @scanner(name=name, pipeline="peers")
-    def scan(state: dict[str, Any]) -> list[Candidate]:
+    def scan(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
         try:
             value = function(*state.get("arguments", ()))
         except TooMany as error:
             raise RetryAfter(error.retry_after) from error
+        if wanted.doubts is not None and wanted.doubts(value):
+            context.doubt("nothing in it")
         return [Candidate(ticker="ANSWER", source=name, context="", extras={"value": value})]
 
     return scan
@@ -84,7 +87,15 @@ def _async_scanner(name: str, function: AsyncCall) -> Any:
 
 def _runner(scanners: list[Any], wanted: Wanted, workers: int, max_async: int = 1000) -> ScanRunner:
     retry = Retry(attempts=wanted.attempts, base=PAUSE, cap=PAUSE, on=(OSError,)) if wanted.attempts > 1 else None
-    breaker = None if wanted.failures is None else Breaker(failures=wanted.failures, open_for=wanted.open_for)
+    breaker = None
+    if wanted.failures is not None:
+        breaker = Breaker(
+            failures=wanted.failures,
+            open_for=wanted.open_for,
+            on=wanted.counts or (Exception,),
+            within=wanted.within,
+            suspicious=wanted.doubts is not None,
+        )
     cache = None if wanted.ttl is None else Cache(ttl=wanted.ttl, stale_if_error=wanted.stale, jitter=0)
     limit: dict[str, int] = {} if wanted.hung is None else {"max_abandoned": wanted.hung}
     timeout = Timeout(total=wanted.timeout or wanted.total or 60, **limit)

@@ -6,7 +6,7 @@ import itertools
 import os
 from typing import Any
 
-from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted
+from tests.peers.stacks.base import PAUSE, Call, Stack, Wanted, not_offered
 
 _NUMBERS = itertools.count()
 
@@ -17,8 +17,7 @@ class Baldur(Stack):
     packages = ("baldur-framework",)
 
     def _protect(self, source: Call, wanted: Wanted) -> Call:
-        if wanted.ttl is not None:
-            raise NotOffered("")
+        not_offered(wanted, "ttl", "within", "counts", "doubts")
         if wanted.failures is not None:
             os.environ["BALDUR_CB_FAILURE_THRESHOLD"] = str(wanted.failures)
             os.environ["BALDUR_CB_RECOVERY_TIMEOUT"] = str(max(1, round(wanted.open_for)))

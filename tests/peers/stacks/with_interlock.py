@@ -40,8 +40,24 @@ def _breaker(wanted: Wanted) -> interlock.CircuitBreaker:
         from interlock.integrations.redis import RedisStorage
 
         options["storage"] = RedisStorage(redis.Redis.from_url(os.environ["PEERS_REDIS"]))
-    config = interlock.Config(minimum_number_of_calls=wanted.failures, wait_duration_in_open=wanted.open_for)
+    if wanted.counts is not None or wanted.doubts is not None:
+        options["classifier"] = _Classifier(wanted)
+    window: dict[str, Any] = {}
+    if wanted.within is not None:
+        window = {"window_type": interlock.WindowType.TIME_BASED, "window_size": wanted.within}
+    config = interlock.Config(minimum_number_of_calls=wanted.failures, wait_duration_in_open=wanted.open_for, **window)
     return interlock.CircuitBreaker(name="source", config=config, **options)
+
+
+class _Classifier:
+    """Decides what is a failure, of errors and of answers."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._counts = wanted.counts or (lambda _error: True)
+        self._doubts = wanted.doubts or (lambda _result: False)
+
+    def is_failure(self, *, result: object, exception: Exception | None) -> bool:
+        return self._doubts(result) if exception is None else self._counts(exception)
 
 
 STACK = Interlock()

@@ -7,7 +7,7 @@ from typing import Any
 
 import nopanic
 
-from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted
+from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted, not_offered
 
 
 class Nopanic(Stack):
@@ -20,6 +20,7 @@ class Nopanic(Stack):
             raise NotOffered("OpenTelemetry")
         if wanted.ttl is not None and wanted.lasting:
             raise NotOffered("")
+        not_offered(wanted, "doubts")
         policies: list[Any] = []
         if wanted.ttl is not None:
             policies.append(nopanic.cache(wanted.ttl, stale_ttl=wanted.stale))
@@ -39,7 +40,11 @@ class Nopanic(Stack):
 
 
 def _breaker(wanted: Wanted) -> Any:
-    options = {"min_calls": wanted.failures, "reset_timeout": wanted.open_for, "name": "source"}
+    options: dict[str, Any] = {"min_calls": wanted.failures, "reset_timeout": wanted.open_for, "name": "source"}
+    if wanted.within is not None:
+        options["window"] = wanted.within
+    if wanted.counts is not None:
+        options["on"] = wanted.counts
     if not wanted.lasting:
         return nopanic.circuit_breaker(failure_threshold=0.5, **options)
     import redis

@@ -8,7 +8,7 @@ import pyresilience
 from pyresilience.contrib.http import retry_after_delay
 from pyresilience.contrib.prometheus import PrometheusListener
 
-from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted
+from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted, not_offered
 
 
 class Pyresilience(Stack):
@@ -17,6 +17,7 @@ class Pyresilience(Stack):
     packages = ("pyresilience",)
 
     def _protect(self, source: Call, wanted: Wanted) -> Call:
+        not_offered(wanted, "within", "counts", "doubts")
         if wanted.stale or wanted.lasting:
             raise NotOffered("")
         options: dict[str, Any] = {}
