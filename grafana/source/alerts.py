@@ -451,6 +451,7 @@ def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
             "warning",
             pending="5m",
         ),
+        _of_the_machine(preset),
         Alert(
             "ResilientScanStoreErrors",
             (one(_lately("resilient_scan_store_errors_total"), ">", 0),),
@@ -459,6 +460,22 @@ def _of_the_process(preset: Preset) -> tuple[Alert, ...]:
             "warning",
         ),
         _missing(preset.missing_run),
+    )
+
+
+def _of_the_machine(preset: Preset) -> Alert:
+    """Fire for the machine as a whole: its scanners have done nothing, and none is taken out of service."""
+    faults = "resilient_scan_local_faults_total"
+    cases = [one(_lately(faults), ">", 0)]
+    if preset.one_shot:
+        cases.append(one(f"sum by (job, instance) ({faults}\n  and on (job, instance) {ONE_RUN})", ">", 0))
+    return Alert(
+        "ResilientScanLocalFault",
+        tuple(cases),
+        "{{ $labels.instance }} has a fault of its own, by which scans fail.",
+        "It has no descriptors, threads, memory, disk or network left, or resolves no names. No scanner is to blame, "
+        "and none is taken out of service.",
+        "critical",
     )
 
 

@@ -68,7 +68,7 @@ def build() -> str:
                 [
                     boards.line(theme.LOW_GRAPHS, _workers(), _queue(), _hung()),
                     boards.line(theme.LOW_GRAPHS, _waits(), _lateness(), _results()),
-                    boards.line(theme.FIGURES, _store(), _listeners()),
+                    boards.line(theme.FIGURES, _local(), _store(), _listeners()),
                 ],
             ),
         ],
@@ -397,6 +397,17 @@ def _results() -> timeseries.Panel:
         "result",
         process("runs_total"),
         theme.RUN_COLOURS,
+    )
+
+
+def _local() -> stat.Panel:
+    return stat_panel(
+        "Own faults",
+        "Executions in the window that failed by the machine's own fault (descriptors, threads, memory, disk, network, "
+        "names). They count against nobody. Runbook: ResilientScanLocalFault",
+        Query(counted("", process("local_faults_total")), instant=True),
+        theme.COUNT,
+        theme.ANY_IS_BAD,
     )
 
 

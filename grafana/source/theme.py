@@ -60,7 +60,7 @@ STATUS_COLOURS = {
     "disabled": PURPLE,
     "skipped": GREY,
 }
-OUTCOME_COLOURS = {"success": GREEN, "error": RED, "timeout": ORANGE, "cancelled": GREY}
+OUTCOME_COLOURS = {"success": GREEN, "error": RED, "timeout": ORANGE, "cancelled": GREY, "local": PURPLE}
 CACHE_COLOURS = {"hit": GREEN, "shared": BLUE, "stale": YELLOW, "miss": ORANGE, "bypass": GREY}
 WORKER_COLOURS = {"busy": BLUE, "idle": GREEN, "abandoned": RED}
 METHOD_COLOURS = {"cooperative": GREEN, "cancel": BLUE, "sockets": YELLOW, "process": ORANGE, "abandoned": RED}

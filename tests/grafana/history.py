@@ -312,7 +312,7 @@ def _cut_short() -> Iterator[str]:
     for job, errors in ((FOUND_LATE, {0: 500}), (RESTARTED, {0: 7, 30: None, 40: 1})):
         labels = {"job": job, "instance": job, "scanner": "one"}
         state = _series("resilient_scan_scanner_state", {**labels, "state": "enabled"})
-        kind = _series("resilient_scan_errors_total", {**labels, "kind": "ValueError"})
+        kind = _series("resilient_scan_errors_total", {**labels, "kind": "ValueError", "blame": "scanner"})
         minutes = range(61)
         yield from (f"{state} 1 {EARLIER + 60 * minute}" for minute in minutes)
         for minute in minutes:

@@ -109,6 +109,8 @@ def scenarios(preset: Preset) -> Iterator[Scenario]:
     yield no_run_ever()
     yield saturated()
     yield store()
+    yield local_faults()
+    yield local_executions(preset, every)
     yield watchdog()
     if preset.one_shot:
         yield from one_shots()
@@ -504,6 +506,34 @@ def store() -> Scenario:
     return made
 
 
+def local_faults() -> Scenario:
+    """Of two machines one has no descriptors left for five minutes: that one is named, once, whatever it lacks."""
+    made = Scenario("ResilientScanLocalFault")
+    for kind in ("descriptors", "names"):
+        made.add("resilient_scan_local_faults_total", f'{FLEET},kind="{kind}"', (5, 0, 0), (5, 0, 1), (50, 4, 0))
+    made.add("resilient_scan_local_faults_total", 'job="resilient-scan",instance="b:1",kind="disk"', (60, 7, 0))
+    made.at(4)
+    made.at(12, PROCESS)
+    made.at(30)
+    return made
+
+
+def local_executions(preset: Preset, every: int) -> Scenario:
+    """Whatever share of a scanner's executions fails by the machine's fault, its ratio is made of the others."""
+    made = Scenario("ScannerErrorRatioHigh", sampled=5 if preset.one_shot else 1)
+    whole, step = 60 * every, 1 / every
+    for name, counts in (
+        ("hit", {"local": step, "success": 0, "error": 0}),
+        ("mostly_hit", {"local": 8 * step, "success": step, "error": 0}),
+        ("broken_too", {"local": 8 * step, "success": 0, "error": step}),
+    ):
+        for outcome, growth in counts.items():
+            executions(made, name, outcome, (whole, 0, growth))
+    made.at(1)
+    made.at(30 * every, by_scanner("broken_too"))
+    return made
+
+
 def watchdog() -> Scenario:
     made = Scenario("ResilientScanWatchdog")
     made.add("up", FLEET, (10, 0, 0))
@@ -579,8 +609,19 @@ def one_shots() -> Iterator[Scenario]:
         made.at(400, of_all("failing"))
         made.at(1100)
         yield made
+    yield _local_run()
     yield _suspicious_run()
     yield _stale_run()
+
+
+def _local_run() -> Scenario:
+    """Each run is a process of its own, whose counter never grows."""
+    made = Scenario("ResilientScanLocalFault")
+    made.add("resilient_scan_runs_total", f'{FLEET},result="partial"', (120, 1, 0))
+    made.add("resilient_scan_local_faults_total", f'{FLEET},kind="names"', (60, 3, 0), (60, 0, 0))
+    made.at(30, PROCESS)
+    made.at(90)
+    return made
 
 
 def _suspicious_run() -> Scenario:
