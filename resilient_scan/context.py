@@ -55,6 +55,13 @@ class NotesLike(Protocol):
         """Keep a value for `seconds`."""
 
 
+class FaultsLike(Protocol):
+    """Judges whether a failure is this machine's own fault."""
+
+    def judge(self, scanner: str, party: str, kind: str, /) -> Any:
+        """Return the fault that an attempt has failed by; `None`: it is the scanner's or its provider's."""
+
+
 class Traffic(Protocol):
     """What stands between the scanners and the network: `resilient_scan.http` has a `Recorder` and a `Replay`."""
 
@@ -86,6 +93,7 @@ class ScannerContext(msgspec.Struct, frozen=True):
     sources: SourcesLike | None = None
     home: Home = NOWHERE  # where its own code is
     notes: NotesLike | None = None
+    faults: FaultsLike | None = None
 
 
 class BlockingCall:
@@ -353,6 +361,10 @@ class ScanContext:
             self.provider.acquire(self, with_permit=False)
 
     # for the engine, the layers and HTTP clients, not for scanners
+
+    def fault(self, _error: BaseException, /) -> Any:
+        """Return the fault of this machine that a failure may be; `None`: it cannot be, or nobody judges that here."""
+        return None
 
     def reach(self, place: str, call: Callable[[], T]) -> T:
         """Make a request to a host and its port, which are the provider where the scanner's options name none.

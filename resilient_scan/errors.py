@@ -30,10 +30,12 @@ class ScanError(Exception):
     Attributes:
         provider: the host and port to which the way broke down, where that is known; empty for everything else.
         excused: whether that provider's breaker has counted it, so that the scanner's own breaker does not.
+        blame: whose fault it is unless the way to a provider broke down: `scanner`, or `source` (its answer), say.
     """
 
     provider: str = ""
     excused: bool = False
+    blame: str = "scanner"
 
 
 class PermanentError(ScanError):
@@ -43,6 +45,8 @@ class PermanentError(ScanError):
     it contains a `RetryAfter` too, and votes only for its other exceptions.
     """
 
+    blame = "source"
+
 
 class ConfigError(PermanentError, ValueError):
     """An option, a setting or an argument is wrong; the message names it, its value and the fix.
@@ -50,6 +54,8 @@ class ConfigError(PermanentError, ValueError):
     A scanner may raise it too, for a missing key or a wrong setting. It is not retried, and the breaker does not
     count it: nothing is wrong with the source.
     """
+
+    blame = "scanner"
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -84,6 +90,8 @@ class CircuitOpen(Rejected):
 class LimitExceeded(Rejected):
     """A limit had no permit left before the deadline."""
 
+    blame = "provider"
+
 
 class WorkerLost(ScanError):
     """What an attempt ran on is gone. That says nothing about its source, so it casts no vote."""
@@ -117,6 +125,8 @@ class RetryAfter(ScanError):
         seconds: how long to wait, finite and >= 0.
         message: what the source said, without secrets.
     """
+
+    blame = "source"
 
     def __init__(self, seconds: float, message: str = "") -> None:
         if not is_number(seconds, 0):

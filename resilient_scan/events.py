@@ -25,6 +25,7 @@ from resilient_scan.options import DOUBTS
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 SUCCESS, ERROR, TIMEOUT, CANCELLED = "success", "error", "timeout", "cancelled"  # outcomes of attempts and executions
+LOCAL = "local"  # outcome of an execution that this machine failed
 
 traces: dict[str, str] = {}
 """The trace ids of the traced runs under way, in hex, by run id. A listener that traces writes them and one that counts
@@ -124,8 +125,9 @@ class AttemptEnded(Event, frozen=True, gc=False):
 
 
 class ExecutionEnded(Event, frozen=True, gc=False):
-    """Real work for a scan ended: `outcome` is `success`, `error`, `timeout` or `cancelled`.
+    """Real work for a scan ended: `outcome` is `success`, `error`, `timeout`, `cancelled` or `local`.
 
+    `local`: it failed by this machine's fault (`LocalFault`), which counts against nobody.
     `total` is how long it might have taken at most.
     """
 
@@ -138,6 +140,22 @@ class ExecutionEnded(Event, frozen=True, gc=False):
     run_id: str = ""
     at: float = 0.0
     total: float | None = None
+
+
+class LocalFault(Event, frozen=True, gc=False):
+    """An execution failed by a fault of this machine; sent before its `ExecutionEnded`.
+
+    `kind` is what the machine lacks: `descriptors`, `threads`, `network`, `disk`, `names` (it resolves none) or
+    `memory`. `first` is true if no execution has failed by this kind in the 15 minutes before.
+    """
+
+    scanner: str
+    kind: str
+    error: ErrorInfo
+    run_id: str = ""
+    attempt: int = 0
+    at: float = 0.0
+    first: bool = False
 
 
 class RetryBudgetExhausted(Event, frozen=True, gc=False):

@@ -21,6 +21,9 @@ MAX_MESSAGE: Final = 10_000  # characters of an exception's text: a source may p
 MAX_BITS: Final = 10_000  # bits of an integer
 MAX_DEPTH: Final = 100  # levels of nesting
 
+LOCAL, PROVIDER, SOURCE, SCANNER = "local", "provider", "source", "scanner"  # whose fault a failure is
+BLAMES: Final = (LOCAL, PROVIDER, SOURCE, SCANNER)
+
 
 class Status(StrEnum):
     """The one status in which a scan ends. The set is closed.
@@ -87,6 +90,9 @@ class ErrorInfo(Data, frozen=True, gc=False, eq=False):
             package, else the innermost that is not ours; empty if the error is one of ours, such as a timeout.
         traceback: as Python writes it, without secrets, at most 8 kB; empty if `where` is, or if the error was kept
             for later (in the cache, by `ttl_error`).
+        blame: whose fault it is: `local` (this machine), `provider` (the way to it), `source` (its answer) or `scanner`
+            (its code, and what nobody else can be blamed for). Of an attempt's name that does not resolve, what was
+            known when it ended: others may have failed likewise since.
 
     An exception group is described by its first leaf, with the number of the others: `no route (and 2 more)`. Two
     errors are equal if they have the same type and message, wherever they were raised.
@@ -96,14 +102,16 @@ class ErrorInfo(Data, frozen=True, gc=False, eq=False):
     message: str
     where: str = ""
     traceback: str = ""
+    blame: str = SCANNER
 
     @classmethod
-    def of(cls, error: BaseException, home: Home = NOWHERE) -> ErrorInfo:
+    def of(cls, error: BaseException, home: Home = NOWHERE, blame: str = "") -> ErrorInfo:
         """Describe an exception, of a group its first leaf; one whose `str` fails is described by its class.
 
         Args:
             error: the exception; nothing of it is kept.
             home: where the scanner's own code is.
+            blame: whose fault it is; if it is not given, what an error of ours says itself, else the scanner's.
         """
         found = leaves(error)
         first = found[0]
@@ -116,7 +124,8 @@ class ErrorInfo(Data, frozen=True, gc=False, eq=False):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         where = where_of(first, home, kind) or (where_of(error, home, kind) if more else "")
         traceback = "" if not where and isinstance(first, ScanError) else traceback_of(error)
-        return cls(name, (message or kind) + more, where, traceback)
+        blame = blame or (first.blame if isinstance(first, ScanError) else SCANNER)
+        return cls(name, (message or kind) + more, where, traceback, blame)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ErrorInfo) and (self.type, self.message) == (other.type, other.message)
@@ -131,7 +140,11 @@ class ErrorInfo(Data, frozen=True, gc=False, eq=False):
 
     def without_traceback(self) -> ErrorInfo:
         """Return what is kept where there may be many: in the cache, and of each attempt."""
-        return ErrorInfo(self.type, self.message, self.where) if self.traceback else self
+        return msgspec.structs.replace(self, traceback="") if self.traceback else self
+
+    def blamed(self, blame: str) -> ErrorInfo:
+        """Return this error as the fault of another party."""
+        return self if blame == self.blame else msgspec.structs.replace(self, blame=blame)
 
     @property
     def kind(self) -> str:

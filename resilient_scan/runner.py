@@ -67,6 +67,9 @@ class ScanRunner:
         settings: what each scanner finds in `context.settings`, by the scanner's name.
         policies: whole policies by scanner's name; they override the scanner's own layers and `policy`.
         deadline: seconds for runs that are not given a deadline of their own, >= 0; `None`: no deadline.
+        local_probe: `"host:port"` of something near that always answers, such as a resolver: if it cannot be reached
+            either, a name that does not resolve is this machine's fault. `None`: scanners of two providers have to fail
+            likewise.
         traffic: a `resilient_scan.http.Recorder` or `Replay`, which stands between the scanners and the network.
         clock, random: where time and chance come from; for tests.
 
@@ -93,6 +96,7 @@ class ScanRunner:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         policies: Mapping[str, Policy] | None = None,
         deadline: float | None = None,
+        local_probe: str | None = None,
         traffic: Traffic | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
@@ -111,6 +115,7 @@ class ScanRunner:
             engine=engine,
             deadline=deadline,
             quarantine=Quarantine() if quarantine is None else quarantine,
+            local_probe=local_probe,
             store=store,
             traffic=traffic,
             clock=clock or SystemClock(),

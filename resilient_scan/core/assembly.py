@@ -25,6 +25,7 @@ from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
 from resilient_scan.layers.limit import Provider, Providers
+from resilient_scan.layers.local import ControlProbe, LocalFaults
 from resilient_scan.layers.outcomes import unpacked
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.options import Breaker
@@ -99,6 +100,8 @@ class Fleet:
         make_breaker = partial(_provider_breaker, config, self.bus, store, self.store_failed)
         self.providers: Providers = Providers(limits, clock, self.pool.at, make_breaker, own_breakers)
         values = SharedValues(clock)
+        probe = None if config.local_probe is None else ControlProbe(config.local_probe).failed
+        self.faults: LocalFaults = LocalFaults(clock, config.names, probe)
         shared = Shared(
             gate=self.gate,
             pool=self.pool,
@@ -108,6 +111,7 @@ class Fleet:
             bus=self.bus,
             providers=self.providers,
             values=values,
+            faults=self.faults,
             store=store,
             leases=self.leases,
             store_failed=self.store_failed,

@@ -22,6 +22,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.context import Traffic
 from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener
+from resilient_scan.layers.local import parse_address
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.stores import Store
@@ -55,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     deadline: float | None
     quarantine: Quarantine
+    local_probe: str | None
     store: str | Store | None
     traffic: Traffic | None
     clock: Clock
@@ -68,6 +70,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         whole("max_abandoned", self.max_abandoned, 0)
         whole("max_async", self.max_async, 1)
         length_of(self.deadline)
+        if self.local_probe is not None:
+            parse_address("local_probe", self.local_probe)
         check_quarantine(self.quarantine, self.names)
         know(secrets_of_environment(os.environ))
         know(secrets_of_table({**self.settings, "store": self.store}))

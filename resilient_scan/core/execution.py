@@ -35,6 +35,8 @@ from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from resilient_scan._log import log as _log
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
@@ -46,6 +48,7 @@ from resilient_scan.errors import Rejected, ScanTimeout, WorkerLost, is_cancella
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
+    LOCAL,
     SUCCESS,
     TIMEOUT,
     AttemptEnded,
@@ -53,6 +56,7 @@ from resilient_scan.events import (
     Event,
     ExecutionEnded,
     LateCompletion,
+    LocalFault,
     LoopBlocked,
     ProbeEnded,
     SuspiciousResult,
@@ -61,6 +65,7 @@ from resilient_scan.events import (
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.limit import Provider, Ticket
+from resilient_scan.layers.local import Fault
 from resilient_scan.layers.outcomes import KNOWN, failed
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
@@ -234,7 +239,7 @@ class Execution:
                 self._on_lane = True
                 lane.execute(self)
         except (RuntimeError, OSError) as error:  # shut down, or the machine has no thread or descriptor to give
-            self.refuse(str(error))
+            self.refuse(str(error), LOCAL)
 
     def _return_permit(self) -> None:
         """Give the provider's permit back, or the place in its queue, where they were not used."""
@@ -358,6 +363,7 @@ class Execution:
         if entry is None:
             self.land()
         took = (stack.clock.monotonic() if entry is None else entry.stored_at) - self.began
+        stack.answered[stack.name] = self.began + took
         self._took(took, by_itself=True)
         stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
         if doubt is not None:
@@ -399,7 +405,9 @@ class Execution:
         kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
         cancelled = is_cancellation(failure)
         error = context.describe(failure)  # before the end, because it calls the exception's `__str__`, which may hang
+        fault = context.fault(failure) if reported == ERROR else None
         context.drop_state()
+        context.forget_failure()
         # Before the end: once it has ended here, a watchdog that comes second cancels the context all the same.
         on_its_own = cancelled and not context.abandoned
         waiters = self._end()
@@ -412,22 +420,46 @@ class Execution:
             failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
             error = ErrorInfo.of(failure)  # of another exception than the attempt's
             kind = TIMEOUT
-        self._cache_error(reported, error)
+        if fault is None:
+            self._cache_error(reported, error)
         self.land()
         attempted = context.attempt > 0
         if reported == REJECTED:  # perhaps amid its first attempt, which therefore does not count
             context.attempt = 0
         outcome = self.outcome(kind, context.found, None, error)
-        self._report_failure(reported, error, outcome.duration, attempted=attempted)
+        if fault is None:
+            self._report_failure(reported, error, outcome.duration, attempted=attempted)
+        else:
+            outcome = self._failed_by(fault, outcome, error)
         for waiter in waiters:
             waiter.end(outcome)
+
+    def _failed_by(self, fault: Fault, outcome: Outcome, error: ErrorInfo) -> Outcome:
+        """Report that it failed by what may be this machine's fault, once that is decided; return its outcome."""
+
+        def report() -> None:
+            known = error.blamed(fault.blame(error.blame))
+            if not fault.local:
+                self._cache_error(ERROR, known)
+                self._report_failure(ERROR, known, outcome.duration, attempted=True)
+                return
+            stack, context = self.stack, self.context
+            first, at = stack.faults.ended(fault), stack.clock.time()
+            if stack.bus.wants(LocalFault):
+                stack.bus.send(LocalFault(self.name, fault.kind, known, context.run_id, context.attempt, at, first))
+            self._report_failure(LOCAL, known, outcome.duration, attempted=True)
+
+        fault.then(report)
+        if not self.waiters:  # no run's thread waits for the decision
+            self.stack.faults.look(fault)
+        return msgspec.structs.replace(outcome, fault=fault)
 
     def _report_failure(self, kind: str, error: ErrorInfo, took: float, *, attempted: bool) -> None:
         """Learn how long it took, and send its last events."""
         stack = self.stack
         self._count(kind)
         if kind != REJECTED:  # a worker had begun it, though the time may have been up before the first attempt
-            self._took(took, by_itself=kind == ERROR)
+            self._took(took, by_itself=kind in {ERROR, LOCAL})
         if stack.send_execution is not None and (kind != REJECTED or attempted):
             stack.send_execution(self._ended(CANCELLED if kind == REJECTED else kind, error, took))
         if self.probe:
@@ -468,13 +500,15 @@ class Execution:
         if self._key is not None and self.stack.cache is not None and kind in (ERROR, TIMEOUT):
             self.stack.cache.put_error(self._key, error)
 
-    def refuse(self, reason: str, /) -> None:
+    def refuse(self, reason: str, blame: str = "", /) -> None:
         """End without a start: the pool has no thread for it, or is shut down."""
         self._return_permit()
         if reason == SHUT_DOWN:
             self._end_unstarted(CANCELLED, None)
         else:
-            self._reject(Rejected(reason))
+            refusal = Rejected(reason)
+            refusal.blame = blame or refusal.blame
+            self._reject(refusal)
 
     def _reject(self, refusal: Rejected) -> None:
         failure = self.context.failure

@@ -11,12 +11,17 @@ from resilient_scan._text import in_seconds
 from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import Event
 from resilient_scan.layers.cache import Entry
+from resilient_scan.layers.local import Fault
 from resilient_scan.results import ErrorInfo, ScanResult
 from resilient_scan.snapshot import Snapshot
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """How an execution ended, for all that wait for it; `entry` is what the cache keeps of it."""
+    """How an execution ended, for all that wait for it.
+
+    `entry` is what the cache keeps of it. `fault` is what this machine may be to blame for: until that is decided, the
+    scans go on waiting.
+    """
 
     kind: str
     candidates: list[Any]
@@ -29,6 +34,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     tool_logs: list[dict[str, Any]]
     started_at: float
     suspicious: str | None = None
+    fault: Fault | None = None
 
 
 class WaitingRun(Protocol):

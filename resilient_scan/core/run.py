@@ -18,6 +18,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
@@ -69,6 +71,8 @@ class Run:
         self._announced = False
         self.open: set[Scan] = set()
         self._queued = 0  # how many of them hold a place in the window
+        self._undecided: dict[str, Scan] = {}  # by name, those that have failed by what may be this machine's fault
+        self._decisions = -1  # about such failures, when it last looked
         self.results: dict[str, ScanResult] = {}
         self._over = False
         self._dispatches = False  # whether it keeps the listeners' own threads
@@ -112,6 +116,7 @@ class Run:
         At most `window` scans are open at a time. A large fleet's scans begin as others end, so that their objects are
         few and short-lived: the garbage collector then has next to nothing to look at.
         """
+        self.fleet.faults.runs.add(self)
         self.fleet.refresh()
         self._announce()
         self._unread = [] if read else None
@@ -177,9 +182,12 @@ class Run:
         try:
             message = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
         except Empty:
+            self._decide()  # what an attempt failed by may wait, too, although its scan goes on
             return False
         if isinstance(message, Scan):
             self._take(message)
+            if self._undecided:
+                self._decide()
             return True
         if message == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
             lateness = max(0.0, self._clock.monotonic() - self.deadline)
@@ -199,10 +207,31 @@ class Run:
         elif scan.held_up:
             self._queued, scan.queued = self._queued - scan.queued, False
 
+    def witnesses(self) -> Iterator[str]:
+        """Yield who may still succeed, or fail by what others have failed by; from any thread.
+
+        The last come first: most likely they have not begun.
+        """
+        waiting, results = self._undecided, self.results
+        if len(results) + len(waiting) < len(self._names):
+            open_names = (name for name in reversed(self._names) if name not in results and name not in waiting)
+            yield from (self.fleet.stacks[name].party for name in open_names)
+
+    def _decide(self) -> None:
+        """End the scans about whose failure it is decided by now whether it is this machine's fault."""
+        faults = self.fleet.faults
+        faults.look()
+        if self._decisions == faults.decisions:
+            return
+        self._decisions = faults.decisions
+        for scan in tuple(self._undecided.values()):
+            if isinstance(scan.answer, Outcome):
+                self._end(scan, scan.answer)
+
     def _end(self, scan: Scan, answer: ScanResult | Outcome | Entry | AnswerCopy) -> None:
         self.open.discard(scan)
         self._queued -= scan.queued
-        result = answer if isinstance(answer, ScanResult) else result_of(scan, answer, over=self._over)
+        result = answer if isinstance(answer, ScanResult) else self._result(scan, answer)
         if result is None:  # it is open again: a worker copies the answer for it, or it asks for another one
             self._queued += scan.queued
             return
@@ -213,10 +242,36 @@ class Run:
         else:
             self._finish(scan.stack, result, scan.cache)
 
+    def _result(self, scan: Scan, answer: Outcome | Entry | AnswerCopy) -> ScanResult | None:
+        """Return a scan's result, if it has one; else it is open again.
+
+        A failure that may be this machine's fault waits until that is decided. Its scan keeps no place in the window
+        meanwhile: who comes after it may be the one to testify.
+        """
+        fault = answer.fault if isinstance(answer, Outcome) else None
+        if fault is None or not isinstance(answer, Outcome):
+            return result_of(scan, answer, over=self._over)
+        if self._over:
+            self.fleet.faults.look(fault)
+        elif not fault.done:
+            if scan.stack.name not in self._undecided:
+                self._undecided[scan.stack.name] = scan
+                self._decisions = -1  # it may have been decided meanwhile
+            self.open.add(scan)
+            scan.queued = False
+            return None
+        self._undecided.pop(scan.stack.name, None)
+        error = answer.error
+        known = None if error is None else error.blamed(fault.blame(error.blame))
+        return result_of(scan, msgspec.structs.replace(answer, error=known, fault=None), over=self._over)
+
     def _cut_off(self, *, by_user: bool) -> None:
         """End the open scans: the run's deadline has come, or the run was cancelled."""
         self._over = True
         for scan in tuple(self.open):
+            if scan.stack.name in self._undecided and scan.answer is not None:
+                self._end(scan, scan.answer)
+                continue
             result = cut_off(scan, by_user=by_user)
             if result is not None:
                 self._end(scan, result)
@@ -286,6 +341,8 @@ class Run:
         """Make the report, add the run's tool logs to the caller's list, if there is one, and send the last event."""
         fleet = self.fleet
         if self._report is None:
+            fleet.faults.runs.discard(self)
+            fleet.faults.look()
             fleet.flush_votes(self.run_id)
             duration = self._clock.monotonic() - self._began
             results = results_in_order(self._names, self.results)

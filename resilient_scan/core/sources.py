@@ -71,7 +71,7 @@ class Sources:
                 failed = context.cut_off()
             return answer
         except BaseException as error:
-            failed = breaker.verdict(error, context)
+            failed, permit = breaker.judge(permit, error, context)
             raise
         finally:
             breaker.vote(permit, failed)

@@ -42,10 +42,11 @@ from resilient_scan.events import (
     Registered,
     RetryBudgetExhausted,
 )
-from resilient_scan.layers.attempt import AttemptContext, Call, Step
+from resilient_scan.layers.attempt import AttemptContext, Call, Step, party_of
 from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Providers, permitted
+from resilient_scan.layers.local import LocalFaults
 from resilient_scan.layers.outcomes import budget_left, is_flapping
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
@@ -113,6 +114,7 @@ class Shared(msgspec.Struct, frozen=True):
         bus: where events go.
         providers: whose limits are kept.
         values: what several scanners need, loaded once.
+        faults: judges what may be this machine's own fault.
         store: where state is shared with other processes; `None`: nowhere.
         leases: see to it that one of several processes works on a key; `None`: there is no store.
         store_failed: is called with the operation that failed, and why.
@@ -126,6 +128,7 @@ class Shared(msgspec.Struct, frozen=True):
     bus: Bus
     providers: Providers
     values: SharedValues
+    faults: LocalFaults
     store: Store | None
     leases: LeaseKeeper | None
     store_failed: Callable[[str, StoreError], None]
@@ -146,6 +149,7 @@ class Stack:
         "_answers",
         "_config",
         "_lane",
+        "answered",
         "baseline",
         "breaker",
         "budget",
@@ -157,6 +161,7 @@ class Stack:
         "doubt",
         "engine",
         "expected",
+        "faults",
         "flights",
         "gate",
         "gated",
@@ -233,6 +238,8 @@ class Stack:
         self.budget: RetryBudget | None = (
             RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         )
+        self.faults: LocalFaults = shared.faults
+        self.answered: dict[str, float] = shared.faults.answered  # by scanner, when it last succeeded
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.baseline: Baseline = Baseline(spec.empty_ok)
@@ -253,12 +260,18 @@ class Stack:
             self.sources,
             Home.of(getattr(spec.origin, "__module__", None)),
             self.notes,
+            self.faults,
         )
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
         self.update_listeners()
+
+    @property
+    def party(self) -> str:
+        """Who it testifies for when others fail: its provider, or itself."""
+        return party_of(self.name, self.provider)
 
     @property
     def shares_answers(self) -> bool:
@@ -574,6 +587,7 @@ def past_of(flight: Flight, attempts: int) -> Past:
         error="" if result.error is None else f"{result.error.kind}: {result.error.message}",
         where="" if result.error is None else result.error.place,
         traceback="" if result.error is None else result.error.traceback,
+        blame="" if result.error is None else result.error.blame,
     )
 
 

@@ -23,6 +23,8 @@ _MAX_WAIT: Final = 366 * 86400.0
 class TransientError(ScanError):
     """The source gave no answer, or no sensible one; another attempt may help: `Retry(on=(TransientError,))`."""
 
+    blame = "source"
+
 
 class NotFound(PermanentError):
     """The source does not have what was requested: HTTP 404 or 410, or whatever it says instead of them."""
@@ -34,6 +36,8 @@ class NotRecorded(NotFound):
 
 class SchemaDrift(ScanError):
     """The answer no longer has the shape it used to have; the message names the field."""
+
+    blame = "source"
 
 
 for _public in (TransientError, NotFound, SchemaDrift):
@@ -47,12 +51,16 @@ class NetworkError(Exception):
         message: what failed, and whose fault it is.
         advice: the way out.
         of_way: whether the way to the source broke down, so that whatever is asked there fails.
+        reason: what the system said, where that is known. Not its cause: httpcore takes the causes off what it passes.
     """
 
     ADVICE: ClassVar[str] = "the source is in trouble or cannot be reached, try again later"
 
-    def __init__(self, message: str, advice: str = "", *, of_way: bool = False) -> None:
+    def __init__(
+        self, message: str, advice: str = "", *, of_way: bool = False, reason: BaseException | None = None
+    ) -> None:
         super().__init__(message)
+        self.reason = reason
         self.advice: str = advice or self.ADVICE
         self.of_way = of_way
 

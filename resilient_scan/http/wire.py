@@ -280,18 +280,22 @@ class _Backend(httpcore.NetworkBackend):
         peer = f"the proxy {self._proxy}" if self._proxy else host
         advice = _PROXY_ADVICE if self._proxy else ""
         addresses, reason = _addresses(host, port, peer, advice), ""
+        last: BaseException | None = None  # what the system said
         for number, address in enumerate(addresses):
             share = _cut(timeout) / (len(addresses) - number)
             try:
                 return _Stream(self._backend.connect_tcp(address, port, share, *arguments, **options))
             except httpcore.ConnectTimeout:
-                reason = ""
+                reason, last = "", None
             except httpcore.ConnectError as error:
-                reason = str(error) or "no details"
+                reason, last = str(error) or "no details", error.__cause__
         where = f" at any of its {len(addresses)} addresses" if len(addresses) > 1 else ""
         message = f"no connection to {peer}{where}"
         if reason:
-            raise NetworkError(f"{message}: {reason}", advice, of_way=True)
+            try:
+                raise NetworkError(f"{message}: {reason}", advice, of_way=True, reason=last)
+            finally:
+                last = None  # or the exception, its traceback and this frame would keep each other alive until a gc
         raise DeadlineExceeded(message, of_way=True)
 
 

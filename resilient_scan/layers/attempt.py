@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 
 from resilient_scan.context import NEVER, ScanContext, ScannerContext
+from resilient_scan.errors import ScanError, decisive_leaves
 from resilient_scan.events import Event
+from resilient_scan.layers.blame import blame_of, local_kind
+from resilient_scan.layers.local import Fault
 from resilient_scan.results import ErrorInfo
 from resilient_scan.snapshot import Snapshot
 
@@ -66,6 +69,7 @@ class AttemptContext(ScanContext):
     failed_after: float = 0.0  # seconds that attempt took
     steps: tuple[Step, ...] = ()
     _described: tuple[int, int, ErrorInfo] | None = None
+    _judged: tuple[BaseException, Fault] | None = None  # the last failure that may be this machine's fault
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
 
     @classmethod
@@ -87,8 +91,37 @@ class AttemptContext(ScanContext):
         """
         known = self._described
         if known is None or known[:2] != (id(error), self.attempt):
-            self._described = known = id(error), self.attempt, ErrorInfo.of(error, self._own.home)
+            fault, blame = self.fault(error), blame_of(error)
+            blame = blame if fault is None else fault.blame(blame)
+            self._described = known = id(error), self.attempt, ErrorInfo.of(error, self._own.home, blame)
         return known[2]
+
+    def fault(self, error: BaseException) -> Fault | None:
+        """Return the fault of this machine that a failure may be, the same for all layers; `None`: it cannot be one.
+
+        If it is one, the exception is kept until the attempt, or the execution, has ended: a scanner may go on after
+        one, and the next could get its address.
+        """
+        judged, faults = self._judged, self._own.faults
+        if judged is not None and judged[0] is error:
+            return judged[1]
+        kind = None if faults is None else local_kind(error)
+        if kind is None or faults is None:
+            return None
+        fault: Fault | None = faults.judge(self.scanner, self._party(error), kind)
+        if fault is not None:
+            self._judged = error, fault
+        return fault
+
+    def forget_failure(self) -> None:
+        """Let go of the last failure: the exception, its traceback and this context would keep each other alive."""
+        self._judged = None
+
+    def _party(self, error: BaseException) -> str:
+        """Return who is to testify to a failure: all scanners of one provider count as one."""
+        called = (leaf.provider for leaf in decisive_leaves(error) if isinstance(leaf, ScanError))
+        host = "" if self.provider is not None else next(filter(None, called), "")
+        return f"provider {host}" if host else party_of(self.scanner, self.provider)
 
     @property
     def cut_short(self) -> bool:
@@ -104,6 +137,7 @@ class AttemptContext(ScanContext):
             self.invalid = ""
             self.doubted = None
             self.answered = self.requested = self.turned_away = False
+            self._judged = None
         self.attempt += 1
         self.open_attempt = self.attempt_began = self._clock.monotonic()
         self._state = state = self._snapshot.copy()
@@ -132,7 +166,7 @@ class AttemptContext(ScanContext):
         """
         if self._state is not None:
             self._all_logs = self.tool_logs()
-            self._state = None
+            self._state = self._judged = None
 
     def postpone(self, seconds: float) -> None:
         """Move its own deadlines by `seconds`; the run's deadline stays where it is."""
@@ -164,3 +198,8 @@ class AttemptContext(ScanContext):
     def spent(self, made: int) -> float:
         """Return the seconds since the current attempt began, 0 if `made` attempts were made before and none since."""
         return self._clock.monotonic() - self.attempt_began if self.attempt > made else 0.0
+
+
+def party_of(scanner: str, provider: Any) -> str:
+    """Return who testifies when a scanner fails: its provider, or the scanner, which no provider's name can equal."""
+    return f"scanner {scanner}" if provider is None else f"provider {provider.limit.provider}"

@@ -19,6 +19,7 @@ from resilient_scan.events import (
     DeadlineActedOn,
     Event,
     LateCompletion,
+    LocalFault,
     LoopBlocked,
     ProviderChanged,
     RunStarted,
@@ -30,11 +31,11 @@ from resilient_scan.events import (
     SuspiciousResult,
     ThreadAbandoned,
 )
-from resilient_scan.results import ErrorInfo, ScanResult, Status, plain
+from resilient_scan.results import LOCAL, ErrorInfo, ScanResult, Status, plain
 
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
-FIELDS = ("scanner", "pipeline", "status", "run_id", "duration")
+FIELDS = ("scanner", "pipeline", "status", "run_id", "duration", "blame")
 OUT_OF_SERVICE = (Status.REJECTED, Status.DISABLED)
 _TROUBLE = frozenset(
     {
@@ -43,6 +44,7 @@ _TROUBLE = frozenset(
         "DeadlineActedOn",
         "LoopBlocked",
         "ListenerLate",
+        "LocalFault",
         "StoreFailed",
         "RetryBudgetExhausted",
     }
@@ -58,12 +60,13 @@ NOTABLE_LATENESS = 1.0  # seconds after a deadline from which on a log line says
 class LogEvents:
     """A listener that writes one line per event: answers at INFO, trouble at WARNING.
 
-    Each record has the attributes `scanner`, `pipeline`, `status`, `run_id` and `duration`, for other formatters and
-    handlers; what the event does not say is `None`.
+    Each record has the attributes `scanner`, `pipeline`, `status`, `run_id`, `duration` and `blame` (whose fault the
+    error in it is), for other formatters and handlers; what the event does not say is `None`.
 
     A scanner that is rejected or disabled in run after run gets one line when that begins, and one that counts the
-    skipped lines when it ends. A store that fails gets one line when that begins and one when it works again. Secrets
-    that can be recognized by their names (`token=...`, a password in a URL) are removed.
+    skipped lines when it ends. A store that fails gets one line when that begins and one when it works again. A fault
+    of this machine gets one warning when it begins; the scans that fail by it are at INFO. Secrets that can be
+    recognized by their names (`token=...`, a password in a URL) are removed.
 
     Args:
         logger: where lines go; by default, the logger `resilient_scan`.
@@ -88,6 +91,7 @@ class LogEvents:
         LateCompletion,
         DeadlineActedOn,
         LoopBlocked,
+        LocalFault,
         StoreFailed,
         StoreRecovered,
     )
@@ -115,7 +119,7 @@ class LogEvents:
         """Log one event."""
         if isinstance(event, ScanEnded) and not self._is_news(event.result):
             return
-        if isinstance(event, StoreFailed) and not event.first:
+        if isinstance(event, StoreFailed | LocalFault) and not event.first:
             return
         if isinstance(event, DeadlineActedOn) and event.lateness < NOTABLE_LATENESS:
             return
@@ -156,6 +160,7 @@ class LogEvents:
             subject = getattr(event, "result", event)
             known = {field: getattr(subject, field, None) for field in FIELDS}
             known["run_id"] = getattr(event, "run_id", None)
+            known["blame"] = getattr(getattr(subject, "error", None), "blame", None)
             self._logger.log(level, text, *parts, extra=known)
 
     def _text(self, event: Event) -> None:
@@ -183,6 +188,21 @@ class LogEvents:
         match event:
             case ProviderChanged():
                 self._provider(event)
+            case LocalFault():
+                self._log(event, logging.WARNING, "%s", _of_machine(event))
+            case StoreFailed() | StoreRecovered():
+                self._store(event)
+            case _:
+                self._threads(event)
+
+    def _store(self, event: StoreFailed | StoreRecovered) -> None:
+        if isinstance(event, StoreFailed):
+            self._log(event, logging.WARNING, "%s; runs go on without it", brief(hide(event.message)))
+        else:
+            self._log(event, logging.INFO, "the store works again")
+
+    def _threads(self, event: Event) -> None:
+        match event:
             case ThreadAbandoned():
                 self._log(
                     event, logging.WARNING, "%s: thread %s did not stop in time, abandoned", event.scanner, event.thread
@@ -215,10 +235,6 @@ class LogEvents:
                     took,
                     event.where,
                 )
-            case StoreFailed():
-                self._log(event, logging.WARNING, "%s; runs go on without it", brief(hide(event.message)))
-            case StoreRecovered():
-                self._log(event, logging.INFO, "the store works again")
 
     def _run(self, event: RunStarted) -> None:
         how = f"concurrently (max {event.max_workers} workers)" if event.concurrent else "sequentially"
@@ -275,6 +291,9 @@ def _fields(event: Event) -> dict[str, Any]:
         own = {name: getattr(result, name) for name in result.__struct_fields__}
         counts = {"candidates": len(result.candidates), "tool_logs": len(result.tool_logs)}
         fields.update({**own, **counts})
+    error = fields.get("error")
+    if isinstance(error, ErrorInfo):
+        fields["blame"] = error.blame
     if "attempts" in fields:  # of a scan or an execution: the last one
         fields["attempt"] = fields["attempts"]
     return {name: _value(value) for name, value in fields.items()}
@@ -304,23 +323,40 @@ def _level(event: Event) -> int:
     return logging.WARNING if bad else logging.INFO
 
 
+_LACKS = {
+    "descriptors": "has no file descriptors left",
+    "threads": "can start no thread",
+    "network": "has no network",
+    "disk": "has no room on a disk",
+    "names": "resolves no names",
+    "memory": "has no memory left",
+}
+
+
+def _of_machine(event: LocalFault) -> str:
+    """Return the one line about a fault of this machine."""
+    error = f"{event.error.kind}: {brief(hide(event.error.message))}"
+    return f"this machine {_LACKS[event.kind]} ({event.scanner}: {error}); scans that fail by that count against nobody"
+
+
 def _line(result: ScanResult) -> tuple[int, str]:
     """Return level and text for the end of a scan."""
     name, found = result.scanner, counted(len(result.candidates), "candidate")
     why = brief(hide(result.error.message)) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
     place = f" ({result.error.where})" if result.error is not None and result.error.where else ""
+    trouble = logging.INFO if result.error is not None and result.error.blame == LOCAL else logging.WARNING
     match result.status:
         case Status.COMPLETED:
             return logging.INFO, f"✓ {name}: {found}"
         case Status.CACHED:
             return logging.INFO, f"✓ {name}: {found} (cached, {result.age or 0:.0f}s old)"
         case Status.STALE:
-            return logging.WARNING, f"⚠️ {name}: {found} (stale, {result.age or 0:.0f}s old): {why}{place}"
+            return trouble, f"⚠️ {name}: {found} (stale, {result.age or 0:.0f}s old): {why}{place}"
         case Status.TIMEOUT:
             return logging.WARNING, f"⏱️ {name}: {why}{partial}{place}"
         case Status.ERROR:
-            return logging.WARNING, f"⚠️ {name}: {why}{partial}{place}"
+            return trouble, f"⚠️ {name}: {why}{partial}{place}"
         case Status.REJECTED:
             return logging.WARNING, f"⚠️ {name}: rejected: {why}{place}"
         case _:

@@ -183,5 +183,6 @@ def _mark(span: Span, error: ErrorInfo | None) -> None:
     message = hide(error.message) if error is not None else ""
     span.set_status(trace.StatusCode.ERROR, message)
     if error is not None:
+        span.set_attributes(_named(blame=error.blame))
         traced = {"exception.stacktrace": error.traceback} if error.traceback else {}
         span.add_event("exception", {"exception.type": error.type, "exception.message": message, **traced})

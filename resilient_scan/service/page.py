@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 from resilient_scan._text import clean, counted, shortened, span
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.quarantine import AuditEntry
+from resilient_scan.results import LOCAL, PROVIDER, SOURCE
 from resilient_scan.service.control import Fleet, OneScanner, Row, Scanner
 from resilient_scan.service.process import Process
 from resilient_scan.service.watch import FAILED, Trouble
@@ -49,6 +50,11 @@ SHORT, SHORTER = 160, 100  # characters of an error in a list of few rows, where
 FULL, LAST_FRAMES = 2_000, 1_500  # characters that are folded in the list: of an error, and of a traceback
 FEW = 40  # rows, of which each carries what is folded; more would make a page that is heavy and looked at by nobody
 MAX_SCANS, MAX_TRACED, MAX_ENTRIES = 20, 3, 50  # shown of one scanner: scans, those step by step, its audit trail
+_FAULTS = {
+    LOCAL: "this machine's own fault: it counts against nobody",
+    PROVIDER: "the provider's fault: the way to it is broken",
+    SOURCE: "the source's fault: its answer",
+}
 _RANK = {"bad": 0, "warn": 1, "good": 2}
 SHOWS = (("all", "all"), ("trouble", "in trouble"))
 SORTS = (("trouble", "trouble first"), ("name", "by name"), ("pipeline", "by pipeline"), ("slowest", "slowest first"))
@@ -222,6 +228,7 @@ class Page(msgspec.Struct, frozen=True):
             "error": shortened(error, SHORT if folded else SHORTER),
             "full": shortened_text(_visible(outcome.error), FULL) if long and outcome is not None else "",
             "where": clean(outcome.where) if folded and outcome is not None else "",
+            "blame": _FAULTS.get(outcome.blame, "") if outcome is not None else "",
             "traceback": _last(row.traceback) if folded else "",
             "actions": _actions(scanner),
             "sought": f"{scanner.name} {scanner.pipeline} {scanner.state} {word} {reason} {error}".lower(),
@@ -277,6 +284,7 @@ class Page(msgspec.Struct, frozen=True):
             "found": scan.found,
             "error": shortened(clean(scan.error), SHORT),
             "where": clean(scan.where),
+            "blame": _FAULTS.get(scan.blame, ""),
         }
 
     def _entry(self, entry: AuditEntry) -> dict[str, Any]:
@@ -398,7 +406,7 @@ def _unrepeated(scans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for scan in scans:
         error = scan["error"], scan["where"]
         same = bool(scan["error"]) and error == above
-        shown.append({**scan, "error": "the same", "where": ""} if same else scan)
+        shown.append({**scan, "error": "the same", "where": "", "blame": ""} if same else scan)
         above = error
     return shown
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from resilient_scan._text import counted
 from resilient_scan.events import Event, Load, ScanEnded, ScannersRegistered, StoreFailed, StoreRecovered
-from resilient_scan.results import ErrorInfo, ScanResult, Status
+from resilient_scan.results import LOCAL, ErrorInfo, ScanResult, Status
 from resilient_scan.stores.history import Past
 
 REAL = frozenset({Status.COMPLETED, Status.CACHED, Status.STALE, Status.TIMEOUT, Status.ERROR})
@@ -26,7 +26,10 @@ _SCARCE = re.compile(r"\[Errno (?:11|12|23|24|28)\]|can't start new thread|Memor
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a scan ended that was neither turned away nor cut off: `at` is when it began, `where` where its error was."""
+    """How a scan ended that was neither turned away nor cut off.
+
+    `at` is when it began, `where` where its error was, and `blame` whose fault that is.
+    """
 
     status: str
     at: float
@@ -34,6 +37,7 @@ class Outcome(msgspec.Struct, frozen=True):
     attempts: Annotated[int, Meta(ge=0)]
     error: str
     where: str
+    blame: str = ""
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -93,7 +97,7 @@ def of_result(result: ScanResult) -> tuple[Outcome, str]:
 
 def of_past(past: Past) -> tuple[Outcome, str]:
     """Return the outcome in a scan that a store remembers, and its traceback."""
-    made = Outcome(past.status, past.started_at, past.duration, len(past.attempts), past.error, past.where)
+    made = Outcome(past.status, past.started_at, past.duration, len(past.attempts), past.error, past.where, past.blame)
     return made, past.traceback
 
 
@@ -101,7 +105,7 @@ def _outcome(status: Status, at: float, duration: float, attempts: int, error: E
     if error is None:
         return Outcome(status.value, at, duration, attempts, "", ""), ""
     text = f"{error.kind}: {error.message}"
-    return Outcome(status.value, at, duration, attempts, text, error.place), error.traceback
+    return Outcome(status.value, at, duration, attempts, text, error.place, error.blame), error.traceback
 
 
 def streak(results: Sequence[tuple[str, float]]) -> tuple[int, float | None]:
@@ -127,7 +131,7 @@ def machine_troubles(outcomes: Iterable[Outcome]) -> Iterator[str]:
     """
     outcomes = list(outcomes)
     failed = [outcome for outcome in outcomes if outcome.status in FAILED]
-    scarce = [outcome.error for outcome in failed if _SCARCE.search(outcome.error)]
+    scarce = [outcome.error for outcome in failed if outcome.blame == LOCAL or _SCARCE.search(outcome.error)]
     if scarce:
         yield f"This machine has run out of something: {counted(len(scarce), 'scanner')} failed with {scarce[0][:120]}"
         return

@@ -59,7 +59,7 @@ from resilient_scan.settings.read import (
     from_file,
     read_tables,
 )
-from resilient_scan.settings.tables import Execution, Notify, Service, own_fault
+from resilient_scan.settings.tables import Execution, Local, Notify, Service, own_fault
 from resilient_scan.settings.toml import path_text
 from resilient_scan.stores import with_space
 
@@ -98,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True):
         notify: `[notify]`.
         quarantine: when scanners are taken out of service.
         tables: the tables of the file and of the environment, as one.
+        local: `[local]`.
     """
 
     path: Path | None
@@ -109,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True):
     notify: Notify
     quarantine: Quarantine
     tables: Tables
+    local: Local = Local()
 
     def __repr__(self) -> str:
         """Name the file only: settings may contain secrets."""
@@ -258,6 +260,7 @@ class Settings(msgspec.Struct, frozen=True):
         return {
             **{key: value for key, value in execution.items() if value is not None},
             "store": self.store,
+            "local_probe": self.local.probe,
             "settings": {name: table for name, table in tables.items() if table},
             "quarantine": msgspec.structs.replace(self.quarantine, critical=critical),
             "policies": {name: effective[name].policy for name in names},
@@ -400,6 +403,7 @@ def examine_settings(
         store=_store(tables, path, environ),
         service=options["service"],
         notify=options["notify"],
+        local=options["local"],
         quarantine=options["quarantine"],
         tables=tables,
     )

@@ -23,6 +23,7 @@ from resilient_scan.options import LAYERS, Option, Quarantine
 from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
     Execution,
+    Local,
     Notify,
     Own,
     Service,
@@ -39,6 +40,7 @@ LIMIT: Final = "limit"
 OPTIONS: Final[Mapping[str, type[Option]]] = {
     "scanner_execution": Execution,
     "store": Store,
+    "local": Local,
     "service": Service,
     "notify": Notify,
     "quarantine": Quarantine,
@@ -50,6 +52,7 @@ _SECTIONS: Final = (
     "providers",
     "scanners",
     "store",
+    "local",
     "service",
     "notify",
     "quarantine",

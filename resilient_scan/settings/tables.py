@@ -21,6 +21,7 @@ import msgspec
 
 from resilient_scan._text import brief, did_you_mean, hide, parse_duration
 from resilient_scan.errors import ConfigError
+from resilient_scan.layers.local import parse_address
 from resilient_scan.options import Exceptions, Option, Predicate, Seconds, check_slo, durations, is_predicate
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
@@ -78,6 +79,22 @@ class Store(Option, frozen=True):
             check_space(self.space)
         if self.url is not None and self.space is not None and split_space(self.url).space:
             raise ConfigError("store.space: store.url names a space too; remove one of the two")
+
+
+class Local(Option, frozen=True):
+    """The table `[local]`: how this machine's own faults are recognised.
+
+    Attributes:
+        probe: host and port of something near that always answers, such as `"192.0.2.1:53"`, the network's resolver. If
+            it cannot be reached either, a name that does not resolve is this machine's fault. None: scanners of two
+            providers have to fail likewise within five seconds.
+    """
+
+    probe: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is not None:
+            parse_address("local.probe", self.probe)
 
 
 class Service(Option, frozen=True):

@@ -57,6 +57,7 @@ class Past(msgspec.Struct, frozen=True):
         probe: whether it tested a scanner that was out of service.
         where: where that error was raised, such as `at feeds.py:42 in parse`; may be empty.
         traceback: of that error. A store keeps that of the newest failure only.
+        blame: whose fault that error is; may be empty.
     """
 
     run_id: str
@@ -75,6 +76,7 @@ class Past(msgspec.Struct, frozen=True):
     probe: bool = False
     where: str = ""
     traceback: str = ""
+    blame: str = ""
 
 
 class ScanRecord(msgspec.Struct, frozen=True, array_like=True):

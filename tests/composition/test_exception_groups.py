@@ -96,7 +96,7 @@ def test_report_metrics_and_explain_name_the_first_leaf(fleet: Fleet, bare: Bare
     expected = ErrorInfo("OSError", "down (and 2 more)")
     assert result.error == expected
     assert [event.error for event in recorder.of(AttemptEnded, ExecutionEnded)] == [expected, expected]
-    labels = {"scanner": "tasks", "kind": "OSError"}
+    labels = {"scanner": "tasks", "kind": "OSError", "blame": "scanner"}
     assert registry.get_sample_value("resilient_scan_errors_total", labels) == 1
     assert "OSError: down (and 2 more)" in str(runner.explain("tasks"))
 

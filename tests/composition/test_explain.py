@@ -137,6 +137,24 @@ def test_an_open_breaker_says_why_and_when(clock, eventually):
         assert "YES. A scan would call the source at once, as a half-open trial" in says(runner, "feed")
 
 
+def test_a_fault_of_this_machine_says_how_long_it_is_excused(clock):
+    feed = broken("feed", OSError(24, "Too many open files"), **ONE_ATTEMPT)
+    with runner_of(feed, clock=clock) as runner:
+        runner.run(STATE)
+        clock.advance(60)
+        runner.run(STATE)
+        text = says(runner, "feed")
+        assert (
+            "A scan would call the source at once. Since its last success, 2 executions failed by this machine's "
+            "fault: that counts against nobody for another 14m."
+        ) in text
+        assert "now: since its last success, 2 executions failed by this machine's fault" in text
+        assert "(local) OSError" in text
+        assert "fault this machine's own: it counts against nobody" in says(runner, "feed", trace=True)
+        clock.advance(840)
+        assert "the first 15m ago: the next one counts as its own." in says(runner, "feed")
+
+
 def test_a_trial_under_way(clock):
     begun, release = threading.Event(), threading.Event()
 

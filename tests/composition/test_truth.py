@@ -182,8 +182,8 @@ def test_executions_agree(soaked: Soaked) -> None:
     assert soaked.lines.of("execution_ended", "pipeline", "scanner", "outcome") == executions
     assert soaked.counted("execution_duration_seconds_count").total() == executions.total()
     failed = [event for event in soaked.recorder.of(ExecutionEnded) if event.outcome == "error"]
-    errors = Counter((event.scanner, event.error.kind) for event in failed)
-    assert soaked.counted("errors_total", "scanner", "kind") == errors
+    errors = Counter((event.scanner, event.error.kind, event.error.blame) for event in failed)
+    assert soaked.counted("errors_total", "scanner", "kind", "blame") == errors
 
 
 def test_attempts_agree(soaked: Soaked) -> None:

@@ -25,6 +25,7 @@ from resilient_scan.settings.read import OPTIONS
 from resilient_scan.settings.tables import Own, fields_of
 from tests.docs.pages import pages
 from tests.peers.table import table as table_of_peers
+from tests.support.planted import PLANTED
 
 OPTION_CLASSES: Final[dict[str, type[msgspec.Struct]]] = {**LAYERS, "quarantine": Quarantine}
 _PART: Final = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -127,10 +128,19 @@ def rules() -> str:
     )
 
 
+def faults() -> str:
+    """Return a table of the faults that a test plants, and whose each is."""
+    return table(
+        ("what happens", "blame", "counts against"),
+        ((fault.says, f"`{fault.blame}`", fault.against) for fault in PLANTED),
+    )
+
+
 PARTS: Final[dict[str, Callable[..., str]]] = {
     "bodies": bodies,
     "endpoints": endpoints,
     "events": all_events,
+    "faults": faults,
     "metrics": metrics,
     "options": options,
     "peers": table_of_peers,

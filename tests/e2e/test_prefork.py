@@ -55,7 +55,7 @@ def test_sums_over_all_processes_are_exact(scrapes: tuple[str, str]) -> None:
         ends = {status: found["scans_total", "test", "bad", status] for status in ("error", "rejected")}
         assert sum(ends.values()) == runs
         assert found["executions_total", "error", "test", "bad"] == ends["error"]
-        assert found["errors_total", "ScanError", "bad"] == ends["error"]
+        assert found["errors_total", "scanner", "ScanError", "bad"] == ends["error"]
 
 
 def test_states_are_those_of_the_workers_that_live(scrapes: tuple[str, str]) -> None:

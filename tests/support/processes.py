@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -57,3 +60,29 @@ def in_children_amid(work: Callable[[int], object], threads: int, check: Callabl
         for thread in crew:
             thread.join(5)
     assert not any(thread.is_alive() for thread in crew)
+
+
+def from_child(work: Callable[[], object]) -> Any:
+    """Return what `work` returns in a forked child, as JSON carries it; fail with its text where it raises."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = ""
+        try:
+            signal.alarm(60)  # a child that hangs fails its test
+            os.close(reader)
+            text = json.dumps(["returned", work()])
+        except BaseException:
+            text = json.dumps(["raised", traceback.format_exc()[-4000:]])
+        finally:
+            with suppress(OSError), os.fdopen(writer, "w") as pipe:
+                pipe.write(text)
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    assert said, "the child was killed"
+    how, what = json.loads(said)
+    assert how == "returned", what
+    return what

@@ -51,7 +51,7 @@ from tests.support.metrics import value
 from tests.support.results import result
 
 STATUSES = ("completed", "cached", "stale", "timeout", "error", "rejected", "disabled", "skipped")
-OUTCOMES = ("success", "error", "timeout", "cancelled")
+OUTCOMES = ("success", "error", "timeout", "cancelled", "local")
 STATES = ("closed", "open", "half_open")
 BUCKETS = ["0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0", "120.0", "300.0", "+Inf"]
 S, P = "scanner", "pipeline"
@@ -63,7 +63,8 @@ DOCUMENTED = {  # the whole table of metrics: type, labels
     "resilient_scan_attempts": ("counter", (S, "outcome")),
     "resilient_scan_retries": ("counter", (S,)),
     "resilient_scan_retry_budget_exhausted": ("counter", (S,)),
-    "resilient_scan_errors": ("counter", (S, "kind")),
+    "resilient_scan_errors": ("counter", (S, "kind", "blame")),
+    "resilient_scan_local_faults": ("counter", ("kind",)),
     "resilient_scan_cache_requests": ("counter", (S, "result")),
     "resilient_scan_breaker_state": ("gauge", (S, "state")),
     "resilient_scan_breaker_transitions": ("counter", (S, "to")),
@@ -143,7 +144,7 @@ def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], floa
 
 ALWAYS = {  # the series that every scanner has from the beginning, and how many
     "resilient_scan_scans_total": 8,
-    "resilient_scan_executions_total": 4,
+    "resilient_scan_executions_total": 5,
     "resilient_scan_slow_executions_total": 1,
     "resilient_scan_attempts_total": 3,
     "resilient_scan_breaker_state": 3,
@@ -164,7 +165,7 @@ def test_what_ratios_are_made_of_is_there_before_the_first_scan(registry: Collec
         for name, pipeline in (("one", "test"), ("two", "edge")):
             labels = {"scanner": name, "pipeline": pipeline}
             assert [value(registry, "scans_total", **labels, status=status) for status in STATUSES] == [0] * 8
-            assert [value(registry, "executions_total", **labels, outcome=outcome) for outcome in OUTCOMES] == [0] * 4
+            assert [value(registry, "executions_total", **labels, outcome=outcome) for outcome in OUTCOMES] == [0] * 5
             assert [value(registry, "breaker_state", scanner=name, state=state) for state in STATES] == [1, 0, 0]
             assert value(registry, "slow_executions_total", scanner=name) == 0
             seen = Counter(s.name for f in registry.collect() for s in f.samples if s.labels.get("scanner") == name)
@@ -349,9 +350,9 @@ def test_after_a_mixed_run_metrics_and_reports_say_the_same(
     assert executions["success", "test", "cached_later"] == 1
     assert executions["error", "test", "stale_later"] == 3
     assert series(registry, "errors_total") == {
-        ("ScanError", "broken"): 4,
-        ("ScanError", "opens"): 2,
-        ("OSError", "stale_later"): 3,
+        ("scanner", "ScanError", "broken"): 4,
+        ("scanner", "ScanError", "opens"): 2,
+        ("scanner", "OSError", "stale_later"): 3,
     }
     assert {labels: count for labels, count in series(registry, "cache_requests_total").items() if count} == {
         ("miss", "cached_later"): 1,
@@ -368,7 +369,7 @@ def test_every_attempt_and_wait_is_one_execution(registry: CollectorRegistry) ->
     with ScanRunner([broken("one")], policy=policy, listeners=(PrometheusMetrics(registry),)) as runner:
         assert runner.run({}).results["one"].attempts == 3
     assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="error") == 1
-    assert value(registry, "errors_total", scanner="one", kind="ScanError") == 1
+    assert value(registry, "errors_total", scanner="one", kind="ScanError", blame="scanner") == 1
 
 
 def test_kinds_of_errors_are_few(registry: CollectorRegistry, ranks: dict[str, int]) -> None:
@@ -379,14 +380,17 @@ def test_kinds_of_errors_are_few(registry: CollectorRegistry, ranks: dict[str, i
         error = ErrorInfo(f"acme.errors.Error{number}", f"message {number}")
         listener(ExecutionEnded("one", "test", "error", 0.1, 1, error))
     counted = series(registry, "errors_total")
-    assert counted == {**{(f"Error{number}", "one"): 2 for number in range(16)}, ("other", "one"): 8}
+    assert counted == {
+        **{("scanner", f"Error{number}", "one"): 2 for number in range(16)},
+        ("scanner", "other", "one"): 8,
+    }
     assert set(ranks) == {f"Error{number}" for number in range(16)}
     other = CollectorRegistry()  # the limit is the process's, not the registry's
     second = PrometheusMetrics(other)
     second(ScannersRegistered((Registered("two", "test", None, lambda: 0),)))
     second(ExecutionEnded("two", "test", "error", 0.1, 1, ErrorInfo("Error3", "")))
     second(ExecutionEnded("two", "test", "error", 0.1, 1, ErrorInfo("New", "")))
-    assert series(other, "errors_total") == {("Error3", "two"): 1, ("other", "two"): 1}
+    assert series(other, "errors_total") == {("scanner", "Error3", "two"): 1, ("scanner", "other", "two"): 1}
 
 
 def test_a_kind_is_a_class_and_no_message_or_address(registry: CollectorRegistry) -> None:
@@ -397,7 +401,7 @@ def test_a_kind_is_a_class_and_no_message_or_address(registry: CollectorRegistry
     secret = Outer.HTTPError("https://user:secret@host/?token=x")
     with ScanRunner([broken("one", secret, retry=None)], listeners=(PrometheusMetrics(registry),)) as runner:
         runner.run({})
-    assert list(series(registry, "errors_total")) == [("HTTPError", "one")]
+    assert list(series(registry, "errors_total")) == [("scanner", "HTTPError", "one")]
     assert b"secret" not in generate_latest(registry)
 
 

@@ -180,7 +180,7 @@ def test_samples_are_those_of_prometheus_client_s_own_objects(family: Any) -> No
     (before,) = metric.collect()
     zeros = list(before.samples)
     for rest in family.closed:
-        values = (*owner, *rest, "x")[: len(family.labels)]
+        values = (*owner, *rest, "x", "y")[: len(family.labels)]
         child = metric.labels(*values) if values else metric
         (child.observe if family.type == "histogram" else child.inc if family.type == "counter" else child.set)(3)
     (ours,), (theirs,) = metric.collect(), MetricWrapperBase.collect(metric)
@@ -348,7 +348,7 @@ def test_a_scanner_that_was_never_used_costs_no_objects() -> None:
     fleet = [Registered(f"scanner_{number}", "test", lambda: "closed", lambda: 0, total=1.0) for number in range(20)]
     listener(ScannersRegistered(tuple(fleet)))
     text = exposition(registry)[1].decode()
-    assert text.count('scanner="scanner_7"') == 25
+    assert text.count('scanner="scanner_7"') == 26
     assert objects() == before
     listener(ScanEnded("run", result(scanner="scanner_7", pipeline="test"), "miss", ""))
     listener(ExecutionEnded("scanner_7", "test", "success", 0.1, 1, None, "run", 1.0, 1.0))

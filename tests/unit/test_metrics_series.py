@@ -39,6 +39,7 @@ from resilient_scan.events import (
     LateCompletion,
     ListenerLate,
     Load,
+    LocalFault,
     ProbeEnded,
     Registered,
     RetryBudgetExhausted,
@@ -104,6 +105,11 @@ def ended(**changes: Any) -> ScanEnded:
             )
         ),
         (LateCompletion("one", 7.0, "success"), "late_completion_duration_seconds_count", {}),
+        (
+            LocalFault("one", "descriptors", ErrorInfo("OSError", "[Errno 24]", blame="local")),
+            "local_faults_total",
+            {"kind": "descriptors"},
+        ),
         (StoreFailed("update", "down", 0.0), "store_errors_total", {"operation": "update"}),
         (ListenerLate("slow", 1, "run", 0.0), "listener_events_late_total", {}),
         (

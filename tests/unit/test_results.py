@@ -252,7 +252,7 @@ def test_a_result_as_data_names_every_field() -> None:
         "pipeline": "news",
         "status": "stale",
         "candidates": [{"ticker": "A"}],
-        "error": {"type": "OSError", "message": "down", "where": "", "traceback": ""},
+        "error": {"type": "OSError", "message": "down", "where": "", "traceback": "", "blame": "scanner"},
         "attempts": 1,
         "duration": 0.5,
         "queue_wait": 0.0,

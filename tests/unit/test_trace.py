@@ -301,7 +301,7 @@ def test_where_and_traceback_are_in_the_data_and_in_the_json_log(caplog: pytest.
     caplog.set_level(logging.INFO, "resilient_scan")
     with ScanRunner([bad], policy=ONCE, listeners=(LogEvents(format="json"),)) as runner:
         data = runner.run({}).to_dict()["results"]["bad"]["error"]
-    assert list(data) == ["type", "message", "where", "traceback"]
+    assert list(data) == ["type", "message", "where", "traceback", "blame"]
     assert data["where"].endswith(" in bad")
     logged = [json.loads(JsonLines().format(record)) for record in caplog.records]
     assert [line["error"] for line in logged if line["event"] == "scan_ended"] == [data]

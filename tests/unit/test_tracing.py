@@ -89,6 +89,7 @@ def test_status_and_error_are_set(provider: TracerProvider, exporter: InMemorySp
     first, second, scan, run = spans
     assert [attribute(span, "attempt") for span in (first, second)] == [1, 2]
     assert attribute(scan, "status") == "error"
+    assert {attribute(span, "blame") for span in (first, second, scan)} == {"scanner"}
     assert scan.status.description == "GET https://h/?token=REDACTED"
     (event,) = scan.events
     told = dict(event.attributes or {})

@@ -180,7 +180,7 @@ class CircuitBreaker:
                     slow = clock.monotonic() - began - (context.postponed - postponed) >= slow_after
                 return found
             except BaseException as error:
-                failed = self.verdict(error, context)
+                failed, permit = self.judge(permit, error, context, emit)
                 raise
             finally:
                 context.permit = None
@@ -204,9 +204,36 @@ class CircuitBreaker:
                 del answer  # or the exception, its traceback and this frame would keep each other alive until a gc
         return answer
 
+    def judge(
+        self,
+        permit: Permit,
+        error: BaseException,
+        context: AttemptContext,
+        emit: Callable[[BreakerChanged], object] = lambda _change: None,
+    ) -> tuple[bool | None, Permit]:
+        """Return the vote that an exception is, and the permit to cast it with.
+
+        If it is not known yet whether it is this machine's fault, its vote waits, and the permit returned is spent.
+        """
+        failed, fault = self.verdict(error, context), context.fault(error)
+        if not failed or fault is None or fault.local is not None:
+            return failed, permit
+        run_id = context.run_id
+
+        def vote() -> None:
+            change = self.vote(permit, None if fault.local or fault.excused else True)
+            if change is not None:
+                emit(change.during(run_id))
+
+        fault.then(vote)
+        return failed, Permit(permit.generation, done=True)
+
     def verdict(self, error: BaseException, context: AttemptContext) -> bool | None:
         """Return whether an exception is a failure of the source; `None` casts no vote."""
         if context.cut_short or context.excused:  # the run's end, or the way to its provider: not the source's fault
+            return None
+        fault = context.fault(error)
+        if fault is not None and fault.local:
             return None
         leaves = decisive_leaves(error)
         if all(isinstance(leaf, ScanError) and leaf.excused for leaf in leaves):

@@ -34,7 +34,9 @@ from resilient_scan.layers.blame import is_of_way
 from resilient_scan.layers.breaker.breaker import CircuitBreaker, Permit
 from resilient_scan.layers.breaker.record import CLOSED, OPEN, Vote
 from resilient_scan.layers.breaker.sync import BreakerStore
+from resilient_scan.layers.local import Fault
 from resilient_scan.options import Breaker
+from resilient_scan.results import PROVIDER
 
 T = TypeVar("T")
 HELD = "held"
@@ -53,7 +55,17 @@ class ProviderBreaker(CircuitBreaker):
         scanners: those that name it in their options; `None`: it is a host that nobody names. Others may `join`.
     """
 
-    __slots__ = ("_by_name", "_last_trial", "_send", "_streaks", "_yielded", "on_hold", "provider", "scanners")
+    __slots__ = (
+        "_by_name",
+        "_last_trial",
+        "_send",
+        "_streaks",
+        "_undecided",
+        "_yielded",
+        "on_hold",
+        "provider",
+        "scanners",
+    )
 
     def __init__(
         self,
@@ -75,6 +87,7 @@ class ProviderBreaker(CircuitBreaker):
         self._send = send
         self._by_name = scanners is not None
         self._streaks: dict[str, int] = {}  # failures in a row of each scanner that fails, while it is closed
+        self._undecided: list[Fault] = []  # failures that may be this machine's fault, and do not count yet
         self._last_trial = ""  # who made the last trial, since it was last closed
         self._yielded = False  # whether that one has let others go first since then
 
@@ -93,7 +106,7 @@ class ProviderBreaker(CircuitBreaker):
 
     def admits_by(self, ends: float) -> bool:
         """Return whether an attempt may begin before `ends` (monotonic), as far as one can tell."""
-        return not self.is_open() and max(self.held_until, self._clock.monotonic()) < ends
+        return not self.is_open() and not self._is_in_doubt() and max(self.held_until, self._clock.monotonic()) < ends
 
     def describe_hold(self) -> str:
         """Say until when the provider asked to be left alone."""
@@ -120,7 +133,7 @@ class ProviderBreaker(CircuitBreaker):
         return f"{since}{tried}, next trial in {in_seconds(max(0.0, machine.open_until - now))} s"
 
     def _refusal(self, now: float) -> CircuitOpen:
-        return CircuitOpen(self._down(now))
+        return _refused(self._down(now))
 
     # around what the scanners do
 
@@ -140,11 +153,11 @@ class ProviderBreaker(CircuitBreaker):
 
     def attempts_of(self, scanner: str, call: Call) -> Call:
         """Wrap one scanner's `call` so that each attempt needs a permit and votes."""
-        memory, clock, streaks = self._memory, self._clock, self._streaks
+        memory, clock, streaks, undecided = self._memory, self._clock, self._streaks, self._undecided
 
         def attempt(context: AttemptContext) -> list[Any]:
             permit = Permit(memory.generation)  # before `closed`, as in a scanner's own breaker
-            if not memory.closed:
+            if undecided or not memory.closed:
                 permit = self._admit(scanner, context)
                 # The same order as there: at the deadline, either the watchdog finds the trial here and gives it back,
                 # or it has looked before, and then this attempt sees that its time is up, and gives it back itself.
@@ -161,7 +174,7 @@ class ProviderBreaker(CircuitBreaker):
                 return found
             except BaseException as error:
                 failed, blamed = self._judge(error, context)
-                if failed:
+                if failed and not self._waits(permit, error, scanner, context, blamed):
                     context.excused = self._count(permit, scanner, context) and blamed
                 raise
             finally:
@@ -181,7 +194,7 @@ class ProviderBreaker(CircuitBreaker):
             BaseException: what `call` raised; it is `excused` if it is the way's fault, and this breaker has taken it.
         """
         permit = Permit(self._memory.generation)
-        if not self._memory.closed:
+        if self._undecided or not self._memory.closed:
             permit = self._admit(scanner, context)
         failed: bool | None = None
         try:
@@ -189,8 +202,8 @@ class ProviderBreaker(CircuitBreaker):
             failed = False
             return answer
         except BaseException as error:
-            failed, _ = self._judge(error, context)
-            if failed:
+            failed, blamed = self._judge(error, context)
+            if failed and not self._waits(permit, error, scanner, context, blamed):
                 excused = self._count(permit, scanner, context)
                 for leaf in decisive_leaves(error):
                     if isinstance(leaf, ScanError) and self._blames(leaf):
@@ -216,14 +229,27 @@ class ProviderBreaker(CircuitBreaker):
 
     def _admit(self, scanner: str, context: ScanContext) -> Permit:
         """Return a permit, or raise `CircuitOpen`."""
+        if self._is_in_doubt():
+            raise _refused(f"{self._name}: its name does not resolve; whether any does is not known yet")
         if self._yields(scanner):
-            raise CircuitOpen(f"{self._name}: {scanner} made the last trial, the next one is another scanner's")
+            raise _refused(f"{self._name}: {scanner} made the last trial, the next one is another scanner's")
         permit, change = self.admit(context.ends, scanner)
         if permit.trial:
             with self._lock:
                 self._last_trial, self._yielded = scanner, False
         self._report(change, context.run_id)
         return permit
+
+    def _is_in_doubt(self) -> bool:
+        """Return whether failures wait that would open the breaker, and only its own scanners have had them.
+
+        Were it called meanwhile, six scanners of a host whose name is wrong would all find that out for themselves.
+        """
+        with self._lock:
+            waiting = [fault for fault in self._undecided if fault.local is None]
+            scanners = {fault.scanner for fault in waiting}
+            enough = len(waiting) >= self._options.failures and len(scanners) >= self._machine.quorum
+        return enough and all(fault.alone for fault in waiting)
 
     def _yields(self, scanner: str) -> bool:
         """Return whether another scanner is to make the next trial; the second time nobody else has come, so no."""
@@ -235,8 +261,30 @@ class ProviderBreaker(CircuitBreaker):
             self._yielded = not any(expires > now for expires in machine.trials.values())
             return self._yielded
 
+    def _waits(self, permit: Permit, error: BaseException, scanner: str, context: ScanContext, blamed: bool) -> bool:
+        """Let a failure vote later, if it is not known yet whether it is this machine's fault; return whether it is."""
+        fault = context.fault(error)
+        if fault is None or fault.local is not None:
+            return False
+
+        def vote() -> None:
+            with self._lock:
+                self._undecided.remove(fault)
+            if fault.local:
+                self._settle(permit, None, scanner, context)
+            else:
+                fault.excused = self._count(permit, scanner, context) and blamed
+
+        with self._lock:
+            self._undecided.append(fault)
+        fault.then(vote)
+        return True
+
     def _judge(self, error: BaseException, context: ScanContext) -> tuple[bool | None, bool]:
         """Return the vote that an exception is, and whether nothing else is to blame for it than the way."""
+        fault = context.fault(error)
+        if fault is not None and (fault.local or fault.own):
+            return None, False
         if context.abandoned or context.cut_at <= self._clock.monotonic() < context.deadline:
             return None, False
         found = decisive_leaves(error)
@@ -312,3 +360,9 @@ class ProviderBreaker(CircuitBreaker):
         self._report(change)
         self.on_hold()
         return error
+
+
+def _refused(why: str) -> CircuitOpen:
+    refusal = CircuitOpen(why)
+    refusal.blame = PROVIDER
+    return refusal

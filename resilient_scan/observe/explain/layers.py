@@ -12,6 +12,7 @@ from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.errors import name_of
 from resilient_scan.layers.breaker.provider import ProviderBreaker
+from resilient_scan.layers.local import EXCUSED
 from resilient_scan.layers.outcomes import BEGINS, ENDS, KEPT, LOOKED_AT, allowed, change_share, failures
 from resilient_scan.observe.explain.text import Layer, Number
 from resilient_scan.observe.logs import NOTABLE_LATENESS
@@ -45,7 +46,12 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
         Layer(
             "timeout.attempt", _attempt(policy), tuple(n for n in timeouts if n.option in attempt), (_threads(stack),)
         ),
-        Layer("scanner", _scanner(stack), _objective(stack, origins), (*_expected(stack), *_stability(stack))),
+        Layer(
+            "scanner",
+            _scanner(stack),
+            _objective(stack, origins),
+            (*_expected(stack), *_stability(stack), *own_faults(stack)),
+        ),
     )
 
 
@@ -329,3 +335,16 @@ def _stability(stack: Stack) -> Iterator[str]:
     failed = f"{failures(outcomes)} of its last {KEPT:,} executions failed, and {allowed(slo):.4g} may"
     used = f"{left:.0%} of its error budget is left" if left > 0 else "its error budget is used up"
     yield f"{used}: {failed} (slo={slo:.10g})"
+
+
+def own_faults(stack: Stack) -> Iterator[str]:
+    """Say that this machine fails the scanner, if it does, and how long that counts against nobody."""
+    found = stack.faults.excused(stack.name)
+    if found is None or not found[0]:
+        return
+    count, ago, is_own = found
+    lately = f"since its last success, {counted(count, 'execution')} failed by this machine's fault"
+    if is_own:
+        yield f"{lately}, the first {span(ago)} ago: the next one counts as its own"
+    else:
+        yield f"{lately}: that counts against nobody for another {span(EXCUSED - ago)}"

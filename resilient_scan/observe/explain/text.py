@@ -12,7 +12,7 @@ import msgspec
 
 from resilient_scan._once import IMPORTING
 from resilient_scan._text import ago, brief, clean, counted, moment, shortened, span
-from resilient_scan.results import Data
+from resilient_scan.results import LOCAL, PROVIDER, SCANNER, SOURCE, Data
 from resilient_scan.stores.history import Attempt, Past
 
 WIDTH = 100
@@ -210,7 +210,8 @@ def _past(explained: Explanation) -> Iterator[str]:
     for scan in shown:
         when = f"{moment(scan.started_at, explained.at)}, {ago(explained.at - scan.started_at)}"
         row = f"  {when:<24}{scan.status:<11}{scan.found:>10}{span(scan.duration):>10}{len(scan.attempts):>10}  "
-        yield shortened(row + ("(probe) " if scan.probe else "") + scan.error, WIDTH)
+        marks = ("(probe) " if scan.probe else "") + (f"({scan.blame}) " if scan.blame not in {"", SCANNER} else "")
+        yield shortened(row + marks + scan.error, WIDTH)
 
 
 def _trace(explained: Explanation) -> Iterator[str]:
@@ -248,6 +249,15 @@ def _steps(scan: Past, cached: bool) -> Iterator[tuple[str, str]]:
     yield "end", f"{scan.status} after {span(scan.duration)}, {found}{dropped}{error}"
     if places := _places(scan):
         yield "failed", places
+    if scan.blame in _FAULTS:
+        yield "fault", _FAULTS[scan.blame]
+
+
+_FAULTS = {
+    LOCAL: "this machine's own: it counts against nobody",
+    PROVIDER: "the provider's: the way to it is broken",
+    SOURCE: "the source's: its answer",
+}
 
 
 def _places(scan: Past) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from resilient_scan._text import brief, clean, counted, span
 from resilient_scan.core.stack import Stack
 from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.breaker.provider import HELD
 from resilient_scan.layers.cache import Entry
-from resilient_scan.observe.explain.layers import how_out, is_probe
+from resilient_scan.observe.explain.layers import how_out, is_probe, own_faults
 from resilient_scan.observe.explain.text import Hung, Reason, Verdict
 from resilient_scan.options import Breaker
 from resilient_scan.quarantine import ScannerState
@@ -20,6 +22,12 @@ HINDERS, DELAYS = "hinders", "delays"
 
 def verdict_of(stack: Stack, state: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
     """Judge what a scan that began now would come to."""
+    verdict = _verdict_of(stack, state, hung)
+    faults = "".join(f" {text[0].upper()}{text[1:]}." for text in own_faults(stack))
+    return msgspec.structs.replace(verdict, says=verdict.says + faults) if faults else verdict
+
+
+def _verdict_of(stack: Stack, state: ScannerState, hung: tuple[Hung, ...]) -> Verdict:
     closed = tuple(_gate(state))
     if closed:
         return Verdict("no", Status.DISABLED, "A scan would end `disabled` at once.", closed)

@@ -20,6 +20,7 @@ from resilient_scan.events import (
     HeartbeatSeen,
     LateCompletion,
     ListenerLate,
+    LocalFault,
     LoopBlocked,
     ProbeEnded,
     RetryBudgetExhausted,
@@ -92,6 +93,7 @@ class PrometheusMetrics:
         RunEnded,
         DeadlineActedOn,
         ThreadAbandoned,
+        LocalFault,
         StoreFailed,
         ListenerLate,
         AlertsServed,
@@ -181,6 +183,8 @@ class PrometheusMetrics:
         match event:
             case ListenerLate():
                 self._metrics.child("listener_events_late_total").inc(event.events)
+            case LocalFault():
+                self._metrics.child("local_faults_total", event.kind).inc()
             case StoreFailed():
                 self._metrics.child("store_errors_total", event.operation).inc()
 

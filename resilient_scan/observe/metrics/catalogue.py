@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT
+from resilient_scan.events import CANCELLED, ERROR, LOCAL, SUCCESS, TIMEOUT
+from resilient_scan.layers.blame import KINDS
 from resilient_scan.options import DOUBTS
 from resilient_scan.results import Status
 
@@ -16,7 +17,7 @@ SLOW_SHARE = 0.8  # of its total timeout: an execution that runs longer counts a
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LATENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 15, 60)
 
-OUTCOMES = (SUCCESS, ERROR, TIMEOUT, CANCELLED)
+OUTCOMES = (SUCCESS, ERROR, TIMEOUT, CANCELLED, LOCAL)
 ATTEMPT_OUTCOMES = (SUCCESS, ERROR, TIMEOUT)
 CACHE_RESULTS = ("hit", "stale", "miss", "shared", "bypass")
 BREAKER_STATES = ("closed", "open", "half_open")
@@ -135,7 +136,7 @@ _ALL = (
     ),
     _counter(
         "executions_total",
-        "Executions (real work, not answered from the cache) by outcome.",
+        "Executions (real work, not answered from the cache) by outcome; local: failed by this machine's own fault.",
         "scanner",
         "pipeline",
         "outcome",
@@ -166,9 +167,17 @@ _ALL = (
     _counter("retry_budget_exhausted_total", "Retries that were not made because the budget was used up.", "scanner"),
     _counter(
         "errors_total",
-        "Failed executions by exception class; classes beyond the first 16 of a process count as other.",
+        "Failed executions by exception class and whose fault it is; classes beyond the first 16 of a process count as "
+        "other.",
         "scanner",
         "kind",
+        "blame",
+    ),
+    _counter(
+        "local_faults_total",
+        "Executions that failed by this machine's own fault, by what it lacks.",
+        "kind",
+        closed=_each(KINDS),
     ),
     _counter(
         "cache_requests_total", "What the cache had for a scan.", "scanner", "result", closed=_each(CACHE_RESULTS)

@@ -12,6 +12,7 @@ import msgspec
 
 from resilient_scan.events import (
     ERROR,
+    LOCAL,
     SUCCESS,
     AttemptEnded,
     BreakerChanged,
@@ -184,8 +185,8 @@ class PendingCounts:
             counts["slow_executions_total",] += 1
         if event.outcome == SUCCESS:
             self._last_success = max(self._last_success or 0.0, event.at)
-        elif event.outcome == ERROR and event.error is not None:
-            counts["errors_total", _kind(event.error.kind)] += 1
+        elif event.outcome in {ERROR, LOCAL} and event.error is not None:
+            counts["errors_total", _kind(event.error.kind), event.error.blame] += 1
 
     def _late_completion(self, event: LateCompletion) -> None:
         if event.abandoned:

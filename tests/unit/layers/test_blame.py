@@ -1,8 +1,10 @@
-"""Which exceptions say that the way to a provider broke down: those of real libraries, at real servers."""
+"""Whose fault an exception is: of those of real libraries, at real servers, and of those that wrap one another."""
 
 from __future__ import annotations
 
+import errno
 import http.client
+import json
 import socket
 import ssl
 import threading
@@ -15,9 +17,18 @@ from typing import Any
 import httpx
 import pytest
 
-from resilient_scan import PermanentError, RetryAfter, ScanCancelled, ScanTimeout
-from resilient_scan.http import TransientError
-from resilient_scan.layers.blame import is_of_way
+from resilient_scan import (
+    CircuitOpen,
+    ConfigError,
+    InvalidCandidate,
+    LimitExceeded,
+    PermanentError,
+    RetryAfter,
+    ScanCancelled,
+    ScanTimeout,
+)
+from resilient_scan.http import NotFound, SchemaDrift, TransientError
+from resilient_scan.layers.blame import blame_of, is_of_way, local_kind
 from tests.support.http import (
     CHUNKED,
     CUT,
@@ -199,3 +210,107 @@ def test_reasons_that_lead_nowhere_end() -> None:
     error = urllib.error.URLError("x")
     error.reason = error  # type: ignore[assignment]
     assert not is_of_way(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionRefusedError(), "provider"),
+        (of_a_provider(RetryAfter(5)), "provider"),
+        (LimitExceeded("no turn"), "provider"),
+        (TransientError("HTTP 500"), "source"),
+        (NotFound("HTTP 404"), "source"),
+        (SchemaDrift("no rows"), "source"),
+        (PermanentError("bad key"), "source"),
+        (RetryAfter(5), "source"),
+        (TimeoutError(), "source"),
+        (urllib.error.URLError(TimeoutError()), "source"),
+        (urllib.error.HTTPError("u", 404, "", {}, None), "source"),  # type: ignore[arg-type]
+        (http.client.BadStatusLine("x"), "source"),
+        (json.JSONDecodeError("no JSON", "x", 0), "source"),
+        (httpx.TooManyRedirects("many"), "source"),
+        (ExceptionGroup("both", [TransientError("HTTP 500"), KeyError("x")]), "source"),
+        (ExceptionGroup("both", [KeyError("x"), TransientError("HTTP 500")]), "scanner"),
+        (ConfigError("no key"), "scanner"),
+        (CircuitOpen("open"), "scanner"),
+        (InvalidCandidate("no ticker"), "scanner"),
+        (ScanTimeout("timeout", by_clock=True), "scanner"),
+        (urllib.error.URLError("unknown url type"), "scanner"),
+        (httpx.UnsupportedProtocol("ftp"), "scanner"),
+        (FileNotFoundError(2, "no such file"), "scanner"),
+        (KeyError("close"), "scanner"),
+        (Odd(), "scanner"),
+        (SystemExit(1), "scanner"),
+    ],
+    ids=repr,
+)
+def test_whose_fault_it_is(error: BaseException, expected: str) -> None:
+    assert blame_of(error) == expected
+
+
+def caused(error: BaseException, cause: BaseException | None = None, context: BaseException | None = None) -> Any:
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+FULL, DENIED = OSError(errno.EMFILE, "Too many open files"), OSError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EMFILE, ""), "descriptors"),
+        (OSError(errno.ENFILE, ""), "descriptors"),
+        (OSError(errno.ENETDOWN, ""), "network"),
+        (OSError(errno.ENETUNREACH, ""), "network"),
+        (OSError(errno.ENOSPC, ""), "disk"),
+        (OSError(errno.ENOMEM, ""), "memory"),
+        (MemoryError(), "memory"),
+        (RuntimeError("can't start new thread"), "threads"),
+        (socket.gaierror(socket.EAI_AGAIN, ""), "names"),
+        (socket.gaierror(socket.EAI_NONAME, ""), "names"),
+        (caused(ValueError(), cause=FULL), "descriptors"),
+        (caused(ValueError(), context=FULL), "descriptors"),
+        (caused(KeyError(), context=caused(ValueError(), cause=FULL)), "descriptors"),
+        (urllib.error.URLError(FULL), "descriptors"),
+        (urllib.error.URLError(caused(ValueError(), context=FULL)), "descriptors"),
+        (ValueError(FULL), "descriptors"),
+        (ExceptionGroup("both", [FULL, FULL]), "descriptors"),
+        (ExceptionGroup("both", [FULL, socket.gaierror(-3, "")]), "names"),
+        (ExceptionGroup("both", [FULL, KeyError("x")]), None),
+        (caused(DENIED, context=FULL), None),  # the first that speaks of the system decides
+        (caused(ConnectionRefusedError(), context=OSError(errno.ENETUNREACH, "")), None),
+        (caused(TimeoutError(), context=FULL), None),
+        (caused(RetryAfter(5), context=FULL), None),
+        (caused(ScanTimeout("timeout"), context=FULL), None),
+        (caused(LimitExceeded("no turn"), context=FULL), None),
+        (caused(ScanCancelled(), context=FULL), None),
+        (caused(SystemExit(1), context=FULL), None),
+        (ssl.SSLError(errno.EMFILE, "of another numbering"), None),
+        (OSError("no number"), None),
+        (RuntimeError("the feed can't start new thread pools"), None),
+        (Odd(), None),
+    ],
+    ids=repr,
+)
+def test_what_this_machine_lacks(error: BaseException, expected: str | None) -> None:
+    assert local_kind(error) == expected
+
+
+def test_causes_that_lead_nowhere_end() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    assert local_kind(first) is None
+    deep: BaseException = OSError(errno.EMFILE, "")
+    for _ in range(100):
+        deep = caused(ValueError(), cause=deep)
+    assert local_kind(deep) is None
+
+
+def test_a_foreign_class_that_raises_blames_nobody_else() -> None:
+    class Hostile(Exception):
+        @property
+        def reason(self) -> Any:
+            raise RuntimeError("no reason")
+
+    assert (local_kind(Hostile()), blame_of(Hostile())) == (None, "scanner")

@@ -169,6 +169,17 @@ def test_who_is_out_shows_its_last_real_outcome_and_why() -> None:
     assert "for 2m</time>" in cell(html, "State")
 
 
+def test_an_error_says_whose_fault_it_is_unless_it_is_the_scanners() -> None:
+    for blame, said in (("local", "this machine"), ("provider", "the provider"), ("source", "the source")):
+        for html in (
+            cell(shown(failing("a", outcome=outcome(blame=blame))), "Why"),
+            one(failing("a", outcome=outcome(blame=blame))),
+        ):
+            assert f"{said}&#39;s" in html
+    for blame in ("scanner", ""):
+        assert "fault" not in cell(shown(failing("a", outcome=outcome(blame=blame))), "Why")
+
+
 def test_who_fails_says_since_when() -> None:
     state = cell(shown(failing("a", breaker="half_open", abandoned_threads=2)), "State")
     assert "for 12m</time>, 12 scans in a row, breaker half-open, 2 hung threads</small>" in state

@@ -24,7 +24,7 @@ def test_a_scan_that_was_turned_away_replaces_no_outcome(watch: Watch, status: S
     assert watch.last("a") is None
     watch(ScanEnded("r", msgspec.structs.replace(RESULT, error=ERROR), "miss", ""))
     watch(ScanEnded("s", msgspec.structs.replace(RESULT, status=status), "", ""))
-    heard = Outcome("error", 1000.0, 0.5, 2, "ConnectError: refused", "at feeds.py:42 in parse")
+    heard = Outcome("error", 1000.0, 0.5, 2, "ConnectError: refused", "at feeds.py:42 in parse", "scanner")
     assert watch.last("a") == (heard, "Traceback")
     watch(ScanEnded("t", msgspec.structs.replace(RESULT, status=Status.STALE), "stale", ""))
     assert watch.last("a") == (Outcome("stale", 1000.0, 0.5, 2, "", ""), "")
