@@ -67,6 +67,19 @@ def adopt_orphans() -> None:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def reset_signals() -> None:
+    """Ignore Ctrl-C, which is the driver's, and end with SIGTERM; the driver may have blocked or ignored others."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def main() -> NoReturn:
+    """Go on as a spawned child; the arguments are those of `starters.SpawnStarter`."""
+    become_child(Connection(int(sys.argv[1])), int(sys.argv[2]))
+
+
 def become_child(connection: Connection, parent: int) -> NoReturn:
     """Go on as a child process: serve what comes through the connection, and end.
 
@@ -75,10 +88,13 @@ def become_child(connection: Connection, parent: int) -> NoReturn:
     """
     code = 1
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+        reset_signals()
         end_with(parent, signal.SIGKILL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.set_inheritable(connection.fileno(), False)  # nor may what it starts keep the pipe open
+        with suppress(AttributeError, ValueError):  # there may be no standard output
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # who is killed flushes nothing
         serve_with(connection)
         code = 0
     except BaseException:

@@ -38,14 +38,9 @@ FORKED, FAILED, ENDED = b"P", b"E", b"X"
 def main() -> None:
     """Import what children need and serve the driver; the arguments are those of `starters.ForkStarter`."""
     _, fd, driver, preload, *_ = sys.argv
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may have blocked some
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    birth.reset_signals()
     birth.end_with(int(driver), signal.SIGTERM)
     birth.adopt_orphans()
-    with suppress(AttributeError, ValueError):  # there may be no standard output
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a killed child flushes nothing
     for name in preload.split(","):
         with suppress(Exception):  # a child imports it again, and says what is wrong
             importlib.import_module(name)
@@ -127,10 +122,8 @@ class ForkServer:
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for end in (self._driver.detach(), self._wakeup, self._wakeup_writer):
                     os.close(end)
-                os.set_inheritable(fd, False)
                 birth.become_child(Connection(fd), self._pid)
             finally:
                 os._exit(1)
@@ -144,13 +137,13 @@ class ForkServer:
     def _look(self) -> None:
         """Tell the driver of children that have ended, and reap what is to be reaped."""
         for pid in tuple(self._running):
-            status = _status(pid)
+            status = status_of(pid)
             if status is not None:
                 self._running.discard(pid)
                 self._ended.add(pid)
                 self._tell(ENDED, pid, status)
         for pid in self._ended & self._unwanted:
-            _kill_group(pid)  # before its number is free: what it has started may be left
+            kill_group(pid)  # before its number is free: what it has started may be left
             self._ended.discard(pid)
             self._unwanted.discard(pid)
             self._sweeping = True
@@ -167,7 +160,7 @@ class ForkServer:
         Nothing is waited for: a process that waits for a broken network drive cannot be killed, and the others go on.
         """
         if pid in self._running:
-            _kill_group(pid)
+            kill_group(pid)
         self._unwanted.add(pid)
         self._look()
 
@@ -196,7 +189,7 @@ class ForkServer:
     def _end_all(self) -> None:
         signal.set_wakeup_fd(-1)
         for pid in self._running | self._ended:
-            _kill_group(pid)
+            kill_group(pid)
         children = self._running | self._ended
         self._running, self._ended = set(), set()
         for _ in range(100):
@@ -216,13 +209,14 @@ def _reap(pid: int) -> bool:
         return True
 
 
-def _kill_group(pid: int) -> None:
-    for kill in (os.killpg, os.kill):  # a new one has no group of its own yet
+def kill_group(pid: int) -> None:
+    """Kill a child with its process group; it has none of its own right after its birth."""
+    for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
 
 
-def _status(pid: int) -> int | None:
+def status_of(pid: int) -> int | None:
     """Return the exit code of a child, or the number of its signal, negative; `None` while it runs. Do not reap it."""
     try:
         if not hasattr(os, "waitid"):  # macOS before Python 3.13: it is reaped here
