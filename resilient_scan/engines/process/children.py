@@ -74,15 +74,21 @@ class Children:
                 keeper = self._keeper
                 if keeper is None:
                     self._refuse_if_closed()
-                    try:
-                        keeper = Keeper(self._most, self._serve, self._preload, self._fork)
-                        self._keeper = keeper
-                        keeper.start()
-                    except (OSError, RuntimeError) as error:
-                        self._keeper = None
-                        raise WorkerLost(f"no child process can be started: {error}") from error
+                    self._keeper = keeper = self._new_keeper()
             if self._closed:  # meanwhile
                 keeper.close()
+        return keeper
+
+    def _new_keeper(self) -> Keeper:
+        try:
+            keeper = Keeper(self._most, self._serve, self._preload, self._fork)
+            try:
+                keeper.start()
+            except BaseException:
+                keeper.leave()
+                raise
+        except (OSError, RuntimeError) as error:
+            raise WorkerLost(f"no child process can be started: {error}") from error
         return keeper
 
     def _refuse_if_closed(self) -> None:

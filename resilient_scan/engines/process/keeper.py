@@ -33,7 +33,8 @@ class Child:
 
     Attributes:
         pid: its number; also that of its process group.
-        connection: the driver's end of the pipe to it.
+        connection: the driver's end of the pipe to it. When the child has ended, reading from it raises `EOFError`,
+            or `ConnectionResetError` where the child had not read all, once everything that it has sent was read.
         uses: how often it was given back.
         killed: whether `kill` was called.
         taken: whether a caller has it.
@@ -210,7 +211,8 @@ class Keeper:
             self._let_go(child)
         missing = len(self.waiting) - self.idle.qsize() - len(self._unborn) - self._asked
         if missing > 0:
-            self._wanted = min(self._most, max(self._wanted, len(self.running) + self._asked + missing))
+            used = sum(not child.killed for child in self.running.values())
+            self._wanted = min(self._most, max(self._wanted, used + self._asked + missing))
 
     def _timeout(self) -> float | None:
         if self._retry_at:

@@ -1,0 +1,98 @@
+"""Child processes that do what a test sends them, and looks at processes from the outside."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from resilient_scan.engines.process.children import Child, Children
+from tests.support.waiting import eventually
+
+SERVE = "tests.support.children:serve"
+
+
+def serve(connection: Connection) -> None:
+    """Execute what comes, and send `answer` back."""
+    while True:
+        try:
+            source = connection.recv()
+        except EOFError:
+            return
+        scope: dict[str, Any] = {}
+        exec(source, scope)
+        connection.send(scope.get("answer"))
+
+
+def broken(connection: Connection) -> None:
+    """End before anything is served."""
+    os._exit(3)
+
+
+def ask(child: Child, source: str) -> Any:
+    """Have a child execute something, and return its `answer`."""
+    child.connection.send(source)
+    return child.connection.recv()
+
+
+def take(children: Children) -> Child:
+    """Take a child, however long it takes."""
+    return children.take(lambda: False)
+
+
+class Lending(Children):
+    """Children that know who is out, so that a test need not give them back at its end."""
+
+    def take(self, over: Callable[[], bool]) -> Child:
+        """Take a child."""
+        self.out: list[Child] = [*getattr(self, "out", ()), child := super().take(over)]
+        return child
+
+    def collect(self) -> None:
+        """Give back what is out."""
+        for child in getattr(self, "out", ()):
+            if child.taken:
+                self.give_back(child)
+
+
+@contextmanager
+def children(most: int = 2, serve: str = SERVE, **options: Any) -> Iterator[Children]:
+    """Make children, and check that nothing is left of them: no process, thread or descriptor."""
+    before = resources()
+    made = Lending(most, serve, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+        made.collect()
+        made.join(10)
+    eventually(lambda: resources() == before, f"{resources()} as {before}")
+
+
+def resources() -> tuple[int, int, list[int]]:
+    """Return what this process has: descriptors, threads, child processes."""
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), descendants(os.getpid())
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, zombies included."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    for child in tuple(found):
+        found += descendants(child)
+    return sorted(found)
+
+
+def exists(pid: int) -> bool:
+    """Say whether there is such a process; one that waits to be reaped does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
