@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -58,6 +59,12 @@ class Lending(Children):
             if child.taken:
                 self.give_back(child)
 
+    def processes(self) -> set[int]:
+        """Return the numbers of the children, of the fork server, and of all below."""
+        server = getattr(getattr(self._keeper, "_starter", None), "_process", None)
+        found = {*self.pids(), *([] if server is None else [server.pid])}
+        return found.union(*map(descendants, found))
+
 
 @contextmanager
 def children(most: int = 2, serve: str = SERVE, **options: Any) -> Iterator[Children]:
@@ -67,15 +74,17 @@ def children(most: int = 2, serve: str = SERVE, **options: Any) -> Iterator[Chil
     try:
         yield made
     finally:
+        mine = made.processes()
         made.close()
         made.collect()
         made.join(10)
-    eventually(lambda: resources() == before, f"{resources()} as {before}")
+    eventually(lambda: all(map(operator.le, resources(), before)), f"no more than {before} descriptors and threads")
+    eventually(lambda: not mine & set(descendants(os.getpid())), "no process is left")
 
 
-def resources() -> tuple[int, int, list[int]]:
-    """Return what this process has: descriptors, threads, child processes."""
-    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), descendants(os.getpid())
+def resources() -> tuple[int, int]:
+    """Return how many descriptors and threads this process has."""
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
 
 def descendants(pid: int) -> list[int]:

@@ -29,9 +29,16 @@ GONE = (EOFError, ConnectionError)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["forked", "spawned"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Children]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Children]:
     """Return children that many tests use."""
+    with children(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["forked", "spawned"])
+def each(request: pytest.FixtureRequest) -> Iterator[Children]:
+    """Return children of each kind."""
     with children(2, fork=request.param) as made:
         yield made
 
@@ -39,47 +46,47 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Children]:
 # what a child is
 
 
-def test_a_child_is_a_process_of_its_own_that_answers(shared: Children) -> None:
-    child = take(shared)
+def test_a_child_is_a_process_of_its_own_that_answers(each: Children) -> None:
+    child = take(each)
     assert ask(child, "import os; answer = os.getpid()") == child.pid != os.getpid()
-    assert child.pid in shared.pids()
-    shared.give_back(child)
+    assert child.pid in each.pids()
+    each.give_back(child)
 
 
-def test_a_child_has_a_session_and_a_group_of_its_own_and_is_deaf_to_ctrl_c(shared: Children) -> None:
-    child = take(shared)
+def test_a_child_has_a_session_and_a_group_of_its_own_and_is_deaf_to_ctrl_c(each: Children) -> None:
+    child = take(each)
     answer = ask(
         child,
         "import os, signal; answer = os.getsid(0), os.getpgid(0), signal.getsignal(signal.SIGINT),"
         "signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD), signal.pthread_sigmask(0, ())",
     )
     assert answer == (child.pid, child.pid, signal.SIG_IGN, signal.SIG_DFL, signal.SIG_DFL, set())
-    shared.give_back(child)
+    each.give_back(child)
 
 
-def test_a_child_has_the_standard_descriptors_and_its_pipe_only(shared: Children) -> None:
-    child = take(shared)
+def test_a_child_has_the_standard_descriptors_and_its_pipe_only(each: Children) -> None:
+    child = take(each)
     # the fourth is that of the folder that is listed
     assert len(ask(child, "import os; answer = os.listdir('/proc/self/fd')")) == 5
     assert ask(child, "import os; answer = os.readlink('/proc/self/fd/0')") == os.devnull
-    shared.give_back(child)
+    each.give_back(child)
 
 
-def test_what_a_child_prints_goes_where_its_errors_go(shared: Children) -> None:
-    child = take(shared)
+def test_what_a_child_prints_goes_where_its_errors_go(each: Children) -> None:
+    child = take(each)
     outputs = ask(child, "import os; answer = [os.readlink(f'/proc/self/fd/{n}') for n in (1, 2)]")
     assert outputs == [outputs[0]] * 2
     assert ask(child, "import sys; answer = sys.stdout.line_buffering")
-    shared.give_back(child)
+    each.give_back(child)
 
 
-def test_a_child_does_not_have_the_main_module_of_the_driver(shared: Children) -> None:
-    child = take(shared)
+def test_a_child_does_not_have_the_main_module_of_the_driver(each: Children) -> None:
+    child = take(each)
     source = "import sys; main = sys.modules['__main__']; answer = getattr(main, '__file__', None), sorted(vars(main))"
     file, names = ask(child, source)
     assert file is None
     assert {name for name in names if not name.startswith("__")} == {"sys", "main"}
-    shared.give_back(child)
+    each.give_back(child)
 
 
 def test_a_child_is_born_with_the_folder_path_and_environment_of_that_moment(
@@ -131,17 +138,17 @@ def test_the_way_in_which_a_child_ended_is_known(shared: Children, source: str, 
     shared.give_back(after)
 
 
-def test_what_a_child_has_sent_before_it_was_killed_stays_readable(shared: Children) -> None:
-    child = take(shared)
+def test_what_a_child_has_sent_before_it_was_killed_stays_readable(each: Children) -> None:
+    child = take(each)
     child.connection.send("import time; answer = 1")
-    child.connection.send("time.sleep(60)")
+    child.connection.send("import time; time.sleep(60)")
     assert child.connection.poll(10)
     child.kill()
     assert child.ending() == "SIGKILL"
     assert child.connection.recv() == 1
     with pytest.raises(GONE):
         child.connection.recv()
-    shared.give_back(child)
+    each.give_back(child)
 
 
 def test_a_child_that_is_deaf_to_sigterm_and_holds_the_interpreter_is_killed_at_once(shared: Children) -> None:
@@ -308,17 +315,18 @@ def test_a_child_that_sends_what_nobody_asked_for_is_not_handed_out_again() -> N
         assert take(made).pid != child.pid
 
 
+@pytest.mark.slow
 def test_200_kills_leave_nothing() -> None:
     with children(2) as made:
         made.give_back(take(made))
         eventually(lambda: len(made.pids()) == 1, "it is there")
-        before = resources()[:2]
+        before = resources()
         for _ in range(200):
             child = take(made)
             child.kill()
             made.give_back(child)
         after = take(made)
-        eventually(lambda: resources()[:2] == before, "no descriptor and no thread is left")
+        eventually(lambda: resources() == before, "no descriptor and no thread is left")
         eventually(lambda: len(made.pids()) == 1, "there is one")
         made.give_back(after)
 

@@ -43,20 +43,19 @@ def prctl(option: int, value: int) -> bool:
         return False
 
 
-def end_with(parent: int, signum: int) -> None:
-    """Have the system send this process `signum` when its parent ends; end now if it has ended before.
+def end_with(parent: int, signum: int) -> bool:
+    """Have the system send this process `signum` when its parent ends, and end now if it has ended before.
 
-    Linux sends the signal when the *thread* ends that made this process. Elsewhere a thread looks for the parent. It
-    cannot, while other code holds the interpreter's lock.
+    Linux does so when the *thread* ends that made this process. `False`: this system does not.
     """
-    told_by_system = prctl(_PR_SET_PDEATHSIG, signum)
+    promised = prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os._exit(1)
-    if not told_by_system:
-        threading.Thread(target=_end_after, args=(parent,), name="resilient-scan-parent", daemon=True).start()
+    return promised
 
 
 def _end_after(parent: int) -> None:
+    """Look for the parent every now and then. While other code holds the interpreter's lock, this thread cannot."""
     while os.getppid() == parent:
         time.sleep(PARENT_INTERVAL)
     os.killpg(0, signal.SIGKILL)
@@ -91,7 +90,8 @@ def become_child(connection: Connection, parent: int) -> NoReturn:
         if os.getsid(0) != os.getpid():
             os.setsid()
         reset_signals()
-        end_with(parent, signal.SIGKILL)
+        if not end_with(parent, signal.SIGKILL):
+            threading.Thread(target=_end_after, args=(parent,), name="resilient-scan-parent", daemon=True).start()
         os.set_inheritable(connection.fileno(), False)  # nor may what it starts keep the pipe open
         with suppress(AttributeError, ValueError):  # there may be no standard output
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # who is killed flushes nothing

@@ -117,6 +117,7 @@ class Children:
                         keeper.waiting.add(me)
                         keeper.ring()
                     continue
+                keeper.waiting.discard(me)  # before: else the keeper sees one waiter and no child, and makes another
                 child.taken = True
                 if _waits_for_work(child):
                     return child

@@ -39,7 +39,7 @@ def main() -> None:
     """Import what children need and serve the driver; the arguments are those of `starters.ForkStarter`."""
     _, fd, driver, preload, *_ = sys.argv
     birth.reset_signals()
-    birth.end_with(int(driver), signal.SIGTERM)
+    promised = birth.end_with(int(driver), signal.SIGTERM)
     birth.adopt_orphans()
     for name in preload.split(","):
         with suppress(Exception):  # a child imports it again, and says what is wrong
@@ -49,7 +49,7 @@ def main() -> None:
     gc.freeze()  # a collection in a child would copy every page that it looks at
     server = ForkServer(socket.socket(fileno=int(fd)), int(driver))
     try:
-        server.run()
+        server.run(None if promised else birth.PARENT_INTERVAL)
     finally:
         os._exit(0)
 
@@ -81,11 +81,11 @@ class ForkServer:
     def _end_soon(self, *_: object) -> None:
         self._over = True
 
-    def run(self) -> None:
-        """Serve the driver until it ends or closes the connection."""
+    def run(self, interval: float | None) -> None:
+        """Serve the driver until it ends or closes the connection; look for it every `interval` seconds."""
         try:
             while not self._over and os.getppid() == self._parent:
-                ready = wait([self._driver, self._wakeup], birth.PARENT_INTERVAL)
+                ready = wait([self._driver, self._wakeup], interval)
                 if self._wakeup in ready:
                     with suppress(BlockingIOError):
                         os.read(self._wakeup, 4096)

@@ -209,10 +209,10 @@ class Keeper:
             child.discarded = True
             child.kill()
             self._let_go(child)
-        missing = len(self.waiting) - self.idle.qsize() - len(self._unborn) - self._asked
+        alive = [child for child in tuple(self.running.values()) if not child.killed]
+        missing = len(self.waiting) - sum(not child.taken for child in alive) - self._asked
         if missing > 0:
-            used = sum(not child.killed for child in self.running.values())
-            self._wanted = min(self._most, max(self._wanted, used + self._asked + missing))
+            self._wanted = min(self._most, max(self._wanted, len(alive) + self._asked + missing))
 
     def _timeout(self) -> float | None:
         if self._retry_at:
