@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ScanCancelled,
         ScanError,
         ScanTimeout,
+        WorkerLost,
     )
     from resilient_scan.events import Listener
     from resilient_scan.logs import LogEvents
@@ -62,6 +63,7 @@ __all__ = [
     "Settings",
     "Status",
     "Timeout",
+    "WorkerLost",
     "__version__",
     "load_settings",
     "scanner",
@@ -83,6 +85,7 @@ _NAMES_BY_MODULE = {
         "ScanCancelled",
         "ScanError",
         "ScanTimeout",
+        "WorkerLost",
     ],
     "events": ["Listener"],
     "observe.logs": ["LogEvents"],

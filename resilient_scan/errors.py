@@ -96,6 +96,12 @@ class LimitExceeded(Rejected):
 class WorkerLost(ScanError):
     """What an attempt ran on is gone. That says nothing about its source, so it casts no vote."""
 
+    excused: bool = True
+
+
+class ProcessEnded(ScanError):
+    """The child process in which a scanner ran has ended by itself: it crashed, or called `os._exit`."""
+
 
 class ScanTimeout(ScanError, TimeoutError):
     """The scan did not end before its deadline.
@@ -145,6 +151,10 @@ class ScanCancelled(BaseException):
 
     It is a `BaseException`, so that a scanner's own `except Exception` does not swallow it.
     """
+
+
+class ProcessKilled(ScanCancelled):
+    """The child process of an attempt was killed, because nobody waits for the answer any more."""
 
 
 _UNLISTED: Final = (PermanentError, Rejected, ScanCancelled)  # no retry and no vote, whatever `on` lists
@@ -268,5 +278,6 @@ for _public in (
     RetryAfter,
     PermanentError,
     ScanCancelled,
+    WorkerLost,
 ):
     _public.__module__ = "resilient_scan"  # users read and catch `resilient_scan.ScanTimeout`

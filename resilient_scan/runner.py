@@ -20,6 +20,7 @@ from resilient_scan.core.config import (
     distinct,
     effective,
     execution_table,
+    isolated,
     settings_by_scanner,
 )
 from resilient_scan.core.runs import Runs, in_thread
@@ -71,11 +72,14 @@ class ScanRunner:
             either, a name that does not resolve is this machine's fault. `None`: scanners of two providers have to fail
             likewise.
         traffic: a `resilient_scan.http.Recorder` or `Replay`, which stands between the scanners and the network.
+        isolation: what scanners run in that do not say so themselves, `"thread"` or `"process"`: a child process that
+            is killed when their time is up; or a mapping by scanner's name, which overrides what they say.
+        memory: bytes, or texts such as `"512MB"`, by scanner's name; see `@scanner(memory=)`, which this overrides.
         clock, random: where time and chance come from; for tests.
 
     Raises:
         ConfigError: an argument is wrong, or two scanners have one name.
-        PluginError: one of the scanners is not a scanner.
+        PluginError: one of the scanners is not a scanner, or cannot run in a child process.
     """
 
     def __init__(  # noqa: PLR0913 - the public face: an option is an argument
@@ -98,10 +102,12 @@ class ScanRunner:
         deadline: float | None = None,
         local_probe: str | None = None,
         traffic: Traffic | None = None,
+        isolation: str | Mapping[str, str] = "thread",
+        memory: Mapping[str, str | int] | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        specs = distinct(scanners)
+        specs = isolated(distinct(scanners), isolation, {} if memory is None else memory)
         config = Config(
             specs=specs,
             policies=effective(specs, base_policy(policy, timeout_seconds), {} if policies is None else policies),

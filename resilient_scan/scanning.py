@@ -81,8 +81,8 @@ class Scanner(Protocol):
             `async def` is allowed.
 
     An object may also have attributes named like the layers (`cache`, `retry`, ...), which count if they are option
-    objects, as well as `candidate` (a class), `empty_ok`, `expect` (an `Expect`), `needs`, `slo`, `sources` and
-    `version`, as in `@scanner`.
+    objects, as well as `candidate` (a class), `empty_ok`, `expect` (an `Expect`), `isolation` (with `memory`),
+    `needs`, `slo`, `sources` and `version`, as in `@scanner`.
     """
 
     name: str
@@ -124,6 +124,8 @@ class FunctionScanner(Generic[Parameters, Found]):
     free_sockets: bool = True
     expect: Expect | None = None
     slo: float | None = None
+    isolation: str | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         self.needs, self.sources = dict(self.needs), tuple(self.sources)
@@ -173,6 +175,8 @@ def scanner(
     free_sockets: bool = ...,
     expect: Expect | None = ...,
     slo: float | None = ...,
+    isolation: str | None = ...,
+    memory: str | int | None = ...,
     cache: Cache | None | UnsetType = ...,
     retry: Retry | None | UnsetType = ...,
     breaker: Breaker | None | UnsetType = ...,
@@ -196,6 +200,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
     free_sockets: bool = True,
     expect: Expect | None = None,
     slo: float | None = None,
+    isolation: str | None = None,
+    memory: str | int | None = None,
     cache: Cache | None | UnsetType = UNSET,
     retry: Retry | None | UnsetType = UNSET,
     breaker: Breaker | None | UnsetType = UNSET,
@@ -229,6 +235,10 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         expect: what each of its answers must be like; one that is not is suspicious.
         slo: the share of its last 1,000 executions that should succeed, such as 0.99, > 0 and <= 0.999; what is left of
             the failures that this allows is reported. `None`: nothing is promised.
+        isolation: what it runs in: `"process"`, a child process that is killed when its time is up, or `"thread"`.
+            `None`: as the runner says.
+        memory: how much memory its child process may use in addition to what it uses at the start: bytes, or a text
+            such as `"512MB"`. Beyond it, Python raises `MemoryError` in the scanner.
         cache: an option object replaces the runner's whole layer, `None` leaves it out for this scanner; a layer that
             is not named is inherited from the runner.
         retry: likewise.
@@ -237,15 +247,15 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
         timeout: likewise, but it cannot be left out.
 
     Raises:
-        ConfigError: a layer is neither an option object of its kind nor `None`; or `empty_ok`, `settings`, `version`,
-            `free_sockets`, `expect` or `slo` is wrong.
+        ConfigError: a layer is neither an option object of its kind nor `None`; or another argument is wrong.
         PluginError: the name or the pipeline is not valid.
     """
     given = {"cache": cache, "retry": retry, "breaker": breaker, "limit": limit, "timeout": timeout}
     layers = {layer: value for layer, value in given.items() if value is not UNSET}
-
     _check_declarations(empty_ok, free_sockets, settings, version, expect)
     check_slo(slo, "@scanner: slo")
+    check_isolation("@scanner: isolation", isolation)
+    size = size_of("@scanner: memory", memory)
 
     def make(function: Callable[..., Any], /) -> FunctionScanner[..., Any]:
         if not callable(function):
@@ -269,6 +279,8 @@ def scanner(  # noqa: PLR0913 - the public face: an option is an argument
             free_sockets,
             expect,
             slo,
+            isolation,
+            size,
         )
         check_identity(made)
         return made
@@ -290,6 +302,30 @@ def _check_declarations(empty_ok: Any, free_sockets: Any, settings: Any, version
         raise ConfigError(f"@scanner: expect must be an Expect or None, got {expect!r:.200}")
 
 
+ISOLATIONS = ("thread", "process")
+_SIZES = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+def check_isolation(where: str, value: object) -> None:
+    """Raise `ConfigError` unless it is `"thread"`, `"process"` or `None`."""
+    if value is not None and value not in ISOLATIONS:
+        raise ConfigError(f'{where} must be "thread" or "process", got {value!r:.200}')
+
+
+def size_of(where: str, value: object) -> int | None:
+    """Return a size in bytes: a whole number, or a text such as `"512MB"`; `None` stays `None`.
+
+    Raises:
+        ConfigError: it is neither, or 0 or less.
+    """
+    size = value
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+)\s*([KMG]?I?B)", value.strip().upper(), re.ASCII)):
+        size = int(found[1]) * _SIZES.get(found[2], 0)
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConfigError(f'{where} must be a number of bytes, or a text such as "512MB", got {value!r:.200}')
+    return size
+
+
 class ScannerSpec(msgspec.Struct, frozen=True):
     """A scanner in its normal form, as the runner uses it."""
 
@@ -306,6 +342,9 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     free_sockets: bool = True
     expect: Expect | None = None
     slo: float | None = None
+    isolation: str | None = None
+    memory: int | None = None
+    made_of: type | None = None  # the class that was given, where `origin` was made of one
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -314,17 +353,21 @@ def spec_of(thing: Any) -> ScannerSpec:
     Raises:
         PluginError: it lacks `name`, `pipeline` or `scan`, or one of them is not valid.
     """
-    if inspect.isclass(thing):
+    made_of = thing if inspect.isclass(thing) else None
+    if made_of is not None:
         try:
-            thing = thing()
+            thing = made_of()
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"scanner class {thing.__qualname__} cannot be made without arguments: {error}"
+                f"scanner class {made_of.__qualname__} cannot be made without arguments: {error}"
             ) from error
     check_identity(thing)
     layers = getattr(thing, "layers", None)
     if not isinstance(thing, FunctionScanner):
         layers = {key: getattr(thing, key) for key, kind in LAYERS.items() if isinstance(getattr(thing, key, 0), kind)}
+    isolation = getattr(thing, "isolation", None)
+    if isolation not in ISOLATIONS:  # an attribute of the same name that means something else
+        isolation = None
     candidate = getattr(thing, "candidate", Candidate)
     if not inspect.isclass(candidate):
         if isinstance(thing, FunctionScanner):
@@ -344,7 +387,17 @@ def spec_of(thing: Any) -> ScannerSpec:
         free_sockets=getattr(thing, "free_sockets", True) is not False,
         expect=expect if isinstance(expect := getattr(thing, "expect", None), Expect) else None,
         slo=slo if is_number(slo := getattr(thing, "slo", None), 0, MAX_SLO) and slo else None,
+        isolation=isolation,
+        memory=_memory_of(thing, isolation),
+        made_of=made_of,
     )
+
+
+def _memory_of(thing: Any, isolation: str | None) -> int | None:
+    """Return how much memory a scanner may use; of another object the attribute counts only next to `isolation`."""
+    if isinstance(thing, FunctionScanner):
+        return thing.memory
+    return None if isolation is None else size_of(f"scanner {thing.name}: memory", getattr(thing, "memory", None))
 
 
 def _is_async(scan: Any) -> bool:

@@ -34,6 +34,7 @@ class Snapshot:
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
         self.copy: Callable[[], dict[str, Any]] = _copier(dict(state))
+        self.encoded: bytes = b""  # for child processes; made by the first scan that needs it
         logs = state.get(TOOL_LOGS)
         self.has_logs: bool = isinstance(logs, list) and bool(logs)
         self.keys: Keys = Keys(self.copy)

@@ -39,6 +39,7 @@ from resilient_scan.stores.wrappers import Checked
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
+    from resilient_scan.engines.process.children import Children
     from resilient_scan.layers.breaker.provider import ProviderBreaker
 
 CLOSE_TIMEOUT = 1.0  # seconds for which closing waits until everything is in the store
@@ -95,6 +96,7 @@ class Fleet:
         )
         self.loops: Loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
         self.lane = _shared_loop(config, self.pool, self.call_pool, self.loops)
+        self.children = _children(config)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         own_breakers = {name: policy.breaker for name, policy in config.policies.items()}
         make_breaker = partial(_provider_breaker, config, self.bus, store, self.store_failed)
@@ -108,6 +110,7 @@ class Fleet:
             loops=self.loops,
             call_pool=self.call_pool,
             lane=self.lane,
+            children=self.children,
             bus=self.bus,
             providers=self.providers,
             values=values,
@@ -117,6 +120,8 @@ class Fleet:
             store_failed=self.store_failed,
         )
         self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
+        if self.children is not None:  # now that each scanner is known to be fit for it
+            self.children.start()
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 
@@ -331,6 +336,8 @@ class Fleet:
         """Let the threads and event loops go; hung ones are not waited for."""
         self.closed = True
         self.pool.stop()
+        if self.children is not None:
+            self.children.close()
         if self.lane is not None:
             self.lane.stop()
         for stack in self.stacks.values():
@@ -343,7 +350,9 @@ class Fleet:
 def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:
     """Return the loop that the coroutines share; `None`: there are none, or they take workers."""
     # The fakes of a test do not move an event loop's time.
-    if not any(spec.is_async for spec in config.specs) or not isinstance(config.clock, SystemClock):
+    if not any(spec.is_async and spec.isolation != "process" for spec in config.specs) or not isinstance(
+        config.clock, SystemClock
+    ):
         return None
     from resilient_scan.engines.greenlets import AVAILABLE  # noqa: PLC0415 - of an extra, and most fleets need none
 
@@ -352,6 +361,16 @@ def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops:
     from resilient_scan.core.lane import Lane  # noqa: PLC0415
 
     return Lane(config.max_async, pool, call_pool, loops, config.clock)
+
+
+def _children(config: Config) -> Children | None:
+    """Return the child processes for scanners that are isolated; `None`: there is no such scanner."""
+    if not any(spec.isolation == "process" for spec in config.specs):
+        return None
+    with IMPORTING:
+        from resilient_scan.engines.process.children import Children  # noqa: PLC0415 - few fleets need it
+
+    return Children(config.max_workers)
 
 
 def _provider_breaker(

@@ -24,7 +24,7 @@ from resilient_scan.errors import ConfigError, is_number
 from resilient_scan.events import Listener
 from resilient_scan.layers.local import parse_address
 from resilient_scan.options import Policy, Quarantine
-from resilient_scan.scanning import ScannerSpec, spec_of
+from resilient_scan.scanning import ScannerSpec, check_isolation, size_of, spec_of
 from resilient_scan.stores import Store
 
 ENGINES = ("threads",)
@@ -114,6 +114,35 @@ def distinct(scanners: Iterable[Any]) -> tuple[ScannerSpec, ...]:
     return tuple(specs.values())
 
 
+def isolated(
+    specs: Sequence[ScannerSpec], isolation: str | Mapping[str, str], memory: Mapping[str, str | int]
+) -> tuple[ScannerSpec, ...]:
+    """Return the scanners, each with what it runs in, `"thread"` or `"process"`, and how much memory it may use.
+
+    Args:
+        specs: the scanners.
+        isolation: for those that do not say, or by scanner's name instead of what they say.
+        memory: likewise by scanner's name.
+
+    Raises:
+        ConfigError: a value is wrong, or memory is limited where no process has it.
+    """
+    names = [spec.name for spec in specs]
+    given: Mapping[str, str] = {} if isinstance(isolation, str) else isolation
+    by_name(given, "isolation", str, names)
+    by_name(memory, "memory", str | int, names)
+    found = []
+    for spec in specs:
+        said = given.get(spec.name, spec.isolation)
+        kind = said or (isolation if isinstance(isolation, str) else "thread")
+        check_isolation("isolation" if spec.name not in given else f"isolation of {spec.name}", kind)
+        size = size_of(f"memory of {spec.name}", memory.get(spec.name, spec.memory))
+        if size is not None and said is None and kind == "thread":
+            raise ConfigError(f'scanner {spec.name}: memory can be limited in a process only; add isolation="process"')
+        found.append(msgspec.structs.replace(spec, isolation=kind, memory=size))
+    return tuple(found)
+
+
 def base_policy(policy: Policy | None, timeout_seconds: float | None) -> Policy:
     """Return the policy for scanners that do not say otherwise.
 
@@ -154,7 +183,7 @@ def effective(specs: Sequence[ScannerSpec], base: Policy, given: Mapping[str, Po
     return {spec.name: given.get(spec.name) or base.replace(spec.layers) for spec in specs}
 
 
-def by_name(tables: Mapping[str, Any], what: str, kind: type, names: Sequence[str]) -> None:
+def by_name(tables: Mapping[str, Any], what: str, kind: Any, names: Sequence[str]) -> None:
     """Raise `ConfigError` unless `tables` holds a `kind` for scanners that exist."""
     if not isinstance(tables, Mapping):
         raise ConfigError(f"{what} must be a mapping from scanners' names, got {tables!r}")

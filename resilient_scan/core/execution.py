@@ -44,7 +44,7 @@ from resilient_scan.core.outcome import Outcome, Waiter, run_over
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
 from resilient_scan.core.task import SHUT_DOWN, Place
-from resilient_scan.errors import Rejected, ScanTimeout, WorkerLost, is_cancellation, leaves
+from resilient_scan.errors import ProcessKilled, Rejected, ScanTimeout, WorkerLost, is_cancellation, leaves
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
@@ -254,7 +254,7 @@ class Execution:
     def start(self, now: float, place: Place, /) -> float | None:
         """Begin and return the deadline, unless every run that wanted it has ended."""
         stack, context = self.stack, self.context
-        if stack.has_attempt_timeout:
+        if stack.has_attempt_timeout or stack.postpones:
             context.alarm = place.alarm
         with stack.lock:
             if not self.ended and self._begin(now):
@@ -478,6 +478,7 @@ class Execution:
         be the first to go on, and the scan is `completed` long after its timeout.
         """
         stack = self.stack
+        seconds -= self.context.postponed  # what it waited for was not its own
         stack.took(seconds)
         lateness = seconds - stack.total
         if by_itself and lateness > 0:
@@ -805,11 +806,13 @@ class Execution:
 
 
 def _method(cancellation: BaseException) -> str:
-    """Return which cancel freed a thread: the event loop's, or the scanner's own look at its context.
+    """Return what freed a thread: the end of its process, the event loop's cancel, or the scanner's own look.
 
     The loop's is what `ScanCancelled` was raised for (its `__context__`), or stands next to it in a group.
     """
     for one in (cancellation, *leaves(cancellation)):
+        if isinstance(one, ProcessKilled):
+            return "process"
         if isinstance(one, CancelledError) or isinstance(one.__context__, CancelledError):
             return "cancel"
     return "cooperative"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from resilient_scan._once import IMPORTING
 from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import counted, without_secrets
 from resilient_scan._trace import Home
@@ -26,6 +27,7 @@ from resilient_scan.core.config import Config
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.core.task import Abandoned
+from resilient_scan.engines import Engine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
@@ -67,6 +69,7 @@ from resilient_scan.stores.wrappers import OffLoop
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
+    from resilient_scan.engines.process.children import Children
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
@@ -111,6 +114,7 @@ class Shared(msgspec.Struct, frozen=True):
         loops: where coroutines run, each on the thread of the worker that makes the attempt.
         call_pool: where the blocking calls of coroutines run.
         lane: where `async def` scanners run, all on one loop; `None`: on workers.
+        children: the processes of scanners that are isolated; `None`: no scanner is.
         bus: where events go.
         providers: whose limits are kept.
         values: what several scanners need, loaded once.
@@ -125,6 +129,7 @@ class Shared(msgspec.Struct, frozen=True):
     loops: Loops
     call_pool: ThreadPool
     lane: Lane | None
+    children: Children | None
     bus: Bus
     providers: Providers
     values: SharedValues
@@ -180,6 +185,7 @@ class Stack:
         "pipeline",
         "policy",
         "pool",
+        "postpones",
         "provider",
         "retired",
         "send_execution",
@@ -201,6 +207,7 @@ class Stack:
     lane: Lane | None
     provider: Provider | None
     in_window: bool
+    postpones: bool  # whether attempts move their deadlines
     doubt: Callable[[int, int], str | None]
     call: Call
     lane_call: Call
@@ -208,7 +215,8 @@ class Stack:
 
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
-        self.lane = self._lane = shared.lane if spec.is_async else None
+        in_process = shared.children is not None and spec.isolation == "process"
+        self.lane = self._lane = shared.lane if spec.is_async and not in_process else None
         if self.lane is not None:
             clock = SharedLoopClock()
             shared = msgspec.structs.replace(shared, store=None if shared.store is None else OffLoop(shared.store))
@@ -247,7 +255,8 @@ class Stack:
         self.calls: BlockingCalls = BlockingCalls(
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
-        self.engine: ThreadEngine = ThreadEngine(shared.loops, self.calls)
+        self.engine: Engine = ThreadEngine(shared.loops, self.calls)
+        self.postpones = in_process
         learn = partial(_learn_provider, weakref.ref(self))
         self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, learn)
         self.notes: Notes = Notes(self._answers, clock)
@@ -262,6 +271,8 @@ class Stack:
             self.notes,
             self.faults,
         )
+        if in_process:
+            self.engine = _process_engine(spec, self.own, shared)
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
@@ -525,6 +536,14 @@ class Stack:
 
 def _doubted_before(_found: int, _dropped: int) -> None:
     """Learn nothing: the answer was judged when its attempt ended."""
+
+
+def _process_engine(spec: ScannerSpec, own: ScannerContext, shared: Shared) -> Engine:
+    with IMPORTING:
+        from resilient_scan.engines.process.engine import ProcessEngine  # noqa: PLC0415 - few fleets need it
+
+    assert shared.children is not None  # noqa: S101 - else nobody asks for this
+    return ProcessEngine(spec, own, shared.children)
 
 
 def _learn_provider(this: weakref.ref[Stack], provider: Provider | None) -> None:

@@ -17,6 +17,3 @@ class Engine(Protocol):
 
     def attempt(self, spec: ScannerSpec, /) -> Call:
         """Return the call that makes one attempt of this scanner."""
-
-    def close(self) -> None:
-        """Let go of what is kept between attempts; an attempt under way keeps what it uses until it ends."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -153,6 +153,24 @@ class AttemptContext(ScanContext):
         attempt begins although that host is down, is refused in its middle, and has called nobody.
         """
         return self.attempt > 1 or (self.attempt == 1 and not self.turned_away)
+
+    @property
+    def own(self) -> ScannerContext:
+        """What all executions of the scanner have in common."""
+        return self._own
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The run's state."""
+        return self._snapshot
+
+    def described(self, error: BaseException, info: ErrorInfo) -> None:
+        """Note how a failure of the current attempt is described: it was raised in another process."""
+        self._described = id(error), self.attempt, info
+
+    def logged(self, entries: Iterable[dict[str, Any]], *, kept: int) -> None:
+        """Take over log entries of another process, in the place of all but the first `kept`."""
+        self._logs[kept:] = entries
 
     def given(self, name: str) -> Any:
         """Return a value of the state, as the scanner has it; `None` if there is none."""

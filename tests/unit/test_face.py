@@ -35,6 +35,7 @@ EXCEPTIONS = [
     "ScanCancelled",
     "ScanError",
     "ScanTimeout",
+    "WorkerLost",
 ]
 
 

@@ -27,11 +27,11 @@ ARGUMENTS = {
     "ScanResult": "scanner pipeline status candidates error attempts duration queue_wait age partial dropped tool_logs "
     "started_at suspicious",
     "ScanRunner": "scanners policy max_workers concurrent timeout_seconds store listeners engine quarantine "
-    "max_abandoned max_async order settings policies deadline traffic clock random",
+    "max_abandoned max_async order settings policies deadline traffic isolation memory clock random",
     "Timeout": "total attempt max_abandoned",
     "load_settings": "path environ",
-    "scanner": "pipeline name candidate empty_ok needs sources settings version expect cache retry breaker limit "
-    "timeout",
+    "scanner": "pipeline name candidate empty_ok needs sources settings version expect isolation memory cache retry "
+    "breaker limit timeout",
 }
 METHODS = {
     "RunReport": "by_pipeline candidates complete counts duration merged require results run_id started_at to_dict "

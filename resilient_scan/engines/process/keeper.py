@@ -22,6 +22,7 @@ from resilient_scan._log import log as _log
 from resilient_scan.engines.process import birth
 from resilient_scan.engines.process.forkserver import kill_group
 from resilient_scan.engines.process.starters import Starter, starter
+from resilient_scan.engines.process.wire import Wire
 
 EXIT_TIMEOUT = 1.0  # seconds to wait for how a child ended
 RETRY_INTERVAL = 1.0  # seconds until the next try to start a child where one failed
@@ -39,11 +40,15 @@ class Child:
         killed: whether `kill` was called.
         taken: whether a caller has it.
         ready: whether it has said that it can serve.
+        wire: what carries messages through the connection, once it is ready.
+        known: the numbers of the scanners that were sent to it.
     """
 
     def __init__(self, pid: int, connection: Connection) -> None:
         self.pid: int = pid
         self.connection: Connection = connection
+        self.wire: Wire = Wire(connection)
+        self.known: set[int] = set()
         self.uses: int = 0
         self.killed: bool = False
         self.taken: bool = False

@@ -1,0 +1,476 @@
+"""The driver's side of an attempt in a child process: the worker waits for what the child says, and does it.
+
+Three things may end the wait: the child says that the attempt has ended, the child ends, or nobody waits for the answer
+any more. Then the thread that cancels the execution (the watchdog, most often) kills the child, and the worker finds
+the end of the pipe. What the child had sent before that is read first. So an answer that arrives at the deadline is
+either whole or not there.
+
+A child that is not ready costs its scan nothing: while the worker waits for one, the scan's deadline moves on.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Final, Self
+
+from resilient_scan._once import IMPORTING
+from resilient_scan.clock import Clock, SystemClock
+from resilient_scan.context import NEVER, ScannerContext
+from resilient_scan.engines.process import variables
+from resilient_scan.engines.process.children import Child, Children
+from resilient_scan.engines.process.travel import (
+    Unsendable,
+    Way,
+    pack,
+    pack_error,
+    parcel_of,
+    settings_of,
+    state_error,
+    unpack,
+    unpack_error,
+    way_of,
+)
+from resilient_scan.engines.process.wire import (
+    Answer,
+    Attempt,
+    Call,
+    Called,
+    Define,
+    Doubted,
+    Ended,
+    Hangup,
+    Item,
+    Logged,
+    Question,
+    Ready,
+    Wire,
+)
+from resilient_scan.errors import ConfigError, PluginError, ProcessEnded, ProcessKilled, ScanError, WorkerLost, leaves
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.layers.attempt import Call as EngineCall
+from resilient_scan.layers.call import Maker, keep_valid, maker_of
+from resilient_scan.scanning import ScannerSpec
+
+READY_TIMEOUT: Final = 60.0  # seconds in which a child has to import a scanner's module
+ANSWER_TIMEOUT: Final = 0.02  # seconds for which the end of an attempt waits for answers that nobody needs any more
+_numbers: Final = itertools.count(1)  # of scanners, in the whole process
+
+
+class ProcessEngine:
+    """Call one scanner's function in child processes.
+
+    Args:
+        spec: the scanner.
+        own: what its executions have in common.
+        children: where its attempts run.
+
+    Raises:
+        PluginError: the scanner, its settings, the clock or the traffic cannot go to another process.
+    """
+
+    def __init__(self, spec: ScannerSpec, own: ScannerContext, children: Children) -> None:
+        self._spec = spec
+        self._children = children
+        self._clock = own.clock
+        self._number = next(_numbers)
+        self.way: Way = way_of(spec)
+        self._settings = settings_of(spec, own.settings)
+        self._traffic = "", ""
+        if own.traffic is not None:
+            self._traffic = _traffic().kind_of(own.traffic, spec.name)
+        if self._traffic[0] != "replay" and not isinstance(own.clock, SystemClock):
+            raise PluginError(
+                f'scanner {spec.name}: isolation="process" has the machine\'s clocks, and a '
+                f'{type(own.clock).__name__} stays in the driver; use isolation="thread" with it'
+            )
+
+    def attempt(self, spec: ScannerSpec, /) -> EngineCall:
+        """Return the call that asks the scanner once, in a child, and keeps the valid candidates.
+
+        Raises (when called):
+            ConfigError: the state cannot go to another process.
+            ProcessEnded: the child has ended by itself.
+            ProcessKilled: nobody waits for the answer any more.
+            WorkerLost: no child can be had.
+            BaseException: as `ThreadEngine`.
+        """
+        make = maker_of(spec.candidate, spec.name)
+
+        def once(context: AttemptContext) -> list[Any]:
+            state = encoded(context)
+            with _Loan(self._children, context, self._clock) as loan:
+                loan.wait_for(self._introduce)
+                conversation = _Conversation(loan.child.wire, context, make, self._clock)
+                ended = conversation.hold(self._attempt(context, state))
+                if ended.spoiled:
+                    loan.child.kill()
+            conversation.end(ended)
+            return context.found
+
+        return once
+
+    def _introduce(self, child: Child, context: AttemptContext) -> None:
+        """Make the scanner known to a child that has not had it before; raise what its module raises there."""
+        if self._number in child.known:
+            return
+        child.wire.send(Define(self._number, parcel_of(self._spec, self.way, self._settings, self._traffic)))
+        if not child.wire.has_message(READY_TIMEOUT):
+            raise WorkerLost(f"a child process has not imported {context.scanner} within {READY_TIMEOUT:g}s")
+        ready = child.wire.from_child()
+        if isinstance(ready, Ready) and ready.error is not None:
+            raise unpack_error(ready.error)[0]
+        child.known.add(self._number)
+
+    def _attempt(self, context: AttemptContext, state: bytes) -> Attempt:
+        context.begin_attempt()
+        now = self._clock.monotonic()
+        return Attempt(
+            self._number,
+            state,
+            context.run_id,
+            context.attempt,
+            context.ends - now,
+            context.deadline - now,
+            self._clock.time() - SystemClock.time(),
+            self._clock.time() if self._traffic[0] == "replay" else None,
+            context.provider is not None,
+            self._spec.memory,
+            variables.packed(context.scanner),
+        )
+
+
+def _traffic() -> Any:
+    with IMPORTING:
+        from resilient_scan.engines.process import traffic  # noqa: PLC0415 - few fleets need it
+
+    return traffic
+
+
+def encoded(context: AttemptContext) -> bytes:
+    """Return the run's state as bytes, made once for all scans.
+
+    Raises:
+        ConfigError: it cannot go to another process; the message names the value.
+    """
+    snapshot = context.snapshot
+    if not snapshot.encoded:  # two threads may meet here: both make the same
+        state = snapshot.copy()
+        try:
+            snapshot.encoded = pack(state)
+        except Unsendable as error:
+            raise ConfigError(
+                f'{state_error(state, error)}; leave it out, or give {context.scanner} isolation="thread"'
+            ) from None
+    return snapshot.encoded
+
+
+class _Loan:
+    """A child, for one attempt; it is killed when the execution is cancelled, and when anything goes wrong with it.
+
+    A cancel may come at the moment at which the attempt ends, and find this among the wakes. Without the lock, it could
+    kill the child when that already works for another scan.
+
+    Args:
+        children: where it comes from, and goes back to.
+        context: of the attempt.
+        clock: the runner's.
+
+    Attributes:
+        child: from `wait_for` on.
+    """
+
+    child: Child
+
+    def __init__(self, children: Children, context: AttemptContext, clock: Clock) -> None:
+        self._children = children
+        self._context = context
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._working: Child | None = None
+
+    def wait_for(self, introduce: Callable[[Child, AttemptContext], None]) -> None:
+        """Take a child and introduce the scanner to it; meanwhile the time of the scan stands still.
+
+        Raises:
+            ProcessKilled: nobody waits for the answer any more.
+            WorkerLost, Rejected: no child can be had.
+        """
+        context, began = self._context, self._clock.monotonic()
+        whole = context.ends in {context.deadline, context.cut_at}
+        context.alarm(NEVER)
+        try:
+            self._take()
+            introduce(self.child, context)
+        finally:
+            context.postpone(self._clock.monotonic() - began)
+            context.alarm(context.deadline if whole else context.ends)
+
+    def _take(self) -> None:
+        context = self._context
+        try:
+            self.child = self._working = self._children.take(lambda: context.abandoned)
+        except WorkerLost:
+            if context.abandoned:
+                raise _killed(context) from None
+            raise
+        self.set()  # it may have been cancelled while nobody worked for it
+
+    def set(self) -> None:
+        """Kill the child, if the execution is cancelled and not just poked; from any thread."""
+        if self._context.abandoned:
+            self._kill()
+
+    def _kill(self) -> None:
+        with self._lock:
+            if self._working is not None:
+                self._working.kill()
+
+    def __enter__(self) -> Self:
+        self._watched = self._context.watched(self)
+        self._watched.__enter__()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._watched.__exit__(None, None, None)
+        if error is not None:
+            self._kill()
+        with self._lock:
+            child, self._working = self._working, None
+        if child is None:
+            return
+        try:
+            if isinstance(error, Hangup):
+                raise self._why(child) from None
+        finally:
+            self._children.give_back(child)
+
+    def _why(self, child: Child) -> BaseException:
+        if self._context.abandoned:
+            return _killed(self._context)
+        return ProcessEnded(f"its process ended with {child.ending() or 'a closed pipe'}")
+
+
+def _killed(context: AttemptContext) -> ProcessKilled:
+    return ProcessKilled(f"{context.scanner}: the scan has ended")
+
+
+class _Conversation:
+    """What is said between the driver and a child about one attempt.
+
+    Args:
+        wire: to the child.
+        context: of the attempt.
+        make: makes a candidate of what the scanner yields.
+        clock: the runner's.
+    """
+
+    def __init__(self, wire: Wire, context: AttemptContext, make: Maker, clock: Clock) -> None:
+        self._wire = wire
+        self._context = context
+        self._make = make
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._over = False
+        self._calls: dict[int, SimpleQueue[Called | None]] = {}  # by question, what its call comes to
+        self._threads: list[threading.Thread] = []  # that answer questions
+        self._kept_logs = 0
+
+    def hold(self, attempt: Attempt) -> Ended:
+        """Begin the attempt, and do what the child says until it ends.
+
+        Raises:
+            Hangup: the child has ended.
+            BaseException: what making candidates raised.
+        """
+        self._kept_logs = len(self._context.tool_logs())
+        try:
+            self._wire.send(attempt)
+            while not isinstance(message := self._wire.from_child(), Ended):
+                self._hear(message)
+            return message
+        finally:
+            self._close()
+
+    def _hear(self, message: Any) -> None:
+        context = self._context
+        match message:
+            case Item():
+                self._keep(message.data)
+            case Logged():
+                context.logged([unpack(message.data)], kept=len(context.tool_logs()))
+            case Doubted():
+                context.doubted = message.reason
+            case Question():
+                context.answered = context.answered or message.answered
+                self._answer_on_thread(message)
+            case Called():
+                context.answered = context.answered or message.answered
+                waiting = self._calls.get(message.question)
+                if waiting is not None:
+                    waiting.put(message)
+
+    def _keep(self, data: bytes) -> None:
+        context = self._context
+        try:
+            item = unpack(data)
+        except Exception as error:  # of a module that is not here, for example
+            context.invalid = context.invalid or f"a candidate cannot be read from its process: {error}"
+            context.dropped += 1
+        else:
+            keep_valid((item,), self._make, context)
+
+    def end(self, ended: Ended) -> None:
+        """Take over what the attempt came to; raise what the scanner raised."""
+        context = self._context
+        context.answered = context.answered or ended.answered
+        if ended.logs is not None:
+            context.logged(unpack(ended.logs), kept=self._kept_logs)
+        if ended.found is not None:
+            keep_valid(unpack(ended.found), self._make, context)
+        context.dropped += ended.dropped
+        context.invalid = context.invalid or ended.invalid
+        if ended.error is not None:
+            error, info = unpack_error(ended.error)
+            context.described(error, info)
+            try:
+                raise error
+            finally:
+                del error  # or it, its traceback and this frame would keep each other alive until a gc
+
+    # questions
+
+    def _answer_on_thread(self, question: Question) -> None:
+        """Answer on a thread of its own: the answer may take as long as the scan, and others wait for theirs."""
+        variables = contextvars.copy_context()
+        thread = threading.Thread(
+            target=variables.run, args=(self._answer, question), name="resilient-scan-answer", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._reply(question, None, pack_error(error, self._context.own.home))
+        else:
+            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+
+    def _answer(self, question: Question) -> None:
+        call = _CallInChild(self, question.number)
+        value: bytes | None = None
+        error: bytes | None = None
+        excused: tuple[bool, ...] = ()
+        try:
+            found = self._asked(question, call)
+            value = None if call.returned(found) else _sendable(found)
+        except BaseException as failure:
+            if failure is call.error:
+                error = b""
+                excused = tuple(isinstance(leaf, ScanError) and leaf.excused for leaf in leaves(failure))
+            else:
+                error = pack_error(failure, self._context.own.home)
+            call.error = None
+        self._reply(question, value, error, excused)
+
+    def _asked(self, question: Question, call: _CallInChild) -> Any:
+        context, arguments = self._context, unpack(question.arguments)
+        match question.name:
+            case "shared":
+                key, ttl = arguments
+                return context.shared(key, call.value, ttl=ttl)
+            case "guarded":
+                source, seconds, limit = arguments
+                return context.guarded(source, call.token, seconds=seconds, limit=limit)
+            case "reach":
+                return context.reach(arguments[0], call.token)
+            case "traffic":
+                return _traffic().answered(context.traffic, arguments, context)
+            case "before_request":
+                return context.before_request()
+        notes = context.own.notes
+        if notes is None:
+            return None
+        return notes.get(*arguments) if question.name == "recall" else notes.put(*arguments)
+
+    def _reply(
+        self, question: Question, value: bytes | None, error: bytes | None, excused: tuple[bool, ...] = ()
+    ) -> None:
+        context = self._context
+        answer = Answer(question.number, value, error, excused, self._left(), context.provider is not None)
+        with suppress(Hangup):  # the child has ended: nobody waits
+            self._wire.send(answer)
+
+    def _left(self) -> float:
+        return self._context.ends - self._clock.monotonic()
+
+    def call(self, number: int) -> Called:
+        """Have the child call what a question is about, and wait for what that comes to.
+
+        Raises:
+            ProcessKilled: the attempt has ended.
+        """
+        called: SimpleQueue[Called | None] = SimpleQueue()
+        with self._lock:
+            if not self._over:
+                self._calls[number] = called
+        with suppress(Hangup):
+            if number in self._calls:
+                self._wire.send(Call(number, self._left(), self._context.provider is not None))
+                message = called.get()
+                del self._calls[number]
+                if message is not None:
+                    return message
+        raise _killed(self._context)
+
+    def _close(self) -> None:
+        """Have nobody wait for the child any more."""
+        with self._lock:
+            self._over = True
+            waiting = tuple(self._calls.values())
+        for one in waiting:
+            one.put(None)
+        until = time.monotonic() + ANSWER_TIMEOUT
+        for thread in self._threads:  # they may have a vote to cast, of which the run's listeners are to hear
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+class _CallInChild:
+    """What a question is about: a call that the child makes, as the driver's layers know it."""
+
+    def __init__(self, conversation: _Conversation, number: int) -> None:
+        self._conversation = conversation
+        self._number = number
+        self._result: Any = self
+        self.error: BaseException | None = None
+
+    def value(self) -> Any:
+        """Have the child make the call, and return what it returned."""
+        self._result = unpack(self._called().value or b"")
+        return self._result
+
+    def token(self) -> Any:
+        """Have the child make the call; what it returned stays there, because only the child needs it."""
+        self._called()
+        self._result = object()
+        return self._result
+
+    def returned(self, found: Any) -> bool:
+        """Say whether this is what the call returned."""
+        return found is self._result
+
+    def _called(self) -> Called:
+        called = self._conversation.call(self._number)
+        if called.error is not None:
+            self.error = unpack_error(called.error)[0]
+            raise self.error
+        return called
+
+
+def _sendable(value: Any) -> bytes:
+    try:
+        return pack(value)
+    except Unsendable as error:  # it was loaded by a scanner in a thread
+        raise TypeError(f"shared: the value cannot be sent to a child process: {error}") from None
