@@ -11,7 +11,8 @@ from resilient_scan._text import counted
 from resilient_scan.cli.choice import bundled, lacks
 from resilient_scan.cli.export import misfit
 from resilient_scan.cli.fleet import state_for
-from resilient_scan.errors import ConfigError
+from resilient_scan.engines.process.travel import way_of
+from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.lint.blocking import blocking_calls
 from resilient_scan.options import Policy
@@ -31,6 +32,7 @@ class Checked(msgspec.Struct, frozen=True):
         looked_at: what was checked, for people.
         not_configured: a sentence for every scanner that would not run, with what to set.
         hints: a sentence for every call in an `async def` scanner that is known to block.
+        isolation: what the scanners run in, and whether those in threads could run in a process.
     """
 
     errors: tuple[str, ...]
@@ -38,6 +40,7 @@ class Checked(msgspec.Struct, frozen=True):
     looked_at: str
     not_configured: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    isolation: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -59,6 +62,8 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     plugins = discover(timeout=settings.import_timeout)
     looked_at = f"{counted(len(plugins.scanners), 'scanner')} and {config or 'the environment'}"
     errors = [*wrong, *(text for text in settings.misfits(plugins) if text not in wrong)]
+    isolation, unfit = _isolation(settings, plugins)
+    errors += unfit
     if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
         errors.append(refused)
     findings = lint_fleet(
@@ -75,7 +80,32 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         looked_at,
         _not_configured(settings, plugins),
         tuple(_hints(settings, plugins)),
+        isolation,
     )
+
+
+def _isolation(settings: Settings, plugins: Plugins) -> tuple[tuple[str, ...], list[str]]:
+    """Return what the scanners run in, and why those cannot run that are to run in a process."""
+    inside: list[str] = []
+    fit: list[str] = []
+    bound: list[str] = []
+    unfit: list[str] = []
+    for found in plugins.scanners:
+        if settings.enabled(found.name):
+            spec = spec_of(found.scanner)
+            in_process = settings.isolation_of(spec) == "process"
+            try:
+                way_of(spec)
+            except PluginError as error:
+                (unfit if in_process else bound).append(str(error))
+            else:
+                (inside if in_process else fit).append(found.name)
+    lines = [
+        *([f"in child processes: {', '.join(inside)}"] if inside else []),
+        *([f"in threads, and fit for processes: {', '.join(fit)}"] if fit else []),
+        *(f"in a thread, and not fit for a process: {reason}" for reason in bound),
+    ]
+    return tuple(lines), unfit
 
 
 def _hints(settings: Settings, plugins: Plugins) -> Iterator[str]:

@@ -394,6 +394,7 @@ def check(config: Path | None, interval: float | None) -> int:
     OUTPUT.stream.writelines(f"warning: {text}\n" for text in checked.warnings)
     OUTPUT.stream.writelines(f"hint: {text}\n" for text in checked.hints)
     OUTPUT.stream.writelines(f"not configured: {text}\n" for text in checked.not_configured)
+    OUTPUT.stream.writelines(f"isolation: {text}\n" for text in checked.isolation)
     OUTPUT.stream.write(f"{checked.summary}\n")
     return USAGE if checked.errors else OK
 

@@ -169,6 +169,19 @@ class Settings(msgspec.Struct, frozen=True):
         said = self._table(name).own.get("enabled")
         return said is None or said.value
 
+    def isolation_of(self, spec: ScannerSpec, default: str | None = None) -> str | None:
+        """Return what a scanner runs in; `None`: neither the settings say so nor the scanner.
+
+        Args:
+            spec: the scanner.
+            default: replaces `[scanner_execution] isolation`.
+        """
+        said = self._table(spec.name).own.get("isolation")
+        if said is not None:
+            kind: str = said.value
+            return kind
+        return spec.isolation or default or self.execution.isolation
+
     def settings_of(self, name: str) -> dict[str, Any]:
         """Return what a scanner finds in `context.settings`; the caller may change it."""
         return over({}, self._table(name).settings)
@@ -242,6 +255,7 @@ class Settings(msgspec.Struct, frozen=True):
         lacking = {found.name: to_set(found, self.settings_of(found.name)) for found in plugins.scanners}
         not_configured = {spec.name: lack for spec in specs if (lack := lacking.get(spec.name))}
         specs = [spec for spec in specs if spec.name not in not_configured]
+        options |= self._isolation(specs, options.pop("isolation", None), options.pop("memory", None) or {})
         own = self._options([spec.name for spec in specs], effective, options.pop("settings", None) or {})
         runner = ScanRunner([self._with_objective(spec) for spec in specs], **{**own, **options})
         runner.set_origins({spec.name: {**effective[spec.name].origins, **self._objective(spec)} for spec in specs})
@@ -254,7 +268,8 @@ class Settings(msgspec.Struct, frozen=True):
     ) -> dict[str, Any]:
         """Return the runner's arguments for these scanners."""
         execution = msgspec.structs.asdict(self.execution)
-        del execution["timeout_seconds"], execution["import_timeout_seconds"]  # they are in the policies, and over
+        for said in ("timeout_seconds", "import_timeout_seconds", "isolation"):
+            del execution[said]  # in the policies, over, and by scanner
         critical = tuple(name for name in self.quarantine.critical if name in names)
         tables = {n: over(self.settings_of(n), settings.get(n, {})) for n in dict.fromkeys([*names, *settings])}
         return {
@@ -277,6 +292,17 @@ class Settings(msgspec.Struct, frozen=True):
         if slo is not None:
             return {"scanner.slo": slo.origin}
         return {} if spec.slo is None else {"scanner.slo": "decorator"}
+
+    def _isolation(
+        self, specs: Sequence[ScannerSpec], given: str | Mapping[str, str] | None, memory: Mapping[str, str | int]
+    ) -> dict[str, Any]:
+        """Return what each scanner runs in, and its memory, as arguments of the runner."""
+        by_name = given if isinstance(given, Mapping) else {}
+        default = given if isinstance(given, str) else None
+        found = {spec.name: by_name.get(spec.name) or self.isolation_of(spec, default) for spec in specs}
+        sizes = {spec.name: said.value for spec in specs if (said := self._table(spec.name).own.get("memory"))}
+        chosen = {name: kind for name, kind in found.items() if kind is not None}
+        return {"isolation": {**by_name, **chosen}, "memory": {**sizes, **memory}}
 
     def _table(self, name: str) -> ScannerTable:
         return self.tables.scanners.get(name) or ScannerTable()

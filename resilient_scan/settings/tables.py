@@ -23,6 +23,7 @@ from resilient_scan._text import brief, did_you_mean, hide, parse_duration
 from resilient_scan.errors import ConfigError
 from resilient_scan.layers.local import parse_address
 from resilient_scan.options import Exceptions, Option, Predicate, Seconds, check_slo, durations, is_predicate
+from resilient_scan.scanning import check_isolation, size_of
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
 from resilient_scan.stores import check_form, check_space, split_space
@@ -38,6 +39,7 @@ class Execution(Option, frozen=True, kw_only=True):
         timeout_seconds: `timeout.total` of every scanner without one of its own, in seconds, > 0.
         deadline: seconds for a whole run, > 0.
         engine: where work runs: `"threads"`.
+        isolation: what scanners run in that do not say so themselves: `"thread"`, unless set, or `"process"`.
         import_timeout_seconds: seconds that the import of each scanner gets, > 0; 10, unless set.
     """
 
@@ -47,6 +49,7 @@ class Execution(Option, frozen=True, kw_only=True):
     timeout_seconds: Seconds | None = None
     deadline: Seconds | None = None
     engine: str | None = None
+    isolation: str | None = None
     import_timeout_seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +59,11 @@ class Execution(Option, frozen=True, kw_only=True):
         self._optional("timeout_seconds", above=0)
         self._optional("deadline", above=0)
         self._optional("import_timeout_seconds", above=0)
-        _only(self, "engine", "threads", later=("processes", "dask"))
+        if self.engine in {"processes", "dask"}:
+            raise ConfigError(f'execution.engine: "{self.engine}" is not supported by this version; use "threads"')
+        if self.engine not in {None, "threads"}:
+            raise ConfigError(f'execution.engine must be "threads", got "{self.engine}"')
+        check_isolation("execution.isolation", self.isolation)
 
 
 class Store(Option, frozen=True):
@@ -189,30 +196,27 @@ class Own(msgspec.Struct, frozen=True):
     Attributes:
         enabled: `False`: the scanner takes part in no run.
         provider: the provider whose limit it shares; short for `limit = { provider = "..." }`.
-        isolation: what a scan runs in: `"thread"`.
+        isolation: what a scan runs in: `"thread"`, or `"process"`, a child process that is killed when its time is up.
+            None: as the scanner says, else as `[scanner_execution]` does.
+        memory: how much memory its child process may use in addition to what it uses at the start: bytes, or a text
+            such as `"512MB"`. None: as the scanner says.
         slo: the share of its last 1,000 executions that should succeed, such as 0.99, > 0 and <= 0.999.
         settings: what the scanner finds in `context.settings`.
     """
 
     enabled: bool = True
     provider: str | None = None
-    isolation: str = "thread"
+    isolation: str | None = None
+    memory: str | int | None = None
     slo: float | None = None
     settings: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if self.provider is not None and not self.provider.strip():
             raise ConfigError("own.provider must not be empty")
-        _only(self, "isolation", "thread", later=("process",))
+        check_isolation("own.isolation", self.isolation)
+        size_of("own.memory", self.memory)
         check_slo(self.slo, "own.slo")
-
-
-def _only(option: msgspec.Struct, field: str, known: str, later: tuple[str, ...]) -> None:
-    value, path = getattr(option, field), f"{type(option).__name__.lower()}.{field}"
-    if value in later:
-        raise ConfigError(f'{path}: "{value}" is not supported by this version; use "{known}"')
-    if value not in {None, known}:
-        raise ConfigError(f'{path} must be "{known}", got "{value}"')
 
 
 # Keys

@@ -126,7 +126,9 @@ def test_check_has_nothing_to_say_about_what_ships() -> None:
     done = run("check")
     *others, last = done.stdout.splitlines()
     assert re.fullmatch(r"no findings in \d+ scanners and the environment", last)
+    *others, isolation = others
     assert all(line.startswith("not configured: ") for line in others)
+    assert isolation.startswith("isolation: in threads, and fit for processes: analyst_revisions, ")
     assert done.stderr == ""
 
 

@@ -153,7 +153,16 @@ WRONG = [
     ("[scanner_execution]\ntimeout_seconds = 0", "2: scanner_execution.timeout_seconds must be > 0, got 0.0"),
     ("[scanner_execution]\ndeadline = inf", "2: scanner_execution.deadline must be a finite number, got inf"),
     ("[scanner_execution]\nengine = 'thread'", '2: scanner_execution.engine must be "threads", got "thread"'),
-    ("[scanners.x]\nisolation = 'none'", '2: scanners.x.isolation must be "thread", got "none"'),
+    ("[scanners.x]\nisolation = 'none'", '2: scanners.x.isolation must be "thread" or "process", got \'none\''),
+    (
+        "[scanner_execution]\nisolation = 'none'",
+        '2: scanner_execution.isolation must be "thread" or "process", got \'none\'',
+    ),
+    (
+        "[scanners.x]\nmemory = '512'",
+        "2: scanners.x.memory must be a number of bytes, or a text such as \"512MB\", got '512'",
+    ),
+    ("[scanners.x]\nmemory = 1.5", "2: scanners.x.memory must be a text or a whole number, got 1.5"),
     # exceptions
     (
         "[defaults]\nretry.on = 'ValueError'",
@@ -185,10 +194,6 @@ WRONG = [
     ("[defaults]\nretry.on = ['os.sep']", "2: defaults.retry.on: 'os.sep' is not an exception class"),
     ("[defaults]\nretry.on = ['a..b']", "2: defaults.retry.on: 'a..b' is not the name of an exception"),
     # what is not there yet
-    (
-        "[scanners.x]\nisolation = 'process'",
-        '2: scanners.x.isolation: "process" is not supported by this version; use "thread"',
-    ),
     (
         "[scanner_execution]\nengine = 'dask'",
         '2: scanner_execution.engine: "dask" is not supported by this version; use "threads"',
@@ -835,6 +840,50 @@ def test_no_secret_is_ever_shown(load: Any) -> None:
 
 
 # runners
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "isolation"),
+    [
+        ("", {}, {"reddit_dd": None, "plain": None}),
+        ("[scanners.plain]\nisolation = 'process'", {}, {"reddit_dd": None, "plain": "process"}),
+        ("[scanner_execution]\nisolation = 'process'", {}, {"reddit_dd": "process", "plain": "process"}),
+        (
+            "[scanner_execution]\nisolation = 'process'\n[scanners.plain]\nisolation = 'thread'",
+            {},
+            {"reddit_dd": "process", "plain": "thread"},
+        ),
+        (
+            "[scanners.plain]\nisolation = 'thread'",
+            {"isolation": "process"},
+            {"reddit_dd": "process", "plain": "thread"},
+        ),
+        (
+            "[scanners.plain]\nisolation = 'thread'",
+            {"isolation": {"plain": "process"}},
+            {"reddit_dd": None, "plain": "process"},
+        ),
+    ],
+)
+def test_what_scanners_run_in(
+    text: str, options: dict[str, Any], isolation: dict[str, str | None], load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        package, "ScanRunner", lambda _scanners, **all_: given.update(all_) or SimpleNamespace(set_origins=print)
+    )
+    load(text).runner([plain, reddit_dd], **options)
+    assert given["isolation"] == {name: kind for name, kind in isolation.items() if kind is not None}
+
+
+def test_memory_is_set_for_each_scanner(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        package, "ScanRunner", lambda _scanners, **all_: given.update(all_) or SimpleNamespace(set_origins=print)
+    )
+    text = "[scanners.plain]\nisolation = 'process'\nmemory = '512MB'\n[scanners.reddit_dd]\nmemory = 1000"
+    load(text).runner([plain, reddit_dd], memory={"reddit_dd": 2000})
+    assert given["memory"] == {"plain": "512MB", "reddit_dd": 2000}
 
 
 def test_a_runner_gets_what_the_settings_say_and_options_win(load: Any) -> None:

@@ -38,7 +38,7 @@ def layers_of(stack: Stack, state: ScannerState, origins: Mapping[str, str]) -> 
             "timeout.total",
             _total(policy),
             tuple(n for n in timeouts if n.option in total),
-            (*_lateness(stack), *_lane(stack)),
+            (*_lateness(stack), *_lane(stack), *_process(stack)),
         ),
         Layer("retry", _retry(policy.retry), _numbers(policy, "retry", origins), tuple(_budget(stack))),
         Layer("breaker", _breaker(policy.breaker), _numbers(policy, "breaker", origins), tuple(_breaker_now(stack))),
@@ -180,6 +180,14 @@ def _lane(stack: Stack) -> Iterator[str]:
         yield f"its coroutine shares an event loop with others: {under_way} under way, {queued} queued"
     elif stack.left_lane:
         yield "its coroutine blocked the event loop that it shared with others; it takes a worker now"
+
+
+def _process(stack: Stack) -> Iterator[str]:
+    """Say that a scanner runs in a process of its own."""
+    if stack.spec.isolation == "process":
+        memory = stack.spec.memory
+        most = "" if memory is None else f" and may use {memory:,} bytes of memory"
+        yield f"it runs in a child process, which is killed when the time is up{most}"
 
 
 def _lateness(stack: Stack) -> Iterator[str]:
