@@ -1,7 +1,7 @@
 """What one process cannot contain: poisons that end it, stop all of its threads, or take what others need.
 
-A thread has no walls. Each of these needs a process of its own (`isolation="process"`), which is not built yet; until
-then a test shows what happens. The list in the documents is made from this file.
+A thread has no walls. Each of these needs a child process (`isolation="process"`). A test shows what happens without
+one. The list in the documents is made from this file.
 """
 
 from __future__ import annotations

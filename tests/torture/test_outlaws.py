@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_a_c_call_that_keeps_the_lock_delays_everything_and_costs_no_result(tmp_
     (run,) = alone("keeps_the_lock", tmp_path, deadline=60.0, longest=120.0).told.runs
     check_run(run, ("keeps_the_lock",), "completed")
     assert run.took > PATIENCE, "its timeout could not be kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="children are made by a fork server here")
+def test_child_processes_contain_all_of_them(tmp_path: Path) -> None:
+    names = tuple(one.name for one in members(GROUP))
+    options = {"isolation": dict.fromkeys(names, "process"), "memory": {"keeps_all_memory": "200MB"}}
+    (run,) = caged(Order(poisons=names, runs=1, deadline=60.0, longest=120.0, options=options), tmp_path).told.runs
+    sound = {name: status for name, status in run.statuses.items() if name not in names}
+    assert len(sound) == SOUND
+    assert set(sound.values()) == {"completed"}
+    assert {run.statuses[name] for name in names} <= {"completed", "error", "timeout"}
 
 
 @pytest.mark.parametrize(
