@@ -168,9 +168,9 @@ class AttemptContext(ScanContext):
         """Note how a failure of the current attempt is described: it was raised in another process."""
         self._described = id(error), self.attempt, info
 
-    def logged(self, entries: Iterable[dict[str, Any]], *, kept: int) -> None:
-        """Take over log entries of another process, in the place of all but the first `kept`."""
-        self._logs[kept:] = entries
+    def logged(self, entries: Iterable[dict[str, Any]], *, kept: int | None = None) -> None:
+        """Take over log entries of another process: in addition, or in the place of all but the first `kept`."""
+        self._logs[len(self._logs) if kept is None else kept :] = entries
 
     def given(self, name: str) -> Any:
         """Return a value of the state, as the scanner has it; `None` if there is none."""

@@ -76,9 +76,11 @@ def events() -> list[Event]:
 @pytest.fixture(scope="module")
 def runner(events: list[Event]) -> Iterator[ScanRunner]:
     """Return a runner of all scanners that no thread could run."""
-    names = ("quick", "stuck", "deaf", "crashes", "exits", "greedy", "dawdles", "unsendable", "counts_imports")
-    scanners = [getattr(isolated, name) for name in names]
-    with ScanRunner(scanners, policy=Policy(**LAYERS), listeners=[events.append], max_workers=2) as made:
+    mine = [each for each in vars(isolated).values() if getattr(each, "isolation", None) == "process"]
+    scanners = [*mine, isolated.context_variable]
+    with ScanRunner(
+        scanners, policy=Policy(**LAYERS), listeners=[events.append], isolation="process", max_workers=2
+    ) as made:
         made.run(only=["quick"])  # what is measured below is not the start of a child
         yield made
 
@@ -172,12 +174,12 @@ def test_recordings_are_kept_and_replayed_in_the_driver(tmp_path: Path) -> None:
     assert offline.error.kind == "NotRecorded"
 
 
-def test_a_context_variable_that_cannot_be_sent_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_variable_that_cannot_be_sent_is_named_once(
+    runner: ScanRunner, caplog: pytest.LogCaptureFixture
+) -> None:
     token = isolated.VARIABLE.set(cast("str", threading.Lock()))
-    options: dict[str, Any] = {"policy": Policy(**LAYERS), "listeners": (), "max_workers": 1}
     try:
-        with ScanRunner([isolated.context_variable], isolation="process", **options) as runner:
-            found = [only(runner).candidates[0].ticker for _ in range(2)]
+        found = [of(runner, "context_variable").candidates[0].ticker for _ in range(2)]
     finally:
         isolated.VARIABLE.reset(token)
     assert found == ["UNSET"] * 2
@@ -381,33 +383,18 @@ def test_a_warm_scan_takes_little_longer_than_in_a_thread(runner: ScanRunner) ->
     assert min(took) < 0.0012  # seconds; the least, because others are at work on this machine too
 
 
-def test_an_attempt_that_hangs_is_killed_and_the_next_is_made() -> None:
-    policy = {**LAYERS}
-    del policy["retry"], policy["timeout"]
-    with ScanRunner([isolated.stuck_at_first], policy=Policy(**policy), listeners=(), max_workers=2) as runner:
-        result = only(runner)
+def test_an_attempt_that_hangs_is_killed_and_the_next_is_made(runner: ScanRunner) -> None:
+    result = of(runner, "stuck_at_first")
     assert (result.status, result.attempts) == (Status.COMPLETED, 2)
     assert [found.ticker for found in result.candidates] == ["ATTEMPT2"]
     assert [entry["n"] for entry in result.tool_logs] == [1, 2]
 
 
-@pytest.mark.parametrize("way", ["leave", "close", "deadline"])
-def test_the_end_of_the_run_ends_the_process(way: str) -> None:
-    with ScanRunner([isolated.quick, isolated.endless], policy=Policy(**LAYERS), listeners=(), max_workers=2) as runner:
-        (pid,) = {int(found.extras["pid"]) for found in runner.run({"once": True}, only=["endless"]).candidates}
-        if way == "deadline":
-            (result,) = runner.run(only=["endless"], deadline=0.2).results.values()
-            assert result.status is Status.TIMEOUT
-            assert len(result.candidates) == 1
-        elif way == "leave":
-            for _ in runner.stream():  # `quick` is the first to end
-                break
-        else:
-            stream = runner.stream()
-            next(stream)
-            runner.close()
-            assert [result.status for result in stream] == [Status.SKIPPED]
-        eventually(lambda: not Path(f"/proc/{pid}").exists() or way == "leave")
+def test_the_end_of_the_run_ends_the_process(runner: ScanRunner) -> None:
+    (result,) = runner.run(only=["endless"], deadline=1.0).results.values()
+    assert result.status is Status.TIMEOUT
+    (found,) = result.candidates
+    eventually(lambda: not Path(f"/proc/{found.extras['pid']}").exists())
 
 
 def test_what_a_thread_says_after_its_scan_reaches_nobody() -> None:
@@ -419,10 +406,9 @@ def test_what_a_thread_says_after_its_scan_reaches_nobody() -> None:
     assert [report.tool_logs for report in (first, *others)] == [[]] * 31
 
 
-def test_a_child_whose_threads_still_run_serves_no_other_scan() -> None:
-    with ScanRunner([isolated.leaves_a_call], policy=Policy(**LAYERS), listeners=(), max_workers=1) as runner:
-        pids = [only(runner).candidates[0].extras["pid"] for _ in range(2)]
-    assert len(set(pids)) == 2
+def test_a_child_whose_threads_still_run_serves_no_other_scan(runner: ScanRunner) -> None:
+    (found,) = of(runner, "leaves_a_call").candidates
+    eventually(lambda: not Path(f"/proc/{found.extras['pid']}").exists())
 
 
 def test_the_import_of_a_module_is_not_charged_to_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

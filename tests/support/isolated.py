@@ -257,6 +257,14 @@ def shares(_state: dict[str, Any], context: ScanContext) -> list[Any]:
 
 
 @same()
+def shares_in_turn(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+    def outer() -> str:
+        return context.shared("inner", lambda: "INNER") + context.guarded("own", lambda: "-GUARDED")
+
+    return [{"ticker": context.shared("outer", outer)}]
+
+
+@same()
 def shares_an_error(_state: dict[str, Any], context: ScanContext) -> list[Any]:
     def load() -> None:
         raise OddError(4, "load")
@@ -296,7 +304,7 @@ def two_sources(_state: dict[str, Any], context: ScanContext) -> list[Any]:
     try:
         return [context.guarded("first", first)]
     except OddError as error:
-        left = context.guarded("second", context.remaining, seconds=0.5)
+        left = context.guarded("second", context.remaining, seconds=0.5, limit=Limit(provider="second", concurrency=1))
         unsendable = context.guarded("third", threading.Lock)
         return [{"ticker": f"CODE{error.code}-{left <= 0.5}-{type(unsendable).__name__}"}]
 

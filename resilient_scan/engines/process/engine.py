@@ -303,7 +303,7 @@ class _Conversation:
             case Item():
                 self._keep(message.data)
             case Logged():
-                context.logged([unpack(message.data)], kept=len(context.tool_logs()))
+                context.logged([unpack(message.data)])
             case Doubted():
                 context.doubted = message.reason
             case Question():
