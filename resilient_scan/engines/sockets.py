@@ -59,9 +59,11 @@ class Hung(Protocol):
 
 
 # The calls in which a thread waits for one descriptor: those that name it in their first argument, and those whose
-# first argument is the address of a list of descriptors (a socket with a timeout polls before it reads).
+# first argument is the address of a list of descriptors (a socket with a timeout polls before it reads). A poll that
+# was interrupted, as by a stop of the process, goes on as `restart_syscall` (219), with its arguments. So does a sleep,
+# and so does a wait for a lock, but neither has a 1 where a poll has the number of its descriptors.
 _CALLS: Final = {
-    "x86_64": (frozenset({0, 1, 20, 42, 44, 45, 46, 47}), frozenset({7, 271})),
+    "x86_64": (frozenset({0, 1, 20, 42, 44, 45, 46, 47}), frozenset({7, 219, 271})),
     "aarch64": (frozenset({63, 64, 66, 203, 206, 207, 211, 212}), frozenset({73})),
 }.get(platform.machine() if sys.platform == "linux" else "")
 _COOKIE: Final = 57  # SO_COOKIE: a number that Linux gives to one socket only

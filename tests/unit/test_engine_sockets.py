@@ -6,12 +6,15 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 from types import FrameType
 from typing import Any
 
@@ -230,6 +233,36 @@ def test_the_upper_half_of_a_register_is_no_part_of_a_descriptor(waiting: Any, c
     thread.join(10)
     assert (release.shutdowns, hung.cut, thread.is_alive()) == (1, 1, False)
     release.stop()
+
+
+POLLS = """
+import socket, sys, threading
+from resilient_scan.engines.sockets import waited_for
+
+listener = socket.create_server(("127.0.0.1", 0))
+connection = socket.create_connection(listener.getsockname(), timeout=60)
+thread = threading.Thread(target=connection.recv, args=(1,), daemon=True)
+thread.start()
+while waited_for(thread.native_id, lambda: None) != connection.fileno():
+    pass
+print("polls", flush=True)
+sys.stdin.readline()
+print(open(f"/proc/self/task/{thread.native_id}/syscall").read().split()[0])
+print(waited_for(thread.native_id, lambda: None) == connection.fileno())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
+def test_a_wait_that_a_stop_of_the_process_has_interrupted_is_seen() -> None:
+    """The kernel goes on with a poll as `restart_syscall`: after Ctrl-Z and `fg`, or a debugger's look."""
+    child = subprocess.Popen([sys.executable, "-c", POLLS], stdin=PIPE, stdout=PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "polls\n"
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate("go on\n", 10) == ("219\nTrue\n", None)
 
 
 def descriptors() -> int:
