@@ -123,6 +123,8 @@ class ScanContext:
         deadline: the instant, on the runner's monotonic clock, at which the execution's time is up.
         abandoned: whether the execution went on, or ended, without this thread.
         incomplete: whether a connection was shut down under it after its deadline: what it reads may be cut off.
+        freed_by: the method that made the attempt end once it was no longer waited for, as far as that shows here:
+            `cooperative`, `cancel` or `process`.
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
@@ -136,6 +138,7 @@ class ScanContext:
     requests: int = 0  # that the permit allows without asking again
     abandoned: bool = False
     incomplete: bool = False
+    freed_by: str = ""
     helpers: Sequence[threading.Thread] = ()  # that take part in its `map` just now
     answered: bool = False  # whether a source has answered in this attempt, as far as an HTTP client of ours saw
     _state: dict[str, Any] | None = None
@@ -191,7 +194,10 @@ class ScanContext:
     @property
     def cancelled(self) -> bool:
         """Say whether the answer is no longer waited for: cancelled, or past the deadline."""
-        return self.abandoned or self._clock.monotonic() >= self.ends
+        if not (self.abandoned or self._clock.monotonic() >= self.ends):
+            return False
+        self.freed_by = self.freed_by or "cooperative"  # whatever the scanner does now, it does because it looked
+        return True
 
     @property
     def timed_out(self) -> bool:
@@ -375,6 +381,11 @@ class ScanContext:
         """
         sources = self._own.sources
         return call() if self.provider is not None or sources is None else sources.reach(place, call, self)
+
+    @property
+    def has_ended(self) -> bool:
+        """Say the same as `cancelled`, for those whose look is not the scanner's."""
+        return self.abandoned or self._clock.monotonic() >= self.ends
 
     def cut_off(self) -> bool:
         """Return whether a connection was shut down under the calling thread, or one that it helps."""

@@ -25,10 +25,10 @@ from resilient_scan.core.config import (
 )
 from resilient_scan.core.runs import Runs, in_thread
 from resilient_scan.core.stack import Flight
-from resilient_scan.core.task import Abandoned
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Event, Listener
 from resilient_scan.layers.limit import ProviderState
+from resilient_scan.layers.timeout import Abandoned
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Policy, Quarantine
@@ -446,9 +446,14 @@ class ScanRunner:
         """Whether the runner was closed; then it runs nothing any more."""
         return self._runs.closed
 
-    def abandoned(self) -> list[Abandoned]:
-        """List the threads that did not stop in time and still run, oldest first, with their current stacks."""
-        return self._fleet.abandoned()
+    def abandoned(self, *, returned: bool = False) -> list[Abandoned]:
+        """List the threads that did not stop in time and still run, oldest first, with their current stacks.
+
+        Args:
+            returned: whether to list those instead that came back after their time, with what freed each of them; the
+                last ten of each scanner are remembered.
+        """
+        return self._fleet.returned() if returned else self._fleet.abandoned()
 
     @property
     def names(self) -> tuple[str, ...]:

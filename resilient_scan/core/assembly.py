@@ -19,7 +19,6 @@ from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack, abandoned_in
-from resilient_scan.core.task import Abandoned
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
@@ -28,6 +27,7 @@ from resilient_scan.layers.limit import Provider, Providers
 from resilient_scan.layers.local import ControlProbe, LocalFaults
 from resilient_scan.layers.outcomes import unpacked
 from resilient_scan.layers.shared_values import SharedValues
+from resilient_scan.layers.timeout import Abandoned
 from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
@@ -314,6 +314,10 @@ class Fleet:
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
         return abandoned_in(self.lane, self.pool, self.call_pool)
+
+    def returned(self) -> list[Abandoned]:
+        """List the threads that came back after their time, with what freed them; of each scanner, oldest first."""
+        return [thread for stack in self.stacks.values() for thread in stack.hung.came_back]
 
     def detach(self) -> None:
         """Leave it to the parent, in a forked child: nothing here is used any more, its locks may be held forever."""

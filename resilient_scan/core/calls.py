@@ -21,10 +21,10 @@ from typing import Any
 
 from resilient_scan.context import BlockingCall, this_thread
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.task import FutureTask, Place
+from resilient_scan.core.task import FutureTask, LateEnd, Place
 from resilient_scan.engines.forks import in_parent_only
 from resilient_scan.errors import Rejected, ScanTimeout
-from resilient_scan.events import ERROR, SUCCESS, Event, LateCompletion, ThreadAbandoned
+from resilient_scan.events import ERROR, SUCCESS, Event, ThreadAbandoned
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.timeout import HungThreads
 
@@ -164,13 +164,12 @@ class _Call(FutureTask):
         """Report that its thread does not come back."""
         self._calls.send(ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt))
 
-    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
+    def late(self, end: LateEnd, /) -> None:
         """Report that its thread came back, if it was reported as abandoned."""
-        if abandoned:
-            outcome = SUCCESS if self.future.exception() is None and not by_sockets else ERROR
-            method = "sockets" if by_sockets else "abandoned"
-            event = LateCompletion(self.name, age, outcome, self._run_id, self._attempt, method, abandoned)
-            self._calls.send(event)
+        if end.abandoned:
+            outcome = SUCCESS if self.future.exception() is None and not end.by_sockets else ERROR
+            method = "sockets" if end.by_sockets else "abandoned"
+            end.report(self._calls.hung, self._calls.send, method, outcome, self._run_id, self._attempt)
 
     def refuse(self, reason: str, /) -> None:
         """Give the coroutine the reason why no thread takes the call, or any call that waits for its turn."""

@@ -24,7 +24,7 @@ from resilient_scan.context import NEVER
 from resilient_scan.core.execution import mark_work
 from resilient_scan.core.outcome import Outcome, run_over
 from resilient_scan.core.stack import REJECTED, Stack
-from resilient_scan.core.task import SHUT_DOWN, Place
+from resilient_scan.core.task import SHUT_DOWN, LateEnd, Place
 from resilient_scan.errors import Rejected, ScanTimeout
 from resilient_scan.events import (
     CANCELLED,
@@ -33,7 +33,6 @@ from resilient_scan.events import (
     TIMEOUT,
     DeadlineActedOn,
     Event,
-    LateCompletion,
     ThreadAbandoned,
 )
 from resilient_scan.layers.attempt import AttemptContext
@@ -176,11 +175,11 @@ class AnswerCopy:
         if self.hangs:
             self.stack.bus.send(ThreadAbandoned(self.name, thread, age, self.scan.run.run_id))
 
-    def late(self, age: float, abandoned: bool, _by_sockets: bool, /) -> None:
+    def late(self, end: LateEnd, /) -> None:
         """Report that the thread came back, if it was reported as abandoned."""
-        if self.hangs and abandoned:
+        if self.hangs and end.abandoned:
             outcome = SUCCESS if self.candidates is not None else ERROR
-            self.stack.bus.send(LateCompletion(self.name, age, outcome, self.scan.run.run_id))
+            end.report(self.stack.hung, self.stack.bus.send, "abandoned", outcome, self.scan.run.run_id)
 
     def refuse(self, reason: str, /) -> None:
         """End without a start: the pool has no thread for it, or is shut down."""

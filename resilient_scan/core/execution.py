@@ -43,8 +43,8 @@ from resilient_scan.context import NEVER
 from resilient_scan.core.outcome import Outcome, Waiter, run_over
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import REJECTED, Stack, kind_of
-from resilient_scan.core.task import SHUT_DOWN, Place
-from resilient_scan.errors import ProcessKilled, Rejected, ScanTimeout, WorkerLost, is_cancellation, leaves
+from resilient_scan.core.task import SHUT_DOWN, LateEnd, Place
+from resilient_scan.errors import Rejected, ScanTimeout, WorkerLost, is_cancellation, leaves
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
@@ -55,7 +55,6 @@ from resilient_scan.events import (
     DeadlineActedOn,
     Event,
     ExecutionEnded,
-    LateCompletion,
     LocalFault,
     LoopBlocked,
     ProbeEnded,
@@ -107,7 +106,6 @@ class Execution:
     _running = False
     _left = False  # ended because its last waiter left
     _late_kind = ERROR
-    _method = "abandoned"  # the method that freed its thread, where that comes late
     _timed_out = False  # whether the watchdog took it from its thread
     _on_lane = False  # whether it runs on the shared event loop
     _successor: Execution | None = None
@@ -412,8 +410,9 @@ class Execution:
         on_its_own = cancelled and not context.abandoned
         waiters = self._end()
         if waiters is None:
-            if cancelled:  # it came back because it was cancelled
-                self._method = _method(failure)
+            if cancelled and not context.freed_by:  # by itself, or by a loop of the scanner's own
+                own_loop = any(isinstance(leaf, CancelledError) for leaf in leaves(failure))
+                context.freed_by = "cancel" if own_loop else "cooperative"
             return
         if on_its_own and kind != ERROR:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
@@ -598,7 +597,7 @@ class Execution:
         if self._may_retry(failure) and self._hand_to_successor(failure, events):
             return
         waiters = self._end()
-        self._timed_out = waiters is not None or context.cancelled  # else it ended in this very moment
+        self._timed_out = waiters is not None or context.has_ended  # else it ended in this very moment
         error = ErrorInfo.of(failure)
         if waiters is not None:
             self._count(TIMEOUT)
@@ -693,16 +692,13 @@ class Execution:
             event = ThreadAbandoned(self.name, thread, age, self.context.run_id, self.context.attempt)
             self.stack.bus.send(event)
 
-    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
+    def late(self, end: LateEnd, /) -> None:
         """Report that the thread came back, and what freed it; within the grace period it freed itself."""
-        if not self._timed_out:
-            return
-        method = "cooperative" if self._method == "abandoned" and not abandoned else self._method
-        if by_sockets:
-            method = "sockets"
-        context = self.context
-        event = LateCompletion(self.name, age, self._late_kind, context.run_id, context.attempt, method, abandoned)
-        self.stack.bus.send(event)
+        if self._timed_out:
+            by_itself = "abandoned" if end.abandoned else "cooperative"
+            method = "sockets" if end.by_sockets else self.context.freed_by or by_itself
+            stack, context = self.stack, self.context
+            end.report(stack.hung, stack.bus.send, method, self._late_kind, context.run_id, context.attempt)
 
     # on the lane
 
@@ -803,16 +799,3 @@ class Execution:
         stack, context = self.stack, self.context
         run_id, at = context.run_id, stack.clock.time()
         return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, run_id, at, stack.total)
-
-
-def _method(cancellation: BaseException) -> str:
-    """Return what freed a thread: the end of its process, the event loop's cancel, or the scanner's own look.
-
-    The loop's is what `ScanCancelled` was raised for (its `__context__`), or stands next to it in a group.
-    """
-    for one in (cancellation, *leaves(cancellation)):
-        if isinstance(one, ProcessKilled):
-            return "process"
-        if isinstance(one, CancelledError) or isinstance(one.__context__, CancelledError):
-            return "cancel"
-    return "cooperative"

@@ -48,10 +48,11 @@ from typing import Any, Protocol
 from resilient_scan import _suspend
 from resilient_scan.clock import Clock
 from resilient_scan.core.pool import ThreadPool, current_frames, guarded
-from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, Hang, Task
+from resilient_scan.core.task import NEVER, SHUT_DOWN, Hang, Task
 from resilient_scan.engines.greenlets import GreenletCoroutine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, OnSharedLoop, Slot, SlotTask
+from resilient_scan.layers.timeout import Abandoned
 
 _LIBRARY = f"{Path(threading.__file__).parent}{os.sep}"
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"

@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.core.task import NEVER, SHUT_DOWN, Abandoned, FutureTask, Hang, Task, Worker
+from resilient_scan.core.task import NEVER, SHUT_DOWN, FutureTask, Hang, Task, Worker
 from resilient_scan.engines.sockets import FIRST_LOOK, LOOK_INTERVAL, MAX_TIME, Release
-from resilient_scan.layers.timeout import GRACE_PERIOD
+from resilient_scan.layers.timeout import GRACE_PERIOD, Abandoned
 
 _frames_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever

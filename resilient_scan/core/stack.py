@@ -26,7 +26,6 @@ from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
-from resilient_scan.core.task import Abandoned
 from resilient_scan.engines import Engine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
@@ -53,7 +52,7 @@ from resilient_scan.layers.outcomes import budget_left, is_flapping
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline, doubting, expecting
-from resilient_scan.layers.timeout import HungThreads, limited
+from resilient_scan.layers.timeout import Abandoned, HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
 from resilient_scan.quarantine.records import ScannerRecord
@@ -563,7 +562,7 @@ def abandoned_in(lane: Lane | None, *pools: ThreadPool) -> list[Abandoned]:
 def kind_of(failure: BaseException, context: AttemptContext) -> str:
     """Return in one word how an execution or attempt ended that raised this."""
     if is_cancellation(failure):
-        return TIMEOUT if context.timed_out else CANCELLED if context.cancelled else ERROR
+        return TIMEOUT if context.timed_out else CANCELLED if context.has_ended else ERROR
     first = decisive_leaves(failure)[0]  # `ErrorInfo` names the first too: status and error have to fit
     if isinstance(first, ScanTimeout) and first.by_clock:
         return TIMEOUT

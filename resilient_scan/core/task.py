@@ -8,11 +8,11 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any, NamedTuple, Protocol
 
 from resilient_scan.engines.sockets import Release
+from resilient_scan.events import Event, LateCompletion
+from resilient_scan.layers.timeout import Abandoned, HungThreads
 
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
@@ -68,14 +68,8 @@ class Task(Protocol):
     def abandon(self, thread: str, age: float, /) -> None:
         """Report that the thread still runs `GRACE_PERIOD` seconds after `expire`; on a thread that may wait."""
 
-    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
-        """Report that the work ended after `expire`; on a thread that may wait.
-
-        Args:
-            age: seconds from its beginning to its end.
-            abandoned: whether it was reported as abandoned before.
-            by_sockets: whether it ended because a connection was shut down.
-        """
+    def late(self, end: LateEnd, /) -> None:
+        """Report that the work ended after `expire`; on a thread that may wait."""
 
     def refuse(self, reason: str, /) -> None:
         """Hand over without a start: every thread hangs, or the pool is shut down."""
@@ -84,22 +78,36 @@ class Task(Protocol):
         """Note that nobody will ask for the work any more; it may be under way."""
 
 
-class Abandoned(msgspec.Struct, frozen=True):
-    """A thread that did not stop in time and still runs.
+class LateEnd(NamedTuple):
+    """How work ended after its time.
 
     Attributes:
-        name: of the task it works on.
-        thread: its own name.
-        age: seconds since it began the task.
-        holds_place: whether it still takes a worker's slot, because `max_abandoned` was reached.
-        stack: where it is now, outermost call first, one text.
+        name: of the task.
+        thread: the name of its thread.
+        age: seconds from its beginning to its end.
+        abandoned: whether it was reported as abandoned before.
+        by_sockets: whether it ended because a connection was shut down.
     """
 
     name: str
     thread: str
     age: float
-    holds_place: bool
-    stack: str
+    abandoned: bool
+    by_sockets: bool
+
+    def report(
+        self,
+        hung: HungThreads,
+        send: Callable[[Event], object],
+        method: str,
+        outcome: str,
+        run_id: str,
+        attempt: int = 0,
+    ) -> None:
+        """Enter it into the ledger and tell listeners; on a thread that may wait."""
+        name, thread, age = self.name, self.thread, self.age
+        hung.record(Abandoned(name, thread, age, False, "", method, outcome, run_id, attempt))
+        send(LateCompletion(name, age, outcome, run_id, attempt, method, self.abandoned))
 
 
 class Hang:
@@ -152,7 +160,10 @@ class Hang:
         self._ended_after = now - self.began
         release, self.release = self.release, None  # they know each other: else both stay until a garbage collection
         self._by_sockets = release is not None and release.freed(now)
-        return partial(self.task.late, self._ended_after, True, self._by_sockets) if self._decided else None
+        return self._late(self._ended_after, abandoned=True) if self._decided else None
+
+    def _late(self, age: float, *, abandoned: bool) -> Callable[[], None]:
+        return partial(self.task.late, LateEnd(self.task.name, self.thread, age, abandoned, self._by_sockets))
 
     def decide(self, now: float) -> Callable[[], None] | None:
         """Return what is to be reported, the first time."""
@@ -160,7 +171,7 @@ class Hang:
             return None
         self._decided = True
         if self._ended_after is not None:
-            return partial(self.task.late, self._ended_after, False, self._by_sockets)
+            return self._late(self._ended_after, abandoned=False)
         return partial(self.task.abandon, self.thread, now - self.began)
 
 
@@ -243,7 +254,7 @@ class FutureTask:
     def abandon(self, thread: str, age: float, /) -> None:
         """Never called: there is no limit."""
 
-    def late(self, age: float, abandoned: bool, by_sockets: bool, /) -> None:
+    def late(self, end: LateEnd, /) -> None:
         """Never called: there is no limit."""
 
     def stop(self) -> None:

@@ -222,7 +222,8 @@ class Canceller:
         """Cancel the task, unless that was done; on the loop's thread."""
         if not self._cancelled:
             self._cancelled = True
-            self.task.cancel()
+            if self.task.cancel():
+                self._context.freed_by = "cancel"
 
 
 def _wind_up(loop: EventLoop) -> None:

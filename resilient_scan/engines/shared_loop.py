@@ -107,7 +107,8 @@ class Slot:
         if not self.cancelled:
             self.cancelled = True
             self.loop.begin_step(self)  # in its own name: it may wait for tasks of others, which are not to end with it
-            asyncio.Task.cancel(self.handle)
+            if asyncio.Task.cancel(self.handle) and self.context is not None:
+                self.context.freed_by = "cancel"
             self.loop.end_step(self)
 
     def off_loop(self, call: Callable[[], Any]) -> Future[Any]:

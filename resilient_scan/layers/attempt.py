@@ -136,6 +136,7 @@ class AttemptContext(ScanContext):
             self.dropped = 0
             self.invalid = ""
             self.doubted = None
+            self.freed_by = ""
             self.answered = self.requested = self.turned_away = False
             self._judged = None
         self.attempt += 1

@@ -178,7 +178,7 @@ class _Judge:
         return False
 
     def _pause(self, failure: BaseException, context: AttemptContext) -> float | None:
-        if context.cancelled:
+        if context.has_ended:
             return None
         requested = requested_wait(failure)
         if requested is None and is_permanent(failure):

@@ -37,7 +37,7 @@ class _Loading:
 
     def ended(self) -> bool:
         """Return whether the loader has finished, or its time is up."""
-        return self.finished or self.loader.cancelled
+        return self.finished or self.loader.has_ended
 
     def settled(self) -> bool:
         """Return whether there is anything new for those that wait."""

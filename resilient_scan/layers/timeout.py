@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import msgspec
+
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
 from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
@@ -17,6 +19,33 @@ from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
 
 GRACE_PERIOD = 0.05  # seconds after a deadline in which a thread is cooperative: it may be just ending
+MAX_RETURNED = 10  # threads of a scanner that came back late and are remembered
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """A thread that did not stop in time: a line of the ledger.
+
+    Attributes:
+        name: of the task it works on.
+        thread: its own name.
+        age: seconds since it began the task, or until it was back.
+        holds_place: whether it still takes a worker's slot, because `max_abandoned` was reached.
+        stack: where it is now, outermost call first, one text; empty once it is back.
+        method: what freed it, once it is back: `cooperative`, `cancel`, `sockets`, `process`, or `abandoned` (nothing
+            did); empty while it still runs.
+        outcome: how its work ended then: `success` or `error`; empty while it still runs.
+        run_id, attempt: which work that was, once it is back.
+    """
+
+    name: str
+    thread: str
+    age: float
+    holds_place: bool
+    stack: str
+    method: str = ""
+    outcome: str = ""
+    run_id: str = ""
+    attempt: int = 0
 
 
 def limited(seconds: float, call: Call, clock: Clock) -> Call:
@@ -51,15 +80,21 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
 
 
 class HungThreads:
-    """Count one scanner's abandoned threads and refuse work beyond `Timeout.max_abandoned`."""
+    """Count one scanner's abandoned threads and refuse work beyond `Timeout.max_abandoned`.
 
-    __slots__ = ("_lock", "_most", "_returned", "count")
+    Attributes:
+        count: threads that hang now.
+        came_back: the last ones that came back, oldest first.
+    """
+
+    __slots__ = ("_lock", "_most", "_returned", "came_back", "count")
 
     def __init__(self, options: Timeout, clock: Clock) -> None:
         self._most = options.max_abandoned
         self._lock = threading.Lock()
         self._returned = clock.event()
-        self.count: int = 0  # threads that hang now
+        self.count: int = 0
+        self.came_back: tuple[Abandoned, ...] = ()
 
     def admit(self, context: AttemptContext) -> None:
         """Let a new execution pass.
@@ -84,6 +119,11 @@ class HungThreads:
         with self._lock:
             self.count -= 1
             self._returned.set()
+
+    def record(self, thread: Abandoned) -> None:
+        """Remember a thread that came back, and what freed it."""
+        with self._lock:
+            self.came_back = (*self.came_back[1 - MAX_RETURNED :], thread)
 
     def _one_returns(self, seconds: float) -> bool:
         self._returned.wait(seconds)

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from resilient_scan import (
     Breaker,
     Cache,
+    Candidate,
     ConfigError,
     LogEvents,
     PrometheusMetrics,
@@ -26,6 +28,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan._text import span
 from resilient_scan.events import (
     AttemptEnded,
     BreakerChanged,
@@ -184,34 +187,142 @@ def test_scanners_that_look_at_their_context_are_never_called_hung(
     assert "did not stop in time" not in caplog.text
 
 
-@pytest.mark.parametrize("method", ["abandoned", "cooperative", "cancel"])
-def test_what_freed_a_thread_is_told_and_counted(
-    method: str, fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
-) -> None:
-    """It hangs until it was left behind; then it ends by itself, sees that nobody waits, or is cancelled."""
-
-    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+def ends_by_itself(release: threading.Event) -> Any:
+    def hangs(_state: dict[str, Any]) -> list[Any]:
         release.wait()
-        if method == "cooperative":
-            context.check()
         return []
 
-    async def hangs_in_a_loop(_state: dict[str, Any]) -> list[Any]:
+    return hangs
+
+
+def checks_its_context(release: threading.Event) -> Any:
+    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        release.wait()
+        context.check()
+        return []
+
+    return hangs
+
+
+def looks_at_its_context(release: threading.Event) -> Any:
+    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        release.wait()
+        return [] if context.cancelled else [Candidate("AAPL", "hung", "nobody waits for it")]
+
+    return hangs
+
+
+def is_cancelled(release: threading.Event) -> Any:
+    async def hangs(_state: dict[str, Any]) -> list[Any]:
         release.wait()
         await asyncio.sleep(3600)
         return []
 
+    return hangs
+
+
+def answers_when_cancelled(release: threading.Event) -> Any:
+    async def hangs(_state: dict[str, Any]) -> list[Any]:
+        release.wait()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        return []
+
+    return hangs
+
+
+def is_killed(release: threading.Event) -> Any:
+    def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        release.wait()
+        context.freed_by = "process"  # as an engine notes it
+        raise RuntimeError("killed")
+
+    return hangs
+
+
+@pytest.mark.parametrize(
+    ("hangs", "method", "outcome"),
+    [
+        (ends_by_itself, "abandoned", "success"),
+        (checks_its_context, "cooperative", "error"),
+        (looks_at_its_context, "cooperative", "success"),
+        (is_cancelled, "cancel", "error"),
+        (answers_when_cancelled, "cancel", "success"),
+        (is_killed, "process", "error"),
+    ],
+)
+def test_what_freed_a_thread_is_in_the_event_the_metric_the_ledger_and_the_explanation(
+    hangs: Any,
+    method: str,
+    outcome: str,
+    fleet: Fleet,
+    bare: Bare,
+    release: threading.Event,
+    eventually: Eventually,
+) -> None:
+    """It hangs until it was abandoned; what ended it shows although it may end with a success."""
     registry, recorder = CollectorRegistry(), Recorder()
-    hung = scanner(name="hung", pipeline="test")(hangs_in_a_loop if method == "cancel" else hangs)
+    hung = scanner(name="hung", pipeline="test")(hangs(release))
     listeners = (PrometheusMetrics(registry), recorder)
     runner = fleet(hung, policy=bare(timeout=Timeout(total=0.05)), listeners=listeners)
     runner.run({})
     eventually(lambda: bool(recorder.of(ThreadAbandoned)))
+    assert runner.abandoned(returned=True) == []
     release.set()
     eventually(lambda: bool(recorder.of(LateCompletion)))
-    assert [late.method for late in recorder.of(LateCompletion)] == [method]
+    (late,) = recorder.of(LateCompletion)
+    assert (late.method, late.outcome) == (method, outcome)
     freed = {each: registry.get_sample_value(FREED, {"scanner": "hung", "method": each}) for each in METHODS}
     assert freed == {each: 1.0 if each == method else None for each in METHODS}
+    (returned,) = runner.abandoned(returned=True)
+    assert (returned.name, returned.method, returned.outcome) == ("hung", method, outcome)
+    assert (returned.run_id, returned.attempt, returned.age) == (late.run_id, 1, late.duration)
+    explained = runner.explain("hung")
+    assert [(each.method, each.outcome, each.attempt) for each in explained.returned] == [(method, outcome, 1)]
+    with_what = "an answer" if outcome == "success" else "an error"
+    assert f"{returned.thread}, after {span(late.duration)} with {with_what}, run {late.run_id[:8]}" in str(explained)
+    assert f"\n    {method}: " in str(explained)
+
+
+def test_what_freed_an_earlier_attempt_says_nothing_about_a_later_one(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    """The first attempt is cancelled when its own time is up; the second ends by itself, long after."""
+    recorder, attempts = Recorder(), []
+
+    @scanner(name="hung", pipeline="test")
+    async def hangs(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        attempts.append(context.attempt)
+        if context.attempt == 1:
+            await asyncio.sleep(3600)
+        release.wait()
+        return []
+
+    policy = bare(timeout=Timeout(total=5, attempt=0.05), retry=Retry(attempts=2, base=0, cap=0))
+    runner = fleet(hangs, policy=policy, listeners=(recorder,))
+    runner.run({})
+    eventually(lambda: bool(recorder.of(ThreadAbandoned)))
+    release.set()
+    eventually(lambda: any(late.attempt == 2 for late in recorder.of(LateCompletion)))
+    assert attempts == [1, 2]
+    assert [late.method for late in recorder.of(LateCompletion) if late.attempt == 2] == ["abandoned"]
+
+
+def test_the_ledger_remembers_the_last_ten_that_came_back(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
+    @scanner(name="late", pipeline="test")
+    def late(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        while not context.cancelled:
+            time.sleep(0.001)
+        return []
+
+    recorder = Recorder()
+    runner = fleet(late, policy=bare(timeout=Timeout(total=0.02, max_abandoned=20)), listeners=(recorder,))
+    runs = [runner.run({}).run_id for _ in range(12)]
+    eventually(lambda: len(recorder.of(LateCompletion)) == 12)
+    remembered = [event.run_id for event in recorder.of(LateCompletion)][-10:]
+    assert set(remembered) < set(runs)
+    assert [each.run_id for each in runner.abandoned(returned=True)] == remembered
+    assert [each.run_id for each in runner.explain("late").returned] == remembered[::-1]
 
 
 def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(

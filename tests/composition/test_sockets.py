@@ -21,6 +21,7 @@ import requests
 
 from resilient_scan import Breaker, Cache, Candidate, CircuitOpen, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.task import LateEnd
 from resilient_scan.engines import sockets
 from resilient_scan.engines.sockets import LOOK_INTERVAL, MAX_SHUTDOWNS, Release
 from resilient_scan.events import LateCompletion, SuspiciousResult, ThreadAbandoned
@@ -65,6 +66,8 @@ def freed(fleet: Fleet, bare: Bare) -> Freed:
         assert runner.run({}).results["calls"].status is Status.TIMEOUT
         eventually(lambda: recorder.of(LateCompletion), "the thread's return")
         assert runner.abandoned() == []
+        assert [each.method for each in runner.abandoned(returned=True)] == [recorder.of(LateCompletion)[0].method]
+        assert f"\n    {recorder.of(LateCompletion)[0].method}: " in str(runner.explain("calls"))
         return recorder.of(LateCompletion)[0]
 
     return run
@@ -415,8 +418,8 @@ class Job:
     def abandon(self, _thread: str, _age: float, /) -> None:
         self.reported.append("abandoned")
 
-    def late(self, _age: float, _abandoned: bool, by_sockets: bool, /) -> None:
-        self.reported.append("sockets" if by_sockets else "late")
+    def late(self, end: LateEnd, /) -> None:
+        self.reported.append("sockets" if end.by_sockets else "late")
 
     def expire(self, _thread: str, _age: float, _lateness: float, /) -> None: ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from resilient_scan.core.task import LateEnd
+
 
 class QuietTask:
     """Everything but the work itself, which `start` and `run` are."""
@@ -22,7 +24,7 @@ class QuietTask:
 
     def abandon(self, _thread: str, _age: float, /) -> None: ...
 
-    def late(self, _age: float, _abandoned: bool, _by_sockets: bool, /) -> None: ...
+    def late(self, _end: LateEnd, /) -> None: ...
 
     def refuse(self, _reason: str, /) -> None: ...
 

@@ -224,6 +224,7 @@ class _Loan:
     def set(self) -> None:
         """Kill the child, if the execution is cancelled and not just poked; from any thread."""
         if self._context.abandoned:
+            self._context.freed_by = "process"
             self._kill()
 
     def _kill(self) -> None:

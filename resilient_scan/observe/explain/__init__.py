@@ -7,12 +7,12 @@ consists of and shows them to a person.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
 from resilient_scan.core.stack import Stack, past_of
 from resilient_scan.observe.explain.layers import layers_of, origins_in_code
-from resilient_scan.observe.explain.text import Explanation, Hung, Layer, Number, Reason, Verdict
+from resilient_scan.observe.explain.text import Explanation, Hung, Layer, Number, Reason, Returned, Verdict
 from resilient_scan.observe.explain.verdict import verdict_of
 from resilient_scan.quarantine import ScannerState
 from resilient_scan.stores.history import Attempt, Past
@@ -25,6 +25,7 @@ __all__ = [
     "Number",
     "Past",
     "Reason",
+    "Returned",
     "Verdict",
     "explain",
     "origins_in_code",
@@ -63,11 +64,17 @@ def explain(
         hung=hung,
         findings=tuple(findings),
         trace=trace,
+        returned=tuple(_returned(stack)),
     )
 
 
 def _hung(stack: Stack) -> tuple[Hung, ...]:
     return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in stack.abandoned())
+
+
+def _returned(stack: Stack) -> Iterator[Returned]:
+    for each in reversed(stack.hung.came_back):
+        yield Returned(each.thread, each.age, each.method, each.outcome, each.run_id, each.attempt)
 
 
 def _all(recorded: tuple[Past, ...], before: Sequence[Past]) -> tuple[Past, ...]:

@@ -22,6 +22,7 @@ PACKAGE = PurePath(__file__).parents[2]
 SCANNERS = {"testing.py", "faults.py"}  # files of the package that define scanners
 _GLUE = "\N{NO-BREAK SPACE}"  # keeps an option and its value on one line
 _MARKS = {"yes": "YES", "waits": "YES, BUT IT WAITS", "cached": "NOT NEEDED", "no": "NO"}
+_ENDS = {"success": "an answer", "error": "an error"}
 _CACHE = {
     "hit": "had the answer (hit)",
     "stale": "had an old answer, which stood in for the failure (stale)",
@@ -94,6 +95,25 @@ class Hung(msgspec.Struct, frozen=True):
     stack: str
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """A thread of the scanner that came back after its time.
+
+    Attributes:
+        thread: its name.
+        age: seconds that its work took in all.
+        method: what freed it: `cooperative`, `cancel`, `sockets`, `process`, or `abandoned` (nothing did).
+        outcome: how the work ended, `success` or `error`.
+        run_id, attempt: which work it was.
+    """
+
+    thread: str
+    age: float
+    method: str
+    outcome: str
+    run_id: str
+    attempt: int
+
+
 class Explanation(Data, frozen=True):
     """Everything there is to know about one scanner in a runner, at one instant.
 
@@ -107,6 +127,7 @@ class Explanation(Data, frozen=True):
         hung: its threads that did not stop in time, oldest first.
         findings: options that do not work together, a sentence each.
         trace: whether the text shows the past scans layer by layer.
+        returned: its threads that came back after their time, newest first, at most 10.
     """
 
     scanner: str
@@ -119,6 +140,7 @@ class Explanation(Data, frozen=True):
     hung: tuple[Hung, ...]
     findings: tuple[str, ...]
     trace: bool = False
+    returned: tuple[Returned, ...] = ()
 
     def __str__(self) -> str:
         """Return the explanation as text of at most 100 columns."""
@@ -141,6 +163,8 @@ def _lines(explained: Explanation) -> list[str]:
     lines = [*_head(explained), "", *_layers(explained.layers)]
     if explained.hung:
         lines += ["", *_hung(explained.hung)]
+    if explained.returned:
+        lines += ["", *_returned(explained.returned)]
     if explained.findings:
         lines += ["", "WHAT DOES NOT WORK TOGETHER", *_bullets(explained.findings)]
     return [*lines, "", *(_trace(explained) if explained.trace else _past(explained))]
@@ -187,6 +211,23 @@ def _hung(hung: Iterable[Hung]) -> Iterator[str]:
             place = f"    {frame['file']}:{frame['line']} in {frame['function']}"
             yield shortened(place, WIDTH)
             yield shortened(f"      {(frame['code'] or '').strip()}", WIDTH)
+
+
+_FREED_BY = {
+    "cooperative": "it looked at its context, or ended within moments",
+    "cancel": "its coroutine was cancelled",
+    "sockets": "the connection that it waited for was shut down",
+    "process": "its process was killed",
+    "abandoned": "nothing; it ended by itself",
+}
+
+
+def _returned(returned: Iterable[Returned]) -> Iterator[str]:
+    yield "THREADS THAT CAME BACK AFTER THEIR TIME, newest first, and what freed them"
+    for thread in returned:
+        work = f"run {thread.run_id[:8]}" + (f", attempt {thread.attempt}" if thread.attempt else "")
+        yield shortened(f"  {thread.thread}, after {span(thread.age)} with {_ENDS[thread.outcome]}, {work}", WIDTH)
+        yield f"    {thread.method}: {_FREED_BY[thread.method]}"
 
 
 def _is_ours(frame: re.Match[str]) -> bool:
