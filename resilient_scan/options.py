@@ -202,7 +202,7 @@ class Breaker(Option, frozen=True):
         on: exception classes that count as failures, or a predicate `(exception) -> bool` as in `Retry`; others cast
             no vote. A `RetryAfter` and a timeout of ours always count.
         failure_rate: share of failures among the last `window` attempts that also opens it, 0 < rate <= 1.
-        slow_after: seconds after which a successful attempt counts as slow, > 0.
+        slow_after: seconds after which an attempt counts as slow, at that moment and whatever comes of it, > 0.
         slow_rate: share of slow attempts among the last `window` that also opens it, 0 < rate <= 1;
             requires `slow_after`.
         window: how many attempts the rates look back on, >= 1.

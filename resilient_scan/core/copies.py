@@ -161,6 +161,9 @@ class AnswerCopy:
         if not self._end(TIMEOUT, ErrorInfo.of(error), events):  # its run had ended before
             stack.pool.run_soon(lambda: stack.bus.send_all(events))
 
+    def mark_passed(self) -> None:
+        """Never called: it sets no mark."""
+
     def cut_off(self) -> None:
         """Never called: a copy waits for no connection."""
 

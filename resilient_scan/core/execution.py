@@ -252,8 +252,8 @@ class Execution:
     def start(self, now: float, place: Place, /) -> float | None:
         """Begin and return the deadline, unless every run that wanted it has ended."""
         stack, context = self.stack, self.context
-        if stack.has_attempt_timeout or stack.postpones:
-            context.alarm = place.alarm
+        if stack.has_alarms:
+            context.alarm, context.mark = place.alarm, place.set_mark
         with stack.lock:
             if not self.ended and self._begin(now):
                 return context.deadline
@@ -574,6 +574,25 @@ class Execution:
             _log.exception("%s: the scanner could not be cancelled", self.name)
 
     # on the watchdog's thread
+
+    def mark_passed(self) -> None:
+        """Count the attempt under way as slow, if it is.
+
+        That may open the breaker. The run's thread sends that event, and does so before the scan's end: the lock keeps
+        the execution from ending in between.
+        """
+        stack, context = self.stack, self.context
+        with stack.lock:
+            permit = context.permit
+            if stack.breaker is None or permit is None:
+                return
+            change = stack.breaker.note_slow(permit, context.postponed, wait=False)
+            events = () if change is None else (change.during(context.run_id),)
+            waiter = self.waiters[0] if self.waiters and not self.ended else None
+            if waiter is not None and (events or stack.stored):
+                waiter.tell(events)
+        if waiter is None:
+            self._send_elsewhere(events)
 
     def expire(self, _thread: str, _age: float, lateness: float, /) -> None:
         """Hand over at the deadline, while the scanner still runs; the events are sent by another thread."""

@@ -92,7 +92,7 @@ class LaneTask(Task, Protocol):
 class LaneSlot(Slot):
     """An execution on the loop: what a worker is in a pool."""
 
-    __slots__ = ("_lane", "deadline", "expired", "hang", "started", "task")
+    __slots__ = ("_lane", "deadline", "expired", "hang", "mark", "started", "task")
 
     def __init__(self, lane: Lane, loop: LaneLoop, task: LaneTask) -> None:
         super().__init__(task.name, loop)
@@ -100,12 +100,17 @@ class LaneSlot(Slot):
         self.task: Any = task  # until it has ended: callbacks that the scanner forgot may keep the slot
         self.started: float = 0.0
         self.deadline: float = NEVER
+        self.mark: float = NEVER
         self.expired: bool = False  # its time is up, and it still runs
         self.hang: Hang | None = None
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way."""
         self._lane.watch(self, deadline)
+
+    def set_mark(self, instant: float) -> None:
+        """Have the task under way told at an instant."""
+        self._lane.watch_mark(self, instant)
 
     def run(self) -> None:
         """Do the work, in a greenlet."""
@@ -201,6 +206,13 @@ class Lane:
         slot.deadline = deadline
         if deadline < self._next_look:  # read after that was written: see `ThreadPool.look_by`
             self._look_by(deadline)
+
+    def watch_mark(self, slot: LaneSlot, instant: float) -> None:
+        """Keep a mark for a slot, in place of the one before."""
+        with self._lock:  # the watchdog takes away a mark that has passed
+            slot.mark = instant
+        if instant < self._next_look:
+            self._look_by(instant)
 
     def _look_by(self, deadline: float) -> None:
         """See to it that the watchdog looks by then, and soon in any case: at whether the loop turns."""
@@ -313,6 +325,7 @@ class Lane:
                 if slot is not culprit and slot.deadline != NEVER:
                     slot.task.postpone(seconds)
                     slot.deadline += seconds
+                    slot.mark += seconds
 
     # on the watchdog's thread
 
@@ -324,8 +337,11 @@ class Lane:
                 return  # an earlier look has replaced the one for which this timer was set
             self._next_look = NEVER
             loop = self._loop
+            passed = self._take_passed(now, loop)
             due = self._take_due(now, loop)
         try:
+            for task in passed:
+                guarded(task.mark_passed, f"{task.name}: what was due at its mark failed")
             for slot, task, lateness in due:
                 self._pool.worst_lateness = max(self._pool.worst_lateness, lateness)
                 expire = partial(task.expire, slot.loop.name, now - slot.started, lateness)
@@ -336,19 +352,27 @@ class Lane:
                     _call(loop, self._admit)
         finally:
             with self._lock:
-                upcoming = min((slot.deadline for slot in self._slots), default=NEVER)
+                upcoming = min((min(slot.deadline, slot.mark) for slot in self._slots), default=NEVER)
                 busy = bool(self._slots or self._queue or (loop is not None and loop.turn_began))
             if busy:
                 self._look_by(max(upcoming, now + MIN_LOOK_INTERVAL))
 
-    def _take_due(self, now: float, loop: LaneLoop | None) -> list[tuple[LaneSlot, LaneTask, float]]:
-        """Return the slots whose time is up, with their tasks, and how long since.
+    def _take_passed(self, now: float, loop: LaneLoop | None) -> list[LaneTask]:
+        """Return the tasks whose mark has come, and take the marks away. Under the lock."""
+        passed = self._not_blocked([slot for slot in self._slots if slot.mark <= now], now, loop)
+        for slot in passed:
+            slot.mark = NEVER
+        return [slot.task for slot in passed]
 
-        On a blocked loop, that is only the one that blocks it: the others' time is being added to. Under the lock.
-        """
-        due = [slot for slot in self._slots if slot.deadline <= now]
-        if due and loop is not None and loop.busy_for(now) > FREE_TIME:
-            due = [slot for slot in due if slot.loop is not loop or slot is loop.stepping]
+    def _not_blocked(self, due: list[LaneSlot], now: float, loop: LaneLoop | None) -> list[LaneSlot]:
+        """Return those that are not kept from going on by another: on a blocked loop, their time is being added to."""
+        if not due or loop is None or loop.busy_for(now) <= FREE_TIME:
+            return due
+        return [slot for slot in due if slot.loop is not loop or slot is loop.stepping]
+
+    def _take_due(self, now: float, loop: LaneLoop | None) -> list[tuple[LaneSlot, LaneTask, float]]:
+        """Return the slots whose time is up, with their tasks, and how long since. Under the lock."""
+        due = self._not_blocked([slot for slot in self._slots if slot.deadline <= now], now, loop)
         taken = [(slot, slot.task, now - slot.deadline) for slot in due]
         for slot in due:
             slot.expired, slot.deadline = True, NEVER

@@ -71,6 +71,9 @@ class Waiter(Protocol):
     def end(self, answer: ScanResult | Outcome, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
 
+    def tell(self, events: tuple[Event, ...]) -> None:
+        """Have the run's thread send events before the end of the scan, and bring votes to the store; by one thread."""
+
     def end_cached(self, entry: Entry) -> None:
         """Hand over an answer that another process brought."""
 

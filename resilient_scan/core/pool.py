@@ -358,6 +358,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._next_look = NEVER  # before the deadlines are read, see `look_by`
             now = self._clock.monotonic()
             self._call_timers(now)
+            self._pass_marks(now)
             expired = self._past_deadline(now)
             for worker in expired:
                 self._expire(worker, now)
@@ -391,14 +392,27 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             release.stop()
         self._releases.clear()
 
+    def _pass_marks(self, now: float) -> None:
+        """Tell the tasks whose mark has come."""
+        with self._mutex:
+            marks = [(worker, worker.mark) for worker in self._workers if not worker.expired]
+            due = [(worker, mark) for worker, mark in marks if mark <= now and mark != worker.passed]
+            tasks = [worker.task for worker, _ in due]
+            for worker, mark in due:
+                worker.passed = mark
+        for task in tasks:
+            if task is not None:
+                guarded(task.mark_passed, f"{task.name}: what was due at its mark failed")
+
     def _past_deadline(self, now: float) -> list[Worker]:
         with self._mutex:
             return [worker for worker in self._workers if worker.deadline <= now and not worker.expired]
 
     def _upcoming(self) -> float:
         with self._mutex:
-            deadlines = min((worker.deadline for worker in self._workers if not worker.expired), default=NEVER)
-            return min([deadlines, *(entries[0][0] for entries in (self._timers, self._releases) if entries)])
+            at_work = [worker for worker in self._workers if not worker.expired]
+            deadlines = [instant for worker in at_work for instant in (worker.deadline, worker.next_mark)]
+            return min([NEVER, *deadlines, *(entries[0][0] for entries in (self._timers, self._releases) if entries)])
 
     def _call_timers(self, now: float) -> None:
         while True:

@@ -197,6 +197,7 @@ class Run:
 
     def _take(self, scan: Scan) -> None:
         """Take over what another thread has brought for a scan, if it has: events, and its answer."""
+        self._send_news(scan)
         events, scan.events = scan.events, ()
         if events:
             scan.stack.send_stored(events, self.run_id)
@@ -228,7 +229,13 @@ class Run:
             if isinstance(scan.answer, Outcome):
                 self._end(scan, scan.answer)
 
+    def _send_news(self, scan: Scan) -> None:
+        while scan.news:
+            scan.stack.send_stored(scan.news.popleft(), self.run_id)
+
     def _end(self, scan: Scan, answer: ScanResult | Outcome | Entry | AnswerCopy) -> None:
+        if scan.news:  # its run has ended, and nobody takes messages any more
+            self._send_news(scan)
         self.open.discard(scan)
         self._queued -= scan.queued
         result = answer if isinstance(answer, ScanResult) else self._result(scan, answer)

@@ -13,6 +13,7 @@ All of this runs on the run's thread. What ends a scan later, on any thread, goe
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -57,6 +58,7 @@ class Scan:
     held_up: bool = False  # another process works on the same
     asked_again: bool = False  # whether an answer could not be copied, so that it wants another one
     events: tuple[Event, ...] = ()  # that the run's thread has to send to the listeners
+    news: deque[tuple[Event, ...]] | None = None  # what it has to send before that
 
     def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
         self.stack = stack
@@ -66,6 +68,13 @@ class Scan:
     def end(self, answer: ScanResult | Outcome | Entry | AnswerCopy, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
         self.answer, self.events = answer, events
+        self.run.outbox.put(self)
+
+    def tell(self, events: tuple[Event, ...]) -> None:
+        """Have the run's thread send events before the scan's end; on the watchdog's thread only."""
+        if self.news is None:
+            self.news = deque()
+        self.news.append(events)
         self.run.outbox.put(self)
 
     def wait_for(self, execution: Execution) -> None:

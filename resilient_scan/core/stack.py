@@ -169,7 +169,7 @@ class Stack:
         "flights",
         "gate",
         "gated",
-        "has_attempt_timeout",
+        "has_alarms",
         "hung",
         "hung_copies",
         "in_window",
@@ -184,7 +184,6 @@ class Stack:
         "pipeline",
         "policy",
         "pool",
-        "postpones",
         "provider",
         "retired",
         "send_execution",
@@ -206,7 +205,6 @@ class Stack:
     lane: Lane | None
     provider: Provider | None
     in_window: bool
-    postpones: bool  # whether attempts move their deadlines
     doubt: Callable[[int, int], str | None]
     call: Call
     lane_call: Call
@@ -228,7 +226,9 @@ class Stack:
             threading.Lock()
         )  # for the small facts of executions; never held while foreign code runs
         self.total: float = float(policy.timeout.total)
-        self.has_attempt_timeout: bool = policy.timeout.attempt is not None  # whether attempts have a time of their own
+        slow_after = None if policy.breaker is None else policy.breaker.slow_after
+        # Whether anything about an attempt is due before the scan's deadline.
+        self.has_alarms: bool = in_process or policy.timeout.attempt is not None or slow_after is not None
         self.stored: bool = shared.store is not None  # whether anything of it is in a store
         self._answers = _answer_store(spec, config, shared)
         self.leases: LeaseKeeper | None = None if self._answers is None else shared.leases
@@ -255,7 +255,6 @@ class Stack:
             name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
         )
         self.engine: Engine = ThreadEngine(shared.loops, self.calls)
-        self.postpones = in_process
         learn = partial(_learn_provider, weakref.ref(self))
         self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, learn)
         self.notes: Notes = Notes(self._answers, clock)
@@ -342,10 +341,7 @@ class Stack:
             call = self._reporting(call, send_attempt)
         if self.bus.wants(AttemptStarted):
             call = self._announcing(call)
-        if self.provider is not None:
-            call = self._at_provider(self.provider, call)
-        if self.breaker is not None:
-            call = self.breaker.around(call, self.bus.send)
+        call = self._admitted(call)
         if policy.retry is not None:
             call = retrying(
                 policy.retry,
@@ -361,6 +357,15 @@ class Stack:
     def _votes_on_doubts(self) -> bool:
         """Whether a suspicious answer is a failure to the breaker, so that it has to be judged before the vote."""
         return self.policy.breaker is not None and self.policy.breaker.suspicious
+
+    def _admitted(self, call: Call) -> Call:
+        """Put the breaker, and the provider's limit and breaker, around a call."""
+        breaker, provider, send = self.breaker, self.provider, self.bus.send
+        if breaker is not None:  # inside: to wait for a permit makes no source slow
+            call = breaker.noting_slow(call, send)
+        if provider is not None:
+            call = self._at_provider(provider, call)
+        return call if breaker is None else breaker.around(call, send)
 
     def _at_provider(self, provider: Provider, call: Call) -> Call:
         call = permitted(provider, call)

@@ -24,6 +24,9 @@ class Place(Protocol):
     def alarm(self, deadline: float, /) -> None:
         """Set another deadline for the task under way."""
 
+    def set_mark(self, instant: float, /) -> None:
+        """Have the task told (`mark_passed`) at an instant before its deadline; infinite: not any more."""
+
 
 class Task(Protocol):
     """Work for the pool. `run`, `expire` and `refuse` must not raise."""
@@ -45,6 +48,9 @@ class Task(Protocol):
 
     def run(self) -> None:
         """Do the work; on the worker."""
+
+    def mark_passed(self) -> None:
+        """Note that the instant of the place's `set_mark` has come. On the watchdog's thread, so it must be quick."""
 
     def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Hand over without the work: the time is up. On the watchdog's thread, so it must be quick.
@@ -176,9 +182,13 @@ class Hang:
 
 
 class Worker:
-    """A thread of the pool and what it is doing; `deadline` is written by the thread and read by the watchdog."""
+    """A thread of the pool and what it is doing; `deadline` is written by the thread and read by the watchdog.
 
-    __slots__ = ("_look_by", "deadline", "expired", "hang", "replaced", "started", "task", "thread")
+    So is `mark`. Of the marks that have passed, the watchdog keeps the last one (`passed`), instead of taking it away:
+    in this moment the thread may be setting the next one.
+    """
+
+    __slots__ = ("_look_by", "deadline", "expired", "hang", "mark", "passed", "replaced", "started", "task", "thread")
 
     def __init__(self, look_by: Callable[[float], None]) -> None:
         self._look_by = look_by
@@ -186,6 +196,8 @@ class Worker:
         self.task: Task | None = None
         self.started: float = 0.0
         self.deadline: float = NEVER
+        self.mark: float = NEVER
+        self.passed: float = NEVER
         self.expired: bool = False  # its task's time is up, and the thread still runs
         self.hang: Hang | None = None
         self.replaced: bool = False  # and a new worker has its slot
@@ -194,6 +206,16 @@ class Worker:
         """Set another deadline for the task under way; on its own thread."""
         self.deadline = deadline
         self._look_by(deadline)
+
+    def set_mark(self, instant: float) -> None:
+        """Have the task under way told at an instant; on its own thread."""
+        self.mark = instant
+        self._look_by(instant)
+
+    @property
+    def next_mark(self) -> float:
+        """The mark that has not passed; infinite if there is none."""
+        return self.mark if self.mark != self.passed else NEVER
 
     def describe(self, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
         """Return its line in the ledger; `frames` are all threads' current ones, by the threads' numbers."""
@@ -241,6 +263,9 @@ class FutureTask:
             self._future.set_exception(error)
         else:
             self._future.set_result(result)
+
+    def mark_passed(self) -> None:
+        """Never called: it sets no mark."""
 
     def expire(self, thread: str, age: float, lateness: float, /) -> None:
         """Never called: there is no limit."""

@@ -49,6 +49,7 @@ class AttemptContext(ScanContext):
         excused: whether the attempt's failure is the provider's business, and not that of the scanner's own breaker.
         steps: the attempts that failed.
         alarm: moves the deadline at which the engine's watchdog hands over.
+        mark: sets an instant before that, at which the watchdog looks whether the attempt is slow; infinite: never.
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
@@ -71,6 +72,7 @@ class AttemptContext(ScanContext):
     _described: tuple[int, int, ErrorInfo] | None = None
     _judged: tuple[BaseException, Fault] | None = None  # the last failure that may be this machine's fault
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
+    mark: Callable[[float], None] = staticmethod(lambda _instant: None)
 
     @classmethod
     def at(cls, own: ScannerContext, snapshot: Snapshot) -> AttemptContext:

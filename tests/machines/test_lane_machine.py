@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -36,18 +37,21 @@ SHORT, LONG = 0.03, 600.0
 class Job(QuietTask):
     """A task that waits on the loop until it is told to end, and notes what the lane tells it."""
 
-    def __init__(self, number: int, total: float, *, wanted: bool, blocks: bool) -> None:
+    def __init__(self, number: int, total: float, *, wanted: bool, blocks: bool, marked: bool = False) -> None:
         self.name = f"job-{number}"
         self.total = total
         self.wanted = wanted
         self.blocking = blocks
+        self.marked = marked
+        self.place: Any = None
         self.variables = Context()
         self.told: list[str] = []
         self.go = threading.Event()
         self._woken: Any = None
 
-    def start(self, now: float, _place: Any, /) -> float | None:
+    def start(self, now: float, place: Any, /) -> float | None:
         self.told.append("start")
+        self.place = place
         return now + self.total if self.wanted else None
 
     def run(self) -> None:
@@ -56,6 +60,8 @@ class Job(QuietTask):
         else:
             loop = asyncio.get_running_loop()
             self._woken = loop.create_future()
+            if self.marked:
+                self.place.set_mark(time.monotonic() + SHORT / 3)
             if not self.go.is_set():
                 suspend(self._woken)
         self.told.append("ran")
@@ -66,6 +72,9 @@ class Job(QuietTask):
         if woken is not None:
             with suppress(RuntimeError):  # it has ended, and its loop too
                 woken.get_loop().call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))
+
+    def mark_passed(self) -> None:
+        self.told.append("mark")
 
     def expire(self, _thread: str, _age: float, _lateness: float, /) -> None:
         self.told.append("expire")
@@ -126,7 +135,10 @@ class LaneMachine(RuleBasedStateMachine):
             if job.blocking:
                 self.blocker = job
                 self.block(job)
-            elif job.total == SHORT:
+                continue
+            if job.marked:
+                self.expected[job].append("mark")
+            if job.total == SHORT:
                 self.hung.append(job)
                 self.expected[job].append("expire")
             else:
@@ -147,9 +159,13 @@ class LaneMachine(RuleBasedStateMachine):
         self.blocker = None
 
     @precondition(lambda self: not self.closed)
-    @rule(total=st.sampled_from([LONG, LONG, SHORT]), wanted=st.sampled_from([True, True, True, False]))
-    def give_work(self, total: float, wanted: bool) -> None:
-        self.give(Job(self.numbers, total, wanted=wanted, blocks=False))
+    @rule(
+        total=st.sampled_from([LONG, LONG, SHORT]),
+        wanted=st.sampled_from([True, True, True, False]),
+        marked=st.sampled_from([True, False, False]),
+    )
+    def give_work(self, total: float, wanted: bool, marked: bool) -> None:
+        self.give(Job(self.numbers, total, wanted=wanted, blocks=False, marked=marked))
 
     @precondition(lambda self: not self.closed and sum(job.blocking for job in self.expected) < 2)
     @precondition(lambda self: len(self.under_way) < self.most)

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.task import NEVER
 from resilient_scan.testing import FakeClock
 from tests.support.examples import examples
 from tests.support.fixtures import Eventually
@@ -32,23 +33,33 @@ THREADS = "pool-of-the-machine"
 class Job(QuietTask):
     """A task that runs until it is told to end, and notes what the pool tells it."""
 
-    def __init__(self, number: int, limit: float, wanted: bool = True) -> None:
+    def __init__(self, number: int, limit: float, wanted: bool = True, mark: float = NEVER) -> None:
         self.name = f"job-{number}"
         self.limit = limit
         self.wanted = wanted
+        self.mark = mark
+        self.place: Any = None
         self.go = threading.Event()
         self.told: list[str] = []
         self.started_at: float | None = None
         self.age = 0.0
 
-    def start(self, now: float, _place: Any, /) -> float | None:
+    def start(self, now: float, place: Any, /) -> float | None:
+        self.started_at, self.place = now, place
+        if self.wanted:
+            return now + self.limit
         self.told.append("start")
-        self.started_at = now
-        return now + self.limit if self.wanted else None
+        return None
 
     def run(self) -> None:
+        self.place.set_mark((self.started_at or 0.0) + self.mark)
+        self.told.append("start")
         assert self.go.wait(WAIT_TIMEOUT * 4), "the test forgot a job"
+        self.place.set_mark(NEVER)
         self.told.append("ran")
+
+    def mark_passed(self) -> None:
+        self.told.append("mark")
 
     def expire(self, _thread: str, age: float, _lateness: float, /) -> None:
         self.age = age
@@ -107,9 +118,13 @@ class PoolMachine(RuleBasedStateMachine):
     # what may happen
 
     @precondition(lambda self: not self.closed)
-    @rule(limit=st.sampled_from([1.0, 1.0, 2.0, 4.0, float("inf")]), wanted=st.sampled_from([True, True, True, False]))
-    def give_work(self, limit: float, wanted: bool) -> None:
-        job = Job(self.numbers, limit, wanted)
+    @rule(
+        limit=st.sampled_from([1.0, 1.0, 2.0, 4.0, NEVER]),
+        wanted=st.sampled_from([True, True, True, False]),
+        mark=st.sampled_from([NEVER, NEVER, 0.5, 1.5]),
+    )
+    def give_work(self, limit: float, wanted: bool, mark: float) -> None:
+        job = Job(self.numbers, limit, wanted, mark)
         self.numbers += 1
         self.expected[job] = []
         self.waiting.append(job)
@@ -141,13 +156,17 @@ class PoolMachine(RuleBasedStateMachine):
     def pass_to_the_next_deadline(self) -> None:
         """Exactly to it: that instant is too late already."""
         now = self.clock.monotonic()
-        left = min((job.started_at or 0.0) + job.limit - now for job in self.busy)
-        self.pass_time(left if left < float("inf") else 1.0)
+        ends = [(job.started_at or 0.0) + end for job in self.busy for end in (job.limit, job.mark)]
+        left = min((end - now for end in ends if end > now), default=NEVER)
+        self.pass_time(left if left < NEVER else 1.0)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 4.0]))
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
         now = self.clock.monotonic()
+        for job in self.busy:
+            if (job.started_at or 0.0) + job.mark <= now and "mark" not in self.expected[job]:
+                self.expected[job].append("mark")
         over = [job for job in self.busy if job.started_at is not None and job.started_at + job.limit <= now]
         for job in over:
             self.busy.remove(job)

@@ -14,6 +14,9 @@ a trial succeeds, and it is closed again. A's failure then says nothing about th
 
 The first vote of a permit wins. Case: A hangs, so the watchdog votes "failed" at A's deadline; when A returns an answer
 after all, its vote is ignored.
+
+That an attempt is *slow* is known before its outcome, and counts then, once: at `slow_after` the watchdog notes it.
+Otherwise a source that has become slow could be given a fleet's worth of attempts before the first of them returns.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from resilient_scan.errors import (
 )
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext, Call
-from resilient_scan.layers.breaker.record import HALF_OPEN, OPEN, Vote
+from resilient_scan.layers.breaker.record import CLOSED, HALF_OPEN, OPEN, Vote
 from resilient_scan.layers.breaker.sync import BreakerStore, ManualChange, StoreSync, TrialRequest, change_event
 from resilient_scan.options import Breaker
 
@@ -56,6 +59,8 @@ class Permit(msgspec.Struct, eq=False, gc=False):
 
     generation: int
     done: bool = False  # whether it has voted
+    slow_at: float = NEVER  # when its attempt is slow, without the time by which its deadlines were postponed
+    slow: bool = False  # whether it was counted as slow
     trial: str = ""  # its id, if it is a trial
     expires: float | None = None  # when its slot goes to another trial; None if it is not a trial
 
@@ -154,7 +159,7 @@ class CircuitBreaker:
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
         memory, clock = self._memory, self._clock
-        slow_after, has_rates, suspicious = self._options.slow_after, self._has_rates, self._options.suspicious
+        has_rates, suspicious = self._has_rates, self._options.suspicious
 
         def guarded(context: AttemptContext) -> list[Any]:
             # The generation is read before `closed`. If the breaker opens in between, this attempt has the older
@@ -164,20 +169,16 @@ class CircuitBreaker:
             if not memory.closed:
                 permit = self._permit_or_refuse(context, emit)
             failed: bool | None = None
-            slow = False
             # The permit is set before the clock is read. At the deadline, the watchdog votes on the permit that it
             # finds here. Either it finds this one, or it has looked before, and then this attempt sees below that the
             # deadline has passed. Were the clock read first, an attempt that is preempted in between could begin its
             # call after the watchdog has looked, and hang without ever having voted.
             context.permit = permit
-            began, postponed = clock.monotonic(), context.postponed
             try:
-                if context.abandoned or began >= context.ends:
+                if context.abandoned or clock.monotonic() >= context.ends:
                     context.check()
                 found = call(context)
                 failed = suspicious and context.doubted is not None
-                if slow_after is not None:  # without the time in which another scanner blocked its loop
-                    slow = clock.monotonic() - began - (context.postponed - postponed) >= slow_after
                 return found
             except BaseException as error:
                 failed, permit = self.judge(permit, error, context, emit)
@@ -187,11 +188,63 @@ class CircuitBreaker:
                 if failed is False and not has_rates and memory.failures == 0 and permit.expires is None:
                     permit.done = True  # the first lines of `vote`, without the call
                 else:
-                    change = self.vote(permit, failed, slow=slow)
+                    change = self.vote(permit, failed)
                     if change is not None:
                         emit(change.during(context.run_id))
 
         return guarded
+
+    def noting_slow(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
+        """Wrap `call`, inside `around`, so that an attempt counts as slow once it has taken `slow_after`.
+
+        The watchdog notes that at the mark that is set here; if it is late, the attempt itself does. So neither the
+        number of slow attempts nor what becomes of them depends on who is first.
+        """
+        slow_after, clock = self._options.slow_after, self._clock
+        if slow_after is None:
+            return call
+
+        def noting(context: AttemptContext) -> list[Any]:
+            permit = context.permit
+            slow_at = clock.monotonic() + slow_after
+            permit.slow_at = slow_at - context.postponed  # blocked by another scanner of its loop, it is not slow
+            context.mark(slow_at)
+            try:
+                return call(context)
+            finally:
+                context.mark(NEVER)
+                change = self.note_slow(permit, context.postponed)
+                if change is not None:
+                    emit(change.during(context.run_id))
+
+        return noting
+
+    def note_slow(self, permit: Permit, postponed: float = 0.0, *, wait: bool = True) -> BreakerChanged | None:
+        """Count the attempt under way as slow, if it is; return the change of state that this made.
+
+        A trial is not counted: it closes the breaker or opens it, whatever it takes.
+
+        Args:
+            permit: the attempt's.
+            postponed: seconds by which its deadlines were moved so far.
+            wait: `False` on a thread that must not wait for a store: the next `flush` stores the vote.
+        """
+        if self._clock.monotonic() - postponed < permit.slow_at:
+            return None
+        memory, sync = self._memory, self._sync
+        with self._lock:
+            counts = memory.state == CLOSED and permit.generation == memory.generation
+            if permit.done or permit.slow or not counts:
+                return None
+            permit.slow = True
+            before, vote = memory.state, self._vote(permit, None, "")
+            changed = self._machine.vote(vote, vote.at)
+            if sync is None:
+                return self._change_since(before) if changed else None
+            sync.add_vote(vote)
+            if not wait:
+                return sync.announce()
+        return sync.flush()
 
     def _permit_or_refuse(self, context: AttemptContext, emit: Callable[[BreakerChanged], None]) -> Permit:
         answer, change = self._ask_admission(context.ends)
@@ -354,19 +407,16 @@ class CircuitBreaker:
 
     # Votes.
 
-    def vote(
-        self, permit: Permit, failed: bool | None, *, slow: bool = False, wait: bool = True, who: str = ""
-    ) -> BreakerChanged | None:
+    def vote(self, permit: Permit, failed: bool | None, *, wait: bool = True, who: str = "") -> BreakerChanged | None:
         """Count the outcome of a permit, if it is the permit's first; return the change of state that it made.
 
         With a store, a vote that matters to other processes is stored when this returns: a failure, a trial's outcome,
-        a success after failures, a slow attempt if there is a rate for those, and whatever changes the state. The
-        other successes, which only a window needs, go along with the next such vote, or with `flush`.
+        a success after failures, and whatever changes the state. The other successes, which only a window needs, go
+        along with the next such vote, or with `flush`.
 
         Args:
             permit: the attempt's.
             failed: whether it failed; `None` casts no vote and gives the permit back.
-            slow: whether it took too long, although it succeeded.
             wait: `False` on a thread that must not wait for a store: the next `flush` stores the vote.
             who: made the attempt, if the breaker is a provider's.
         """
@@ -387,21 +437,20 @@ class CircuitBreaker:
                 if failed is False and not self._has_rates and memory.failures == 0 and permit.expires is None:
                     return None  # as above: what it would end is too old to count
             before, failures = memory.state, memory.failures
-            vote = self._vote(permit, failed, slow, who)
+            vote = self._vote(permit, failed, who)
             changed = self._machine.vote(vote, vote.at)
             if sync is None:
                 return self._change_since(before) if changed else None
             sync.add_vote(vote)
             if not wait:
                 return sync.announce()
-        too_slow = slow and self._options.slow_rate is not None
-        matters = changed or failed is not False or permit.trial or failures or too_slow
+        matters = changed or failed is not False or permit.trial or failures
         return sync.flush() if matters else None
 
-    def _vote(self, permit: Permit, failed: bool | None, slow: bool, who: str) -> Vote:
+    def _vote(self, permit: Permit, failed: bool | None, who: str) -> Vote:
         reopens = failed and permit.expires is not None
         jitter = self._random.uniform(0.75, 1.0) if reopens else 1.0
-        return Vote(permit.generation, permit.trial, failed, slow, self._clock.monotonic(), jitter, who)
+        return Vote(permit.generation, permit.trial, failed, permit.slow, self._clock.monotonic(), jitter, who)
 
     def _change_since(self, before: str) -> BreakerChanged:
         return change_event(self._name, before, self._memory.state, self._machine.open_for)

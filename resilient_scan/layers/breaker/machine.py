@@ -113,12 +113,27 @@ class Window:
         self.last: deque[int] = deque(maxlen=options.window)
         self.at: deque[float] = deque(maxlen=options.window)
 
-    def add(self, failed: bool, slow: bool, at: float) -> bool:
-        """Add an attempt; return whether one of the rates has been reached."""
-        self.last.append(FAILED * failed + SLOW * slow)
-        options = self._options
-        if options.within is not None:
+    def add(self, vote: Vote, at: float) -> bool:
+        """Count a vote; return whether one of the rates has been reached.
+
+        An attempt has one entry, whatever it comes to. One that is slow gets it while it is under way; if it fails in
+        the end, the newest slow entry becomes a failed one. That may be another attempt's: they are alike, and in a
+        record that several processes write, nobody could tell which is whose.
+        """
+        last = self.last
+        if vote.slow and vote.failed is not None:  # it has its entry
+            if not vote.failed:
+                return False
+            if SLOW in last:
+                last[len(last) - 1 - tuple(reversed(last)).index(SLOW)] = FAILED + SLOW
+                return self._reaches_a_rate()
+        last.append(FAILED * bool(vote.failed) + SLOW * vote.slow)
+        if self._options.within is not None:
             self.at.append(at)
+        return self._reaches_a_rate()
+
+    def _reaches_a_rate(self) -> bool:
+        options = self._options
         seen, failures, slows = self.counts()
         if seen < options.minimum:
             return False
@@ -239,19 +254,23 @@ class BreakerMachine:
         if vote.generation != generation or before == OPEN:
             return False
         self.trials.pop(vote.trial, None)
-        if vote.failed is None or not self.forget_old(at):
+        if (vote.failed is None and not vote.slow) or not self.forget_old(at):
             return False
-        self._replay(vote.failed, vote.scanner, at)
-        if before == memory.state == CLOSED and self.window and self.window.add(vote.failed, vote.slow, at):
+        if vote.failed is not None:
+            self._replay(vote.failed, vote.scanner, at)
+        if before == memory.state == CLOSED and self.window and self.window.add(vote, at):
             self._pybreaker.open()
-        if memory.generation == generation:
-            return False
+        if memory.generation != generation:
+            self._enter(before == HALF_OPEN, vote.jitter, at)
+        return memory.generation != generation
+
+    def _enter(self, reopened: bool, jitter: float, at: float) -> None:
+        """Begin a new state with no trial under way and an empty window."""
         self.trials.clear()
         if self.window:
             self.window.clear()
-        if memory.state == OPEN:
-            self._open(before == HALF_OPEN, vote.jitter, at)
-        return True
+        if self.memory.state == OPEN:
+            self._open(reopened, jitter, at)
 
     def forget_old(self, at: float) -> bool:
         """Let attempts that are too old count no longer; return whether one made at this instant still counts."""

@@ -119,13 +119,14 @@ class BreakerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vote(msgspec.Struct, frozen=True):
-    """The outcome of one attempt.
+    """The outcome of one attempt, or that it is slow.
 
     Attributes:
         generation: of the state in which the attempt was admitted.
         trial: the id of the trial that the attempt was, or `""`.
         failed: whether it failed; `None` casts no vote and only gives the trial's slot back.
-        slow: whether it took too long, although it succeeded.
+        slow: whether it took too long. With `failed=None`, it has just passed the limit and is still under way; with an
+            outcome, it was counted as slow before.
         at: when it was cast, on the monotonic clock of its process.
         jitter: a factor from 0.75 to 1 for the open time that follows if a trial failed. It is drawn when the vote is
             cast, because a store may have the same vote counted twice, and both counts must come to the same.

@@ -216,9 +216,11 @@ class StoreSync:
         self._lock = lock
         self._store = store
         self._exchanging = threading.Lock()
-        # Older votes cannot matter any more: they have left the window, or that many failures have opened the breaker,
-        # or that many trials have ended. So a store that is away for a day costs no memory.
-        self._pending: deque[Vote] = deque(maxlen=max(options.window, options.failures, options.trials))
+        # Older votes cannot matter any more: they have left the window (where a slow attempt has one entry, and casts
+        # two votes), or that many failures have opened the breaker, or that many trials have ended. So a store that is
+        # away for a day costs no memory.
+        votes = options.window if options.slow_after is None else 2 * options.window
+        self._pending: deque[Vote] = deque(maxlen=max(votes, options.failures, options.trials))
         self._announced_state, self._announced_generation = CLOSED, 0  # what listeners know
         self._base = 0  # the record's generation when it was last seen
         self._diverged = False

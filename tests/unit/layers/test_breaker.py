@@ -42,7 +42,8 @@ class Bench:
         )
         self.changes: list[BreakerChanged] = []
         self.calls = 0
-        self._call = self.breaker.around(self._answer, self.changes.append)
+        call = self.breaker.noting_slow(self._answer, self.changes.append)
+        self._call = self.breaker.around(call, self.changes.append)
         self._step: Any = None
 
     def _answer(self, context: AttemptContext) -> list[Any]:
@@ -299,6 +300,107 @@ def test_the_window_is_counted_if_there_is_one() -> None:
     bench.ask(lambda _context: bench.clock.advance(2))
     bench.ask(lambda _context: bench.clock.advance(2))
     assert bench.breaker.window_counts() == (4, 0, 3)  # the oldest went
+
+
+SLOW = {"failures": 9, "slow_after": 2, "slow_rate": 1, "window": 4, "minimum": 4}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "counts"), [("found", (1, 0, 1)), (DOWN, (1, 1, 1)), (PermanentError("gone"), (1, 0, 1))]
+)
+def test_a_slow_attempt_counts_while_it_is_under_way_and_once(outcome: Any, counts: tuple[int, int, int]) -> None:
+    bench, seen = Bench(**SLOW), []
+
+    def takes_long(context: AttemptContext) -> Any:
+        for seconds in (1.999, 0.001, 5):
+            bench.clock.advance(seconds)
+            bench.breaker.note_slow(context.permit, wait=False)  # as the watchdog does
+            seen.append(bench.breaker.window_counts())
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    bench.ask(takes_long)
+    assert seen == [(0, 0, 0), (1, 0, 1), (1, 0, 1)]
+    assert bench.breaker.window_counts() == counts
+    assert bench.breaker.failures == counts[1]
+
+
+def test_a_slow_attempt_that_hangs_until_its_timeout_counts_once() -> None:
+    bench = Bench(**SLOW)
+
+    def hangs(context: AttemptContext) -> Any:
+        bench.clock.advance(2)
+        permit = context.permit
+        bench.breaker.note_slow(permit, wait=False)
+        bench.breaker.vote(permit, True, wait=False)
+        assert bench.breaker.window_counts() == (1, 1, 1)
+        return "late"
+
+    assert bench.ask(hangs) == ["late"]
+    assert (bench.breaker.window_counts(), bench.breaker.failures) == ((1, 1, 1), 1)
+
+
+def test_slow_attempts_open_it_while_they_are_under_way() -> None:
+    bench, seen = Bench(**{**SLOW, "minimum": 1}), []
+
+    def takes_long(context: AttemptContext) -> str:
+        bench.clock.advance(2)
+        seen.append(bench.breaker.note_slow(context.permit, wait=False))
+        assert bench.breaker.state == "open"
+        return "found"
+
+    assert bench.ask(takes_long) == ["found"]
+    assert (seen, bench.changes) == ([OPENED], [])  # who noted it tells it, and only that one
+    assert bench.breaker.state == "open"  # it was admitted by the generation before, and has no vote any more
+
+
+def test_an_attempt_whose_watchdog_is_late_notes_by_itself_that_it_is_slow() -> None:
+    bench = Bench(**{**SLOW, "minimum": 1})
+    bench.ask(lambda _context: bench.clock.advance(2))
+    assert bench.changes == [OPENED]
+
+
+def test_a_slow_attempt_that_was_given_up_is_not_counted() -> None:
+    """Cancelled by the user at 1 s, it returns at 5 s."""
+    bench = Bench(**SLOW)
+
+    def cancelled(context: AttemptContext) -> None:
+        bench.clock.advance(1)
+        bench.breaker.vote(context.permit, None)
+        bench.clock.advance(4)
+
+    bench.ask(cancelled)
+    assert bench.breaker.window_counts() == (0, 0, 0)
+
+
+def test_a_slow_trial_is_only_a_trial() -> None:
+    bench = Bench(**{**SLOW, "failures": 1, "minimum": 1}).opened()
+    bench.clock.advance(8)
+
+    def takes_long(context: AttemptContext) -> str:
+        bench.clock.advance(2)
+        assert bench.breaker.note_slow(context.permit, wait=False) is None
+        assert bench.breaker.state == "half_open"
+        return "found"
+
+    assert bench.ask(takes_long) == ["found"]
+    assert (bench.changes, bench.breaker.window_counts()) == ([TRYING, CLOSED], (0, 0, 0))
+
+
+def test_a_failure_whose_slow_entry_has_left_the_window_is_counted() -> None:
+    bench = Bench(**SLOW)
+
+    def takes_long(context: AttemptContext) -> Any:
+        bench.clock.advance(2)
+        bench.breaker.note_slow(context.permit, wait=False)
+        for _ in range(4):
+            bench.breaker.vote(bench.breaker.admit()[0], False)
+        assert bench.breaker.window_counts() == (4, 0, 0)
+        raise DOWN
+
+    bench.ask(takes_long)
+    assert bench.breaker.window_counts() == (4, 1, 1)
 
 
 def test_no_lock_is_held_while_scanner_code_runs() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
-from resilient_scan.layers.breaker.breaker import Permit
+from resilient_scan.layers.breaker import CircuitBreaker, Permit
 from tests.support.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal, succeed
+
+AWAY = StoreError("the store is away")
 
 # between processes, and after a restart
 
@@ -326,6 +329,61 @@ def test_so_is_a_trial_of_several_after_it() -> None:
 def test_slow_ones_are_written_at_once_and_count_together() -> None:
     fleet = Fleet(failures=9, slow_after=1, slow_rate=1.0, window=2, minimum=2)
     first, second = fleet.breaker(), fleet.breaker()
-    assert first.vote(first.admit()[0], False, slow=True) is None
+    slow, too_slow = slow_permit(first), slow_permit(second)
+    fleet.clock.advance(1)
+    assert first.note_slow(slow) is None
     assert fleet.store.updates == 1
-    assert second.vote(second.admit()[0], False, slow=True) == OPENED
+    assert second.note_slow(too_slow) == OPENED
+
+
+def slow_permit(breaker: CircuitBreaker) -> Permit:
+    permit, _ = breaker.admit()
+    permit.slow_at = breaker._clock.monotonic() + 1
+    return permit
+
+
+def test_what_a_watchdog_has_noted_is_written_with_the_next_vote() -> None:
+    fleet = Fleet(failures=9, slow_after=1, slow_rate=1.0, window=4, minimum=4)
+    breaker, other = fleet.breaker(), fleet.breaker()
+    permit = slow_permit(breaker)
+    fleet.clock.advance(1)
+    assert breaker.note_slow(permit, wait=False) is None
+    assert fleet.store.updates == 0
+    breaker.flush()
+    fleet.look(other)
+    assert other.window_counts() == breaker.window_counts() == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("failed", "counts"), [(True, (2, 2, 2)), (False, (2, 1, 2)), (None, (2, 1, 2))])
+def test_a_slow_attempt_has_one_entry_in_the_record_too(failed: bool | None, counts: tuple[int, int, int]) -> None:
+    """Its outcome comes from another process's votes in between, and after a time without the store."""
+    fleet = Fleet(failures=9, slow_after=1, slow_rate=1.0, window=4, minimum=4)
+    breaker, other = fleet.breaker(), fleet.breaker()
+    permit, others = slow_permit(breaker), slow_permit(other)
+    fleet.clock.advance(1)
+    breaker.note_slow(permit)
+    fleet.store.away = AWAY
+    other.note_slow(others)
+    other.vote(others, True)
+    fleet.store.away = None
+    other.flush()
+    breaker.vote(permit, failed)
+    breaker.flush()
+    fleet.look(other)
+    assert other.window_counts() == counts
+
+
+def test_slow_attempts_are_not_forgotten_while_the_store_is_away() -> None:
+    """Each casts two votes for one entry of the window."""
+    fleet = Fleet(failures=9, slow_after=1, slow_rate=1.0, failure_rate=1.0, window=4, minimum=4)
+    breaker, other = fleet.breaker(), fleet.breaker()
+    fleet.store.away = AWAY
+    permits = [slow_permit(breaker) for _ in range(3)]
+    fleet.clock.advance(1)
+    for permit in permits:
+        breaker.note_slow(permit)
+        breaker.vote(permit, True)
+    fleet.store.away = None
+    breaker.flush()
+    fleet.look(other)
+    assert other.window_counts() == (3, 3, 3)
