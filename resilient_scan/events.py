@@ -257,13 +257,18 @@ class ScannerStateChanged(Event, frozen=True, gc=False):
 
 
 class ThreadAbandoned(Event, frozen=True, gc=False):
-    """A thread did not stop at its deadline and was abandoned; `age` is how long it has been working."""
+    """A thread did not stop at its deadline and was abandoned; `age` is how long it has been working.
+
+    `hint` says what it does, if only a process could have been stopped in that: it `held the interpreter's lock for
+    2.5s`, or `sits in a C call`.
+    """
 
     scanner: str
     thread: str
     age: float
     run_id: str = ""
     attempt: int = 0
+    hint: str = ""
 
 
 class DeadlineActedOn(Event, frozen=True, gc=False):

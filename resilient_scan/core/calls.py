@@ -160,9 +160,9 @@ class _Call(FutureTask):
         """Note that its thread is back."""
         self._calls.hung.returned()
 
-    def abandon(self, thread: str, age: float, /) -> None:
+    def abandon(self, thread: str, age: float, hint: str, /) -> None:
         """Report that its thread does not come back."""
-        self._calls.send(ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt))
+        self._calls.send(ThreadAbandoned(self.name, thread, age, self._run_id, self._attempt, hint))
 
     def late(self, end: LateEnd, /) -> None:
         """Report that its thread came back, if it was reported as abandoned."""

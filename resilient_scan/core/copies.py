@@ -173,8 +173,8 @@ class AnswerCopy:
             self.stack.hung_copies -= 1
         self.stack.hung.returned()
 
-    def abandon(self, thread: str, age: float, /) -> None:
-        """Report that the thread does not come back."""
+    def abandon(self, thread: str, age: float, _hint: str, /) -> None:
+        """Report that the thread does not come back; copies are made here, whatever process the scanner runs in."""
         if self.hangs:
             self.stack.bus.send(ThreadAbandoned(self.name, thread, age, self.scan.run.run_id))
 

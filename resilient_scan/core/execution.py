@@ -705,10 +705,10 @@ class Execution:
         """Note that the thread is back; on that thread."""
         self.stack.hung.returned()
 
-    def abandon(self, thread: str, age: float, /) -> None:
+    def abandon(self, thread: str, age: float, hint: str, /) -> None:
         """Report that the thread does not come back."""
         if self._timed_out:
-            event = ThreadAbandoned(self.name, thread, age, self.context.run_id, self.context.attempt)
+            event = ThreadAbandoned(self.name, thread, age, self.context.run_id, self.context.attempt, hint)
             self.stack.bus.send(event)
 
     def late(self, end: LateEnd, /) -> None:

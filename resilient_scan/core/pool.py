@@ -35,6 +35,7 @@ from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.core.task import NEVER, SHUT_DOWN, FutureTask, Hang, Task, Worker
 from resilient_scan.engines.sockets import FIRST_LOOK, LOOK_INTERVAL, MAX_TIME, Release
+from resilient_scan.engines.stuck import LockWatch, in_c_calls
 from resilient_scan.layers.timeout import GRACE_PERIOD, Abandoned
 
 _frames_lock = threading.Lock()
@@ -82,6 +83,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._releases: list[tuple[float, int, Release]] = []  # when to go on with which; the watchdog's alone
         self._watchdog: threading.Thread | None = None
         self._undecided: list[Hang] = []
+        # On another clock than the machine's, lateness says nothing about threads.
+        self._lock_watch = LockWatch() if isinstance(self._clock, SystemClock) else None
         self._errands: deque[Callable[[], None]] = deque()
         self.worst_lateness: float = 0.0  # seconds after a deadline at which the watchdog acted, at worst
 
@@ -199,11 +202,16 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def abandoned(self) -> list[Abandoned]:
         """List the threads that did not stop in time and still run, oldest first."""
         with self._mutex:
-            hung = [(worker, worker.task) for worker in sorted(self._hung, key=lambda worker: worker.started)]
+            hung = [(one, one.task, one.hang) for one in sorted(self._hung, key=lambda worker: worker.started)]
         if not hung:
             return []
+        in_c = in_c_calls([hang.native_id for _, _, hang in hung if hang is not None])
         now, frames = self._clock.monotonic(), current_frames()
-        return [worker.describe(task, now, frames) for worker, task in hung if task is not None]
+        return [
+            worker.describe(task, now, frames, hang.hint(in_c_call=hang.native_id in in_c))
+            for worker, task, hang in hung
+            if task is not None and hang is not None
+        ]
 
     def counts(self) -> dict[str, int]:
         """Return how many threads are `busy`, `idle` and `abandoned`."""
@@ -442,14 +450,33 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             lateness, worker.deadline = now - worker.deadline, NEVER
             self._hung.add(worker)
             thread = worker.thread.name if worker.thread is not None else ""
-            hang = worker.hang = Hang(task, thread, worker.started)
+            native_id = 0 if worker.thread is None else worker.thread.native_id or 0
+            hang = worker.hang = Hang(task, thread, worker.started, native_id)
             if task.frees_sockets and worker.thread is not None:
                 hang.release = Release(worker.thread, hang, now, current_frames)
                 heapq.heappush(self._releases, (now + FIRST_LOOK, next(self._numbers), hang.release))
             self._decide_later(hang, now)
+        self._look_for_the_lock(hang, lateness)
         self.worst_lateness = max(self.worst_lateness, lateness)
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
+
+    def _look_for_the_lock(self, hang: Hang, lateness: float) -> None:
+        """Report at once a thread that has held the interpreter's lock, and with it this thread, for long.
+
+        It may return in this very moment, and would count as cooperative.
+        """
+        if self._lock_watch is None:
+            return
+        with self._mutex:
+            at_work = [
+                one.thread for one in self._workers | self._hung if one.task is not None and one.hang is not hang
+            ]
+        others = [thread.native_id or 0 for thread in at_work if thread is not None]
+        if self._lock_watch.holds(hang.native_id, others, lateness):
+            with self._mutex:
+                hang.held = lateness
+                self._decide_at(self._clock.monotonic(), hang)
 
     def _go_on_freeing(self, monotonic: Callable[[], float]) -> None:
         """Go on to free hung threads, for a moment only: hundreds of them must not hold up the deadlines of others."""

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from resilient_scan._text import in_seconds
 from resilient_scan.engines.sockets import Release
+from resilient_scan.engines.stuck import in_c_calls
 from resilient_scan.events import Event, LateCompletion
 from resilient_scan.layers.timeout import Abandoned, HungThreads
 
@@ -71,8 +73,14 @@ class Task(Protocol):
     def returned(self) -> None:
         """Note that the thread is back after `expire`; on that thread, at once."""
 
-    def abandon(self, thread: str, age: float, /) -> None:
-        """Report that the thread still runs `GRACE_PERIOD` seconds after `expire`; on a thread that may wait."""
+    def abandon(self, thread: str, age: float, hint: str, /) -> None:
+        """Report that the thread still runs `GRACE_PERIOD` seconds after `expire`; on a thread that may wait.
+
+        Args:
+            thread: its name.
+            age: seconds since the work began.
+            hint: what it does, if only a process could have been stopped in that; else empty.
+        """
 
     def late(self, end: LateEnd, /) -> None:
         """Report that the work ended after `expire`; on a thread that may wait."""
@@ -93,6 +101,7 @@ class LateEnd(NamedTuple):
         age: seconds from its beginning to its end.
         abandoned: whether it was reported as abandoned before.
         by_sockets: whether it ended because a connection was shut down.
+        hint: what it did, if only a process could have been stopped in that; else empty.
     """
 
     name: str
@@ -100,6 +109,7 @@ class LateEnd(NamedTuple):
     age: float
     abandoned: bool
     by_sockets: bool
+    hint: str = ""
 
     def report(
         self,
@@ -112,7 +122,7 @@ class LateEnd(NamedTuple):
     ) -> None:
         """Enter it into the ledger and tell listeners; on a thread that may wait."""
         name, thread, age = self.name, self.thread, self.age
-        hung.record(Abandoned(name, thread, age, False, "", method, outcome, run_id, attempt))
+        hung.record(Abandoned(name, thread, age, False, "", method, outcome, run_id, attempt, self.hint))
         send(LateCompletion(name, age, outcome, run_id, attempt, method, self.abandoned))
 
 
@@ -127,17 +137,34 @@ class Hang:
         task: its time is up.
         thread: the name of its thread.
         began: when its work began, monotonic.
+        native_id: the thread's number in the kernel; 0 for a coroutine, which has none of its own.
 
     Attributes:
         release: what tries to free the thread, if anything does, until it is back.
+        held: seconds after the deadline for which it has held the interpreter's lock. It did not stop then, whatever it
+            has done by the time the watchdog could look.
     """
 
-    __slots__ = ("_by_sockets", "_decided", "_ended_after", "began", "release", "task", "thread")
+    __slots__ = (
+        "_by_sockets",
+        "_decided",
+        "_ended_after",
+        "_hint",
+        "began",
+        "held",
+        "native_id",
+        "release",
+        "task",
+        "thread",
+    )
 
-    def __init__(self, task: Task, thread: str, began: float) -> None:
+    def __init__(self, task: Task, thread: str, began: float, native_id: int = 0) -> None:
         self.task = task
         self.thread = thread
         self.began = began
+        self.native_id = native_id
+        self.held = 0.0
+        self._hint = ""
         self.release: Release | None = None
         self._decided = False
         self._ended_after: float | None = None
@@ -169,16 +196,31 @@ class Hang:
         return self._late(self._ended_after, abandoned=True) if self._decided else None
 
     def _late(self, age: float, *, abandoned: bool) -> Callable[[], None]:
-        return partial(self.task.late, LateEnd(self.task.name, self.thread, age, abandoned, self._by_sockets))
+        hint = self._hint or self.hint(in_c_call=False)
+        return partial(self.task.late, LateEnd(self.task.name, self.thread, age, abandoned, self._by_sockets, hint))
+
+    def _abandon(self, age: float, ended_after: float | None) -> None:
+        """Report that the thread does not come back, or has not in time; on a thread that may wait."""
+        native_id = self.native_id
+        self._hint = self.hint(in_c_call=bool(native_id and self.hangs and in_c_calls([native_id])))
+        self.task.abandon(self.thread, age, self._hint)
+        if ended_after is not None:
+            self._late(ended_after, abandoned=True)()
+
+    def hint(self, *, in_c_call: bool) -> str:
+        """Say what the thread did, if only a process could have been stopped in that; else nothing."""
+        if self.held:
+            return f"held the interpreter's lock for {in_seconds(self.held)}s"
+        return "sat in a C call" if in_c_call else ""
 
     def decide(self, now: float) -> Callable[[], None] | None:
         """Return what is to be reported, the first time."""
         if self._decided:
             return None
         self._decided = True
-        if self._ended_after is not None:
+        if self._ended_after is not None and not self.held:
             return self._late(self._ended_after, abandoned=False)
-        return partial(self.task.abandon, self.thread, now - self.began)
+        return partial(self._abandon, now - self.began, self._ended_after)
 
 
 class Worker:
@@ -217,7 +259,7 @@ class Worker:
         """The mark that has not passed; infinite if there is none."""
         return self.mark if self.mark != self.passed else NEVER
 
-    def describe(self, task: Task, now: float, frames: dict[int, Any]) -> Abandoned:
+    def describe(self, task: Task, now: float, frames: dict[int, Any], hint: str) -> Abandoned:
         """Return its line in the ledger; `frames` are all threads' current ones, by the threads' numbers."""
         frame = frames.get(self.thread.ident or 0) if self.thread is not None else None
         return Abandoned(
@@ -226,6 +268,7 @@ class Worker:
             age=now - self.started,
             holds_place=not self.replaced,
             stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+            hint=hint,
         )
 
 
@@ -276,7 +319,7 @@ class FutureTask:
     def returned(self) -> None:
         """Never called: there is no limit."""
 
-    def abandon(self, thread: str, age: float, /) -> None:
+    def abandon(self, thread: str, age: float, hint: str, /) -> None:
         """Never called: there is no limit."""
 
     def late(self, end: LateEnd, /) -> None:

@@ -35,6 +35,7 @@ class Abandoned(msgspec.Struct, frozen=True):
             did); empty while it still runs.
         outcome: how its work ended then: `success` or `error`; empty while it still runs.
         run_id, attempt: which work that was, once it is back.
+        hint: what it does or did, if only a process could have been stopped in that; else empty.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Abandoned(msgspec.Struct, frozen=True):
     outcome: str = ""
     run_id: str = ""
     attempt: int = 0
+    hint: str = ""
 
 
 def limited(seconds: float, call: Call, clock: Clock) -> Call:

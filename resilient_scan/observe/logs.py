@@ -54,6 +54,7 @@ _TROUBLE = frozenset(
 TROUBLE = frozenset(
     ["SuspiciousResult", "ThreadAbandoned", "DeadlineActedOn", "LoopBlocked", "StoreFailed", "RetryBudgetExhausted"]
 )
+WAY_OUT = 'in a process of its own it could be stopped (isolation="process")'
 NOTABLE_LATENESS = 1.0  # seconds after a deadline from which on a log line says so
 
 
@@ -184,6 +185,12 @@ class LogEvents:
         name, new = event.provider, event.new.replace("_", "-")
         self._log(event, _level(event), "provider %s: breaker %s%s", name, new, tail)
 
+    def _abandoned(self, event: ThreadAbandoned) -> None:
+        text, parts = "%s: thread %s did not stop in time, abandoned", [event.scanner, event.thread]
+        if event.hint:
+            text, parts = text + f": it %s; {WAY_OUT}", [*parts, event.hint]
+        self._log(event, logging.WARNING, text, *parts)
+
     def _rare(self, event: Event) -> None:
         match event:
             case ProviderChanged():
@@ -204,9 +211,7 @@ class LogEvents:
     def _threads(self, event: Event) -> None:
         match event:
             case ThreadAbandoned():
-                self._log(
-                    event, logging.WARNING, "%s: thread %s did not stop in time, abandoned", event.scanner, event.thread
-                )
+                self._abandoned(event)
             case LateCompletion() if event.abandoned:
                 took = in_seconds(event.duration)
                 self._log(

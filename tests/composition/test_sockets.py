@@ -412,10 +412,12 @@ class Job:
         with suppress(OSError):
             self.work()
 
+    def mark_passed(self) -> None: ...
+
     def cut_off(self) -> None:
         self.cut += 1
 
-    def abandon(self, _thread: str, _age: float, /) -> None:
+    def abandon(self, _thread: str, _age: float, _hint: str, /) -> None:
         self.reported.append("abandoned")
 
     def late(self, end: LateEnd, /) -> None:

@@ -69,12 +69,12 @@ def explain(
 
 
 def _hung(stack: Stack) -> tuple[Hung, ...]:
-    return tuple(Hung(thread.thread, thread.age, thread.stack) for thread in stack.abandoned())
+    return tuple(Hung(thread.thread, thread.age, thread.stack, thread.hint) for thread in stack.abandoned())
 
 
 def _returned(stack: Stack) -> Iterator[Returned]:
     for each in reversed(stack.hung.came_back):
-        yield Returned(each.thread, each.age, each.method, each.outcome, each.run_id, each.attempt)
+        yield Returned(each.thread, each.age, each.method, each.outcome, each.run_id, each.attempt, each.hint)
 
 
 def _all(recorded: tuple[Past, ...], before: Sequence[Past]) -> tuple[Past, ...]:

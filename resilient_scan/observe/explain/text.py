@@ -88,11 +88,19 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Hung(msgspec.Struct, frozen=True):
-    """A thread of the scanner that did not stop in time: its name, seconds since it began, and its stack now."""
+    """A thread of the scanner that did not stop in time.
+
+    Attributes:
+        thread: its name.
+        age: seconds since it began.
+        stack: where it is now.
+        hint: what it does, if only a process could be stopped in that; else empty.
+    """
 
     thread: str
     age: float
     stack: str
+    hint: str = ""
 
 
 class Returned(msgspec.Struct, frozen=True):
@@ -104,6 +112,7 @@ class Returned(msgspec.Struct, frozen=True):
         method: what freed it: `cooperative`, `cancel`, `sockets`, `process`, or `abandoned` (nothing did).
         outcome: how the work ended, `success` or `error`.
         run_id, attempt: which work it was.
+        hint: what it did, if only a process could have been stopped in that; else empty.
     """
 
     thread: str
@@ -112,6 +121,7 @@ class Returned(msgspec.Struct, frozen=True):
     outcome: str
     run_id: str
     attempt: int
+    hint: str = ""
 
 
 class Explanation(Data, frozen=True):
@@ -206,6 +216,7 @@ def _hung(hung: Iterable[Hung]) -> Iterator[str]:
     yield "THREADS THAT DID NOT STOP and where they are now, the innermost call last"
     for thread in hung:
         yield f"  {thread.thread}, at work for {span(thread.age)}"
+        yield from _way_out(thread.hint)
         frames = list(_FRAME.finditer(thread.stack))[-MAX_FRAMES:]
         for frame in dropwhile(_is_ours, frames):
             place = f"    {frame['file']}:{frame['line']} in {frame['function']}"
@@ -228,6 +239,12 @@ def _returned(returned: Iterable[Returned]) -> Iterator[str]:
         work = f"run {thread.run_id[:8]}" + (f", attempt {thread.attempt}" if thread.attempt else "")
         yield shortened(f"  {thread.thread}, after {span(thread.age)} with {_ENDS[thread.outcome]}, {work}", WIDTH)
         yield f"    {thread.method}: {_FREED_BY[thread.method]}"
+        yield from _way_out(thread.hint)
+
+
+def _way_out(hint: str) -> Iterator[str]:
+    if hint:
+        yield f'    it {hint}; in a process of its own it could be stopped (isolation="process")'
 
 
 def _is_ours(frame: re.Match[str]) -> bool:

@@ -1,0 +1,140 @@
+"""A thread that only a process could have been instead of is told apart from one that has a better way out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from resilient_scan import LogEvents, Timeout, scanner
+from resilient_scan.engines import stuck
+from resilient_scan.events import LateCompletion, ThreadAbandoned
+from resilient_scan.testing import Recorder, hanging
+from tests.support.fixtures import Bare, Eventually, Fleet
+
+SHORT = Timeout(total=0.05)
+WAY_OUT = 'in a process of its own it could be stopped (isolation="process")'
+pytestmark = pytest.mark.skipif(stuck._WAITS is None, reason="only Linux tells what a thread does")
+
+
+@contextmanager
+def computing_in_c() -> Iterator[Callable[[], Any]]:
+    yield lambda: hashlib.pbkdf2_hmac("sha256", b"key", b"salt", 1_500_000)
+
+
+@contextmanager
+def waiting_for_a_child() -> Iterator[Callable[[], Any]]:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        yield child.wait
+        child.kill()
+
+
+@contextmanager
+def sleeping() -> Iterator[Callable[[], Any]]:
+    yield lambda: time.sleep(0.5)
+
+
+@contextmanager
+def waiting_for_a_lock() -> Iterator[Callable[[], Any]]:
+    release = threading.Event()
+    yield release.wait
+    release.set()
+
+
+@contextmanager
+def computing_in_python() -> Iterator[Callable[[], Any]]:
+    end: list[bool] = []
+
+    def compute() -> None:
+        while not end:
+            pass
+
+    yield compute
+    end.append(True)
+
+
+@contextmanager
+def making_many_short_calls() -> Iterator[Callable[[], Any]]:
+    """It holds the lock, but for microseconds at a time."""
+    end: list[bool] = []
+
+    def call() -> None:
+        numbers = range(1000)
+        while not end:
+            sum(numbers)
+
+    yield call
+    end.append(True)
+
+
+@pytest.mark.parametrize(
+    ("doing", "hint"),
+    [
+        (computing_in_c, "sat in a C call"),
+        (waiting_for_a_child, "sat in a C call"),
+        (sleeping, ""),
+        (waiting_for_a_lock, ""),
+        (computing_in_python, ""),
+        (making_many_short_calls, ""),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_what_only_a_process_could_have_ended_has_a_hint(
+    doing: Any, hint: str, fleet: Fleet, bare: Bare, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    with doing() as call:
+
+        @scanner(pipeline="test")
+        def stuck_one(_state: dict[str, Any]) -> list[Any]:
+            call()
+            return []
+
+        runner = fleet(stuck_one, policy=bare(timeout=SHORT), listeners=(recorder, LogEvents()))
+        with caplog.at_level(logging.WARNING, "resilient_scan"):
+            runner.run({})
+            eventually(lambda: recorder.of(ThreadAbandoned))
+            warned = (
+                f"did not stop in time, abandoned: it {hint}; {WAY_OUT}" if hint else "did not stop in time, abandoned"
+            )
+            eventually(lambda: any(line.endswith(warned) for line in caplog.messages), warned)
+        (abandoned,) = recorder.of(ThreadAbandoned)
+        assert abandoned.hint == hint
+        assert [thread.hint for thread in runner.abandoned()] == [hint]
+        explained = runner.explain("stuck_one")
+        assert [thread.hint for thread in explained.hung] == [hint]
+        assert (f"    it {hint}; {WAY_OUT}\n" in str(explained)) is bool(hint)
+
+
+def test_a_thread_that_has_held_the_lock_did_not_stop_in_time_although_it_is_back_at_once(
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+) -> None:
+    """The watchdog, which the lock has kept from looking, finds it already on its way back."""
+    recorder = Recorder()
+
+    @scanner(pipeline="test")
+    def explodes(_state: dict[str, Any]) -> list[Any]:
+        re.match("(a+)+$", "a" * 24 + "b")
+        time.sleep(0.02)  # else it may be the first to go on, and answers
+        return []
+
+    waits = hanging("waits", release)
+    runner = fleet(explodes, waits, policy=bare(timeout=SHORT), listeners=(recorder,))
+    runner.run({})
+    eventually(lambda: recorder.of(LateCompletion) and len(recorder.of(ThreadAbandoned)) == 2)
+    hints = {event.scanner: event.hint for event in recorder.of(ThreadAbandoned)}
+    assert re.fullmatch(r"held the interpreter's lock for [\d.]+s", hints.pop("explodes"))
+    assert hints == {"waits": ""}  # it was as late, and had nothing to do with it
+    (late,) = recorder.of(LateCompletion)
+    assert (late.scanner, late.method, late.abandoned) == ("explodes", "abandoned", True)
+    (returned,) = runner.explain("explodes").returned
+    assert returned.hint.startswith("held the interpreter's lock for ")
+    assert f"    it {returned.hint}; {WAY_OUT}\n" in str(runner.explain("explodes"))
