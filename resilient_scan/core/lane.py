@@ -109,7 +109,7 @@ class LaneSlot(Slot):
         self._lane.watch(self, deadline)
 
     def set_mark(self, instant: float) -> None:
-        """Have the task under way told at an instant."""
+        """Call the task under way (`mark_passed`) at an instant."""
         self._lane.watch_mark(self, instant)
 
     def run(self) -> None:

@@ -27,7 +27,7 @@ class Place(Protocol):
         """Set another deadline for the task under way."""
 
     def set_mark(self, instant: float, /) -> None:
-        """Have the task told (`mark_passed`) at an instant before its deadline; infinite: not any more."""
+        """Call the task (`mark_passed`) at an instant before its deadline; infinite: not any more."""
 
 
 class Task(Protocol):
@@ -250,7 +250,7 @@ class Worker:
         self._look_by(deadline)
 
     def set_mark(self, instant: float) -> None:
-        """Have the task under way told at an instant; on its own thread."""
+        """Call the task under way (`mark_passed`) at an instant; on its own thread."""
         self.mark = instant
         self._look_by(instant)
 

@@ -14,7 +14,7 @@ Linux says in which call a thread is (`/proc/self/task/ID/syscall`). That is rea
 interpreter's lock*. A thread that runs Python code must wait for the lock then, and is seen in a futex; one that is
 seen running computes without it. An ordinary read would release the lock, and each of the two would be seen running.
 
-What cannot be told:
+What it cannot tell:
 
 * Which of several threads held the lock, if more than one has computed for long and waits in no call. None is named.
 * A call that holds the lock for less than `HELD_AFTER` at a time, however often it is made.
