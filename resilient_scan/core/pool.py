@@ -35,7 +35,7 @@ from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.core.task import NEVER, SHUT_DOWN, FutureTask, Hang, Task, Worker
 from resilient_scan.engines.sockets import FIRST_LOOK, LOOK_INTERVAL, MAX_TIME, Release
-from resilient_scan.engines.stuck import LockWatch, in_c_calls
+from resilient_scan.engines.stuck import HELD_AFTER, LockWatch, in_c_calls
 from resilient_scan.layers.timeout import GRACE_PERIOD, Abandoned
 
 _frames_lock = threading.Lock()
@@ -205,10 +205,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             hung = [(one, one.task, one.hang) for one in sorted(self._hung, key=lambda worker: worker.started)]
         if not hung:
             return []
-        in_c = in_c_calls([hang.native_id for _, _, hang in hung if hang is not None])
+        in_c = in_c_calls([hang.native_id for _, _, hang in hung if hang is not None and hang.hint is None])
         now, frames = self._clock.monotonic(), current_frames()
         return [
-            worker.describe(task, now, frames, hang.hint(in_c_call=hang.native_id in in_c))
+            worker.describe(task, now, frames, hang.hint_if(in_c_call=hang.native_id in in_c))
             for worker, task, hang in hung
             if task is not None and hang is not None
         ]
@@ -372,6 +372,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._expire(worker, now)
             if expired:
                 self._replace_hung()
+                if self._lock_watch is not None:
+                    self._lock_watch.note()
             self._go_on_freeing(self._clock.monotonic)
             self._next_look = upcoming = self._upcoming()
             if upcoming > now:
@@ -466,7 +468,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
         It may return in this very moment, and would count as cooperative.
         """
-        if self._lock_watch is None:
+        if self._lock_watch is None or lateness < HELD_AFTER:
             return
         with self._mutex:
             at_work = [

@@ -143,15 +143,17 @@ class Hang:
         release: what tries to free the thread, if anything does, until it is back.
         held: seconds after the deadline for which it has held the interpreter's lock. It did not stop then, whatever it
             has done by the time the watchdog could look.
+        hint: what it did when it was abandoned, if only a process could have been stopped in that, or an empty text;
+            `None`: nobody has looked yet.
     """
 
     __slots__ = (
         "_by_sockets",
         "_decided",
         "_ended_after",
-        "_hint",
         "began",
         "held",
+        "hint",
         "native_id",
         "release",
         "task",
@@ -164,7 +166,7 @@ class Hang:
         self.began = began
         self.native_id = native_id
         self.held = 0.0
-        self._hint = ""
+        self.hint: str | None = None
         self.release: Release | None = None
         self._decided = False
         self._ended_after: float | None = None
@@ -196,19 +198,21 @@ class Hang:
         return self._late(self._ended_after, abandoned=True) if self._decided else None
 
     def _late(self, age: float, *, abandoned: bool) -> Callable[[], None]:
-        hint = self._hint or self.hint(in_c_call=False)
+        hint = self.hint_if(in_c_call=False)
         return partial(self.task.late, LateEnd(self.task.name, self.thread, age, abandoned, self._by_sockets, hint))
 
     def _abandon(self, age: float, ended_after: float | None) -> None:
         """Report that the thread does not come back, or has not in time; on a thread that may wait."""
         native_id = self.native_id
-        self._hint = self.hint(in_c_call=bool(native_id and self.hangs and in_c_calls([native_id])))
-        self.task.abandon(self.thread, age, self._hint)
+        self.hint = self.hint_if(in_c_call=bool(native_id and self.hangs and in_c_calls([native_id])))
+        self.task.abandon(self.thread, age, self.hint)
         if ended_after is not None:
             self._late(ended_after, abandoned=True)()
 
-    def hint(self, *, in_c_call: bool) -> str:
+    def hint_if(self, *, in_c_call: bool) -> str:
         """Say what the thread did, if only a process could have been stopped in that; else nothing."""
+        if self.hint is not None:
+            return self.hint
         if self.held:
             return f"held the interpreter's lock for {in_seconds(self.held)}s"
         return "sat in a C call" if in_c_call else ""

@@ -52,7 +52,11 @@ class LockWatch:
     """What a watchdog makes of its own lateness; for its thread only."""
 
     def __init__(self) -> None:
-        self._waited = 0.0
+        self._waited = 0.0  # for a processor, until a moment that came before the lateness
+
+    def note(self) -> None:
+        """Note that what comes from now on has to do with later deadlines."""
+        self._waited = _waited_for_processor()
 
     def holds(self, thread: int, others: Iterable[int], lateness: float) -> bool:
         """Return whether this thread has held the interpreter's lock, so that the watchdog was late.
@@ -62,10 +66,10 @@ class LockWatch:
             others: the numbers of those that were at work, too.
             lateness: of the watchdog, in seconds.
         """
-        waited = _waited_for_processor()
-        starved, self._waited = waited - self._waited, waited
-        held = lateness - starved
-        if _WAITS is None or held < HELD_AFTER:
+        if _WAITS is None or lateness < HELD_AFTER:
+            return False
+        held = lateness - (_waited_for_processor() - self._waited)
+        if held < HELD_AFTER:
             return False
         # Of a thread's time on a processor, only the total is known: it may have computed before. A machine that is
         # busy may have given it a part of the time only.
