@@ -9,7 +9,7 @@ from typing import Any
 from resilient_scan.engines.forks import end_child, forks
 from resilient_scan.engines.loop import Calls, Coroutines
 from resilient_scan.layers.attempt import AttemptContext, Call
-from resilient_scan.layers.call import keep_valid, maker_of
+from resilient_scan.layers.call import Maker, keep_valid
 from resilient_scan.scanning import ScannerSpec
 
 
@@ -33,7 +33,7 @@ class ThreadEngine:
             ScanCancelled: the time was up while candidates were being yielded.
             BaseException: whatever the scanner raised.
         """
-        make, scan, loops, calls = maker_of(spec.candidate, spec.name), spec.call, self._loops, self._calls
+        make, scan, loops, calls = Maker(spec.candidate, spec.name), spec.call, self._loops, self._calls
 
         def once(context: AttemptContext) -> list[Any]:
             before = forks()

@@ -28,7 +28,7 @@ import msgspec
 
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock
-from resilient_scan.layers.copying import AT_ONCE, MAX_AT_ONCE, ON_WORKER, SHARED, copied, copying_of
+from resilient_scan.layers.copying import AT_ONCE, MAX_AT_ONCE, ON_WORKER, SHARED, copies_of, copying_of
 from resilient_scan.options import Cache
 from resilient_scan.results import ErrorInfo
 
@@ -64,9 +64,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     def copies(self) -> list[Any]:
         """Return the candidates as objects that the caller may change."""
-        if self.copying is SHARED:
-            return list(self.candidates)
-        return [copied(candidate) for candidate in self.candidates]
+        return copies_of(self.candidates, self.copying)
 
 
 class _Entries(cachetools.Cache[Hashable, Entry]):
@@ -260,7 +258,7 @@ class ResultCache(Generic[Flight]):
         ttl, copying, own = self._ttl_empty, SHARED, ()
         if candidates:
             ttl, copying = self._ttl, copying_of(candidates)
-            own = tuple(candidates) if copying is SHARED else tuple([copied(candidate) for candidate in candidates])
+            own = tuple(copies_of(candidates, copying))
         until = now + ttl * (1.0 - self._jitter * self._random())
         entry = Entry(own, now, until, until + self._stale, None, copying)
         displaced: object = None

@@ -22,7 +22,7 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.call import maker_of
+from resilient_scan.layers.call import Maker
 from resilient_scan.scanning import spec_of
 from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
@@ -396,12 +396,12 @@ def test_a_blocking_call_is_handed_to_the_engines_threads(engine: ThreadEngine) 
     ],
 )
 def test_a_mapping_needs_no_more_than_a_ticker(mapping: Any, candidate: Candidate) -> None:
-    assert maker_of(Candidate, "src")(mapping) == candidate
+    assert Maker(Candidate, "src")(mapping) == candidate
 
 
 def test_a_mapping_is_not_changed() -> None:
     mapping = {"ticker": "A", "extras": {"y": 1}, "z": 2}
-    maker_of(Candidate, "src")(mapping)
+    Maker(Candidate, "src")(mapping)
     assert mapping == {"ticker": "A", "extras": {"y": 1}, "z": 2}
 
 
@@ -421,13 +421,13 @@ def test_a_mapping_is_not_changed() -> None:
 )
 def test_what_is_no_candidate_says_why(item: Any, sentence: str) -> None:
     with pytest.raises(InvalidCandidate) as caught:
-        maker_of(Candidate, "src")(item)
+        Maker(Candidate, "src")(item)
     assert str(caught.value) == sentence
 
 
 def test_extras_that_cannot_be_joined_are_invalid() -> None:
     with pytest.raises(InvalidCandidate, match=r"^no Candidate can be made of a mapping: "):
-        maker_of(Candidate, "src")({"ticker": "A", "extras": 5, "price": 1})
+        Maker(Candidate, "src")({"ticker": "A", "extras": 5, "price": 1})
 
 
 # other types
@@ -435,7 +435,7 @@ def test_extras_that_cannot_be_joined_are_invalid() -> None:
 
 @pytest.mark.parametrize("kind", [Struct, Data, Pydantic, Plain])
 def test_another_type_takes_its_own_and_mappings(kind: type) -> None:
-    make = maker_of(kind, "src")
+    make = Maker(kind, "src")
     own: Any = kind("A")
     assert make(own) is own
     made = make(MappingProxyType({"ticker": "B"}) if kind is not Pydantic else {"ticker": "B"})
@@ -447,14 +447,14 @@ def test_another_type_takes_its_own_and_mappings(kind: type) -> None:
 @pytest.mark.parametrize("item", [{}, {"symbol": "A"}, 5, None, AAPL])
 def test_another_type_refuses_what_does_not_fit(kind: type, item: Any) -> None:
     with pytest.raises(InvalidCandidate) as caught:
-        maker_of(kind, "src")(item)
+        Maker(kind, "src")(item)
     assert kind.__name__ in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [Struct, Data])
 def test_types_of_fields_are_checked(kind: type) -> None:
     with pytest.raises(InvalidCandidate, match=r"no .* can be made of a mapping: Expected `float`, got `str`"):
-        maker_of(kind, "src")({"ticker": "A", "score": "high"})
+        Maker(kind, "src")({"ticker": "A", "score": "high"})
 
 
 def test_a_type_that_says_itself_what_is_wrong_is_believed() -> None:
@@ -463,7 +463,7 @@ def test_a_type_that_says_itself_what_is_wrong_is_believed() -> None:
             raise InvalidCandidate("own words")
 
     with pytest.raises(InvalidCandidate, match=r"^own words$"):
-        maker_of(Own, "src")({"ticker": "A"})
+        Maker(Own, "src")({"ticker": "A"})
 
 
 def test_a_scanner_may_have_its_own_type(engine: ThreadEngine) -> None:

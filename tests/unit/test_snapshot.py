@@ -74,6 +74,42 @@ def test_what_is_one_object_in_the_state_is_one_in_a_copy() -> None:
     assert own["a"] is own["b"] is not shared
 
 
+FLAT: dict[str, Any] = {
+    "trade_date": dt.date(2026, 1, 2),
+    "tickers": ["AAPL", "MSFT"],
+    "limits": {"price": 1.5, 3: None},
+    "seen": {"AAPL"},
+    "pair": ("a", 1),
+    "fixed": frozenset({b"x"}),
+}
+
+
+def test_plain_values_are_shared_and_only_what_holds_them_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    tickers = [f"T{number}" for number in range(500)]
+    monkeypatch.setattr("pickle.dumps", lambda *_: pytest.fail("a pickle of 500 tickers costs six bare calls"))
+    snapshot = Snapshot({**FLAT, "tickers": tickers})
+    tickers.append("LATER")
+    first, second = snapshot.copy(), snapshot.copy()
+    assert first == second == {**FLAT, "tickers": tickers[:-1]}
+    assert all(mine is other for mine, other in zip(first["tickers"], tickers, strict=False))
+    for name in ("tickers", "limits", "seen"):
+        assert first[name] is not second[name] is not FLAT[name]
+        first[name].clear()
+    assert snapshot.copy() == second
+
+
+def innermost(value: Any) -> Any:
+    while isinstance(value, list | tuple | dict) and value:
+        value = [*(value.values() if isinstance(value, dict) else value)][-1]
+    return value
+
+
+@pytest.mark.parametrize("value", [[[]], [{}], {"x": []}, ([],), [(1, [])], {1: ([],)}, [Holding("A")], [Odd()]])
+def test_what_is_nested_deeper_is_copied_to_the_bottom(value: Any) -> None:
+    snapshot = Snapshot({"tickers": ["AAPL"], "more": value})
+    assert innermost(snapshot.copy()) is not innermost(snapshot.copy()) is not innermost(value)
+
+
 def test_what_cannot_be_pickled_is_copied_all_the_same() -> None:
     state = {"pick": lambda x: x + 1, "tickers": ["AAPL"]}
     snapshot = Snapshot(state)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_scan import Candidate
-from resilient_scan.layers.copying import AT_ONCE, MAX_AT_ONCE, ON_WORKER, SHARED, copied, copying_of
+from resilient_scan.layers.copying import AT_ONCE, FLAT, MAX_AT_ONCE, ON_WORKER, SHARED, copied, copies_of, copying_of
 
 
 class Colour(StrEnum):
@@ -81,11 +81,16 @@ def one(**extras: Any) -> Candidate:
     return Candidate("A", "one", "", extras=extras)
 
 
-PLAIN = [
+FLAT_EXTRAS = [
     {},
     {"a": 1, "b": "x", "c": None, "d": 1.5, "e": True, "f": b"x", "g": 1j},
     {"day": dt.date(2026, 1, 2), "at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "price": Decimal("1.10")},
-    {"id": UUID(int=1), "time": dt.time(1), "for": dt.timedelta(1), "colour": Colour.RED},
+    {"id": UUID(int=1), "time": dt.time(1), "for": dt.timedelta(1), 3: 4, None: None},
+]
+NESTED = [
+    {"colour": Colour.RED},
+    {"tuple": (1,)},
+    {"list": []},
     {"rows": [{"d": [1, [2]]}, (1, [2], {"x": ()})], "set": {1, "x"}, "more": frozenset({2}), 3: {4: 5}},
 ]
 FOREIGN = [
@@ -103,7 +108,22 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("extras", PLAIN)
+PLAIN = [*FLAT_EXTRAS, *NESTED]
+
+
+@pytest.mark.parametrize("extras", FLAT_EXTRAS)
+def test_of_candidates_with_plain_extras_only_the_dict_of_the_extras_is_copied(extras: dict[Any, Any]) -> None:
+    candidates = (one(), Candidate("A", "one", "", "high", "s", extras))
+    assert copying_of(candidates) == FLAT
+    made = copies_of(candidates, FLAT)
+    assert made == list(candidates)
+    assert made[1].extras is not extras
+    assert all(mine is other for mine, other in zip(made[1].extras.values(), extras.values(), strict=True))
+    made[1].extras["more"] = 1
+    assert "more" not in copies_of(candidates, FLAT)[1].extras
+
+
+@pytest.mark.parametrize("extras", NESTED)
 def test_a_few_candidates_of_plain_values_are_copied_at_once(extras: dict[Any, Any]) -> None:
     assert copying_of([one(), Candidate("A", "one", "", extras=extras)]) == AT_ONCE
 
@@ -116,8 +136,10 @@ def test_what_may_run_foreign_code_is_copied_on_a_worker(extras: dict[Any, Any])
 @pytest.mark.parametrize(
     ("candidates", "copying"),
     [
-        ([], AT_ONCE),
-        ([one()] * MAX_AT_ONCE, AT_ONCE),
+        ([], FLAT),
+        ([one()] * MAX_AT_ONCE, FLAT),
+        ([one(**{str(n): n for n in range(MAX_AT_ONCE - 1)})], FLAT),
+        ([one(**{str(n): n for n in range(MAX_AT_ONCE)})], ON_WORKER),
         ([one()] * (MAX_AT_ONCE + 1), ON_WORKER),
         ([one(x=list(range(MAX_AT_ONCE - 2)))], AT_ONCE),
         ([one(x=list(range(MAX_AT_ONCE - 1)))], ON_WORKER),
