@@ -283,9 +283,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             started = self._clock.monotonic()
             deadline = task.start(started, worker)
             if deadline is not None:
-                worker.task = task
                 worker.started = started
-                worker.deadline = deadline
+                worker.deadline = deadline  # before the task, or that would have the last one's for a moment
+                worker.task = task
                 if deadline < self._next_look:  # `look_by`, without the call
                     self._wake.set()
                 try:
@@ -302,8 +302,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     def _finish(self, worker: Worker, task: Task) -> bool:
         """Note that a worker is through with its task; `False`: it was replaced, and its thread ends."""
         with self._mutex:
-            worker.deadline = NEVER
-            worker.task = None
+            worker.task = None  # the deadline stays, see `_upcoming`
             if not worker.expired:
                 self._unfinished -= 1
                 return True
@@ -375,7 +374,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 if self._lock_watch is not None:
                     self._lock_watch.note()
             self._go_on_freeing(self._clock.monotonic)
-            self._next_look = upcoming = self._upcoming()
+            self._next_look = upcoming = self._upcoming(now)
             if upcoming > now:
                 self._clock.wait(upcoming, self._wake)
 
@@ -416,13 +415,22 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     def _past_deadline(self, now: float) -> list[Worker]:
         with self._mutex:
-            return [worker for worker in self._workers if worker.deadline <= now and not worker.expired]
+            return [w for w in self._workers if w.task is not None and w.deadline <= now and not w.expired]
 
-    def _upcoming(self) -> float:
+    def _upcoming(self, now: float) -> float:
+        """Return when to look next.
+
+        The last deadline of an idle worker counts, until it has passed. Most runs are short, and nothing is under way
+        when the watchdog comes to look. If it then slept until it is woken, each run's first task would wake it again:
+        two more switches of threads, for a run of one scanner as many as all else takes. So it sleeps until a deadline
+        that was met, and the deadlines of the next runs are later than that.
+        """
         with self._mutex:
-            at_work = [worker for worker in self._workers if not worker.expired]
-            deadlines = [instant for worker in at_work for instant in (worker.deadline, worker.next_mark)]
-            return min([NEVER, *deadlines, *(entries[0][0] for entries in (self._timers, self._releases) if entries)])
+            looked_at = [w for w in self._workers if (w.task is not None or w.deadline > now) and not w.expired]
+            deadlines = [w.deadline for w in looked_at]
+            marks = [w.next_mark for w in looked_at if w.task is not None]  # an idle worker's concerns nobody
+            entries = [entries[0][0] for entries in (self._timers, self._releases) if entries]
+            return min([*deadlines, *marks, *entries], default=NEVER)
 
     def _call_timers(self, now: float) -> None:
         while True:

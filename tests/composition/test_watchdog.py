@@ -17,6 +17,7 @@ from resilient_scan.core.execution import Execution
 from resilient_scan.core.pool import FutureTask, ThreadPool
 from resilient_scan.events import DeadlineActedOn, ScanEnded, ThreadAbandoned
 from resilient_scan.testing import FakeClock, Recorder, hanging, healthy
+from tests.support.clocks import WatchedClock
 from tests.support.fixtures import Eventually
 
 
@@ -390,3 +391,17 @@ def test_a_run_cuts_off_a_scanner_that_has_overwritten_its_context(release: thre
     with ScanRunner([overwrites, healthy("sound")], listeners=()) as runner:
         report = runner.run(deadline=0.3)
     assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]
+
+
+def test_a_short_run_wakes_no_watchdog(eventually: Eventually) -> None:
+    clock = WatchedClock("resilient-scan-watchdog")
+    with ScanRunner([healthy("one", cache=None, timeout=Timeout(total=30))], clock=clock) as runner:
+        runner.run()
+        runner._fleet.pool.look_by(0.0)  # it looks, as it may at any time, when nothing is under way
+        eventually(lambda: clock.rests(within=30))
+        resting = clock._wait
+        for _ in range(3):
+            assert runner.run(deadline=60).complete
+        assert clock._wait is resting
+        clock.advance(30)
+        eventually(lambda: clock.rests() and not clock.rests(within=1e9), "there is no deadline any more")
