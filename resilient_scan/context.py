@@ -128,6 +128,7 @@ class ScanContext:
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
+    attempt: int = 0
     run_id: str = ""  # of the run for which the execution was begun
     deadline: float = NEVER
     cut_at: float = NEVER  # the run's own deadline, where nobody else can use the answer
@@ -167,7 +168,6 @@ class ScanContext:
         self._own = own
         self._clock = own.clock
         self._snapshot = snapshot
-        self.attempt = 0
         self._logs: list[dict[str, Any]] = []
         self._wakes: list[Wakeable] = []
 

@@ -120,7 +120,7 @@ class Execution:
         self.waiters: list[Waiter] = [waiter]
         self.began: float = NEVER
         self.ended: bool = False
-        self.variables: contextvars.Context = contextvars.copy_context()
+        self.variables: contextvars.Context = waiter.run.variables.copy()
 
     @property
     def name(self) -> str:
@@ -255,8 +255,18 @@ class Execution:
         if stack.has_alarms:
             context.alarm, context.mark = place.alarm, place.set_mark
         with stack.lock:
-            if not self.ended and self._begin(now):
-                return context.deadline
+            if not self.ended:
+                if self.began != NEVER:  # a successor: the time runs since the first attempt
+                    self._running = True
+                    return context.deadline
+                for waiter in self.waiters:
+                    if now < waiter.run.deadline:
+                        self.began = now
+                        if self._key is None:
+                            context.limit(now + stack.total, waiter.run.deadline)
+                        else:  # others can use the answer after the run's end
+                            context.deadline = context.ends = now + stack.total
+                        return context.deadline
             late = () if self.ended else self.waiters
             self.ended = True
         self._return_permit()
@@ -265,22 +275,6 @@ class Execution:
         for waiter in late:
             waiter.end_skipped()
         return None
-
-    def _begin(self, now: float) -> bool:
-        """Set the deadline; `False`: the runs of all waiters have ended. Under the lock."""
-        if self.began != NEVER:  # a successor: the time runs since the first attempt
-            self._running = True
-            return True
-        for waiter in self.waiters:
-            if now < waiter.run.deadline:
-                self.began = now
-                context = self.context
-                if self._key is None:
-                    context.limit(now + self.stack.total, waiter.run.deadline)
-                else:  # others can use the answer after the run's end
-                    context.deadline = context.ends = now + self.stack.total
-                return True
-        return False
 
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
@@ -297,16 +291,15 @@ class Execution:
             self.variables.run(self._work)
 
     def _work(self) -> None:
-        mark_work(self.stack.pool)  # in a context of its own
         try:
+            stack, context = self.stack, self.context
             try:
                 if self.pending_events:
-                    self.stack.bus.send_all(self._take_pending_events())
-                stack = self.stack
+                    stack.bus.send_all(self._take_pending_events())
                 if stack.hung.count:
-                    stack.hung.admit(self.context)
-                found = stack.lane_call(self.context) if self._on_lane else stack.call(self.context)
-                if self.context.incomplete:  # what a shut connection gives looks like an answer, and may be half of one
+                    stack.hung.admit(context)
+                found = stack.lane_call(context) if self._on_lane else stack.call(context)
+                if context.incomplete:  # what a shut connection gives looks like an answer, and may be half of one
                     raise ScanTimeout("a connection was shut down after the timeout")
             except BaseException as failure:
                 self._fail(failure)
@@ -352,7 +345,7 @@ class Execution:
         """Hand the answer over; an answer that comes after the end still fills the cache."""
         self.through, self._late_kind = True, SUCCESS
         stack, context = self.stack, self.context
-        context.drop_state()
+        logs = context.drop_state()
         doubt = context.doubted or stack.doubt(len(found), context.dropped)
         entry = self._cache_answer(found, doubt is None) if self._key is not None else None
         waiters = self._end()
@@ -390,7 +383,7 @@ class Execution:
                 None,
                 False,
                 context.dropped,
-                context.tool_logs(),
+                logs,
                 self.began + waiter.run.epoch,
                 doubt,
             )

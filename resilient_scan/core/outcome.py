@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -48,6 +49,8 @@ class WaitingRun(Protocol):
         epoch: what added to a monotonic instant gives epoch seconds.
         open: the scans that have begun and have no result yet; for its thread only.
         outbox: where its thread looks for what has ended.
+        ready: executions that its thread is about to hand to the pool, all at a time; for its thread only.
+        variables: the context variables of its thread, for copies that its executions run in.
     """
 
     run_id: str
@@ -57,6 +60,8 @@ class WaitingRun(Protocol):
     epoch: float
     open: set[Any]
     outbox: SimpleQueue[Any]
+    ready: list[Any]
+    variables: Context
 
 
 class Waiter(Protocol):

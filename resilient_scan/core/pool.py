@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -136,7 +136,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 guarded(report, "a hung thread could not be reported")
 
     def execute(self, task: Task) -> None:
-        """Queue a task.
+        """Queue a task; see `execute_all`."""
+        self.execute_all((task,))
+
+    def execute_all(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks, all of them or none.
 
         Raises:
             RuntimeError: the pool is shut down, or not even one thread can be started.
@@ -147,17 +151,18 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if self._watchdog is None and self._workers:
                 _log.error("the watchdog of the thread pool had ended; a new one is started")
                 self._start_watchdog()
-            self._unfinished += 1
+            self._unfinished += len(tasks)
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
-                if len(self._workers) < min(self._most, self._unfinished):
+                if len(self._workers) < self._most and len(self._workers) < self._unfinished:
                     self._start_workers()
                 if not self._workers:
-                    self._unfinished -= 1
+                    self._unfinished -= len(tasks)
                     raise RuntimeError("no thread can be started on this machine just now")
-                self._queue.put(task)
+                any(map(self._queue.put, tasks))  # one step in C, so an interrupt does not come between two of them
         if stuck:
-            self._refuse(task)
+            for task in tasks:
+                self._refuse(task)
 
     def at(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:
         """Call `call` (quick, it must not raise) on the watchdog's thread at `instant`; return what takes it back."""
@@ -273,12 +278,17 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         worker.thread.start()
         self._workers.add(worker)
 
-    def _work(self, worker: Worker) -> None:
+    def _enter(self, worker: Worker) -> bool:
+        """See to it that a worker is timed out: an interrupt may have kept its starter from adding it."""
         with self._mutex:
-            if worker not in self._workers:  # an interrupt kept its starter from adding it: nobody would time it out
-                if self._closed:
-                    return
-                self._workers.add(worker)
+            if worker not in self._workers and self._closed:
+                return False
+            self._workers.add(worker)
+        return True
+
+    def _work(self, worker: Worker) -> None:
+        if not self._enter(worker):
+            return
         while (task := self._queue.get()) is not None:
             started = self._clock.monotonic()
             deadline = task.start(started, worker)

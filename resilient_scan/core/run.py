@@ -14,6 +14,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
@@ -23,6 +24,7 @@ import msgspec
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
+from resilient_scan.core.execution import Execution, mark_work
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, without_work
 from resilient_scan.core.stack import Stack
@@ -36,6 +38,7 @@ from resilient_scan.stores.health import WaitBudget
 # Seconds that a run's thread waits for a message at a time. On Python 3.11 a Ctrl-C that arrives just before an untimed
 # wait for a lock does not interrupt it; with a limit, the next round sees it.
 POLL_INTERVAL = 0.25
+BATCH = 16  # executions that are handed to the pool at a time, at most: 100 µs after the first of them was made
 FLUSH_TIMEOUT = 0.25  # seconds after the deadline for which a run waits for its listeners
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 
@@ -70,6 +73,7 @@ class Run:
         self.has_ended: bool = False
         self._announced = False
         self.open: set[Scan] = set()
+        self.ready: list[Execution] = []
         self._queued = 0  # how many of them hold a place in the window
         self._undecided: dict[str, Scan] = {}  # by name, those that have failed by what may be this machine's fault
         self._decisions = -1  # about such failures, when it last looked
@@ -79,6 +83,7 @@ class Run:
         self._unread: list[ScanResult] | None = None  # results that nobody has read yet; None: nobody will
         self._report: RunReport | None = None
         self._sending: tuple[Channel, Delivery] | None = None  # the event that is being sent, or was sent last
+        self.variables: Context = copy_context()
         self._last: tuple[Stack, ScanResult, str, tuple[Step, ...], bool] | None = None  # what ended last
 
     def start(self, fleet: Fleet, names: tuple[str, ...], *, concurrent: bool) -> None:
@@ -114,25 +119,35 @@ class Run:
         """Go through the run; yield the results as they come, if `read`.
 
         At most `window` scans are open at a time. A large fleet's scans begin as others end, so that their objects are
-        few and short-lived: the garbage collector then has next to nothing to look at.
+        few and short-lived: the garbage collector then has next to nothing to look at. What has ended meanwhile is
+        taken before more begin, and those are handed over together.
         """
+        outbox = self.outbox
         self.fleet.faults.runs.add(self)
         self.fleet.refresh()
         self._announce()
+        self._take_variables()
         self._unread = [] if read else None
         with self._timer():
             for stack in stacks:
                 if not self._concurrent:
                     self.since = self._clock.monotonic()
                 self._begin(stack)
-                while self._queued >= window:
+                while self._queued >= window or (not read and outbox.qsize()):
                     self._receive()
                 if self._unread:
                     yield from self._read()
+                    self._take_variables()  # the reader may have changed them
             while self.open:
                 self._receive()
                 if self._unread:
                     yield from self._read()
+                    self._take_variables()  # the reader may have changed them
+
+    def _take_variables(self) -> None:
+        """Take the context variables that executions run in: those of this thread, with a mark, once for all."""
+        self.variables = copy_context()
+        self.variables.run(mark_work, self.fleet.pool)
 
     def _announce(self) -> None:
         if self._announced:
@@ -162,6 +177,8 @@ class Run:
             forget()
 
     def _read(self) -> Sequence[ScanResult]:
+        if self.ready:  # the reader may take its time
+            self._hand_over()
         unread, self._unread = self._unread or (), []
         return unread
 
@@ -170,17 +187,41 @@ class Run:
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
             self._skip(stack)
             return
+        if self.ready and not stack.in_batches:
+            self._hand_over()  # what is first in order starts first
         started = begin(stack, self)
         if isinstance(started, Scan):
             self._queued += started.queued
+            if len(self.ready) >= BATCH:
+                self._hand_over()
         else:
+            if self.ready:  # a listener may take its time
+                self._hand_over()
             self._finish(stack, *started)
+
+    def _hand_over(self) -> None:
+        """Hand to the pool what is ready: before this thread waits, or does anything that may take its time.
+
+        Each execution by itself would take the pool's lock and look at its workers once more. Where an interrupt comes
+        first, `wind_up` does this: others may have joined the executions by then, and wait for them.
+        """
+        ready, self.ready = self.ready, []
+        try:
+            self.fleet.pool.execute_all(ready)
+        except RuntimeError as error:  # shut down, or the machine has no thread to give
+            for execution in ready:
+                execution.refuse(str(error))
 
     def _receive(self) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
-            message = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
+            if outbox.qsize():
+                message = outbox.get_nowait()
+            else:
+                if self.ready:
+                    self._hand_over()
+                message = outbox.get(True, POLL_INTERVAL)
         except Empty:
             self._decide()  # what an attempt failed by may wait, too, although its scan goes on
             return False
@@ -197,9 +238,10 @@ class Run:
 
     def _take(self, scan: Scan) -> None:
         """Take over what another thread has brought for a scan, if it has: events, and its answer."""
-        self._send_news(scan)
-        events, scan.events = scan.events, ()
-        if events:
+        if scan.news:
+            self._send_news(scan)
+        if scan.events:
+            events, scan.events = scan.events, ()
             scan.stack.send_stored(events, self.run_id)
         if scan not in self.open:
             return
@@ -315,6 +357,8 @@ class Run:
         """Give every scan a result, whichever way the run ended, and then end the run."""
         self._catch_up()
         self._announce()
+        if self.ready:
+            self._hand_over()
         if self.open:
             self._end_open()
         if len(self.results) < len(self._names):  # cancelled before their turn
@@ -354,11 +398,15 @@ class Run:
             duration = self._clock.monotonic() - self._began
             results = results_in_order(self._names, self.results)
             report = RunReport(self.run_id, results, self.started_at, duration, self._demo)
-            event = RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time())
-            logs = self._caller_logs if isinstance(self._caller_logs, list) else []
-            adding = map(logs.extend, [report.tool_logs])  # one step in C, as in `Channel`
-            channel = fleet.bus.channel(RunEnded)
-            self._report, self._adding, self._sending = report, adding, (channel, channel.begin(event))
+            extend = self._caller_logs.extend if isinstance(self._caller_logs, list) else None
+            adding = (
+                map(extend, [report.tool_logs]) if extend is not None else iter(())
+            )  # one step in C, as in `Channel`
+            channel, sending = fleet.bus.channel(RunEnded), None
+            if channel.listeners:
+                event = RunEnded(self.run_id, duration, report.counts, report.complete, self._clock.time())
+                sending = channel, channel.begin(event)
+            self._report, self._adding, self._sending = report, adding, sending
         for _ in self._adding:
             pass
         self._send()

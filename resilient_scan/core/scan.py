@@ -201,30 +201,39 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
     cache is asked again, and most likely has the answer.
     """
     mine = Execution(scan.stack, scan, key)
-    mine.passes_over_stored = scan.asked_again
+    if scan.asked_again:
+        mine.passes_over_stored = True
     scan.cache, scan.key = MISS, key
     scan.wait_for(mine)
     while True:
         leader = cache.lead(key, mine)
+        if leader is mine:
+            _lead(scan, mine)
+            return None
         if isinstance(leader, Entry):
             scan.run.open.discard(scan)
             return leader
-        if leader is not mine and leader.join(scan):
+        if leader.join(scan):
             scan.cache, scan.queued = SHARED, False
             return None
-        if leader is mine or cache.hand_on(key, leader, mine):
+        if cache.hand_on(key, leader, mine):
             _lead(scan, mine)
             return None
 
 
 def _lead(scan: Scan, execution: Execution) -> None:
-    """Let a scan's own execution go, once no other process works on the same key."""
+    """Let a scan's own execution go, once no other process works on the same key.
+
+    Where nothing in the begin of a scan can wait, the run's thread hands over several executions in one step.
+    """
     scan.leads = True
     scan.queued = scan.stack.in_window
     leases, key = scan.stack.leases, scan.key
     if leases is not None and key is not None and leases.request(scan.stack.address(key), execution):
         return  # the lease keeper lets it go
-    if scan.stack.provider is None:
+    if scan.stack.in_batches:
+        scan.run.ready.append(execution)
+    elif scan.stack.provider is None:
         execution.queue()
     else:
         execution.go()

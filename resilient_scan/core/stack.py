@@ -172,6 +172,7 @@ class Stack:
         "has_alarms",
         "hung",
         "hung_copies",
+        "in_batches",
         "in_window",
         "lane",
         "lane_call",
@@ -205,6 +206,7 @@ class Stack:
     lane: Lane | None
     provider: Provider | None
     in_window: bool
+    in_batches: bool
     doubt: Callable[[int, int], str | None]
     call: Call
     lane_call: Call
@@ -233,7 +235,7 @@ class Stack:
         self._answers = _answer_store(spec, config, shared)
         self.leases: LeaseKeeper | None = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
-        self.in_window = not config.concurrent or (self.provider is None and self.lane is None)
+        self._place()
         store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
         self.breaker: CircuitBreaker | None = (
             CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
@@ -315,7 +317,7 @@ class Stack:
             return
         with _folding:
             self.provider = provider
-            self.in_window = not self._config.concurrent or (provider is None and self.lane is None)
+            self._place()
             self._refold()
 
     @property
@@ -326,7 +328,17 @@ class Stack:
     def leave_lane(self) -> None:
         """Run on workers from now on: it blocks the loop that it shares with others."""
         self.lane = None
-        self.in_window = not self._config.concurrent or self.provider is None
+        self._place()
+
+    def _place(self) -> None:
+        """Note where its executions wait, and whether they can be handed to the pool in groups.
+
+        They wait for a worker, unless a provider or the lane's loop has its own queue. A store may make the begin of
+        the next one wait, and the group with it.
+        """
+        straight = self.provider is None and self.lane is None
+        self.in_window = straight or not self._config.concurrent
+        self.in_batches = straight and not self.stored
 
     def _fold(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""

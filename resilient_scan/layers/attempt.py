@@ -78,7 +78,8 @@ class AttemptContext(ScanContext):
     def at(cls, own: ScannerContext, snapshot: Snapshot) -> AttemptContext:
         """Make the context of an execution without the constructor's work: one is made for every cache miss."""
         self = cls.__new__(cls)
-        self._set(own, snapshot)
+        self._own, self._clock, self._snapshot = own, own.clock, snapshot  # `_set`, without two calls
+        self._logs, self._wakes, self.found = [], [], []
         return self
 
     def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
@@ -179,15 +180,17 @@ class AttemptContext(ScanContext):
         """Return a value of the state, as the scanner has it; `None` if there is none."""
         return (self._state or {}).get(name)
 
-    def drop_state(self) -> None:
-        """Let go of the scanner's copy of the state, on its own thread and while its time runs.
+    def drop_state(self) -> list[dict[str, Any]]:
+        """Let go of the scanner's copy of the state, on its own thread and while its time runs; return the tool logs.
 
         Else the run's thread would drop the last reference to what the scanner put there, and run its `__del__`: one
         that hangs would hang the run.
         """
+        logs = self.tool_logs()
         if self._state is not None:
-            self._all_logs = self.tool_logs()
+            self._all_logs = logs
             self._state = self._judged = None
+        return logs
 
     def postpone(self, seconds: float) -> None:
         """Move its own deadlines by `seconds`; the run's deadline stays where it is."""

@@ -107,6 +107,7 @@ class ResultCache(Generic[Flight]):
         "_jitter",
         "_latest",
         "_lock",
+        "_maxsize",
         "_monotonic",
         "_on_landed",
         "_random",
@@ -136,6 +137,7 @@ class ResultCache(Generic[Flight]):
         self._ttl, self._ttl_error, self._jitter = options.ttl, options.ttl_error, options.jitter
         self._ttl_empty = options.ttl if options.ttl_empty is None else options.ttl_empty
         self._stale = options.stale_if_error
+        self._maxsize = options.maxsize
         self._warned = False
         self._forgotten = 0  # how often all answers have been dropped
         self._lock = lock or threading.Lock()
@@ -357,8 +359,11 @@ class ResultCache(Generic[Flight]):
         What is returned must be let go after the lock. It is what had to make room, perhaps the last reference to a
         candidate. Its `__del__` is foreign code: one that hung under the lock would hang the watchdog, too.
         """
-        entries = self._entries
-        displaced = self._latest, entries.pop(key, None), None if len(entries) < entries.maxsize else entries.popitem()
+        entries, displaced = self._entries, [self._latest]
+        if key in entries:
+            displaced.append((key, entries.pop(key)))
+        elif len(entries) >= self._maxsize:
+            displaced.append(entries.popitem())
         entries[key] = entry
         self._latest = (key, entry)
         return displaced

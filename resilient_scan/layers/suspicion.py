@@ -75,9 +75,10 @@ class Baseline:
             dropped: the number that were dropped from it as invalid.
         """
         if dropped or found < self._fewest:
-            reason = self._reason(found, dropped)
-            if reason is not None:
-                return reason
+            if found or dropped or self._answers >= MIN_HISTORY or self._empty_ok is not None:
+                reason = self._reason(found, dropped)  # the first empty answers give none, see `_reason_for_empty`
+                if reason is not None:
+                    return reason
             if not found:
                 self._in_a_row = min(self._in_a_row + 1, MEMORY)
                 return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from typing import Any
@@ -22,9 +23,11 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
+from resilient_scan.core import run
 from resilient_scan.events import ScannerStateChanged
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, healthy, polite
+from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
 
@@ -436,3 +439,71 @@ def test_a_scanner_may_run_another_runner_and_a_stream_may_be_read_while_its_rea
         for result in runner.stream({"run": 1}):
             assert runner.run({"run": 2}).complete
             assert result.status is Status.COMPLETED
+
+
+def test_a_reader_who_takes_long_keeps_nobody_from_running(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Executions are handed over in groups: the last of them must not wait for the reader of the first result."""
+    ran: list[str] = []
+    begin = run.begin
+
+    def late(stack: Any, of: Any) -> Any:
+        if stack.name == "s19":
+            eventually(of.outbox.qsize, "one has ended while the others begin")
+        return begin(stack, of)
+
+    monkeypatch.setattr(run, "begin", late)
+    fleet = [scanner(name=f"s{n}", pipeline="p")(lambda _state, n=n: ran.append(f"s{n}") or []) for n in range(20)]
+    with ScanRunner(fleet, listeners=()) as runner:
+        for _ in runner.stream({}):
+            eventually(lambda: len(ran) == 20, "all have run")
+
+
+def test_a_group_that_was_not_handed_over_is_when_its_run_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, background: Background
+) -> None:
+    """A scan of another run may have joined one of its executions, and waits for that."""
+    begun, joined = threading.Event(), threading.Event()
+    begin = run.begin
+
+    def interrupted(stack: Any, of: Any) -> Any:
+        started = begin(stack, of)
+        if stack.name == "other":
+            begun.set()
+            joined.wait(WAIT_TIMEOUT)
+            raise KeyboardInterrupt
+        if begun.is_set():
+            joined.set()
+        return started
+
+    monkeypatch.setattr(run, "begin", interrupted)
+    with ScanRunner([healthy("shared"), healthy("other")], listeners=()) as runner:
+        first = background(runner.run, {})
+        assert begun.wait(WAIT_TIMEOUT)
+        second = background(runner.run, {}, only=["shared"])
+        assert second.result(WAIT_TIMEOUT).results["shared"].status in {Status.CACHED, Status.COMPLETED}
+        with pytest.raises(KeyboardInterrupt):
+            first.result(WAIT_TIMEOUT)
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_scanners_see_the_context_variables_as_they_are_when_they_begin(concurrent: bool, fleet: Fleet) -> None:
+    ticket: contextvars.ContextVar[str] = contextvars.ContextVar("ticket", default="none")
+    seen: dict[str, str] = {}
+
+    def make(name: str) -> Any:
+        @scanner(name=name, pipeline="test")
+        def scan(_state: dict[str, Any]) -> list[Any]:
+            seen[name] = ticket.get()
+            ticket.set("a scanner's")
+            return []
+
+        return scan
+
+    ticket.set("first")
+    for result in fleet(make("a"), make("b"), concurrent=concurrent, order="given").stream({}):
+        if result.scanner == "a":
+            ticket.set("second")
+    assert seen == {"a": "first", "b": "first" if concurrent else "second"}
+    assert ticket.get() == "second"
