@@ -436,7 +436,15 @@ class ScanContext:
 
     def watched(self, wake: Wakeable) -> AbstractContextManager[None]:
         """Let every cancel and poke set `wake` while this context is entered."""
-        return _Watched(self._wakes, wake)
+        return _Watched(self, wake)
+
+    def watch(self, wake: Wakeable) -> None:
+        """Let every cancel and poke set `wake`, until `unwatch`."""
+        self._wakes.append(wake)
+
+    def unwatch(self, wake: Wakeable) -> None:
+        """Take `watch` back."""
+        self._wakes.remove(wake)
 
     def poke(self) -> None:
         """Wake whatever waits in this scan, without ending it."""
@@ -450,19 +458,19 @@ class ScanContext:
 
 
 class _Watched:
-    """Keeps a wake in a list; an object of its own, and not a generator with its four."""
+    """An object of its own, and not a generator with its four."""
 
-    __slots__ = ("_wake", "_wakes")
+    __slots__ = ("_context", "_wake")
 
-    def __init__(self, wakes: list[Wakeable], wake: Wakeable) -> None:
-        self._wakes = wakes
+    def __init__(self, context: ScanContext, wake: Wakeable) -> None:
+        self._context = context
         self._wake = wake
 
     def __enter__(self) -> None:
-        self._wakes.append(self._wake)
+        self._context.watch(self._wake)
 
     def __exit__(self, *_raised: object) -> None:
-        self._wakes.remove(self._wake)
+        self._context.unwatch(self._wake)
 
 
 def fan_out(

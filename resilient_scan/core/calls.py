@@ -61,7 +61,7 @@ class BlockingCalls:
         self.send = send
         self._lock = threading.Lock()
         self._active = 0  # calls that the pool has, without those that hang
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Call] | None = None  # made for the first that waits: most scanners make no calls
 
     def admit(self, context: AttemptContext) -> None:
         """Let an attempt pass, before its coroutine runs.
@@ -83,6 +83,7 @@ class BlockingCalls:
         task = _Call(self, call, context)
         with self._lock:
             if self._active >= MAX_CALLS:
+                self._waiting = self._waiting or deque()
                 self._waiting.append(task)
                 return task.future
             self._active += 1
@@ -101,9 +102,8 @@ class BlockingCalls:
     def take_waiting(self) -> list[_Call]:
         """Take out all calls that wait for their turn."""
         with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        return waiting
+            waiting, self._waiting = self._waiting, None
+        return list(waiting or ())
 
     def _execute(self, task: _Call) -> None:
         try:

@@ -112,7 +112,7 @@ class LaneSlot(Slot):
         """Call the task under way (`mark_passed`) at an instant."""
         self._lane.watch_mark(self, instant)
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """Do the work, in a greenlet."""
         try:
             self.task.run()
@@ -287,7 +287,7 @@ class Lane:
             self.finish(slot)
             return
         self.watch(slot, deadline)
-        work = GreenletCoroutine(slot.run, loop, slot, task.variables)
+        work = GreenletCoroutine(slot, loop, slot, task.variables)
         slot.handle = handle = SlotTask(work, loop=loop, name=slot.name, context=loop.variables)
         handle.slot = slot
 

@@ -84,6 +84,9 @@ class SharedLoopClock(SystemClock):
     event: Callable[[], Wake] = staticmethod(SharedEvent)
 
 
+_LOOP_CLOCK = SharedLoopClock()
+
+
 class Flight(msgspec.Struct, frozen=True, gc=False):
     """What the flight recorder keeps of a scan.
 
@@ -217,7 +220,7 @@ class Stack:
         in_process = shared.children is not None and spec.isolation == "process"
         self.lane = self._lane = shared.lane if spec.is_async and not in_process else None
         if self.lane is not None:
-            clock = SharedLoopClock()
+            clock = _LOOP_CLOCK
             shared = msgspec.structs.replace(shared, store=None if shared.store is None else OffLoop(shared.store))
         self.spec, self.name, self.pipeline = spec, name, spec.pipeline
         self._config = config
@@ -303,10 +306,19 @@ class Stack:
             self._refold()
 
     def _refold(self) -> None:
-        self.call = self._fold(self.engine.attempt(self.spec))
-        if self.lane is not None:
+        if self.lane is None:
+            self.call = self._fold(self.engine.attempt(self.spec))
+        else:
             self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls).attempt(self.spec))
+            self.call = self._call_later
         self.send_execution = self.bus.sender(ExecutionEnded)
+
+    def _call_later(self, context: AttemptContext) -> list[Any]:
+        """Fold the call for workers when the first scan takes one: most scanners of the lane never leave it."""
+        with _folding:
+            if self.call == self._call_later:
+                self.call = self._fold(self.engine.attempt(self.spec))
+        return self.call(context)
 
     def learn_provider(self, provider: Provider | None) -> None:
         """Take over the one host that the scanner calls as its provider, or let go of it: there are several.

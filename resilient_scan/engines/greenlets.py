@@ -151,12 +151,12 @@ def pause() -> None:
 
 def drive(coroutine: Any) -> Any:
     """Run a coroutine to its end in the current greenlet; return or raise its result."""
-    leave = _loop().switch
+    loop = _loop()
     try:
         yielded = coroutine.send(None)
         while True:
             try:
-                leave(yielded)
+                loop.switch(yielded)
             except BaseException as error:  # a cancel, mostly
                 yielded = coroutine.throw(error)
             else:

@@ -476,15 +476,16 @@ class OnSharedLoop:
         slot: Slot = loop.stepping
         _slot.set(slot)
         slot.begin(context, calls)
+        context.watch(slot)
         try:
-            with context.watched(slot):
-                slot.set()  # it may have been cancelled before anybody watched
-                slot.work = work = answer if type(answer) is CoroutineType else collect(answer, make, context)
-                return drive(work)
+            slot.set()  # it may have been cancelled before anybody watched
+            slot.work = work = answer if type(answer) is CoroutineType else collect(answer, make, context)
+            return drive(work)
         except asyncio.CancelledError:
             context.check()
             raise
         finally:
+            context.unwatch(slot)
             slot.end()
 
 

@@ -14,6 +14,7 @@ from resilient_scan.results import short
 from resilient_scan.scanning import Candidate
 
 _FINITE = frozenset({list, tuple, set, frozenset})
+_CANDIDATE: frozenset[type] = frozenset({Candidate})
 _FIELDS = frozenset(Candidate.__struct_fields__)
 
 
@@ -54,14 +55,12 @@ class Maker:
         passes: the type of which items need not be looked at.
     """
 
-    __slots__ = ("_convert", "_kind", "passes")
+    __slots__ = ("_convert", "_kind", "_source", "passes")
 
     def __init__(self, kind: type, source: str) -> None:
-        self._kind = kind
-        self._convert: Callable[[Any], Any] = (
-            (lambda mapping: _candidate(mapping, source)) if kind is Candidate else _converter(kind)
-        )
-        self.passes: frozenset[type] = frozenset({kind})
+        self._kind, self._source = kind, source
+        self._convert = None if kind is Candidate else _converter(kind)
+        self.passes: frozenset[type] = _CANDIDATE if kind is Candidate else frozenset({kind})
 
     def __call__(self, item: Any) -> Any:
         """Return the candidate."""
@@ -71,7 +70,7 @@ class Maker:
         if not isinstance(item, Mapping):
             raise InvalidCandidate(f"a {kind.__name__} or a mapping was expected, got {_seen(item)}")
         try:
-            return self._convert(item)
+            return _candidate(item, self._source) if self._convert is None else self._convert(item)
         except InvalidCandidate:
             raise
         except Exception as error:  # the candidate's class is foreign code

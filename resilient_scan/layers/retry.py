@@ -14,6 +14,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -109,23 +110,58 @@ def retrying(
     Raises (when called):
         BaseException: the scanner's own, from the last attempt; `Rejected` only if no attempt was made at all.
     """
-    judge = _Judge(options, random, may_retry, budget, on_exhausted)
+    return _Attempts(options, call, random, may_retry, budget, on_exhausted).make
 
-    def attempts(context: AttemptContext) -> list[Any]:
+
+@lru_cache(maxsize=256)
+def _rules_of(options: Retry, random: Random) -> Retrying:
+    """Return tenacity's strategies, once for all scanners with these options: they keep nothing, and most never fail.
+
+    Ten objects for each of 10,000 scanners would be looked at by every full garbage collection.
+    """
+    return Retrying(
+        stop=stop_after_attempt(options.attempts),
+        wait=FullJitter(options.base, options.cap, random),
+        retry=retry_if_exception(lambda failure: is_listed(failure, options.on)),
+    )
+
+
+class _Attempts:
+    """Makes the attempts of one scanner, and decides after each failure whether there is another one, and when."""
+
+    __slots__ = ("_budget", "_call", "_may_retry", "_on_exhausted", "_options", "_random")
+
+    def __init__(
+        self,
+        options: Retry,
+        call: Call,
+        random: Random,
+        may_retry: Callable[[AttemptContext], bool],
+        budget: RetryBudget | None,
+        on_exhausted: Callable[[AttemptContext], None],
+    ) -> None:
+        self._options, self._random = options, random
+        self._call = call
+        self._may_retry = may_retry
+        self._budget = budget
+        self._on_exhausted = on_exhausted
+
+    def make(self, context: AttemptContext) -> list[Any]:
+        """Make attempts until one succeeds or there is no next one."""
         # An attempt that hung on another thread counts as the first failure here, and not as another execution.
         failure, took = context.failure, context.failed_after
-        if budget is not None and failure is None:
-            budget.count()
+        if self._budget is not None and failure is None:
+            self._budget.count()
         try:
             while True:
                 if failure is not None:
-                    pause = judge.pause_after(failure, context, took)
+                    pause = self._pause_after(failure, context, took)
                     if pause is None:
                         break
                     context.sleep(pause)
                 made = context.attempt
                 try:
-                    return call(context)
+                    return self._call(context)
                 except BaseException as error:
                     if isinstance(error, Rejected) and context.attempt == made:
                         # Refused before it began. If an earlier attempt failed (and so opened the breaker), its
@@ -137,31 +173,7 @@ def retrying(
         finally:
             failure = None  # or the exception, its traceback and this frame would keep each other alive until a gc
 
-    return attempts
-
-
-class _Judge:
-    """Decides, after a failed attempt, whether there is another one, and when."""
-
-    def __init__(
-        self,
-        options: Retry,
-        random: Random,
-        may_retry: Callable[[AttemptContext], bool],
-        budget: RetryBudget | None,
-        on_exhausted: Callable[[AttemptContext], None],
-    ) -> None:
-        self._cap = options.retry_after_cap
-        self._may_retry = may_retry
-        self._budget = budget
-        self._on_exhausted = on_exhausted
-        self._rules = Retrying(
-            stop=stop_after_attempt(options.attempts),
-            wait=FullJitter(options.base, options.cap, random),
-            retry=retry_if_exception(lambda failure: is_listed(failure, options.on)),
-        )
-
-    def pause_after(self, failure: BaseException, context: AttemptContext, took: float) -> float | None:
+    def _pause_after(self, failure: BaseException, context: AttemptContext, took: float) -> float | None:
         """Record a failed attempt; return the seconds to wait before the next one, `None` if there is no next one."""
         pause = self._pause(failure, context)
         if pause is not None and not self._allowed(context):
@@ -183,14 +195,14 @@ class _Judge:
         requested = requested_wait(failure)
         if requested is None and is_permanent(failure):
             return None
-        rules = self._rules
+        rules = _rules_of(self._options, self._random)
         state = RetryCallState(rules, None, (), {})
         state.attempt_number = context.attempt
         state.set_exception((type(failure), failure, failure.__traceback__))
         if rules.stop(state):
             return None
         if requested is not None:
-            pause = min(requested, self._cap)
+            pause = min(requested, self._options.retry_after_cap)
         elif rules.retry(state):
             pause = float(rules.wait(state))
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from resilient_scan._text import in_seconds
-from resilient_scan.clock import Clock
+from resilient_scan.clock import Clock, Wake
 from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.options import Timeout
@@ -89,12 +89,13 @@ class HungThreads:
         came_back: the last ones that came back, oldest first.
     """
 
-    __slots__ = ("_lock", "_most", "_returned", "came_back", "count")
+    __slots__ = ("_clock", "_lock", "_most", "_returned", "came_back", "count")
 
     def __init__(self, options: Timeout, clock: Clock) -> None:
         self._most = options.max_abandoned
         self._lock = threading.Lock()
-        self._returned = clock.event()
+        self._clock = clock
+        self._returned: Wake | None = None  # made for the first thread that hangs: most scanners have none
         self.count: int = 0
         self.came_back: tuple[Abandoned, ...] = ()
 
@@ -113,14 +114,16 @@ class HungThreads:
     def abandon(self) -> None:
         """Note that a thread was abandoned."""
         with self._lock:
-            self.count += 1
+            self._returned = self._returned or self._clock.event()
             self._returned.clear()
+            self.count += 1
 
     def returned(self) -> None:
         """Note that an abandoned thread has ended."""
         with self._lock:
             self.count -= 1
-            self._returned.set()
+            if self._returned is not None:
+                self._returned.set()
 
     def record(self, thread: Abandoned) -> None:
         """Remember a thread that came back, and what freed it."""
@@ -128,5 +131,6 @@ class HungThreads:
             self.came_back = (*self.came_back[1 - MAX_RETURNED :], thread)
 
     def _one_returns(self, seconds: float) -> bool:
-        self._returned.wait(seconds)
+        if self._returned is not None:
+            self._returned.wait(seconds)
         return self.count < self._most

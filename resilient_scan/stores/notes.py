@@ -7,12 +7,15 @@ shared, they last as long as the runner.
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 
 from resilient_scan.clock import Clock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.memory import MemoryStore
+
+_making = threading.Lock()  # two threads of one scanner may put its first notes
 
 
 class Notes:
@@ -26,23 +29,28 @@ class Notes:
     def __init__(self, answers: AnswerStore | None, clock: Clock) -> None:
         self._answers = answers
         self._clock = clock
-        self._local = MemoryStore(clock)
+        self._local: MemoryStore | None = None  # made for the first note: most scanners have none
 
     def get(self, key: str, /) -> bytes | None:
         """Return what was put under `key`, unless it has expired, or was forgotten."""
-        return self._local.get(key) if self._answers is None else self._answers.recall(_bytes(key))
+        if self._answers is not None:
+            return self._answers.recall(_bytes(key))
+        local = self._local
+        return None if local is None else local.get(key)
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
         """Keep a value for `seconds`."""
         if self._answers is None:
+            with _making:
+                local = self._local = self._local or MemoryStore(self._clock)
             with suppress(StoreError):  # it is larger than any store takes
-                self._local.put(key, value, seconds)
+                local.put(key, value, seconds)
         else:
             self._answers.remember(_bytes(key), value, seconds)
 
     def forget(self) -> None:
         """Drop what is in memory; what is in the store is forgotten with the answers."""
-        self._local = MemoryStore(self._clock)
+        self._local = None
 
 
 def _bytes(key: str) -> bytes:

@@ -211,20 +211,27 @@ class BreakerMachine:
         self.open_for: float = 0.0
         self.open_until: float = 0.0
         self._reopened = 0
-        self._connect()
+        self._made: pybreaker.CircuitBreaker | None = None
+
+    @property
+    def _pybreaker(self) -> pybreaker.CircuitBreaker:
+        """A pybreaker on the same memory, made when there is first something to replay: most scanners never fail."""
+        if self._made is None:
+            self._made = pybreaker.CircuitBreaker(
+                fail_max=self._options.failures,
+                success_threshold=self._options.trials,
+                state_storage=self.memory,
+                throw_new_error_on_trip=False,
+            )
+        return self._made
 
     def _connect(self) -> None:
-        """Build a new pybreaker on the same memory.
+        """Let a new pybreaker be made.
 
         A pybreaker that finds its storage in another state than the one it last saw believes that the state has just
         changed, and resets the counters. So it is replaced when a record is loaded.
         """
-        self._pybreaker = pybreaker.CircuitBreaker(
-            fail_max=self._options.failures,
-            success_threshold=self._options.trials,
-            state_storage=self.memory,
-            throw_new_error_on_trip=False,
-        )
+        self._made = None
 
     def admit(self, trial: str, now: float, until: float) -> bool:
         """Return whether an attempt may run; if that makes it a trial, it takes a slot under this id.

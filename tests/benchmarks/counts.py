@@ -1,0 +1,142 @@
+"""What a scan costs in what does not depend on the machine or its load: bytecodes, and objects for the collector.
+
+Start it by `uv run --group dev python -m tests.benchmarks.counts`. A *bytecode* is one step of Python's interpreter, in
+our code or in that of a library in Python; steps in C are not counted. The difference between a run of 200 scanners and
+one of 100 is taken, so what a run costs by itself is left out. An object that the garbage collector *tracks* costs a
+look at each collection, again and again: 10,000 scanners of 130 objects each took half a second for each full one.
+`test_costs` holds these figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import resilient_scan
+from resilient_scan import Breaker, Policy, Retry, ScanRunner, Timeout, scanner
+
+STEP = 100
+PACKAGE = f"{Path(resilient_scan.__file__).parent}/"
+COROUTINES = Policy(cache=None, retry=Retry(attempts=3), breaker=Breaker(), timeout=Timeout(total=30))
+
+
+def quick(number: int) -> Any:
+    return scanner(name=f"s{number}", pipeline="p")(lambda _state: [])
+
+
+def waiting(number: int, act: Callable[[], Any] = lambda: None) -> Any:
+    """Make a coroutine that waits until `act` was called by the last of them."""
+
+    @scanner(name=f"s{number}", pipeline="p")
+    async def scan(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.sleep(0.3)
+        act()
+        await asyncio.sleep(0.1)
+        return []
+
+    return scan
+
+
+class Bytecodes:
+    """Counts what all threads execute that are started while it is entered, as long as it is told to count."""
+
+    def __init__(self) -> None:
+        self.counting = False
+        self.by_file: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        threading.settrace(self._called)
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        threading.settrace(self._before)  # type: ignore[arg-type] # None is what it was
+
+    def _called(self, frame: FrameType, _what: str, _argument: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._stepped
+
+    def _stepped(self, frame: FrameType, what: str, _argument: Any) -> Any:
+        if what == "opcode" and self.counting:
+            name = frame.f_code.co_filename
+            self.by_file[name.removeprefix(PACKAGE) if name.startswith(PACKAGE) else Path(name).name] += 1
+        return self._stepped
+
+    def of(self, call: Callable[[], Any]) -> Counter[str]:
+        """Return how many bytecodes a call takes, by file, on this thread and all others."""
+        self.by_file = Counter()
+        sys.settrace(self._called)
+        self.counting = True
+        try:
+            call()
+        finally:
+            self.counting = False
+            sys.settrace(self._before)
+        return self.by_file
+
+
+def bytecodes(*, hit: bool, rounds: int = 3) -> Counter[str]:
+    """Return the bytecodes of one scan that misses the cache, or hits it, by file."""
+    state = {"trade_date": "2026-11-24"}
+    with Bytecodes() as counter:
+        found = []
+        for count in (STEP, 2 * STEP):
+            with ScanRunner([quick(number) for number in range(count)], listeners=()) as runner:
+                runner.run(state)
+                runs = [
+                    counter.of(lambda n=n: runner.run(state if hit else {**state, "run": n})) for n in range(rounds)
+                ]
+                found.append(min(runs, key=lambda one: one.total()))
+    few, many = found
+    return Counter({name: round((many[name] - few[name]) / STEP) for name in many})
+
+
+def tracked() -> int:
+    """Return how many objects the collector tracks."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def setup_objects(*, coroutines: bool, count: int = STEP) -> float:
+    """Return the tracked objects of a runner, for each of its scanners."""
+    make, policy = (waiting, COROUTINES) if coroutines else (quick, Policy())
+    ScanRunner([make(0)], policy=policy, listeners=()).close()  # what is imported and kept once
+    fleet = [make(number) for number in range(count)]
+    before = tracked()
+    with ScanRunner(fleet, policy=policy, listeners=()) as runner:
+        return (tracked() - before) / len(runner.names)
+
+
+def flight_objects(count: int = 2 * STEP) -> float:
+    """Return the tracked objects of a scan that awaits on the lane."""
+    seen: list[int] = []
+    fleet = [waiting(number) for number in range(count - 1)]
+    fleet.append(waiting(count, lambda: seen.append(tracked())))
+    with ScanRunner(fleet, policy=COROUTINES, listeners=()) as runner:
+        runner.run()
+        before = tracked()
+        runner.run()
+    return (seen[1] - before) / count
+
+
+def main() -> None:
+    """Print the figures."""
+    for name, hit in (("miss", False), ("hit", True)):
+        found = bytecodes(hit=hit)
+        print(f"{name}: {found.total()} bytecodes")
+        for file, count in found.most_common(20):
+            if count:
+                print(f"{count:>8} {file}")
+    print(f"{setup_objects(coroutines=False):.0f} tracked objects for each scanner")
+    print(f"{setup_objects(coroutines=True):.0f} for each `async def` scanner, {flight_objects():.0f} while it waits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What a scan costs, in figures that do not depend on the machine: none of them may grow unnoticed."""
+
+from __future__ import annotations
+
+from tests.benchmarks import counts
+
+
+def test_a_scan_that_misses_the_cache_takes_so_many_steps() -> None:
+    found = counts.bytecodes(hit=False)
+    assert found.total() <= 1450, found.most_common(20)
+
+
+def test_a_scan_that_hits_the_cache_takes_so_many_steps() -> None:
+    found = counts.bytecodes(hit=True)
+    assert found.total() <= 330, found.most_common(20)
+
+
+def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:
+    assert counts.setup_objects(coroutines=False) <= 80
+    assert counts.setup_objects(coroutines=True) <= 55
+
+
+def test_a_coroutine_that_waits_has_few_objects_that_the_garbage_collector_looks_at() -> None:
+    assert counts.flight_objects() <= 27
