@@ -39,6 +39,9 @@ from resilient_scan.stores.health import WaitBudget
 # wait for a lock does not interrupt it; with a limit, the next round sees it.
 POLL_INTERVAL = 0.25
 BATCH = 16  # executions that are handed to the pool at a time, at most: 100 µs after the first of them was made
+READ_AFTER = 128  # scans of a stream that begin before its reader is given what has ended meanwhile
+SLOW_READER = 0.005  # seconds
+MOMENT = 0.001  # seconds for which the first of these is waited for
 FLUSH_TIMEOUT = 0.25  # seconds after the deadline for which a run waits for its listeners
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 
@@ -119,30 +122,61 @@ class Run:
         """Go through the run; yield the results as they come, if `read`.
 
         At most `window` scans are open at a time. A large fleet's scans begin as others end, so that their objects are
-        few and short-lived: the garbage collector then has next to nothing to look at. What has ended meanwhile is
-        taken before more begin, and those are handed over together.
+        few and short-lived: the garbage collector then has next to nothing to look at.
         """
-        outbox = self.outbox
         self.fleet.faults.runs.add(self)
         self.fleet.refresh()
         self._announce()
         self._take_variables()
         self._unread = [] if read else None
         with self._timer():
-            for stack in stacks:
-                if not self._concurrent:
-                    self.since = self._clock.monotonic()
-                self._begin(stack)
-                while self._queued >= window or (not read and outbox.qsize()):
-                    self._receive()
-                if self._unread:
-                    yield from self._read()
-                    self._take_variables()  # the reader may have changed them
+            if read:
+                yield from self._begin_and_read(stacks, window)
+            else:
+                self._begin_all(stacks, window)
             while self.open:
                 self._receive()
                 if self._unread:
                     yield from self._read()
-                    self._take_variables()  # the reader may have changed them
+
+    def _begin_all(self, stacks: Sequence[Stack], window: int) -> None:
+        """Begin all scans; take what has ended before more begin, so that those are handed over together."""
+        outbox = self.outbox
+        for stack in stacks:
+            if not self._concurrent:
+                self.since = self._clock.monotonic()
+            self._begin(stack)
+            while self._queued >= window or outbox.qsize():
+                self._receive()
+
+    def _begin_and_read(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
+        """Begin all scans, and yield the first results meanwhile.
+
+        A reader does not wait for the begin of 10,000 scans: once there is plenty for the workers to do, it is given
+        what has ended. One who takes long over that is given no more until all scans have begun: they do not wait.
+        """
+        early = False
+        for begun, stack in enumerate(stacks, 1):
+            if not self._concurrent:
+                self.since = self._clock.monotonic()
+            self._begin(stack)
+            if begun == READ_AFTER:
+                early = True
+                self._receive(MOMENT)  # or no worker would get the interpreter's lock before its turn
+            while self._queued >= window or (early and self.outbox.qsize()):
+                self._receive()
+            if self._unread:
+                left = self._clock.monotonic()
+                yield from self._read()
+                early = early and self._clock.monotonic() - left < SLOW_READER
+
+    def _read(self) -> Iterator[ScanResult]:
+        """Yield what nobody has read yet to a reader who may take long, and may change the context variables."""
+        if self.ready:
+            self._hand_over()
+        unread, self._unread = self._unread or (), []
+        yield from unread
+        self._take_variables()
 
     def _take_variables(self) -> None:
         """Take the context variables that executions run in: those of this thread, with a mark, once for all."""
@@ -176,12 +210,6 @@ class Run:
         finally:
             forget()
 
-    def _read(self) -> Sequence[ScanResult]:
-        if self.ready:  # the reader may take its time
-            self._hand_over()
-        unread, self._unread = self._unread or (), []
-        return unread
-
     def _begin(self, stack: Stack) -> None:
         """Start one scan, or end it at once."""
         if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
@@ -212,7 +240,7 @@ class Run:
             for execution in ready:
                 execution.refuse(str(error))
 
-    def _receive(self) -> bool:
+    def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
         outbox = self.outbox
         try:
@@ -221,7 +249,7 @@ class Run:
             else:
                 if self.ready:
                     self._hand_over()
-                message = outbox.get(True, POLL_INTERVAL)
+                message = outbox.get(True, seconds)
         except Empty:
             self._decide()  # what an attempt failed by may wait, too, although its scan goes on
             return False

@@ -507,3 +507,31 @@ def test_scanners_see_the_context_variables_as_they_are_when_they_begin(concurre
             ticket.set("second")
     assert seen == {"a": "first", "b": "first" if concurrent else "second"}
     assert ticket.get() == "second"
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_reader_gets_the_first_results_before_a_large_fleet_has_begun(
+    slow: bool, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """One who is slow gets no more until all scans have begun: they do not wait for a reader."""
+    clock, begun, begin = FakeClock(), 0, run.begin
+
+    def counted(stack: Any, of: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        if begun == run.READ_AFTER + 10:
+            eventually(lambda: of.results or of.outbox.qsize(), "one has ended")
+        return begin(stack, of)
+
+    monkeypatch.setattr(run, "begin", counted)
+    fleet = [healthy(f"s{number}") for number in range(3 * run.READ_AFTER)]
+    with ScanRunner(fleet, listeners=(), clock=clock) as runner:
+        stream = runner.stream({})
+        next(stream)
+        assert run.READ_AFTER <= begun <= run.READ_AFTER + 10
+        if slow:
+            clock.advance(1)
+            while begun <= run.READ_AFTER + 10:  # what had ended when the reader was given the first
+                next(stream)
+            assert begun == len(fleet)
+        assert len(list(stream)) > run.READ_AFTER
