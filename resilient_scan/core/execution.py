@@ -33,6 +33,7 @@ import contextvars
 import threading
 from asyncio import CancelledError
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -69,6 +70,7 @@ from resilient_scan.layers.outcomes import KNOWN, failed
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
+_NO_ERROR = ErrorInfo("", "")
 _pools: contextvars.ContextVar[tuple[ThreadPool, ...]] = contextvars.ContextVar("pools", default=())
 
 
@@ -395,23 +397,23 @@ class Execution:
         context = self.context
         kind = reported = kind_of(failure, context)  # what the scan ends as, and what listeners hear
         cancelled = is_cancellation(failure)
-        error = context.describe(failure)  # before the end, because it calls the exception's `__str__`, which may hang
+        # Before the end: once it has ended here, a watchdog that comes second cancels the context all the same.
+        on_its_own = cancelled and not context.abandoned and kind != ERROR
+        # So is this, because it calls the exception's `__str__`, which may hang; not where the exception is ours.
+        error = _NO_ERROR if on_its_own else context.describe(failure)
         fault = context.fault(failure) if reported == ERROR else None
         context.drop_state()
         context.forget_failure()
-        # Before the end: once it has ended here, a watchdog that comes second cancels the context all the same.
-        on_its_own = cancelled and not context.abandoned
         waiters = self._end()
         if waiters is None:
             if cancelled and not context.freed_by:  # by itself, or by a loop of the scanner's own
                 own_loop = any(isinstance(leaf, CancelledError) for leaf in leaves(failure))
                 context.freed_by = "cancel" if own_loop else "cooperative"
             return
-        if on_its_own and kind != ERROR:
+        if on_its_own:
             # it noticed a deadline before the watchdog did: its own, or its run's, which is not its fault
             failure = self._timeout() if kind == TIMEOUT else run_over(waiters[0], self.stack.clock.monotonic())
-            error = ErrorInfo.of(failure)  # of another exception than the attempt's
-            kind = TIMEOUT
+            error, kind = described(failure), TIMEOUT  # of another exception than the attempt's
         if fault is None:
             self._cache_error(reported, error)
         self.land()
@@ -610,7 +612,7 @@ class Execution:
             return
         waiters = self._end()
         self._timed_out = waiters is not None or context.has_ended  # else it ended in this very moment
-        error = ErrorInfo.of(failure)
+        error = described(failure)
         if waiters is not None:
             self._count(TIMEOUT)
             events = [*self._endings(TIMEOUT, error), *events]
@@ -811,3 +813,13 @@ class Execution:
         stack, context = self.stack, self.context
         run_id, at = context.run_id, stack.clock.time()
         return ExecutionEnded(stack.name, stack.pipeline, kind, took, context.attempt, error, run_id, at, stack.total)
+
+
+def described(failure: ScanTimeout) -> ErrorInfo:
+    """Describe a timeout. Hundreds may come at once, and looking for secrets in our own words takes 10 µs."""
+    return _described(str(failure))
+
+
+@lru_cache(maxsize=1024)
+def _described(text: str) -> ErrorInfo:
+    return ErrorInfo.of(ScanTimeout(text, by_clock=True))
