@@ -30,6 +30,7 @@ from resilient_scan.quarantine import Turn
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 
 HIT, STALE, MISS, SHARED, BYPASS, NOT_ASKED = "hit", "stale", "miss", "shared", "bypass", ""
+_CACHED = Status.CACHED
 _STATUS = {
     ERROR: Status.ERROR,
     TIMEOUT: Status.TIMEOUT,
@@ -287,8 +288,11 @@ def without_work(
 
 def from_cache(stack: Stack, run: WaitingRun, turn: float, entry: Entry, candidates: list[Any]) -> ScanResult:
     """Make the result of a scan that a fresh answer ends."""
-    age = max(0.0, stack.clock.monotonic() - entry.stored_at)
-    return _without_own_work(stack, run, turn, Status.CACHED, candidates, age=age)
+    now = stack.clock.monotonic()
+    age, at = max(0.0, now - entry.stored_at), turn + run.epoch
+    return ScanResult(  # most scans end here
+        stack.name, stack.pipeline, _CACHED, candidates, None, 0, now - turn, 0.0, age, False, 0, [], at
+    )
 
 
 def _skipped(scan: Scan) -> ScanResult:
