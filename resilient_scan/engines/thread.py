@@ -33,22 +33,34 @@ class ThreadEngine:
             ScanCancelled: the time was up while candidates were being yielded.
             BaseException: whatever the scanner raised.
         """
-        make, scan, loops, calls = Maker(spec.candidate, spec.name), spec.call, self._loops, self._calls
+        return _Once(spec, self._loops, self._calls).call
 
-        def once(context: AttemptContext) -> list[Any]:
-            before = forks()
-            try:
-                answer = scan(context.begin_attempt(), context)
-                if type(answer) is list:
-                    if answer:
-                        keep_valid(answer, make, context)
-                else:
-                    if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                        answer = loops.finish(answer, make, context, calls)
-                    keep_valid(answer, make, context)
-                return context.found
-            finally:
-                if forks() != before:
-                    end_child(spec.name)
 
-        return once
+class _Once:
+    """Asks one scanner once. An object, where a function would have six for the garbage collector to look at."""
+
+    __slots__ = ("_calls", "_loops", "_make", "_name", "_scan")
+
+    def __init__(self, spec: ScannerSpec, loops: Coroutines, calls: Calls) -> None:
+        self._name = spec.name
+        self._scan = spec.call
+        self._make = Maker(spec.candidate, spec.name)
+        self._loops = loops
+        self._calls = calls
+
+    def call(self, context: AttemptContext) -> list[Any]:
+        """Return the valid candidates; see `ThreadEngine.attempt`."""
+        before = forks()
+        try:
+            answer = self._scan(context.begin_attempt(), context)
+            if type(answer) is list:
+                if answer:
+                    keep_valid(answer, self._make, context)
+            else:
+                if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
+                    answer = self._loops.finish(answer, self._make, context, self._calls)
+                keep_valid(answer, self._make, context)
+            return context.found
+        finally:
+            if forks() != before:
+                end_child(self._name)
