@@ -308,23 +308,6 @@ def test_what_freed_an_earlier_attempt_says_nothing_about_a_later_one(
     assert [late.method for late in recorder.of(LateCompletion) if late.attempt == 2] == ["abandoned"]
 
 
-def test_the_ledger_remembers_the_last_ten_that_came_back(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
-    @scanner(name="late", pipeline="test")
-    def late(_state: dict[str, Any], context: ScanContext) -> list[Any]:
-        while not context.cancelled:
-            time.sleep(0.001)
-        return []
-
-    recorder = Recorder()
-    runner = fleet(late, policy=bare(timeout=Timeout(total=0.02, max_abandoned=20)), listeners=(recorder,))
-    runs = [runner.run({}).run_id for _ in range(12)]
-    eventually(lambda: len(recorder.of(LateCompletion)) == 12)
-    remembered = [event.run_id for event in recorder.of(LateCompletion)][-10:]
-    assert set(remembered) < set(runs)
-    assert [each.run_id for each in runner.abandoned(returned=True)] == remembered
-    assert [each.run_id for each in runner.explain("late").returned] == remembered[::-1]
-
-
 def test_a_listener_that_raises_is_logged_once_and_breaks_nothing(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:

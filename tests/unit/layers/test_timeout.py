@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan import Rejected, ScanCancelled, ScanTimeout, Timeout
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.timeout import HungThreads, limited
+from resilient_scan.layers.timeout import Abandoned, HungThreads, limited
 from resilient_scan.testing import FakeClock
 
 
@@ -183,3 +183,11 @@ def test_the_failure_of_an_earlier_attempt_is_not_hidden_by_the_refusal(clock: F
     with pytest.raises(ScanTimeout) as caught:
         hung.admit(context)
     assert caught.value is context.failure
+
+
+def test_the_last_threads_that_came_back_are_remembered() -> None:
+    hung = HungThreads(Timeout(total=1), FakeClock())
+    came_back = [Abandoned("one", f"thread-{number}", 1.0, False, "", "sockets", "error") for number in range(12)]
+    for thread in came_back:
+        hung.record(thread)
+    assert hung.came_back == tuple(came_back[2:])
