@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from resilient_scan import LogEvents, Timeout, scanner
+from resilient_scan.core.task import Hang, LateEnd
 from resilient_scan.engines import stuck
 from resilient_scan.events import LateCompletion, ThreadAbandoned
 from resilient_scan.testing import Recorder, hanging
 from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.tasks import QuietTask
 
 SHORT = Timeout(total=0.05)
 WAY_OUT = 'in a process of its own it could be stopped (isolation="process")'
@@ -138,3 +140,37 @@ def test_a_thread_that_has_held_the_lock_did_not_stop_in_time_although_it_is_bac
     (returned,) = runner.explain("explodes").returned
     assert returned.hint.startswith("held the interpreter's lock for ")
     assert f"    it {returned.hint}; {WAY_OUT}\n" in str(runner.explain("explodes"))
+
+
+class Job(QuietTask):
+    """Notes what is reported of it."""
+
+    def __init__(self) -> None:
+        self.reported: list[Any] = []
+
+    def abandon(self, _thread: str, _age: float, hint: str, /) -> None:
+        self.reported.append(hint)
+
+    def late(self, end: LateEnd, /) -> None:
+        self.reported.append((end.age, end.abandoned, end.hint))
+
+
+@pytest.mark.parametrize("ends", ["before the decision", "after it"])
+def test_a_thread_that_has_held_the_lock_is_reported_as_abandoned_and_then_as_back(ends: str) -> None:
+    job = Job()
+    hang = Hang(job, "thread", 0.0)
+    hang.held = 2.5
+    if ends == "before the decision":
+        assert hang.end(3.0) is None
+        report = hang.decide(3.1)
+        assert report is not None
+        report()
+    else:
+        report, late = hang.decide(3.0), hang.end(3.1)
+        assert report is not None
+        assert late is not None
+        report()
+        late()
+    said = "held the interpreter's lock for 2.5s"
+    assert job.reported == [said, (3.0 if ends == "before the decision" else 3.1, True, said)]
+    assert hang.decide(4.0) is None
