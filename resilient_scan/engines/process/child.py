@@ -60,13 +60,14 @@ from resilient_scan.engines.process.wire import (
 )
 from resilient_scan.errors import ConfigError, InvalidCandidate, ScanCancelled, ScanError, leaves
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.call import keep_valid
+from resilient_scan.layers.call import Maker, keep_valid
 from resilient_scan.options import Limit
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import EMPTY, TOOL_LOGS
 
 MAX_CALLS = 8  # blocking calls of coroutines at a time, as in the driver
 _FINITE: Final = (list, tuple, set, frozenset)
+_AS_IT_IS: Final = Maker(object, "")  # the driver makes the candidates
 
 
 def serve(connection: Connection) -> None:
@@ -479,11 +480,11 @@ class _Call:
             raise ConfigError(f"the state cannot be read in a child process: {error}") from error
         answer = self._known.spec.call(context.begin(state), context)
         if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-            answer = Loops().finish(answer, _as_it_is, context, self._threads)
+            answer = Loops().finish(answer, _AS_IT_IS, context, self._threads)
         if type(answer) in _FINITE:
             self._keep(list(answer))
         else:
-            keep_valid(answer, _as_it_is, context)
+            keep_valid(answer, _AS_IT_IS, context)
 
     def _keep(self, items: list[Any]) -> None:
         """Send a whole list at once with the end; if an item cannot be sent, one by one."""
@@ -491,11 +492,7 @@ class _Call:
             try:
                 self._list = pack(items)
             except Unsendable:
-                keep_valid(items, _as_it_is, self._context)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+                keep_valid(items, _AS_IT_IS, self._context)
 
 
 class _Threads:

@@ -54,7 +54,7 @@ from resilient_scan.engines.process.wire import (
 from resilient_scan.errors import ConfigError, PluginError, ProcessEnded, ProcessKilled, ScanError, WorkerLost, leaves
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.attempt import Call as EngineCall
-from resilient_scan.layers.call import Maker, keep_valid, maker_of
+from resilient_scan.layers.call import Maker, keep_valid
 from resilient_scan.scanning import ScannerSpec
 
 READY_TIMEOUT: Final = 60.0  # seconds in which a child has to import a scanner's module
@@ -100,7 +100,7 @@ class ProcessEngine:
             WorkerLost: no child can be had.
             BaseException: as `ThreadEngine`.
         """
-        make = maker_of(spec.candidate, spec.name)
+        make = Maker(spec.candidate, spec.name)
 
         def once(context: AttemptContext) -> list[Any]:
             state = encoded(context)
