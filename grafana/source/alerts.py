@@ -25,6 +25,11 @@ COUNTED = "job_scanner:resilient_scan_executions:increase"
 SLOW_SERIES = "resilient_scan_slow_executions_total"
 LAST_RUN = "resilient_scan_last_run_timestamp_seconds"
 HEARTBEAT = "resilient_scan_alert_last_heartbeat_timestamp_seconds"
+PROVIDER = (
+    '{{ with printf `resilient_scan_scanner_info{job=%q, scanner=%q, provider!=""} == 1` $labels.job $labels.scanner'
+    ' | query }}{{ . | sortByLabel "provider" | first | label "provider" }}{{ end }}'
+)
+"""The provider of the scanner that an alert is about, as Prometheus asks for it; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Alert:
     Attributes:
         name: also its heading in the runbook, `docs/runbook.md`.
         cases: it fires if any of them holds.
-        summary, description: for people; they may contain the labels `job`, `instance` and `scanner`.
+        summary, description: for people; they may contain the labels `job`, `instance`, `scanner` and `provider`.
         severity: `critical` (somebody should look now), `warning` (today) or `none` (nothing is wrong).
         action: what the controller does with it: `disable`, `heartbeat` or nothing.
         pending, keep: how long a case must hold before it fires, and how long it keeps firing afterwards.
@@ -117,9 +122,12 @@ class Alert:
         return {"severity": self.severity} | ({"resilient_scan_action": self.action} if self.action else {})
 
     @property
-    def by_scanner(self) -> bool:
-        """Whether it fires for each scanner separately."""
-        return self.name.startswith("Scanner")
+    def names_provider(self) -> bool:
+        """Whether it names its scanner's provider, so that Alertmanager can inhibit it while that one is down.
+
+        Not where the controller acts on it: what is inhibited is not sent, and the scanner would stay in service.
+        """
+        return self.name.startswith("Scanner") and not self.action
 
 
 def alerts(preset: Preset) -> tuple[Alert, ...]:
@@ -128,6 +136,7 @@ def alerts(preset: Preset) -> tuple[Alert, ...]:
         *_that_disable(preset),
         *(_burn(preset, burn) for burn in preset.burns),
         *_that_tell(preset),
+        _provider_down(preset),
         *_of_the_loop(preset),
         *_of_the_process(preset),
         Alert(
@@ -255,12 +264,12 @@ def _hung(preset: Preset) -> tuple[Case, ...]:
     return (*((hung[0], *case) for case in mute[:-1]), (hung[1], *mute[-1]))
 
 
-def _worst(series: str, preset: Preset) -> list[str]:
+def _worst(series: str, preset: Preset, of: str = "scanner") -> list[str]:
     """Return the greatest value of a gauge for each scanner: of each process, and of those that make one run each."""
-    of_processes = f"max by (job, instance, scanner) ({series}{_of_one_process(preset)})"
+    of_processes = f"max by (job, instance, {of}) ({series}{_of_one_process(preset)})"
     if not preset.one_shot:
         return [of_processes]
-    return [of_processes, f"max by (job, scanner) ({series}\n  and on (job, instance) {ONE_RUN})"]
+    return [of_processes, f"max by (job, {of}) ({series}\n  and on (job, instance) {ONE_RUN})"]
 
 
 def _burn(preset: Preset, burn: Burn) -> Alert:
@@ -391,6 +400,21 @@ def _flapping(preset: Preset) -> Alert:
         f"It was taken out of service more than three times within {preset.long}, or its last 21 executions changed "
         "between success and failure too often.",
         "warning",
+    )
+
+
+def _provider_down(preset: Preset) -> Alert:
+    """Fire once for all scanners of a provider. One that is held is up: it has asked for a pause, and gets it."""
+    down = _worst('resilient_scan_provider_state{state=~"open|half_open"}', preset, of="provider")
+    return Alert(
+        "ProviderDown",
+        tuple(one(worst, "==", 1) for worst in down),
+        "The provider {{ $labels.provider }} is down: its scanners are not called, except for trials.",
+        "The way to it fails for several of its scanners. They are rejected, or answer with something old, until a "
+        "trial succeeds.",
+        "critical",
+        pending=preset.pending,
+        keep=preset.keep,
     )
 
 

@@ -14,6 +14,7 @@ from grafana.source.alerts import (
     FLEET,
     LAST_RUN,
     ONE_RUN,
+    PROVIDER,
     RECORDED,
     Alert,
     Case,
@@ -62,7 +63,7 @@ def prometheus(preset: Preset) -> str:
             "expr": _filtering(alert),
             **({"for": alert.pending} if alert.pending != "0s" else {}),
             **({"keep_firing_for": alert.keep} if alert.keep != "0s" else {}),
-            "labels": alert.labels,
+            "labels": alert.labels | ({"provider": PROVIDER} if alert.names_provider else {}),
             "annotations": _annotations(alert),
         }
         for alert in alerts(preset)

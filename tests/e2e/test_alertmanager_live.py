@@ -85,3 +85,47 @@ def test_only_what_is_for_the_controller_reaches_it(tmp_path: Path, controller: 
         _, message = controller.next()
         assert [(each["status"], each["labels"]["scanner"]) for each in message["alerts"]] == [("resolved", "gamma")]
         assert controller.heard.empty()
+
+
+def test_a_provider_that_is_down_inhibits_only_what_the_controller_does_not_act_on(
+    tmp_path: Path, controller: Controller
+) -> None:
+    """Three scanners of a dead provider are one message for people; each is still taken out of service."""
+    config = (HOME / "alertmanager" / "alertmanager.yml").read_text()
+    config = config.replace("http://resilient-scan:9108", f"http://127.0.0.1:{controller.server.server_port}")
+    (tmp_path / "token").write_text(TOKEN)
+    config = config.replace("/run/secrets/resilient-scan-token", str(tmp_path / "token"))
+    here = {"job": "a", "instance": "a:1", "provider": "acme"}
+    budget = {"job": "a", "provider": "acme"}  # of all replicas together
+    inhibited = [
+        alert("ScannerStale", scanner="x", **here),
+        alert("ScannerLatencyHigh", scanner="y", **here),
+        alert("ScannerQuarantinedLong", scanner="z", **here),
+        alert("ScannerErrorBudgetBurn14x", scanner="x", **budget),
+    ]
+    ill = alert("ScannerErrorRatioHigh", scanner="y", resilient_scan_action="disable", **here)
+    mine = alert("ScannerStale", scanner="z", resilient_scan_action="disable", **here)  # somebody's own rule
+    heard = [
+        alert("ProviderDown", **here),
+        ill,
+        mine,
+        alert("ResilientScanWatchdog", resilient_scan_action="heartbeat"),
+        alert("ScannerStale", scanner="other", job="a", instance="a:1", provider="else"),
+        alert("ScannerStale", scanner="x", job="a", instance="b:1", provider="acme"),
+        alert("ScannerStale", scanner="alone", job="a", instance="a:1"),
+        alert("ScannerSuspiciouslyEmpty", scanner="x", **here),
+    ]
+    with alertmanager(tmp_path, config) as url:
+        send(url, *heard, *inhibited)
+        messages = [controller.next() for _ in range(3)]
+        sent = {
+            (each["labels"]["alertname"], each["labels"].get("scanner"))
+            for _, one in messages
+            for each in one["alerts"]
+        }
+        assert sent == {("ScannerErrorRatioHigh", "y"), ("ScannerStale", "z"), ("ResilientScanWatchdog", None)}
+        with urlopen(f"{url}/api/v2/alerts", timeout=WAIT_TIMEOUT) as response:
+            known = json.load(response)
+    quiet = [each["labels"] for each in known if each["status"]["inhibitedBy"]]
+    assert sorted(quiet, key=str) == sorted((each["labels"] for each in inhibited), key=str)
+    assert len(known) == len(heard) + len(inhibited)

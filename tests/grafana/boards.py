@@ -82,7 +82,7 @@ def strangers(expression: str) -> Iterator[str]:
 
 
 def _odd_matchers(name: str, inside: str, family: Any) -> Iterator[str]:
-    closed = [label for label in family.labels if label not in {"scanner", "pipeline"}]
+    closed = [label for label in family.labels if label not in {"scanner", "pipeline", "provider"}]
     for label, operator, value in MATCHER.findall(inside):
         if label not in {*family.labels, "job", "instance", "le"}:
             yield f"{name}{{{label}}}"

@@ -97,6 +97,8 @@ def scenarios(preset: Preset) -> Iterator[Scenario]:
     yield quarantined(preset)
     yield flapping(preset)
     yield alternating(preset)
+    yield provider_down()
+    yield of_a_provider(preset)
     yield webhooks()
     yield webhooks_unsent()
     yield refused()
@@ -189,6 +191,45 @@ def out_of_service() -> Scenario:
     made.at(10, *fire)
     made.at(19, *fire)
     made.at(30)
+    return made
+
+
+def provider_down() -> Scenario:
+    """Down, and tried again and again; held, which is no failure; up, as a replica sees it."""
+    made, state = Scenario("ProviderDown"), "resilient_scan_provider_state"
+    for provider, instance in (("acme", "a:1"), ("polite", "a:1"), ("acme", "b:1"), ("blip", "a:1")):
+        labels = f'job="resilient-scan",instance="{instance}",provider="{provider}"'
+        down, held = (provider, instance) == ("acme", "a:1"), provider == "polite"
+        tried = [(1, float(minute % 2), 0.0) for minute in range(20)]
+        opened = [(1, 1 - value, 0.0) for _, value, _ in tried]
+        blip = [(8, 0.0, 0.0), (1, 1.0, 0.0), (51, 0.0, 0.0)] if provider == "blip" else [(60, 0.0, 0.0)]
+        made.add(state, f'{labels},state="open"', *([*opened, (40, 0, 0)] if down else blip))
+        made.add(state, f'{labels},state="half_open"', *([*tried, (40, 0, 0)] if down else [(60, 0, 0)]))
+        made.add(state, f'{labels},state="held"', (60, float(held), 0))
+        made.add(state, f'{labels},state="closed"', *([(20, 0, 0), (40, 1, 0)] if down else [(60, 1.0 - held, 0)]))
+    acme = {"job": "resilient-scan", "instance": "a:1", "provider": "acme"}
+    made.at(1)
+    made.at(5, acme)
+    made.at(19, acme)
+    made.at(30)
+    return made
+
+
+def of_a_provider(preset: Preset) -> Scenario:
+    """Name the provider, with which Alertmanager inhibits it; one that has none, and what has been, are not named."""
+    made, limit = Scenario("ScannerStale"), preset.stale // 60
+    for name, providers in (("feed", ["acme"]), ("two", ["beta", "acme"]), ("alone", []), ("left", ["old"])):
+        made.add("resilient_scan_last_success_timestamp_seconds", scanner(name), (limit + 60, 60, 0))
+        labels = f'{scanner(name)},pipeline="p"'
+        made.add("resilient_scan_scans_total", f'{labels},status="rejected"', (limit + 60, 0, 1))
+        for provider in providers:
+            made.add("resilient_scan_scanner_info", f'{labels},provider="{provider}"', (limit + 60, name != "left", 0))
+        if not providers:
+            made.add("resilient_scan_scanner_info", labels, (limit + 60, 1, 0))
+    first = {"provider": "acme"}
+    named = [by_scanner("feed") | first, by_scanner("two") | first]
+    made.at(limit + 30, *named, by_scanner("alone"), by_scanner("left"))
+    made.at(1)
     return made
 
 
@@ -611,6 +652,7 @@ def one_shots() -> Iterator[Scenario]:
         yield made
     yield _local_run()
     yield _suspicious_run()
+    yield _provider_of_runs()
     yield _stale_run()
 
 
@@ -630,6 +672,15 @@ def _suspicious_run() -> Scenario:
     made.add("resilient_scan_suspicious_results_total", scanner("empty"), (60, 1, 0), (60, 0, 0))
     made.add("resilient_scan_suspicious_results_total", scanner("healthy"), (120, 0, 0))
     made.at(30, of_all("empty"))
+    made.at(90)
+    return made
+
+
+def _provider_of_runs() -> Scenario:
+    made = Scenario("ProviderDown")
+    made.add("resilient_scan_runs_total", f'{FLEET},result="partial"', (120, 1, 0))
+    made.add("resilient_scan_provider_state", f'{FLEET},provider="acme",state="open"', (60, 1, 0), (60, 0, 0))
+    made.at(30, {"job": "resilient-scan", "provider": "acme"})
     made.at(90)
     return made
 

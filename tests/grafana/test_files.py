@@ -27,6 +27,7 @@ ROUTES = [
     ("alertname=ScannerErrorRatioHigh resilient_scan_action=disable scanner=a", "controller,people"),
     ("alertname=ResilientScanWatchdog resilient_scan_action=heartbeat", "controller"),
     ("alertname=ScannerStale severity=warning scanner=a", "people"),
+    ("alertname=ProviderDown severity=critical provider=acme", "people"),
     ("alertname=SomebodyElses", "people"),
 ]
 
@@ -68,7 +69,7 @@ def run(*command: str) -> str:
 def test_alertmanager_repeats_often_enough() -> None:
     """The controller's lease is an hour, its heartbeat a minute; groups of several scanners would mix their ends."""
     route = read("alertmanager/alertmanager.yml")["route"]
-    assert (route["group_by"], route["group_wait"]) == (["alertname", "scanner"], "0s")
+    assert (route["group_by"], route["group_wait"]) == (["alertname", "scanner", "provider"], "0s")
     assert (route["group_interval"], route["repeat_interval"]) == ("10s", "15m")
     (to_controller,) = (each for each in route["routes"] if each["receiver"] == "controller" and "continue" in each)
     assert to_controller["repeat_interval"] == "2m"  # twice in the five minutes that ResilientScanFuseBlown looks back
@@ -76,6 +77,17 @@ def test_alertmanager_repeats_often_enough() -> None:
     assert webhook["send_resolved"] is True
     assert webhook["max_alerts"] == 500
     assert webhook["http_config"]["authorization"]["credentials_file"] == "/run/secrets/resilient-scan-token"
+
+
+def test_nothing_that_the_controller_acts_on_is_inhibited() -> None:
+    """What Alertmanager inhibits it does not send: the scanner would stay in service."""
+    rules = read("alertmanager/alertmanager.yml")["inhibit_rules"]
+    acted_on = {alert.name for preset in PRESETS.values() for alert in alerts(preset) if alert.action}
+    assert rules
+    for rule in rules:
+        assert 'resilient_scan_action=""' in rule["target_matchers"]
+        (names,) = [text for text in rule["target_matchers"] if text.startswith("alertname")]
+        assert not [name for name in acted_on if re.fullmatch(names.partition('"')[2].rstrip('"'), name)]
 
 
 def test_grafana_sends_alerts_where_they_belong() -> None:
@@ -161,4 +173,4 @@ def test_the_runbook_says_what_to_do() -> None:
 
 def test_the_runbook_has_no_page_too_many() -> None:
     known = {alert.name for preset in PRESETS.values() for alert in alerts(preset)}
-    assert set(re.findall(r"(?m)^## ((?:Scanner|ResilientScan)\w+)$", RUNBOOK)) == known
+    assert set(re.findall(r"(?m)^## ((?:Scanner|Provider|ResilientScan)\w+)$", RUNBOOK)) == known
