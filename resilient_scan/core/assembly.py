@@ -23,9 +23,10 @@ from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
-from resilient_scan.layers.limit import Provider, Providers
+from resilient_scan.layers.limit import Provider
 from resilient_scan.layers.local import ControlProbe, LocalFaults
 from resilient_scan.layers.outcomes import unpacked
+from resilient_scan.layers.providers import Providers
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.timeout import Abandoned
 from resilient_scan.options import Breaker

@@ -12,7 +12,8 @@ from resilient_scan.clock import Clock
 from resilient_scan.errors import Rejected, ScanTimeout, is_cancellation
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
-from resilient_scan.layers.limit import Provider, Providers
+from resilient_scan.layers.limit import Provider
+from resilient_scan.layers.providers import Providers
 from resilient_scan.options import Breaker, Limit
 
 T = TypeVar("T")

@@ -46,9 +46,10 @@ from resilient_scan.events import (
 from resilient_scan.layers.attempt import AttemptContext, Call, Step, party_of
 from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
-from resilient_scan.layers.limit import Provider, Providers, permitted
+from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.local import LocalFaults
 from resilient_scan.layers.outcomes import budget_left, is_flapping
+from resilient_scan.layers.providers import Providers
 from resilient_scan.layers.retry import RetryBudget, retrying
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline, doubting, expecting

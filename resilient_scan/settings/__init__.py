@@ -29,7 +29,7 @@ import msgspec
 
 from resilient_scan._text import did_you_mean
 from resilient_scan.errors import ConfigError, PluginError
-from resilient_scan.layers.limit import differing
+from resilient_scan.layers.providers import differing
 from resilient_scan.options import Policy, Quarantine
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of

@@ -14,7 +14,7 @@ from resilient_scan import Breaker, Limit, Retry, ScanContext, ScanRunner, Statu
 from resilient_scan.cli.demo_server import LoopbackServer
 from resilient_scan.events import AttemptEnded, ExecutionEnded
 from resilient_scan.http import Client, TransientError
-from resilient_scan.layers import limit as limit_module
+from resilient_scan.layers import providers as providers_module
 from resilient_scan.testing import FakeClock, Recorder
 from tests.support.fixtures import Bare, Fleet
 from tests.support.http import (
@@ -368,7 +368,7 @@ def test_a_scanner_without_a_breaker_has_no_host_with_one(host: Callable[..., Ho
 def test_more_hosts_than_a_runner_watches_are_called_as_before(
     fleet: Fleet, bare: Bare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limit_module, "MAX_HOSTS", 2)
+    monkeypatch.setattr(providers_module, "MAX_HOSTS", 2)
     with ExitStack() as stack:
         clients = [Client(stack.enter_context(refused())) for _ in range(4)]
 

@@ -25,7 +25,7 @@ from resilient_scan import (
 )
 from resilient_scan.core.stack import Sources
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.limit import Providers
+from resilient_scan.layers.providers import Providers
 from resilient_scan.testing import FakeClock
 
 Chain = Callable[..., Any]

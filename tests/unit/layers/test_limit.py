@@ -10,7 +10,8 @@ import pytest
 
 from resilient_scan import ConfigError, Limit, LimitExceeded, ScanCancelled, ScanContext
 from resilient_scan.layers.attempt import AttemptContext
-from resilient_scan.layers.limit import Provider, Ticket, merged, permitted
+from resilient_scan.layers.limit import Provider, Ticket, permitted
+from resilient_scan.layers.providers import merged
 from resilient_scan.testing import FakeClock
 
 
