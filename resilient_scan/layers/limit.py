@@ -86,6 +86,9 @@ class ProviderState(msgspec.Struct, frozen=True):
         reason: why it cannot be called and when it can be, in words; empty if it can be.
         scanners: those that share it, by name.
         taken, waiting: attempts under way, and those in its queue.
+        since: when it went down, in epoch seconds.
+        until: when it is tried again, or may be called again, in epoch seconds; `None` while a trial is under way.
+        by: the scanner that is trying it, or that tried it last.
     """
 
     provider: str
@@ -94,6 +97,9 @@ class ProviderState(msgspec.Struct, frozen=True):
     scanners: tuple[str, ...]
     taken: int
     waiting: int
+    since: float | None = None
+    until: float | None = None
+    by: str = ""
 
 
 class Provider:
@@ -143,7 +149,8 @@ class Provider:
         state = None if breaker is None else breaker.status
         reason = "" if breaker is None else breaker.reason()
         scanners = () if breaker is None else tuple(sorted(breaker.scanners.copy()))
-        return ProviderState(self.limit.provider, state, reason, scanners, self.taken, self.waiting)
+        instants = (None, None, "") if breaker is None else breaker.instants()
+        return ProviderState(self.limit.provider, state, reason, scanners, self.taken, self.waiting, *instants)
 
     @property
     def is_down(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -36,6 +36,7 @@ BLIND = (
 MAX_NAME = 64  # characters of a scanner's name
 MAX_AUDIT = 2000  # entries among which a scanner's own are looked for
 MAX_PROVIDER = 200  # characters of a provider's name that are repeated
+NAMED = 3  # providers that are down and are named in one sentence
 MAX_DURATION = 366 * 86_400.0
 
 Count = Annotated[int, Meta(ge=0)]
@@ -152,11 +153,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """All scanners, as the page shows them, and what is wrong around them; in a `demo`, bundled data answer."""
+    """All scanners and providers, as the page shows them, and what is wrong; in a `demo`, bundled data answer."""
 
     rows: list[Row]
     troubles: list[Trouble] = []
     demo: bool = False
+    providers: tuple[ProviderState, ...] = ()
 
 
 class OneScanner(msgspec.Struct, frozen=True):
@@ -167,6 +169,18 @@ class OneScanner(msgspec.Struct, frozen=True):
     audit: tuple[AuditEntry, ...] | None
     troubles: list[Trouble] = []
     demo: bool = False
+    providers: tuple[ProviderState, ...] = ()
+
+
+def down_troubles(providers: Sequence[ProviderState]) -> Iterator[Trouble]:
+    """Yield, in one sentence, which providers are down."""
+    down = [each for each in providers if each.state in {"open", "half_open"}]
+    if down:
+        named = ", ".join(each.provider for each in down[:NAMED])
+        more = f" and {len(down) - NAMED} more" if len(down) > NAMED else ""
+        are = "is" if len(down) == 1 else "are"
+        since = min((each.since for each in down if each.since is not None), default=None)
+        yield Trouble("provider", f"{named}{more} {are} down: the scanners are not called, except for trials.", since)
 
 
 class Control:
@@ -227,7 +241,9 @@ class Control:
         """Return what the page of all scanners shows."""
         hung = self._hung()
         rows = [self._row(state, hung) for state in self._runner.scanners()]
-        return Fleet(rows, [*self._troubles(row.scanner for row in rows)], self._runner.demo)
+        providers = self._runner.providers()
+        troubles = [*self._troubles(row.scanner for row in rows), *down_troubles(providers)]
+        return Fleet(rows, troubles, self._runner.demo, providers)
 
     def one_scanner(self, name: str) -> OneScanner:
         """Return what the page of one scanner shows.
@@ -241,7 +257,9 @@ class Control:
         except StoreError:  # the page is there to show what is wrong
             entries = None
         troubles = [*self._troubles([])]
-        return OneScanner(row, self._runner.explain(name, trace=True), entries, troubles, self._runner.demo)
+        providers = tuple(each for each in self._runner.providers() if name in each.scanners)
+        explanation = self._runner.explain(name, trace=True)
+        return OneScanner(row, explanation, entries, troubles, self._runner.demo, providers)
 
     def audit(self, limit: int) -> Audit:
         """Return the newest changes of who is in service, newest first."""

@@ -7,6 +7,7 @@ const NOTES = {
   disable: "Its scans end disabled until the time is up, whatever alerts say.",
   enable: "It is back at once. Alerts cannot take it out again until the time is up.",
   reset: "Closes its breaker and forgets the failures.",
+  "reset provider": "Closes the breaker that its scanners share, and ends a pause that it asked for. They call it at once.",
   forget: "Drops its cached answers: the next scan asks the source.",
   probe: "Its next scan is a probe, as if the cool-off had passed.",
   run: "Runs this scanner alone, after the run under way. A fresh cached answer counts: forget it first to ask the source.",
@@ -58,7 +59,9 @@ function morph(old, fresh) {
 let moved = 0;
 document.addEventListener("pointermove", () => { moved = Date.now(); });
 function stay(fresh) { // while somebody is at a row, none moves: a click must not land on another one
-  const rows = document.querySelector("#fleet tbody"), coming = fresh.querySelector("#fleet tbody");
+  for (const table of ["#fleet", "#providers"]) settle(document.querySelector(`${table} tbody`), fresh.querySelector(`${table} tbody`));
+}
+function settle(rows, coming) {
   if (!rows || !coming || !((rows.matches(":hover") && Date.now() - moved < 15000) || rows.contains(document.activeElement) || selected(rows))) return;
   const place = new Map([...rows.children].map((row, index) => [row.id, index]));
   const at = (row) => place.get(row.id) ?? Infinity;
@@ -109,11 +112,14 @@ document.addEventListener("click", (event) => {
     getSelection().selectAllChildren($(copy.dataset.of));
     navigator.clipboard?.writeText($(copy.dataset.of).textContent).then(() => { $("said").textContent = "Copied."; }, () => {});
   }
-  const button = event.target.closest("button[data-scanner]");
+  const button = event.target.closest("button[data-scanner], button[data-provider]");
   if (!button || !box) return;
-  asked = { name: button.dataset.scanner, action: button.dataset.action, label: button.textContent };
-  $("what").textContent = `${asked.label} ${asked.name}`;
-  $("note").textContent = NOTES[asked.action];
+  const { scanner, provider, action } = button.dataset, label = button.textContent;
+  asked = provider
+    ? { name: decodeURIComponent(provider), action, label, path: `providers/${provider}` }
+    : { name: scanner, action, label, path: `scanners/${scanner}` };
+  $("what").textContent = `${label} ${asked.name}`;
+  $("note").textContent = NOTES[label] || NOTES[action];
   $("problem").textContent = $("said").textContent = "";
   const lasts = asked.action === "disable" || asked.action === "enable";
   $("for").hidden = !lasts;
@@ -135,7 +141,7 @@ if (box) {
     $("problem").textContent = "";
     go.disabled = true;
     try {
-      const answer = await fetch(`${root}scanners/${asked.name}/${asked.action}`, {
+      const answer = await fetch(`${root}${asked.path}/${asked.action}`, {
         method: "POST",
         headers: { "Content-Type": "application/json", "Authorization": `Basic ${credentials}` },
         body: JSON.stringify(said),

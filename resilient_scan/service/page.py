@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import msgspec
 from markupsafe import Markup, escape
 
 from resilient_scan._text import clean, counted, shortened, span
+from resilient_scan.layers.limit import ProviderState
 from resilient_scan.observe.explain import Explanation
 from resilient_scan.quarantine import AuditEntry
 from resilient_scan.results import LOCAL, PROVIDER, SOURCE
@@ -58,6 +60,12 @@ _FAULTS = {
 _RANK = {"bad": 0, "warn": 1, "good": 2}
 SHOWS = (("all", "all"), ("trouble", "in trouble"))
 SORTS = (("trouble", "trouble first"), ("name", "by name"), ("pipeline", "by pipeline"), ("slowest", "slowest first"))
+_PROVIDER = {  # word and mood
+    "closed": ("up", "good"),
+    "open": ("down", "bad"),
+    "half_open": ("on trial", "warn"),
+    "held": ("held", "warn"),
+}
 _DOES = {
     "enable": ("enable", "brings it back; alerts cannot take it out again while the time runs"),
     "disable": ("disable", "takes it out of service while the time runs, whatever alerts say"),
@@ -148,6 +156,8 @@ class Page(msgspec.Struct, frozen=True):
             shows=SHOWS,
             sorts=SORTS,
             count=every if len(shown) == len(rows) else f"{len(shown)} of {every}",
+            providers=self._providers(fleet.providers),
+            unseen=max(0, sum(each.state is not None for each in fleet.providers) - FEW),
             links=self._links(dashboard, ("audit", "Audit trail"), ("metrics", "Metrics"), ("openapi.json", "API")),
         )
 
@@ -172,6 +182,7 @@ class Page(msgspec.Struct, frozen=True):
             breaker=(scanner.breaker or "it has none").replace("_", "-"),
             hung=scanner.abandoned_threads,
             budget="" if scanner.slo_budget is None else _budget(scanner.slo_budget),
+            providers=self._providers(found.providers),
             verdict=explanation.verdict,
             orders=[(key, *_DOES[key], self._not_now(key, scanner, explanation)) for key in _DOES],
             alerts=[self._alert(alert) for alert in scanner.evidence],
@@ -232,6 +243,28 @@ class Page(msgspec.Struct, frozen=True):
             "traceback": _last(row.traceback) if folded else "",
             "actions": _actions(scanner),
             "sought": f"{scanner.name} {scanner.pipeline} {scanner.state} {word} {reason} {error}".lower(),
+        }
+
+    def _providers(self, providers: Iterable[ProviderState]) -> list[dict[str, Any]]:
+        """Return the cells of the providers that have a breaker, those in trouble first, and not more than a few."""
+        found = [self._provider(each, *_PROVIDER[each.state]) for each in providers if each.state is not None]
+        return sorted(found, key=lambda row: _RANK[row["mood"]])[:FEW]
+
+    def _provider(self, provider: ProviderState, word: str, mood: str) -> dict[str, Any]:
+        trial, until = provider.state == "half_open" and provider.until is None, provider.until or 0.0
+        next_trial = f"next trial {self._instant(until).ago}" if until > self.now else "next trial with the next scan"
+        tried = f"tried last by {clean(provider.by)}, " if provider.by else ""
+        down = f"{clean(provider.by)} is trying it now" if trial else f"{tried}{next_trial}"
+        says = {"up": "", "held": "asked to be left alone"}
+        return {
+            "key": quote(provider.provider, safe=""),
+            "name": clean(provider.provider),
+            "word": word,
+            "mood": mood,
+            "since": self._instant(provider.since),
+            "says": says.get(word, down),
+            "until": self._instant(provider.until if word == "held" else None),
+            "scanners": provider.scanners,
         }
 
     def _who(self, scanner: Scanner) -> str:

@@ -41,7 +41,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that is wrong with the `machine`, the `alerting` or the `store`, in a sentence, and since when."""
+    """Something that is wrong with the `machine`, the `alerting`, the `store` or a `provider`, and since when."""
 
     about: str
     says: str

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ControlService, ScanRunner
+from resilient_scan import Breaker, ControlService, Limit, Policy, RetryAfter, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry
-from resilient_scan.testing import healthy
+from resilient_scan.testing import FakeClock, broken, healthy
 from tests.docs.pages import ROOT
 from tests.e2e.axe import install, violations
 from tests.e2e.browser import Browser, chromium
-from tests.e2e.night import HOSTILE, QUOTA, Sleepless, five, many, night
+from tests.e2e.night import HOSTILE, QUOTA, START, Sleepless, five, many, night
 from tests.support.control import TOKEN, alert, alertmanager
 
 pytestmark = pytest.mark.servers
@@ -276,6 +276,59 @@ def test_a_screen_reader_finds_a_table_on_a_phone_too(browser: Browser, nights: 
         assert roles.count("rowheader") == 5
         assert ("button", "enable reddit_dd") in said
         assert ("image", "Last 50 scans: 19 answered, 1 failed, 30 out of service or skipped") in said
+
+
+# providers
+
+
+@pytest.fixture
+def down() -> Iterator[Sleepless]:
+    """A fleet of whose providers one is down, one is held, and one is up; and a host with a port is another."""
+    clock, registry = FakeClock(START), CollectorRegistry()
+    refused, busy = ConnectionRefusedError("nobody listens"), RetryAfter(90, "429")
+    policy = Policy(cache=None, retry=None, breaker=Breaker(failures=2, open_for=600))
+    scanners = [
+        *(broken(f"feed_{number}", refused, limit=Limit("acme/eu")) for number in range(12)),
+        broken("quota", busy, limit=Limit("busy")),
+        healthy("well", limit=Limit("127.0.0.1:8080")),
+    ]
+    with (
+        ScanRunner(scanners, policy=policy, listeners=(), clock=clock, concurrent=False) as runner,
+        ControlService(runner, TOKEN, registry=registry, clock=clock) as service,
+    ):
+        made = Sleepless(service, runner, registry)
+        made.clock = clock
+        runner.run()
+        clock.advance(60)
+        yield made
+
+
+def test_a_provider_is_seen_and_reset(browser: Browser, axe: str, down: Sleepless) -> None:
+    for dark in (False, True):
+        browser.look(dark=dark)
+        for width in WIDTHS:
+            browser.size(width, 900)
+            browser.open(down.service.url + "/")
+            assert violations(browser, axe) == [], (dark, width)
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert "acme/eu is down: the scanners are not called, except for trials." in browser.text("#troubles")
+    rows = browser.run("return [...document.querySelectorAll('#providers tbody tr')].map(each => each.innerText)")
+    assert [row.split()[0] for row in rows] == ["acme/eu", "busy", "127.0.0.1:8080"]
+    assert "tried last by feed_1, next trial in 9m" in " ".join(rows[0].split())
+    assert "and 4 more" in rows[0]
+    assert "asked to be left alone until" in rows[1]
+
+    order(browser, "[data-provider='acme%2Feu']", "it is back", who="anna")
+    browser.wait(lambda: browser.text("#said") == "Done: reset provider acme/eu.")
+    browser.wait(lambda: "up" in browser.text("[id='provider-acme%2Feu'] .state"))
+    assert browser.run("return document.activeElement.dataset.provider") == "acme%2Feu"
+    assert (down.runner.audit()[0].scanner, down.runner.audit()[0].who) == ("provider acme/eu", "anna")
+    assert arrived(browser, "#troubles") == ""
+
+    browser.open(down.service.url + "/page/quota")
+    assert "busy: " in browser.text("dl")
+    assert violations(browser, axe) == []
+    assert browser.console() == []
 
 
 # how it follows

@@ -217,6 +217,17 @@ class ProviderMachine(RuleBasedStateMachine):
         assert breaker.is_open() == (self.state == "open" and self.now < self.open_until)
         assert breaker.status == ("held" if self.state == "closed" and self.now < self.held_until else self.state)
         assert (self.now < breaker.held_until) == (self.now < self.held_until)
+        since, until, by = breaker.instants()
+        wall = self.clock.time() - self.now
+        if self.state == "closed":
+            assert (since, by) == (None, "")
+            assert until == (pytest.approx(wall + self.held_until) if self.now < self.held_until else None)
+        elif self.state == "half_open" and self.under_way():
+            assert (since, until, by) == (pytest.approx(wall + self.down_since), None, self.under_way()[-1].scanner)
+        else:
+            assert since == pytest.approx(wall + self.down_since)
+            assert by == self.in_a_row[-1]
+            assert self.state == "half_open" or until == pytest.approx(wall + self.open_until)
         said: Any = breaker.reason()
         if self.state == "open":
             assert f"tried by {self.in_a_row[-1]}" in said

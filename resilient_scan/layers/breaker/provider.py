@@ -122,13 +122,34 @@ class ProviderBreaker(CircuitBreaker):
         with self._lock:
             return "" if status == CLOSED else self._down(self._clock.monotonic())
 
+    def instants(self) -> tuple[float | None, float | None, str]:
+        """Return since when it is down, when it may be called again, both in epoch seconds, and who tries it.
+
+        While nobody does, that is who tried it last. The second is `None` during a trial, which decides that.
+        """
+        status, now, wall = self.status, self._clock.monotonic(), self._clock.time()
+        if status == HELD:
+            return None, wall + (self.held_until - now), ""
+        with self._lock:
+            if self._memory.state == CLOSED:
+                return None, None, ""
+            machine, trying = self._machine, self._trying(now)
+            last = machine.failed_by[-1] if machine.failed_by else ""
+            until = None if trying else wall + (machine.open_until - now)
+            return wall - (now - machine.down_since), until, trying or last
+
+    def _trying(self, now: float) -> str:
+        """Return which scanner is at a trial, or an empty text. Under the lock."""
+        under_way = [trial for trial, expires in self._machine.trials.items() if expires > now]
+        return under_way[-1].rpartition(" ")[2] if under_way else ""
+
     def _down(self, now: float) -> str:
         """Say since when the provider is down, who tried it, and when it is tried again. Under the lock."""
         machine, wall = self._machine, self._clock.time()
         since = f"{self._name}: down since {moment(wall - (now - machine.down_since), wall)}"
-        under_way = [trial for trial, expires in machine.trials.items() if expires > now]
-        if under_way:
-            return f"{since}, {under_way[-1].rpartition(' ')[2]} is trying it now"
+        trying = self._trying(now)
+        if trying:
+            return f"{since}, {trying} is trying it now"
         tried = f", tried by {machine.failed_by[-1]}" if machine.failed_by else ""
         return f"{since}{tried}, next trial in {in_seconds(max(0.0, machine.open_until - now))} s"
 

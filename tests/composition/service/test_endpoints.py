@@ -170,6 +170,9 @@ def test_a_provider_that_is_down_is_reset(serve: Serve) -> None:
         "scanners": ["alpha"],
         "taken": 0,
         "waiting": 0,
+        "since": None,
+        "until": None,
+        "by": "",
     }
     assert served.runner.run().results["alpha"].status == "completed"
     (entry,) = served.get("/audit").json["entries"]

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from resilient_scan.layers.limit import ProviderState
 from resilient_scan.observe.explain import Explanation, Past, Verdict
 from resilient_scan.quarantine import AuditEntry, Evidence
-from resilient_scan.service.control import Fleet, OneScanner, Row, Scanner
+from resilient_scan.service.control import Fleet, OneScanner, Row, Scanner, down_troubles
 from resilient_scan.service.page import FEW, HEADERS, SHORT, Choice, Page
 from resilient_scan.service.process import Process
 from resilient_scan.service.watch import Outcome, Trouble, machine_troubles, streak
@@ -54,6 +55,10 @@ def one(found: Row, audit: tuple[AuditEntry, ...] | None = (), past: tuple[Past,
 def scan(number: int, error: str = "") -> Past:
     status = "error" if error else "completed"
     return Past(f"run{number}", NOW - number, status, 0, 0.5, 0.0, None, False, 0, "miss", (), 3, error)
+
+
+def with_providers(*providers: ProviderState) -> str:
+    return Page(NOW).fleet(Fleet([row("a")], [], providers=providers), ALL)
 
 
 def headline(*rows: Row) -> tuple[str, str]:
@@ -350,3 +355,59 @@ def test_nothing_but_our_own_script_and_style_may_run() -> None:
     assert policy.startswith("default-src 'none'; ")
     for html in (shown(row("a")), one(row("a"))):
         assert not re.search(r"\bon\w+=|style=|javascript:", html.partition("<script>")[0])
+
+
+def provider(name: str = "acme", state: str | None = "open", **fields: Any) -> ProviderState:
+    known: dict[str, Any] = {"reason": "", "scanners": ("a", "b"), "taken": 0, "waiting": 0, **fields}
+    return ProviderState(name, state, **known)
+
+
+@pytest.mark.parametrize(
+    ("found", "word", "mood", "why"),
+    [
+        (provider(state="closed"), "up", "good", "–"),
+        (
+            *(provider(since=NOW - 90, until=NOW + 20, by="gap_up"), "down", "bad"),
+            "tried last by gap_up, next trial in 20s",
+        ),
+        (provider(since=NOW - 90, until=NOW - 1), "down", "bad", "next trial with the next scan"),
+        (provider(state="half_open", since=NOW - 90, by="gap_up"), "on trial", "warn", "gap_up is trying it now"),
+        (provider(state="held", until=NOW + 90), "held", "warn", "asked to be left alone until {at}, in 1m"),
+    ],
+)
+def test_a_provider_says_how_it_is_since_when_and_what_comes_next(
+    found: ProviderState, word: str, mood: str, why: str
+) -> None:
+    html = with_providers(found).partition('<section id="providers">')[2].partition("</section>")[0]
+    assert f'<tr id="provider-acme" class="{mood}">' in html
+    state = cell(html, "State")
+    assert state.startswith(f'<span class="state s-{word.replace(" ", "-")}">{word}</span>')
+    assert ("for 1m" in state) is (found.since is not None)
+    at = '<time datetime="2026-09-21T14:14:50Z">2026-09-21 14:14:50 UTC</time>'
+    assert cell(html, "Why") == why.format(at=at)
+    assert re.findall(r'href="page/(\w+)"', cell(html, "Scanners")) == ["a", "b"]
+    assert 'data-provider="acme" data-action="reset" aria-label="reset provider acme"' in html
+
+
+def test_providers_in_trouble_come_first_and_few_are_shown() -> None:
+    assert 'id="providers"' not in with_providers(provider(state=None))
+    many = [provider(f"host-{number}:80", "closed") for number in range(FEW + 2)]
+    html = with_providers(*many, provider("down.example:80/x y"), provider(state=None))
+    rows = re.findall(r'<tr id="provider-([^"]+)"', html)
+    assert (len(rows), rows[0]) == (FEW, "down.example%3A80%2Fx%20y")
+    assert "And 3 more." in html
+    html = with_providers(provider("<i>", scanners=tuple("abcdefghij")))
+    assert "<bdi>&lt;i&gt;</bdi>" in html
+    assert "and 2 more" in cell(html.partition('id="providers"')[2], "Scanners")
+
+
+def test_providers_that_are_down_are_trouble() -> None:
+    up, held = provider("up", "closed"), provider("held", "held", until=NOW + 9)
+    assert [*down_troubles([up, held])] == []
+    (one_down,) = down_troubles([up, provider(since=NOW - 5), held])
+    assert one_down.since == NOW - 5
+    assert one_down.says == "acme is down: the scanners are not called, except for trials."
+    down = [provider(f"p{number}", "half_open", since=NOW - number) for number in range(5)]
+    (five_down,) = down_troubles(down)
+    assert five_down.since == NOW - 4
+    assert five_down.says.startswith("p0, p1, p2 and 2 more are down:")
