@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import Breaker, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, Limit, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged, StoreFailed
@@ -165,6 +165,18 @@ def test_a_store_that_fails_costs_no_scan_anything(fleet: Fleet, bare: Bare) -> 
     runner.run({})
     assert kept(store, "bad").state == "open"
     assert "breaker/good" not in store.read("")
+
+
+def test_a_providers_success_is_no_reason_to_ask_a_store_that_is_away(fleet: Fleet, bare: Bare) -> None:
+    """That the read at the run's start has failed says enough: each attempt would wait for the store once more."""
+    store = CountingStore(FakeClock())
+    limit = Limit("acme", breaker=Breaker())
+    runner = fleet(healthy("one", limit=limit), healthy("two", limit=limit), policy=bare(), store=store)
+    before = store.updates
+    store.away = StoreError("the store is away")
+    store.read = _unreadable  # type: ignore[method-assign]
+    runner.run()
+    assert store.updates == before
 
 
 def _unreadable(_prefix: str) -> dict[str, bytes]:

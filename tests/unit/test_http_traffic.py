@@ -16,7 +16,17 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from resilient_scan import Candidate, ConfigError, Limit, PermanentError, RetryAfter, ScanContext, ScanRunner, scanner
+from resilient_scan import (
+    Breaker,
+    Candidate,
+    ConfigError,
+    Limit,
+    PermanentError,
+    RetryAfter,
+    ScanContext,
+    ScanRunner,
+    scanner,
+)
 from resilient_scan.http import REDACTED, Client, NotFound, Recorder, Replay, TransientError
 from resilient_scan.testing import FakeClock
 from tests.scanners.recorded import Answer, Asked, RecordedServer
@@ -325,6 +335,21 @@ def test_a_replay_waits_for_no_quota(folder: Path, server: RecordedServer) -> No
     replay = Replay(folder)
     with ScanRunner([asks], traffic=replay, listeners=()) as runner:
         assert [len(runner.run({"run": count}).candidates) for count in range(3)] == [3, 3, 3]
+
+
+def test_a_replay_opens_no_providers_breaker(folder: Path, server: RecordedServer) -> None:
+    """The host is not called, so nothing is learned about the way to it; a recorded 503 would keep all others out."""
+    client = Client(server.url)
+
+    @scanner(pipeline="mine", retry=None, breaker=Breaker(failures=1))
+    def asks(_state: dict[str, Any], context: ScanContext) -> list[Candidate]:
+        client.get("/broken", context=context)
+        return []
+
+    for traffic, providers in ((Recorder(folder), 1), (Replay(folder), 0)):
+        with ScanRunner([asks], traffic=traffic, listeners=()) as runner:
+            assert runner.run().results["asks"].status == "error"
+            assert len(runner.providers()) == providers
 
 
 # ------------------------------------------------------------------------------------------- what is really recorded

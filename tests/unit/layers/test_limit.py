@@ -13,40 +13,7 @@ from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.limit import Provider, Ticket, permitted
 from resilient_scan.layers.providers import merged
 from resilient_scan.testing import FakeClock
-
-
-class Timers:
-    """Stands for the engine's timer: rings when the test lets time pass."""
-
-    def __init__(self) -> None:
-        self.clock = FakeClock()
-        self._set: list[tuple[float, Callable[[], None]]] = []
-
-    def __call__(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:
-        entry = (instant, call)
-        self._set.append(entry)
-        return lambda: self._set.remove(entry) if entry in self._set else None
-
-    @property
-    def instants(self) -> list[float]:
-        return sorted(instant for instant, _call in self._set)
-
-    def advance(self, seconds: float) -> None:
-        end = self.clock.monotonic() + seconds
-        while due := sorted((entry for entry in self._set if entry[0] <= end), key=lambda entry: entry[0]):
-            instant, call = due[0]
-            self._set.remove(due[0])
-            self.clock.advance(max(0.0, instant - self.clock.monotonic()))
-            call()
-        self.clock.advance(end - self.clock.monotonic())
-
-
-class Asker:
-    """Someone in the queue, who notes the answers it gets."""
-
-    def __init__(self, *, with_permit: bool = True) -> None:
-        self.answers: list[Any] = []
-        self.ticket = Ticket(lambda: self.answers.append("granted"), self.answers.append, with_permit=with_permit)
+from tests.support.limits import Timers, ask
 
 
 @pytest.fixture
@@ -56,12 +23,6 @@ def timers() -> Timers:
 
 def provider_of(timers: Timers, **numbers: Any) -> Provider:
     return Provider(Limit("acme", **numbers), timers.clock, timers)
-
-
-def ask(provider: Provider, until: float = 100.0, *, with_permit: bool = True) -> Asker:
-    asker = Asker(with_permit=with_permit)
-    provider.request(asker.ticket, until)
-    return asker
 
 
 def test_a_bare_provider_grants_at_once(timers: Timers) -> None:
@@ -176,6 +137,7 @@ def test_an_attempt_holds_a_permit_and_gives_it_back(prepaid: bool, outcome: Any
     seen: list[tuple[int, bool, bool]] = []
 
     def call(context: AttemptContext) -> list[Any]:
+        assert context.provider is provider
         seen.append((provider.taken, provider.prepaid_request(context), provider.prepaid_request(context)))
         if isinstance(outcome, BaseException):
             raise outcome
