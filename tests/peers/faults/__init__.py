@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.peers.faults import caches, calls, fleets, threads
+from tests.peers.faults import caches, calls, fleets, providers, threads
 from tests.peers.stacks.base import Stack
 
 
@@ -70,6 +70,17 @@ FAULTS = {
     ),
     "told_to_wait": Fault(
         'A source says "again in 1 s", or "in 5 s" with 1 s left. What does the retry do?', calls.told_to_wait
+    ),
+    "dead_host": Fault(
+        "6 scanners share a dead host and a breaker of 3 failures; 5 rounds, 3 attempts. How often is the host called?",
+        providers.dead_host,
+    ),
+    "broken_page": Fault(
+        "One of the 6 asks for a page that always fails; the host is well. What becomes of the others?",
+        providers.broken_page,
+    ),
+    "sibling_told": Fault(
+        "One of them is asked to come again in 1.5 s. When does the next one call the host?", providers.sibling_told
     ),
     "ten_miss": Fault(
         "10 callers miss one cache key. How often is a healthy source called, and a failing one?", caches.ten_miss

@@ -60,6 +60,8 @@ class Wanted:
         hung: how many calls may hang at the same time without being in the others' way, where that has a limit.
         lasting: state survives the process, as far as that is offered.
         metrics: durations and results go to Prometheus, as far as that is offered.
+        provider: whom the call goes to. Calls to one provider share a breaker, and a pause that it asks for, as far as
+            that is offered.
     """
 
     timeout: float | None = None
@@ -76,6 +78,7 @@ class Wanted:
     hung: int | None = None
     lasting: bool = False
     metrics: bool = False
+    provider: str = ""
 
 
 class Stack:
@@ -94,6 +97,10 @@ class Stack:
 
     def _protect(self, source: Call, wanted: Wanted) -> Call:
         raise NotImplementedError
+
+    def siblings(self, functions: dict[str, Call], wanted: Wanted) -> dict[str, Call]:
+        """Return functions that call one provider, protected."""
+        return {name: self.protect(function, wanted) for name, function in functions.items()}
 
     def within(self, call: Call, seconds: float) -> Any:
         """Call it with a time of this call's own."""

@@ -45,14 +45,7 @@ class ByHand(Stack):
         call = function
         not_offered(wanted, "within", "doubts")
         if wanted.failures is not None:
-            counts = wanted.counts
-            breaker = pybreaker.CircuitBreaker(
-                fail_max=wanted.failures,
-                exclude=[] if counts is None else [lambda error: not counts(error)],
-                reset_timeout=wanted.open_for,
-                state_storage=_redis() if wanted.lasting else None,
-            )
-            call = breaker(call)
+            call = (_shared if wanted.provider else _breaker)(wanted)(call)
         if wanted.attempts > 1:
             call = tenacity.retry(
                 stop=tenacity.stop_after_attempt(wanted.attempts),
@@ -95,6 +88,19 @@ class ByHand(Stack):
                     return await function(*arguments)
 
         return limited
+
+
+def _breaker(wanted: Wanted) -> pybreaker.CircuitBreaker:
+    counts = wanted.counts
+    return pybreaker.CircuitBreaker(
+        fail_max=wanted.failures,
+        exclude=[] if counts is None else [lambda error: not counts(error)],
+        reset_timeout=wanted.open_for,
+        state_storage=_redis() if wanted.lasting else None,
+    )
+
+
+_shared = functools.cache(_breaker)
 
 
 def _redis() -> pybreaker.CircuitRedisStorage:

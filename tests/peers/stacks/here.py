@@ -9,6 +9,7 @@ from resilient_scan import (
     Breaker,
     Cache,
     Candidate,
+    Limit,
     LogEvents,
     Policy,
     PrometheusMetrics,
@@ -43,6 +44,14 @@ class Here(Stack):
 
         return call
 
+    def siblings(self, functions: dict[str, Call], wanted: Wanted) -> dict[str, Call]:
+        runner = _runner([_scanner(name, each, wanted) for name, each in functions.items()], wanted, 8)
+
+        def calls(name: str) -> Call:
+            return lambda: _opened(runner.run({}, only=[name]).results[name])
+
+        return {name: calls(name) for name in functions}
+
     def within(self, call: Call, seconds: float) -> Any:
         return call(deadline=seconds)
 
@@ -63,7 +72,7 @@ class Here(Stack):
 
 
 def _scanner(name: str, function: Call, wanted: Wanted) -> Any:
-    @scanner(name=name, pipeline="peers")
+    @scanner(name=name, pipeline="peers", **({"limit": Limit(wanted.provider)} if wanted.provider else {}))
     def scan(state: dict[str, Any], context: ScanContext) -> list[Candidate]:
         try:
             value = function(*state.get("arguments", ()))

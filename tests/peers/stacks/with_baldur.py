@@ -12,7 +12,7 @@ _NUMBERS = itertools.count()
 
 
 class Baldur(Stack):
-    """Its breakers are told apart by name; each protected function has one of its own."""
+    """Its breakers are told apart by name; each protected function has one of its own, or its provider's."""
 
     packages = ("baldur-framework",)
 
@@ -26,7 +26,7 @@ class Baldur(Stack):
         import baldur
         from baldur.services.retry_handler.models import RetryPolicyConfig
 
-        name = f"source{next(_NUMBERS)}"
+        name = wanted.provider or f"source{next(_NUMBERS)}"
         options: dict[str, Any] = {"circuit_breaker": wanted.failures is not None}
         seconds = wanted.timeout or wanted.total
         if seconds is not None:

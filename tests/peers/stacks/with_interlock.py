@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -27,7 +28,7 @@ class Interlock(Stack):
         if wanted.attempts > 1:
             built = built.retry(attempts=wanted.attempts, wait=tenacity.wait_exception(told))
         if wanted.failures is not None:
-            built = built.circuit_breaker(_breaker(wanted))
+            built = built.circuit_breaker((_shared if wanted.provider else _breaker)(wanted))
         if wanted.timeout is not None:
             built = built.timeout(wanted.timeout)
         return built.build()(source)
@@ -47,6 +48,9 @@ def _breaker(wanted: Wanted) -> interlock.CircuitBreaker:
         window = {"window_type": interlock.WindowType.TIME_BASED, "window_size": wanted.within}
     config = interlock.Config(minimum_number_of_calls=wanted.failures, wait_duration_in_open=wanted.open_for, **window)
     return interlock.CircuitBreaker(name="source", config=config, **options)
+
+
+_shared = functools.cache(_breaker)
 
 
 class _Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -29,7 +30,7 @@ class Nopanic(Stack):
         if wanted.attempts > 1:
             policies.append(nopanic.retry(wanted.attempts, on=OSError, backoff=nopanic.backoff.fixed(PAUSE)))
         if wanted.failures is not None:
-            policies.append(_breaker(wanted))
+            policies += _shared(wanted) if wanted.provider else [_breaker(wanted)]
         if wanted.timeout is not None:
             policies.append(nopanic.timeout(wanted.timeout))
         return nopanic.compose(*policies)(source) if policies else source
@@ -51,6 +52,12 @@ def _breaker(wanted: Wanted) -> Any:
     from nopanic_redis import redis_circuit_breaker
 
     return redis_circuit_breaker(redis.Redis.from_url(os.environ["PEERS_REDIS"]), failure_threshold=0.5, **options)
+
+
+@functools.cache
+def _shared(wanted: Wanted) -> list[Any]:
+    """Return what is created once and applied to every call to one provider."""
+    return [_breaker(wanted), nopanic.adaptive_rate_limit(1000)]
 
 
 STACK = Nopanic()

@@ -10,6 +10,8 @@ from pyresilience.contrib.prometheus import PrometheusListener
 
 from tests.peers.stacks.base import PAUSE, Call, NotOffered, Stack, Wanted, not_offered
 
+_registry = pyresilience.ResilienceRegistry()
+
 
 class Pyresilience(Stack):
     """Its own order of layers, which is fixed."""
@@ -40,7 +42,15 @@ class Pyresilience(Stack):
             options["cache"] = pyresilience.CacheConfig(ttl=wanted.ttl)
         if wanted.metrics:
             options["listeners"] = [PrometheusListener()]
-        return pyresilience.resilient(**options)(source)
+        return _decorator(options, wanted.provider)(source)
+
+
+def _decorator(options: dict[str, Any], provider: str) -> Any:
+    if not provider:
+        return pyresilience.resilient(**options)
+    if _registry.get(provider) is None:
+        _registry.register(provider, pyresilience.ResilienceConfig(**options))
+    return _registry.decorator(provider)
 
 
 STACK = Pyresilience()
