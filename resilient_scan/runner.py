@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from random import Random
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from resilient_scan._once import IMPORTING
 from resilient_scan.clock import Clock, SystemClock
@@ -23,7 +23,7 @@ from resilient_scan.core.config import (
     isolated,
     settings_by_scanner,
 )
-from resilient_scan.core.runs import Runs, in_thread
+from resilient_scan.core.runs import Runs, in_thread, on_threads
 from resilient_scan.core.stack import Flight
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Event, Listener
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from resilient_scan.observe.explain import Explanation
 
 _log = logging.getLogger("resilient_scan")
+Input = TypeVar("Input", bound=Mapping[str, Any])
 
 
 class ScanRunner:
@@ -221,6 +222,37 @@ class ScanRunner:
         Arguments and errors are those of `run`.
         """
         return self._runs.stream(self._runs.prepare(state, deadline), self.names)
+
+    def map(self, scanner: str, inputs: Iterable[Input], *, ordered: bool = True) -> Iterator[tuple[Input, ScanResult]]:
+        """Run one scanner for many inputs; yield each input with its result, and leaving the loop early ends it.
+
+        Each input is a scan of its own, whose state it is. The scan has the scanner's whole timeout, its retries and
+        limits, and its failures count at the breaker. There may be millions of inputs: they are read as scans end, and
+        not while you are busy with a result. They are read on your thread, and nothing is yielded while that blocks.
+
+        Args:
+            scanner: the scanner's name.
+            inputs: mappings, each the state of one scan. If reading one fails, that is raised after all results of
+                those before it.
+            ordered: whether results come in the inputs' order; `False`: as they end.
+
+        Raises:
+            TypeError: an input is not a mapping, or cannot be copied.
+            ConfigError: there is no such scanner.
+            RuntimeError: the runner is closed, or one of its own scanners calls this.
+        """
+        run = self._runs.prepare_map(scanner, inputs, ordered=ordered)
+        return self._runs.map(run, scanner)
+
+    def amap(
+        self, scanner: str, inputs: Iterable[Input], *, ordered: bool = True
+    ) -> AsyncIterator[tuple[Input, ScanResult]]:
+        """Do the same as `map` from asyncio code: the loop is not blocked, leaving the loop or cancelling ends it.
+
+        Inputs are read on another thread. Arguments and errors are those of `map`.
+        """
+        run = self._runs.prepare_map(scanner, inputs, ordered=ordered)
+        return on_threads(run, self._runs.map(run, scanner))
 
     def disable(self, name: str, *, reason: str = "by hand", duration: float = ORDER_DURATION, who: str = "") -> None:
         """Take a scanner out of service for `duration` seconds (24 hours unless given), whatever alerts say.

@@ -18,6 +18,7 @@
     assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
+    map_run.py    MapRun    a run of one scanner over many inputs
     runs.py       Runs      all the runs of a runner, and how they end when it is closed
     task.py       Task      what the pool works on, its workers, and the ledger's entries
     calls.py      BlockingCalls   the blocking calls of coroutines, on a second pool

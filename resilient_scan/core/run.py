@@ -59,6 +59,8 @@ class Run:
         TypeError: the state is not a mapping, or cannot be copied.
     """
 
+    remembered: bool = True  # whether the history has it
+
     def __init__(self, state: Mapping[str, Any], seconds: float, clock: Clock, *, demo: bool = False) -> None:
         self.started_at: float
         self.started_at, self._began = clock.time(), clock.monotonic()  # copying a large state takes its time, too

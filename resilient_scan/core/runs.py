@@ -12,16 +12,19 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import GEN_RUNNING, GEN_SUSPENDED, getgeneratorstate
+from itertools import islice
 from operator import attrgetter
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from resilient_scan._once import IMPORTING
 from resilient_scan.core.assembly import CLOSE_TIMEOUT, Fleet, opened, start_closer
 from resilient_scan.core.config import Config, length_of
 from resilient_scan.core.execution import works_for
@@ -33,8 +36,13 @@ from resilient_scan.results import ScanResult
 from resilient_scan.stores.health import WaitBudget
 from resilient_scan.stores.history import RunHistory
 
+if TYPE_CHECKING:
+    from resilient_scan.core.map_run import MapRun
+
 FLUSH_TIMEOUT = 0.25  # seconds for which a run waits until what it brought is in the store
 WINDOW, ALL = 128, 10**9  # scans of a run under way at a time; a stream's reader may be slow, and is not waited for
+AHEAD = 2  # inputs of a map that are begun for each worker: the next is there when one ends
+R = TypeVar("R")
 _CORE = f"{__package__}."
 _CLOSED = "the runner is closed; build another one to run again"
 _OWN_SCANNER = (
@@ -163,12 +171,29 @@ class Runs:
             ConfigError: the deadline is wrong.
             RuntimeError: the runner is closed, or the caller is one of its own scanners.
         """
+        self._check_open()
+        length = length_of(self.config.deadline if deadline is None else deadline)
+        return Run({} if state is None else state, length, self.config.clock, demo=self.demo)
+
+    def prepare_map(self, name: str, inputs: Iterable[Mapping[str, Any]], *, ordered: bool) -> MapRun:
+        """Return a map that has not begun.
+
+        Raises:
+            TypeError: the inputs cannot be iterated over.
+            ConfigError: there is no such scanner.
+            RuntimeError: the runner is closed, or the caller is one of its own scanners.
+        """
+        self._check_open()
+        self._live_fleet.stack(name)
+        with IMPORTING:
+            from resilient_scan.core.map_run import MapRun  # noqa: PLC0415 - most runners never need it
+        return MapRun(inputs, self.config.clock, ordered=ordered, demo=self.demo)
+
+    def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError(_CLOSED)
         if works_for(self._live_fleet.pool):
             raise RuntimeError(_OWN_SCANNER)
-        length = length_of(self.config.deadline if deadline is None else deadline)
-        return Run({} if state is None else state, length, self.config.clock, demo=self.demo)
 
     def finish(self, run: Run, names: tuple[str, ...]) -> None:
         """Go through a run to its end."""
@@ -184,12 +209,19 @@ class Runs:
         steps = self._results(run, ALL if self.config.concurrent else 1, names, read=True)
         return Stream(steps, partial(self.finish_run, run))
 
-    def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Generator[ScanResult]:
+    def map(self, run: MapRun, name: str) -> Stream[Any]:
+        """Return the inputs of a map, each with its result."""
+        config, on_lane = self.config, self.fleet.stack(name).lane is not None
+        window = config.max_async if on_lane else AHEAD * config.max_workers
+        steps = self._results(run, window if config.concurrent else 1, (name,), read=True)
+        return Stream(steps, partial(self.finish_run, run))
+
+    def _results(self, run: Run, window: int, names: tuple[str, ...], *, read: bool) -> Generator[Any]:
         """Yield the results as they come, if they are read, never waiting for a store for long."""
         steps = self._steps(run, window, names, read)
         return steps if self._store is None else _budgeted(steps, run.wait_budget())
 
-    def _steps(self, run: Run, window: int, names: tuple[str, ...], read: bool) -> Generator[ScanResult]:
+    def _steps(self, run: Run, window: int, names: tuple[str, ...], read: bool) -> Generator[Any]:
         """Yield the results as they come, if they are read; the caller's thread is the run's thread."""
         fleet = self.fleet
         try:
@@ -218,7 +250,7 @@ class Runs:
             return
         with run.wait_budget():
             run.wind_up()
-        if self.history is not None and run.fleet.leases is not None:
+        if self.history is not None and run.fleet.leases is not None and run.remembered:
             left = run.deadline - self.config.clock.monotonic()
             run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.history, run))
 
@@ -233,8 +265,10 @@ def _keep(history: RunHistory, run: Run) -> None:
     history.keep(report, expected, past, learned, outcomes)
 
 
-class Stream(Iterator[ScanResult]):
-    """The results of a run as they come. Leaving it early ends the run, closing it does too.
+class Stream(Iterator[R]):
+    """What comes of a run: its results, or the inputs of a map with theirs.
+
+    Leaving it early ends the run, and so does closing it.
 
     It wraps a generator, because the garbage collector may be the one that finds it left: on any thread, at any point,
     under any lock of ours. A bare generator would end its run right there, and wait for the lock for ever. Here the
@@ -245,12 +279,12 @@ class Stream(Iterator[ScanResult]):
         finish: winds the run up, if it has started and has not ended.
     """
 
-    def __init__(self, steps: Generator[ScanResult], finish: Callable[[], None]) -> None:
+    def __init__(self, steps: Generator[R], finish: Callable[[], None]) -> None:
         self._steps = steps
         self._finish = finish
         weakref.finalize(self, _close_soon, steps).atexit = False
 
-    def __next__(self) -> ScanResult:
+    def __next__(self) -> R:
         try:
             return next(self._steps)
         except StopIteration:
@@ -270,13 +304,13 @@ class Stream(Iterator[ScanResult]):
             self._finish()
 
 
-def _close_soon(steps: Generator[ScanResult]) -> None:
+def _close_soon(steps: Generator[Any]) -> None:
     closer = start_closer(steps.close) if getgeneratorstate(steps) == GEN_SUSPENDED else None
     if closer is not None:  # else it is closed when it goes, a moment later
         closer.join(CLOSE_TIMEOUT)
 
 
-def _budgeted(steps: Generator[ScanResult], wait_budget: WaitBudget) -> Generator[ScanResult]:
+def _budgeted(steps: Generator[Any], wait_budget: WaitBudget) -> Generator[Any]:
     """Advance a run within its wait budget; the budget does not bind its reader, who has the thread in between."""
     try:
         while True:
@@ -317,6 +351,38 @@ async def in_thread(work: Callable[[], None]) -> None:
 
     threading.Thread(target=contextvars.copy_context().run, args=(do,), name="resilient-scan-run", daemon=True).start()
     await ended
+
+
+async def on_threads(run: MapRun, stream: Stream[R]) -> AsyncIterator[R]:
+    """Yield what comes of a map, from asyncio code: the loop is not blocked, leaving it early or a cancel ends the map.
+
+    Each step is a thread's: it waits for the next result, and brings all others that are ready. Who leaves while a step
+    is under way (a cancel) has it end by a message to the run; only then can the stream be closed.
+    """
+    step_under_way = threading.Lock()
+    found: deque[R] = deque()
+
+    def step() -> None:
+        with step_under_way:
+            found.extend(islice(stream, 1))
+            while run.has_ready:
+                found.extend(islice(stream, 1))
+
+    def close() -> None:
+        with step_under_way:
+            stream.close()
+
+    try:
+        while True:
+            await in_thread(step)
+            if not found:
+                return  # it has ended by itself
+            while found:
+                yield found.popleft()
+    except BaseException:  # left early, cancelled, or the map's own error
+        run.cancel()
+        await in_thread(close)
+        raise
 
 
 _left_to_the_parent: list[Fleet] = []  # in a child: kept, because letting go would close what both share

@@ -38,9 +38,8 @@ METHODS = {
     "tool_logs",
     "ScanContext": "before_request cancelled check doubt guarded log map now recall remaining remember settings shared "
     "sleep",
-    "ScanRunner": "abandoned arun audit breaker close disable enable explain flights forget from_config history names "
-    "not_configured "
-    "probe providers reset run scanners stream",
+    "ScanRunner": "abandoned amap arun audit breaker close disable enable explain flights forget from_config history "
+    "map names not_configured probe providers reset run scanners stream",
     "Settings": "check effective runner",
 }
 PATHS = {
@@ -80,6 +79,8 @@ def test_run_and_explain_keep_their_arguments() -> None:
     assert list(inspect.signature(runner.run).parameters) == ["self", "state", "deadline", "only"]
     assert list(inspect.signature(runner.stream).parameters)[:3] == ["self", "state", "deadline"]
     assert list(inspect.signature(runner.arun).parameters)[:3] == ["self", "state", "deadline"]
+    for many in (runner.map, runner.amap):
+        assert list(inspect.signature(many).parameters) == ["self", "scanner", "inputs", "ordered"]
     assert list(inspect.signature(runner.explain).parameters) == ["self", "name", "trace"]
     assert list(inspect.signature(runner.disable).parameters)[:4] == ["self", "name", "reason", "duration"]
     assert list(inspect.signature(runner.enable).parameters)[:4] == ["self", "name", "reason", "duration"]

@@ -260,3 +260,15 @@ def test_an_exemplar_of_the_durations_names_the_trace(exporter: InMemorySpanExpo
         expected["trace_id"] = format(run.context.trace_id, "032x")
     assert exemplars == {"well": expected, "hung": expected}
     assert traces == {}
+
+
+def test_the_scans_of_a_map_are_told_apart(provider: TracerProvider, exporter: InMemorySpanExporter) -> None:
+    tracing_ = TraceRuns(provider)
+    with ScanRunner([healthy("well")], policy=POLICY, listeners=(tracing_,)) as runner:
+        list(runner.map("well", ({"n": number} for number in range(40))))
+    spans = exporter.get_finished_spans()
+    scans = {span.context.span_id: attribute(span, "run_id") for span in spans if span.name == "scan well"}
+    attempts = [span for span in spans if span.name == "attempt well"]
+    assert len(set(scans.values())) == len(attempts) == 40
+    assert all(span.parent and scans[span.parent.span_id] == attribute(span, "run_id") for span in attempts)
+    assert not tracing_._scans
