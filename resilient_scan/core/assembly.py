@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,6 +24,7 @@ from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, Providers
 from resilient_scan.layers.outcomes import unpacked
 from resilient_scan.layers.shared_values import SharedValues
@@ -31,8 +32,9 @@ from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
+from resilient_scan.stores.groups import fetch_many
 from resilient_scan.stores.health import Health, UnlimitedWait
-from resilient_scan.stores.history import Remembered
+from resilient_scan.stores.history import Past, Remembered
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
 
@@ -65,6 +67,7 @@ class Fleet:
 
     detached: bool = False  # left to the parent, in a forked child
     closed: bool = False
+    keep_rest: Callable[[Mapping[str, Sequence[Past]]], None] | None = None  # the run history's
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
@@ -145,6 +148,24 @@ class Fleet:
             if (learned := before.learned.get(name)) is not None:
                 stack.recall(learned)
             stack.outcomes = stack.outcomes or unpacked(before.outcomes.get(name, b""))
+
+    def load_answers(self, wanted: Mapping[str, tuple[ResultCache[Any], bytes]]) -> None:
+        """Take what the store has into the caches, all with one read.
+
+        Args:
+            wanted: by the store's key, the cache and its key.
+        """
+        if self._store is None or not wanted:
+            return
+        try:
+            found = fetch_many(self._store, list(wanted))
+            now = self._store.now() if found else 0.0
+        except StoreError as error:
+            self.store_failed("get", error)
+            return
+        for name, data in found.items():
+            cache, key = wanted[name]
+            cache.load(key, data, now)
 
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
@@ -333,7 +354,17 @@ class Fleet:
             stack.retired = True
         self.loops.close()
         if self.leases is not None:
-            self.leases.close(CLOSE_TIMEOUT, self._close_store)
+            self.leases.close(CLOSE_TIMEOUT, self._finish_store)
+
+    def _finish_store(self) -> None:
+        """Write what the run history does not have yet, and close the store if it is ours."""
+        rest = {stack.name: scans for stack in self.stacks.values() if (scans := stack.unkept())}
+        if self.keep_rest is not None and rest:
+            self.keep_rest(rest)
+        if self._close_store is not None:
+            self._close_store()
+        elif self._store is not None and rest:
+            self._store.flush()
 
 
 def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:

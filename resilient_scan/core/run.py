@@ -22,7 +22,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.outcome import Outcome
-from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, without_work
+from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import Channel, DeadlineActedOn, Delivery, ListenerLate, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
@@ -34,6 +34,7 @@ from resilient_scan.stores.health import WaitBudget
 # Seconds that a run's thread waits for a message at a time. On Python 3.11 a Ctrl-C that arrives just before an untimed
 # wait for a lock does not interrupt it; with a limit, the next round sees it.
 POLL_INTERVAL = 0.25
+LOOK_AHEAD = 128  # scans whose answers are read from the store at once
 FLUSH_TIMEOUT = 0.25  # seconds after the deadline for which a run waits for its listeners
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 
@@ -116,18 +117,29 @@ class Run:
         self._announce()
         self._unread = [] if read else None
         with self._timer():
-            for stack in stacks:
+            for stack in self._with_stored_answers(stacks):
                 if not self._concurrent:
                     self.since = self._clock.monotonic()
                 self._begin(stack)
-                while self._queued >= window:
-                    self._receive()
+                # Down to half, and not by one: the next scans begin together, so that a store is asked for all of
+                # them at once. The other half keeps the workers busy meanwhile.
+                if self._queued >= window:
+                    while self._queued > window // 2:
+                        self._receive()
                 if self._unread:
                     yield from self._read()
             while self.open:
                 self._receive()
                 if self._unread:
                     yield from self._read()
+
+    def _with_stored_answers(self, stacks: Sequence[Stack]) -> Iterator[Stack]:
+        """Yield the stacks; the caches of the next ones get what the store has for them, all with one read."""
+        for first in range(0, len(stacks), LOOK_AHEAD):
+            group = stacks[first : first + LOOK_AHEAD]
+            if not self._over:
+                self.fleet.load_answers(stored_answers(group, self))
+            yield from group
 
     def _announce(self) -> None:
         if self._announced:
@@ -173,7 +185,9 @@ class Run:
 
     def _receive(self) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
-        outbox = self.outbox
+        outbox, leases = self.outbox, self.fleet.leases
+        if leases is not None:
+            leases.ask()
         try:
             message = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
         except Empty:

@@ -160,10 +160,11 @@ class SqliteStore(BatchingStore):
         self._database.reset()
         self._leases.reset()
 
-    def _fetch(self, key: str) -> bytes | None:
+    def _fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
         select = "SELECT key, data, sum FROM answers WHERE key = ?"
-        data = self._database.read(lambda database: _one(database, select, to_bytes(key)))
-        return data[_SPAN.size :] if data is not None and _holds(data, self._clock.time()) else None
+        rows = self._database.read(lambda database: [_one(database, select, to_bytes(key)) for key in keys])
+        now, there = self._clock.time(), zip(keys, rows, strict=True)
+        return {key: data[_SPAN.size :] for key, data in there if data is not None and _holds(data, now)}
 
     def _remove(self, key: str) -> None:
         name = to_bytes(key)
@@ -175,11 +176,11 @@ class SqliteStore(BatchingStore):
         def work(database: sqlite3.Connection) -> None:
             for key, value in values:
                 _write_answer(database, to_bytes(key), value.data, now, now + value.until - instant)
-            for record in records:
+            for _, record in records:
                 name = to_bytes(record.log)
                 row = (name, record.data, seal(name, record.data))
                 database.execute("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", row)
-            for log, keep in {record.log: record.keep for record in records}.items():
+            for log, keep in {record.log: record.keep for _, record in records}.items():
                 _shorten(database, to_bytes(log), keep)
             _make_room(database, now)
 

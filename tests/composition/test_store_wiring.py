@@ -44,10 +44,10 @@ def test_a_lease_is_given_back_before_the_next_flight_can_acquire_it(kept: bool 
     free: list[bool] = []
 
     class Answers:
-        def address(self, _key: bytes) -> str:
+        def stored_as(self, _key: bytes) -> str:
             return "a"
 
-        def find(self, _key: bytes) -> None:
+        def read(self, *_row: object) -> None:
             return None
 
         def keep(self, *_row: object) -> None:

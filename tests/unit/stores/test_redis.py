@@ -100,7 +100,12 @@ def test_an_unreachable_server_fails_at_once_and_is_tried_again_after_a_second(
         store.get("a")
     assert "hunter2" not in str(caught.value)
     calls: list[int] = []
-    store._client.get = lambda _key: calls.append(1)  # type: ignore[attr-defined]
+
+    def fetch(**_arguments: Any) -> list[Any]:
+        calls.append(1)
+        return [b"0", b"0", [None]]
+
+    store._scripts["fetch"] = fetch  # type: ignore[attr-defined]
     for _ in range(1000):
         with pytest.raises(StoreError, match="is away"):
             store.get("a")

@@ -52,7 +52,7 @@ def past(number: int) -> Past:
 
 def test_another_runner_finds_it_all(history: RunHistory, store: FailingStore) -> None:
     failure = result("b", Status.ERROR, error=ErrorInfo("httpx.ConnectError", "refused"), duration=1.5)
-    history.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": past(1), "b": past(1)})
+    history.keep(report(1, result("a"), failure), {"a": 0.5, "b": 1.5}, {"a": [past(1)], "b": [past(1)]})
     other = RunHistory(store, lambda *_: None)
     assert other.remembered().expected == {"a": 0.5, "b": 1.5}
     assert other.past("a") == (past(1),)
@@ -78,7 +78,7 @@ def test_a_run_record_is_json_ready() -> None:
 
 def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: FailingStore) -> None:
     for number in range(MAX_SCANS + 5):
-        history.keep(report(number, result("a")), {"a": 0.5}, {"a": past(number)})
+        history.keep(report(number, result("a")), {"a": 0.5}, {"a": [past(number)]})
     found = [scan.run_id for scan in RunHistory(store, lambda *_: None).past("a")]
     assert found == [f"run-{number}" for number in reversed(range(5, MAX_SCANS + 5))]
     assert [run.run_id for run in history.runs(2)] == [f"run-{MAX_SCANS + 4}", f"run-{MAX_SCANS + 3}"]
@@ -90,21 +90,21 @@ def test_the_newest_come_first_and_the_oldest_go(history: RunHistory, store: Fai
 def test_the_last_real_outcome_is_kept_however_often_the_scanner_is_turned_away(
     history: RunHistory, store: FailingStore
 ) -> None:
-    history.keep(report(0, result("a")), {}, {"a": msgspec.structs.replace(past(0), status="error", traceback="t")})
+    history.keep(report(0, result("a")), {}, {"a": [msgspec.structs.replace(past(0), status="error", traceback="t")]})
     for number in range(1, MAX_SCANS + 5):
         out = msgspec.structs.replace(past(number), status=("disabled", "rejected", "skipped")[number % 3])
-        history.keep(report(number, result("a")), {}, {"a": out})
+        history.keep(report(number, result("a")), {}, {"a": [out]})
     found = RunHistory(store, lambda *_: None).past("a")
     assert [scan.run_id for scan in found] == [*(f"run-{number}" for number in range(14, 5, -1)), "run-0"]
     assert (found[-1].status, found[-1].traceback) == ("error", "t")
-    history.keep(report(20, result("a")), {}, {"a": past(20)})
+    history.keep(report(20, result("a")), {}, {"a": [past(20)]})
     assert [scan.run_id for scan in history.past("a")][-1] == "run-6"
 
 
 def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> None:
     for number in range(2):
         history = RunHistory(store, lambda *_: None)
-        history.keep(report(number, result("a")), {str(number): 1.0}, {"a": past(number)})
+        history.keep(report(number, result("a")), {str(number): 1.0}, {"a": [past(number)]})
     assert [scan.run_id for scan in history.past("a")] == ["run-1", "run-0"]
     assert history.remembered().expected == {"0": 1.0, "1": 1.0}
 
@@ -115,7 +115,7 @@ def test_an_unreachable_store_is_reported_and_stops_nothing(
     store.error = AWAY
     assert history.remembered().expected == {}
     assert history.past("a") == ()
-    history.keep(report(1, result("a")), {}, {})
+    history.keep(report(1, result("a")), {"a": 0.5}, {})
     assert errors == ["get", "get", "get", "put"]
     with pytest.raises(StoreError):
         history.runs(1)
