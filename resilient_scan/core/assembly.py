@@ -116,6 +116,10 @@ class Fleet:
             store_failed=self.store_failed,
         )
         self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
+        stacks = self.stacks.values()
+        self._breakers = {BREAKER_PREFIX + stack.name: stack.breaker for stack in stacks if stack.breaker is not None}
+        self._cached = [stack for stack in stacks if stack.shares_answers]
+        self._adopted: Mapping[str, bytes] = {}  # the epochs that were taken over last
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 
@@ -175,23 +179,21 @@ class Fleet:
         if self._store is None:
             return
         self._refresh_epochs(self._store)
-        breakers = [(name, stack.breaker) for name, stack in self.stacks.items() if stack.breaker is not None]
         try:
             now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
-            for breaker in (*(breaker for _, breaker in breakers), *self.provider_breakers()):
+            for breaker in (*self._breakers.values(), *self.provider_breakers()):
                 breaker.trust_local()
             return
-        changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
+        changes = [breaker.sync(records.get(key), now) for key, breaker in self._breakers.items()]
         self.bus.send_all([change for change in changes if change is not None])
         for provider in self.provider_breakers():
             provider.take_over(records.get(PROVIDER_PREFIX + provider.provider), now)
 
     def _refresh_epochs(self, store: Store) -> None:
         """Learn which scanners' answers another process has forgotten."""
-        cached = [stack for stack in self.stacks.values() if stack.shares_answers]
-        if not cached:
+        if not self._cached:
             return
         before = self._forgotten
         try:
@@ -205,9 +207,10 @@ class Fleet:
         # not held while the store is read: an order waits for its store as long as it takes, and runs would wait with
         # it.
         with self._epochs:
-            if self._forgotten == before:
-                for stack in cached:
+            if self._forgotten == before and epochs != self._adopted:
+                for stack in self._cached:
                     stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
+                self._adopted = epochs
 
     # orders of an operator
 

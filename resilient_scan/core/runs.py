@@ -222,7 +222,10 @@ class Runs:
             run.wind_up()
         if self.history is not None and run.fleet.leases is not None:
             left = run.deadline - self.config.clock.monotonic()
-            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.history, run))
+            # Only a record says what the cache has answered: nobody waits for a disk for its sake.
+            worked = any(result.status is not Status.CACHED for result in run.results.values())
+            job = partial(_keep, self.history, run)
+            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), job, written=worked)
 
 
 def _keep(history: RunHistory, run: Run) -> None:

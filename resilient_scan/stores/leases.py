@@ -105,6 +105,8 @@ class LeaseKeeper:
         self._returned: list[str] = []  # it is; on the keeper's thread only
         self._write_at = self._return_at = math.inf
         self._jobs: list[Callable[[], None]] = []
+        self._put: list[threading.Event] = []
+        self._jobs_done = 0  # since the last write; on the keeper's thread only
         self._last: Callable[[], None] | None = None
         self._flushed: list[threading.Event] = []
         self._thread: threading.Thread | None = None
@@ -184,19 +186,20 @@ class LeaseKeeper:
 
     # what is put off
 
-    def flush(self, timeout: float, job: Callable[[], None] | None = None) -> bool:
+    def flush(self, timeout: float, job: Callable[[], None] | None = None, *, written: bool = True) -> bool:
         """Have everything written that was put off; return whether that happened in time.
 
         Args:
             timeout: seconds to wait at most; it is written later too, if that is not enough.
             job: is called first, on the keeper's thread: it puts what a run is remembered by into the store.
+            written: `False` to wait for the job only: this process finds what was put, and it is written in a moment.
         """
         done = threading.Event()
         with self._lock:
             if self._closed or not self._wake_thread():
                 return False
             self._jobs += [] if job is None else [job]
-            self._flushed.append(done)
+            (self._flushed if written else self._put).append(done)
         return done.wait(timeout)
 
     def close(self, timeout: float, last: Callable[[], None] | None = None) -> None:
@@ -245,12 +248,13 @@ class LeaseKeeper:
             self._wake.clear()
             with self._lock:
                 flushed, self._flushed = self._flushed, []
+                put, self._put = self._put, []
                 jobs, self._jobs = self._jobs, []
                 last = self._last
-                released = self._take_released(at_once=bool(flushed) or self._closed)
-            if released or flushed:
-                self._write(jobs)
-                self._return(released)
+            self._do(jobs)
+            for done in put:
+                done.set()
+            self._write_if_due(at_once=bool(flushed) or last is not None)
             self._trade(at_once=bool(flushed) or last is not None)
             if last is not None:
                 self._finish(last)
@@ -259,17 +263,33 @@ class LeaseKeeper:
             if not self._stay():
                 return
 
-    def _take_released(self, *, at_once: bool) -> list[str]:
-        """Return what is to be written now; nothing while it may wait for more. Under the lock."""
-        if not (at_once or self._has_much() or self._clock.monotonic() >= self._write_at):
-            return []
-        released, self._released = self._released, []
-        self._write_at = math.inf
-        return released
+    def _do(self, jobs: list[Callable[[], None]]) -> None:
+        for job in jobs:
+            _guarded(job, "a run could not be brought to the store")
+        self._jobs_done += len(jobs)
+        if jobs:
+            with self._lock:
+                self._write_at = min(self._write_at, self._clock.monotonic() + LINGER)
 
-    def _return(self, keys: list[str]) -> None:
-        """Give leases back with the next exchange, as what was found is written: no one waits for them now."""
-        self._returned += keys
+    def _write_if_due(self, *, at_once: bool) -> None:
+        """Write everything before leases are given back, unless it may wait for more.
+
+        Process B polls while A holds the lease. Given back before A's answer is written, B could take the lease in
+        between, find no answer and ask the source a second time.
+        """
+        with self._lock:
+            if not (at_once or self._closed or self._has_much() or self._clock.monotonic() >= self._write_at):
+                return
+            released, self._released = self._released, []
+            self._write_at = math.inf
+        try:
+            self._store.flush()
+        except StoreError as error:
+            self._on_error("flush", error)
+        done, self._jobs_done = self._jobs_done, 0
+        if done:
+            self._health.run_ended()
+        self._returned += released
         if self._returned:
             self._return_at = min(self._return_at, self._clock.monotonic() + LINGER)
 
@@ -279,7 +299,7 @@ class LeaseKeeper:
             self._clock.wait(self._next_look(), self._wake)
         with self._lock:
             busy = self._requested or self._wanted or self._waiting or self._held or self._returned
-            if self._wake.is_set() or self._released or self._flushed or (busy and not self._closed):
+            if self._wake.is_set() or self._write_at < math.inf or (busy and not self._closed):
                 return True
             self._thread = None
             return False
@@ -288,21 +308,6 @@ class LeaseKeeper:
         now = self._clock.monotonic()
         longest = now + (POLL_INTERVAL if self._waiting else IDLE_TIMEOUT)
         return min(longest, self._renew_at if self._held else math.inf, self._write_at, self._return_at)
-
-    def _write(self, jobs: list[Callable[[], None]]) -> None:
-        """Write everything, before leases are given back.
-
-        Process B polls while A holds the lease. Given back before A's answer is written, B could take the lease in
-        between, find no answer and ask the source a second time.
-        """
-        for job in jobs:
-            _guarded(job, "a run could not be brought to the store")
-        try:
-            self._store.flush()
-        except StoreError as error:
-            self._on_error("flush", error)
-        if jobs:
-            self._health.run_ended()
 
     def _finish(self, last: Callable[[], None]) -> None:
         """Give back what was granted while the runner was being closed, and call `last`, which closes the store."""

@@ -97,13 +97,13 @@ def test_a_window_of_misses_takes_four_commits(
     assert known["reads"] <= 4 * WINDOWS, known
     assert unknown["writes"] <= 4 * WINDOWS + 4, "the first two files are made, and the first few go first"
     hits = run(runner, transactions, 1, Status.CACHED)
-    assert hits["writes"] == 1, "that there was a run"
+    assert hits["writes"] == 0, "a record that there was a run waits for a moment, or for the next write"
     assert hits["reads"] <= 4, hits
     runner.close()
     again = fleet(*no_ops(WINDOWS * WINDOW), **options)
     stored = run(again, transactions, 1, Status.CACHED)
     assert stored["reads"] <= WINDOWS + 6, stored
-    assert stored["writes"] <= 2, stored
+    assert stored["writes"] == 0, stored
 
 
 @pytest.mark.servers

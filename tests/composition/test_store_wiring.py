@@ -199,7 +199,8 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
     store, recorder = Full(SystemClock()), Recorder()
     runner = fleet(healthy("one", empty_ok=True), policy=bare(cache=Cache(ttl=300)), store=store, listeners=(recorder,))
     for number in range(5):
-        runner.run({"n": number % 2})
+        for _ in ("miss", "hit"):
+            runner.run({"n": number})
     store.full = False
     runner.run({})
     sent = recorder.of(StoreFailed, StoreRecovered)
