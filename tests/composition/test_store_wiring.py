@@ -19,6 +19,7 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
+from resilient_scan.stores.groups import held_back
 from resilient_scan.stores.health import (
     MIN_WAIT,
     RUN_WAIT,
@@ -256,6 +257,15 @@ class Broken:
 def test_whatever_a_foreign_store_raises_is_a_store_error_without_its_words(ask: Callable[[Any], Any]) -> None:
     with pytest.raises(StoreError, match=r"^the store acme: failed with OSError$"):
         ask(Checked(Broken()))
+
+
+def test_what_a_foreign_store_holds_back_is_not_asked_for_under_a_lock() -> None:
+    class Foreign(MemoryStore):
+        @property
+        def held_back(self) -> int:
+            raise AssertionError("foreign code")
+
+    assert held_back(Checked(Foreign(SystemClock()))) == 0
 
 
 def test_a_foreign_store_is_called_as_it_was_meant() -> None:

@@ -16,9 +16,19 @@ import pytest
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import leases, open_store
-from resilient_scan.stores.groups import exchange
+from resilient_scan.stores.groups import exchange, held_back
 from resilient_scan.stores.health import Health
-from resilient_scan.stores.leases import LEASE_SECONDS, MAX_GRANTED, QUICK, RENEW_INTERVAL, LeaseKeeper
+from resilient_scan.stores.leases import (
+    LEASE_SECONDS,
+    LINGER,
+    MAX_GRANTED,
+    MAX_HELD_BACK,
+    MAX_RELEASED,
+    POLL_INTERVAL,
+    QUICK,
+    RENEW_INTERVAL,
+    LeaseKeeper,
+)
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 from tests.support.waiting import eventually
@@ -282,10 +292,85 @@ def test_what_nobody_knows_the_duration_of_is_quick_where_workers_have_been_quic
     assert len(ours._granted) == granted
     assert ours.flush(TIMEOUT)
     assert len(ours._granted) == granted
+    for work in works:  # and another run, some time later
+        ours.release(work.key)
+    clock.advance(2 * POLL_INTERVAL)
+    later = [Work(store, f"l{number}") for number in range(MAX_GRANTED)]
+    wanted(ours, *later)
+    assert later[2 * WORKERS - 1].went.wait(TIMEOUT)
+    assert ours.flush(TIMEOUT)
+    assert len(ours._granted) == 2 * WORKERS
+
+
+def test_a_window_is_asked_for_though_its_run_goes_on_beginning_scans(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    ours, works = keeper(), [Work(store, f"k{number}") for number in range(MAX_GRANTED)]
+    for work in works[:-1]:
+        assert ours.request(work.key, work)
+    assert ours.flush(TIMEOUT)
+    assert not store._leases
+    assert ours.request(works[-1].key, works[-1])
+    assert works[0].went.wait(TIMEOUT)
+
+
+# what was found waits for more
+
+
+def test_what_was_found_is_written_after_a_moment(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    clock = FakeClock()
+    ours = keeper(clock=clock)
+    for key in "abc":
+        begun(ours, store, key)
+        ours.started(key)
+    for key in "ab":
+        ours.release(key)
+        clock.advance(LINGER * 0.4)
+    assert not store.calls
+    clock.advance(LINGER * 0.3)
+    eventually(lambda: store.calls == ["flush"], "both are written at once")
+    clock.advance(LINGER)
+    eventually(lambda: store.calls == ["flush", "release", "release"], "their leases are given back")
+
+
+def test_what_a_window_has_found_is_written_at_once(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, works = keeper(clock=FakeClock()), [Work(store, f"k{number}", 0.0) for number in range(MAX_RELEASED)]
+    wanted(ours, *works)
+    assert works[-1].went.wait(TIMEOUT)
+    for work in works[:-1]:
+        ours.release(work.key)
+    assert not store.calls
+    ours.release(works[-1].key)
+    eventually(lambda: store.calls == ["flush"], "it is written, though the clock stands still")
+
+
+def test_what_is_large_is_written_at_once(tmp_path: Path, keeper: Callable[..., LeaseKeeper]) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path / 'scan.db'}", FakeClock())) as store:
+        ours = keeper(clock=FakeClock(), store=store)
+        for key in "ab":
+            begun(ours, store, key)
+            ours.started(key)
+        ours.release("a")
+        store.put("cache/b", bytes(MAX_HELD_BACK), 60)
+        ours.release("b")
+        eventually(lambda: not held_back(store), "it is written, though the clock stands still")
+        ours.close(TIMEOUT)
+
+
+def test_what_a_run_is_remembered_by_is_put_before_it_returns_and_written_in_a_moment(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    clock = FakeClock()
+    ours = keeper(clock=clock)
+    assert ours.flush(TIMEOUT, lambda: store.put("run", b"1", 60), written=False)
+    assert (store.unwritten, store.calls) == ({"run": b"1"}, [])
+    clock.advance(LINGER)
+    eventually(lambda: store.calls == ["flush"], "it is written")
 
 
 def test_what_ended_before_a_worker_began_it_makes_room(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
-    ours, works = keeper(), [Work(store, f"k{number}") for number in range(20)]
+    """What it has given back makes room, not that a moment passes: the clock stands still."""
+    ours, works = keeper(clock=FakeClock()), [Work(store, f"k{number}") for number in range(20)]
     wanted(ours, *works)
     for work in works:
         assert work.went.wait(TIMEOUT)

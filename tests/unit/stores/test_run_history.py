@@ -109,6 +109,17 @@ def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> No
     assert history.remembered().expected == {"0": 1.0, "1": 1.0}
 
 
+def test_the_rest_is_due_now_and_then(history: RunHistory) -> None:
+    assert [history.rest_is_due(at) for at in (5.0, 14.9, 15.0, 15.1, 24.9, 25.0)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
 def test_an_unreachable_store_is_reported_and_stops_nothing(
     history: RunHistory, store: FailingStore, errors: list[str]
 ) -> None:
