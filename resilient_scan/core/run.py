@@ -186,10 +186,13 @@ class Run:
     def _receive(self) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
         outbox, leases = self.outbox, self.fleet.leases
-        if leases is not None:
-            leases.ask()
         try:
-            message = outbox.get_nowait() if outbox.qsize() else outbox.get(True, POLL_INTERVAL)
+            if outbox.qsize():
+                message = outbox.get_nowait()
+            else:
+                if leases is not None:
+                    leases.ask()
+                message = outbox.get(True, POLL_INTERVAL)
         except Empty:
             return False
         if isinstance(message, Scan):

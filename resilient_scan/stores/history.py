@@ -5,7 +5,6 @@ The durations of scans, what answers used to be like, the last scans, and the hi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -164,7 +163,15 @@ class _Kept(msgspec.Struct, frozen=True):
     run: RunRecord | None = None
 
 
+class _Unread(msgspec.Struct, frozen=True):
+    """Last scans as they are stored, each still in its bytes."""
+
+    schema: int
+    past: tuple[msgspec.Raw, ...] = ()
+
+
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Kept)
+_unread = msgspec.msgpack.Decoder(_Unread)
 
 
 class RunHistory:
@@ -185,11 +192,11 @@ class RunHistory:
 
     def remembered(self) -> Remembered:
         """Return what is known of earlier executions: one read for all of it."""
-        return _remembered(self._get("expected")["expected"])
+        return _remembered(_decoded(self._get("expected").get("expected")))
 
     def past(self, name: str) -> tuple[Past, ...]:
         """Return the last scans of a scanner, newest first, at most 10."""
-        return self._get(f"last/{name}")[f"last/{name}"].past
+        return _decoded(self._get(f"last/{name}").get(f"last/{name}")).past
 
     def rest_is_due(self, now: float) -> bool:
         """Say whether the scans that the cache has answered are to be kept now; on one thread only."""
@@ -252,27 +259,47 @@ class RunHistory:
             return
         stored = self._get(*changed, *(f"last/{name}" for name in past))  # with what other processes have found
         for name, scans in past.items():
-            last = _with_one_traceback(_newest((*scans, *stored[f"last/{name}"].past)))
-            self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
+            self._store.put(f"last/{name}", _with_older(scans, stored.get(f"last/{name}")), KEPT_FOR)
         if changed:
-            before = _remembered(stored["expected"])
+            before = _remembered(_decoded(stored.get("expected")))
             failed = {name: bits for name, bits in {**before.outcomes, **outcomes}.items() if bits}
             kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned}, failed)
             self._store.put("expected", _encode(kept), KEPT_FOR)
 
-    def _get(self, *keys: str) -> dict[str, _Kept]:
-        """Return what is stored under each key: one read for all."""
-        found: dict[str, bytes] = {}
+    def _get(self, *keys: str) -> dict[str, bytes]:
+        """Return what is stored under the keys: one read for all."""
         try:
-            found = fetch_many(self._store, keys)
+            return fetch_many(self._store, keys)
         except StoreError as error:
             self._on_error("get", error)
-        return {key: _decoded(found.get(key)) for key in keys}
+            return {}
 
 
 def _remembered(kept: _Kept) -> Remembered:
     expected = {name: took for name, took in kept.expected.items() if is_number(took, 0)}
     return Remembered(expected, kept.learned, kept.outcomes)
+
+
+def _with_older(scans: Sequence[Past], stored: bytes | None) -> bytes:
+    """Return the bytes of the newest scans, of which some are stored already.
+
+    Those that are stored are read only where it depends on them which are kept: this is done for each scanner at the
+    end of each run, and to read ten of them takes longer than all the rest.
+    """
+    newest = scans[:MAX_SCANS]
+    if any(scan.traceback for scan in newest) or all(scan.status in TURNED_AWAY for scan in newest):
+        last = _with_one_traceback(_newest((*scans, *_decoded(stored).past)))
+        return _encode(_Kept(SCHEMA, past=last))
+    rest = _older(stored)[: MAX_SCANS - len(newest)]
+    return _encode(_Unread(SCHEMA, (*(msgspec.Raw(_encode(scan)) for scan in newest), *rest)))
+
+
+def _older(stored: bytes | None) -> tuple[msgspec.Raw, ...]:
+    try:
+        older = None if stored is None else _unread.decode(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ()
+    return () if older is None or older.schema != SCHEMA else older.past
 
 
 def _newest(scans: tuple[Past, ...]) -> tuple[Past, ...]:
@@ -289,10 +316,13 @@ def _newest(scans: tuple[Past, ...]) -> tuple[Past, ...]:
 
 def _with_one_traceback(scans: Iterable[Past]) -> tuple[Past, ...]:
     """Leave the traceback to the newest scan that has one: the record is written again in each run."""
-    rest = itertools.dropwhile(lambda scan: not scan.traceback, scans := tuple(scans))
-    newest = next(rest, None)
+    scans = tuple(scans)
+    with_one = [scan for scan in scans if scan.traceback]
+    if len(with_one) <= 1:
+        return scans
     return tuple(
-        msgspec.structs.replace(scan, traceback="") if scan.traceback and scan is not newest else scan for scan in scans
+        msgspec.structs.replace(scan, traceback="") if scan.traceback and scan is not with_one[0] else scan
+        for scan in scans
     )
 
 

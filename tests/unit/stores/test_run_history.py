@@ -13,6 +13,7 @@ from resilient_scan import Candidate, RunReport, ScanResult, Status
 from resilient_scan.errors import StoreError
 from resilient_scan.observe.explain import Attempt, Past
 from resilient_scan.results import ErrorInfo
+from resilient_scan.stores import history as stores_history
 from resilient_scan.stores.history import MAX_RUNS, MAX_SCANS, RunHistory, RunRecord, ScanRecord
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
@@ -99,6 +100,22 @@ def test_the_last_real_outcome_is_kept_however_often_the_scanner_is_turned_away(
     assert (found[-1].status, found[-1].traceback) == ("error", "t")
     history.keep(report(20, result("a")), {}, {"a": [past(20)]})
     assert [scan.run_id for scan in history.past("a")][-1] == "run-6"
+
+
+def test_what_is_stored_is_read_only_where_that_matters(history: RunHistory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan that succeeded is put before the others as they are; garbage among these costs them, and not it."""
+    history.keep(report(0, result("a")), {}, {"a": [past(0)]})
+    read: list[object] = []
+    decoded = stores_history._decoded
+    monkeypatch.setattr(stores_history, "_decoded", lambda data: read.append(data) or decoded(data))
+    history.keep(report(1, result("a")), {}, {"a": [past(2), past(1)]})
+    assert not read
+    failed = msgspec.structs.replace(past(3), status="error", traceback="newest")
+    history.keep(report(2, result("a")), {}, {"a": [failed]})
+    assert read
+    assert [scan.run_id for scan in history.past("a")] == ["run-3", "run-2", "run-1", "run-0"]
+    history.keep(report(3, result("a")), {}, {"a": [past(number) for number in range(30, 3, -1)]})
+    assert [scan.run_id for scan in history.past("a")] == [f"run-{number}" for number in range(30, 20, -1)]
 
 
 def test_what_an_earlier_process_left_is_gone_on_with(store: FailingStore) -> None:
