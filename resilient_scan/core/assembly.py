@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider
 from resilient_scan.layers.local import ControlProbe, LocalFaults
 from resilient_scan.layers.outcomes import unpacked
@@ -33,8 +34,9 @@ from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
+from resilient_scan.stores.groups import fetch_many
 from resilient_scan.stores.health import Health, UnlimitedWait
-from resilient_scan.stores.history import Remembered
+from resilient_scan.stores.history import Past, Remembered
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.wrappers import Checked
 
@@ -68,6 +70,7 @@ class Fleet:
 
     detached: bool = False  # left to the parent, in a forked child
     closed: bool = False
+    keep_rest: Callable[[Mapping[str, Sequence[Past]]], None] | None = None  # the run history's
 
     def __init__(self, config: Config, store: Store | None) -> None:
         clock = config.clock
@@ -123,6 +126,10 @@ class Fleet:
         self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
         if self.children is not None:  # now that each scanner is known to be fit for it
             self.children.start()
+        stacks = self.stacks.values()
+        self._breakers = {BREAKER_PREFIX + stack.name: stack.breaker for stack in stacks if stack.breaker is not None}
+        self._cached = [stack for stack in stacks if stack.shares_answers]
+        self._adopted: Mapping[str, bytes] = {}  # the epochs that were taken over last
         self._forgotten = 0  # orders to forget answers that this process has carried out
         self._epochs = threading.Lock()  # between taking over epochs that were read, and counting such an order
 
@@ -156,6 +163,24 @@ class Fleet:
                 stack.recall(learned)
             stack.outcomes = stack.outcomes or unpacked(before.outcomes.get(name, b""))
 
+    def load_answers(self, wanted: Mapping[str, tuple[ResultCache[Any], bytes]]) -> None:
+        """Take what the store has into the caches, all with one read.
+
+        Args:
+            wanted: by the store's key, the cache and its key.
+        """
+        if self._store is None or not wanted:
+            return
+        try:
+            found = fetch_many(self._store, list(wanted))
+            now = self._store.now() if found else 0.0
+        except StoreError as error:
+            self.store_failed("get", error)
+            return
+        for name, data in found.items():
+            cache, key = wanted[name]
+            cache.load(key, data, now)
+
     def refresh(self) -> None:
         """See what other processes know of quarantine and breakers, at the start of a run: one read for each."""
         self.pool.run_errands()
@@ -164,23 +189,21 @@ class Fleet:
         if self._store is None:
             return
         self._refresh_epochs(self._store)
-        breakers = [(name, stack.breaker) for name, stack in self.stacks.items() if stack.breaker is not None]
         try:
             now, records = self._store.now(), self._store.read(BREAKER_PREFIX)
         except StoreError as error:
             self.store_failed("read", error)
-            for breaker in (*(breaker for _, breaker in breakers), *self.provider_breakers()):
+            for breaker in (*self._breakers.values(), *self.provider_breakers()):
                 breaker.trust_local()
             return
-        changes = [breaker.sync(records.get(BREAKER_PREFIX + name), now) for name, breaker in breakers]
+        changes = [breaker.sync(records.get(key), now) for key, breaker in self._breakers.items()]
         self.bus.send_all([change for change in changes if change is not None])
         for provider in self.provider_breakers():
             provider.take_over(records.get(PROVIDER_PREFIX + provider.provider), now)
 
     def _refresh_epochs(self, store: Store) -> None:
         """Learn which scanners' answers another process has forgotten."""
-        cached = [stack for stack in self.stacks.values() if stack.shares_answers]
-        if not cached:
+        if not self._cached:
             return
         before = self._forgotten
         try:
@@ -194,9 +217,10 @@ class Fleet:
         # not held while the store is read: an order waits for its store as long as it takes, and runs would wait with
         # it.
         with self._epochs:
-            if self._forgotten == before:
-                for stack in cached:
+            if self._forgotten == before and epochs != self._adopted:
+                for stack in self._cached:
                     stack.adopt_epoch(epochs.get(EPOCH_PREFIX + stack.name, b""))
+                self._adopted = epochs
 
     # orders of an operator
 
@@ -349,7 +373,17 @@ class Fleet:
             stack.retired = True
         self.loops.close()
         if self.leases is not None:
-            self.leases.close(CLOSE_TIMEOUT, self._close_store)
+            self.leases.close(CLOSE_TIMEOUT, self._finish_store)
+
+    def _finish_store(self) -> None:
+        """Write what the run history does not have yet, and close the store if it is ours."""
+        rest = {stack.name: scans for stack in self.stacks.values() if (scans := stack.unkept())}
+        if self.keep_rest is not None and rest:
+            self.keep_rest(rest)
+        if self._close_store is not None:
+            self._close_store()
+        elif self._store is not None and rest:
+            self._store.flush()
 
 
 def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:

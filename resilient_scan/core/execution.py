@@ -188,10 +188,18 @@ class Execution:
 
     # before a worker takes it
 
-    def answered(self) -> bool:
-        """Look whether another process has brought the answer, and end with it; `False`: there is none."""
+    @property
+    def answer_key(self) -> str:
+        """The key under which the store has the answer that another process has brought; empty: it takes none."""
         cache, key = self.stack.cache, self._key
-        entry = None if cache is None or key is None or self.passes_over_stored else cache.load(key)
+        if cache is None or cache.answers is None or key is None or self.passes_over_stored:
+            return ""
+        return cache.answers.stored_as(key)
+
+    def answered(self, data: bytes, now: float) -> bool:
+        """End with the answer that another process has brought; `False`: it is of no use."""
+        cache, key = self.stack.cache, self._key
+        entry = None if cache is None or key is None else cache.load(key, data, now)
         if entry is None or entry.error is not None:
             return False
         for waiter in self._end() or ():

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import Context
 from queue import SimpleQueue
 from typing import Any
 
@@ -49,7 +50,7 @@ class Input:
     follows them (traces, the flight recorder) tells scans apart by run and scanner.
     """
 
-    __slots__ = ("deadline", "epoch", "open", "outbox", "result", "run_id", "since", "snapshot", "value")
+    __slots__ = ("_run", "deadline", "epoch", "open", "outbox", "result", "run_id", "since", "snapshot", "value")
 
     def __init__(self, value: Any, run: Run, number: int, since: float) -> None:
         self.value: Any = value
@@ -61,6 +62,17 @@ class Input:
         self.open: set[Any] = run.open
         self.outbox: SimpleQueue[Any] = run.outbox
         self.result: ScanResult | None = None
+        self._run = run
+
+    @property
+    def ready(self) -> list[Any]:
+        """The map's: each hand-over begins another list."""
+        return self._run.ready
+
+    @property
+    def variables(self) -> Context:
+        """The map's: the reader may change them between two results."""
+        return self._run.variables
 
 
 class MapRun(Run):
@@ -96,11 +108,13 @@ class MapRun(Run):
         (stack,) = stacks
         most = max(LEAST_ROOM, ROOM * window)
         self._refresh()
+        self._take_variables()
         while True:
             while self.outbox.qsize():
                 self._receive()
             if (done := self._next_ready()) is not None:
                 yield done.value, done.result
+                self._take_variables()
             elif self._inputs is not None and len(self.open) < window and len(self._unreported) < most:
                 self._begin_next(stack)
             elif self.open:
@@ -114,6 +128,8 @@ class MapRun(Run):
         """End the open scans, whichever way the map ended."""
         self._inputs = None
         self._send()
+        if self.ready:
+            self._hand_over()
         if self.open:
             self._end_open()
         self.fleet.flush_votes(self.run_id)
@@ -166,31 +182,40 @@ class MapRun(Run):
 
     def _begin_next(self, stack: Stack) -> None:
         """Read one input and begin its scan, or note that there are no more."""
-        if self._inputs is None:
+        one = self._turned = self._read_next(stack)
+        if one is None:
             return
-        try:
-            value = next(self._inputs)
-        except StopIteration:
-            self._inputs = None
-            return
-        except Exception as error:  # raised to the reader, after what was begun
-            error.add_note(f"raised by the inputs of a map of {stack.name}, after {self._count} of them")
-            self._stop(error)
-            return
-        self._count += 1
-        now = self._clock.monotonic()
-        try:
-            one = self._turned = Input(value, self, self._count, now)
-        except TypeError as error:
-            self._stop(TypeError(f"input {self._count} of a map of {stack.name}: {error}"))
-            return
-        if now >= self._refresh_at:
+        if one.since >= self._refresh_at:
             self._refresh()
         if self._ordered:
             self._unreported.append(one)
         started = begin(stack, one)
+        if self.ready:  # at once: to read the next input may take long
+            self._hand_over()
         if not isinstance(started, Scan):
             self._finish(stack, *started)
+
+    def _read_next(self, stack: Stack) -> Input | None:
+        if self._inputs is None:
+            return None
+        try:
+            value = next(self._inputs)
+        except StopIteration:
+            self._inputs = None
+            return None
+        except Exception as error:  # raised to the reader, after what was begun
+            error.add_note(f"raised by the inputs of a map of {stack.name}, after {self._count} of them")
+            self._stop(error)
+            return None
+        self._count += 1
+        try:
+            return Input(value, self, self._count, self._clock.monotonic())
+        except TypeError as error:
+            self._stop(TypeError(f"input {self._count} of a map of {stack.name}: {error}"))
+            return None
+
+    def _mark_of(self, scan: Scan) -> str:
+        return scan.run.run_id
 
     def _stop(self, error: BaseException) -> None:
         self._inputs, self._error = None, error

@@ -49,8 +49,6 @@ class WaitingRun(Protocol):
         epoch: what added to a monotonic instant gives epoch seconds.
         open: the scans that have begun and have no result yet; for its thread only.
         outbox: where its thread looks for what has ended.
-        ready: executions that its thread is about to hand to the pool, all at a time; for its thread only.
-        variables: the context variables of its thread, for copies that its executions run in.
     """
 
     run_id: str
@@ -60,8 +58,14 @@ class WaitingRun(Protocol):
     epoch: float
     open: set[Any]
     outbox: SimpleQueue[Any]
-    ready: list[Any]
-    variables: Context
+
+    @property
+    def ready(self) -> list[Any]:
+        """Executions that its thread is about to hand to the pool, all at a time; for its thread only."""
+
+    @property
+    def variables(self) -> Context:
+        """The context variables of its thread, for copies that its executions run in."""
 
 
 class Waiter(Protocol):

@@ -26,7 +26,7 @@ from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
 from resilient_scan.core.outcome import Outcome
-from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, without_work
+from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import Channel, DeadlineActedOn, Delivery, ListenerLate, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
@@ -42,6 +42,7 @@ BATCH = 16  # executions that are handed to the pool at a time, at most: 100 µs
 READ_AFTER = 128  # scans of a stream that begin before its reader is given what has ended meanwhile
 SLOW_READER = 0.005  # seconds
 MOMENT = 0.001  # seconds for which the first of these is waited for
+LOOK_AHEAD = 128  # scans whose answers are read from the store at once
 FLUSH_TIMEOUT = 0.25  # seconds after the deadline for which a run waits for its listeners
 _DEADLINE, _CLOSE = "deadline", "close"  # messages to a run, besides the ends of its scans
 
@@ -144,12 +145,14 @@ class Run:
     def _begin_all(self, stacks: Sequence[Stack], window: int) -> None:
         """Begin all scans; take what has ended before more begin, so that those are handed over together."""
         outbox = self.outbox
-        for stack in stacks:
+        for stack in self._with_stored_answers(stacks):
             if not self._concurrent:
                 self.since = self._clock.monotonic()
             self._begin(stack)
-            while self._queued >= window or outbox.qsize():
+            while outbox.qsize():
                 self._receive()
+            if self._queued >= window:
+                self._make_room(window)
 
     def _begin_and_read(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
         """Begin all scans, and yield the first results meanwhile.
@@ -158,19 +161,37 @@ class Run:
         what has ended. One who takes long over that is given no more until all scans have begun: they do not wait.
         """
         early = False
-        for begun, stack in enumerate(stacks, 1):
+        for begun, stack in enumerate(self._with_stored_answers(stacks), 1):
             if not self._concurrent:
                 self.since = self._clock.monotonic()
             self._begin(stack)
             if begun == READ_AFTER:
                 early = True
                 self._receive(MOMENT)  # or no worker would get the interpreter's lock before its turn
-            while self._queued >= window or (early and self.outbox.qsize()):
+            while early and self.outbox.qsize():
                 self._receive()
+            if self._queued >= window:
+                self._make_room(window)
             if self._unread:
                 left = self._clock.monotonic()
                 yield from self._read()
                 early = early and self._clock.monotonic() - left < SLOW_READER
+
+    def _make_room(self, window: int) -> None:
+        """Wait until half of the window is free, and not one place: the next scans begin together.
+
+        So a store is asked for all of them at once. The other half keeps the workers busy meanwhile.
+        """
+        while self._queued > window // 2:
+            self._receive()
+
+    def _with_stored_answers(self, stacks: Sequence[Stack]) -> Iterator[Stack]:
+        """Yield the stacks; the caches of the next ones get what the store has for them, all with one read."""
+        for first in range(0, len(stacks), LOOK_AHEAD):
+            group = stacks[first : first + LOOK_AHEAD]
+            if not self._over:
+                self.fleet.load_answers(stored_answers(group, self))
+            yield from group
 
     def _read(self) -> Iterator[ScanResult]:
         """Yield what nobody has read yet to a reader who may take long, and may change the context variables."""
@@ -244,13 +265,15 @@ class Run:
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
-        outbox = self.outbox
+        outbox, leases = self.outbox, self.fleet.leases
         try:
             if outbox.qsize():
                 message = outbox.get_nowait()
             else:
                 if self.ready:
                     self._hand_over()
+                if leases is not None:
+                    leases.ask()
                 message = outbox.get(True, seconds)
         except Empty:
             self._decide()  # what an attempt failed by may wait, too, although its scan goes on
@@ -289,6 +312,10 @@ class Run:
         if len(results) + len(waiting) < len(self._names):
             open_names = (name for name in reversed(self._names) if name not in results and name not in waiting)
             yield from (self.fleet.stacks[name].party for name in open_names)
+
+    def _mark_of(self, scan: Scan) -> str:
+        """Return what tells a scan from the run's others."""
+        return scan.stack.name
 
     def _decide(self) -> None:
         """End the scans about whose failure it is decided by now whether it is this machine's fault."""
@@ -333,13 +360,14 @@ class Run:
         if self._over:
             self.fleet.faults.look(fault)
         elif not fault.done:
-            if scan.stack.name not in self._undecided:
-                self._undecided[scan.stack.name] = scan
+            mark = self._mark_of(scan)
+            if mark not in self._undecided:
+                self._undecided[mark] = scan
                 self._decisions = -1  # it may have been decided meanwhile
             self.open.add(scan)
             scan.queued = False
             return None
-        self._undecided.pop(scan.stack.name, None)
+        self._undecided.pop(self._mark_of(scan), None)
         error = answer.error
         known = None if error is None else error.blamed(fault.blame(error.blame))
         return result_of(scan, msgspec.structs.replace(answer, error=known, fault=None), over=self._over)
@@ -348,7 +376,7 @@ class Run:
         """End the open scans: the run's deadline has come, or the run was cancelled."""
         self._over = True
         for scan in tuple(self.open):
-            if scan.stack.name in self._undecided and scan.answer is not None:
+            if self._mark_of(scan) in self._undecided and scan.answer is not None:
                 self._end(scan, scan.answer)
                 continue
             result = cut_off(scan, by_user=by_user)

@@ -19,6 +19,7 @@ from functools import partial
 from inspect import GEN_RUNNING, GEN_SUSPENDED, getgeneratorstate
 from itertools import islice
 from operator import attrgetter
+from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +33,7 @@ from resilient_scan.core.run import POLL_INTERVAL, Run
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import Listener
 from resilient_scan.layers.outcomes import packed
-from resilient_scan.results import ScanResult
+from resilient_scan.results import ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 from resilient_scan.stores.history import RunHistory
 
@@ -81,6 +82,7 @@ class Runs:
         self.active: set[Run] = set()
         self._live_fleet = fleet = Fleet(self.config, self._store)
         self.history: RunHistory | None = None if self._store is None else RunHistory(self._store, fleet.store_failed)
+        fleet.keep_rest = None if self.history is None else self.history.keep_rest
         self._fresh = self.history is not None  # nothing has been recalled yet
         self._closer = weakref.finalize(self, fleet.close_soon)
         self._closer.atexit = False
@@ -252,13 +254,24 @@ class Runs:
             run.wind_up()
         if self.history is not None and run.fleet.leases is not None and run.remembered:
             left = run.deadline - self.config.clock.monotonic()
-            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), partial(_keep, self.history, run))
+            # Only a record says what the cache has answered: nobody waits for a disk for its sake.
+            worked = any(result.status is not Status.CACHED for result in run.results.values())
+            job = partial(_keep, self.history, run)
+            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), job, written=worked)
 
 
 def _keep(history: RunHistory, run: Run) -> None:
-    """Have the store remember a run, on the lease keeper's thread."""
-    report, stacks = run.report(), [run.fleet.stacks[name] for name in run.report().results]
-    past = {stack.name: scan for stack in stacks if (scan := stack.past(report.run_id)) is not None}
+    """Have the store remember a run, on the lease keeper's thread.
+
+    A scan that the cache has answered taught nobody anything, and costs next to nothing. So its record waits for the
+    next one of its scanner for which something was done, or for some seconds: to write it at once would cost more than
+    ten times as much as the scan.
+    """
+    report, fleet = run.report(), run.fleet
+    stacks = [fleet.stacks[name] for name, result in report.results.items() if result.status is not Status.CACHED]
+    if history.rest_is_due(monotonic()):
+        stacks = list(fleet.stacks.values())
+    past = {stack.name: scans for stack in stacks if (scans := stack.unkept())}
     expected = {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}
     learned = {stack.name: known for stack in stacks if (known := stack.learned()) is not None}
     outcomes = {stack.name: packed(stack.outcomes) for stack in stacks}

@@ -14,6 +14,7 @@ All of this runs on the run's thread. What ends a scan later, on any thread, goe
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -134,7 +135,7 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
         return scan
     entry = cache.peek(key)
     if entry is None and cache.answers is not None:
-        entry = cache.fresh(key) or cache.load(key)
+        entry = cache.fresh(key)  # from the store, if that had it: see `stored_answers`
     if entry is None:
         scan = Scan(stack, run, turn)
         entry = _lead_or_follow(scan, cache, key)
@@ -148,6 +149,19 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
     scan.cache, scan.key, scan.queued = HIT, key, True
     result = _answer(scan, entry, over=False)
     return scan if result is None else (result, scan.cache)
+
+
+def stored_answers(stacks: Sequence[Stack], run: WaitingRun) -> dict[str, tuple[ResultCache[Any], bytes]]:
+    """Return what the next scans of a run might find in the store: by the store's key, the cache and its key."""
+    wanted: dict[str, tuple[ResultCache[Any], bytes]] = {}
+    for stack in stacks:
+        cache = stack.cache
+        if cache is None or cache.answers is None or (stack.gated and stack.name in stack.gated):
+            continue
+        key = run.snapshot.keys[cache.inputs]
+        if key is not None and cache.peek(key) is None and cache.fresh(key) is None:
+            wanted[cache.answers.stored_as(key)] = cache, key
+    return wanted
 
 
 def _answer(scan: Scan, entry: Entry, *, over: bool) -> ScanResult | None:

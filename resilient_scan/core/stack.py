@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,7 @@ class Stack:
         "__weakref__",
         "_answers",
         "_config",
+        "_kept",
         "_lane",
         "answered",
         "baseline",
@@ -281,6 +283,7 @@ class Stack:
         self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
         self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
+        self._kept: Flight | None = None  # the last of them that the run history has
         self.update_listeners()
 
     @property
@@ -505,10 +508,12 @@ class Stack:
         slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
         self.flights.append(Flight(run_id, slim, cache, steps, len(result.candidates), probe))
 
-    def past(self, run_id: str) -> Past | None:
-        """Return the record of the scan that was part of a run, for the run history, if it is still there."""
-        flights = reversed(self.flights.copy())
-        return next((past_of(flight, self.attempts) for flight in flights if flight.run_id == run_id), None)
+    def unkept(self) -> list[Past]:
+        """Return the scans since the last call, newest first, for the run history; on one thread only."""
+        flights, last = self.flights.copy(), self._kept
+        new = list(takewhile(lambda flight: flight is not last, reversed(flights)))
+        self._kept = flights[-1] if flights else None
+        return [past_of(flight, self.attempts) for flight in new]
 
     @property
     def attempts(self) -> int:

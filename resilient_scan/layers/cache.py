@@ -38,11 +38,15 @@ Flight = TypeVar("Flight")
 class Answers(Protocol):
     """Where answers outlive the process. None of its methods raises."""
 
-    def address(self, key: bytes, /) -> str:
-        """Return the name by which all processes know `key`."""
+    def stored_as(self, key: bytes, /) -> str:
+        """Return the key under which a store has the answer to `key`."""
 
-    def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return the stored answer: candidates, its age, and the seconds left as fresh and as stale."""
+    def read(self, key: bytes, data: bytes, now: float, /) -> tuple[Sequence[Any], float, float, float] | None:
+        """Return what a store had for `key` at its time `now`; `None`: it is of no use.
+
+        Returns:
+            Candidates, age, and the seconds left as fresh and as stale.
+        """
 
     def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
         """Store an answer that is fresh for `fresh` seconds from now, and may stand in for a failure for `stale`."""
@@ -163,10 +167,10 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             return self._fresh(key)
 
-    def load(self, key: bytes) -> Entry | None:
-        """Take the stored answer for `key` into this cache; return it if it is fresh."""
-        forgotten = self._forgotten
-        found = None if self.answers is None else self.answers.find(key)
+    def load(self, key: bytes, data: bytes, now: float) -> Entry | None:
+        """Take what the store had for `key` at its time `now` into this cache; return the answer if it is fresh."""
+        forgotten = self._forgotten  # before the answer's epoch is looked at: who forgets answers changes that first
+        found = None if self.answers is None else self.answers.read(key, data, now)
         if found is None:
             return None
         candidates, age, fresh, stale = found
@@ -178,7 +182,7 @@ class ResultCache(Generic[Flight]):
         entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying)
         displaced: object = None
         with self._lock:
-            # While we read the store, without the lock, an execution of this process may have put a newer answer here.
+            # Since the store was read, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
             # Meanwhile an operator may also have ordered to forget the answers, this one among them.
             if (known is None or known.stored_at < entry.stored_at) and forgotten == self._forgotten:

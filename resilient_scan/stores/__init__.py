@@ -13,6 +13,7 @@ later, in batches. *Logs* keep their newest records. *Leases* expire by themselv
     health                       whether a store is reachable, and how long a thread may wait for it
     answers  codec               cached answers, and their candidates as bytes
     notes                        what a scanner remembers from one scan to the next
+    groups                       what a store may do for many keys at once
     leases                       one execution per key in all processes
     history                      what is remembered of runs
 

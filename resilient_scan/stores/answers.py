@@ -91,6 +91,7 @@ class AnswerStore:
         self._seen: dict[tuple[str, float], float] = {}  # when, on the steady clock, an answer was stored
         self._warned = False
         self._epoch = b""
+        self._named = b"", self._name(b"")  # the last key that was asked for, and its name
 
     def adopt_epoch(self, epoch: bytes) -> bool:
         """Find and store answers of this epoch only, from now on; return whether it is another one than before."""
@@ -99,22 +100,44 @@ class AnswerStore:
 
     def address(self, key: bytes) -> str:
         """Return the name of the answer to `key`: the scanner, and a digest of its code, settings and what it reads."""
+        named, name = self._named
+        if named != key:  # a scan asks six times for the same
+            name = self._name(key)
+            self._named = key, name
+        return name
+
+    def _name(self, key: bytes) -> str:
         return f"{self._scanner}/{hashlib.sha256(self._identity + key).hexdigest()[:40]}"
+
+    def stored_as(self, key: bytes) -> str:
+        """Return the key under which the store has the answer to `key`."""
+        return f"cache/{self.address(key)}"
 
     @property
     def mark(self) -> str:
         """What stands for the scanner's code, its settings and the epoch: with another one, no answer is found."""
         return hashlib.sha256(self._identity + self._epoch).hexdigest()[:20]
 
-    def find(self, key: bytes, /) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return what is stored for `key`: candidates, age, and for how many more seconds they are fresh and usable."""
-        address = self.address(key)
+    def read(self, key: bytes, data: bytes, now: float, /) -> tuple[Sequence[Any], float, float, float] | None:
+        """Return what the store had for `key` at its time `now`.
+
+        `None` if it is damaged, or of another version or type.
+
+        Returns:
+            Candidates, age, and for how many more seconds they are fresh and usable.
+        """
         try:
-            data = self._store.get(f"cache/{address}")
-            return None if data is None else self._read(address, data, self._store.now())
-        except StoreError as error:
-            self._on_error("get", error)
+            row = _decoder.decode(data)
+            found = decode_candidates(self._kind, row.data) if row.schema == SCHEMA else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Undecodable):
             return None
+        age = now - row.stored_at
+        if row.epoch != self._epoch:
+            return None
+        if found is None or not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
+            return None
+        since = self._age(self.address(key), row.stored_at, max(0.0, age))
+        return found, since, 0.0 if age < -MAX_CLOCK_SKEW else row.fresh - since, row.stale - since
 
     def keep(self, key: bytes, candidates: Sequence[Any], fresh: float, stale: float, /) -> None:
         """Store an answer that is fresh for `fresh` seconds from now and usable for `stale`."""
@@ -131,7 +154,7 @@ class AnswerStore:
     def recall(self, key: bytes, /) -> bytes | None:
         """Return the bytes that the scanner has remembered under `key`, unless they have expired, or were forgotten."""
         try:
-            data = self._store.get(f"cache/{self.address(key)}")
+            data = self._store.get(self.stored_as(key))
             row = None if data is None else _decoder.decode(data)
             return row.data if row is not None and (row.schema, row.epoch) == (SCHEMA, self._epoch) else None
         except StoreError as error:
@@ -144,13 +167,13 @@ class AnswerStore:
         """Store bytes that the scanner wants to find again within `seconds`."""
         row = _Row(SCHEMA, self._now(), seconds, seconds, data, self._epoch)
         try:
-            self._store.put(f"cache/{self.address(key)}", _encode(row), seconds)
+            self._store.put(self.stored_as(key), _encode(row), seconds)
         except StoreError as error:
             self._on_error("put", error)
 
     def _delete(self, key: bytes) -> None:
         try:
-            self._store.delete(f"cache/{self.address(key)}")
+            self._store.delete(self.stored_as(key))
         except StoreError as error:
             self._on_error("delete", error)
 
@@ -176,18 +199,3 @@ class AnswerStore:
         while len(self._seen) >= MAX_SEEN:
             self._seen.pop(next(iter(self._seen)), None)
         return now - self._seen.setdefault((address, stored_at), now - age)
-
-    def _read(self, address: str, data: bytes, now: float) -> tuple[Sequence[Any], float, float, float] | None:
-        """Return what a row says; `None` if it is damaged, or of another version or type."""
-        try:
-            row = _decoder.decode(data)
-            found = decode_candidates(self._kind, row.data) if row.schema == SCHEMA else None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Undecodable):
-            return None
-        age = now - row.stored_at
-        if row.epoch != self._epoch:
-            return None
-        if found is None or not 0 <= row.fresh <= row.stale < 1e10 or not -1e10 < age < 1e10:
-            return None
-        since = self._age(address, row.stored_at, max(0.0, age))
-        return found, since, 0.0 if age < -MAX_CLOCK_SKEW else row.fresh - since, row.stale - since

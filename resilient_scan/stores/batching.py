@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 import msgspec
@@ -47,7 +47,7 @@ class Values:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kept: OrderedDict[str, Value] = OrderedDict()
-        self._bytes = 0
+        self.size = 0  # of all values together, in bytes
 
     def find(self, key: str) -> Value | None:
         """Return a value, even if it has expired."""
@@ -58,8 +58,8 @@ class Values:
         check_size(data)
         self.drop(key)
         self._kept[key] = Value(data, self._clock.monotonic() + seconds)
-        self._bytes += len(data)
-        while len(self._kept) > MAX_VALUES or self._bytes > MAX_BYTES:
+        self.size += len(data)
+        while len(self._kept) > MAX_VALUES or self.size > MAX_BYTES:
             self.drop(next(iter(self._kept)))
 
     def drop(self, key: str, value: Value | None = None) -> None:
@@ -67,7 +67,7 @@ class Values:
         kept = self._kept.get(key)
         if kept is not None and (value is None or kept is value):
             del self._kept[key]
-            self._bytes -= len(kept.data)
+            self.size -= len(kept.data)
 
     def items(self) -> list[tuple[str, Value]]:
         """Return all values, including those that have expired."""
@@ -87,10 +87,15 @@ class Pending:
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._number = 0
 
-    def find(self, key: str) -> Value | None:
-        """Return a value that is not written yet, even if it has expired: it hides an older one in the store."""
+    @property
+    def size(self) -> int:
+        """How many bytes of values wait to be written."""
+        return self._values.size
+
+    def find(self, keys: Iterable[str]) -> dict[str, Value]:
+        """Return values that are not written yet, even expired ones: they hide older ones in the store."""
         with self._lock:
-            return self._values.find(key)
+            return {key: value for key in keys if (value := self._values.find(key)) is not None}
 
     def put(self, key: str, data: bytes, seconds: float) -> None:
         """Keep a value for the next flush."""
@@ -141,7 +146,8 @@ def check_size(data: bytes) -> None:
 
 
 Writes = Sequence[tuple[str, Value]]
-Records = Sequence[Record]
+Records = Sequence[tuple[int, Record]]
+"""Each with a number that is higher than those before it and stays the same when it is tried again; 0: it is not."""
 
 
 def to_bytes(name: str) -> bytes:
@@ -172,11 +178,24 @@ class BatchingStore(ABC):
 
     def get(self, key: str, /) -> bytes | None:
         """Return a value that has not expired, whether it is written yet or not."""
+        return self.fetch_many((key,)).get(key)
+
+    def fetch_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """Return those of the values that are there and have not expired: one read for all of them."""
         self._check_open()
-        value = self._pending.find(key)
-        if value is None:
-            return self._fetch(key)
-        return value.data if self._clock.monotonic() < value.until else None
+        ours, rest = self._unwritten(keys)
+        return ours | self._fetch(rest) if rest else ours
+
+    def _unwritten(self, keys: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
+        """Return those of the values that are not written yet, and the keys of the others."""
+        ours, now = self._pending.find(keys), self._clock.monotonic()
+        rest = [key for key in keys if key not in ours]
+        return {key: value.data for key, value in ours.items() if now < value.until}, rest
+
+    @property
+    def held_back(self) -> int:
+        """How many bytes of values the next flush is to write."""
+        return self._pending.size
 
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
         """Store a value with the next flush."""
@@ -205,7 +224,7 @@ class BatchingStore(ABC):
         self._check_open()
         check_size(record)
         if log.rpartition("/")[2] in {AUDIT, OVERRIDES}:
-            self._write((), (Record(log, record, keep),))
+            self._write((), ((0, Record(log, record, keep)),))
         else:
             self._pending.append(Record(log, record, keep))
 
@@ -245,7 +264,7 @@ class BatchingStore(ABC):
         with self._flushing:
             values, records = self._pending.batch()
             if values or records:
-                self._write(values, [record for _, record in records])
+                self._write(values, records)
                 self._pending.written(values, records)
 
     def _check_open(self) -> None:
@@ -256,15 +275,15 @@ class BatchingStore(ABC):
     def exchange(
         self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
     ) -> dict[str, str]:
-        """Take, renew and give back leases in one transaction; see `GroupLeases`."""
+        """Take, renew and give back leases in one transaction; see `groups.GroupLeases`."""
 
     @abstractmethod
     def _reconnect(self) -> None:
         """Make new connections, in a forked child."""
 
     @abstractmethod
-    def _fetch(self, key: str) -> bytes | None:
-        """Return a written value that has not expired."""
+    def _fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return those of the values that are written and have not expired."""
 
     @abstractmethod
     def _remove(self, key: str) -> None:
@@ -272,7 +291,10 @@ class BatchingStore(ABC):
 
     @abstractmethod
     def _write(self, values: Writes, records: Records) -> None:
-        """Write values, or remove those that have expired, and write records."""
+        """Write values, or remove those that have expired, and write records.
+
+        It may be called again with the same, where an answer was lost on its way: no record may be there twice then.
+        """
 
     @abstractmethod
     def _newest(self, log: str, limit: int) -> list[bytes]:

@@ -5,8 +5,7 @@ The durations of scans, what answers used to be like, the last scans, and the hi
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -15,11 +14,13 @@ import msgspec
 from resilient_scan.errors import StoreError, is_number
 from resilient_scan.results import RunReport, plain
 from resilient_scan.stores import Store
+from resilient_scan.stores.groups import fetch_many
 
 SCHEMA = 1
 KEPT_FOR = 30 * 86_400.0  # seconds, of durations and last scans
 MAX_SCANS = 10  # of a scanner
 MAX_RUNS = 1_000
+REST_INTERVAL = 10.0  # seconds between two writes of scans for which nothing was done
 TURNED_AWAY = frozenset({"rejected", "disabled", "skipped"})  # statuses of scans that say nothing about the scanner
 
 
@@ -164,7 +165,15 @@ class _Kept(msgspec.Struct, frozen=True):
     run: RunRecord | None = None
 
 
+class _Unread(msgspec.Struct, frozen=True):
+    """Last scans as they are stored, each still in its bytes."""
+
+    schema: int
+    past: tuple[msgspec.Raw, ...] = ()
+
+
 _encode, _decoder = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Kept)
+_unread = msgspec.msgpack.Decoder(_Unread)
 
 
 class RunHistory:
@@ -181,16 +190,22 @@ class RunHistory:
     def __init__(self, store: Store, on_error: Callable[[str, StoreError], None]) -> None:
         self._store = store
         self._on_error = on_error
+        self._rest_at: float | None = None
 
     def remembered(self) -> Remembered:
         """Return what is known of earlier executions: one read for all of it."""
-        kept = self._get("expected")
-        expected = {name: took for name, took in kept.expected.items() if is_number(took, 0)}
-        return Remembered(expected, kept.learned, kept.outcomes)
+        return _remembered(_decoded(self._get("expected").get("expected")))
 
     def past(self, name: str) -> tuple[Past, ...]:
         """Return the last scans of a scanner, newest first, at most 10."""
-        return self._get(f"last/{name}").past
+        return _decoded(self._get(f"last/{name}").get(f"last/{name}")).past
+
+    def rest_is_due(self, now: float) -> bool:
+        """Say whether the scans that the cache has answered are to be kept now; on one thread only."""
+        if self._rest_at is not None and now < self._rest_at:
+            return False
+        due, self._rest_at = self._rest_at is not None, now + REST_INTERVAL
+        return due
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """Return the last runs, newest first.
@@ -205,7 +220,7 @@ class RunHistory:
         self,
         report: RunReport,
         expected: Mapping[str, float],
-        past: Mapping[str, Past],
+        past: Mapping[str, Sequence[Past]],
         learned: Mapping[str, Learned] = MappingProxyType({}),
         outcomes: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
@@ -217,28 +232,76 @@ class RunHistory:
         Args:
             report: of the run.
             expected: how many seconds a scan takes, by scanner's name.
-            past: its scan of this run, by scanner's name.
+            past: its scans that are not stored yet, newest first, by scanner's name.
             learned: what its answers were like, by scanner's name.
             outcomes: which of its last executions failed, by scanner's name.
         """
         try:
-            for name, scan in past.items():
-                last = _with_one_traceback(_newest((scan, *self.past(name))))  # with those of other processes
-                self._store.put(f"last/{name}", _encode(_Kept(SCHEMA, past=last)), KEPT_FOR)
-            before = self.remembered()
-            failed = {name: bits for name, bits in {**before.outcomes, **outcomes}.items() if bits}
-            kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned}, failed)
-            self._store.put("expected", _encode(kept), KEPT_FOR)
+            self._keep(past, expected, learned, outcomes)
             self._store.append("runs", _encode(_Kept(SCHEMA, run=_run(report))), MAX_RUNS)
         except StoreError as error:
             self._on_error("put", error)
 
-    def _get(self, key: str) -> _Kept:
+    def keep_rest(self, past: Mapping[str, Sequence[Past]]) -> None:
+        """Store scans that have not been stored with the run that they were part of."""
         try:
-            return _decoded(self._store.get(key))
+            self._keep(past, {}, {}, {})
+        except StoreError as error:
+            self._on_error("put", error)
+
+    def _keep(
+        self,
+        past: Mapping[str, Sequence[Past]],
+        expected: Mapping[str, float],
+        learned: Mapping[str, Learned],
+        outcomes: Mapping[str, bytes],
+    ) -> None:
+        changed = ("expected",) if expected or learned or outcomes else ()
+        if not past and not changed:
+            return
+        stored = self._get(*changed, *(f"last/{name}" for name in past))  # with what other processes have found
+        for name, scans in past.items():
+            self._store.put(f"last/{name}", _with_older(scans, stored.get(f"last/{name}")), KEPT_FOR)
+        if changed:
+            before = _remembered(_decoded(stored.get("expected")))
+            failed = {name: bits for name, bits in {**before.outcomes, **outcomes}.items() if bits}
+            kept = _Kept(SCHEMA, {**before.expected, **expected}, {**before.learned, **learned}, failed)
+            self._store.put("expected", _encode(kept), KEPT_FOR)
+
+    def _get(self, *keys: str) -> dict[str, bytes]:
+        """Return what is stored under the keys: one read for all."""
+        try:
+            return fetch_many(self._store, keys)
         except StoreError as error:
             self._on_error("get", error)
-            return _Kept(SCHEMA)
+            return {}
+
+
+def _remembered(kept: _Kept) -> Remembered:
+    expected = {name: took for name, took in kept.expected.items() if is_number(took, 0)}
+    return Remembered(expected, kept.learned, kept.outcomes)
+
+
+def _with_older(scans: Sequence[Past], stored: bytes | None) -> bytes:
+    """Return the bytes of the newest scans, of which some are stored already.
+
+    Those that are stored are read only where it depends on them which are kept: this is done for each scanner at the
+    end of each run, and to read ten of them takes longer than all the rest.
+    """
+    newest = scans[:MAX_SCANS]
+    if any(scan.traceback for scan in newest) or all(scan.status in TURNED_AWAY for scan in newest):
+        last = _with_one_traceback(_newest((*scans, *_decoded(stored).past)))
+        return _encode(_Kept(SCHEMA, past=last))
+    rest = _older(stored)[: MAX_SCANS - len(newest)]
+    return _encode(_Unread(SCHEMA, (*(msgspec.Raw(_encode(scan)) for scan in newest), *rest)))
+
+
+def _older(stored: bytes | None) -> tuple[msgspec.Raw, ...]:
+    try:
+        older = None if stored is None else _unread.decode(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ()
+    return () if older is None or older.schema != SCHEMA else older.past
 
 
 def _newest(scans: tuple[Past, ...]) -> tuple[Past, ...]:
@@ -255,10 +318,13 @@ def _newest(scans: tuple[Past, ...]) -> tuple[Past, ...]:
 
 def _with_one_traceback(scans: Iterable[Past]) -> tuple[Past, ...]:
     """Leave the traceback to the newest scan that has one: the record is written again in each run."""
-    rest = itertools.dropwhile(lambda scan: not scan.traceback, scans := tuple(scans))
-    newest = next(rest, None)
+    scans = tuple(scans)
+    with_one = [scan for scan in scans if scan.traceback]
+    if len(with_one) <= 1:
+        return scans
     return tuple(
-        msgspec.structs.replace(scan, traceback="") if scan.traceback and scan is not newest else scan for scan in scans
+        msgspec.structs.replace(scan, traceback="") if scan.traceback and scan is not with_one[0] else scan
+        for scan in scans
     )
 
 

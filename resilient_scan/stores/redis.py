@@ -3,11 +3,17 @@
 Nothing here waits for a server for more than 250 ms, neither for a connection nor for an answer, and for about a second
 if the answer drips in. A server that does not answer in that time is away: for a second all calls fail at once, then
 one caller tries again.
+
+What a run needs goes in few round trips: many answers are read, and many are written, by one script each. A connection
+may break when the server has carried out a script and before its answer is here. Then it is sent again: values are
+written a second time, which changes nothing, and records are recognized by their numbers.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final, TypeVar
@@ -27,7 +33,9 @@ CALL_TIMEOUT = 1.0  # seconds, of a call whose every read ends in time
 UPDATE_QUEUE_TIMEOUT = 2.0  # seconds for which the threads of a process wait for each other while the server answers
 MAX_TRIES = 200  # of one update; each that fails is the success of another process
 MAX_LIFETIME = 10 * 365 * 86400.0  # seconds, of a value and a lease
-CHUNK_VALUES, CHUNK_BYTES = 200, 1024 * 1024  # sent at once, so that the answer comes in time
+CHUNK_VALUES, CHUNK_BYTES = 1_000, 1024 * 1024  # sent or asked for at once, so that the answer comes in time
+TIME_TRUSTED = 1.0  # seconds for which the server's time is known from its last answer
+NUMBER_KEPT = 3600.0  # seconds for which the server knows which records a process has written
 
 OPTIONS: Final = """db username password client_name protocol health_check_interval max_connections socket_keepalive
     socket_timeout socket_connect_timeout retry_on_timeout decode_responses ssl_ca_certs ssl_ca_path ssl_ca_data
@@ -60,10 +68,48 @@ for i = 1, #all, 2 do
 end
 return found
 """
+# How both read values: as many as can be sent at once, after the server's time.
+_VALUES = """
+local function values(first, most)
+  local time, found, size = redis.call('TIME'), {}, 0
+  for i = first, #KEYS do
+    if size > tonumber(most) then break end
+    local value = redis.call('GET', KEYS[i])
+    found[#found + 1] = value
+    if value then size = size + #value end
+  end
+  return {time[1], time[2], found}
+end
+"""
+_FETCH = f"{_VALUES} return values(1, ARGV[1])"
+_PUT = """
+for i = 1, #KEYS do
+  if ARGV[2 * i] == '0' then redis.call('DEL', KEYS[i])
+  else redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'PX', ARGV[2 * i]) end
+end
+"""
+# The first key has the highest number that the process has written; each record is (its number, its log, its bytes).
+_APPEND = """
+local count, written = tonumber(ARGV[1]), tonumber(redis.call('GET', KEYS[1]) or '0')
+local last = written
+for i = 1, count do
+  local number = tonumber(ARGV[3 * i])
+  if number == 0 or number > written then
+    redis.call('RPUSH', KEYS[tonumber(ARGV[3 * i + 1])], ARGV[3 * i + 2])
+    last = math.max(last, number)
+  end
+end
+for i = 2, #KEYS do
+  local keep = tonumber(ARGV[3 * count + 1 + i])
+  if keep > 0 then redis.call('LTRIM', KEYS[i], -keep, -1) else redis.call('DEL', KEYS[i]) end
+end
+if last > written then redis.call('SET', KEYS[1], last, 'PX', ARGV[2]) end
+"""
+# The keys are the leases to take, those to give back, and values to read then.
 _EXCHANGE = """
-local dead, held = {}, {}
-for i = 4, #ARGV do dead[ARGV[i]] = true end
-for i = 1, tonumber(ARGV[3]) do
+local dead, held, taken, leases = {}, {}, tonumber(ARGV[3]), tonumber(ARGV[4])
+for i = 6, #ARGV do dead[ARGV[i]] = true end
+for i = 1, taken do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= ARGV[1] and not dead[holder] then
     held[#held + 1] = i
@@ -72,10 +118,10 @@ for i = 1, tonumber(ARGV[3]) do
     redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
   end
 end
-for i = ARGV[3] + 1, #KEYS do
+for i = taken + 1, leases do
   if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end
 end
-return held
+return {held, values(leases + 1, ARGV[5])}
 """
 
 
@@ -99,13 +145,25 @@ class RedisStore(BatchingStore):
 
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
-        names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "exchange": _EXCHANGE}
+        names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "exchange": _VALUES + _EXCHANGE}
+        names |= {"fetch": _FETCH, "put": _PUT, "append": _APPEND}
+        self._time = 0.0, -math.inf  # by how much the server's clock is ahead of the monotonic one, and since when
+        self._number_key = f"{PREFIX}written:{uuid.uuid4().hex}"
         self._watchdog = CallWatchdog(self._client.connection_pool.disconnect, CALL_TIMEOUT)
         self._scripts = {name: self._client.register_script(text) for name, text in names.items()}
 
     def now(self) -> float:
-        """Return the server's wall time."""
-        now: float = self._call(lambda client: _instant(*client.time()))
+        """Return the server's wall time, without asking for it again within a second."""
+        self._check_open()
+        ahead, known_at = self._time
+        here = self._clock.monotonic()
+        if here - known_at < TIME_TRUSTED:
+            return here + ahead
+        return self._learn_time(self._call(lambda client: _instant(*client.time())))
+
+    def _learn_time(self, now: float) -> float:
+        here = self._clock.monotonic()
+        self._time = now - here, here
         return now
 
     def update(self, key: str, change: Change[T], /) -> T:
@@ -124,6 +182,7 @@ class RedisStore(BatchingStore):
         there = self._run("look", (DOCUMENTS,), name, read=_seen)
         for _ in range(MAX_TRIES):
             old, now = there
+            self._learn_time(now)
             new, result = change(old, now)
             if new is old:
                 return result
@@ -144,10 +203,35 @@ class RedisStore(BatchingStore):
         self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str] = (), dead: Collection[str] = ()
     ) -> dict[str, str]:
         """Take, renew and give back leases in one step; return the owners of those that others hold."""
-        keys = [_key("lease", key) for key in (*take, *give_back)]
-        arguments = (to_bytes(owner), _milliseconds(seconds), len(take), *map(to_bytes, dead))
-        held: dict[int, str] = self._run("exchange", keys, *arguments, read=_holders)
-        return {take[place - 1]: holder for place, holder in held.items()}
+        return self._exchange(take, owner, seconds, give_back, dead, ())[0]
+
+    def exchange_and_fetch(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str], names: Sequence[str]
+    ) -> tuple[dict[str, str], dict[str, bytes] | None]:
+        """Take and give back leases and then read values, in one step."""
+        ours, rest = self._unwritten(names)
+        held, found = self._exchange(take, owner, seconds, give_back, (), rest)
+        return held, ours | found
+
+    def _exchange(
+        self,
+        take: Sequence[str],
+        owner: str,
+        seconds: float,
+        give_back: Sequence[str],
+        dead: Collection[str],
+        names: Sequence[str],
+    ) -> tuple[dict[str, str], dict[str, bytes]]:
+        leases = [_key("lease", key) for key in (*take, *give_back)]
+        first = names[:CHUNK_VALUES]
+        keys = [*leases, *(_key("answer", name) for name in first)]
+        arguments = (to_bytes(owner), _milliseconds(seconds), len(take), len(leases), CHUNK_BYTES)
+        answer = self._run("exchange", keys, *arguments, *map(to_bytes, dead), read=_exchanged)
+        held, (now, values) = answer
+        self._learn_time(now)
+        found = {name: data for name, data in zip(first, values, strict=False) if data is not None}
+        found |= self._fetch(names[len(values) :])
+        return {take[place - 1]: holder for place, holder in held.items()}, found
 
     def memory(self) -> dict[str, Any]:
         """Return what the server says of its memory; also where `CONFIG` is forbidden, as managed servers do."""
@@ -159,9 +243,19 @@ class RedisStore(BatchingStore):
         self._updating = threading.Lock()
         self._connect()
 
-    def _fetch(self, key: str) -> bytes | None:
-        data: bytes | None = self._call(lambda client: _data(client.get(_key("answer", key))))
-        return data
+    def _fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        asked = 0
+        while asked < len(keys):
+            group = keys[asked : asked + CHUNK_VALUES]
+            names = [_key("answer", key) for key in group]
+            now, values = self._run("fetch", names, CHUNK_BYTES, read=_fetched)
+            if not values:
+                raise StoreError(f"the store {self.url} does not answer as a Redis server does")
+            self._learn_time(now)
+            found.update((key, data) for key, data in zip(group, values, strict=False) if data is not None)
+            asked += len(values)
+        return found
 
     def _remove(self, key: str) -> None:
         self._call(lambda client: client.delete(_key("answer", key)))
@@ -169,19 +263,25 @@ class RedisStore(BatchingStore):
     def _write(self, values: Writes, records: Records) -> None:
         """Write the values, which may be written twice if this fails, and then the records, in one transaction."""
         for chunk in _chunks(values):
-            self._call(lambda client, chunk=chunk: self._write_values(client, chunk))  # type: ignore[misc]
+            self._write_values(chunk)
         if records:
-            self._call(lambda client: _write_records(client, records))
+            self._write_records(records)
 
-    def _write_values(self, client: Any, values: Writes) -> None:
+    def _write_values(self, values: Writes) -> None:
         now = self._clock.monotonic()
-        with client.pipeline(transaction=False) as pipeline:
-            for key, value in values:
-                if value.until <= now:
-                    pipeline.delete(_key("answer", key))
-                else:
-                    pipeline.set(_key("answer", key), value.data, px=_milliseconds(value.until - now))
-            pipeline.execute()
+        arguments: list[Any] = []
+        for _, value in values:
+            arguments += (value.data, _milliseconds(value.until - now)) if value.until > now else (b"", 0)
+        self._run("put", [_key("answer", key) for key, _ in values], *arguments, read=_nothing)
+
+    def _write_records(self, records: Records) -> None:
+        keeps = {record.log: record.keep for _, record in records}
+        place = {log: number for number, log in enumerate(keeps, 2)}
+        arguments: list[Any] = [len(records), _milliseconds(NUMBER_KEPT)]
+        for number, record in records:
+            arguments += number, place[record.log], record.data
+        keys = [self._number_key, *(_key("log", log) for log in keeps)]
+        self._run("append", keys, *arguments, *keeps.values(), read=_nothing)
 
     def _newest(self, log: str, limit: int) -> list[bytes]:
         newest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), -limit, -1)))
@@ -191,7 +291,7 @@ class RedisStore(BatchingStore):
         self._watchdog.stop()
         self._client.connection_pool.disconnect()
 
-    def _run(self, script: str, keys: Sequence[str | bytes], *arguments: Any, read: Callable[[Any], Any]) -> Any:
+    def _run(self, script: str, keys: Sequence[Any], *arguments: Any, read: Callable[[Any], Any]) -> Any:
         return self._call(lambda client: read(self._scripts[script](keys=keys, args=arguments, client=client)))
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
@@ -266,8 +366,26 @@ def _seen(answer: Any) -> tuple[bytes | None, float]:
     return _data(answer[0]), _instant(*answer[1:])
 
 
+def _fetched(answer: Any) -> tuple[float, list[bytes | None]]:
+    """Return the server's time, and as many of the values as it has sent at once."""
+    seconds, microseconds, values = answer
+    return _instant(seconds, microseconds), [_data(value) for value in values]
+
+
+def _nothing(answer: Any) -> None:
+    """Check that a script that returns nothing has run."""
+    if answer is not None:
+        raise TypeError(type(answer))
+
+
 def _swapped(answer: Any) -> tuple[bytes | None, float] | None:
     return None if answer == 1 else _seen(answer)
+
+
+def _exchanged(answer: Any) -> tuple[dict[int, str], tuple[float, list[bytes | None]]]:
+    """Return who holds which of the leases, and what `_fetched` does."""
+    held, values = answer
+    return _holders(held), _fetched(values)
 
 
 def _holders(answer: Any) -> dict[int, str]:
@@ -356,15 +474,6 @@ def _client(url: str) -> tuple[Any, Any, list[str]]:
     )
     secrets = [str(secret) for name, secret in pool.connection_kwargs.items() if "password" in name and secret]
     return redis.Redis(connection_pool=pool), redis.exceptions, secrets
-
-
-def _write_records(client: Any, records: Records) -> None:
-    with client.pipeline(transaction=True) as pipeline:
-        for record in records:
-            pipeline.rpush(_key("log", record.log), record.data)
-        for log, keep in {record.log: record.keep for record in records}.items():
-            pipeline.ltrim(_key("log", log), *((-keep, -1) if keep > 0 else (1, 0)))
-        pipeline.execute()
 
 
 def _chunks(values: Writes) -> Iterator[list[tuple[str, Value]]]:

@@ -40,6 +40,7 @@ from resilient_scan.stores.schema import Damaged, Row, copies, holds_orders, sea
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
+KEYS_AT_ONCE = 100  # of one statement
 CLOCK_TOLERANCE = 1.0  # seconds by which a clock may go back before what was written "later" counts as expired
 
 
@@ -140,16 +141,18 @@ class SqliteStore(BatchingStore):
         def work(database: sqlite3.Connection) -> dict[str, str]:
             now, refused = self._clock.time(), {}
             span, until = _SPAN.pack(now, now + seconds), now + seconds
+            data, taken = span + holder, []
             if take:
                 database.execute("DELETE FROM leases WHERE until <= ?", (now,))
-            for key in take:
-                name = to_bytes(key)
-                there = _one(database, "SELECT key, data, sum FROM leases WHERE key = ?", name)
+            names = [to_bytes(key) for key in take]
+            held = _found(database, "leases", names)
+            for key, name in zip(take, names, strict=True):
+                there = held.get(name)
                 if there is not None and _holds(there, now) and there[_SPAN.size :] not in (holder, *gone):
                     refused[key] = to_text(there[_SPAN.size :])
-                    continue
-                data = span + holder
-                database.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, data, seal(name, data), until))
+                else:
+                    taken.append((name, data, seal(name, data), until))
+            database.executemany("REPLACE INTO leases VALUES (?, ?, ?, ?)", taken)
             delete = "DELETE FROM leases WHERE key = ? AND substr(data, ?) = ?"
             database.executemany(delete, [(to_bytes(key), _SPAN.size + 1, holder) for key in give_back])
             return refused
@@ -160,10 +163,11 @@ class SqliteStore(BatchingStore):
         self._database.reset()
         self._leases.reset()
 
-    def _fetch(self, key: str) -> bytes | None:
-        select = "SELECT key, data, sum FROM answers WHERE key = ?"
-        data = self._database.read(lambda database: _one(database, select, to_bytes(key)))
-        return data[_SPAN.size :] if data is not None and _holds(data, self._clock.time()) else None
+    def _fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
+        names = {to_bytes(key): key for key in keys}
+        rows = self._database.read(lambda database: _found(database, "answers", list(names)))
+        now = self._clock.time()
+        return {names[name]: data[_SPAN.size :] for name, data in rows.items() if _holds(data, now)}
 
     def _remove(self, key: str) -> None:
         name = to_bytes(key)
@@ -173,13 +177,12 @@ class SqliteStore(BatchingStore):
         now, instant = self._clock.time(), self._clock.monotonic()
 
         def work(database: sqlite3.Connection) -> None:
-            for key, value in values:
-                _write_answer(database, to_bytes(key), value.data, now, now + value.until - instant)
-            for record in records:
+            _write_answers(database, now, [(to_bytes(key), value.data, value.until - instant) for key, value in values])
+            for _, record in records:
                 name = to_bytes(record.log)
                 row = (name, record.data, seal(name, record.data))
                 database.execute("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", row)
-            for log, keep in {record.log: record.keep for record in records}.items():
+            for log, keep in {record.log: record.keep for _, record in records}.items():
                 _shorten(database, to_bytes(log), keep)
             _make_room(database, now)
 
@@ -254,6 +257,21 @@ def _one(database: sqlite3.Connection, select: str, key: bytes) -> bytes | None:
     return None if row is None else unseal(*row)
 
 
+def _found(database: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return those of the rows that are there: one statement for a hundred keys, the last one filled up with the last.
+
+    So there are two statements only, which the connection need not compile again.
+    """
+    found: dict[bytes, bytes] = {}
+    for first in range(0, len(keys), KEYS_AT_ONCE):
+        group = list(keys[first : first + KEYS_AT_ONCE])
+        group += group[-1:] * (KEYS_AT_ONCE - len(group) if len(group) > 1 else 0)
+        marks = ",".join("?" * len(group))
+        select = f"SELECT key, data, sum FROM {table} WHERE key IN ({marks})"  # noqa: S608 - of our own
+        found.update((row[0], unseal(*row)) for row in database.execute(select, group).fetchall())
+    return found
+
+
 def _all(database: sqlite3.Connection, select: str, *values: Any) -> list[tuple[bytes, bytes]]:
     return [(row[0], unseal(*row)) for row in database.execute(select, values).fetchall()]
 
@@ -269,13 +287,17 @@ def _holds(data: bytes, now: float) -> bool:
     return bool(begins - CLOCK_TOLERANCE <= now < ends)
 
 
-def _write_answer(database: sqlite3.Connection, key: bytes, value: bytes, now: float, until: float) -> None:
-    if until <= now:
-        database.execute("DELETE FROM answers WHERE key = ?", (key,))
-        return
-    data = _SPAN.pack(now, until) + value
-    row = (key, data, seal(key, data), until, len(data))
-    database.execute("REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+def _write_answers(database: sqlite3.Connection, now: float, values: Sequence[tuple[bytes, bytes, float]]) -> None:
+    """Write values, each for the seconds that it has left; one that has none left also hides an older one no more."""
+    rows, gone = [], []
+    for key, value, left in values:
+        if left <= 0:
+            gone.append((key,))
+            continue
+        data = _SPAN.pack(now, now + left) + value
+        rows.append((key, data, seal(key, data), now + left, len(data)))
+    database.executemany("DELETE FROM answers WHERE key = ?", gone)
+    database.executemany("REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _shorten(database: sqlite3.Connection, log: bytes, keep: int) -> None:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change, Store, with_space
+from resilient_scan.stores.groups import exchange, exchange_and_fetch, fetch_many, held_back
 from resilient_scan.stores.health import ask_store
-from resilient_scan.stores.leases import exchange
 
 T = TypeVar("T")
 
@@ -39,6 +39,15 @@ class _Forwarding:
     def get(self, key: str, /) -> bytes | None:
         return self._call(lambda store: store.get(self._key(key)))
 
+    def fetch_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        names = {self._key(key): key for key in keys}
+        found = self._call(lambda store: fetch_many(store, list(names)))
+        return {names[name]: value for name, value in found.items()}
+
+    @property
+    def held_back(self) -> int:
+        return held_back(self._store)
+
     def put(self, key: str, value: bytes, seconds: float, /) -> None:
         self._call(lambda store: store.put(self._key(key), value, seconds))
 
@@ -58,6 +67,18 @@ class _Forwarding:
         returned = [self._key(key) for key in give_back]
         held = self._call(lambda store: exchange(store, list(names), owner, seconds, returned, dead))
         return {names[name]: holder for name, holder in held.items()}
+
+    def exchange_and_fetch(
+        self, take: Sequence[str], owner: str, seconds: float, give_back: Sequence[str], names: Sequence[str]
+    ) -> tuple[dict[str, str], dict[str, bytes] | None]:
+        leases = {self._key(key): key for key in take}
+        returned = [self._key(key) for key in give_back]
+        values = {self._key(name): name for name in names}
+        held, found = self._call(
+            lambda store: exchange_and_fetch(store, list(leases), owner, seconds, returned, list(values))
+        )
+        there = None if found is None else {values[name]: value for name, value in found.items()}
+        return {leases[name]: holder for name, holder in held.items()}, there
 
     def append(self, log: str, record: bytes, keep: int, /) -> None:
         self._call(lambda store: store.append(self._key(log), record, keep))
@@ -108,6 +129,8 @@ class Checked(_Forwarding):
 
     The words of a foreign exception are not repeated: there may be a password in them.
     """
+
+    held_back = 0  # it is read under locks, where no foreign code runs
 
     def _call(self, method: Callable[[Store], T]) -> T:
         try:

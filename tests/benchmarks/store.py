@@ -6,7 +6,10 @@ A *get* is of one answer of 20 candidates that was written and flushed: the byte
 An *update* is durable before it returns: SQLite's waits for the disk of the directory that is named (`--directory`, the
 current one unless given), Redis' for the server. A *run* is of 100 scanners with cache, retry and breaker: all of them
 asked, at 50 ms each on 8 workers; and all of them answered by the store, as in a new process, which has to decode each
-answer. No test depends on these figures.
+answer. *Quick* scans do nothing: 1,000 of them that no process has the answers of; the same once the runner knows the
+answers; and the same in a new runner, which finds them in the store. *Large* is one answer of 1 MB. These are given in
+microseconds of wall time and of CPU time, each the least of all rounds, and as a ratio of the CPU time to that without
+a store. No test depends on these figures; `tests/composition/test_store_costs.py` counts what they consist of.
 """
 
 from __future__ import annotations
@@ -162,6 +165,51 @@ def runs(urls: dict[str, str], rounds: int) -> None:
             print(f"{what}, {home}: {took * 1000:,.1f} ms, {took / base:.2f} x without")
 
 
+def quick_of(url: str | None, number: int = 1000) -> ScanRunner:
+    """Return a runner of scanners that do nothing."""
+    fleet = [scanner(name=f"q{one}", pipeline="test", empty_ok=True)(lambda _state: []) for one in range(number)]
+    return ScanRunner(fleet, policy=Policy(cache=Cache(ttl=600, inputs=("n",))), store=url, listeners=())
+
+
+def large_of(url: str | None) -> ScanRunner:
+    """Return a runner of one scanner whose answer has 1 MB."""
+    extras = {**EXTRAS, "tags": ["a", "b"], "text": "x" * 300}
+    answer = [Candidate(f"T{n}", "large", "moved", extras=extras) for n in range(2300)]
+    one = scanner(name="large", pipeline="test")(lambda _state: answer)
+    return ScanRunner([one], policy=Policy(cache=Cache(ttl=600, inputs=("n",))), store=url, listeners=())
+
+
+def timed(runner: ScanRunner, number: int, scans: int) -> tuple[float, float]:
+    """Return what a run takes for each scan: microseconds of wall time, and of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    assert runner.run({"n": number}).complete
+    return (time.perf_counter() - wall) / scans * 1e6, (time.process_time() - cpu) / scans * 1e6
+
+
+def quick(urls: dict[str, str], rounds: int) -> None:
+    """Print what scans cost that do nothing, and what a large answer does."""
+    homes = {"no store": None, **{home: url for home, url in urls.items() if home != "memory"}}
+    keepers = {home: (quick_of(url), large_of(url)) for home, url in homes.items()}
+    took: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for number in range(rounds + 1):
+        for home, (many, large) in keepers.items():
+            found = {"quick, missed": timed(many, number, 1000), "quick, known": timed(many, number, 1000)}
+            if homes[home] is not None:
+                with quick_of(homes[home]) as reader:
+                    found["quick, in the store"] = timed(reader, number, 1000)
+            found["large"] = timed(large, number, 1)
+            for what, times in found.items() if number else ():  # the first round warms up
+                took.setdefault((what, home), []).append(times)
+    for many, large in keepers.values():
+        many.close()
+        large.close()
+    print(f"{'':<34}{'wall us':>12}{'CPU us':>12}{'x no store':>12}")
+    for (what, home), times in sorted(took.items()):
+        base = min(cpu for _, cpu in took["quick, known" if what == "quick, in the store" else what, "no store"])
+        wall, cpu = min(wall for wall, _ in times), min(cpu for _, cpu in times)
+        print(f"{f'{what}, {home}':<34}{wall:>12,.1f}{cpu:>12,.1f}{cpu / base:>12.2f}")
+
+
 def count_for(url: str, seconds: float, writer: int) -> None:
     """Count one document up from all threads for a while, and write how often."""
     store = open_store(url, SystemClock())
@@ -214,6 +262,7 @@ def main() -> None:
         for store in stores.values():
             store.close()
         runs(urls, given.rounds)
+        quick(urls, given.rounds)
         rates(urls)
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import datetime as dt
 import logging
 import math
+import sqlite3
 import threading
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -406,6 +408,16 @@ def test_the_last_scans_and_the_history_are_there_after_a_restart(process: Proce
         assert runner.history(limit=1) == runs[:1]
 
 
+def test_scans_that_the_cache_has_answered_are_remembered_at_the_end(process: Process) -> None:
+    """Not with their run: nothing was done for them, and to write each would cost more than the scan."""
+    with process(counting()) as runner:
+        runs = [runner.run(DAY).run_id for _ in range(3)]
+        assert [past.run_id for past in runner.past("one")] == runs[:1], "in the store"
+        assert [past.run_id for past in runner.explain("one").past] == runs[::-1], "here they are known"
+    with process(counting()) as runner:
+        assert [past.run_id for past in runner.explain("one").past] == runs[::-1]
+
+
 def test_two_processes_remember_each_others_scans(process: Process) -> None:
     """A service and jobs of cron on one store: neither writes over what the other has seen."""
     one = counting(cache=None)
@@ -426,6 +438,26 @@ def test_a_runner_that_is_closed_at_once_has_written_what_it_found(process: Proc
     runner.close()
     with process(one) as runner:
         assert runner.run(DAY).results["one"].status is Status.CACHED
+
+
+def test_what_had_ended_when_a_runner_was_closed_amid_a_batch_is_stored(process: Process) -> None:
+    """Its clock stands still: what was found waits for more, and the end of the runner comes first."""
+    names = [f"s{number}" for number in range(60)]
+    for enough in (1, 25, 59):
+        state, statuses = {"enough": enough}, {}
+        runner = process(*[counting(name) for name in names])
+        for result in runner.stream(state):
+            statuses[result.scanner] = result.status
+            if len(statuses) == enough:
+                runner.close()
+        leases = sqlite3.connect(f"{process.path}-leases")
+        with closing(leases):
+            assert leases.execute("SELECT count(*) FROM leases").fetchall() == [(0,)]
+        with process(*[counting(name) for name in names]) as runner:
+            found = {name: result.status for name, result in runner.run(state).results.items()}
+        ended = {name for name, status in statuses.items() if status is Status.COMPLETED}
+        assert len(ended) >= enough
+        assert {found[name] for name in ended} == {Status.CACHED}
 
 
 def test_a_cut_runs_execution_still_fills_the_store(

@@ -19,6 +19,7 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.events import Event, StoreFailed, StoreRecovered
 from resilient_scan.layers.cache import ResultCache
+from resilient_scan.stores.groups import held_back
 from resilient_scan.stores.health import (
     MIN_WAIT,
     RUN_WAIT,
@@ -44,10 +45,10 @@ def test_a_lease_is_given_back_before_the_next_flight_can_acquire_it(kept: bool 
     free: list[bool] = []
 
     class Answers:
-        def address(self, _key: bytes) -> str:
+        def stored_as(self, _key: bytes) -> str:
             return "a"
 
-        def find(self, _key: bytes) -> None:
+        def read(self, *_row: object) -> None:
             return None
 
         def keep(self, *_row: object) -> None:
@@ -199,7 +200,8 @@ def test_a_read_that_succeeds_says_nothing_about_a_disk_that_is_full(fleet: Flee
     store, recorder = Full(SystemClock()), Recorder()
     runner = fleet(healthy("one", empty_ok=True), policy=bare(cache=Cache(ttl=300)), store=store, listeners=(recorder,))
     for number in range(5):
-        runner.run({"n": number % 2})
+        for _ in ("miss", "hit"):
+            runner.run({"n": number})
     store.full = False
     runner.run({})
     sent = recorder.of(StoreFailed, StoreRecovered)
@@ -255,6 +257,15 @@ class Broken:
 def test_whatever_a_foreign_store_raises_is_a_store_error_without_its_words(ask: Callable[[Any], Any]) -> None:
     with pytest.raises(StoreError, match=r"^the store acme: failed with OSError$"):
         ask(Checked(Broken()))
+
+
+def test_what_a_foreign_store_holds_back_is_not_asked_for_under_a_lock() -> None:
+    class Foreign(MemoryStore):
+        @property
+        def held_back(self) -> int:
+            raise AssertionError("foreign code")
+
+    assert held_back(Checked(Foreign(SystemClock()))) == 0
 
 
 def test_a_foreign_store_is_called_as_it_was_meant() -> None:

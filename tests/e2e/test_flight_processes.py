@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout, scanner
-from resilient_scan.stores import Store
+from resilient_scan.stores import Store, leases
 from resilient_scan.stores.leases import LEASE_SECONDS
 from tests.e2e.store_crew import Say, Worker
 from tests.support.waiting import eventually
@@ -118,6 +118,50 @@ def test_a_leader_that_is_killed_is_not_waited_for(url: str, source: Source) -> 
     assert sorted(line[1] for line in found) == ["cached", "cached", "completed"]
     assert {line[3] for line in found} == {"call 2"}
     assert all(float(line[4]) < LEASE_SECONDS for line in found), found
+
+
+def test_a_leader_that_is_killed_between_its_lease_and_its_answer_is_not_waited_for(
+    url: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has ended its scan, and waits for others to end, so that it writes all their answers at once."""
+    monkeypatch.setattr(leases, "LINGER", 60.0)
+
+    def theirs() -> ScanRunner:
+        held = asking(source, lambda _number: time.sleep(60), "held")
+        return runner_of(url, asking(source, lambda _number: None), held, total=60)
+
+    def job(_store: Store, say: Say) -> None:
+        for result in theirs().stream(DAY):
+            say(result.scanner)
+
+    leader = Worker(url, job)
+    eventually(lambda: leader.lines == ["one"], "its scan has ended")
+    leader.kill()
+    ((_, status, attempts, context, took),) = told(
+        Worker(url, running(lambda: runner_of(url, asking(source, lambda _number: None))))
+    )
+    assert (status, attempts, context) == ("completed", "1", f"call {len(source.asked())}")
+    assert source.asked().count("one") == 2
+    assert float(took) < LEASE_SECONDS / 2
+
+
+def test_two_runners_that_write_in_groups_ask_for_each_answer_once(url: str, source: Source) -> None:
+    """As quick as they can be, so that what one has released is wanted by the other in the same moment."""
+    names = [f"s{number}" for number in range(300)]
+    runners = [runner_of(url, *[asking(source, lambda _number: None, name) for name in names]) for _ in "ab"]
+    reports: list[Any] = []
+    for number in range(3):
+        day = {"n": number}
+        crew = [threading.Thread(target=lambda one=one, day=day: reports.append(one.run(day))) for one in runners]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join(WAIT_TIMEOUT)
+        assert sorted(source.asked()) == sorted(names * (number + 1))
+    for runner in runners:
+        runner.close()
+    assert len(reports) == 6
+    assert all(report.complete for report in reports)
 
 
 def test_a_leader_that_fails_is_followed_at_once(url: str, source: Source) -> None:

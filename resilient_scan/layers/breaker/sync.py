@@ -285,6 +285,8 @@ class StoreSync:
         """Take over what was read from the store at its time `now`; flush the pending votes if there are any."""
         if self._pending or self._diverged:
             return self._exchange(None, always=True)[0]
+        if data is None and not self._born and self._machine.memory.closed:
+            return None  # most breakers never had a failure: nothing is stored, and nothing is known here
         if not self._exchanging.acquire(blocking=False):
             return None  # the exchange under way brings back what is there; a run does not wait for a store to begin
         try:

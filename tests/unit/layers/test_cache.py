@@ -288,7 +288,7 @@ def test_no_lock_is_held_while_a_cached_candidate_is_dropped(way: str, clock: Fa
 
 def test_no_lock_is_held_while_a_stored_answer_displaces_a_candidate(clock: FakeClock, held: list[bool]) -> None:
     class Stored:
-        def find(self, _key: bytes) -> Any:
+        def read(self, _key: bytes, _data: bytes, _now: float) -> Any:
             return [], 0.0, 60.0, 60.0
 
     cache = cache_of(clock, maxsize=1)
@@ -296,7 +296,7 @@ def test_no_lock_is_held_while_a_stored_answer_displaces_a_candidate(clock: Fake
     cache.put(b"key", [Candidate("AAPL", "one", "", extras={"resource": Witness()})], "flight")
     held.clear()
     cache.answers = Stored()  # type: ignore[assignment]
-    assert cache.load(b"other") is not None
+    assert cache.load(b"other", b"data", 0.0) is not None
     assert held == [False]
 
 

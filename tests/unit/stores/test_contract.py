@@ -10,7 +10,7 @@ import pytest
 
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Store, open_store
-from resilient_scan.stores.leases import exchange
+from resilient_scan.stores.groups import exchange
 from resilient_scan.testing import FakeClock
 from tests.unit.stores.conftest import keep
 

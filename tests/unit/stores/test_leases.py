@@ -16,8 +16,19 @@ import pytest
 from resilient_scan.clock import SystemClock
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import leases, open_store
+from resilient_scan.stores.groups import exchange, held_back
 from resilient_scan.stores.health import Health
-from resilient_scan.stores.leases import LEASE_SECONDS, MAX_GRANTED, QUICK, RENEW_INTERVAL, LeaseKeeper, exchange
+from resilient_scan.stores.leases import (
+    LEASE_SECONDS,
+    LINGER,
+    MAX_GRANTED,
+    MAX_HELD_BACK,
+    MAX_RELEASED,
+    POLL_INTERVAL,
+    QUICK,
+    RENEW_INTERVAL,
+    LeaseKeeper,
+)
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock
 from tests.support.waiting import eventually
@@ -36,12 +47,14 @@ class Work:
         self.found: bytes | None = None
         self.went, self.finished, self.waits = threading.Event(), threading.Event(), threading.Event()
 
-    def answered(self) -> bool:
-        self.found = self.store.get(f"value/{self.key}")
-        if self.found is not None:
-            self.ended = True
-            self.finished.set()
-        return self.found is not None
+    @property
+    def answer_key(self) -> str:
+        return f"value/{self.key}"
+
+    def answered(self, data: bytes, _now: float) -> bool:
+        self.found, self.ended = data, True
+        self.finished.set()
+        return True
 
     def go(self) -> None:
         self.went.set()
@@ -50,10 +63,17 @@ class Work:
         self.waits.set()
 
 
+def wanted(keeper: LeaseKeeper, *works: Work) -> None:
+    """Request executions and ask for them, as a run does."""
+    for work in works:
+        assert keeper.request(work.key, work)
+    keeper.ask()
+
+
 def begun(keeper: LeaseKeeper, store: Any, key: str = "k") -> Work:
     """Return an execution that has its lease."""
     work = Work(store, key)
-    assert keeper.request(key, work)
+    wanted(keeper, work)
     assert work.went.wait(TIMEOUT)
     return work
 
@@ -61,7 +81,7 @@ def begun(keeper: LeaseKeeper, store: Any, key: str = "k") -> Work:
 def held_up(keeper: LeaseKeeper, store: Any, key: str = "k") -> Work:
     """Return an execution that waits for another process."""
     work = Work(store, key)
-    assert keeper.request(key, work)
+    wanted(keeper, work)
     assert work.waits.wait(TIMEOUT)
     assert not work.went.is_set()
     return work
@@ -185,11 +205,11 @@ def test_a_waiter_that_gives_up_while_the_store_is_asked_leaves_its_lease_to_the
         store.lease = lease  # type: ignore[method-assign]
         first.ended = True
         ours.release("k")
-        assert ours.request("k", second)
+        wanted(ours, second)
         return lease(key, owner, seconds)
 
     store.lease = slow  # type: ignore[method-assign, assignment]
-    assert ours.request("k", first)
+    wanted(ours, first)
     assert second.went.wait(TIMEOUT)
     assert not first.went.is_set()
     held_up(keeper(), store)
@@ -221,7 +241,7 @@ def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper
     ours.release("k")
     assert flushing.wait(TIMEOUT)
     again = Work(store)
-    assert ours.request("k", again)
+    wanted(ours, again)
     resumed.set()
     assert again.went.wait(TIMEOUT)
     assert ours.flush(TIMEOUT)
@@ -234,9 +254,8 @@ def test_a_runner_may_take_again_what_it_is_about_to_release(store: Late, keeper
 
 def test_only_what_is_about_to_start_is_asked_for(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     """Another process would wait for the rest of the queue, with idle workers."""
-    ours, works = keeper(), [Work(store, f"k{number}") for number in range(20)]
-    for work in works:
-        ours.request(work.key, work)
+    ours, works = keeper(), [Work(store, f"k{number}", 1.0) for number in range(20)]
+    wanted(ours, *works)
     assert works[2 * WORKERS - 1].went.wait(TIMEOUT)
     assert ours.flush(TIMEOUT)
     assert len(store._leases) == 2 * WORKERS
@@ -250,17 +269,109 @@ def test_more_is_asked_for_at_a_time_where_it_takes_next_to_no_time(
     store: Late, keeper: Callable[..., LeaseKeeper]
 ) -> None:
     ours, works = keeper(), [Work(store, f"k{number}", QUICK / 2) for number in range(MAX_GRANTED + 5)]
-    for work in works:
-        ours.request(work.key, work)
+    wanted(ours, *works)
     assert works[MAX_GRANTED - 1].went.wait(TIMEOUT)
     assert ours.flush(TIMEOUT)
     assert len(store._leases) == MAX_GRANTED
 
 
+@pytest.mark.parametrize(("seconds", "granted"), [(QUICK / 2, MAX_GRANTED), (QUICK, 2 * WORKERS)])
+def test_what_nobody_knows_the_duration_of_is_quick_where_workers_have_been_quick(
+    store: Late, keeper: Callable[..., LeaseKeeper], seconds: float, granted: int
+) -> None:
+    """Of six that were granted three run and one waits, so two have ended."""
+    clock = FakeClock()
+    ours, works = keeper(clock=clock), [Work(store, f"k{number}") for number in range(2 * MAX_GRANTED)]
+    wanted(ours, *works)
+    for work in works[: 2 * WORKERS - 1]:
+        assert work.went.wait(TIMEOUT)
+    clock.advance(seconds * 2 / WORKERS)
+    for work in works[: 2 * WORKERS - 1]:
+        ours.started(work.key)
+    eventually(lambda: len(ours._granted) > 1, "the next are granted")
+    assert len(ours._granted) == granted
+    assert ours.flush(TIMEOUT)
+    assert len(ours._granted) == granted
+    for work in works:  # and another run, some time later
+        ours.release(work.key)
+    clock.advance(2 * POLL_INTERVAL)
+    later = [Work(store, f"l{number}") for number in range(MAX_GRANTED)]
+    wanted(ours, *later)
+    assert later[2 * WORKERS - 1].went.wait(TIMEOUT)
+    assert ours.flush(TIMEOUT)
+    assert len(ours._granted) == 2 * WORKERS
+
+
+def test_a_window_is_asked_for_though_its_run_goes_on_beginning_scans(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    ours, works = keeper(), [Work(store, f"k{number}") for number in range(MAX_GRANTED)]
+    for work in works[:-1]:
+        assert ours.request(work.key, work)
+    assert ours.flush(TIMEOUT)
+    assert not store._leases
+    assert ours.request(works[-1].key, works[-1])
+    assert works[0].went.wait(TIMEOUT)
+
+
+# what was found waits for more
+
+
+def test_what_was_found_is_written_after_a_moment(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    clock = FakeClock()
+    ours = keeper(clock=clock)
+    for key in "abc":
+        begun(ours, store, key)
+        ours.started(key)
+    for key in "ab":
+        ours.release(key)
+        clock.advance(LINGER * 0.4)
+    assert not store.calls
+    clock.advance(LINGER * 0.3)
+    eventually(lambda: store.calls == ["flush"], "both are written at once")
+    clock.advance(LINGER)
+    eventually(lambda: store.calls == ["flush", "release", "release"], "their leases are given back")
+
+
+def test_what_a_window_has_found_is_written_at_once(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
+    ours, works = keeper(clock=FakeClock()), [Work(store, f"k{number}", 0.0) for number in range(MAX_RELEASED)]
+    wanted(ours, *works)
+    assert works[-1].went.wait(TIMEOUT)
+    for work in works[:-1]:
+        ours.release(work.key)
+    assert not store.calls
+    ours.release(works[-1].key)
+    eventually(lambda: store.calls == ["flush"], "it is written, though the clock stands still")
+
+
+def test_what_is_large_is_written_at_once(tmp_path: Path, keeper: Callable[..., LeaseKeeper]) -> None:
+    with closing(open_store(f"sqlite:///{tmp_path / 'scan.db'}", FakeClock())) as store:
+        ours = keeper(clock=FakeClock(), store=store)
+        for key in "ab":
+            begun(ours, store, key)
+            ours.started(key)
+        ours.release("a")
+        store.put("cache/b", bytes(MAX_HELD_BACK), 60)
+        ours.release("b")
+        eventually(lambda: not held_back(store), "it is written, though the clock stands still")
+        ours.close(TIMEOUT)
+
+
+def test_what_a_run_is_remembered_by_is_put_before_it_returns_and_written_in_a_moment(
+    store: Late, keeper: Callable[..., LeaseKeeper]
+) -> None:
+    clock = FakeClock()
+    ours = keeper(clock=clock)
+    assert ours.flush(TIMEOUT, lambda: store.put("run", b"1", 60), written=False)
+    assert (store.unwritten, store.calls) == ({"run": b"1"}, [])
+    clock.advance(LINGER)
+    eventually(lambda: store.calls == ["flush"], "it is written")
+
+
 def test_what_ended_before_a_worker_began_it_makes_room(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
-    ours, works = keeper(), [Work(store, f"k{number}") for number in range(20)]
-    for work in works:
-        ours.request(work.key, work)
+    """What it has given back makes room, not that a moment passes: the clock stands still."""
+    ours, works = keeper(clock=FakeClock()), [Work(store, f"k{number}") for number in range(20)]
+    wanted(ours, *works)
     for work in works:
         assert work.went.wait(TIMEOUT)
         ours.release(work.key)
@@ -270,8 +381,7 @@ def test_what_ended_before_a_worker_began_it_makes_room(store: Late, keeper: Cal
 
 def test_what_ended_before_it_was_asked_for_is_not_begun(store: Late, keeper: Callable[..., LeaseKeeper]) -> None:
     ours, works = keeper(), [Work(store, f"k{number}") for number in range(2 * WORKERS + 1)]
-    for work in works:
-        ours.request(work.key, work)
+    wanted(ours, *works)
     assert works[-2].went.wait(TIMEOUT)
     ours.release(works[-1].key)
     for work in works[:-1]:
@@ -308,6 +418,7 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once(tmp_path: Path, keepe
         ours = keeper(store=store)
         for key in "ab":
             begun(ours, store, key)
+            ours.started(key)
         held_up(ours, store, "c")
         ours.close(TIMEOUT)
 
@@ -361,7 +472,7 @@ def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
     store: Late, keeper: Callable[..., LeaseKeeper], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Work):
-        def answered(self) -> bool:
+        def answered(self, _data: bytes, _now: float) -> bool:
             raise ValueError("cannot be read")
 
         def held_up(self) -> None:
@@ -372,11 +483,11 @@ def test_a_waiter_that_fails_begins_by_itself_and_costs_no_other(
     broken, work = Broken(store, "a"), Work(store, "b")
     for key in "ab":
         begun(ours, store, key)
-    theirs.request("a", broken)
-    theirs.request("b", work)
+    wanted(theirs, broken, work)
     assert broken.waits.wait(TIMEOUT)
     assert work.waits.wait(TIMEOUT)
-    store.put("value/b", b"answer", 60)
+    for key in "ab":
+        store.put(f"value/{key}", b"answer", 60)
     ours.release("b")
     assert work.finished.wait(TIMEOUT)
     ours.release("a")
@@ -412,7 +523,7 @@ def test_what_is_granted_while_it_is_closed_is_given_back(store: Late, keeper: C
 
     store.lease = slow  # type: ignore[method-assign, assignment]
     work = Work(store)
-    ours.request("k", work)
+    wanted(ours, work)
     assert asked.wait(TIMEOUT)
     ours.close(0)
     resumed.set()

@@ -60,6 +60,89 @@ def command(url: str, *words: Any) -> Any:
         return client.execute_command(*words)
 
 
+class Line:
+    """The connections to a server, of which one breaks: amid a request, or when an answer has come but is not read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import redis
+
+        self.left, self.loses = -1, ""
+        connection: Any = redis.connection.Connection
+        send, read = connection.send_packed_command, connection.read_response
+
+        def sent(each: Any, command: Any, *rest: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0 and self.loses == "request":
+                data = command if isinstance(command, bytes) else b"".join(command)
+                each._sock.sendall(data[: len(data) // 2])
+                self.fall(each)
+            return send(each, command, *rest, **options)
+
+        def answered(each: Any, *rest: Any, **options: Any) -> Any:
+            if self.left == 0 and self.loses == "answer":
+                each._sock.recv(1, socket.MSG_PEEK)
+                self.fall(each)
+            return read(each, *rest, **options)
+
+        monkeypatch.setattr(connection, "send_packed_command", sent)
+        monkeypatch.setattr(connection, "read_response", answered)
+
+    def fall(self, connection: Any) -> None:
+        import redis
+
+        self.left = -1
+        connection.disconnect()
+        raise redis.ConnectionError("broken")
+
+    def loses_at(self, number: int, what: str) -> None:
+        """Lose the n-th request from now on, or its answer."""
+        self.left, self.loses = number, what
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("loses", ["request", "answer"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_connection_that_breaks_amid_a_flush_loses_and_doubles_nothing(
+    redis_url: str, opened: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, number: int, loses: str
+) -> None:
+    """The first request of a flush brings the values, the second the records."""
+    store, other = opened(redis_url), opened(redis_url)
+    store.put("a", b"1", 60)
+    store.append("runs", b"1", 10)
+    store.flush()
+    store.put("b", b"2", 60)
+    for record in (b"2", b"3"):
+        store.append("runs", record, 10)
+    Line(monkeypatch).loses_at(number, loses)
+    with pytest.raises(StoreError, match="is away"):
+        store.flush()
+    assert other.get("a") == b"1"
+    assert other.get("b") == (None if (number, loses) == (1, "request") else b"2"), "what the server has got"
+    assert other.tail("runs", 10) == ([b"3", b"2", b"1"] if (number, loses) == (2, "answer") else [b"1"])
+    assert store.get("b") == b"2"
+    clock.advance(1)
+    store.append("runs", b"4", 10)
+    store.flush()
+    assert other.get("b") == b"2"
+    assert other.tail("runs", 10) == [b"4", b"3", b"2", b"1"]
+
+
+@pytest.mark.servers
+def test_a_lease_whose_answer_was_lost_is_its_owners(
+    redis_url: str, opened: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = opened(redis_url), opened(redis_url)
+    assert store.lease("warm", "me", 60)
+    Line(monkeypatch).loses_at(1, "answer")
+    with pytest.raises(StoreError, match="is away"):
+        store.lease("a", "me", 60)
+    assert not other.lease("a", "you", 60)
+    clock.advance(1)
+    assert store.lease("a", "me", 60)
+    store.release("a", "me")
+    assert other.lease("a", "you", 60)
+
+
 # without a server
 
 
@@ -100,7 +183,12 @@ def test_an_unreachable_server_fails_at_once_and_is_tried_again_after_a_second(
         store.get("a")
     assert "hunter2" not in str(caught.value)
     calls: list[int] = []
-    store._client.get = lambda _key: calls.append(1)  # type: ignore[attr-defined]
+
+    def fetch(**_arguments: Any) -> list[Any]:
+        calls.append(1)
+        return [b"0", b"0", [None]]
+
+    store._scripts["fetch"] = fetch  # type: ignore[attr-defined]
     for _ in range(1000):
         with pytest.raises(StoreError, match="is away"):
             store.get("a")

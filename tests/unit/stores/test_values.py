@@ -55,9 +55,9 @@ def test_a_batch_can_be_read_until_it_is_written() -> None:
     pending = Pending(FakeClock())
     pending.put("a", b"1", 60)
     batch = pending.batch()
-    assert pending.find("a") is batch[0][0][1]
+    assert pending.find(["a"]).get("a") is batch[0][0][1]
     pending.written(*batch)
-    assert pending.find("a") is None
+    assert pending.find(["a"]).get("a") is None
 
 
 def test_records_to_be_written_are_bounded(small: None) -> None:
