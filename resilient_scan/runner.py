@@ -171,7 +171,7 @@ class ScanRunner:
         specs, settings = chosen(distinct(scanners), config)
         own = options.pop("settings", None) or {}
         merged = {name: {**settings.get(name, {}), **own.get(name, {})} for name in dict.fromkeys([*settings, *own])}
-        return cls([spec.origin for spec in specs], **{**given, **options}, settings=merged)
+        return cls(specs, **{**given, **options}, settings=merged)
 
     def run(
         self,

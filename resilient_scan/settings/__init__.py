@@ -282,9 +282,11 @@ class Settings(msgspec.Struct, frozen=True):
         }
 
     def _with_objective(self, spec: ScannerSpec) -> Any:
-        """Return a scanner, in its normal form with the objective that its table names, if it names one."""
+        """Return a scanner, in its normal form where it was a class, or its table names an objective."""
         slo = self._table(spec.name).own.get("slo")
-        return spec.origin if slo is None else msgspec.structs.replace(spec, slo=slo.value)
+        if slo is not None:
+            return msgspec.structs.replace(spec, slo=slo.value)
+        return spec.origin if spec.made_of is None else spec
 
     def _objective(self, spec: ScannerSpec) -> dict[str, str]:
         """Return who set a scanner's objective, if it has one."""

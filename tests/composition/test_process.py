@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from resilient_scan import (
     ScanRunner,
     Status,
     Timeout,
+    load_settings,
     scanner,
 )
 from resilient_scan.clock import SystemClock
@@ -522,6 +524,13 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(PluginError, match=r"needs the extra: pip install 'resilient-scan\[process\]'"):
         ScanRunner([closure])
+
+
+@pytest.mark.parametrize("build", [load_settings(environ={}).runner, partial(ScanRunner.from_config, config={})])
+def test_a_class_stays_one_on_its_way_through_settings(build: Any) -> None:
+    options: dict[str, Any] = {"isolation": "process", "policy": Policy(**LAYERS), "listeners": (), "max_workers": 1}
+    with build([isolated.Plain], **options) as runner:
+        assert [found.ticker for found in only(runner, {"ticker": "A"}).candidates] == ["A"]
 
 
 def test_settings_that_cannot_travel_are_refused() -> None:
