@@ -246,7 +246,7 @@ def test_no_more_inputs_wait_for_a_worker_than_are_needed(
     runner = fleet(held.scanner(), policy=bare(), max_workers=2)
     pairs = runner.map("held", held.inputs())
     first = background(next, pairs)
-    eventually(lambda: runner._fleet.pool.queued == 2)
+    eventually(lambda: (len(held.begun), runner._fleet.pool.queued) == (2, 2))
     assert held.read == 2 * AHEAD
     held.let_go[0].set()
     assert first.result(5)[0] == {"n": 0}
@@ -325,7 +325,7 @@ def test_closing_the_runner_ends_it_and_says_that_inputs_are_left(
     pairs = runner.map("held", held.inputs())
     found: list[Any] = []
     reading = background(lambda: [found.append(result.status) for _, result in pairs])
-    eventually(lambda: len(held.begun) == 2)
+    eventually(lambda: (len(held.begun), runner._fleet.pool.queued) == (2, 2))
     runner.close()
     with pytest.raises(RuntimeError, match="the runner was closed: the map ends after input 4, and"):
         reading.result(5)
@@ -383,7 +383,7 @@ def test_the_loop_goes_on_and_a_cancel_ends_the_map(
     asyncio.run(both())
     assert not runner._runs.active
     eventually(lambda: runner._fleet.pool.counts()["busy"] == 0)
-    assert held.read == 2 * AHEAD
+    assert held.read <= 2 * AHEAD
 
 
 def test_leaving_an_asynchronous_map_ends_it(fleet: Fleet, bare: Bare, held: Held, eventually: Eventually) -> None:
