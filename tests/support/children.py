@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -67,8 +66,8 @@ class Lending(Children):
 
 
 @contextmanager
-def children(most: int = 2, serve: str = SERVE, **options: Any) -> Iterator[Children]:
-    """Make children, and check that nothing is left of them: no process, thread or descriptor."""
+def children(most: int = 2, serve: str = SERVE, *, counted: bool = True, **options: Any) -> Iterator[Children]:
+    """Make children, and check that nothing is left of them: no process, and if `counted`, no thread or descriptor."""
     before = resources()
     made = Lending(most, serve, **options)
     try:
@@ -78,7 +77,8 @@ def children(most: int = 2, serve: str = SERVE, **options: Any) -> Iterator[Chil
         made.close()
         made.collect()
         made.join(10)
-    eventually(lambda: all(map(operator.le, resources(), before)), f"no more than {before} descriptors and threads")
+    if counted:  # where no others come and go meanwhile
+        eventually(lambda: resources() == before, f"{before} descriptors and threads")
     eventually(lambda: not mine & set(descendants(os.getpid())), "no process is left")
 
 

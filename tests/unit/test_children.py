@@ -10,8 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +18,13 @@ import pytest
 from resilient_scan.engines.process import birth, forkserver, keeper, starters
 from resilient_scan.engines.process.children import Children
 from resilient_scan.errors import Rejected, WorkerLost
-from tests.support.children import SERVE, ask, children, exists, resources, take
+from tests.support.children import SERVE, ask, children, resources, take
 from tests.support.processes import in_child, needs_fork
 from tests.support.waiting import eventually
 
 GONE = (EOFError, ConnectionError)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Children]:
-    """Return children that many tests use."""
-    with children(2) as made:
-        yield made
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["forked", "spawned"])
-def each(request: pytest.FixtureRequest) -> Iterator[Children]:
-    """Return children of each kind."""
-    with children(2, fork=request.param) as made:
-        yield made
-
-
-# what a child is
-
-
-def test_a_child_is_a_process_of_its_own_that_answers(each: Children) -> None:
-    child = take(each)
-    assert ask(child, "import os; answer = os.getpid()") == child.pid != os.getpid()
-    assert child.pid in each.pids()
-    each.give_back(child)
-
-
-def test_a_child_has_a_session_and_a_group_of_its_own_and_is_deaf_to_ctrl_c(each: Children) -> None:
-    child = take(each)
-    answer = ask(
-        child,
-        "import os, signal; answer = os.getsid(0), os.getpgid(0), signal.getsignal(signal.SIGINT),"
-        "signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD), signal.pthread_sigmask(0, ())",
-    )
-    assert answer == (child.pid, child.pid, signal.SIG_IGN, signal.SIG_DFL, signal.SIG_DFL, set())
-    each.give_back(child)
-
-
-def test_a_child_has_the_standard_descriptors_and_its_pipe_only(each: Children) -> None:
-    child = take(each)
-    # the fourth is that of the folder that is listed
-    assert len(ask(child, "import os; answer = os.listdir('/proc/self/fd')")) == 5
-    assert ask(child, "import os; answer = os.readlink('/proc/self/fd/0')") == os.devnull
-    each.give_back(child)
-
-
-def test_what_a_child_prints_goes_where_its_errors_go(each: Children) -> None:
-    child = take(each)
-    outputs = ask(child, "import os; answer = [os.readlink(f'/proc/self/fd/{n}') for n in (1, 2)]")
-    assert outputs == [outputs[0]] * 2
-    assert ask(child, "import sys; answer = sys.stdout.line_buffering")
-    each.give_back(child)
-
-
-def test_a_child_does_not_have_the_main_module_of_the_driver(each: Children) -> None:
-    child = take(each)
-    source = "import sys; main = sys.modules['__main__']; answer = getattr(main, '__file__', None), sorted(vars(main))"
-    file, names = ask(child, source)
-    assert file is None
-    assert {name for name in names if not name.startswith("__")} == {"sys", "main"}
-    each.give_back(child)
 
 
 def test_a_child_is_born_with_the_folder_path_and_environment_of_that_moment(
@@ -113,57 +51,6 @@ def _killed(made: Children) -> Any:
     return child
 
 
-# how one ends
-
-
-@pytest.mark.parametrize(
-    ("source", "ending"),
-    [
-        ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
-        ("import os; os._exit(7)", "exit code 7"),
-        ("import sys; sys.exit(3)", "exit code 1"),
-        ("import os; os.kill(os.getpid(), 40)", "signal 40"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM"),
-    ],
-)
-def test_the_way_in_which_a_child_ended_is_known(shared: Children, source: str, ending: str) -> None:
-    child = take(shared)
-    child.connection.send(source)
-    with pytest.raises(GONE):
-        child.connection.recv()
-    assert child.ending() == ending
-    shared.give_back(child)
-    after = take(shared)
-    assert after.pid != child.pid
-    shared.give_back(after)
-
-
-def test_what_a_child_has_sent_before_it_was_killed_stays_readable(each: Children) -> None:
-    child = take(each)
-    child.connection.send("import time; answer = 1")
-    child.connection.send("import time; time.sleep(60)")
-    assert child.connection.poll(10)
-    child.kill()
-    assert child.ending() == "SIGKILL"
-    assert child.connection.recv() == 1
-    with pytest.raises(GONE):
-        child.connection.recv()
-    each.give_back(child)
-
-
-def test_a_child_that_is_deaf_to_sigterm_and_holds_the_interpreter_is_killed_at_once(shared: Children) -> None:
-    child = take(shared)
-    source = "import signal, re; signal.signal(signal.SIGTERM, signal.SIG_IGN); re.match('(a+)+$', 'a' * 40 + 'b')"
-    child.connection.send(source)
-    begun = time.monotonic()
-    child.kill()
-    with pytest.raises(GONE):
-        child.connection.recv()
-    assert child.ending() == "SIGKILL"
-    assert time.monotonic() - begun < 1
-    shared.give_back(child)
-
-
 def test_kill_hits_no_other_process_once_the_number_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     with children(1) as made:
         child = _killed(made)
@@ -173,53 +60,6 @@ def test_kill_hits_no_other_process_once_the_number_is_free(monkeypatch: pytest.
         assert hits == []
         monkeypatch.undo()
         made.give_back(child)
-
-
-def test_ending_is_none_while_a_child_runs(monkeypatch: pytest.MonkeyPatch, shared: Children) -> None:
-    monkeypatch.setattr(keeper, "EXIT_TIMEOUT", 0.01)
-    child = take(shared)
-    assert child.ending() is None
-    assert not child.ended
-    shared.give_back(child)
-
-
-_SUBPROCESS = (
-    "import subprocess, sys; answer = subprocess.Popen("
-    "[sys.executable, '-c', {program!r}], start_new_session={session}, stdout=subprocess.PIPE).stdout.readline()"
-)
-_DEAF = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
-
-
-@pytest.mark.parametrize("ends", ["killed", "crashes"])
-def test_its_own_subprocesses_end_with_a_child(shared: Children, ends: str) -> None:
-    child = take(shared)
-    pid = int(ask(child, _SUBPROCESS.format(program=_DEAF, session=False)))
-    assert exists(pid)
-    if ends == "killed":
-        child.kill()
-    else:
-        child.connection.send("import os; os._exit(1)")
-    eventually(lambda: not exists(pid), "its subprocess ends")
-    shared.give_back(child)
-
-
-def test_subprocesses_in_a_session_of_their_own_end_with_a_child_too() -> None:
-    """So do those that these have started, and one whose parent has ended before."""
-    with children(2) as made:
-        child, other = take(made), take(made)
-        tree = (
-            "import subprocess, sys, os, time; p = subprocess.Popen([sys.executable, '-c', 'import os, time; "
-            "print(os.getpid(), os.getppid(), flush=True); time.sleep(600)'], start_new_session=True); time.sleep(600)"
-        )
-        pids = [int(pid) for pid in ask(child, _SUBPROCESS.format(program=tree, session=True)).split()]
-        others = int(ask(other, _SUBPROCESS.format(program=_DEAF, session=True)))
-        child.kill()
-        eventually(lambda: not any(map(exists, pids)), "they end")
-        assert exists(others)
-        assert ask(other, "answer = 1") == 1
-        for each in (child, other):
-            made.give_back(each)
-    eventually(lambda: not exists(others), "they end with the runner")
 
 
 def test_a_process_that_a_child_forked_and_left_does_not_keep_the_pipe_open() -> None:
@@ -237,21 +77,22 @@ def test_a_process_that_a_child_forked_and_left_does_not_keep_the_pipe_open() ->
 # handing out
 
 
-def test_children_are_used_again_and_not_more_than_most_are_made(shared: Children) -> None:
-    first, second = take(shared), take(shared)
-    asked: list[int] = []
+def test_children_are_used_again_and_not_more_than_most_are_made() -> None:
+    with children(2) as made:
+        first, second = take(made), take(made)
+        asked: list[int] = []
 
-    def over() -> bool:
-        asked.append(len(shared.pids()))
-        return len(asked) > 3
+        def over() -> bool:
+            asked.append(len(made.pids()))
+            return len(asked) > 3
 
-    with pytest.raises(WorkerLost, match=r"^the scan ended while it waited for a child process$"):
-        shared.take(over)
-    assert set(asked) == {2}
-    shared.give_back(first)
-    assert take(shared) is first
-    for child in (first, second):
-        shared.give_back(child)
+        with pytest.raises(WorkerLost, match=r"^the scan ended while it waited for a child process$"):
+            made.take(over)
+        assert set(asked) == {2}
+        made.give_back(first)
+        assert take(made) is first
+        for child in (first, second):
+            made.give_back(child)
 
 
 def test_a_waiter_gets_a_child_as_soon_as_one_is_given_back() -> None:
