@@ -23,6 +23,7 @@ from resilient_scan.options import LAYERS, Quarantine
 from resilient_scan.service.openapi import document
 from resilient_scan.settings.read import OPTIONS
 from resilient_scan.settings.tables import Own, fields_of
+from tests.benchmarks.table import pages as costs
 from tests.docs.pages import pages
 from tests.peers.table import table as table_of_peers
 from tests.support.planted import PLANTED
@@ -139,6 +140,7 @@ def faults() -> str:
 PARTS: Final[dict[str, Callable[..., str]]] = {
     "bodies": bodies,
     "endpoints": endpoints,
+    "costs": costs,
     "events": all_events,
     "faults": faults,
     "metrics": metrics,

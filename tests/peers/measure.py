@@ -20,12 +20,12 @@ from tests.support.servers import RedisServer
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
-def install(target: Path) -> str:
-    """Install the peers there; return why that cannot be, if so, in one sentence."""
+def install(target: Path, requirements: Path = REQUIREMENTS) -> str:
+    """Install the peers, or what another file lists, there; return why that cannot be, if so, in one sentence."""
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
         return "no uv to install the peers with; start this by uv run"
-    command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", target, "-r", REQUIREMENTS]
+    command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", target, "-r", requirements]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return "" if done.returncode == 0 else f"the peers cannot be installed: {' '.join(done.stderr.split())[:500]}"
 
