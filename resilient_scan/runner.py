@@ -31,7 +31,7 @@ from resilient_scan.layers.limit import ProviderState
 from resilient_scan.layers.timeout import Abandoned
 from resilient_scan.lint import lint_fleet, sentences
 from resilient_scan.observe.logs import LogEvents
-from resilient_scan.options import Policy, Quarantine
+from resilient_scan.options import Cluster, Policy, Quarantine
 from resilient_scan.quarantine import ORDER_DURATION, Alert, AuditEntry, ScannerState
 from resilient_scan.results import RunReport, ScanResult
 from resilient_scan.stores import Store
@@ -60,7 +60,9 @@ class ScanRunner:
             `?space=NAME` after a URL names a part that is separate from the rest; runners without it share orders and
             breakers by the scanner's name.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none; equal ones count as one.
-        engine: where work runs: `"threads"`.
+        engine: where attempts run: `"threads"`, in this process; `"dask"`: at the workers of a cluster.
+        cluster: the address of a Dask scheduler, such as `"tls://scheduler:8786"`, a `Cluster` or a
+            `distributed.Client`; `"local"`: workers on this machine, to try it out.
         quarantine: when alerts, or failures counted here, take a scanner out of service; `None` means `Quarantine()`.
         max_abandoned: hung threads whose place is given to a new worker, >= 0.
         max_async: scans of `async def` scanners at a time, >= 1; with the extra `async` they take no worker.
@@ -94,6 +96,7 @@ class ScanRunner:
         store: str | Store | None = None,
         listeners: Iterable[Listener] | None = None,
         engine: str = "threads",
+        cluster: Any = None,
         quarantine: Quarantine | None = None,
         max_abandoned: int = 16,
         max_async: int = 1000,
@@ -120,6 +123,7 @@ class ScanRunner:
             concurrent=concurrent,
             order=order,
             engine=engine,
+            cluster=Cluster(cluster) if isinstance(cluster, str) else cluster,
             deadline=deadline,
             quarantine=Quarantine() if quarantine is None else quarantine,
             local_probe=local_probe,

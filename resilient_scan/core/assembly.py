@@ -42,6 +42,7 @@ from resilient_scan.stores.wrappers import Checked
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
+    from resilient_scan.engines.cluster.seats import Seats
     from resilient_scan.engines.process.children import Children
     from resilient_scan.layers.breaker.provider import ProviderBreaker
 
@@ -389,9 +390,8 @@ class Fleet:
 def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:
     """Return the loop that the coroutines share; `None`: there are none, or they take workers."""
     # The fakes of a test do not move an event loop's time.
-    if not any(spec.is_async and spec.isolation != "process" for spec in config.specs) or not isinstance(
-        config.clock, SystemClock
-    ):
+    on_lane = any(spec.is_async and spec.isolation != "process" for spec in config.specs) and config.engine != "dask"
+    if not on_lane or not isinstance(config.clock, SystemClock):
         return None
     from resilient_scan.engines.greenlets import AVAILABLE  # noqa: PLC0415 - of an extra, and most fleets need none
 
@@ -402,8 +402,13 @@ def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops:
     return Lane(config.max_async, pool, call_pool, loops, config.clock)
 
 
-def _children(config: Config) -> Children | None:
-    """Return the child processes for scanners that are isolated; `None`: there is no such scanner."""
+def _children(config: Config) -> Children | Seats | None:
+    """Return the child processes for scanners that are isolated, or the cluster's; `None`: there is no such scanner."""
+    if config.engine == "dask":
+        with IMPORTING:
+            from resilient_scan.engines.cluster.seats import Seats  # noqa: PLC0415 - likewise
+
+        return Seats(config.cluster)
     if not any(spec.isolation == "process" for spec in config.specs):
         return None
     with IMPORTING:

@@ -27,7 +27,7 @@ from resilient_scan.options import Policy, Quarantine
 from resilient_scan.scanning import ScannerSpec, check_isolation, size_of, spec_of
 from resilient_scan.stores import Store
 
-ENGINES = ("threads",)
+ENGINES = ("threads", "dask")
 ORDERS = ("longest_first", "given")
 
 
@@ -54,6 +54,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     concurrent: bool
     order: str
     engine: str
+    cluster: Any  # a `Cluster`, a `distributed.Client` or `None`
     deadline: float | None
     quarantine: Quarantine
     local_probe: str | None
@@ -66,6 +67,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         one_of("concurrent", self.concurrent, (True, False))
         one_of("order", self.order, ORDERS)
         one_of("engine", self.engine, ENGINES)
+        if (self.engine == "dask") != (self.cluster is not None):
+            raise ConfigError(
+                'engine="dask" and cluster go together: write ScanRunner(..., engine="dask", cluster="local")'
+            )
         whole("max_workers", self.max_workers, 1)
         whole("max_abandoned", self.max_abandoned, 0)
         whole("max_async", self.max_async, 1)

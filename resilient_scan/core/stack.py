@@ -70,6 +70,7 @@ from resilient_scan.stores.wrappers import OffLoop
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
+    from resilient_scan.engines.cluster.seats import Seats
     from resilient_scan.engines.process.children import Children
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
@@ -133,7 +134,7 @@ class Shared(msgspec.Struct, frozen=True):
     loops: Loops
     call_pool: ThreadPool
     lane: Lane | None
-    children: Children | None
+    children: Children | Seats | None
     bus: Bus
     providers: Providers
     values: SharedValues
@@ -220,7 +221,7 @@ class Stack:
 
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
-        in_process = shared.children is not None and spec.isolation == "process"
+        in_process = shared.children is not None and (spec.isolation == "process" or config.engine == "dask")
         self.lane = self._lane = shared.lane if spec.is_async and not in_process else None
         if self.lane is not None:
             clock = _LOOP_CLOCK

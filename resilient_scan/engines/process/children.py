@@ -39,6 +39,9 @@ class Children:
         fork: have a fork server make them; by default where that is safe (`starters.starter`).
     """
 
+    away = False  # whether they are on other machines
+    grace = 0.0  # seconds that their answers may be late, for transit
+
     def __init__(
         self,
         most: int,
@@ -95,7 +98,7 @@ class Children:
         if self._closed:
             raise Rejected("the runner is closed; it starts no child process")
 
-    def take(self, over: Callable[[], bool]) -> Child:
+    def take(self, over: Callable[[], bool], _patience: float = 0.0) -> Child:
         """Return a child that waits for work; wait for one until `over` says that it is not wanted any more.
 
         Raises:
@@ -139,6 +142,9 @@ class Children:
             keeper.discard(child)
         else:
             keeper.idle.put(child)
+
+    def register(self, number: int, name: str, parcel: bytes) -> None:
+        """Do nothing: a child hears of a scanner before the first attempt that it makes of it."""
 
     def pids(self) -> tuple[int, ...]:
         """Return the numbers of the children that run."""

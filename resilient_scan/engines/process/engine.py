@@ -23,7 +23,7 @@ from resilient_scan._once import IMPORTING
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.engines.process import variables
-from resilient_scan.engines.process.children import Child, Children
+from resilient_scan.engines.process.seam import ChildLike, ChildrenLike, WireLike
 from resilient_scan.engines.process.travel import (
     Unsendable,
     Way,
@@ -49,9 +49,8 @@ from resilient_scan.engines.process.wire import (
     Logged,
     Question,
     Ready,
-    Wire,
 )
-from resilient_scan.errors import ConfigError, PluginError, ProcessEnded, ProcessKilled, ScanError, WorkerLost, leaves
+from resilient_scan.errors import ConfigError, PluginError, ProcessKilled, ScanError, WorkerLost, leaves
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.attempt import Call as EngineCall
 from resilient_scan.layers.call import Maker, keep_valid
@@ -74,7 +73,7 @@ class ProcessEngine:
         PluginError: the scanner, its settings, the clock or the traffic cannot go to another process.
     """
 
-    def __init__(self, spec: ScannerSpec, own: ScannerContext, children: Children) -> None:
+    def __init__(self, spec: ScannerSpec, own: ScannerContext, children: ChildrenLike) -> None:
         self._spec = spec
         self._children = children
         self._clock = own.clock
@@ -89,6 +88,12 @@ class ProcessEngine:
                 f'scanner {spec.name}: isolation="process" has the machine\'s clocks, and a '
                 f'{type(own.clock).__name__} stays in the driver; use isolation="thread" with it'
             )
+        if children.away:
+            if own.traffic is not None:
+                raise PluginError(
+                    f'scanner {spec.name}: engine="dask" records and replays nothing; use engine="threads"'
+                )
+            children.register(self._number, spec.name, self._parcel())
 
     def attempt(self, spec: ScannerSpec, /) -> EngineCall:
         """Return the call that asks the scanner once, in a child, and keeps the valid candidates.
@@ -115,11 +120,14 @@ class ProcessEngine:
 
         return once
 
-    def _introduce(self, child: Child, context: AttemptContext) -> None:
+    def _parcel(self) -> bytes:
+        return parcel_of(self._spec, self.way, self._settings, self._traffic, away=self._children.away)
+
+    def _introduce(self, child: ChildLike, context: AttemptContext) -> None:
         """Make the scanner known to a child that has not had it before; raise what its module raises there."""
         if self._number in child.known:
             return
-        child.wire.send(Define(self._number, parcel_of(self._spec, self.way, self._settings, self._traffic)))
+        child.wire.send(Define(self._number, self._parcel()))
         if not child.wire.has_message(READY_TIMEOUT):
             raise WorkerLost(f"a child process has not imported {context.scanner} within {READY_TIMEOUT:g}s")
         ready = child.wire.from_child()
@@ -129,7 +137,7 @@ class ProcessEngine:
 
     def _attempt(self, context: AttemptContext, state: bytes) -> Attempt:
         context.begin_attempt()
-        now = self._clock.monotonic()
+        now = self._clock.monotonic() + self._children.grace  # which is not the scanner's
         return Attempt(
             self._number,
             state,
@@ -185,16 +193,17 @@ class _Loan:
         child: from `wait_for` on.
     """
 
-    child: Child
+    child: ChildLike
 
-    def __init__(self, children: Children, context: AttemptContext, clock: Clock) -> None:
+    def __init__(self, children: ChildrenLike, context: AttemptContext, clock: Clock) -> None:
         self._children = children
         self._context = context
         self._clock = clock
         self._lock = threading.Lock()
-        self._working: Child | None = None
+        self._working: ChildLike | None = None
+        self._grace = 0.0  # that the deadlines are later
 
-    def wait_for(self, introduce: Callable[[Child, AttemptContext], None]) -> None:
+    def wait_for(self, introduce: Callable[[ChildLike, AttemptContext], None]) -> None:
         """Take a child and introduce the scanner to it; meanwhile the time of the scan stands still.
 
         Raises:
@@ -208,13 +217,14 @@ class _Loan:
             self._take()
             introduce(self.child, context)
         finally:
-            context.postpone(self._clock.monotonic() - began)
+            self._grace = self._children.grace
+            context.postpone(self._clock.monotonic() - began + self._grace)
             context.alarm(context.deadline if whole else context.ends)
 
     def _take(self) -> None:
         context = self._context
         try:
-            self.child = self._working = self._children.take(lambda: context.abandoned)
+            self.child = self._working = self._children.take(lambda: context.abandoned, context.remaining())
         except WorkerLost:
             if context.abandoned:
                 raise _killed(context) from None
@@ -243,6 +253,7 @@ class _Loan:
             self._kill()
         with self._lock:
             child, self._working = self._working, None
+        self._context.postpone(-self._grace)
         if child is None:
             return
         try:
@@ -251,10 +262,10 @@ class _Loan:
         finally:
             self._children.give_back(child)
 
-    def _why(self, child: Child) -> BaseException:
+    def _why(self, child: ChildLike) -> BaseException:
         if self._context.abandoned:
             return _killed(self._context)
-        return ProcessEnded(f"its process ended with {child.ending() or 'a closed pipe'}")
+        return child.failure()
 
 
 def _killed(context: AttemptContext) -> ProcessKilled:
@@ -271,7 +282,7 @@ class _Conversation:
         clock: the runner's.
     """
 
-    def __init__(self, wire: Wire, context: AttemptContext, make: Maker, clock: Clock) -> None:
+    def __init__(self, wire: WireLike, context: AttemptContext, make: Maker, clock: Clock) -> None:
         self._wire = wire
         self._context = context
         self._make = make

@@ -23,6 +23,7 @@ from resilient_scan.engines.process import birth
 from resilient_scan.engines.process.forkserver import kill_group
 from resilient_scan.engines.process.starters import Starter, starter
 from resilient_scan.engines.process.wire import Wire
+from resilient_scan.errors import ProcessEnded
 
 EXIT_TIMEOUT = 1.0  # seconds to wait for how a child ended
 RETRY_INTERVAL = 1.0  # seconds until the next try to start a child where one failed
@@ -72,6 +73,10 @@ class Child:
         Call it when the connection has ended. The system may take a moment to say how; it is waited for up to a second.
         """
         return self._ending if self._ended.wait(EXIT_TIMEOUT) else None
+
+    def failure(self) -> BaseException:
+        """Return what it means for an attempt that the child has ended."""
+        return ProcessEnded(f"its process ended with {self.ending() or 'a closed pipe'}")
 
     @property
     def ended(self) -> bool:

@@ -120,7 +120,9 @@ class Parcel(msgspec.Struct, frozen=True):
         settings: pickled.
         home: the module of its code.
         traffic: what stands between it and the network, and its folder: see `traffic`.
-        letter: where Python imports from, where relative files are, and the environment: see `birth`.
+        letter: where Python imports from, where relative files are, and the environment: see `birth`. Empty: those of
+            the other machine.
+        version: of its code, where that is imported there; empty: nobody knows.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Parcel(msgspec.Struct, frozen=True):
     home: str
     traffic: tuple[str, str]
     letter: dict[str, Any]
+    version: str = ""
 
 
 class _Carried:
@@ -186,10 +189,17 @@ def _walk(module: Any, path: str) -> Any:
     return found
 
 
-def parcel_of(spec: ScannerSpec, way: Way, settings: bytes, traffic: tuple[str, str]) -> bytes:
-    """Return a scanner as bytes for a child, with the surroundings as they are now."""
+def parcel_of(spec: ScannerSpec, way: Way, settings: bytes, traffic: tuple[str, str], *, away: bool = False) -> bytes:
+    """Return a scanner as bytes for a child, with the surroundings as they are now.
+
+    A child on another machine has that one's: its folders and its environment, which may hold other secrets.
+    """
     home = getattr(spec.origin, "__module__", None)
-    parcel = Parcel(spec.name, spec.pipeline, way, settings, str(home or ""), traffic, birth.letter())
+    if away:
+        way = msgspec.structs.replace(way, file="")
+    letter = {} if away else birth.letter()
+    version = spec.code.version if way.how == BY_NAME else ""
+    parcel = Parcel(spec.name, spec.pipeline, way, settings, str(home or ""), traffic, letter, version)
     return pickle.dumps(parcel, _PROTOCOL)
 
 
@@ -223,13 +233,20 @@ def settle(parcel: Parcel) -> ScannerSpec:
     Raises:
         BaseException: its module, or what its pickle calls, has raised this.
     """
-    birth.settle(parcel.letter)
+    if parcel.letter:
+        birth.settle(parcel.letter)
     way = parcel.way
     if way.how == BY_NAME:
         found = _walk(_module(way), way.attribute)
         if found is None:
             raise PluginError(f"there is no {way.attribute} in {way.module} when a child process imports it")
-        return spec_of(found)
+        spec = spec_of(found)
+        if parcel.version != spec.code.version:
+            raise PluginError(
+                f"{way.module} is another version there ({spec.code.version:.12}) than here ({parcel.version:.12}); "
+                "deploy the same code to all workers"
+            )
+        return spec
     return spec_of(_Carried(parcel.name, parcel.pipeline, unpack(way.data)))
 
 

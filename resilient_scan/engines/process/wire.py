@@ -174,6 +174,21 @@ _to_child: Final = msgspec.msgpack.Decoder(ToChild)
 _to_driver: Final = msgspec.msgpack.Decoder(ToDriver)
 
 
+def encoded(message: ToChild | ToDriver) -> bytes:
+    """Return a message as bytes."""
+    return _encode(message)
+
+
+def for_child(data: bytes) -> ToChild:
+    """Return a message of the driver."""
+    return _to_child.decode(data)
+
+
+def for_driver(data: bytes) -> ToDriver:
+    """Return a message of a child."""
+    return _to_driver.decode(data)
+
+
 class Hangup(Exception):
     """The process at the other end of the pipe is gone."""
 
@@ -191,7 +206,10 @@ class Wire:
         Raises:
             Hangup: the other process is gone.
         """
-        data = _encode(message)
+        self.send_encoded(_encode(message))
+
+    def send_encoded(self, data: bytes) -> None:
+        """Send a message that is encoded already; likewise."""
         with self._sending:
             try:
                 self._connection.send_bytes(data)
@@ -204,7 +222,7 @@ class Wire:
         Raises:
             Hangup: the driver is gone.
         """
-        return _to_child.decode(self._received())
+        return for_child(self._received())
 
     def from_child(self) -> ToDriver:
         """Wait for the child's next message.
@@ -212,7 +230,12 @@ class Wire:
         Raises:
             Hangup: the child is gone.
         """
-        return _to_driver.decode(self._received())
+        return for_driver(self._received())
+
+    def encoded_from_child(self) -> tuple[bytes, ToDriver]:
+        """Wait for the child's next message, and return it as it came, too; likewise."""
+        data = self._received()
+        return data, for_driver(data)
 
     def has_message(self, seconds: float) -> bool:
         """Wait for a message, or for the end of the other process, for at most `seconds`; return whether one came."""

@@ -1,0 +1,16 @@
+"""Other machines, by Dask: an attempt runs in a child process of a worker, and all layers stay with the driver.
+
+    driver                                    a worker
+    ------                                    --------
+    ProcessEngine: one attempt                Seat: an actor
+      takes a Place of a seat   <-- Seats       has as many warm children as the worker has threads
+      says and hears            <-- Place ----> passes messages on to a child, and what it says back
+                                                kills it when the attempt's time is up
+
+What driver and child say to each other is what they say on one machine. So this package knows nothing of scanners,
+retries or results: `seat` relays messages, `place` stands where a child stands on one machine, `seats` keeps them.
+
+Attempts are calls of an actor and not tasks. A task costs three times as much of the driver's processor, may be moved
+or computed again by the scheduler, and queues where nobody counts its time. An actor's call goes straight to its worker
+and is made once or not at all.
+"""
