@@ -385,32 +385,41 @@ class Timeout(Option, frozen=True):
         self._whole("max_abandoned", 1)
 
 
+class Tls(Option, frozen=True):
+    """The files with which a cluster's scheduler, workers and drivers know each other.
+
+    Attributes:
+        ca: the certificate of the authority that has signed all the others.
+        cert: this side's certificate.
+        key: its private key.
+    """
+
+    ca: str
+    cert: str
+    key: str
+
+
 class Cluster(Option, frozen=True):
     """Where attempts run if not on this machine (`engine="dask"`).
 
     Attributes:
-        address: of the scheduler, such as `"tls://scheduler:8786"`; or `"local"`: workers on this machine, to try it.
-        tls_ca, tls_cert, tls_key: files of the certificate authority, this side's certificate and its key.
+        address: of the scheduler, such as `"tls://scheduler:8786"`; `"local"`: workers on this machine, to try it out.
+        tls: the files for an address that begins with `tls://`.
         insecure: whether an address that is not loopback may be used without TLS: whoever reaches its port can run
             code on all workers.
-        max_result: bytes that an attempt may come to, >= 1.
+        max_result: bytes that the results of an attempt may come to, >= 1.
         grace: seconds that a worker's answer may be late because of its way here, >= 0.
     """
 
-    address: str
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    address: str | None = None
+    tls: Tls | None = None
     insecure: bool = False
     max_result: int = 10_000_000
     grace: Seconds = 1.0
 
     def __post_init__(self) -> None:
-        if not str(self.address).strip():
+        if self.address is not None and not self.address.strip():
             raise ConfigError('cluster.address must be the address of a scheduler, or "local"')
-        files = [self.tls_ca, self.tls_cert, self.tls_key]
-        if any(files) and not all(files):
-            raise ConfigError("cluster: TLS needs tls_ca, tls_cert and tls_key")
         self._whole("max_result", 1)
         self._number("grace", least=0)
 

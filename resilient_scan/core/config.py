@@ -67,10 +67,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         one_of("concurrent", self.concurrent, (True, False))
         one_of("order", self.order, ORDERS)
         one_of("engine", self.engine, ENGINES)
-        if (self.engine == "dask") != (self.cluster is not None):
-            raise ConfigError(
-                'engine="dask" and cluster go together: write ScanRunner(..., engine="dask", cluster="local")'
-            )
+        if self.engine == "dask" and (self.cluster is None or getattr(self.cluster, "address", "") is None):
+            raise ConfigError('engine="dask" needs a cluster: its address, such as "tcp://127.0.0.1:8786", or "local"')
+        if self.engine != "dask" and self.cluster is not None:
+            raise ConfigError('cluster needs engine="dask"')
         whole("max_workers", self.max_workers, 1)
         whole("max_abandoned", self.max_abandoned, 0)
         whole("max_async", self.max_async, 1)

@@ -30,7 +30,7 @@ import msgspec
 from resilient_scan._text import did_you_mean
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.layers.providers import differing
-from resilient_scan.options import Policy, Quarantine
+from resilient_scan.options import Cluster, Policy, Quarantine
 from resilient_scan.runner import ScanRunner
 from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.settings.imports import IMPORT_TIMEOUT
@@ -97,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True):
         service: `[service]`.
         notify: `[notify]`.
         quarantine: when scanners are taken out of service.
+        cluster: `[cluster]`.
         tables: the tables of the file and of the environment, as one.
         local: `[local]`.
     """
@@ -109,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True):
     service: Service
     notify: Notify
     quarantine: Quarantine
+    cluster: Cluster
     tables: Tables
     local: Local = Local()
 
@@ -274,6 +276,7 @@ class Settings(msgspec.Struct, frozen=True):
         tables = {n: over(self.settings_of(n), settings.get(n, {})) for n in dict.fromkeys([*names, *settings])}
         return {
             **{key: value for key, value in execution.items() if value is not None},
+            **({"cluster": self.cluster} if self.execution.engine == "dask" else {}),
             "store": self.store,
             "local_probe": self.local.probe,
             "settings": {name: table for name, table in tables.items() if table},
@@ -433,6 +436,7 @@ def examine_settings(
         notify=options["notify"],
         local=options["local"],
         quarantine=options["quarantine"],
+        cluster=options["cluster"],
         tables=tables,
     )
     return settings, tuple(dict.fromkeys(problems))

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan._text import did_you_mean, is_utf8, may_be_secret
-from resilient_scan.options import LAYERS, Option, Quarantine
+from resilient_scan.options import LAYERS, Cluster, Option, Quarantine
 from resilient_scan.results import MAX_DEPTH
 from resilient_scan.settings.tables import (
     Execution,
@@ -44,6 +44,7 @@ OPTIONS: Final[Mapping[str, type[Option]]] = {
     "service": Service,
     "notify": Notify,
     "quarantine": Quarantine,
+    "cluster": Cluster,
 }
 """The tables that are one option object each."""
 _SECTIONS: Final = (
@@ -56,6 +57,7 @@ _SECTIONS: Final = (
     "service",
     "notify",
     "quarantine",
+    "cluster",
 )
 _PREFIX: Final = "RESILIENT_SCAN__"
 

@@ -38,7 +38,7 @@ class Execution(Option, frozen=True, kw_only=True):
         max_async: scans of `async def` scanners under way at a time, >= 1.
         timeout_seconds: `timeout.total` of every scanner without one of its own, in seconds, > 0.
         deadline: seconds for a whole run, > 0.
-        engine: where work runs: `"threads"`.
+        engine: where attempts run: `"threads"`, in this process, or `"dask"`, at the workers of `[cluster]`.
         isolation: what scanners run in that do not say so themselves: `"thread"`, unless set, or `"process"`.
         import_timeout_seconds: seconds that the import of each scanner gets, > 0; 10, unless set.
     """
@@ -59,10 +59,8 @@ class Execution(Option, frozen=True, kw_only=True):
         self._optional("timeout_seconds", above=0)
         self._optional("deadline", above=0)
         self._optional("import_timeout_seconds", above=0)
-        if self.engine in {"processes", "dask"}:
-            raise ConfigError(f'execution.engine: "{self.engine}" is not supported by this version; use "threads"')
-        if self.engine not in {None, "threads"}:
-            raise ConfigError(f'execution.engine must be "threads", got "{self.engine}"')
+        if self.engine not in {None, "threads", "dask"}:
+            raise ConfigError(f'execution.engine must be "threads" or "dask", got "{self.engine}"')
         check_isolation("execution.isolation", self.isolation)
 
 

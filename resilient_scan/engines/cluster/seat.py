@@ -33,6 +33,7 @@ from resilient_scan.engines.process.wire import Attempt, Called, Define, Ended, 
 from resilient_scan.errors import ScanError, WorkerLost
 
 FLUSH_INTERVAL: Final = 1.0  # seconds after which the driver hears what a scanner has found so far
+WATCH_INTERVAL: Final = 1.0  # seconds between two looks at whether the driver is there
 LEASE: Final = 10.0  # seconds without a word from the driver until its children are killed
 READY_TIMEOUT: Final = 60.0  # seconds in which a child has to import a scanner's module
 MAX_KILLED: Final = 1000  # attempts that were killed before they began
@@ -313,7 +314,7 @@ class Seat:
     # on the thread that waits for a word of the driver
 
     def _watch(self) -> None:
-        while not self._closed.wait(1.0):
+        while not self._closed.wait(WATCH_INTERVAL):
             if time.monotonic() - self._heard > LEASE:
                 self._close()
 

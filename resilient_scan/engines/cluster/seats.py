@@ -72,7 +72,8 @@ class Bench:
         self._future = client.submit(
             Seat, self.slots, max_result, actor=True, workers=[self.where], allow_other_workers=False, pure=False
         )
-        self._actor = self._future.result(timeout=OPEN_TIMEOUT)
+        with client.as_current():  # the actor looks for the client through which it is called
+            self._actor = self._future.result(timeout=OPEN_TIMEOUT)
         hello: Hello = self._actor.warm().result(timeout=OPEN_TIMEOUT)
         self._identity = hello.identity
         return hello
@@ -121,7 +122,7 @@ class Seats:
     away = True
 
     def __init__(self, cluster: Any) -> None:
-        options = cluster if isinstance(cluster, Cluster) else Cluster("a client", insecure=True)
+        options = cluster if isinstance(cluster, Cluster) else Cluster()
         self.grace = float(options.grace)
         self._max_result = options.max_result
         self._own: list[Any] = []  # to be closed with this
@@ -149,15 +150,15 @@ class Seats:
         where: Any = cluster.address
         options: dict[str, Any] = {"timeout": CONNECT_TIMEOUT, "set_as_default": False, "direct_to_workers": True}
         if where == "local":
-            where = distributed.LocalCluster(dashboard_address=None)
+            where = distributed.LocalCluster(dashboard_address="127.0.0.1:0")
             self._own.append(where)
         elif not cluster.insecure:
-            _refuse_in_the_clear(where)
-        if cluster.tls_ca:
+            _refuse_in_the_clear(where, has_files=cluster.tls is not None)
+        if cluster.tls is not None:
             options["security"] = distributed.Security(
-                tls_ca_file=cluster.tls_ca,
-                tls_client_cert=cluster.tls_cert,
-                tls_client_key=cluster.tls_key,
+                tls_ca_file=cluster.tls.ca,
+                tls_client_cert=cluster.tls.cert,
+                tls_client_key=cluster.tls.key,
                 require_encryption=True,
             )
         try:
@@ -320,14 +321,18 @@ class Seats:
         return ""
 
 
-def _refuse_in_the_clear(address: str) -> None:
+def _refuse_in_the_clear(address: str, *, has_files: bool) -> None:
     """Raise `ConfigError` for an address where anybody could run code: not loopback, and without TLS."""
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         host = parts.hostname or ""
     except ValueError:
         raise ConfigError(f"cluster.address: {address!r} is not the address of a scheduler") from None
-    if parts.scheme == "tls" or host == "localhost":
+    if parts.scheme == "tls":
+        if not has_files:
+            raise ConfigError(f"cluster.address {address!r} needs the files of tls: ca, cert and key")
+        return
+    if host == "localhost":
         return
     with suppress(ValueError):
         if ip_address(host).is_loopback:

@@ -1,4 +1,4 @@
-"""What the driver needs of child processes, wherever they are: on this machine (`children`), or on others (`cluster`)."""
+"""What the driver needs of child processes: those of this machine (`children`) or of others (`cluster`)."""
 
 from __future__ import annotations
 

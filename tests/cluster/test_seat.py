@@ -1,0 +1,205 @@
+"""A worker's seat, and the place at it that stands for a child, without any cluster between them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from resilient_scan import Policy, ScanRunner, Status
+from resilient_scan.core import assembly
+from resilient_scan.engines.cluster import seat as seats
+from resilient_scan.engines.cluster.place import LARGE, Place
+from resilient_scan.engines.cluster.seat import Hello, Seat
+from resilient_scan.engines.process.wire import Hangup
+from resilient_scan.errors import Rejected
+from tests.cluster import fleet
+
+POLICY = Policy(cache=None, retry=None, breaker=None)
+
+
+class Loop:
+    """A worker's event loop, on a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+
+class Bench:
+    """One seat in this process, in the place of a cluster's workers; also the line to it."""
+
+    away, where, lost = True, "here", False
+
+    def __init__(self, slots: int = 2, max_result: int = 1_000_000, grace: float = 1.0) -> None:
+        self.grace = grace
+        self.loop = Loop()
+        self.seat = Seat(slots, max_result)
+        self.hello: Hello = self.loop.call(self.seat.warm())
+        self.known: set[int] = set()
+        self.states: set[str] = set()
+        self.calls: list[str] = []
+        self.number = 0
+
+    def call(self, method: str, *arguments: Any, until: Callable[[], float] = lambda: 0.0) -> Any:
+        self.calls.append(method)
+        try:
+            return self.loop.call(getattr(self.seat, method)(self.hello.identity, *arguments))
+        except OSError as error:
+            self.lost = True
+            raise Hangup from error
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        self.calls.append(method)
+        coroutine = getattr(self.seat, method)(self.hello.identity, *arguments)
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop.loop)
+
+    def register(self, number: int, _name: str, parcel: bytes) -> None:
+        assert self.call("define", number, parcel) is None
+        self.known.add(number)
+
+    def start(self) -> None:
+        pass
+
+    def take(self, _over: Any, _patience: float) -> Place:
+        self.number += 1
+        return Place(self, self.number)
+
+    def give_back(self, place: Place) -> None:
+        pass
+
+    def close(self) -> None:
+        self.loop.call(self.seat.close(self.hello.identity))
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run scanners at the seat; return the report."""
+    monkeypatch.setattr(assembly, "_children", lambda _config: bench)
+    monkeypatch.setattr(bench, "close", lambda: None)
+
+    def run(*scanners: Any, state: dict[str, Any] | None = None, **options: Any) -> Any:
+        with ScanRunner(scanners, engine="dask", cluster="local", policy=POLICY, listeners=(), **options) as runner:
+            return runner.run(state or {})
+
+    return run
+
+
+def test_an_attempt_is_one_call_and_everything_comes_back(bench: Bench, run: Callable[..., Any]) -> None:
+    bench.calls.clear()
+    report = run(fleet.plain, state={"number": 7})
+    assert bench.calls == ["define", "begin"]
+    assert report.results["plain"].status is Status.COMPLETED
+    assert [log["number"] for log in report.tool_logs] == [7]
+
+
+def test_what_hangs_is_killed_there_and_what_it_found_is_kept(run: Callable[..., Any]) -> None:
+    result = run(fleet.stuck).results["stuck"]
+    assert result.status is Status.TIMEOUT
+    assert result.error.message == "timeout after 0.6s"
+    assert [candidate.ticker for candidate in result.candidates] == ["AAPL"]
+    assert result.partial
+    assert [log["tool"] for log in result.tool_logs] == ["before"]
+
+
+def test_errors_are_what_they_were(run: Callable[..., Any]) -> None:
+    results = run(fleet.fails, fleet.leaves).results
+    assert (results["fails"].error.type, results["fails"].error.message) == ("LookupError", "nothing there")
+    assert "fleet.py" in results["fails"].error.where
+    assert results["leaves"].error.message == "its process ended with exit code 7"
+
+
+def test_questions_are_answered_by_the_driver(run: Callable[..., Any]) -> None:
+    (candidate,) = run(fleet.asks).candidates
+    assert candidate.extras["loaded"] == candidate.extras["pid"]  # it was the first to need the value
+    assert candidate.extras["seen"] == 3
+
+
+def test_coroutines_run_there(run: Callable[..., Any]) -> None:
+    assert len(run(fleet.coroutine).candidates) == 1
+
+
+def test_results_that_are_too_large_are_refused_in_a_sentence(run: Callable[..., Any]) -> None:
+    results = run(fleet.large, state={"size": 2_000_000}).results
+    assert results["large"].error.message == (
+        "its results are larger than max_result=1 MB: return less, or leave what is large where it is and return its "
+        "place"
+    )
+    assert run(fleet.large, state={"size": 1000}).complete
+
+
+def test_a_large_state_goes_there_once(bench: Bench, run: Callable[..., Any]) -> None:
+    bench.calls.clear()
+    report = run(fleet.counts, fleet.plain, state={"text": "x" * LARGE})
+    assert report.complete
+    assert bench.calls.count("keep") == 1
+    bench.seat._states.clear()
+    assert run(fleet.counts, state={"text": "x" * LARGE}).complete  # it is sent again
+    assert bench.calls.count("keep") == 2
+
+
+def test_a_seat_keeps_a_few_states_only(bench: Bench) -> None:
+    for number in range(seats.MAX_STATES + 2):
+        bench.call("keep", f"state {number}", b"")
+    assert len(bench.seat._states) == seats.MAX_STATES
+
+
+def test_a_kill_that_overtakes_the_attempt_ends_it(bench: Bench, run: Callable[..., Any]) -> None:
+    bench.call("kill", bench.number + 1)
+    result = run(fleet.plain).results["plain"]
+    assert "its process ended with SIGKILL" in result.error.message
+
+
+def test_of_kills_that_overtake_a_seat_keeps_the_last(bench: Bench) -> None:
+    for number in range(-seats.MAX_KILLED - 1, 0):
+        bench.loop.call(bench.seat.kill(bench.hello.identity, number))
+    assert len(bench.seat._killed) == seats.MAX_KILLED
+
+
+def test_a_conversation_that_is_not_there_has_ended(bench: Bench) -> None:
+    assert bench.call("listen", 10_000).ending == "an end that nobody has seen"
+    bench.call("tell", 10_000, b"")
+
+
+def test_another_seat_refuses_what_was_meant_for_this_one(bench: Bench) -> None:
+    with pytest.raises(OSError, match="the worker was started again"):
+        bench.loop.call(bench.seat.beat("another"))
+    bench.loop.call(bench.seat.close("another"))  # and does not end for it
+    bench.call("beat")
+
+
+def test_a_seat_that_hears_nothing_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "WATCH_INTERVAL", 0.01)
+    bench = Bench(slots=1)
+    monkeypatch.setattr(seats, "LEASE", 0.0)
+    until = time.monotonic() + 10
+    while bench.seat._children.pids() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not bench.seat._children.pids()
+    with pytest.raises(Hangup):
+        bench.call("beat")
+    assert str(Place(bench, 1).failure()) == "the worker here is gone"
+    with pytest.raises(Rejected):
+        bench.seat._children.take(lambda: False)
+    bench.loop.close()
