@@ -177,6 +177,15 @@ class ScanContext:
         return self._own.scanner
 
     @property
+    def attempt_id(self) -> str:
+        """A key of this attempt, the same wherever it runs; for a scanner that writes, to write once.
+
+        A lost worker may have written before it was lost. The attempt after that is another one, with another number
+        at the end: leave that out where both are to count as one.
+        """
+        return f"{self.run_id}/{self.scanner}/{self.attempt}"
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """This scanner's table from the configuration, read only."""
         return self._own.settings

@@ -405,7 +405,7 @@ class Cluster(Option, frozen=True):
     Attributes:
         address: of the scheduler, such as `"tls://scheduler:8786"`; `"local"`: workers on this machine, to try it out.
         tls: the files for an address that begins with `tls://`.
-        insecure: whether an address that is not loopback may be used without TLS: whoever reaches its port can run
+        insecure: whether an address that is not loopback may be used without TLS: anyone who reaches its port can run
             code on all workers.
         max_result: bytes that the results of an attempt may come to, >= 1.
         grace: seconds that a worker's answer may be late because of its way here, >= 0.

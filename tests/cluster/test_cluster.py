@@ -122,7 +122,7 @@ def test_without_retries_a_lost_worker_is_an_error_that_names_it(own: DaskCluste
         assert {result.status for result in results} == {Status.ERROR}
         for result in results:
             assert result.error is not None
-            assert result.error.type == "resilient_scan.errors.WorkerLost"
+            assert result.error.type == "resilient_scan.WorkerLost"
             assert re.fullmatch(r"the worker tcp://127.0.0.1:\d+ is gone", result.error.message)
         assert runner.breaker("sleeper_0") == "closed"
 

@@ -51,6 +51,7 @@ class Bench:
         self.hello: Hello = self.loop.call(self.seat.warm())
         self.known: set[int] = set()
         self.states: set[str] = set()
+        self.keeping = threading.Lock()
         self.calls: list[str] = []
         self.number = 0
 

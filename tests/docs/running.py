@@ -26,7 +26,7 @@ from resilient_scan import load_settings
 from resilient_scan.cli.main import command
 from tests.docs.pages import Block, blocks, without_times
 
-OURS: Final = {"scanner_execution", "defaults", "providers", "scanners", "store", "quarantine", "service"}
+OURS: Final = {"scanner_execution", "defaults", "providers", "scanners", "store", "quarantine", "service", "cluster"}
 LIMIT: Final = 60  # seconds for one command
 
 

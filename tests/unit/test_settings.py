@@ -152,7 +152,7 @@ WRONG = [
     ("[scanner_execution]\nmax_workers = 0", "2: scanner_execution.max_workers must be >= 1, got 0"),
     ("[scanner_execution]\ntimeout_seconds = 0", "2: scanner_execution.timeout_seconds must be > 0, got 0.0"),
     ("[scanner_execution]\ndeadline = inf", "2: scanner_execution.deadline must be a finite number, got inf"),
-    ("[scanner_execution]\nengine = 'thread'", '2: scanner_execution.engine must be "threads", got "thread"'),
+    ("[scanner_execution]\nengine = 'thread'", '2: scanner_execution.engine must be "threads" or "dask", got "thread"'),
     ("[scanners.x]\nisolation = 'none'", '2: scanners.x.isolation must be "thread" or "process", got \'none\''),
     (
         "[scanner_execution]\nisolation = 'none'",
@@ -194,10 +194,6 @@ WRONG = [
     ("[defaults]\nretry.on = ['os.sep']", "2: defaults.retry.on: 'os.sep' is not an exception class"),
     ("[defaults]\nretry.on = ['a..b']", "2: defaults.retry.on: 'a..b' is not the name of an exception"),
     # what is not there yet
-    (
-        "[scanner_execution]\nengine = 'dask'",
-        '2: scanner_execution.engine: "dask" is not supported by this version; use "threads"',
-    ),
     (
         "[store]\nurl = 'http://user:hunter2@host'",
         f"2: store.url must be one of {FORMS}, not something else with 'http:'",

@@ -7,6 +7,7 @@ until the driver listens.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Line(Protocol):
         where: the worker's address.
         known: the numbers of scanners that it knows.
         states: the names of large states that it has.
+        keeping: held while it is sent one: the other scans of the run need the same.
         lost: whether the worker is gone.
         grace: seconds that a worker may be late, for transit.
     """
@@ -36,6 +38,7 @@ class Line(Protocol):
     where: str
     known: set[int]
     states: set[str]
+    keeping: threading.Lock
     lost: bool
     grace: float
 
@@ -134,8 +137,9 @@ class PlaceWire:
         if len(attempt.state) > LARGE:
             name = hashlib.sha256(attempt.state).hexdigest()
             whole, attempt = attempt.state, msgspec.structs.replace(attempt, state=b"")
-            if name not in self._line.states:
-                self._keep(name, whole)
+            with self._line.keeping:
+                if name not in self._line.states:
+                    self._keep(name, whole)
         while True:
             said: Said = self._call("begin", self._number, wire.encoded(attempt), name)
             if said.ending != NO_STATE:

@@ -259,7 +259,7 @@ class Seat:
         return talk
 
     def _tell(self, talk: Talk, message: bytes) -> None:
-        with suppress(Hangup):  # whoever listens hears of it
+        with suppress(Hangup):  # the thread that listens notices it
             talk.child.wire.send_encoded(message)
 
     def _listen(self, talk: Talk) -> Said:

@@ -63,6 +63,7 @@ class Bench:
         self.lost = False
         self.known: set[int] = set()
         self.states: set[str] = set()
+        self.keeping = threading.Lock()
         self._actor: Any = None
         self._future: Any = None
         self._identity = ""
@@ -97,7 +98,7 @@ class Bench:
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Call a method of the seat whose result nobody waits for."""
-        if not self.lost:
+        if self._actor is not None and not self.lost:
             with suppress(OSError, RuntimeError, ValueError):
                 getattr(self._actor, method)(self._identity, *arguments)
 
@@ -244,7 +245,7 @@ class Seats:
         threading.Thread(target=self._close_own, name="resilient-scan-close", daemon=True).start()
 
     def _close_own(self) -> None:
-        time.sleep(CALL_INTERVAL)  # else what was told the seats would not go out
+        time.sleep(CALL_INTERVAL)  # else the last words to the seats would not go out
         for one in self._own:
             with suppress(Exception):  # it may be closed, or its scheduler gone
                 one.close()
@@ -338,6 +339,6 @@ def _refuse_in_the_clear(address: str, *, has_files: bool) -> None:
         if ip_address(host).is_loopback:
             return
     raise ConfigError(
-        f"cluster.address {address!r}: whoever reaches this port can run code on all workers; use TLS (tls://...), or "
+        f"cluster.address {address!r}: anyone who reaches this port can run code on all workers; use TLS (tls://...), or "
         "allow it by insecure=true"
     )
