@@ -339,6 +339,6 @@ def _refuse_in_the_clear(address: str, *, has_files: bool) -> None:
         if ip_address(host).is_loopback:
             return
     raise ConfigError(
-        f"cluster.address {address!r}: anyone who reaches this port can run code on all workers; use TLS (tls://...), or "
-        "allow it by insecure=true"
+        f"cluster.address {address!r}: anyone who reaches this port can run code on all workers; use TLS (tls://...), "
+        "or allow it by insecure=true"
     )
