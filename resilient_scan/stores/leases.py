@@ -108,6 +108,7 @@ class LeaseKeeper:
         self._put: list[threading.Event] = []
         self._jobs_done = 0  # since the last write; on the keeper's thread only
         self._last: Callable[[], None] | None = None
+        self._finished = False  # `last` was called, and has closed the store
         self._flushed: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -277,6 +278,8 @@ class LeaseKeeper:
         Process B polls while A holds the lease. Given back before A's answer is written, B could take the lease in
         between, find no answer and ask the source a second time.
         """
+        if self._finished:  # the wake-up of the close itself may still be there
+            return
         with self._lock:
             if not (at_once or self._closed or self._has_much() or self._clock.monotonic() >= self._write_at):
                 return
@@ -317,6 +320,7 @@ class LeaseKeeper:
             self._held.clear()
         self._returned = []
         self._exchange((), released)
+        self._finished = True
         try:
             last()
         except StoreError as error:
