@@ -29,8 +29,13 @@ def shared() -> Iterator[Children]:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["forked", "spawned"])
 def each(request: pytest.FixtureRequest) -> Iterator[Children]:
-    """Return children of each kind."""
+    """Return children of each kind, made by a program that ignores and blocks signals."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     with children(2, counted=False, fork=request.param) as made:
+        made.give_back(take(made))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGTERM, before)
         yield made
 
 

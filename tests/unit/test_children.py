@@ -265,6 +265,7 @@ def test_a_machine_without_room_for_another_is_reported_and_tried_again(
                 }[where],
                 refuse,
             )
+            made.start()
             with pytest.raises(
                 WorkerLost, match=r"^no child process can be started: .*(Too many open files|no thread)"
             ):
@@ -342,9 +343,10 @@ def test_close_before_the_first_child_and_without_one() -> None:
         made.close()
     with children(1) as made:
         made.close()
+        made.start()
         assert made.pids() == ()
         with pytest.raises(Rejected):
-            made.start()
+            take(made)
 
 
 def test_close_from_a_signal_handler_amid_a_take_and_a_kill() -> None:
@@ -480,6 +482,16 @@ def test_prctl_is_there_or_is_not() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
         assert not birth.prctl(birth._PR_SET_PDEATHSIG, 0)
+
+
+def test_where_the_system_does_not_tell_a_child_looks_for_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = [5, 5, 1]
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr(birth, "PARENT_INTERVAL", 0.0)
+    monkeypatch.setattr(birth.os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(birth.os, "killpg", lambda group, signum: ended.append((group, signum)))
+    birth._end_after(5)
+    assert (parents, ended) == ([], [(0, signal.SIGKILL)])
 
 
 def test_the_names_of_endings() -> None:

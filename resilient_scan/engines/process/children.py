@@ -62,13 +62,9 @@ class Children:
         _all.add(self)
 
     def start(self) -> None:
-        """Begin to make children, unless that was done.
-
-        Raises:
-            Rejected: the runner is closed.
-            WorkerLost: the machine has no thread left.
-        """
-        self._started()
+        """Begin to make children, unless that was done. If it fails, `take` tries again, and says why."""
+        with suppress(Rejected, WorkerLost):
+            self._started()
 
     def _started(self) -> Keeper:
         keeper = self._keeper
