@@ -202,6 +202,23 @@ def test_a_fork_server_that_does_not_start_is_reported(monkeypatch: pytest.Monke
         eventually(lambda: _can_take(made), "it is tried again")
 
 
+def test_a_system_that_refuses_another_process_is_reported_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse = """
+import errno, os
+kept = os.fork
+def fork():
+    os.fork = kept
+    raise OSError(errno.EAGAIN, "no")
+os.fork = fork
+"""
+    monkeypatch.setattr(starters, "_SERVER", refuse + starters._SERVER)
+    monkeypatch.setattr(keeper, "RETRY_INTERVAL", 0.2)
+    with children(1) as made:
+        with pytest.raises(WorkerLost, match=f"^no child process can be started: {os.strerror(errno.EAGAIN)}$"):
+            take(made)
+        eventually(lambda: _can_take(made), "it is tried again")
+
+
 def _can_take(made: Children) -> bool:
     try:
         child = take(made)
