@@ -133,8 +133,19 @@ def test_close_returns_on_a_thread_that_holds_any_of_the_locks(
     eventually(lambda: not of_ours(), "all threads of the runners end")
 
 
+_earlier: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _without_earlier_threads() -> None:
+    """Leave out threads of other tests: some interrupt a runner where nothing can end what it has begun."""
+    _earlier.clear()
+    _earlier.update(threading.enumerate())
+
+
 def of_ours() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("resilient-scan")]
+    found = (thread for thread in threading.enumerate() if thread not in _earlier)
+    return [thread for thread in found if thread.name.startswith("resilient-scan")]
 
 
 @pytest.mark.slow

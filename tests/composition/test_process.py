@@ -284,7 +284,7 @@ def test_a_candidate_that_cannot_be_sent_is_dropped(runner: ScanRunner, events: 
 
 def test_the_childs_main_module_is_not_the_drivers(runner: ScanRunner) -> None:
     (found,) = of(runner, "counts_imports").candidates
-    assert found.extras["main"] != Path(sys.modules["__main__"].__file__ or "").name
+    assert found.extras["main"] != Path(getattr(sys.modules["__main__"], "__file__", None) or "").name
 
 
 def test_a_state_that_cannot_be_sent_is_an_error_that_names_the_value(runner: ScanRunner) -> None:
@@ -315,7 +315,7 @@ def test_the_state_is_encoded_once_for_all_scans_of_a_run(runner: ScanRunner, mo
 def test_a_cancel_that_comes_after_the_end_leaves_the_child_alone() -> None:
     killed: list[bool] = []
     child: Any = SimpleNamespace(kill=lambda: killed.append(True))
-    children: Any = SimpleNamespace(take=lambda _over: child, give_back=lambda _child: None)
+    children: Any = SimpleNamespace(take=lambda *_: child, give_back=lambda _child: None, grace=0.0)
     for ends_first in (False, True):
         context = AttemptContext()
         with engine._Loan(children, context, SystemClock()) as loan:
@@ -331,11 +331,11 @@ def test_a_cancel_that_comes_after_the_end_leaves_the_child_alone() -> None:
 
 
 def test_the_time_runs_again_where_no_child_can_be_had() -> None:
-    def refuse(_over: Any) -> Any:
+    def refuse(*_: Any) -> Any:
         raise WorkerLost("no process can be started")
 
     alarms: list[float] = []
-    children: Any = SimpleNamespace(take=refuse)
+    children: Any = SimpleNamespace(take=refuse, grace=0.0)
     context = AttemptContext()
     context.alarm = alarms.append
     context.limit(time.monotonic() + 5)

@@ -59,6 +59,15 @@ class DaskCluster:
                 )
             )
 
+    def until(self, workers: int) -> None:
+        """Wait until the scheduler knows so many workers."""
+        code = f"""if True:
+            import distributed, sys
+            with distributed.Client({self.address!r}, set_as_default=False) as client:
+                client.wait_for_workers({workers}, timeout=60)
+        """
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=90, capture_output=True)
+
     def errors(self) -> str:
         """Return what its processes have written."""
         return (self._directory / "errors.txt").read_text()[-2000:]
