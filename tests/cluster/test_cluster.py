@@ -190,6 +190,7 @@ runner.run({"seconds": 60})
 """
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_leaves_nothing_behind(own: DaskCluster) -> None:
     own.add(1, 2)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, own.address], stdout=subprocess.PIPE)

@@ -53,6 +53,7 @@ def _none_of(pids: list[int], seconds: float) -> None:
     eventually(lambda: not any(map(exists, pids)), f"{[pid for pid in pids if exists(pid)]} end", seconds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fork", [True, False], ids=["forked", "spawned"])
 def test_a_driver_that_is_killed_leaves_none_ten_times_of_ten(fork: bool) -> None:
     """A spawned child's own subprocesses stay: no process is there to end them."""

@@ -60,6 +60,7 @@ def test_a_first_run_with_cold_children_charges_their_start_to_nobody() -> None:
     assert statuses(report) == [Status.COMPLETED] * 12
 
 
+@pytest.mark.long
 def test_many_timeouts_leave_what_was_there_before() -> None:
     quick = [isolated.isolated(name=f"stuck{n}", timeout=Timeout(total=0.05))(_stuck) for n in range(4)]
     with made(*quick, isolated.quick, workers=2) as runner:

@@ -141,6 +141,7 @@ def test_the_zoo_has_at_least_forty_poisons() -> None:
     assert {one.group for one in POISONS.values() if not one.contained} == {"outlaws"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", CONTAINED_GROUPS)
 def test_a_group_of_poisons_costs_no_sound_scanner_its_result(group: str, tmp_path: Path) -> None:
     check(Order(poisons=names(members(group)), options={"max_abandoned": 64}), tmp_path)
@@ -167,6 +168,7 @@ def test_a_coroutine_that_breaks_the_loop_that_it_shares(name: str, tmp_path: Pa
     assert name == "stops_the_loop" or run.took < 7, "it was not left to the run's deadline"
 
 
+@pytest.mark.long
 def test_poisons_cost_nothing_where_no_listener_wants_attempts(tmp_path: Path) -> None:
     """Attempts are not reported then, and other code is the first to look at an exception."""
     poisons = names([*members("raises"), *members("objects")])

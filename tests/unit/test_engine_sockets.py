@@ -247,7 +247,9 @@ while waited_for(thread.native_id, lambda: None) != connection.fileno():
     pass
 print("polls", flush=True)
 sys.stdin.readline()
-print(open(f"/proc/self/task/{thread.native_id}/syscall").read().split()[0])
+while (call := open(f"/proc/self/task/{thread.native_id}/syscall").read().split()[0]) == "running":
+    pass  # it has not had its turn since the stop
+print(call)
 print(waited_for(thread.native_id, lambda: None) == connection.fileno())
 """
 
