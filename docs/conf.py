@@ -29,6 +29,7 @@ suppress_warnings = ["myst.header"]  # a generated part may begin below the page
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!resilient_scan\.).*"),
+    ("py:.*", r"resilient_scan\.runner\.Input"),  # a type variable
     ("py:.*", r"resilient_scan\.(_trace|context|core\.stack|scanning|stores|service|settings|snapshot)\..*"),
 ]
 
