@@ -181,12 +181,14 @@ def encoded(message: ToChild | ToDriver) -> bytes:
 
 def for_child(data: bytes) -> ToChild:
     """Return a message of the driver."""
-    return _to_child.decode(data)
+    message: ToChild = _to_child.decode(data)
+    return message
 
 
 def for_driver(data: bytes) -> ToDriver:
     """Return a message of a child."""
-    return _to_driver.decode(data)
+    message: ToDriver = _to_driver.decode(data)
+    return message
 
 
 class Hangup(Exception):
