@@ -96,6 +96,7 @@ class LimitExceeded(Rejected):
 class WorkerLost(ScanError):
     """What an attempt ran on is gone. That says nothing about its source, so it casts no vote."""
 
+    blame = "local"
     excused: bool = True
 
 

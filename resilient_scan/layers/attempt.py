@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,6 +70,7 @@ class AttemptContext(ScanContext):
     failed_after: float = 0.0  # seconds that attempt took
     steps: tuple[Step, ...] = ()
     _described: tuple[int, int, ErrorInfo] | None = None
+    _raised_away: tuple[int, Collection[str]] | None = None  # a failure of another process, and what that one shares
     _judged: tuple[BaseException, Fault] | None = None  # the last failure that may be this machine's fault
     alarm: Callable[[float], None] = staticmethod(lambda _deadline: None)
     mark: Callable[[float], None] = staticmethod(lambda _instant: None)
@@ -94,10 +95,13 @@ class AttemptContext(ScanContext):
         """
         known = self._described
         if known is None or known[:2] != (id(error), self.attempt):
-            fault, blame = self.fault(error), blame_of(error)
-            blame = blame if fault is None else fault.blame(blame)
-            self._described = known = id(error), self.attempt, ErrorInfo.of(error, self._own.home, blame)
+            info = ErrorInfo.of(error, self._own.home, self._blame(error))
+            self._described = known = id(error), self.attempt, info
         return known[2]
+
+    def _blame(self, error: BaseException) -> str:
+        fault, blame = self.fault(error), blame_of(error)
+        return blame if fault is None else fault.blame(blame)
 
     def fault(self, error: BaseException) -> Fault | None:
         """Return the fault of this machine that a failure may be, the same for all layers; `None`: it cannot be one.
@@ -109,12 +113,17 @@ class AttemptContext(ScanContext):
         if judged is not None and judged[0] is error:
             return judged[1]
         kind = None if faults is None else local_kind(error)
-        if kind is None or faults is None:
+        if kind is None or faults is None or not self._can_lack(error, kind):
             return None
         fault: Fault | None = faults.judge(self.scanner, self._party(error), kind)
         if fault is not None:
             self._judged = error, fault
         return fault
+
+    def _can_lack(self, error: BaseException, kind: str) -> bool:
+        """Say whether it was this process that met a failure, or another that shares with it what is lacking."""
+        away = self._raised_away
+        return away is None or away[0] != id(error) or kind in away[1]
 
     def forget_failure(self) -> None:
         """Let go of the last failure: the exception, its traceback and this context would keep each other alive."""
@@ -140,6 +149,7 @@ class AttemptContext(ScanContext):
             self.invalid = ""
             self.doubted = None
             self.freed_by = ""
+            self._raised_away = None
             self.answered = self.requested = self.turned_away = False
             self._judged = None
         self.attempt += 1
@@ -168,9 +178,17 @@ class AttemptContext(ScanContext):
         """The run's state."""
         return self._snapshot
 
-    def described(self, error: BaseException, info: ErrorInfo) -> None:
-        """Note how a failure of the current attempt is described: it was raised in another process."""
-        self._described = id(error), self.attempt, info
+    def described(self, error: BaseException, info: ErrorInfo, shared: Collection[str]) -> None:
+        """Note how a failure of the current attempt is described that was raised in another process.
+
+        Args:
+            error: the failure.
+            info: where it was raised.
+            shared: of what may be lacking (`blame.KINDS`), what that process shares with this one. One that is out of
+                memory or descriptors has used up its own.
+        """
+        self._raised_away = id(error), shared
+        self._described = id(error), self.attempt, info.blamed(self._blame(error))
 
     def logged(self, entries: Iterable[dict[str, Any]], *, kept: int | None = None) -> None:
         """Take over log entries of another process: in addition, or in the place of all but the first `kept`."""

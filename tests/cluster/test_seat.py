@@ -42,7 +42,7 @@ class Loop:
 class Bench:
     """One seat in this process, in the place of a cluster's workers; also the line to it."""
 
-    away, where, lost = True, "here", False
+    away, where, lost, shared = True, "here", False, frozenset[str]()
 
     def __init__(self, slots: int = 2, max_result: int = 1_000_000, grace: float = 1.0) -> None:
         self.grace = grace

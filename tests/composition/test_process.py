@@ -113,7 +113,8 @@ def facts(result: ScanResult) -> dict[str, Any]:
     return {
         "status": result.status,
         "candidates": result.candidates,
-        "error": None if error is None else (error.type, error.message, error.where, error.traceback.splitlines()[-1:]),
+        "error": None if error is None else (error.type, error.message, error.where, error.blame),
+        "traceback": None if error is None else error.traceback.splitlines()[-1:],
         "attempts": result.attempts,
         "partial": result.partial,
         "dropped": result.dropped,
@@ -134,6 +135,27 @@ def test_the_comparison_compares_something(reports: dict[str, list[RunReport]]) 
     seen = [report.results["remembers"].candidates[0].ticker for report in reports["process"]]
     assert seen == ["SEEN0", "SEEN1"]
     assert reports["process"][0].results["context_variable"].candidates[0].ticker == "SET"
+
+
+def test_a_process_that_has_used_up_its_own_is_to_blame_itself() -> None:
+    """Two of them at a time would be this machine's fault in threads: they share its memory and descriptors."""
+    options: dict[str, Any] = {"policy": Policy(**{**LAYERS, "breaker": Breaker(failures=2)}), "listeners": ()}
+    scanners = [isolated.out_of_memory, isolated.out_of_descriptors]
+    with ScanRunner(scanners, isolation="process", **options) as runner:
+        for _ in range(2):
+            results = runner.run().results
+            assert {each.error.kind: each.error.blame for each in results.values() if each.error} == {
+                "MemoryError": "scanner",
+                "OSError": "scanner",
+            }
+        assert [runner.breaker(each.name) for each in scanners] == ["open", "open"]
+
+
+def test_the_network_is_shared_by_all_processes() -> None:
+    with ScanRunner([isolated.without_network], isolation="process", policy=Policy(**LAYERS), listeners=()) as runner:
+        (result,) = runner.run().results.values()
+    assert result.error is not None
+    assert result.error.blame == "local"
 
 
 def test_a_dead_host_is_the_providers_business_in_both() -> None:

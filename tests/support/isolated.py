@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
+import errno
+import json
 import os
 import re
 import signal
@@ -439,3 +441,36 @@ def endless(state: dict[str, Any]) -> Iterator[Any]:
     yield {"ticker": "A", "pid": os.getpid()}
     if "once" not in state:
         time.sleep(60)
+
+
+@same()
+def refused(_state: dict[str, Any]) -> list[Any]:
+    """Fail by the way to its provider."""
+    raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+@same()
+def garbled(_state: dict[str, Any]) -> list[Any]:
+    """Fail by an answer of its source."""
+    return [json.loads("<html>")]
+
+
+# what a process may lack
+
+
+@isolated(limit=Limit("one"), memory="50MB")
+def out_of_memory(_state: dict[str, Any]) -> list[Any]:
+    """Take more than it may have."""
+    return [bytearray(200_000_000)]
+
+
+@isolated(limit=Limit("another"))
+def out_of_descriptors(_state: dict[str, Any]) -> list[Any]:
+    """Fail as one that has opened too many files."""
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@isolated()
+def without_network(_state: dict[str, Any]) -> list[Any]:
+    """Fail as on a machine without a network."""
+    raise OSError(errno.ENETUNREACH, "Network is unreachable")

@@ -121,6 +121,7 @@ class Seats:
     """
 
     away = True
+    shared: frozenset[str] = frozenset()  # another machine lacks its own
 
     def __init__(self, cluster: Any) -> None:
         options = cluster if isinstance(cluster, Cluster) else Cluster()

@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 from resilient_scan.engines.process.keeper import Child, Keeper
 from resilient_scan.errors import Rejected, WorkerLost
+from resilient_scan.layers.blame import DISK, NAMES, NETWORK
 
 POLL_INTERVAL = 0.02  # seconds between two looks at whether a child is still wanted
 CLOSE_TIMEOUT = 0.5  # seconds for which the exit of the interpreter waits for children to end
@@ -41,6 +42,7 @@ class Children:
 
     away = False  # whether they are on other machines
     grace = 0.0  # seconds that their answers may be late, for transit
+    shared = frozenset({DISK, NAMES, NETWORK})  # memory, descriptors and threads are limited for each process
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, Self
@@ -115,7 +115,7 @@ class ProcessEngine:
                 ended = conversation.hold(self._attempt(context, state))
                 if ended.spoiled:
                     loan.child.kill()
-            conversation.end(ended)
+            conversation.end(ended, self._children.shared)
             return context.found
 
         return once
@@ -337,8 +337,13 @@ class _Conversation:
         else:
             keep_valid((item,), self._make, context)
 
-    def end(self, ended: Ended) -> None:
-        """Take over what the attempt came to; raise what the scanner raised."""
+    def end(self, ended: Ended, shared: Collection[str]) -> None:
+        """Take over what the attempt came to; raise what the scanner raised.
+
+        Args:
+            ended: what it came to.
+            shared: of what a machine may lack, what the child shares with the driver.
+        """
         context = self._context
         context.answered = context.answered or ended.answered
         if ended.logs is not None:
@@ -349,7 +354,7 @@ class _Conversation:
         context.invalid = context.invalid or ended.invalid
         if ended.error is not None:
             error, info = unpack_error(ended.error)
-            context.described(error, info)
+            context.described(error, info, shared)
             try:
                 raise error
             finally:

@@ -47,10 +47,12 @@ class ChildrenLike(Protocol):
     Attributes:
         away: whether they are on other machines.
         grace: seconds that their answers may be late, for transit.
+        shared: of what a machine may lack (`layers.blame`), what they share with the driver.
     """
 
     away: bool
     grace: float
+    shared: frozenset[str]
 
     def register(self, number: int, name: str, parcel: bytes, /) -> None:
         """Have children know a scanner."""
