@@ -137,6 +137,22 @@ def test_the_comparison_compares_something(reports: dict[str, list[RunReport]]) 
     assert reports["process"][0].results["context_variable"].candidates[0].ticker == "SET"
 
 
+def test_a_cold_start_is_not_slow() -> None:
+    breaker = Breaker(slow_after=0.2, slow_rate=0.5, minimum=1, window=4)
+    with ScanRunner([isolated.quick], policy=Policy(**{**LAYERS, "breaker": breaker}), listeners=()) as runner:
+        assert runner.run().complete  # although its first process takes longer than that
+        assert runner.breaker("quick") == "closed"
+    slow = isolated.isolated(name="slow")(_half_a_second)
+    with ScanRunner([slow], policy=Policy(**{**LAYERS, "breaker": breaker}), listeners=()) as runner:
+        runner.run()
+        assert runner.breaker("slow") == "open"
+
+
+def _half_a_second(_state: dict[str, Any]) -> list[Any]:
+    time.sleep(0.5)
+    return []
+
+
 def test_a_process_that_has_used_up_its_own_is_to_blame_itself() -> None:
     """Two of them at a time would be this machine's fault in threads: they share its memory and descriptors."""
     options: dict[str, Any] = {"policy": Policy(**{**LAYERS, "breaker": Breaker(failures=2)}), "listeners": ()}

@@ -212,13 +212,17 @@ class _Loan:
         """
         context, began = self._context, self._clock.monotonic()
         whole = context.ends in {context.deadline, context.cut_at}
+        slow_at = NEVER if context.permit is None else context.permit.slow_at
         context.alarm(NEVER)
+        context.mark(NEVER)
         try:
             self._take()
             introduce(self.child, context)
         finally:
+            context.postpone(self._clock.monotonic() - began)
+            context.mark(slow_at + context.postponed)
             self._grace = self._children.grace
-            context.postpone(self._clock.monotonic() - began + self._grace)
+            context.postpone(self._grace)
             context.alarm(context.deadline if whole else context.ends)
 
     def _take(self) -> None:
