@@ -11,7 +11,7 @@ from resilient_scan._text import counted
 from resilient_scan.cli.choice import bundled, lacks
 from resilient_scan.cli.export import misfit
 from resilient_scan.cli.fleet import state_for
-from resilient_scan.engines.process.travel import way_of
+from resilient_scan.engines.process.transfer import reference_of
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.lint.blocking import blocking_calls
@@ -95,7 +95,7 @@ def _isolation(settings: Settings, plugins: Plugins) -> tuple[tuple[str, ...], l
             spec = spec_of(found.scanner)
             in_process = settings.isolation_of(spec) == "process"
             try:
-                way_of(spec)
+                reference_of(spec)
             except PluginError as error:
                 (unfit if in_process else bound).append(str(error))
             else:

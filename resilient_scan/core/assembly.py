@@ -42,7 +42,7 @@ from resilient_scan.stores.wrappers import Checked
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
-    from resilient_scan.engines.cluster.seats import Seats
+    from resilient_scan.engines.cluster.workers import ClusterWorkers
     from resilient_scan.engines.process.children import Children
     from resilient_scan.layers.breaker.provider import ProviderBreaker
 
@@ -402,13 +402,13 @@ def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops:
     return Lane(config.max_async, pool, call_pool, loops, config.clock)
 
 
-def _children(config: Config) -> Children | Seats | None:
+def _children(config: Config) -> Children | ClusterWorkers | None:
     """Return the child processes for scanners that are isolated, or the cluster's; `None`: there is no such scanner."""
     if config.engine == "dask":
         with IMPORTING:
-            from resilient_scan.engines.cluster.seats import Seats  # noqa: PLC0415 - likewise
+            from resilient_scan.engines.cluster.workers import ClusterWorkers  # noqa: PLC0415 - likewise
 
-        return Seats(config.cluster)
+        return ClusterWorkers(config.cluster)
     if not any(spec.isolation == "process" for spec in config.specs):
         return None
     with IMPORTING:

@@ -70,7 +70,7 @@ from resilient_scan.stores.wrappers import OffLoop
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
-    from resilient_scan.engines.cluster.seats import Seats
+    from resilient_scan.engines.cluster.workers import ClusterWorkers
     from resilient_scan.engines.process.children import Children
 
 REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
@@ -134,7 +134,7 @@ class Shared(msgspec.Struct, frozen=True):
     loops: Loops
     call_pool: ThreadPool
     lane: Lane | None
-    children: Children | Seats | None
+    children: Children | ClusterWorkers | None
     bus: Bus
     providers: Providers
     values: SharedValues

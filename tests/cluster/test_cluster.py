@@ -71,10 +71,10 @@ def runner_at(at: DaskCluster, scanners: Any, slots: int, **options: Any) -> Sca
 
 def until_slots(runner: ScanRunner, slots: int) -> None:
     """Wait until the cluster has that many places."""
-    seats = runner._runs.fleet.children
+    workers = runner._runs.fleet.children
     until = time.monotonic() + 60
-    while seats.slots() != slots:
-        assert time.monotonic() < until, f"{seats.slots()} places and not {slots}"
+    while workers.slots() != slots:
+        assert time.monotonic() < until, f"{workers.slots()} places and not {slots}"
         time.sleep(0.02)
 
 

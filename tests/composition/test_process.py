@@ -356,15 +356,15 @@ def test_a_cancel_that_comes_after_the_end_leaves_the_child_alone() -> None:
     children: Any = SimpleNamespace(take=lambda *_: child, give_back=lambda _child: None, grace=0.0)
     for ends_first in (False, True):
         context = AttemptContext()
-        with engine._Loan(children, context, SystemClock()) as loan:
-            loan.wait_for(lambda _child, _context: None)
+        with engine._BorrowedChild(children, context, SystemClock()) as borrowed:
+            borrowed.wait_for(lambda _child, _context: None)
             context.poke()
             assert killed == []
             if not ends_first:
                 context.cancel()
                 assert killed.pop()
         context.cancel()
-        loan.set()
+        borrowed.set()
         assert killed == []
 
 
@@ -377,8 +377,8 @@ def test_the_time_runs_again_where_no_child_can_be_had() -> None:
     context = AttemptContext()
     context.alarm = alarms.append
     context.limit(time.monotonic() + 5)
-    with pytest.raises(WorkerLost), engine._Loan(children, context, SystemClock()) as loan:
-        loan.wait_for(lambda _child, _context: None)
+    with pytest.raises(WorkerLost), engine._BorrowedChild(children, context, SystemClock()) as borrowed:
+        borrowed.wait_for(lambda _child, _context: None)
     assert alarms == [math.inf, context.deadline]
     assert CircuitBreaker("x", Breaker(), SystemClock(), Random(1)).verdict(WorkerLost("x"), context) is None
 

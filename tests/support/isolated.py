@@ -127,7 +127,7 @@ def no_iterable(_state: dict[str, Any]) -> Any:
 
 
 class Plain:
-    """A class, of which each child makes an object of its own; the lock cannot travel."""
+    """A class, of which each child makes an object of its own; the lock cannot transfer."""
 
     name = "plain_class"
     pipeline = "test"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan.engines.process import birth, forkserver, keeper, starters
+from resilient_scan.engines.process import bootstrap, forkserver, keeper, starters
 from resilient_scan.engines.process.children import Children
 from resilient_scan.errors import Rejected, WorkerLost
 from tests.support.children import SERVE, ask, children, resources, take
@@ -427,7 +427,7 @@ def test_children_remain_the_parents_when_the_host_forks(fork: bool) -> None:
 def test_memory_beyond_the_limit_is_a_memory_error_and_below_it_is_not() -> None:
     with children(1) as made:
         child = take(made)
-        limit = "from resilient_scan.engines.process import birth; birth.limit_memory({})"
+        limit = "from resilient_scan.engines.process import bootstrap; bootstrap.limit_memory({})"
         ask(child, limit.format(64 << 20))
         assert ask(child, "answer = len(bytearray(48 << 20))") == 48 << 20
         source = "try:\n    bytearray(80 << 20)\nexcept MemoryError as error:\n    answer = 'MemoryError'"
@@ -440,10 +440,10 @@ def test_memory_beyond_the_limit_is_a_memory_error_and_below_it_is_not() -> None
 def test_the_limit_is_on_top_of_what_is_mapped_and_never_above_the_hard_one(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
-    monkeypatch.setattr(birth, "mapped", lambda: 1000)
+    monkeypatch.setattr(bootstrap, "mapped", lambda: 1000)
     for hard, size in [(resource.RLIM_INFINITY, 24), (1010, 24), (1010, None), (resource.RLIM_INFINITY, None)]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (0, hard))
-        birth.limit_memory(size)
+        bootstrap.limit_memory(size)
     infinite = resource.RLIM_INFINITY
     assert limits == [(1024, infinite), (1010, 1010), (1010, 1010), (infinite, infinite)]
 
@@ -451,7 +451,7 @@ def test_the_limit_is_on_top_of_what_is_mapped_and_never_above_the_hard_one(monk
 def test_what_is_mapped_is_what_the_system_says() -> None:
     text = Path("/proc/self/status").read_text()
     kilobytes = int(next(line for line in text.splitlines() if line.startswith("VmSize")).split()[1])
-    assert birth.mapped() == pytest.approx(kilobytes * 1024, rel=0.2)
+    assert bootstrap.mapped() == pytest.approx(kilobytes * 1024, rel=0.2)
 
 
 # the programs themselves
@@ -495,19 +495,19 @@ def test_the_fork_server_is_told_once_what_to_import() -> None:
 
 
 def test_prctl_is_there_or_is_not() -> None:
-    assert birth.prctl(birth._PR_SET_PDEATHSIG, 0)
+    assert bootstrap.prctl(bootstrap._PR_SET_PDEATHSIG, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
-        assert not birth.prctl(birth._PR_SET_PDEATHSIG, 0)
+        assert not bootstrap.prctl(bootstrap._PR_SET_PDEATHSIG, 0)
 
 
 def test_where_the_system_does_not_tell_a_child_looks_for_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = [5, 5, 1]
     ended: list[tuple[int, int]] = []
-    monkeypatch.setattr(birth, "PARENT_INTERVAL", 0.0)
-    monkeypatch.setattr(birth.os, "getppid", lambda: parents.pop(0))
-    monkeypatch.setattr(birth.os, "killpg", lambda group, signum: ended.append((group, signum)))
-    birth._end_after(5)
+    monkeypatch.setattr(bootstrap, "PARENT_INTERVAL", 0.0)
+    monkeypatch.setattr(bootstrap.os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(bootstrap.os, "killpg", lambda group, signum: ended.append((group, signum)))
+    bootstrap._end_after(5)
     assert (parents, ended) == ([], [(0, signal.SIGKILL)])
 
 

@@ -1,7 +1,7 @@
 """Processes: an attempt runs in a warm child process, which is killed when the time is up.
 
     the driver                                        the fork server (one a runner)        a child
-    keeper.py     keeper thread - starters.py ------> forkserver.py ---- fork -----------> birth.py, then child.py
+    keeper.py     keeper thread - starters.py ------> forkserver.py ---- fork -----------> bootstrap.py, then child.py
     children.py   worker thread ------ the child's connection
     engine.py     ... and what is said there: wire.py --------------------------------------> an attempt
 
@@ -10,7 +10,7 @@ interpreter's lock, a C library that hangs or crashes, memory that grows without
 
     worker                                            child
     takes a warm child
-    sends the scanner, once    -- Define -------->    imports or unpickles it: `travel.py`
+    sends the scanner, once    -- Define -------->    imports or unpickles it: `transfer.py`
                                <----------- Ready --
     sends the attempt          -- Attempt ------->    calls the scanner
     keeps what comes           <- Item, Logged, Doubted --   as it is yielded and logged

@@ -30,9 +30,9 @@ from resilient_scan.clock import SystemClock
 from resilient_scan.context import ScannerContext
 from resilient_scan.engines.forks import end_child, forks
 from resilient_scan.engines.loop import Loops
-from resilient_scan.engines.process import birth
-from resilient_scan.engines.process.travel import (
-    Parcel,
+from resilient_scan.engines.process import bootstrap
+from resilient_scan.engines.process.transfer import (
+    ScannerPayload,
     Unsendable,
     pack,
     pack_error,
@@ -46,10 +46,10 @@ from resilient_scan.engines.process.wire import (
     Attempt,
     Call,
     Called,
+    ConnectionClosed,
     Define,
     Doubted,
     Ended,
-    Hangup,
     Item,
     Logged,
     Question,
@@ -74,7 +74,7 @@ def serve(connection: Connection) -> None:
     """Serve until the driver closes its end of the pipe."""
     driver = _Driver(Wire(connection))
     known: dict[int, _Known] = {}
-    with suppress(Hangup):
+    with suppress(ConnectionClosed):
         while True:
             match driver.next():
                 case Define() as message:
@@ -100,15 +100,15 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 def _defined(message: Define, known: dict[int, _Known]) -> Ready:
-    parcel: Parcel = unpack(message.parcel)
+    payload: ScannerPayload = unpack(message.payload)
     try:
-        spec = settle(parcel)
-        settings: dict[str, Any] = unpack(parcel.settings)
+        spec = settle(payload)
+        settings: dict[str, Any] = unpack(payload.settings)
     except BaseException as error:  # its module is foreign code
-        return Ready(pack_error(error, Home.of(parcel.home)))
+        return Ready(pack_error(error, Home.of(payload.home)))
     know(secrets_of_environment(os.environ))  # what fails here is described here
     know(secrets_of_table(settings))
-    known[message.scanner] = _Known(spec, settings, Home.of(parcel.home), parcel.traffic)
+    known[message.scanner] = _Known(spec, settings, Home.of(payload.home), payload.traffic)
     return Ready(None)
 
 
@@ -127,7 +127,7 @@ class _Driver:
         """Wait for what to do next; on the first thread.
 
         Raises:
-            Hangup: the driver is gone.
+            ConnectionClosed: the driver is gone.
         """
         if not self._reads:
             return self._wire.from_driver()
@@ -200,7 +200,7 @@ class _Driver:
                         waiting.put(message)
                 else:
                     self._tasks.put(message)
-        except Hangup:
+        except ConnectionClosed:
             os._exit(0)  # the driver is gone, and the first thread may hang in a scanner
 
 
@@ -442,12 +442,12 @@ class _Call:
         context, error = self._context, None
         try:
             if self._message.memory is not None:
-                birth.limit_memory(self._message.memory)
+                bootstrap.limit_memory(self._message.memory)
             try:
                 contextvars.copy_context().run(self._scan)
             finally:
                 if self._message.memory is not None:
-                    birth.limit_memory(None)
+                    bootstrap.limit_memory(None)
         except BaseException as failure:
             error = pack_error(failure, self._known.home)
         logs = context.tool_logs()

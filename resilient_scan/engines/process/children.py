@@ -141,7 +141,7 @@ class Children:
         else:
             keeper.idle.put(child)
 
-    def register(self, number: int, name: str, parcel: bytes) -> None:
+    def register(self, number: int, name: str, payload: bytes) -> None:
         """Do nothing: a child hears of a scanner before the first attempt that it makes of it."""
 
     def pids(self) -> tuple[int, ...]:

@@ -23,28 +23,28 @@ from resilient_scan._once import IMPORTING
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.engines.process import variables
-from resilient_scan.engines.process.seam import ChildLike, ChildrenLike, WireLike
-from resilient_scan.engines.process.travel import (
+from resilient_scan.engines.process.interfaces import ChildLike, ChildrenLike, WireLike
+from resilient_scan.engines.process.transfer import (
+    Reference,
     Unsendable,
-    Way,
     pack,
     pack_error,
-    parcel_of,
+    payload_of,
+    reference_of,
     settings_of,
     state_error,
     unpack,
     unpack_error,
-    way_of,
 )
 from resilient_scan.engines.process.wire import (
     Answer,
     Attempt,
     Call,
     Called,
+    ConnectionClosed,
     Define,
     Doubted,
     Ended,
-    Hangup,
     Item,
     Logged,
     Question,
@@ -78,7 +78,7 @@ class ProcessEngine:
         self._children = children
         self._clock = own.clock
         self._number = next(_numbers)
-        self.way: Way = way_of(spec)
+        self.reference: Reference = reference_of(spec)
         self._settings = settings_of(spec, own.settings)
         self._traffic = "", ""
         if own.traffic is not None:
@@ -93,7 +93,7 @@ class ProcessEngine:
                 raise PluginError(
                     f'scanner {spec.name}: engine="dask" records and replays nothing; use engine="threads"'
                 )
-            children.register(self._number, spec.name, self._parcel())
+            children.register(self._number, spec.name, self._payload())
 
     def attempt(self, spec: ScannerSpec, /) -> EngineCall:
         """Return the call that asks the scanner once, in a child, and keeps the valid candidates.
@@ -109,25 +109,25 @@ class ProcessEngine:
 
         def once(context: AttemptContext) -> list[Any]:
             state = encoded(context)
-            with _Loan(self._children, context, self._clock) as loan:
-                loan.wait_for(self._introduce)
-                conversation = _Conversation(loan.child.wire, context, make, self._clock)
+            with _BorrowedChild(self._children, context, self._clock) as borrowed:
+                borrowed.wait_for(self._introduce)
+                conversation = _Conversation(borrowed.child.wire, context, make, self._clock)
                 ended = conversation.hold(self._attempt(context, state))
                 if ended.spoiled:
-                    loan.child.kill()
+                    borrowed.child.kill()
             conversation.end(ended, self._children.shared)
             return context.found
 
         return once
 
-    def _parcel(self) -> bytes:
-        return parcel_of(self._spec, self.way, self._settings, self._traffic, away=self._children.away)
+    def _payload(self) -> bytes:
+        return payload_of(self._spec, self.reference, self._settings, self._traffic, away=self._children.away)
 
     def _introduce(self, child: ChildLike, context: AttemptContext) -> None:
         """Make the scanner known to a child that has not had it before; raise what its module raises there."""
         if self._number in child.known:
             return
-        child.wire.send(Define(self._number, self._parcel()))
+        child.wire.send(Define(self._number, self._payload()))
         if not child.wire.has_message(READY_TIMEOUT):
             raise WorkerLost(f"a child process has not imported {context.scanner} within {READY_TIMEOUT:g}s")
         ready = child.wire.from_child()
@@ -178,7 +178,7 @@ def encoded(context: AttemptContext) -> bytes:
     return snapshot.encoded
 
 
-class _Loan:
+class _BorrowedChild:
     """A child, for one attempt; it is killed when the execution is cancelled, and when anything goes wrong with it.
 
     A cancel may come at the moment at which the attempt ends, and find this among the wakes. Without the lock, it could
@@ -261,7 +261,7 @@ class _Loan:
         if child is None:
             return
         try:
-            if isinstance(error, Hangup):
+            if isinstance(error, ConnectionClosed):
                 raise self._why(child) from None
         finally:
             self._children.give_back(child)
@@ -301,7 +301,7 @@ class _Conversation:
         """Begin the attempt, and do what the child says until it ends.
 
         Raises:
-            Hangup: the child has ended.
+            ConnectionClosed: the child has ended.
             BaseException: what making candidates raised.
         """
         self._kept_logs = len(self._context.tool_logs())
@@ -421,7 +421,7 @@ class _Conversation:
     ) -> None:
         context = self._context
         answer = Answer(question.number, value, error, excused, self._left(), context.provider is not None)
-        with suppress(Hangup):  # the child has ended: nobody waits
+        with suppress(ConnectionClosed):  # the child has ended: nobody waits
             self._wire.send(answer)
 
     def _left(self) -> float:
@@ -437,7 +437,7 @@ class _Conversation:
         with self._lock:
             if not self._over:
                 self._calls[number] = called
-        with suppress(Hangup):
+        with suppress(ConnectionClosed):
             if number in self._calls:
                 self._wire.send(Call(number, self._left(), self._context.provider is not None))
                 message = called.get()

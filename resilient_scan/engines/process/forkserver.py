@@ -27,7 +27,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from resilient_scan.engines.process import birth
+from resilient_scan.engines.process import bootstrap
 
 REQUEST = struct.Struct("=cq")  # from the driver: what, and the process
 REPLY = struct.Struct("=cqq")  # to the driver: what, the process, and how it ended or why there is none
@@ -38,9 +38,9 @@ FORKED, FAILED, ENDED = b"P", b"E", b"X"
 def main() -> None:
     """Import what children need and serve the driver; the arguments are those of `starters.ForkStarter`."""
     _, fd, driver, preload, *_ = sys.argv
-    birth.reset_signals()
-    promised = birth.end_with(int(driver), signal.SIGTERM)
-    birth.adopt_orphans()
+    bootstrap.reset_signals()
+    promised = bootstrap.end_with(int(driver), signal.SIGTERM)
+    bootstrap.adopt_orphans()
     for name in preload.split(","):
         with suppress(Exception):  # a child imports it again, and says what is wrong
             importlib.import_module(name)
@@ -49,7 +49,7 @@ def main() -> None:
     gc.freeze()  # a collection in a child would copy every page that it looks at
     server = ForkServer(socket.socket(fileno=int(fd)), int(driver))
     try:
-        server.run(None if promised else birth.PARENT_INTERVAL)
+        server.run(None if promised else bootstrap.PARENT_INTERVAL)
     finally:
         os._exit(0)
 
@@ -124,7 +124,7 @@ class ForkServer:
                 signal.set_wakeup_fd(-1)
                 for end in (self._driver.detach(), self._wakeup, self._wakeup_writer):
                     os.close(end)
-                birth.become_child(Connection(fd), self._pid)
+                bootstrap.become_child(Connection(fd), self._pid)
             finally:
                 os._exit(1)
         os.close(fd)
@@ -210,7 +210,7 @@ def _reap(pid: int) -> bool:
 
 
 def kill_group(pid: int) -> None:
-    """Kill a child with its process group; it has none of its own right after its birth."""
+    """Kill a child with its process group; it has none of its own right after its bootstrap."""
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """The thread that makes child processes, notices when one ends, and replaces it at once.
 
-It lives as long as they do, because Linux ends a process with the *thread* that made it (`birth.end_with`), and a
+It lives as long as they do, because Linux ends a process with the *thread* that made it (`bootstrap.end_with`), and a
 worker may be gone long before. All that is written here is written by this thread; others read, leave notes and ring.
 """
 
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
 
 from resilient_scan._log import log as _log
-from resilient_scan.engines.process import birth
+from resilient_scan.engines.process import bootstrap
 from resilient_scan.engines.process.forkserver import kill_group
 from resilient_scan.engines.process.starters import Starter, starter
 from resilient_scan.engines.process.wire import Wire
@@ -238,7 +238,7 @@ class Keeper:
         if self._closed:
             child.kill()  # `close` did not see it
         with suppress(OSError):  # it has ended
-            connection.send(birth.letter())
+            connection.send(bootstrap.surroundings())
             connection.send(self._serve)
 
     def not_born(self, number: int, /) -> None:
@@ -253,7 +253,7 @@ class Keeper:
             message = connection.recv_bytes()
         except (OSError, EOFError):
             message = b""  # `ended` will hear why
-        if message == birth.READY:
+        if message == bootstrap.READY:
             child.ready = True
             self._failures, self.trouble = 0, ""
             self.idle.put(child)

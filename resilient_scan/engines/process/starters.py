@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_executable
 from typing import Protocol
 
-from resilient_scan.engines.process import birth
+from resilient_scan.engines.process import bootstrap
 from resilient_scan.engines.process.forkserver import (
     ENDED,
     FAILED,
@@ -31,7 +31,7 @@ END_TIMEOUT = 0.5  # seconds for the fork server to end, with all that it has ma
 LOOK_INTERVAL = 0.05  # seconds between two looks at spawned children
 
 _SERVER = "import sys; sys.path[:] = sys.argv[4:]; from resilient_scan.engines.process.forkserver import main; main()"
-_CHILD = "import sys; sys.path[:] = sys.argv[3:]; from resilient_scan.engines.process.birth import main; main()"
+_CHILD = "import sys; sys.path[:] = sys.argv[3:]; from resilient_scan.engines.process.bootstrap import main; main()"
 
 
 class Listener(Protocol):
@@ -264,7 +264,7 @@ def _start_interpreter(program: str, fd: int, *arguments: str) -> subprocess.Pop
     output = _standard_error()
     return subprocess.Popen(  # noqa: S603 - this interpreter
         [os.fsdecode(get_executable()), *flags, "-c", program, str(fd), str(os.getpid()), *arguments]
-        + birth.letter()["path"],
+        + bootstrap.surroundings()["path"],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

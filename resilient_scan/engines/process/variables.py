@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from resilient_scan._log import log as _log
-from resilient_scan.engines.process.travel import Unsendable, pack, unpack
+from resilient_scan.engines.process.transfer import Unsendable, pack, unpack
 
 MAX_NAMES: Final = 1000
 _OURS: Final = "resilient_scan"

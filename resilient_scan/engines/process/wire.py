@@ -18,11 +18,11 @@ class Define(msgspec.Struct, frozen=True, tag="define", array_like=True):
 
     Attributes:
         scanner: the number under which attempts name it.
-        parcel: a pickled `travel.Parcel`.
+        payload: a pickled `transfer.ScannerPayload`.
     """
 
     scanner: int
-    parcel: bytes
+    payload: bytes
 
 
 class Attempt(msgspec.Struct, frozen=True, tag="attempt", array_like=True):
@@ -191,7 +191,7 @@ def for_driver(data: bytes) -> ToDriver:
     return message
 
 
-class Hangup(Exception):
+class ConnectionClosed(Exception):
     """The process at the other end of the pipe is gone."""
 
 
@@ -206,7 +206,7 @@ class Wire:
         """Send a message.
 
         Raises:
-            Hangup: the other process is gone.
+            ConnectionClosed: the other process is gone.
         """
         self.send_encoded(_encode(message))
 
@@ -216,13 +216,13 @@ class Wire:
             try:
                 self._connection.send_bytes(data)
             except OSError as error:
-                raise Hangup from error
+                raise ConnectionClosed from error
 
     def from_driver(self) -> ToChild:
         """Wait for the driver's next message.
 
         Raises:
-            Hangup: the driver is gone.
+            ConnectionClosed: the driver is gone.
         """
         return for_child(self._received())
 
@@ -230,7 +230,7 @@ class Wire:
         """Wait for the child's next message.
 
         Raises:
-            Hangup: the child is gone.
+            ConnectionClosed: the child is gone.
         """
         return for_driver(self._received())
 
@@ -250,4 +250,4 @@ class Wire:
         try:
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
-            raise Hangup from error
+            raise ConnectionClosed from error

@@ -12,13 +12,13 @@ class WireLike(Protocol):
     """What carries messages to a child, and back."""
 
     def send(self, message: ToChild, /) -> None:
-        """Send a message; raises `Hangup` if the child is gone."""
+        """Send a message; raises `ConnectionClosed` if the child is gone."""
 
     def has_message(self, seconds: float, /) -> bool:
         """Wait for a message, or for the child's end; return whether one came."""
 
     def from_child(self) -> ToDriver:
-        """Wait for the next message; raises `Hangup` if the child is gone."""
+        """Wait for the next message; raises `ConnectionClosed` if the child is gone."""
 
 
 class ChildLike(Protocol):
@@ -54,7 +54,7 @@ class ChildrenLike(Protocol):
     grace: float
     shared: frozenset[str]
 
-    def register(self, number: int, name: str, parcel: bytes, /) -> None:
+    def register(self, number: int, name: str, payload: bytes, /) -> None:
         """Have children know a scanner."""
 
     def take(self, over: Callable[[], bool], patience: float, /) -> ChildLike:

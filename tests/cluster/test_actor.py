@@ -1,4 +1,4 @@
-"""A worker's seat, and the place at it that stands for a child, without any cluster between them."""
+"""A worker's actor, and a child there as the driver has it, without any cluster between them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from resilient_scan import Policy, ScanRunner, Status
 from resilient_scan.core import assembly
-from resilient_scan.engines.cluster import seat as seats
-from resilient_scan.engines.cluster.place import LARGE, Place
-from resilient_scan.engines.cluster.seat import Hello, Seat
-from resilient_scan.engines.process.wire import Hangup
+from resilient_scan.engines.cluster import actor as actors
+from resilient_scan.engines.cluster.actor import WorkerActor, WorkerInfo
+from resilient_scan.engines.cluster.remote import LARGE, RemoteChild
+from resilient_scan.engines.process.wire import ConnectionClosed
 from resilient_scan.errors import Rejected
 from tests.cluster import fleet
 
@@ -39,16 +39,16 @@ class Loop:
         self.loop.close()
 
 
-class Bench:
-    """One seat in this process, in the place of a cluster's workers; also the line to it."""
+class RemoteWorker:
+    """One actor in this process, in the place of a cluster's workers; also the line to it."""
 
     away, where, lost, shared = True, "here", False, frozenset[str]()
 
     def __init__(self, slots: int = 2, max_result: int = 1_000_000, grace: float = 1.0) -> None:
         self.grace = grace
         self.loop = Loop()
-        self.seat = Seat(slots, max_result)
-        self.hello: Hello = self.loop.call(self.seat.warm())
+        self.actor = WorkerActor(slots, max_result)
+        self.info: WorkerInfo = self.loop.call(self.actor.warm())
         self.known: set[int] = set()
         self.states: set[str] = set()
         self.keeping = threading.Lock()
@@ -58,47 +58,47 @@ class Bench:
     def call(self, method: str, *arguments: Any, until: Callable[[], float] = lambda: 0.0) -> Any:
         self.calls.append(method)
         try:
-            return self.loop.call(getattr(self.seat, method)(self.hello.identity, *arguments))
+            return self.loop.call(getattr(self.actor, method)(self.info.identity, *arguments))
         except OSError as error:
             self.lost = True
-            raise Hangup from error
+            raise ConnectionClosed from error
 
     def tell(self, method: str, *arguments: Any) -> None:
         self.calls.append(method)
-        coroutine = getattr(self.seat, method)(self.hello.identity, *arguments)
+        coroutine = getattr(self.actor, method)(self.info.identity, *arguments)
         asyncio.run_coroutine_threadsafe(coroutine, self.loop.loop)
 
-    def register(self, number: int, _name: str, parcel: bytes) -> None:
-        assert self.call("define", number, parcel) is None
+    def register(self, number: int, _name: str, payload: bytes) -> None:
+        assert self.call("define", number, payload) is None
         self.known.add(number)
 
     def start(self) -> None:
         pass
 
-    def take(self, _over: Any, _patience: float) -> Place:
+    def take(self, _over: Any, _patience: float) -> RemoteChild:
         self.number += 1
-        return Place(self, self.number)
+        return RemoteChild(self, self.number)
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: RemoteChild) -> None:
         pass
 
     def close(self) -> None:
-        self.loop.call(self.seat.close(self.hello.identity))
+        self.loop.call(self.actor.close(self.info.identity))
         self.loop.close()
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    made = Bench()
+def worker() -> Iterator[RemoteWorker]:
+    made = RemoteWorker()
     yield made
     made.close()
 
 
 @pytest.fixture
-def run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run scanners at the seat; return the report."""
-    monkeypatch.setattr(assembly, "_children", lambda _config: bench)
-    monkeypatch.setattr(bench, "close", lambda: None)
+def run(worker: RemoteWorker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run scanners at the actor; return the report."""
+    monkeypatch.setattr(assembly, "_children", lambda _config: worker)
+    monkeypatch.setattr(worker, "close", lambda: None)
 
     def run(*scanners: Any, state: dict[str, Any] | None = None, **options: Any) -> Any:
         with ScanRunner(scanners, engine="dask", cluster="local", policy=POLICY, listeners=(), **options) as runner:
@@ -107,10 +107,10 @@ def run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
-def test_an_attempt_is_one_call_and_everything_comes_back(bench: Bench, run: Callable[..., Any]) -> None:
-    bench.calls.clear()
+def test_an_attempt_is_one_call_and_everything_comes_back(worker: RemoteWorker, run: Callable[..., Any]) -> None:
+    worker.calls.clear()
     report = run(fleet.plain, state={"number": 7})
-    assert bench.calls == ["define", "begin"]
+    assert worker.calls == ["define", "begin"]
     assert report.results["plain"].status is Status.COMPLETED
     assert [log["number"] for log in report.tool_logs] == [7]
 
@@ -150,57 +150,57 @@ def test_results_that_are_too_large_are_refused_in_a_sentence(run: Callable[...,
     assert run(fleet.large, state={"size": 1000}).complete
 
 
-def test_a_large_state_goes_there_once(bench: Bench, run: Callable[..., Any]) -> None:
-    bench.calls.clear()
+def test_a_large_state_goes_there_once(worker: RemoteWorker, run: Callable[..., Any]) -> None:
+    worker.calls.clear()
     report = run(fleet.counts, fleet.plain, state={"text": "x" * LARGE})
     assert report.complete
-    assert bench.calls.count("keep") == 1
-    bench.seat._states.clear()
+    assert worker.calls.count("keep") == 1
+    worker.actor._states.clear()
     assert run(fleet.counts, state={"text": "x" * LARGE}).complete  # it is sent again
-    assert bench.calls.count("keep") == 2
+    assert worker.calls.count("keep") == 2
 
 
-def test_a_seat_keeps_a_few_states_only(bench: Bench) -> None:
-    for number in range(seats.MAX_STATES + 2):
-        bench.call("keep", f"state {number}", b"")
-    assert len(bench.seat._states) == seats.MAX_STATES
+def test_a_seat_keeps_a_few_states_only(worker: RemoteWorker) -> None:
+    for number in range(actors.MAX_STATES + 2):
+        worker.call("keep", f"state {number}", b"")
+    assert len(worker.actor._states) == actors.MAX_STATES
 
 
-def test_a_kill_that_overtakes_the_attempt_ends_it(bench: Bench, run: Callable[..., Any]) -> None:
-    bench.call("kill", bench.number + 1)
+def test_a_kill_that_overtakes_the_attempt_ends_it(worker: RemoteWorker, run: Callable[..., Any]) -> None:
+    worker.call("kill", worker.number + 1)
     result = run(fleet.plain).results["plain"]
     assert "its process ended with SIGKILL" in result.error.message
 
 
-def test_of_kills_that_overtake_a_seat_keeps_the_last(bench: Bench) -> None:
-    for number in range(-seats.MAX_KILLED - 1, 0):
-        bench.loop.call(bench.seat.kill(bench.hello.identity, number))
-    assert len(bench.seat._killed) == seats.MAX_KILLED
+def test_of_kills_that_overtake_a_seat_keeps_the_last(worker: RemoteWorker) -> None:
+    for number in range(-actors.MAX_KILLED - 1, 0):
+        worker.loop.call(worker.actor.kill(worker.info.identity, number))
+    assert len(worker.actor._killed) == actors.MAX_KILLED
 
 
-def test_a_conversation_that_is_not_there_has_ended(bench: Bench) -> None:
-    assert bench.call("listen", 10_000).ending == "an end that nobody has seen"
-    bench.call("tell", 10_000, b"")
+def test_a_conversation_that_is_not_there_has_ended(worker: RemoteWorker) -> None:
+    assert worker.call("listen", 10_000).ending == "an end that nobody has seen"
+    worker.call("tell", 10_000, b"")
 
 
-def test_another_seat_refuses_what_was_meant_for_this_one(bench: Bench) -> None:
+def test_another_seat_refuses_what_was_meant_for_this_one(worker: RemoteWorker) -> None:
     with pytest.raises(OSError, match="the worker was started again"):
-        bench.loop.call(bench.seat.beat("another"))
-    bench.loop.call(bench.seat.close("another"))  # and does not end for it
-    bench.call("beat")
+        worker.loop.call(worker.actor.renew("another"))
+    worker.loop.call(worker.actor.close("another"))  # and does not end for it
+    worker.call("renew")
 
 
 def test_a_seat_that_hears_nothing_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "WATCH_INTERVAL", 0.01)
-    bench = Bench(slots=1)
-    monkeypatch.setattr(seats, "LEASE", 0.0)
+    monkeypatch.setattr(actors, "WATCH_INTERVAL", 0.01)
+    worker = RemoteWorker(slots=1)
+    monkeypatch.setattr(actors, "LEASE", 0.0)
     until = time.monotonic() + 10
-    while bench.seat._children.pids() and time.monotonic() < until:
+    while worker.actor._children.pids() and time.monotonic() < until:
         time.sleep(0.01)
-    assert not bench.seat._children.pids()
-    with pytest.raises(Hangup):
-        bench.call("beat")
-    assert str(Place(bench, 1).failure()) == "the worker here is gone"
+    assert not worker.actor._children.pids()
+    with pytest.raises(ConnectionClosed):
+        worker.call("renew")
+    assert str(RemoteChild(worker, 1).failure()) == "the worker here is gone"
     with pytest.raises(Rejected):
-        bench.seat._children.take(lambda: False)
-    bench.loop.close()
+        worker.actor._children.take(lambda: False)
+    worker.loop.close()

@@ -107,7 +107,7 @@ def become_child(connection: Connection, parent: int) -> NoReturn:
 
 
 def serve_with(connection: Connection) -> None:
-    """Become what the driver's letter says, tell that all is ready, and serve."""
+    """Become what the driver's surroundings says, tell that all is ready, and serve."""
     settle(connection.recv())
     if hasattr(os, "register_at_fork"):  # one that a scanner forks would keep the pipe open after our end
         os.register_at_fork(after_in_child=connection.close)
@@ -121,23 +121,23 @@ def serve_with(connection: Connection) -> None:
     serve(connection)
 
 
-def settle(letter: dict[str, Any]) -> None:
+def settle(surroundings: dict[str, Any]) -> None:
     """Take over the driver's folder, arguments, environment and path of imports."""
     with suppress(OSError):  # the folder may be gone
-        os.chdir(letter["folder"])
-    sys.argv[:] = letter["argv"]
-    sys.path[:] = letter["path"]
-    if dict(os.environ) != letter["environ"]:
+        os.chdir(surroundings["folder"])
+    sys.argv[:] = surroundings["argv"]
+    sys.path[:] = surroundings["path"]
+    if dict(os.environ) != surroundings["environ"]:
         os.environ.clear()
-        os.environ.update(letter["environ"])
+        os.environ.update(surroundings["environ"])
         if hasattr(time, "tzset"):
             time.tzset()
 
 
-def letter() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
     """Return what `settle` takes over in a child; in the driver."""
     try:
-        folder = os.getcwd()  # noqa: PTH109 - as text, because it goes into the letter
+        folder = os.getcwd()  # noqa: PTH109 - as text, because it goes into the surroundings
     except OSError:  # it is gone
         folder = os.sep
     path = [entry or folder for entry in map(str, sys.path)]

@@ -26,7 +26,7 @@ import msgspec
 
 from resilient_scan._once import IMPORTING
 from resilient_scan._trace import Home
-from resilient_scan.engines.process import birth
+from resilient_scan.engines.process import bootstrap
 from resilient_scan.errors import PluginError
 from resilient_scan.results import ErrorInfo
 from resilient_scan.scanning import FunctionScanner, ScannerSpec, spec_of
@@ -94,7 +94,7 @@ def _cloudpickle() -> Any:
 # scanners
 
 
-class Way(msgspec.Struct, frozen=True):
+class Reference(msgspec.Struct, frozen=True):
     """How a scanner goes to a child.
 
     Attributes:
@@ -111,7 +111,7 @@ class Way(msgspec.Struct, frozen=True):
     data: bytes = b""
 
 
-class Parcel(msgspec.Struct, frozen=True):
+class ScannerPayload(msgspec.Struct, frozen=True):
     """A scanner on its way to a child, with the surroundings that it has in the driver.
 
     Attributes:
@@ -120,18 +120,18 @@ class Parcel(msgspec.Struct, frozen=True):
         settings: pickled.
         home: the module of its code.
         traffic: what stands between it and the network, and its folder: see `traffic`.
-        letter: where Python imports from, where relative files are, and the environment: see `birth`. Empty: those of
-            the other machine.
+        surroundings: where Python imports from, where relative files are, and the environment: see `bootstrap`.
+            Empty: those of the other machine.
         version: of its code, where that is imported there; empty: nobody knows.
     """
 
     name: str
     pipeline: str
-    way: Way
+    way: Reference
     settings: bytes
     home: str
     traffic: tuple[str, str]
-    letter: dict[str, Any]
+    surroundings: dict[str, Any]
     version: str = ""
 
 
@@ -144,7 +144,7 @@ class _Carried:
         self.scan = scan
 
 
-def way_of(spec: ScannerSpec) -> Way:
+def reference_of(spec: ScannerSpec) -> Reference:
     """Return how a scanner can go to a child.
 
     Raises:
@@ -160,10 +160,10 @@ def way_of(spec: ScannerSpec) -> Way:
             f'scanner {spec.name}: isolation="process" sends it to a child process, and {error}; define it at the top '
             "of a module, and make there what cannot be sent"
         ) from None
-    return Way(how, data=data)
+    return Reference(how, data=data)
 
 
-def _named(thing: Any) -> Way | None:
+def _named(thing: Any) -> Reference | None:
     """Return the module and name that lead to the very same object in another process, if there are any."""
     owner = thing if inspect.isclass(thing) or isinstance(thing, FunctionScanner) else type(thing)
     name = owner.__module__
@@ -173,7 +173,7 @@ def _named(thing: Any) -> Way | None:
         return None
     attribute = _attribute(module, thing, getattr(thing, "__qualname__", ""))
     file = getattr(module, "__file__", None)
-    return Way(BY_NAME, name, attribute, file if isinstance(file, str) else "") if attribute else None
+    return Reference(BY_NAME, name, attribute, file if isinstance(file, str) else "") if attribute else None
 
 
 def _attribute(module: ModuleType, thing: Any, qualname: str) -> str:
@@ -189,7 +189,9 @@ def _walk(module: Any, path: str) -> Any:
     return found
 
 
-def parcel_of(spec: ScannerSpec, way: Way, settings: bytes, traffic: tuple[str, str], *, away: bool = False) -> bytes:
+def payload_of(
+    spec: ScannerSpec, way: Reference, settings: bytes, traffic: tuple[str, str], *, away: bool = False
+) -> bytes:
     """Return a scanner as bytes for a child, with the surroundings as they are now.
 
     A child on another machine has that one's: its folders and its environment, which may hold other secrets.
@@ -197,10 +199,10 @@ def parcel_of(spec: ScannerSpec, way: Way, settings: bytes, traffic: tuple[str, 
     home = getattr(spec.origin, "__module__", None)
     if away:
         way = msgspec.structs.replace(way, file="")
-    letter = {} if away else birth.letter()
+    surroundings = {} if away else bootstrap.surroundings()
     version = spec.code.version if way.how == BY_NAME else ""
-    parcel = Parcel(spec.name, spec.pipeline, way, settings, str(home or ""), traffic, letter, version)
-    return pickle.dumps(parcel, _PROTOCOL)
+    payload = ScannerPayload(spec.name, spec.pipeline, way, settings, str(home or ""), traffic, surroundings, version)
+    return pickle.dumps(payload, _PROTOCOL)
 
 
 def settings_of(spec: ScannerSpec, settings: Mapping[str, Any]) -> bytes:
@@ -227,30 +229,30 @@ def state_error(state: Mapping[str, Any], why: object) -> str:
     return f"the state cannot be sent to a child process: {why}"
 
 
-def settle(parcel: Parcel) -> ScannerSpec:
+def settle(payload: ScannerPayload) -> ScannerSpec:
     """Take over the driver's surroundings, and find the scanner; in the child.
 
     Raises:
         BaseException: its module, or what its pickle calls, has raised this.
     """
-    if parcel.letter:
-        birth.settle(parcel.letter)
-    way = parcel.way
+    if payload.surroundings:
+        bootstrap.settle(payload.surroundings)
+    way = payload.way
     if way.how == BY_NAME:
         found = _walk(_module(way), way.attribute)
         if found is None:
             raise PluginError(f"there is no {way.attribute} in {way.module} when a child process imports it")
         spec = spec_of(found)
-        if parcel.version != spec.code.version:
+        if payload.version != spec.code.version:
             raise PluginError(
-                f"{way.module} is another version there ({spec.code.version:.12}) than here ({parcel.version:.12}); "
+                f"{way.module} is another version there ({spec.code.version:.12}) than here ({payload.version:.12}); "
                 "deploy the same code to all workers"
             )
         return spec
-    return spec_of(_Carried(parcel.name, parcel.pipeline, unpack(way.data)))
+    return spec_of(_Carried(payload.name, payload.pipeline, unpack(way.data)))
 
 
-def _module(way: Way) -> ModuleType:
+def _module(way: Reference) -> ModuleType:
     """Import a module: the one that the driver has, also where its name leads elsewhere or nowhere here."""
     try:
         module = importlib.import_module(way.module)

@@ -28,8 +28,8 @@ from resilient_scan._trace import NOWHERE
 from resilient_scan.context import NEVER
 from resilient_scan.engines.process import wire
 from resilient_scan.engines.process.children import Child, Children
-from resilient_scan.engines.process.travel import pack_error
-from resilient_scan.engines.process.wire import Attempt, Called, Define, Ended, Hangup, Question, Ready
+from resilient_scan.engines.process.transfer import pack_error
+from resilient_scan.engines.process.wire import Attempt, Called, ConnectionClosed, Define, Ended, Question, Ready
 from resilient_scan.errors import ScanError, WorkerLost
 
 FLUSH_INTERVAL: Final = 1.0  # seconds after which the driver hears what a scanner has found so far
@@ -42,11 +42,11 @@ TIME_UP: Final = "the timeout"  # how a child ended that was killed when its att
 NO_STATE: Final = "a lost state"  # it has to be sent again
 
 
-class Hello(msgspec.Struct, frozen=True):
+class WorkerInfo(msgspec.Struct, frozen=True):
     """What the driver learns of a worker.
 
     Attributes:
-        identity: of this seat; a call for another one of the same name is refused.
+        identity: of this actor; a call for another one of the same name is refused.
         python, version: what runs there.
         slots: attempts that it takes at a time.
     """
@@ -57,7 +57,7 @@ class Hello(msgspec.Struct, frozen=True):
     slots: int
 
 
-class Said(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """What a child has said.
 
     Attributes:
@@ -69,7 +69,7 @@ class Said(msgspec.Struct, frozen=True):
     ending: str | None = None
 
 
-class Talk:
+class Conversation:
     """One conversation: an attempt that a child makes."""
 
     def __init__(self, child: Child) -> None:
@@ -93,7 +93,7 @@ class Talk:
             self._over = True
 
 
-class Seat:
+class WorkerActor:
     """The children of one worker, for one driver.
 
     Args:
@@ -106,10 +106,10 @@ class Seat:
         self._slots = slots
         self._max_result = max_result
         self._children = Children(slots)
-        self._threads = ThreadPoolExecutor(2 * slots + 2, "resilient-scan-seat")  # for each slot one waits, one tells
-        self._talks: dict[int, Talk] = {}
+        self._threads = ThreadPoolExecutor(2 * slots + 2, "resilient-scan-actor")  # for each slot one waits, one tells
+        self._conversations: dict[int, Conversation] = {}
         self._killed: OrderedDict[int, None] = OrderedDict()  # attempts whose kill may have overtaken their beginning
-        self._parcels: dict[int, bytes] = {}
+        self._payloads: dict[int, bytes] = {}
         self._states: OrderedDict[str, bytes] = OrderedDict()
         self._heard = time.monotonic()
         self._closed = threading.Event()
@@ -117,20 +117,20 @@ class Seat:
 
     # called by the driver
 
-    async def warm(self) -> Hello:
+    async def warm(self) -> WorkerInfo:
         """Have all children ready, and say who this is."""
         await self._off_loop(self._warm)
         self._heard = time.monotonic()
-        return Hello(self._identity, platform.python_version(), __version__, self._slots)
+        return WorkerInfo(self._identity, platform.python_version(), __version__, self._slots)
 
-    async def beat(self, identity: str) -> None:
+    async def renew(self, identity: str) -> None:
         """Hear that the driver is there."""
         self._check(identity)
 
-    async def define(self, identity: str, scanner: int, parcel: bytes) -> bytes | None:
+    async def define(self, identity: str, scanner: int, payload: bytes) -> bytes | None:
         """Make a scanner known; return the error of a child that cannot have it."""
         self._check(identity)
-        self._parcels[scanner] = parcel
+        self._payloads[scanner] = payload
         error: bytes | None = await self._off_loop(self._define, scanner)
         return error
 
@@ -141,41 +141,45 @@ class Seat:
         while len(self._states) > MAX_STATES:
             self._states.popitem(last=False)
 
-    async def begin(self, identity: str, number: int, attempt: bytes, state: str) -> Said:
+    async def begin(self, identity: str, number: int, attempt: bytes, state: str) -> Reply:
         """Give an attempt to a child, and return what it says first."""
         self._check(identity)
         message = wire.for_child(attempt)
         assert isinstance(message, Attempt)  # noqa: S101 - the driver has no other
         if state:
             if state not in self._states:
-                return Said([], NO_STATE)
+                return Reply([], NO_STATE)
             self._states.move_to_end(state)
             message = msgspec.structs.replace(message, state=self._states[state])
-        talk: Talk | Said = await self._off_loop(self._begin, number, message)
-        if isinstance(talk, Said):
-            return talk
-        talk.alarm = asyncio.get_running_loop().call_later(max(0.0, message.ends), self._time_up, talk)
-        return await self._heard_from(number, talk)
+        conversation: Conversation | Reply = await self._off_loop(self._begin, number, message)
+        if isinstance(conversation, Reply):
+            return conversation
+        conversation.alarm = asyncio.get_running_loop().call_later(max(0.0, message.ends), self._time_up, conversation)
+        return await self._heard_from(number, conversation)
 
-    async def listen(self, identity: str, number: int) -> Said:
+    async def listen(self, identity: str, number: int) -> Reply:
         """Return what the child says next."""
         self._check(identity)
-        talk = self._talks.get(number)
-        return Said([], "an end that nobody has seen") if talk is None else await self._heard_from(number, talk)
+        conversation = self._conversations.get(number)
+        return (
+            Reply([], "an end that nobody has seen")
+            if conversation is None
+            else await self._heard_from(number, conversation)
+        )
 
     async def tell(self, identity: str, number: int, message: bytes) -> None:
         """Pass a message on to a child."""
         self._check(identity)
-        talk = self._talks.get(number)
-        if talk is not None:
-            await self._off_loop(self._tell, talk, message)
+        conversation = self._conversations.get(number)
+        if conversation is not None:
+            await self._off_loop(self._tell, conversation, message)
 
     async def kill(self, identity: str, number: int) -> None:
         """Kill the child of an attempt, now or when it begins."""
         self._check(identity)
-        talk = self._talks.get(number)
-        if talk is not None:
-            talk.kill()
+        conversation = self._conversations.get(number)
+        if conversation is not None:
+            conversation.kill()
         else:
             self._killed[number] = None
             while len(self._killed) > MAX_KILLED:
@@ -196,19 +200,19 @@ class Seat:
     async def _off_loop(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
-    async def _heard_from(self, number: int, talk: Talk) -> Said:
-        said: Said = await self._off_loop(self._listen, talk)
+    async def _heard_from(self, number: int, conversation: Conversation) -> Reply:
+        said: Reply = await self._off_loop(self._listen, conversation)
         if said.ending is not None:
-            self._talks.pop(number, None)
-            if talk.alarm is not None:
-                talk.alarm.cancel()
+            self._conversations.pop(number, None)
+            if conversation.alarm is not None:
+                conversation.alarm.cancel()
         return said
 
     @staticmethod
-    def _time_up(talk: Talk) -> None:
-        talk.kill(time_up=True)
+    def _time_up(conversation: Conversation) -> None:
+        conversation.kill(time_up=True)
 
-    # on the seat's own threads
+    # on the actor's own threads
 
     def _warm(self) -> None:
         self._children.start()
@@ -235,9 +239,9 @@ class Seat:
         if scanner in child.known:
             return None
         try:
-            child.wire.send(Define(scanner, self._parcels[scanner]))
+            child.wire.send(Define(scanner, self._payloads[scanner]))
             ready = child.wire.from_child() if child.wire.has_message(READY_TIMEOUT) else None
-        except Hangup:
+        except ConnectionClosed:
             ready = None
         if not isinstance(ready, Ready):
             child.kill()
@@ -246,46 +250,46 @@ class Seat:
             child.known.add(scanner)
         return ready.error
 
-    def _begin(self, number: int, attempt: Attempt) -> Talk | Said:
+    def _begin(self, number: int, attempt: Attempt) -> Conversation | Reply:
         child = self._take()
         error = self._introduce(child, attempt.scanner)
         if error is not None:
             self._children.give_back(child)
-            return Said([wire.encoded(_failed(error))], "")
-        talk = self._talks[number] = Talk(child)
+            return Reply([wire.encoded(_failed(error))], "")
+        conversation = self._conversations[number] = Conversation(child)
         if number in self._killed:
-            talk.kill()
-        self._tell(talk, wire.encoded(attempt))
-        return talk
+            conversation.kill()
+        self._tell(conversation, wire.encoded(attempt))
+        return conversation
 
-    def _tell(self, talk: Talk, message: bytes) -> None:
-        with suppress(Hangup):  # the thread that listens notices it
-            talk.child.wire.send_encoded(message)
+    def _tell(self, conversation: Conversation, message: bytes) -> None:
+        with suppress(ConnectionClosed):  # the thread that listens notices it
+            conversation.child.wire.send_encoded(message)
 
-    def _listen(self, talk: Talk) -> Said:
+    def _listen(self, conversation: Conversation) -> Reply:
         """Wait for what the driver has to know at once; what comes before that goes along."""
         said: list[bytes] = []
         until = NEVER
-        line = talk.child.wire
+        line = conversation.child.wire
         while True:
             if not line.has_message(min(FLUSH_INTERVAL, max(0.0, until - time.monotonic()))):
                 if said and time.monotonic() >= until:
-                    return Said(said)
+                    return Reply(said)
                 continue
             try:
                 data, message = line.encoded_from_child()
-            except Hangup:
-                return self._hung_up(talk, said)
-            talk.size += len(data)
-            if talk.size > self._max_result:
-                talk.kill()
-                return self._ended(talk, said, self._too_large())
+            except ConnectionClosed:
+                return self._hung_up(conversation, said)
+            conversation.size += len(data)
+            if conversation.size > self._max_result:
+                conversation.kill()
+                return self._ended(conversation, said, self._too_large())
             said.append(data)
             until = min(until, time.monotonic() + FLUSH_INTERVAL)
             if isinstance(message, Ended):
-                return self._ended(talk, said, message)
+                return self._ended(conversation, said, message)
             if isinstance(message, Question | Called):
-                return Said(said)
+                return Reply(said)
 
     def _too_large(self) -> Ended:
         most = self._max_result / 1e6
@@ -295,21 +299,21 @@ class Seat:
         )
         return _failed(pack_error(error, NOWHERE))
 
-    def _ended(self, talk: Talk, said: list[bytes], ended: Ended) -> Said:
+    def _ended(self, conversation: Conversation, said: list[bytes], ended: Ended) -> Reply:
         if ended.spoiled:
-            talk.kill()
-        talk.end()
-        self._children.give_back(talk.child)
+            conversation.kill()
+        conversation.end()
+        self._children.give_back(conversation.child)
         encoded = wire.encoded(ended)
         if not said or said[-1] != encoded:
             said.append(encoded)
-        return Said(said, "")
+        return Reply(said, "")
 
-    def _hung_up(self, talk: Talk, said: list[bytes]) -> Said:
-        ending = TIME_UP if talk.time_up else talk.child.ending() or "a closed pipe"
-        talk.end()
-        self._children.give_back(talk.child)
-        return Said(said, ending)
+    def _hung_up(self, conversation: Conversation, said: list[bytes]) -> Reply:
+        ending = TIME_UP if conversation.time_up else conversation.child.ending() or "a closed pipe"
+        conversation.end()
+        self._children.give_back(conversation.child)
+        return Reply(said, ending)
 
     # on the thread that waits for a word of the driver
 

@@ -1,7 +1,7 @@
-"""A place at a worker, where a child stands on one machine: what the driver says goes to the seat there, and back.
+"""A child process at a worker, as the driver has it: messages go to the actor there, and come back from it.
 
-One call to a worker does for most attempts: the scanner is made known to each seat once, and the attempt waits here
-until the driver listens.
+Most attempts are one call to a worker: the scanner is made known to each worker once, and the attempt is sent when the
+driver begins to listen.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from resilient_scan.engines.cluster.seat import NO_STATE, TIME_UP, Said
+from resilient_scan.engines.cluster.actor import NO_STATE, TIME_UP, Reply
 from resilient_scan.engines.process import wire
-from resilient_scan.engines.process.wire import Attempt, Define, Hangup, Ready, ToChild, ToDriver
+from resilient_scan.engines.process.wire import Attempt, ConnectionClosed, Define, Ready, ToChild, ToDriver
 from resilient_scan.errors import ProcessEnded, ScanTimeout, WorkerLost
 
 LARGE: Final = 100_000  # bytes of a state from which on each worker gets it once, and not with each attempt
 
 
-class Line(Protocol):
-    """The way to a worker's seat.
+class WorkerLink(Protocol):
+    """The link to a worker's actor.
 
     Attributes:
         where: the worker's address.
@@ -43,13 +43,13 @@ class Line(Protocol):
     grace: float
 
     def call(self, method: str, *arguments: Any, until: Callable[[], float]) -> Any:
-        """Call a method of the seat; raises `Hangup` if the worker is gone, or has not answered until then."""
+        """Call a method of the actor; raises `ConnectionClosed` if the worker is gone, or does not answer in time."""
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Call a method of the seat whose result nobody waits for; from any thread, at once."""
+        """Call a method of the actor whose result nobody waits for; from any thread, at once."""
 
 
-class Place:
+class RemoteChild:
     """Stands for one child; for one attempt.
 
     Args:
@@ -57,10 +57,10 @@ class Place:
         number: of the attempt, in this process.
     """
 
-    def __init__(self, line: Line, number: int) -> None:
+    def __init__(self, line: WorkerLink, number: int) -> None:
         self.line = line
         self.known = line.known
-        self.wire = PlaceWire(line, number)
+        self.wire = RemoteWire(line, number)
         self._number = number
         self._killed = False
 
@@ -81,10 +81,10 @@ class Place:
         return ProcessEnded(f"its process ended with {ending}")
 
 
-class PlaceWire:
-    """Messages to and from a seat; several threads may send, one receives."""
+class RemoteWire:
+    """Messages to and from an actor; several threads may send, one receives."""
 
-    def __init__(self, line: Line, number: int) -> None:
+    def __init__(self, line: WorkerLink, number: int) -> None:
         self._line = line
         self._number = number
         self._attempt: Attempt | None = None
@@ -101,11 +101,11 @@ class PlaceWire:
         """Send a message.
 
         Raises:
-            Hangup: the worker is gone.
+            ConnectionClosed: the worker is gone.
         """
         match message:
             case Define():
-                self._heard.append(Ready(self._call("define", message.scanner, message.parcel)))
+                self._heard.append(Ready(self._call("define", message.scanner, message.payload)))
             case Attempt():
                 self._attempt = message
             case _:
@@ -119,17 +119,17 @@ class PlaceWire:
         """Wait for the next message.
 
         Raises:
-            Hangup: the child has ended, or its worker is gone.
+            ConnectionClosed: the child has ended, or its worker is gone.
         """
         while not self._heard:
             if self.ending is not None:
-                raise Hangup
+                raise ConnectionClosed
             said = self._begin() if self._attempt is not None else self._call("listen", self._number)
             self._heard.extend(map(wire.for_driver, said.messages))
             self.ending = said.ending
         return self._heard.popleft()
 
-    def _begin(self) -> Said:
+    def _begin(self) -> Reply:
         attempt, self._attempt = self._attempt, None
         assert attempt is not None  # noqa: S101 - the caller has looked
         self.seconds = attempt.ends
@@ -141,7 +141,7 @@ class PlaceWire:
                 if name not in self._line.states:
                     self._keep(name, whole)
         while True:
-            said: Said = self._call("begin", self._number, wire.encoded(attempt), name)
+            said: Reply = self._call("begin", self._number, wire.encoded(attempt), name)
             if said.ending != NO_STATE:
                 return said
             self._keep(name, whole)

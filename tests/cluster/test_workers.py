@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError, PluginError, Policy, ScanRunner, Timeout
-from resilient_scan.engines.cluster import seats as module
-from resilient_scan.engines.cluster.place import Place
-from resilient_scan.engines.cluster.seat import Seat
-from resilient_scan.engines.cluster.seats import Bench, Seats
-from resilient_scan.engines.process.wire import Hangup
+from resilient_scan.engines.cluster import workers as module
+from resilient_scan.engines.cluster.actor import WorkerActor
+from resilient_scan.engines.cluster.remote import RemoteChild
+from resilient_scan.engines.cluster.workers import ClusterWorkers, RemoteWorker
+from resilient_scan.engines.process.wire import ConnectionClosed
 from resilient_scan.errors import Rejected, WorkerLost
 from resilient_scan.options import Cluster, Tls
 from tests.cluster import fleet
@@ -65,83 +65,98 @@ def test_a_worker_that_cannot_be_opened_is_named(client: Any, monkeypatch: pytes
     def fails(*_: object) -> None:
         raise LookupError("no such module")
 
-    monkeypatch.setattr(Bench, "open", fails)
+    monkeypatch.setattr(RemoteWorker, "open", fails)
     with pytest.raises(PluginError, match=r"worker .*: LookupError: no such module"):
         runner_of(client, fleet.plain)
 
 
+def test_one_that_could_not_be_opened_is_tried_again(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = ClusterWorkers(client)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "RETRY_INTERVAL", 0.1)
+        patched.setattr(RemoteWorker, "open", lambda *_: 1 / 0)
+        for thread in workers._look():
+            thread.join()
+        assert workers._look() == []
+    time.sleep(0.1)
+    for thread in workers._look():
+        thread.join()
+    assert workers.slots() == 2
+    workers.close()
+
+
 def test_a_full_cluster(client: Any) -> None:
-    seats = Seats(client)
+    workers = ClusterWorkers(client)
     with pytest.raises(Rejected, match="the cluster has no worker"):
-        seats.take(lambda: False, 0)
-    seats.start()
-    places = [seats.take(lambda: False, 5) for _ in range(2)]
+        workers.take(lambda: False, 0)
+    workers.start()
+    places = [workers.take(lambda: False, 5) for _ in range(2)]
     with pytest.raises(Rejected, match="the cluster is full: 2 places at 1 worker, all taken"):
-        seats.take(lambda: False, 0)
+        workers.take(lambda: False, 0)
     with pytest.raises(WorkerLost):
-        seats.take(lambda: True, 5)
-    seats.give_back(places.pop())
-    seats.give_back(seats.take(lambda: False, 5))
-    assert seats.slots() == 2
-    assert seats.pids() == ()
-    seats.close()
-    seats.close()
+        workers.take(lambda: True, 5)
+    workers.give_back(places.pop())
+    workers.give_back(workers.take(lambda: False, 5))
+    assert workers.slots() == 2
+    assert workers.pids() == ()
+    workers.close()
+    workers.close()
     with pytest.raises(Rejected, match="closed"):
-        seats.take(lambda: False, 5)
+        workers.take(lambda: False, 5)
 
 
 def test_a_seat_that_was_started_again_takes_its_conversations_along(client: Any) -> None:
-    seats = Seats(client)
-    seats.start()
-    (bench,) = seats._benches.values()
-    bench._identity = "another"
-    place: Place = seats.take(lambda: False, 5)
-    with pytest.raises(Hangup):
-        bench.call("beat")
-    assert bench.lost
+    workers = ClusterWorkers(client)
+    workers.start()
+    (worker,) = workers._workers.values()
+    worker._identity = "another"
+    place: RemoteChild = workers.take(lambda: False, 5)
+    with pytest.raises(ConnectionClosed):
+        worker.call("renew")
+    assert worker.lost
     assert isinstance(place.failure(), WorkerLost)
-    bench.tell("beat")  # nobody hears it
+    worker.tell("renew")  # nobody hears it
     until = time.monotonic() + 10
-    while seats.slots() != 2 and time.monotonic() < until:  # a new one is opened in its place
+    while workers.slots() != 2 and time.monotonic() < until:  # a new one is opened in its place
         time.sleep(0.01)
-    assert seats.slots() == 2
-    seats.close()
+    assert workers.slots() == 2
+    workers.close()
 
 
-async def _slow(_seat: Seat, _identity: str) -> None:
+async def _slow(_seat: WorkerActor, _identity: str) -> None:
     await asyncio.sleep(1)
 
 
 def test_what_is_not_answered_in_time_has_ended(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seats = Seats(client)
-    seats.start()
-    (bench,) = seats._benches.values()
+    workers = ClusterWorkers(client)
+    workers.start()
+    (worker,) = workers._workers.values()
     monkeypatch.setattr(module, "CALL_INTERVAL", 0.0001)
-    monkeypatch.setattr(Seat, "warm_again", _slow, raising=False)
-    with pytest.raises(Hangup):
-        bench.call("warm_again", until=lambda: 0.0)
-    seats.close()
+    monkeypatch.setattr(WorkerActor, "warm_again", _slow, raising=False)
+    with pytest.raises(ConnectionClosed):
+        worker.call("warm_again", until=lambda: 0.0)
+    workers.close()
 
 
 def test_a_scheduler_that_does_not_answer_is_said_once(
     client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "LOOK_INTERVAL", 0.01)
-    monkeypatch.setattr(module, "BEAT_INTERVAL", 0.01)
-    seats = Seats(client)
-    seats.start()
+    monkeypatch.setattr(module, "RENEW_INTERVAL", 0.01)
+    workers = ClusterWorkers(client)
+    workers.start()
 
     def fails() -> None:
         raise OSError("gone")
 
-    looks = seats._look
-    monkeypatch.setattr(seats, "_look", fails)
+    looks = workers._look
+    monkeypatch.setattr(workers, "_look", fails)
     time.sleep(0.1)
-    monkeypatch.setattr(seats, "_look", looks)
+    monkeypatch.setattr(workers, "_look", looks)
     time.sleep(0.1)
     assert caplog.messages.count("the scheduler of the cluster does not answer: gone") == 1
-    assert seats.slots() == 2
-    seats.close()
+    assert workers.slots() == 2
+    workers.close()
 
 
 @pytest.mark.parametrize(
@@ -184,4 +199,4 @@ def test_without_the_extra_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_insecure_addresses_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.2)
     with pytest.raises(ConfigError, match=r"no scheduler answers at tcp://127\.0\.0\.2:1"):
-        Seats(Cluster("tcp://127.0.0.2:1", insecure=True))
+        ClusterWorkers(Cluster("tcp://127.0.0.2:1", insecure=True))

@@ -1,7 +1,7 @@
 """The driver's side: which workers there are, and how many attempts each of them has. The one file that knows Dask.
 
-A thread looks at the workers twice a second. A new one gets a seat: an actor, whose children are warm and know all
-scanners before it counts. One that is gone is lost with all its conversations. An attempt never queues in the cluster:
+A thread looks at the workers twice a second. A new one gets an actor, whose children are warm and know all scanners
+before it counts. One that is gone is lost with all its conversations. An attempt never queues in the cluster:
 a caller takes a place only where a child is free, and waits here while none is.
 """
 
@@ -24,17 +24,19 @@ from resilient_scan import __version__
 from resilient_scan._log import log as _log
 from resilient_scan._once import IMPORTING
 from resilient_scan._text import counted
-from resilient_scan.engines.cluster.place import Place
-from resilient_scan.engines.cluster.seat import Hello, Seat
-from resilient_scan.engines.process.travel import unpack_error
-from resilient_scan.engines.process.wire import Hangup
+from resilient_scan.context import NEVER
+from resilient_scan.engines.cluster.actor import WorkerActor, WorkerInfo
+from resilient_scan.engines.cluster.remote import RemoteChild
+from resilient_scan.engines.process.transfer import unpack_error
+from resilient_scan.engines.process.wire import ConnectionClosed
 from resilient_scan.errors import ConfigError, PluginError, Rejected, WorkerLost
 from resilient_scan.options import Cluster
 
 LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the workers
-BEAT_INTERVAL: Final = 2.0  # seconds between two words to each seat
+RENEW_INTERVAL: Final = 2.0  # seconds between two words to each actor
 CONNECT_TIMEOUT: Final = 10.0  # seconds for the scheduler to answer
 OPEN_TIMEOUT: Final = 90.0  # seconds for a worker's children to be warm
+RETRY_INTERVAL: Final = 30.0  # seconds until a worker is tried again whose actor could not be made
 CALL_INTERVAL: Final = 0.25  # seconds between two looks at whether an answer is still to be expected
 _numbers: Final = itertools.count(1)  # of attempts
 
@@ -44,11 +46,18 @@ class Scanner(msgspec.Struct, frozen=True):
 
     number: int
     name: str
-    parcel: bytes
+    payload: bytes
 
 
-class Bench:
-    """One worker's seat, as the driver sees it; a `place.Line`.
+class Refused(msgspec.Struct, frozen=True):
+    """Why a worker cannot be used, and the monotonic instant until which that holds."""
+
+    why: str
+    until: float
+
+
+class RemoteWorker:
+    """One worker's actor, as the driver sees it; a `remote.WorkerLink`.
 
     Attributes:
         used: places that are taken.
@@ -68,22 +77,22 @@ class Bench:
         self._future: Any = None
         self._identity = ""
 
-    def open(self, client: Any, max_result: int) -> Hello:
-        """Make the seat and have it warm; raises whatever Dask raises."""
+    def open(self, client: Any, max_result: int) -> WorkerInfo:
+        """Make the actor and have it warm; raises whatever Dask raises."""
         self._future = client.submit(
-            Seat, self.slots, max_result, actor=True, workers=[self.where], allow_other_workers=False, pure=False
+            WorkerActor, self.slots, max_result, actor=True, workers=[self.where], allow_other_workers=False, pure=False
         )
         with client.as_current():  # the actor looks for the client through which it is called
             self._actor = self._future.result(timeout=OPEN_TIMEOUT)
-        hello: Hello = self._actor.warm().result(timeout=OPEN_TIMEOUT)
-        self._identity = hello.identity
-        return hello
+        info: WorkerInfo = self._actor.warm().result(timeout=OPEN_TIMEOUT)
+        self._identity = info.identity
+        return info
 
     def call(self, method: str, *arguments: Any, until: Callable[[], float] = lambda: float("inf")) -> Any:
-        """Call a method of the seat and return its result.
+        """Call a method of the actor and return its result.
 
         Raises:
-            Hangup: the worker is gone, or has not answered until then.
+            ConnectionClosed: the worker is gone, or has not answered until then.
         """
         try:
             future = getattr(self._actor, method)(self._identity, *arguments)
@@ -91,26 +100,26 @@ class Bench:
                 with suppress(TimeoutError):
                     return future.result(timeout=CALL_INTERVAL)
                 if self.lost or time.monotonic() > until():
-                    raise Hangup
-        except (OSError, RuntimeError, ValueError) as error:  # gone, or another seat of the same name
+                    raise ConnectionClosed
+        except (OSError, RuntimeError, ValueError) as error:  # gone, or another actor of the same name
             self.lost = True
-            raise Hangup from error
+            raise ConnectionClosed from error
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Call a method of the seat whose result nobody waits for."""
+        """Call a method of the actor whose result nobody waits for."""
         if self._actor is not None and not self.lost:
             with suppress(OSError, RuntimeError, ValueError):
                 getattr(self._actor, method)(self._identity, *arguments)
 
     def close(self) -> None:
-        """Have the seat leave nothing behind."""
+        """Have the actor leave nothing behind."""
         self.tell("close")
         if self._future is not None:
             with suppress(Exception):  # its client may be closed
                 self._future.release()
 
 
-class Seats:
+class ClusterWorkers:
     """The workers of a cluster, in the place of child processes of this machine.
 
     Args:
@@ -130,9 +139,9 @@ class Seats:
         self._own: list[Any] = []  # to be closed with this
         self._client = self._connected(cluster)
         self._scanners: list[Scanner] = []
-        self._benches: dict[str, Bench] = {}
+        self._workers: dict[str, RemoteWorker] = {}
         self._opening: set[str] = set()
-        self._refused: dict[str, str] = {}  # workers that cannot be used, and why
+        self._refused: dict[str, Refused] = {}
         self._changed = threading.Condition()
         self._closed = threading.Event()
 
@@ -172,9 +181,9 @@ class Seats:
 
     # for engines
 
-    def register(self, number: int, name: str, parcel: bytes) -> None:
+    def register(self, number: int, name: str, payload: bytes) -> None:
         """Have each worker know a scanner before it counts."""
-        self._scanners.append(Scanner(number, name, parcel))
+        self._scanners.append(Scanner(number, name, payload))
 
     def start(self) -> None:
         """Look at the workers that there are, and keep looking.
@@ -185,13 +194,13 @@ class Seats:
         threads = self._look()
         for thread in threads:
             thread.join(OPEN_TIMEOUT)
-        if self._refused and not self._benches:
-            raise PluginError(f"the cluster cannot be used: {'; '.join(self._refused.values())}")
-        if not self._benches:
+        if self._refused and not self._workers:
+            raise PluginError(f"the cluster cannot be used: {'; '.join(each.why for each in self._refused.values())}")
+        if not self._workers:
             _log.warning("the cluster has no worker yet; scans are rejected until one joins")
         threading.Thread(target=self._keep, name="resilient-scan-cluster", daemon=True).start()
 
-    def take(self, over: Callable[[], bool], patience: float) -> Place:
+    def take(self, over: Callable[[], bool], patience: float) -> RemoteChild:
         """Return a free place at the worker with the most of them; wait for one until `over` says so.
 
         Raises:
@@ -203,11 +212,11 @@ class Seats:
             while True:
                 if self._closed.is_set():
                     raise Rejected("the runner is closed; it asks no worker")
-                free = [bench for bench in self._benches.values() if not bench.lost and bench.used < bench.slots]
+                free = [worker for worker in self._workers.values() if not worker.lost and worker.used < worker.slots]
                 if free:
-                    bench = max(free, key=lambda one: one.slots - one.used)
-                    bench.used += 1
-                    return Place(bench, next(_numbers))
+                    worker = max(free, key=lambda one: one.slots - one.used)
+                    worker.used += 1
+                    return RemoteChild(worker, next(_numbers))
                 if over():
                     raise WorkerLost("the scan ended while it waited for a worker")
                 if time.monotonic() > until:
@@ -215,17 +224,17 @@ class Seats:
                 self._changed.wait(CALL_INTERVAL)
 
     def _full(self) -> str:
-        slots = sum(bench.slots for bench in self._benches.values())
+        slots = sum(worker.slots for worker in self._workers.values())
         if not slots:
             return "the cluster has no worker"
-        return f"the cluster is full: {counted(slots, 'place')} at {counted(len(self._benches), 'worker')}, all taken"
+        return f"the cluster is full: {counted(slots, 'place')} at {counted(len(self._workers), 'worker')}, all taken"
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: RemoteChild) -> None:
         """Give a place back after an attempt."""
-        bench = place.line
-        assert isinstance(bench, Bench)  # noqa: S101 - places are made here
+        worker = place.line
+        assert isinstance(worker, RemoteWorker)  # noqa: S101 - places are made here
         with self._changed:
-            bench.used -= 1
+            worker.used -= 1
             self._changed.notify()
 
     def pids(self) -> tuple[int, ...]:
@@ -234,19 +243,19 @@ class Seats:
 
     def slots(self) -> int:
         """Return how many attempts the cluster takes at a time."""
-        return sum(bench.slots for bench in self._benches.values() if not bench.lost)
+        return sum(worker.slots for worker in self._workers.values() if not worker.lost)
 
     def close(self) -> None:
         """Leave nothing behind at the workers; wait for none of them."""
         if self._closed.is_set():
             return
         self._closed.set()
-        for bench in tuple(self._benches.values()):
-            bench.close()
+        for worker in tuple(self._workers.values()):
+            worker.close()
         threading.Thread(target=self._close_own, name="resilient-scan-close", daemon=True).start()
 
     def _close_own(self) -> None:
-        time.sleep(CALL_INTERVAL)  # else the last words to the seats would not go out
+        time.sleep(CALL_INTERVAL)  # else the last words to the workers would not go out
         for one in self._own:
             with suppress(Exception):  # it may be closed, or its scheduler gone
                 one.close()
@@ -254,7 +263,7 @@ class Seats:
     # the keeper
 
     def _keep(self) -> None:
-        beat = time.monotonic()
+        renew = time.monotonic()
         trouble = ""
         while not self._closed.wait(LOOK_INTERVAL):
             try:
@@ -265,21 +274,21 @@ class Seats:
                 trouble = str(error)
             else:
                 trouble = ""
-            if time.monotonic() - beat >= BEAT_INTERVAL:
-                beat = time.monotonic()
-                for bench in tuple(self._benches.values()):
-                    bench.tell("beat")
+            if time.monotonic() - renew >= RENEW_INTERVAL:
+                renew = time.monotonic()
+                for worker in tuple(self._workers.values()):
+                    worker.tell("renew")
 
     def _look(self) -> list[threading.Thread]:
-        """See which workers have come and gone; return the threads that open seats."""
+        """See which workers have come and gone; return the threads that open workers."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         with self._changed:
-            for where in [where for where in self._benches if where not in workers or self._benches[where].lost]:
-                self._benches.pop(where).lost = True
+            for where in [where for where in self._workers if where not in workers or self._workers[where].lost]:
+                self._workers.pop(where).lost = True
                 _log.warning("the worker %s is gone", where)
         threads = []
         for where, facts in workers.items():
-            if where not in self._benches and where not in self._opening and where not in self._refused:
+            if where not in self._workers and where not in self._opening and self._may_try(where):
                 self._opening.add(where)
                 thread = threading.Thread(target=self._open, args=(where, facts["nthreads"]), daemon=True)
                 thread.start()
@@ -288,38 +297,42 @@ class Seats:
             del self._refused[where]
         return threads
 
+    def _may_try(self, where: str) -> bool:
+        refused = self._refused.get(where)
+        return refused is None or time.monotonic() >= refused.until
+
     def _open(self, where: str, slots: int) -> None:
-        bench = Bench(where, slots, self.grace)
+        worker = RemoteWorker(where, slots, self.grace)
         try:
-            hello = bench.open(self._client, self._max_result)
-            why = self._misfit(bench, hello)
+            info = worker.open(self._client, self._max_result)
+            why, until = self._misfit(worker, info), NEVER
         except Exception as error:  # whatever Dask, pickle or an import there raises
-            why = f"worker {where}: {type(error).__name__}: {error}"
+            why, until = f"worker {where}: {type(error).__name__}: {error}", time.monotonic() + RETRY_INTERVAL
         if why:
-            bench.close()
-            self._refused[where] = why
+            worker.close()
+            self._refused[where] = Refused(why, until)
             if not self._closed.is_set():
                 _log.warning("%s", why)
         else:
             with self._changed:
-                self._benches[where] = bench
+                self._workers[where] = worker
                 self._changed.notify_all()
         self._opening.discard(where)
         if self._closed.is_set():
-            bench.close()
+            worker.close()
 
-    def _misfit(self, bench: Bench, hello: Hello) -> str:
+    def _misfit(self, worker: RemoteWorker, info: WorkerInfo) -> str:
         """Return why a worker cannot be used, in one sentence; an empty text: it can."""
         ours = platform.python_version_tuple()[:2]
-        if tuple(hello.python.split(".")[:2]) != ours:
-            return f"worker {bench.where} runs Python {hello.python}, and this is {platform.python_version()}"
-        if hello.version != __version__:
-            return f"worker {bench.where} has resilient_scan {hello.version}, and this is {__version__}"
+        if tuple(info.python.split(".")[:2]) != ours:
+            return f"worker {worker.where} runs Python {info.python}, and this is {platform.python_version()}"
+        if info.version != __version__:
+            return f"worker {worker.where} has resilient_scan {info.version}, and this is {__version__}"
         for scanner in self._scanners:
-            error = bench.call("define", scanner.number, scanner.parcel)
+            error = worker.call("define", scanner.number, scanner.payload)
             if error is not None:
-                return f"worker {bench.where} cannot have {scanner.name}: {unpack_error(error)[0]}"
-            bench.known.add(scanner.number)
+                return f"worker {worker.where} cannot have {scanner.name}: {unpack_error(error)[0]}"
+            worker.known.add(scanner.number)
         return ""
 
 
