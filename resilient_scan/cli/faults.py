@@ -31,7 +31,7 @@ def faulty_scanners(release: threading.Event | None = None) -> tuple[FunctionSca
 
 
 def _slow() -> FunctionScanner[..., Any]:
-    @scanner(name="slow", pipeline=PIPELINE, timeout=TOTAL, cache=None, retry=None)
+    @scanner(name="slow", pipeline=PIPELINE, isolation="thread", timeout=TOTAL, cache=None, retry=None)
     def slow(_state: dict[str, Any], context: ScanContext) -> Iterator[dict[str, str]]:
         """Find five things, one after another, in more time than there is."""
         for number in range(1, 6):
@@ -42,7 +42,7 @@ def _slow() -> FunctionScanner[..., Any]:
 
 
 def _hanging(release: threading.Event) -> FunctionScanner[..., Any]:
-    @scanner(name="hanging", pipeline=PIPELINE, timeout=TOTAL, cache=None, retry=None)
+    @scanner(name="hanging", pipeline=PIPELINE, isolation="thread", timeout=TOTAL, cache=None, retry=None)
     def hanging(_state: dict[str, Any]) -> list[Any]:
         """Wait for an answer that never comes, deaf to every cancel."""
         release.wait()
@@ -55,7 +55,14 @@ def _flapping() -> FunctionScanner[..., Any]:
     attempts = itertools.count(1)
     kept = Cache(ttl=FRESH, jitter=0, stale_if_error=3600)
 
-    @scanner(name="flapping", pipeline=PIPELINE, timeout=TOTAL, cache=kept, retry=Retry(attempts=2, base=0.05))
+    @scanner(
+        name="flapping",
+        pipeline=PIPELINE,
+        isolation="thread",
+        timeout=TOTAL,
+        cache=kept,
+        retry=Retry(attempts=2, base=0.05),
+    )
     def flapping(_state: dict[str, Any]) -> list[dict[str, str]]:
         """Fail, answer once, and fail from then on."""
         if next(attempts) != 2:
@@ -73,7 +80,7 @@ def _broken() -> FunctionScanner[..., Any]:
         "breaker": Breaker(failures=3, open_for=60),
     }
 
-    @scanner(name="broken", pipeline=PIPELINE, **layers)
+    @scanner(name="broken", pipeline=PIPELINE, isolation="thread", **layers)
     def broken(_state: dict[str, Any]) -> list[Any]:
         """Fail each time."""
         raise ConnectionError("HTTP 503 Service Unavailable")

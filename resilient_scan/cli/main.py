@@ -53,7 +53,7 @@ from resilient_scan.cli.screens import (
 from resilient_scan.cli.serve import ServeRequest, caught_signals, first, open_service, wind_up
 from resilient_scan.cli.tables import draw, elapsed
 from resilient_scan.cli.verify import verify as run_both
-from resilient_scan.errors import ConfigError
+from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.observe.logs import LogEvents
 from resilient_scan.quarantine import ORDER_DURATION
 from resilient_scan.results import RunReport
@@ -519,7 +519,7 @@ def _outcome(arguments: Sequence[str] | None, own_process: bool) -> int:
     except click.ClickException as error:
         say([f"error: {error.format_message()}"], logging.ERROR)
         return USAGE
-    except ConfigError as error:
+    except (ConfigError, PluginError) as error:
         lines = error.problems if isinstance(error, SettingsError) else [error]
         say((f"error: {line}" for line in lines), logging.ERROR)
         return USAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,23 @@ def test_a_version_that_cannot_be_written_is_an_error_in_one_line() -> None:
             [sys.executable, "-m", "resilient_scan", "--version"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+def test_the_faulty_scanners_stay_in_threads_whatever_the_settings_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "scan.toml"
+    config.write_text('[scanner_execution]\nisolation = "process"\n')
+    assert cli.main(["run", "--faults", "--demo", "--json", "--only", "broken", "--config", str(config)]) == 1
+    assert json.loads(capsys.readouterr().out)["results"]["broken"]["status"] == "error"
+
+
+def test_a_scanner_that_cannot_be_used_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise PluginError("scanner x cannot be sent to a child process")
+
+    monkeypatch.setattr(cli, "open_fleet", refuses)
+    assert cli.main(["run"]) == 2
+    assert capsys.readouterr().err == "error: scanner x cannot be sent to a child process\n"
