@@ -82,7 +82,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._releases: list[tuple[float, int, Release]] = []  # when to go on with which; the watchdog's alone
         self._watchdog: threading.Thread | None = None
-        self._undecided: list[Hang] = []
+        self._undecided: dict[Hang, None] = {}  # in the order in which their time was up
+        self._reports: deque[tuple[Hang, Callable[[], None]]] = deque()  # decided, and not made
         # On another clock than the machine's, lateness says nothing about threads.
         self._lock_watch = LockWatch() if isinstance(self._clock, SystemClock) else None
         self._errands: deque[Callable[[], None]] = deque()
@@ -126,14 +127,13 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         with self._mutex:
             tasks = [worker.task for worker in self._workers | self._hung]
-            undecided, self._undecided = self._undecided, []
-            reports = [hang.decide(self._clock.monotonic()) for hang in undecided]
+            undecided, self._undecided = self._undecided, {}
+            reports = [(hang, hang.decide(self._clock.monotonic())) for hang in undecided]
+            self._reports.extend((hang, report) for hang, report in reports if report is not None)
         for task in tasks:
             if task is not None:
                 task.stop()
-        for report in reports:
-            if report is not None:
-                guarded(report, "a hung thread could not be reported")
+        self._report()
 
     def execute(self, task: Task) -> None:
         """Queue a task; see `execute_all`."""
@@ -302,20 +302,21 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                     task.run()
                 except BaseException:  # it must not raise, but where no memory is left, anything may
                     _log.exception("%s: a task failed", task.name)
-            if not self._finish(worker, task):
+            with self._mutex:
+                worker.task = None  # the deadline stays, see `_upcoming`
+                in_time = not worker.expired
+                if in_time:
+                    self._unfinished -= 1
+            if not in_time and not self._come_back(worker, task):
                 return
             del task  # else an idle worker keeps its last task, and all that this holds, alive
         with self._mutex:
             self._workers.discard(worker)
         self._wake.set()  # the watchdog of a closed pool ends with the last worker
 
-    def _finish(self, worker: Worker, task: Task) -> bool:
-        """Note that a worker is through with its task; `False`: it was replaced, and its thread ends."""
+    def _come_back(self, worker: Worker, task: Task) -> bool:
+        """Note that a worker is back from a task whose time was up; `False`: it was replaced, and its thread ends."""
         with self._mutex:
-            worker.task = None  # the deadline stays, see `_upcoming`
-            if not worker.expired:
-                self._unfinished -= 1
-                return True
             worker.expired = False
             self._hung.discard(worker)
             if not worker.replaced:
@@ -377,12 +378,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             self._call_timers(now)
             self._pass_marks(now)
             expired = self._past_deadline(now)
-            for worker in expired:
-                self._expire(worker, now)
             if expired:
-                self._replace_hung()
-                if self._lock_watch is not None:
-                    self._lock_watch.note()
+                self._expire_all(expired, now)
             self._go_on_freeing(self._clock.monotonic)
             self._next_look = upcoming = self._upcoming(now)
             if upcoming > now:
@@ -457,46 +454,55 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._timers.remove(entry)
                 heapq.heapify(self._timers)
 
-    def _expire(self, worker: Worker, now: float) -> None:
-        """Tell a task that its time is up, unless it ended between the watchdog's look and the mutex.
+    def _expire_all(self, workers: Sequence[Worker], now: float) -> None:
+        """Tell tasks that their time is up; nothing of them is kept here while the watchdog waits."""
+        hung = [hang for worker in workers if (hang := self._expire(worker, now)) is not None]
+        self._replace_hung()
+        self._look_for_the_lock(hung, now)
+
+    def _expire(self, worker: Worker, now: float) -> Hang | None:
+        """Tell a task that its time is up, unless it ended between the watchdog's look and the mutex (`None`).
 
         Without this second look, a worker that took the next task in between would be expired for the task before.
         """
         with self._mutex:
             task = worker.task
             if task is None or worker.expired or worker.deadline > now:
-                return
+                return None
             worker.expired = True
             lateness, worker.deadline = now - worker.deadline, NEVER
             self._hung.add(worker)
             thread = worker.thread.name if worker.thread is not None else ""
             native_id = 0 if worker.thread is None else worker.thread.native_id or 0
-            hang = worker.hang = Hang(task, thread, worker.started, native_id)
+            hang = worker.hang = Hang(task, thread, worker.started, native_id, lateness)
             if task.frees_sockets and worker.thread is not None:
                 hang.release = Release(worker.thread, hang, now, current_frames)
                 heapq.heappush(self._releases, (now + FIRST_LOOK, next(self._numbers), hang.release))
             self._decide_later(hang, now)
-        self._look_for_the_lock(hang, lateness)
         self.worst_lateness = max(self.worst_lateness, lateness)
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
+        return hang
 
-    def _look_for_the_lock(self, hang: Hang, lateness: float) -> None:
-        """Report at once a thread that has held the interpreter's lock, and with it this thread, for long.
+    def _look_for_the_lock(self, hung: Sequence[Hang], now: float) -> None:
+        """Report at once the thread that has held the interpreter's lock, and with it this thread, for long.
 
-        It may return in this very moment, and would count as cooperative.
+        It may be back by now, and would count as cooperative. All others come first: they are late already.
         """
-        if self._lock_watch is None or lateness < HELD_AFTER:
+        if self._lock_watch is None:
             return
-        with self._mutex:
-            at_work = [
-                one.thread for one in self._workers | self._hung if one.task is not None and one.hang is not hang
-            ]
-        others = [thread.native_id or 0 for thread in at_work if thread is not None]
-        if self._lock_watch.holds(hang.native_id, others, lateness):
+        lateness = max((hang.lateness for hang in hung), default=0.0)
+        if lateness >= HELD_AFTER:
             with self._mutex:
-                hang.held = lateness
-                self._decide_at(self._clock.monotonic(), hang)
+                at_work = [one.thread for one in self._workers | self._hung if one.task is not None]
+            threads = {thread.native_id or 0 for thread in at_work if thread is not None}
+            holder = self._lock_watch.holder(threads.union(hang.native_id for hang in hung), lateness)
+            with self._mutex:
+                for hang in hung:
+                    if hang.native_id == holder:
+                        hang.held = lateness
+                        self._decide_at(now, hang)
+        self._lock_watch.note()
 
     def _go_on_freeing(self, monotonic: Callable[[], float]) -> None:
         """Go on to free hung threads, for a moment only: hundreds of them must not hold up the deadlines of others."""
@@ -525,7 +531,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     def _decide_later(self, hang: Hang, now: float) -> None:
         """Report a hung thread after the grace period, or its return within it. Under the mutex."""
-        self._undecided.append(hang)
+        self._undecided[hang] = None
         self._decide_at(now + GRACE_PERIOD, hang)
 
     def _decide_at(self, instant: float, hang: Hang) -> None:
@@ -539,10 +545,28 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 self._decide_at(release.report_at, hang)
                 return
             report = hang.decide(now)
-            with suppress(ValueError):  # the pool was stopped, and decided
-                self._undecided.remove(hang)
-        if report is not None:
-            self.run_soon(report)
+            self._undecided.pop(hang, None)
+            first = report is not None and not self._reports
+            if report is not None:
+                self._reports.append((hang, report))
+        if first:
+            self.run_soon(self._report)
+
+    def _report(self) -> None:
+        """Report what was decided about hung threads.
+
+        What they do is looked at for all of them in one go. Such a look keeps the interpreter's lock for a moment: for
+        hundreds that hang at once, one after the other, it would hold up the deadlines of as many others.
+        """
+        taken: list[tuple[Hang, Callable[[], None]]] = []
+        with suppress(IndexError):  # another thread may take some of them
+            while True:
+                taken.append(self._reports.popleft())
+        unknown = {hang for hang, _ in taken if hang.hint is None and hang.native_id and hang.hangs}
+        in_c = in_c_calls([hang.native_id for hang in unknown]) if unknown else frozenset()
+        for hang, report in taken:
+            hang.hint = hang.hint_if(in_c_call=hang in unknown and hang.native_id in in_c)
+            guarded(report, "a hung thread could not be reported")
 
     def _replace_hung(self) -> None:
         """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 from resilient_scan._text import in_seconds
 from resilient_scan.engines.sockets import Release
-from resilient_scan.engines.stuck import in_c_calls
 from resilient_scan.events import Event, LateCompletion
 from resilient_scan.layers.timeout import Abandoned, HungThreads
 
@@ -138,6 +137,7 @@ class Hang:
         thread: the name of its thread.
         began: when its work began, monotonic.
         native_id: the thread's number in the kernel; 0 for a coroutine, which has none of its own.
+        lateness: seconds after its deadline at which the watchdog came.
 
     Attributes:
         release: what tries to free the thread, if anything does, until it is back.
@@ -154,17 +154,19 @@ class Hang:
         "began",
         "held",
         "hint",
+        "lateness",
         "native_id",
         "release",
         "task",
         "thread",
     )
 
-    def __init__(self, task: Task, thread: str, began: float, native_id: int = 0) -> None:
+    def __init__(self, task: Task, thread: str, began: float, native_id: int = 0, lateness: float = 0.0) -> None:
         self.task = task
         self.thread = thread
         self.began = began
         self.native_id = native_id
+        self.lateness = lateness
         self.held = 0.0
         self.hint: str | None = None
         self.release: Release | None = None
@@ -203,8 +205,7 @@ class Hang:
 
     def _abandon(self, age: float, ended_after: float | None) -> None:
         """Report that the thread does not come back, or has not in time; on a thread that may wait."""
-        native_id = self.native_id
-        self.hint = self.hint_if(in_c_call=bool(native_id and self.hangs and in_c_calls([native_id])))
+        self.hint = self.hint_if(in_c_call=False)
         self.task.abandon(self.thread, age, self.hint)
         if ended_after is not None:
             self._late(ended_after, abandoned=True)()

@@ -30,7 +30,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -58,23 +58,23 @@ class LockWatch:
         """Note that what comes from now on has to do with later deadlines."""
         self._waited = _waited_for_processor()
 
-    def holds(self, thread: int, others: Iterable[int], lateness: float) -> bool:
-        """Return whether this thread has held the interpreter's lock, so that the watchdog was late.
+    def holder(self, threads: Collection[int], lateness: float) -> int | None:
+        """Return the thread that has held the interpreter's lock, so that the watchdog was late; `None`: nobody knows.
 
         Args:
-            thread: its number in the kernel; its time was up when the watchdog came.
-            others: the numbers of those that were at work, too.
+            threads: the numbers in the kernel of those that were at work meanwhile.
             lateness: of the watchdog, in seconds.
         """
         if _WAITS is None or lateness < HELD_AFTER:
-            return False
+            return None
         held = lateness - (_waited_for_processor() - self._waited)
         if held < HELD_AFTER:
-            return False
+            return None
         # Of a thread's time on a processor, only the total is known: it may have computed before. A machine that is
         # busy may have given it a part of the time only.
-        computed = [one for one in (thread, *others) if _time_on_processor(one) >= held / 4]
-        return thread in computed and _that_may_have_held(computed) == [thread]
+        computed = [one for one in threads if _time_on_processor(one) >= held / 4]
+        may_have = _that_may_have_held(computed)
+        return may_have[0] if len(may_have) == 1 else None
 
 
 def in_c_calls(threads: Collection[int]) -> frozenset[int]:

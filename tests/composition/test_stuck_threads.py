@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from resilient_scan import LogEvents, Timeout, scanner
+from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.task import Hang, LateEnd
 from resilient_scan.engines import stuck
 from resilient_scan.events import LateCompletion, ThreadAbandoned
@@ -174,3 +175,49 @@ def test_a_thread_that_has_held_the_lock_is_reported_as_abandoned_and_then_as_ba
     said = "held the interpreter's lock for 2.5s"
     assert job.reported == [said, (3.0 if ends == "before the decision" else 3.1, True, said)]
     assert hang.decide(4.0) is None
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPool]:
+    with ThreadPool(1) as made:
+        yield made
+
+
+def test_it_is_looked_once_who_has_held_the_lock_however_many_are_late(
+    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look for each of 500 that were late took longer than they were late, and made the next ones later still."""
+    looks: list[tuple[set[int], float]] = []
+
+    def holder(_watch: stuck.LockWatch, threads: Any, lateness: float) -> int:
+        looks.append((set(threads), lateness))
+        return 7
+
+    monkeypatch.setattr(stuck.LockWatch, "holder", holder)
+    hung = [Hang(Job(), "thread", 0.0, number, 0.3 + number / 100) for number in range(1, 11)]
+    pool._look_for_the_lock(hung, 1.0)
+    assert looks == [(set(range(1, 11)), pytest.approx(0.4))]
+    assert [hang.native_id for hang in hung if hang.held] == [7]
+    pool._look_for_the_lock([Hang(Job(), "thread", 0.0, 1, 0.01)], 1.0)
+    assert len(looks) == 1  # nobody was late
+
+
+def test_it_is_looked_once_what_they_do_however_many_hang(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look keeps the interpreter's lock for half a millisecond, or six: one for each would stop everything."""
+    looks: list[list[int]] = []
+
+    def in_c_calls(threads: list[int]) -> frozenset[int]:
+        looks.append(sorted(threads))
+        return frozenset({2})
+
+    monkeypatch.setattr("resilient_scan.core.pool.in_c_calls", in_c_calls)
+    jobs = [Job() for _ in range(4)]
+    hung = [Hang(job, "thread", 0.0, number) for number, job in enumerate(jobs, 1)]
+    assert hung[3].end(0.5) is None  # it is back
+    for hang in hung:
+        pool._reports.append((hang, lambda hang=hang: hang._abandon(1.0, None)))
+    pool._report()
+    assert looks == [[1, 2, 3]]
+    assert [job.reported for job in jobs] == [[""], ["sat in a C call"], [""], [""]]
+    pool._report()
+    assert len(looks) == 1

@@ -58,15 +58,15 @@ def test_no_descriptor_is_left(reading: threading.Thread) -> None:
 @here
 def test_the_only_one_that_has_computed_has_held_the_lock(computed: dict[int, float]) -> None:
     computed |= {2**22 + 1: LATE, 2**22 + 2: LATE / 5}
-    assert LockWatch().holds(2**22 + 1, [2**22 + 2], LATE)
-    assert not LockWatch().holds(2**22 + 2, [2**22 + 1], LATE)
-    assert not LockWatch().holds(2**22 + 1, [2**22 + 2], HELD_AFTER * 0.9)
+    assert LockWatch().holder([2**22 + 1, 2**22 + 2], LATE) == 2**22 + 1
+    assert LockWatch().holder([2**22 + 2], LATE) is None
+    assert LockWatch().holder([2**22 + 1, 2**22 + 2], HELD_AFTER * 0.9) is None
 
 
 @here
 def test_of_two_that_have_computed_none_is_named(computed: dict[int, float]) -> None:
     computed |= {2**22 + 1: LATE, 2**22 + 2: LATE}
-    assert not LockWatch().holds(2**22 + 1, [2**22 + 2], LATE)
+    assert LockWatch().holder([2**22 + 1, 2**22 + 2], LATE) is None
 
 
 @here
@@ -75,19 +75,18 @@ def test_one_that_waits_in_the_kernel_has_not_held_the_lock(
 ) -> None:
     waits = reading.native_id or 0
     computed |= {2**22 + 1: LATE, waits: LATE}
-    assert LockWatch().holds(2**22 + 1, [waits], LATE)
-    assert not LockWatch().holds(waits, [2**22 + 1], LATE)
-    assert not LockWatch().holds(waits, [], LATE)
+    assert LockWatch().holder([2**22 + 1, waits], LATE) == 2**22 + 1
+    assert LockWatch().holder([waits], LATE) is None
 
 
 @here
 def test_a_watchdog_that_waited_for_a_processor_blames_nobody(computed: dict[int, float]) -> None:
     watch = LockWatch()
     computed |= {2**22 + 1: LATE, 2**22 + 2: LATE, -1: LATE}
-    for thread in (2**22 + 1, 2**22 + 2):  # one look may find several whose time is up
-        assert not watch.holds(thread, [], LATE)
+    for thread in (2**22 + 1, 2**22 + 2):
+        assert watch.holder([thread], LATE) is None
     watch.note()
-    assert watch.holds(2**22 + 1, [], LATE)  # it waited before
+    assert watch.holder([2**22 + 1], LATE) == 2**22 + 1  # it waited before
 
 
 def test_elsewhere_nothing_is_known_and_nothing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +94,7 @@ def test_elsewhere_nothing_is_known_and_nothing_raises(monkeypatch: pytest.Monke
     monkeypatch.setattr(stuck, "_WAITS", None)
     own = threading.get_native_id()
     assert in_c_calls([own]) == frozenset()
-    assert not LockWatch().holds(own, [], LATE)
+    assert LockWatch().holder([own], LATE) is None
     stuck._functions.cache_clear()
 
 
