@@ -71,6 +71,7 @@ from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.health import WaitBudget
 
 _NO_ERROR = ErrorInfo("", "")
+_COMPLETED = Status.COMPLETED
 _pools: contextvars.ContextVar[tuple[ThreadPool, ...]] = contextvars.ContextVar("pools", default=())
 
 
@@ -84,7 +85,7 @@ def mark_work(pool: ThreadPool) -> None:
     _pools.set((*_pools.get(), pool))
 
 
-class Execution:
+class Execution(msgspec.Struct, eq=False):
     """The work, as a task of the pool and as its waiters see it.
 
     An attempt with a time limit of its own that hangs ends the execution too, in favour of a *successor*, which makes
@@ -92,37 +93,45 @@ class Execution:
     its worker must be found before the deadline (`expire_unstarted`). The hung thread keeps the old execution: an
     answer that still comes fills the cache.
 
-    Args:
+    Attributes:
         stack: the scanner's layers.
-        waiter: the scan for which it is made.
+        context: of its attempts.
         key: of the cache; `None`: nobody else can use the answer.
+        waiters: the scans that wait for it, the first of which it was made for.
+        variables: the context variables that it runs in.
+        began: when a worker began it, monotonic; a successor has the first attempt's.
+        ended: whether anybody has ended it.
+        through: whether its worker is done with it and hands over, or has.
+        passes_over_stored: whether it asks its source although there may be an answer, which cannot be copied.
+        probe: its mark, where it tests a scanner that is out of service.
+        pending_events: of the attempt that was abandoned before this successor.
     """
 
-    # Set only where they differ: most executions are of one scan, succeed, and are done soon.
-    passes_over_stored: bool = (
-        False  # whether it asks its source although there may be an answer, which cannot be copied
-    )
-    probe: str = ""  # its mark, where it tests a scanner that is out of service
-    through: bool = False  # whether its worker is done with it and hands over, or has
-    pending_events: tuple[Event, ...] = ()  # events of the attempt that was abandoned before this successor
-    _running = False
-    _left = False  # ended because its last waiter left
-    _late_kind = ERROR
-    _timed_out = False  # whether the watchdog took it from its thread
-    _on_lane = False  # whether it runs on the shared event loop
+    stack: Stack
+    context: AttemptContext
+    key: bytes | None
+    waiters: list[Waiter]
+    variables: contextvars.Context
+    began: float = NEVER
+    ended: bool = False
+    through: bool = False
+    passes_over_stored: bool = False
+    probe: str = ""
+    pending_events: tuple[Event, ...] = ()
+    _running: bool = False
+    _left: bool = False  # ended because its last waiter left
+    _late_kind: str = ERROR
+    _timed_out: bool = False  # whether the watchdog took it from its thread
+    _on_lane: bool = False  # whether it runs on the shared event loop
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
     _provider: Provider | None = None  # whose queue that is
 
-    def __init__(self, stack: Stack, waiter: Waiter, key: bytes | None) -> None:
-        self.stack = stack
-        self.context: AttemptContext = AttemptContext.at(stack.own, waiter.run.snapshot)
-        self.context.run_id = waiter.run.run_id
-        self._key = key
-        self.waiters: list[Waiter] = [waiter]
-        self.began: float = NEVER
-        self.ended: bool = False
-        self.variables: contextvars.Context = waiter.run.variables.copy()
+    @classmethod
+    def of(cls, stack: Stack, waiter: Waiter, key: bytes | None) -> Execution:
+        """Make an execution for a scan."""
+        run = waiter.run
+        return cls(stack, AttemptContext.at(stack.own, run.snapshot, run.run_id), key, [waiter], run.variables.copy())
 
     @property
     def name(self) -> str:
@@ -178,7 +187,7 @@ class Execution:
                     return None
                 if waiter in self.waiters:
                     self.waiters.remove(waiter)
-                if self.waiters or (begun and keep_working and self._key is not None):
+                if self.waiters or (begun and keep_working and self.key is not None):
                     return begun
                 self.ended = self._left = True
         if successor is not None:
@@ -191,14 +200,14 @@ class Execution:
     @property
     def answer_key(self) -> str:
         """The key under which the store has the answer that another process has brought; empty: it takes none."""
-        cache, key = self.stack.cache, self._key
+        cache, key = self.stack.cache, self.key
         if cache is None or cache.answers is None or key is None or self.passes_over_stored:
             return ""
         return cache.answers.stored_as(key)
 
     def answered(self, data: bytes, now: float) -> bool:
         """End with the answer that another process has brought; `False`: it is of no use."""
-        cache, key = self.stack.cache, self._key
+        cache, key = self.stack.cache, self.key
         entry = None if cache is None or key is None else cache.load(key, data, now)
         if entry is None or entry.error is not None:
             return False
@@ -216,7 +225,7 @@ class Execution:
 
     def _leave_group(self) -> None:
         """Let another execution be granted a lease: this one needs no worker yet, or has got one."""
-        leases, key = self.stack.leases, self._key
+        leases, key = self.stack.leases, self.key
         if leases is not None and key is not None:
             leases.started(self.stack.address(key))
 
@@ -270,13 +279,14 @@ class Execution:
                     self._running = True
                     return context.deadline
                 for waiter in self.waiters:
-                    if now < waiter.run.deadline:
-                        self.began = now
-                        if self._key is None:
-                            context.limit(now + stack.total, waiter.run.deadline)
+                    until = waiter.run.deadline
+                    if now < until:
+                        self.began, deadline = now, now + stack.total
+                        if self.key is None:
+                            context.limit(deadline, until)
                         else:  # others can use the answer after the run's end
-                            context.deadline = context.ends = now + stack.total
-                        return context.deadline
+                            context.deadline = context.ends = deadline
+                        return deadline
             late = () if self.ended else self.waiters
             self.ended = True
         self._return_permit()
@@ -288,17 +298,18 @@ class Execution:
 
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
-        if self._on_lane:  # in its context already; and the stores' calls are made elsewhere
-            if self.stack.stored:
-                self._leave_group()
-            self._work()
-            return
         if not self.stack.stored:
-            self.variables.run(self._work)
-            return
-        with WaitBudget():
+            if self._on_lane:  # in its context already
+                self._work()
+            else:
+                self.variables.run(self._work)
+        elif self._on_lane:  # and the stores' calls are made elsewhere
             self._leave_group()
-            self.variables.run(self._work)
+            self._work()
+        else:
+            with WaitBudget():
+                self._leave_group()
+                self.variables.run(self._work)
 
     def _work(self) -> None:
         try:
@@ -348,56 +359,75 @@ class Execution:
 
     def land(self) -> None:
         """Let the next scan with this key lead."""
-        if self._key is not None and self.stack.cache is not None:
-            self.stack.cache.land(self._key, self)
+        if self.key is not None and self.stack.cache is not None:
+            self.stack.cache.land(self.key, self)
 
-    def _succeed(self, found: list[Any]) -> None:
+    def _succeed(self, found: list[Any]) -> None:  # noqa: C901 - most executions end here, in a single function
         """Hand the answer over; an answer that comes after the end still fills the cache."""
-        self.through, self._late_kind = True, SUCCESS
+        self.through = True
         stack, context = self.stack, self.context
         logs = context.drop_state()
-        doubt = context.doubted or stack.doubt(len(found), context.dropped)
-        entry = self._cache_answer(found, doubt is None) if self._key is not None else None
-        waiters = self._end()
+        dropped = context.dropped
+        doubt = context.doubted or stack.doubt(len(found), dropped)
+        cache, key, entry = stack.cache, self.key, None
+        if key is not None and cache is not None:
+            try:
+                entry = cache.entry_of(found)
+            except BaseException as error:  # copying a candidate runs foreign code
+                _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
+        if entry is None or cache is None or cache.answers is not None:
+            waiters, now = self._end_with(entry, trusted=doubt is None)
+        else:  # it ends and lands in one step: the cache has the same lock
+            with stack.lock:
+                waiters, self.ended = None if self.ended else self.waiters, True
+                displaced = cache.settle(key, entry, self, doubt is None)
+            del displaced
+            now = entry.stored_at
         if waiters is None:
+            self._late_kind = SUCCESS
             return
-        if entry is None:
-            self.land()
-        took = (stack.clock.monotonic() if entry is None else entry.stored_at) - self.began
-        stack.answered[stack.name] = self.began + took
-        self._took(took, by_itself=True)
+        began = self.began
+        took = now - began
+        stack.answered[stack.name] = now
         stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
-        if doubt is not None:
-            stack.bus.send(
-                SuspiciousResult(
-                    stack.name, stack.pipeline, doubt, len(found), context.dropped, context.run_id, context.attempt
-                )
-            )
-        if stack.send_execution is not None:
-            stack.send_execution(self._ended(SUCCESS, None, took))
-        if self.probe:
-            stack.bus.send_all(self._probed(SUCCESS, None))
+        spent, before = took - context.postponed, stack.expected
+        stack.expected = spent if before == NEVER else 0.5 * (before + spent)  # `_took`, without the call
+        if spent > stack.total:
+            self._report_lateness(spent - stack.total)
+        if doubt is not None or self.probe or stack.send_execution is not None:
+            self._report_success(doubt, len(found), took)
         for waiter in waiters:
             if not waiter.leads:
                 waiter.end(self.outcome(SUCCESS, found, entry, None, suspicious=doubt))
                 continue
-            result = ScanResult(  # here and not on the run's thread: workers are many, and it is one
+            run = waiter.run
+            waiter.answer = ScanResult(  # here and not on the run's thread: workers are many, and it is one
                 stack.name,
                 stack.pipeline,
-                Status.COMPLETED,
+                _COMPLETED,
                 found,
                 None,
                 context.attempt,
                 took,
-                self.began - waiter.run.since,
+                began - run.since,
                 None,
                 False,
-                context.dropped,
+                dropped,
                 logs,
-                self.began + waiter.run.epoch,
+                began + run.epoch,
                 doubt,
             )
-            waiter.end(result)
+            run.outbox.put(waiter)  # `waiter.end`, without the call
+
+    def _report_success(self, doubt: str | None, found: int, took: float) -> None:
+        stack, context = self.stack, self.context
+        if doubt is not None:
+            run_id, attempt = context.run_id, context.attempt
+            stack.bus.send(SuspiciousResult(stack.name, stack.pipeline, doubt, found, context.dropped, run_id, attempt))
+        if stack.send_execution is not None:
+            stack.send_execution(self._ended(SUCCESS, None, took))
+        if self.probe:
+            stack.bus.send_all(self._probed(SUCCESS, None))
 
     def _fail(self, failure: BaseException) -> None:
         """Hand the failure over; after the end, note how the thread was freed."""
@@ -481,27 +511,31 @@ class Execution:
         """
         stack = self.stack
         seconds -= self.context.postponed  # what it waited for was not its own
-        stack.took(seconds)
-        lateness = seconds - stack.total
-        if by_itself and lateness > 0:
-            stack.pool.worst_lateness = max(stack.pool.worst_lateness, lateness)
-            if stack.bus.wants(DeadlineActedOn):
-                stack.bus.send(DeadlineActedOn(self.name, lateness, self.context.run_id, self.context.attempt))
+        before = stack.expected  # half of it stays: the last durations count most
+        stack.expected = seconds if before == NEVER else 0.5 * (before + seconds)
+        if by_itself and seconds > stack.total:
+            self._report_lateness(seconds - stack.total)
 
-    def _cache_answer(self, found: list[Any], trusted: bool) -> Entry | None:
-        """Put an answer into the cache, a late one too; one that is not trusted is only shared."""
-        cache, key = self.stack.cache, self._key
-        if cache is None or key is None:
-            return None
-        try:
-            return cache.put(key, found, self, keep=trusted)
-        except BaseException as error:  # copying a candidate runs foreign code
-            _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
-            return None
+    def _report_lateness(self, lateness: float) -> None:
+        stack = self.stack
+        stack.pool.worst_lateness = max(stack.pool.worst_lateness, lateness)
+        if stack.bus.wants(DeadlineActedOn):
+            stack.bus.send(DeadlineActedOn(self.name, lateness, self.context.run_id, self.context.attempt))
+
+    def _end_with(self, entry: Entry | None, *, trusted: bool) -> tuple[list[Waiter] | None, float]:
+        """Put an answer into the cache and the store, a late one too; end, and return the waiters and the time."""
+        cache, key = self.stack.cache, self.key
+        if entry is None or cache is None or key is None:
+            waiters = self._end()
+            if waiters is not None:
+                self.land()
+            return waiters, self.stack.clock.monotonic()
+        cache.put_entry(key, entry, self, keep=trusted)
+        return self._end(), entry.stored_at
 
     def _cache_error(self, kind: str, error: ErrorInfo) -> None:
-        if self._key is not None and self.stack.cache is not None and kind in (ERROR, TIMEOUT):
-            self.stack.cache.put_error(self._key, error)
+        if self.key is not None and self.stack.cache is not None and kind in (ERROR, TIMEOUT):
+            self.stack.cache.put_error(self.key, error)
 
     def refuse(self, reason: str, blame: str = "", /) -> None:
         """End without a start: the pool has no thread for it, or is shut down."""
@@ -654,7 +688,7 @@ class Execution:
         would find this execution ended, without an outcome, and not know the one that will have its outcome.
         """
         stack, context = self.stack, self.context
-        successor = Execution(stack, self.waiters[0], self._key) if self.waiters else None
+        successor = Execution.of(stack, self.waiters[0], self.key) if self.waiters else None
         with stack.lock:
             if self.ended or successor is None:
                 return False
@@ -674,8 +708,8 @@ class Execution:
             self._successor = successor
             for waiter in self.waiters:
                 waiter.execution = successor
-        if stack.cache is not None and self._key is not None:
-            stack.cache.hand_on(self._key, self, successor)
+        if stack.cache is not None and self.key is not None:
+            stack.cache.hand_on(self.key, self, successor)
             if successor.ended:  # its last waiter left before it led in the cache, and had nothing to land
                 successor.land()
         self._wake_scanner()

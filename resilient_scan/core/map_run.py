@@ -149,6 +149,10 @@ class MapRun(Run):
         self._turned = scan.run  # type: ignore[assignment] # it was made here
         super()._end(scan, answer)
 
+    def _finish_own(self, scan: Scan, result: ScanResult) -> None:
+        self._turned = scan.run  # type: ignore[assignment]
+        super()._finish_own(scan, result)
+
     def _finish(
         self,
         stack: Stack,
@@ -189,7 +193,7 @@ class MapRun(Run):
             self._refresh()
         if self._ordered:
             self._unreported.append(one)
-        started = begin(stack, one)
+        started = begin(stack, one, one.since)
         if self.ready:  # at once: to read the next input may take long
             self._hand_over()
         if not isinstance(started, Scan):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
@@ -71,7 +71,7 @@ class Run:
         self.since: float = 0.0
         self.outbox: SimpleQueue[Scan | str] = SimpleQueue()
         self._caller_logs = state.get(TOOL_LOGS)
-        self._clock = clock
+        self._clock, self._monotonic = clock, clock.monotonic
         self._seconds = seconds
         self._demo = demo
         self.run_id: str = uuid.uuid4().hex
@@ -146,13 +146,12 @@ class Run:
         """Begin all scans; take what has ended before more begin, so that those are handed over together."""
         outbox = self.outbox
         for stack in self._with_stored_answers(stacks):
-            if not self._concurrent:
-                self.since = self._clock.monotonic()
             self._begin(stack)
-            while outbox.qsize():
-                self._receive()
             if self._queued >= window:
                 self._make_room(window)
+            elif not self.ready:  # else the workers have not been given the last one yet
+                while outbox.qsize():
+                    self._receive()
 
     def _begin_and_read(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
         """Begin all scans, and yield the first results meanwhile.
@@ -162,8 +161,6 @@ class Run:
         """
         early = False
         for begun, stack in enumerate(self._with_stored_answers(stacks), 1):
-            if not self._concurrent:
-                self.since = self._clock.monotonic()
             self._begin(stack)
             if begun == READ_AFTER:
                 early = True
@@ -185,8 +182,11 @@ class Run:
         while self._queued > window // 2:
             self._receive()
 
-    def _with_stored_answers(self, stacks: Sequence[Stack]) -> Iterator[Stack]:
-        """Yield the stacks; the caches of the next ones get what the store has for them, all with one read."""
+    def _with_stored_answers(self, stacks: Sequence[Stack]) -> Iterable[Stack]:
+        """Return the stacks; the caches of the next ones get what the store has for them, all with one read."""
+        return stacks if self.fleet.leases is None else self._load_answers(stacks)
+
+    def _load_answers(self, stacks: Sequence[Stack]) -> Iterator[Stack]:
         for first in range(0, len(stacks), LOOK_AHEAD):
             group = stacks[first : first + LOOK_AHEAD]
             if not self._over:
@@ -235,20 +235,23 @@ class Run:
 
     def _begin(self, stack: Stack) -> None:
         """Start one scan, or end it at once."""
-        if self._over or (self.deadline < math.inf and self._clock.monotonic() >= self.deadline):
+        turn = self._monotonic()
+        if turn >= self.deadline or self._over:
             self._skip(stack)
             return
         if self.ready and not stack.in_batches:
             self._hand_over()  # what is first in order starts first
-        started = begin(stack, self)
+        if not self._concurrent:
+            self.since = turn
+        started = begin(stack, self, turn)
         if isinstance(started, Scan):
             self._queued += started.queued
             if len(self.ready) >= BATCH:
                 self._hand_over()
-        else:
-            if self.ready:  # a listener may take its time
-                self._hand_over()
-            self._finish(stack, *started)
+            return
+        if self.ready:  # a listener may take its time
+            self._hand_over()
+        self._finish(stack, *started)
 
     def _hand_over(self) -> None:
         """Hand to the pool what is ready: before this thread waits, or does anything that may take its time.
@@ -265,20 +268,13 @@ class Run:
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Wait for one message and do what it says; `False`: there was none."""
-        outbox, leases = self.outbox, self.fleet.leases
+        outbox = self.outbox
         try:
-            if outbox.qsize():
-                message = outbox.get_nowait()
-            else:
-                if self.ready:
-                    self._hand_over()
-                if leases is not None:
-                    leases.ask()
-                message = outbox.get(True, seconds)
+            message = outbox.get_nowait() if outbox.qsize() else self._wait_for_message(seconds)
         except Empty:
             self._decide()  # what an attempt failed by may wait, too, although its scan goes on
             return False
-        if isinstance(message, Scan):
+        if type(message) is Scan:
             self._take(message)
             if self._undecided:
                 self._decide()
@@ -289,6 +285,14 @@ class Run:
         self._cut_off(by_user=message == _CLOSE)
         return True
 
+    def _wait_for_message(self, seconds: float) -> Scan | str:
+        leases = self.fleet.leases
+        if self.ready:
+            self._hand_over()
+        if leases is not None:
+            leases.ask()
+        return self.outbox.get(True, seconds)
+
     def _take(self, scan: Scan) -> None:
         """Take over what another thread has brought for a scan, if it has: events, and its answer."""
         if scan.news:
@@ -296,10 +300,15 @@ class Run:
         if scan.events:
             events, scan.events = scan.events, ()
             scan.stack.send_stored(events, self.run_id)
+        answer = scan.answer
         if scan not in self.open:
             return
-        if scan.answer is not None:
-            self._end(scan, scan.answer)
+        if type(answer) is ScanResult:  # most scans; `_end`, without the call
+            self.open.remove(scan)
+            self._queued -= scan.queued
+            self._finish_own(scan, answer)
+        elif answer is not None:
+            self._end(scan, answer)
         elif scan.held_up:
             self._queued, scan.queued = self._queued - scan.queued, False
 
@@ -340,13 +349,19 @@ class Run:
         result = answer if isinstance(answer, ScanResult) else self._result(scan, answer)
         if result is None:  # it is open again: a worker copies the answer for it, or it asks for another one
             self._queued += scan.queued
-            return
-        # Scan and execution refer to each other. Taken apart, they are freed at once and need no garbage collection.
-        context, scan.execution = scan.execution.context, None
-        if scan.leads:
-            self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
+        elif scan.leads:
+            self._finish_own(scan, result)
         else:
+            scan.execution = None
             self._finish(scan.stack, result, scan.cache)
+
+    def _finish_own(self, scan: Scan, result: ScanResult) -> None:
+        """End a scan with the result of its own execution.
+
+        Scan and execution refer to each other. Taken apart, they are freed at once and need no garbage collection.
+        """
+        context, scan.execution = scan.execution.context, None
+        self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
 
     def _result(self, scan: Scan, answer: Outcome | Entry | AnswerCopy) -> ScanResult | None:
         """Return a scan's result, if it has one; else it is open again.

@@ -240,7 +240,7 @@ class Runs:
 
     def _in_order(self, fleet: Fleet, names: Sequence[str]) -> Sequence[Stack]:
         """Return the stacks in the order in which they start: with few workers this decides a run's length."""
-        stacks = [fleet.stacks[name] for name in names]
+        stacks = list(map(fleet.stacks.__getitem__, names))
         if self.config.concurrent and self.config.order == "longest_first":
             stacks.sort(key=attrgetter("expected"), reverse=True)
         return stacks

@@ -43,29 +43,38 @@ _STATUS = {
 _UNCOPYABLE = ErrorInfo("TypeError", "the answer in the cache cannot be copied")
 
 
-class Scan:
-    """One scanner's part of a run, while it has no result."""
+class Scan(msgspec.Struct, eq=False):
+    """One scanner's part of a run, while it has no result.
 
+    Attributes:
+        stack, run: what it is part of.
+        turn: when it began, monotonic.
+        cache, key: what the cache had for it, and under which key it asked.
+        execution: the `Execution` or `AnswerCopy` that it waits for; `None` once it has a result.
+        leads: whether the execution was made for it.
+        queued: whether it has a place in the run's window: it waits neither for a provider nor another process.
+        probe: the mark of a probe, where it is one.
+        answer: what another thread has put here before it put the scan into the outbox: an interrupt of the run's
+            thread may cost the run a message that was just taken out, but not the answer.
+        events: what the run's thread has to send to the listeners then, and `news` before.
+        held_up: another process works on the same.
+        asked_again: whether an answer could not be copied, so that it wants another one.
+    """
+
+    stack: Stack
+    run: WaitingRun
+    turn: float
     cache: str = BYPASS
     key: bytes | None = None
-    leads: bool = False  # whether the execution was made for it
-    probe: str = ""  # the mark of a probe, where it is one
-    queued: bool = (
-        False  # whether it has a place in the run's window: it waits neither for a provider nor another process
-    )
-    execution: Any = None  # the `Execution` or `AnswerCopy` that it waits for; None once it has a result
-    # What another thread has put here before it put the scan into the outbox: an interrupt of the run's thread may cost
-    # the run a message that was just taken out, but not the answer.
+    execution: Any = None
+    leads: bool = False
+    queued: bool = False
+    probe: str = ""
     answer: ScanResult | Outcome | Entry | AnswerCopy | None = None
-    held_up: bool = False  # another process works on the same
-    asked_again: bool = False  # whether an answer could not be copied, so that it wants another one
-    events: tuple[Event, ...] = ()  # that the run's thread has to send to the listeners
-    news: deque[tuple[Event, ...]] | None = None  # what it has to send before that
-
-    def __init__(self, stack: Stack, run: WaitingRun, turn: float) -> None:
-        self.stack = stack
-        self.run = run
-        self.turn = turn  # when it began, monotonic
+    events: tuple[Event, ...] = ()
+    news: deque[tuple[Event, ...]] | None = None
+    held_up: bool = False
+    asked_again: bool = False
 
     def end(self, answer: ScanResult | Outcome | Entry | AnswerCopy, events: tuple[Event, ...] = ()) -> None:
         """Hand the answer over to the run's thread, with what that thread has to send to the listeners."""
@@ -107,8 +116,10 @@ class Scan:
 # how it begins
 
 
-def begin(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
-    """Start a scan.
+def begin(  # noqa: C901 - every scan comes through here: its steps are in one function, the rare ones in others
+    stack: Stack, run: WaitingRun, turn: float
+) -> Scan | tuple[ScanResult, str]:
+    """Start a scan at the monotonic instant `turn`, which is now.
 
     Returns:
         The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
@@ -116,37 +127,39 @@ def begin(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
     if stack.gated and stack.name in stack.gated:  # the gate knows something about it
         decision, mark = stack.gate.turn(stack.name, stack.total)
         if decision is Turn.PROBE:
-            return _probe(Scan(stack, run, stack.clock.monotonic()), mark)
+            return _probe(Scan(stack, run, turn), mark)
         if decision is not Turn.RUN:
-            return without_work(stack, run, stack.clock.monotonic(), Status.DISABLED), NOT_ASKED
-    return _in_service(stack, run)
-
-
-def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
-    turn = stack.clock.monotonic()
+            return without_work(stack, run, turn, Status.DISABLED), NOT_ASKED
     cache = stack.cache
     key = None if cache is None else run.snapshot.keys[cache.inputs]
     if cache is None or key is None:
         if cache is not None:
             cache.warn_once(stack.name)
         scan = Scan(stack, run, turn)
-        scan.wait_for(execution := Execution(stack, scan, None))
+        scan.wait_for(execution := Execution.of(stack, scan, None))
         _lead(scan, execution)
         return scan
-    entry = cache.peek(key)
-    if entry is None and cache.answers is not None:
-        entry = cache.fresh(key)  # from the store, if that had it: see `stored_answers`
+    entry = cache.peek(key, turn)
     if entry is None:
-        scan = Scan(stack, run, turn)
-        entry = _lead_or_follow(scan, cache, key)
+        if cache.answers is not None:
+            entry = cache.fresh(key)  # from the store, if that had it: see `stored_answers`
         if entry is None:
-            return scan
+            scan = Scan(stack, run, turn, MISS, key)
+            mine = scan.execution = Execution.of(stack, scan, key)
+            run.open.add(scan)  # before anybody else learns of it, see `wait_for`
+            leader = cache.lead(key, mine)
+            if leader is mine and stack.in_batches:  # `_lead`, without the call
+                scan.leads = scan.queued = True
+                run.ready.append(mine)
+                return scan
+            entry = _lead_or_follow(scan, cache, key, mine, leader)
+            if entry is None:
+                return scan
     if entry.error is None and entry.copying is not ON_WORKER:
         copies = cache.copies(key, entry) if entry.candidates else []
         if copies is not None:
             return from_cache(stack, run, turn, entry, copies), HIT
-    scan = Scan(stack, run, turn)
-    scan.cache, scan.key, scan.queued = HIT, key, True
+    scan = Scan(stack, run, turn, HIT, key, queued=True)
     result = _answer(scan, entry, over=False)
     return scan if result is None else (result, scan.cache)
 
@@ -154,12 +167,13 @@ def _in_service(stack: Stack, run: WaitingRun) -> Scan | tuple[ScanResult, str]:
 def stored_answers(stacks: Sequence[Stack], run: WaitingRun) -> dict[str, tuple[ResultCache[Any], bytes]]:
     """Return what the next scans of a run might find in the store: by the store's key, the cache and its key."""
     wanted: dict[str, tuple[ResultCache[Any], bytes]] = {}
+    now = stacks[0].clock.monotonic()
     for stack in stacks:
         cache = stack.cache
         if cache is None or cache.answers is None or (stack.gated and stack.name in stack.gated):
             continue
         key = run.snapshot.keys[cache.inputs]
-        if key is not None and cache.peek(key) is None and cache.fresh(key) is None:
+        if key is not None and cache.peek(key, now) is None and cache.fresh(key) is None:
             wanted[cache.answers.stored_as(key)] = cache, key
     return wanted
 
@@ -188,8 +202,10 @@ def _ask_again(scan: Scan, error: ErrorInfo | None, *, over: bool) -> ScanResult
         return _skipped(scan)
     if cache is None or key is None or scan.asked_again:
         return without_work(stack, scan.run, scan.turn, Status.ERROR, error or _UNCOPYABLE)
-    scan.asked_again, scan.answer = True, None
-    entry = _lead_or_follow(scan, cache, key)
+    scan.asked_again, scan.answer, scan.cache = True, None, MISS
+    scan.wait_for(mine := Execution.of(stack, scan, key))
+    mine.passes_over_stored = True
+    entry = _lead_or_follow(scan, cache, key, mine, cache.lead(key, mine))
     return None if entry is None else _answer(scan, entry, over=over)
 
 
@@ -197,7 +213,7 @@ def _probe(scan: Scan, mark: str) -> Scan:
     """Test a scanner that is out of service: its answer fills the cache, and nobody else's is read or waited for."""
     stack = scan.stack
     key = None if stack.cache is None else scan.run.snapshot.keys[stack.cache.inputs]
-    execution = Execution(stack, scan, key)
+    execution = Execution.of(stack, scan, key)
     scan.probe = execution.probe = mark
     scan.wait_for(execution)
     if stack.breaker is not None:
@@ -208,23 +224,23 @@ def _probe(scan: Scan, mark: str) -> Scan:
     return scan
 
 
-def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | None:
+def _lead_or_follow(
+    scan: Scan, cache: ResultCache[Any], key: bytes, mine: Execution, leader: Entry | Execution
+) -> Entry | None:
     """Start an execution, or join the one under way; an answer that came just now is returned.
 
     Between the look at the cache and the join, the leader may end, and then land. One that has ended takes no more
     waiters: if it still leads in the cache, our own execution takes its place there; if it has landed meanwhile, the
     cache is asked again, and most likely has the answer.
+
+    Args:
+        scan: it waits for `mine`.
+        cache: where it asks.
+        key: what it asks for.
+        mine: its own execution.
+        leader: what the cache gave for that.
     """
-    mine = Execution(scan.stack, scan, key)
-    if scan.asked_again:
-        mine.passes_over_stored = True
-    scan.cache, scan.key = MISS, key
-    scan.wait_for(mine)
-    while True:
-        leader = cache.lead(key, mine)
-        if leader is mine:
-            _lead(scan, mine)
-            return None
+    while leader is not mine:
         if isinstance(leader, Entry):
             scan.run.open.discard(scan)
             return leader
@@ -232,8 +248,10 @@ def _lead_or_follow(scan: Scan, cache: ResultCache[Any], key: bytes) -> Entry | 
             scan.cache, scan.queued = SHARED, False
             return None
         if cache.hand_on(key, leader, mine):
-            _lead(scan, mine)
-            return None
+            break
+        leader = cache.lead(key, mine)
+    _lead(scan, mine)
+    return None
 
 
 def _lead(scan: Scan, execution: Execution) -> None:
@@ -241,14 +259,15 @@ def _lead(scan: Scan, execution: Execution) -> None:
 
     Where nothing in the begin of a scan can wait, the run's thread hands over several executions in one step.
     """
-    scan.leads = True
-    scan.queued = scan.stack.in_window
-    leases, key = scan.stack.leases, scan.key
-    if leases is not None and key is not None and leases.request(scan.stack.address(key), execution):
-        return  # the lease keeper lets it go
-    if scan.stack.in_batches:
+    stack = scan.stack
+    scan.leads, scan.queued = True, stack.in_window
+    if stack.in_batches:  # and nothing of it is in a store, so there is no lease
         scan.run.ready.append(execution)
-    elif scan.stack.provider is None:
+        return
+    leases, key = stack.leases, scan.key
+    if leases is not None and key is not None and leases.request(stack.address(key), execution):
+        return  # the lease keeper lets it go
+    if stack.provider is None:
         execution.queue()
     else:
         execution.go()

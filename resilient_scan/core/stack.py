@@ -25,6 +25,7 @@ from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
+from resilient_scan.core.first import FirstAttempt
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines import Engine
@@ -312,9 +313,9 @@ class Stack:
 
     def _refold(self) -> None:
         if self.lane is None:
-            self.call = self._fold(self.engine.attempt(self.spec))
+            self.call = self._fold(self.engine)
         else:
-            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls).attempt(self.spec))
+            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls))
             self.call = self._call_later
         self.send_execution = self.bus.sender(ExecutionEnded)
 
@@ -322,7 +323,7 @@ class Stack:
         """Fold the call for workers when the first scan takes one: most scanners of the lane never leave it."""
         with _folding:
             if self.call == self._call_later:
-                self.call = self._fold(self.engine.attempt(self.spec))
+                self.call = self._fold(self.engine)
         return self.call(context)
 
     def learn_provider(self, provider: Provider | None) -> None:
@@ -357,9 +358,10 @@ class Stack:
         self.in_window = straight or not self._config.concurrent
         self.in_batches = straight and not self.stored
 
-    def _fold(self, call: Call) -> Call:
+    def _fold(self, engine: Engine) -> Call:
         """Put the layers around an engine's call, innermost first."""
         policy, traffic = self.policy, self._config.traffic
+        call = engine.attempt(self.spec)
         call = doubting(self.baseline.doubt if self._votes_on_doubts else None, expecting(self.spec.expect, call))
         if traffic is not None:
             call = traffic.guarded(call)
@@ -380,7 +382,25 @@ class Stack:
                 budget=self.budget,
                 on_exhausted=self._report_exhausted,
             )
+        if isinstance(engine, ThreadEngine) and self._is_plain:
+            report = None if send_attempt is None else partial(self._report_attempt, send_attempt)
+            call = FirstAttempt(self, engine.once(self.spec), call, report).call
         return call
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether no layer has anything to do in a first attempt that succeeds while the breaker is closed."""
+        policy = self.policy
+        return (
+            policy.breaker is not None
+            and policy.breaker.slow_after is None
+            and not policy.breaker.suspicious
+            and policy.timeout.attempt is None
+            and self.provider is None
+            and self.spec.expect is None
+            and self._config.traffic is None
+            and not self.bus.wants(AttemptStarted)
+        )
 
     @property
     def _votes_on_doubts(self) -> bool:
@@ -419,23 +439,30 @@ class Stack:
         return announced
 
     def _reporting(self, call: Call, send: Callable[[Event], None]) -> Call:
-        name, now = self.name, self.clock.monotonic
-
         def reported(context: AttemptContext) -> list[Any]:
-            outcome, failure = SUCCESS, None
             try:
-                return call(context)
+                found = call(context)
             except BaseException as error:
-                outcome, failure = kind_of(error, context), context.describe(error)
-                if outcome == REJECTED:
-                    outcome = CANCELLED
+                self._report_attempt(send, context, error)
                 raise
-            finally:
-                began = context.close_attempt(self.lock)
-                if began is not None:
-                    send(AttemptEnded(name, context.attempt, outcome, now() - began, failure, context.run_id))
+            self._report_attempt(send, context, None)
+            return found
 
         return reported
+
+    def _report_attempt(
+        self, send: Callable[[Event], None], context: AttemptContext, error: BaseException | None
+    ) -> None:
+        """Report the end of an attempt, unless the watchdog has done so."""
+        outcome, failure = SUCCESS, None
+        if error is not None:
+            outcome, failure = kind_of(error, context), context.describe(error)
+            if outcome == REJECTED:
+                outcome = CANCELLED
+        began = context.close_attempt(self.lock)
+        if began is not None:
+            took = self.clock.monotonic() - began
+            send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id))
 
     def send_stored(self, events: Sequence[Event], run_id: str) -> None:
         """Send the events of a watchdog once its vote is in the store; on a thread that may wait for the store.
@@ -488,10 +515,6 @@ class Stack:
         """Go on with what another process learned about its answers, if it had the same code, settings and epoch."""
         if self._answers is not None and self._answers.mark == learned.mark:
             self.baseline.recall(learned)
-
-    def took(self, seconds: float) -> None:
-        """Remember how long an execution took: half of what was expected before, half of what it was."""
-        self.expected = seconds if self.expected == NEVER else 0.5 * (self.expected + seconds)
 
     def flapping(self) -> bool:
         """Return whether its executions succeed and fail in turn."""

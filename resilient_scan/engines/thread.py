@@ -33,18 +33,28 @@ class ThreadEngine:
             ScanCancelled: the time was up while candidates were being yielded.
             BaseException: whatever the scanner raised.
         """
-        return _Once(spec, self._loops, self._calls).call
+        return self.once(spec).call
+
+    def once(self, spec: ScannerSpec) -> Once:
+        """Return the object whose `call` that is."""
+        return Once(spec, self._loops, self._calls)
 
 
-class _Once:
-    """Asks one scanner once. An object, where a function would have six for the garbage collector to look at."""
+class Once:
+    """Asks one scanner once. An object, where a function would have six for the garbage collector to look at.
 
-    __slots__ = ("_calls", "_loops", "_make", "_name", "_scan")
+    Attributes:
+        name: the scanner's.
+        scan: its function.
+        make: makes its candidates.
+    """
+
+    __slots__ = ("_calls", "_loops", "make", "name", "scan")
 
     def __init__(self, spec: ScannerSpec, loops: Coroutines, calls: Calls) -> None:
-        self._name = spec.name
-        self._scan = spec.call
-        self._make = Maker(spec.candidate, spec.name)
+        self.name = spec.name
+        self.scan = spec.call
+        self.make = Maker(spec.candidate, spec.name)
         self._loops = loops
         self._calls = calls
 
@@ -52,15 +62,14 @@ class _Once:
         """Return the valid candidates; see `ThreadEngine.attempt`."""
         before = forks()
         try:
-            answer = self._scan(context.begin_attempt(), context)
-            if type(answer) is list:
-                if answer:
-                    keep_valid(answer, self._make, context)
-            else:
-                if inspect.isawaitable(answer) or isinstance(answer, AsyncIterator):
-                    answer = self._loops.finish(answer, self._make, context, self._calls)
-                keep_valid(answer, self._make, context)
+            self.keep(self.scan(context.begin_attempt(), context), context)
             return context.found
         finally:
             if forks() != before:
-                end_child(self._name)
+                end_child(self.name)
+
+    def keep(self, answer: Any, context: AttemptContext) -> None:
+        """Keep the valid candidates of what the scanner returned; await that first if need be."""
+        if type(answer) is not list and (inspect.isawaitable(answer) or isinstance(answer, AsyncIterator)):
+            answer = self._loops.finish(answer, self.make, context, self._calls)
+        keep_valid(answer, self.make, context)

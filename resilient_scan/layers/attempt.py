@@ -14,7 +14,7 @@ from resilient_scan.events import Event
 from resilient_scan.layers.blame import blame_of, local_kind
 from resilient_scan.layers.local import Fault
 from resilient_scan.results import ErrorInfo
-from resilient_scan.snapshot import Snapshot
+from resilient_scan.snapshot import TOOL_LOGS, Snapshot
 
 Call = Callable[["AttemptContext"], list[Any]]
 """What a layer wraps, and what it returns: makes an attempt and returns the candidates, or raises."""
@@ -76,11 +76,11 @@ class AttemptContext(ScanContext):
     mark: Callable[[float], None] = staticmethod(lambda _instant: None)
 
     @classmethod
-    def at(cls, own: ScannerContext, snapshot: Snapshot) -> AttemptContext:
+    def at(cls, own: ScannerContext, snapshot: Snapshot, run_id: str) -> AttemptContext:
         """Make the context of an execution without the constructor's work: one is made for every cache miss."""
         self = cls.__new__(cls)
         self._own, self._clock, self._snapshot = own, own.clock, snapshot  # `_set`, without two calls
-        self._logs, self._wakes, self.found = [], [], []
+        self._logs, self._wakes, self.found, self.run_id = [], [], [], run_id
         return self
 
     def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
@@ -154,9 +154,21 @@ class AttemptContext(ScanContext):
             self._judged = None
         self.attempt += 1
         self.open_attempt = self.attempt_began = self._clock.monotonic()
+        return self._copy_state()
+
+    def begin_first(self, now: float) -> dict[str, Any]:
+        """Do the same for the first attempt, which begins at the monotonic instant `now`."""
+        self.attempt = 1
+        self.open_attempt = self.attempt_began = now
+        snapshot = self._snapshot
+        if snapshot.has_logs:
+            return self._copy_state()
+        self._state = state = snapshot.copy()
+        return state
+
+    def _copy_state(self) -> dict[str, Any]:
         self._state = state = self._snapshot.copy()
-        if self._snapshot.has_logs:
-            self._known_logs = self._snapshot.known_logs(state)
+        self._known_logs = self._snapshot.known_logs(state)
         return state
 
     @property
@@ -204,10 +216,11 @@ class AttemptContext(ScanContext):
         Else the run's thread would drop the last reference to what the scanner put there, and run its `__del__`: one
         that hangs would hang the run.
         """
-        logs = self.tool_logs()
-        if self._state is not None:
-            self._all_logs = logs
-            self._state = self._judged = None
+        state = self._state
+        if state is None:
+            return self.tool_logs()
+        self._all_logs = logs = self.tool_logs() if TOOL_LOGS in state else self._logs.copy()
+        self._state = self._judged = None
         return logs
 
     def postpone(self, seconds: float) -> None:
@@ -228,8 +241,7 @@ class AttemptContext(ScanContext):
 
     def next(self, failure: BaseException | None, took: float) -> AttemptContext:
         """Return the context in which another thread makes the next attempt; this one's thread hangs in the current."""
-        other = AttemptContext.at(self._own, self._snapshot)
-        other.run_id = self.run_id
+        other = AttemptContext.at(self._own, self._snapshot, self.run_id)
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
         other.failed_after, other.provider = took, self.provider

@@ -98,7 +98,7 @@ class ResultCache(Generic[Flight]):
         clock, random: where time and chance come from.
         answers: where answers are stored for other processes; `None` keeps them in this one.
         on_landed: called with the key, under the lock, when a flight has landed and its answer, if any, is stored.
-        lock: one that its owner has in the processor's cache anyway; the caller of a method never holds it.
+        lock: one that its owner has in the processor's cache anyway; only who calls `settle` holds it.
     """
 
     # A run goes through the caches of all scanners, which the processor's cache has forgotten since the last run.
@@ -150,15 +150,15 @@ class ResultCache(Generic[Flight]):
         self._flights: dict[Hashable, Flight] | None = None  # None: most of the time, most caches wait for no answer
         self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, while it is among the entries
 
-    def peek(self, key: Hashable) -> Entry | None:
-        """Return the answer for `key` if it is fresh and was the last one used. Takes no lock.
+    def peek(self, key: Hashable, now: float) -> Entry | None:
+        """Return the answer for `key` if it is fresh at the monotonic instant `now` and was used last. Takes no lock.
 
         This is the way of the usual warm scan, which asks for the same key again and again: the entry is at the end
         already, so there is nothing to change. The pair is read once, as one reference; a thread that replaces it or
         drops it from the cache meanwhile did so after this look.
         """
         latest = self._latest
-        if latest is not None and latest[0] == key and self._monotonic() < latest[1].fresh_until:
+        if latest is not None and latest[0] == key and now < latest[1].fresh_until:
             return latest[1]
         return None
 
@@ -260,30 +260,71 @@ class ResultCache(Generic[Flight]):
         Raises:
             Exception: a candidate cannot be copied; nothing is kept, and the flight has not landed.
         """
-        now = self._monotonic()
-        ttl, copying, own = self._ttl_empty, SHARED, ()
-        if candidates:
-            ttl, copying = self._ttl, copying_of(candidates)
-            own = tuple(copies_of(candidates, copying))
-        until = now + ttl * (1.0 - self._jitter * self._random())
-        entry = Entry(own, now, until, until + self._stale, None, copying)
+        entry = self.entry_of(candidates)
+        self.put_entry(key, entry, flight, keep=keep)
+        return entry
+
+    def put_entry(self, key: bytes, entry: Entry, flight: Flight, *, keep: bool) -> None:
+        """Do the same with an entry that was made before."""
         displaced: object = None
+        if self.answers is None:
+            with self._lock:
+                displaced = self.settle(key, entry, flight, keep)
+            del displaced
+            return
         with self._lock:
             if keep:
                 displaced = self._keep(key, entry)
             if self._failures is not None:
                 self._failures.pop(key, None)
-            if self.answers is None:
-                self._end_flight(key, flight)
         del displaced
-        if self.answers is not None:
-            # The answer is stored before the flight ends, which gives the lease back. The other way round, another
-            # process could acquire the lease, find no answer in the store, and call the source again.
-            if keep:
-                self.answers.keep(key, own, until - now, entry.stale_until - now)
-            with self._lock:
-                self._end_flight(key, flight)
-        return entry
+        # The answer is stored before the flight ends, which gives the lease back. The other way round, another process
+        # could acquire the lease, find no answer in the store, and call the source again.
+        if keep:
+            now = entry.stored_at
+            self.answers.keep(key, entry.candidates, entry.fresh_until - now, entry.stale_until - now)
+        with self._lock:
+            self._end_flight(key, flight)
+
+    def entry_of(self, candidates: list[Any]) -> Entry:
+        """Make an entry of an answer that has just come, with copies of its own.
+
+        Raises:
+            Exception: a candidate cannot be copied.
+        """
+        now = self._monotonic()
+        if candidates:
+            copying = copying_of(candidates)
+            until = now + self._ttl * (1.0 - self._jitter * self._random())
+            return Entry(tuple(copies_of(candidates, copying)), now, until, until + self._stale, None, copying)
+        until = now + self._ttl_empty * (1.0 - self._jitter * self._random())
+        return Entry((), now, until, until + self._stale, None, SHARED)
+
+    def settle(self, key: Any, entry: Entry, flight: Flight, keep: bool, /) -> object:
+        """Keep an entry and end its flight, in a cache without `answers`. The caller holds the lock that it has given.
+
+        So the owner of the lock can end the execution in the same step. What is returned must be let go after the lock.
+        It is what had to make room, perhaps the last reference to a candidate. Its `__del__` is foreign code: one that
+        hung under the lock would hang the watchdog, too.
+        """
+        displaced: object = None
+        if keep:  # `_keep`, without the call
+            entries, displaced = self._entries, self._latest
+            if key in entries:
+                displaced = displaced, entries.pop(key)
+            elif len(entries) >= self._maxsize:
+                displaced = displaced, entries.popitem()
+            entries[key] = entry
+            self._latest = (key, entry)
+        if self._failures is not None:
+            self._failures.pop(key, None)
+        flights = self._flights
+        if flights is not None and flights.get(key) is flight:  # `_end_flight`: where nothing is stored, nobody waits
+            if len(flights) == 1:
+                self._flights = None
+            else:
+                del flights[key]
+        return displaced
 
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:
         """Remember a failure for `ttl_error` seconds, if that is set; an older answer is kept."""
@@ -301,7 +342,7 @@ class ResultCache(Generic[Flight]):
             self._forgotten += 1
             displaced = self._latest, self._entries
             self._latest, self._entries = None, _Entries(self._entries.maxsize)
-        del displaced  # see `_keep`
+        del displaced  # see `settle`
         self.forget_failures()
 
     def forget_failures(self) -> None:
@@ -358,16 +399,13 @@ class ResultCache(Generic[Flight]):
                 self._on_landed(key)
 
     def _keep(self, key: Hashable, entry: Entry) -> object:
-        """Put an answer at the end of the entries. Under the lock.
-
-        What is returned must be let go after the lock. It is what had to make room, perhaps the last reference to a
-        candidate. Its `__del__` is foreign code: one that hung under the lock would hang the watchdog, too.
-        """
-        entries, displaced = self._entries, [self._latest]
+        """Put an answer at the end of the entries, under the lock; return what must be let go after it (`settle`)."""
+        entries = self._entries
+        displaced: object = self._latest
         if key in entries:
-            displaced.append((key, entries.pop(key)))
+            displaced = displaced, entries.pop(key)
         elif len(entries) >= self._maxsize:
-            displaced.append(entries.popitem())
+            displaced = displaced, entries.popitem()
         entries[key] = entry
         self._latest = (key, entry)
         return displaced

@@ -20,7 +20,7 @@ from resilient_scan import (
     Timeout,
     scanner,
 )
-from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.execution import Execution
 from resilient_scan.core.stack import Flight
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 
@@ -77,13 +77,13 @@ def test_a_cache_with_one_key_for_all_states_says_so(clock):
 
 def test_a_worker_that_has_just_handed_over_is_as_good_as_free(clock, monkeypatch):
     """After a run of the only worker it said, now and then, that all of them are busy."""
-    finish, looked = ThreadPool._finish, threading.Event()
+    run, looked = Execution.run, threading.Event()
 
-    def slow_finish(pool, place, task):
+    def slow_to_finish(execution):
+        run(execution)
         assert looked.wait(5)
-        return finish(pool, place, task)
 
-    monkeypatch.setattr(ThreadPool, "_finish", slow_finish)
+    monkeypatch.setattr(Execution, "run", slow_to_finish)
     with runner_of(healthy("movers", cache=None), broken("feed", cache=None), clock=clock, max_workers=1) as runner:
         runner.run(STATE, only=["movers"])
         try:

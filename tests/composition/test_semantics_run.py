@@ -448,10 +448,10 @@ def test_a_reader_who_takes_long_keeps_nobody_from_running(
     ran: list[str] = []
     begin = run.begin
 
-    def late(stack: Any, of: Any) -> Any:
+    def late(stack: Any, of: Any, turn: float) -> Any:
         if stack.name == "s19":
             eventually(of.outbox.qsize, "one has ended while the others begin")
-        return begin(stack, of)
+        return begin(stack, of, turn)
 
     monkeypatch.setattr(run, "begin", late)
     fleet = [scanner(name=f"s{n}", pipeline="p")(lambda _state, n=n: ran.append(f"s{n}") or []) for n in range(20)]
@@ -467,8 +467,8 @@ def test_a_group_that_was_not_handed_over_is_when_its_run_is_interrupted(
     begun, joined = threading.Event(), threading.Event()
     begin = run.begin
 
-    def interrupted(stack: Any, of: Any) -> Any:
-        started = begin(stack, of)
+    def interrupted(stack: Any, of: Any, turn: float) -> Any:
+        started = begin(stack, of, turn)
         if stack.name == "other":
             begun.set()
             joined.wait(WAIT_TIMEOUT)
@@ -516,12 +516,12 @@ def test_a_reader_gets_the_first_results_before_a_large_fleet_has_begun(
     """One who is slow gets no more until all scans have begun: they do not wait for a reader."""
     clock, begun, begin = FakeClock(), 0, run.begin
 
-    def counted(stack: Any, of: Any) -> Any:
+    def counted(stack: Any, of: Any, turn: float) -> Any:
         nonlocal begun
         begun += 1
         if begun == run.READ_AFTER + 10:
             eventually(lambda: of.results or of.outbox.qsize(), "one has ended")
-        return begin(stack, of)
+        return begin(stack, of, turn)
 
     monkeypatch.setattr(run, "begin", counted)
     fleet = [healthy(f"s{number}") for number in range(3 * run.READ_AFTER)]

@@ -104,8 +104,8 @@ class ProviderMachine(RuleBasedStateMachine):
                 self.breaker._admit(scanner, self.context)
             assert self.changes() == []
             return
-        permit = Permit(self.breaker._memory.generation)
-        if not self.breaker._memory.closed:
+        permit = Permit(self.breaker.memory.generation)
+        if not self.breaker.memory.closed:
             permit = self.breaker._admit(scanner, self.context)
         if self.state == "open":
             self.turn("half_open")

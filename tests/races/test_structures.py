@@ -68,7 +68,7 @@ def test_each_change_of_the_breaker_is_told_once(crew: Crew) -> None:
             changes.extend(one for one in told if one is not None)
 
     crew(work, times=4)
-    assert len(changes) == breaker._memory.generation
+    assert len(changes) == breaker.memory.generation
     counts = {(one.old, one.new): 0 for one in changes}
     for one in changes:
         counts[one.old, one.new] += 1

@@ -283,7 +283,7 @@ def test_a_shared_value_keeps_for_five_minutes_unless_told(clock: FakeClock) -> 
 
 
 def test_settings_are_those_of_its_home(clock: FakeClock) -> None:
-    context = AttemptContext.at(ScannerContext("one", {"token": "x"}, clock, None), Snapshot({}))
+    context = AttemptContext.at(ScannerContext("one", {"token": "x"}, clock, None), Snapshot({}), "run")
     assert (context.scanner, context.settings["token"]) == ("one", "x")
     assert context.remaining() == NEVER
 

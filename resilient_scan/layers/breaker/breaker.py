@@ -78,16 +78,16 @@ class CircuitBreaker:
 
     __slots__ = (
         "_clock",
-        "_has_rates",
         "_lock",
         "_machine",
-        "_memory",
         "_name",
         "_options",
         "_process",
         "_random",
         "_sync",
         "_trial_numbers",
+        "has_rates",
+        "memory",
     )
 
     def __init__(
@@ -107,8 +107,8 @@ class CircuitBreaker:
         self._clock = clock
         self._random = random
         self._machine = BreakerMachine(options, quorum)
-        self._memory = self._machine.memory
-        self._has_rates = self._machine.window is not None
+        self.memory = self._machine.memory
+        self.has_rates = self._machine.window is not None
         self._lock = threading.Lock()
         self._trial_numbers = itertools.count(1)
         self._process = "" if store is None else f"{os.getpid()}-{uuid.uuid4().hex[:12]}."
@@ -119,20 +119,20 @@ class CircuitBreaker:
     @property
     def state(self) -> str:
         """`closed`, `open` or `half_open`."""
-        return self._memory.state.replace("-", "_")
+        return self.memory.state.replace("-", "_")
 
     @property
     def failures(self) -> int:
         """The number of attempts that have failed in a row, without those that are too old to count."""
         if self._options.within is None:
-            return self._memory.failures
+            return self.memory.failures
         with self._lock:
             self._machine.forget_old(self._clock.monotonic())
-            return self._memory.failures
+            return self.memory.failures
 
     def is_open(self) -> bool:
         """Return whether an attempt would be refused because the breaker is open."""
-        return self._memory.state == OPEN and self._clock.monotonic() < self._machine.open_until
+        return self.memory.state == OPEN and self._clock.monotonic() < self._machine.open_until
 
     def next_trial_in(self) -> float:
         """Return the seconds until an attempt is admitted, at most; 0 if one would be admitted now.
@@ -140,7 +140,7 @@ class CircuitBreaker:
         A slot becomes free when its trial ends, or else when its permit expires.
         """
         with self._lock:
-            state, now = self._memory.state, self._clock.monotonic()
+            state, now = self.memory.state, self._clock.monotonic()
             if state == OPEN:
                 return max(0.0, self._machine.open_until - now)
             taken = sorted(expires - now for expires in self._machine.trials.values() if expires > now)
@@ -158,8 +158,7 @@ class CircuitBreaker:
 
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
-        memory, clock = self._memory, self._clock
-        has_rates, suspicious = self._has_rates, self._options.suspicious
+        memory, clock, suspicious = self.memory, self._clock, self._options.suspicious
 
         def guarded(context: AttemptContext) -> list[Any]:
             # The generation is read before `closed`. If the breaker opens in between, this attempt has the older
@@ -184,15 +183,25 @@ class CircuitBreaker:
                 failed, permit = self.judge(permit, error, context, emit)
                 raise
             finally:
-                context.permit = None
-                if failed is False and not has_rates and memory.failures == 0 and permit.expires is None:
-                    permit.done = True  # the first lines of `vote`, without the call
-                else:
-                    change = self.vote(permit, failed)
-                    if change is not None:
-                        emit(change.during(context.run_id))
+                self.give_back(permit, failed, context, emit)
 
         return guarded
+
+    def give_back(
+        self,
+        permit: Permit,
+        failed: bool | None,
+        context: AttemptContext,
+        emit: Callable[[BreakerChanged], None],
+    ) -> None:
+        """Cast the vote of an attempt that has ended."""
+        context.permit = None
+        if failed is False and not self.has_rates and self.memory.failures == 0 and permit.expires is None:
+            permit.done = True  # the first lines of `vote`, without the call
+            return
+        change = self.vote(permit, failed)
+        if change is not None:
+            emit(change.during(context.run_id))
 
     def noting_slow(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call`, inside `around`, so that an attempt counts as slow once it has taken `slow_after`.
@@ -231,7 +240,7 @@ class CircuitBreaker:
         """
         if self._clock.monotonic() - postponed < permit.slow_at:
             return None
-        memory, sync = self._memory, self._sync
+        memory, sync = self.memory, self._sync
         with self._lock:
             counts = memory.state == CLOSED and permit.generation == memory.generation
             if permit.done or permit.slow or not counts:
@@ -310,8 +319,8 @@ class CircuitBreaker:
         Raises:
             CircuitOpen: the breaker is open, or half-open with all its trials taken.
         """
-        permit = Permit(self._memory.generation)
-        if self._memory.closed:
+        permit = Permit(self.memory.generation)
+        if self.memory.closed:
             return permit, None
         answer, change = self._ask_admission(ends, who)
         if isinstance(answer, CircuitOpen):
@@ -349,9 +358,9 @@ class CircuitBreaker:
         if self._sync is not None:
             return self._sync.change(order)
         with self._lock:
-            before = self._memory.state
+            before = self.memory.state
             order(self._machine, self._clock.monotonic())
-            return (self._change_since(before) if self._memory.state != before else None), None
+            return (self._change_since(before) if self.memory.state != before else None), None
 
     def _ask_admission(self, ends: float, who: str = "") -> tuple[Permit | CircuitOpen, BreakerChanged | None]:
         """Return a permit or a refusal, and a change for listeners.
@@ -361,7 +370,7 @@ class CircuitBreaker:
         """
         now = self._clock.monotonic()
         with self._lock:
-            state, generation = self._memory.state, self._memory.generation
+            state, generation = self.memory.state, self.memory.generation
             if state == OPEN and now < self._machine.open_until:
                 return self._refusal(now), None
         until = now + max(0.0, min(self._options.open_for, ends + VOTE_GRACE - now))
@@ -378,7 +387,7 @@ class CircuitBreaker:
     def _admit_locally(
         self, trial: str, now: float, until: float, change: BreakerChanged | None
     ) -> tuple[Permit | CircuitOpen, BreakerChanged | None]:
-        memory, sync = self._memory, self._sync
+        memory, sync = self.memory, self._sync
         with self._lock:
             before = memory.state
             granted = self._machine.admit(trial, now, until)
@@ -400,7 +409,7 @@ class CircuitBreaker:
 
     def _refusal(self, now: float) -> CircuitOpen:
         """Return why there is no permit. Under the lock."""
-        if self._memory.state == OPEN:
+        if self.memory.state == OPEN:
             left = max(0.0, self._machine.open_until - now)
             return CircuitOpen(f"the breaker of {self._name} is open, next trial in {in_seconds(left)}s")
         return CircuitOpen(f"the breaker of {self._name} is half-open and its trial is still under way")
@@ -420,8 +429,8 @@ class CircuitBreaker:
             wait: `False` on a thread that must not wait for a store: the next `flush` stores the vote.
             who: made the attempt, if the breaker is a provider's.
         """
-        memory, sync = self._memory, self._sync
-        if failed is False and not self._has_rates and memory.failures == 0 and permit.expires is None:
+        memory, sync = self.memory, self._sync
+        if failed is False and not self.has_rates and memory.failures == 0 and permit.expires is None:
             # A success resets the count of failures, which is 0, so there is nothing to lock. If the watchdog votes
             # "failed" on this permit at this very moment, its vote counts, and ours would have been ignored anyway.
             permit.done = True
@@ -434,7 +443,7 @@ class CircuitBreaker:
                 return None
             if self._options.within is not None:
                 self._machine.forget_old(self._clock.monotonic())
-                if failed is False and not self._has_rates and memory.failures == 0 and permit.expires is None:
+                if failed is False and not self.has_rates and memory.failures == 0 and permit.expires is None:
                     return None  # as above: what it would end is too old to count
             before, failures = memory.state, memory.failures
             vote = self._vote(permit, failed, who)
@@ -453,7 +462,7 @@ class CircuitBreaker:
         return Vote(permit.generation, permit.trial, failed, permit.slow, self._clock.monotonic(), jitter, who)
 
     def _change_since(self, before: str) -> BreakerChanged:
-        return change_event(self._name, before, self._memory.state, self._machine.open_for)
+        return change_event(self._name, before, self.memory.state, self._machine.open_for)
 
     # The store.
 

@@ -101,7 +101,7 @@ class ProviderBreaker(CircuitBreaker):
     @property
     def status(self) -> str:
         """`closed`, `open`, `half_open`, or `held`: closed, but the provider asked to be left alone."""
-        held = self._memory.state == CLOSED and self.held_until > self._clock.monotonic()
+        held = self.memory.state == CLOSED and self.held_until > self._clock.monotonic()
         return HELD if held else self.state
 
     def admits_by(self, ends: float) -> bool:
@@ -131,7 +131,7 @@ class ProviderBreaker(CircuitBreaker):
         if status == HELD:
             return None, wall + (self.held_until - now), ""
         with self._lock:
-            if self._memory.state == CLOSED:
+            if self.memory.state == CLOSED:
                 return None, None, ""
             machine, trying = self._machine, self._trying(now)
             last = machine.failed_by[-1] if machine.failed_by else ""
@@ -169,12 +169,12 @@ class ProviderBreaker(CircuitBreaker):
                 return
             self.scanners.add(scanner)
             self._machine.quorum = min(QUORUM, len(self.scanners))
-            if self._memory.state == OPEN and len(self._machine.failed_by) < self._machine.quorum:
+            if self.memory.state == OPEN and len(self._machine.failed_by) < self._machine.quorum:
                 self._machine.end_open_time(self._clock.monotonic())
 
     def attempts_of(self, scanner: str, call: Call) -> Call:
         """Wrap one scanner's `call` so that each attempt needs a permit and votes."""
-        memory, clock, streaks, undecided = self._memory, self._clock, self._streaks, self._undecided
+        memory, clock, streaks, undecided = self.memory, self._clock, self._streaks, self._undecided
 
         def attempt(context: AttemptContext) -> list[Any]:
             permit = Permit(memory.generation)  # before `closed`, as in a scanner's own breaker
@@ -214,8 +214,8 @@ class ProviderBreaker(CircuitBreaker):
             CircuitOpen: the provider is down.
             BaseException: what `call` raised; it is `excused` if it is the way's fault, and this breaker has taken it.
         """
-        permit = Permit(self._memory.generation)
-        if self._undecided or not self._memory.closed:
+        permit = Permit(self.memory.generation)
+        if self._undecided or not self.memory.closed:
             permit = self._admit(scanner, context)
         failed: bool | None = None
         try:
@@ -276,7 +276,7 @@ class ProviderBreaker(CircuitBreaker):
         """Return whether another scanner is to make the next trial; the second time nobody else has come, so no."""
         machine, now = self._machine, self._clock.monotonic()
         with self._lock:
-            due = self._memory.state != CLOSED and now >= machine.open_until
+            due = self.memory.state != CLOSED and now >= machine.open_until
             if not due or self._last_trial != scanner or machine.quorum < QUORUM or self._yielded:
                 return False
             self._yielded = not any(expires > now for expires in machine.trials.values())
@@ -328,7 +328,7 @@ class ProviderBreaker(CircuitBreaker):
         """Count a failure; return whether it is this breaker's business, and not the scanner's own."""
         self._report(self.vote(permit, True, who=scanner), context.run_id)
         with self._lock:
-            if permit.expires is not None or self._memory.state != CLOSED:
+            if permit.expires is not None or self.memory.state != CLOSED:
                 self._streaks.clear()
                 return True
             self._last_trial = ""

@@ -224,7 +224,7 @@ def test_a_change_that_a_refused_attempt_found_is_announced() -> None:
     permit = breaker.admit()[0]
     breaker.vote(permit, True, wait=False)
     assert breaker._sync is not None
-    breaker._memory.closed = False  # as if nobody had looked
+    breaker.memory.closed = False  # as if nobody had looked
     fleet.store.away = None
     fail(other)
     with pytest.raises(CircuitOpen, match="is open"):

@@ -115,11 +115,11 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
     cache = cache_of(clock, maxsize=2, stale_if_error=5)
     cache.put("a", [], "flight")
     cache.put("b", [], "flight")
-    assert cache.peek("b") is not None
+    assert cache.peek("b", clock.monotonic()) is not None
     assert cache.stale("a") is not None  # the least recently used one is now b
-    assert cache.peek("b") is None
+    assert cache.peek("b", clock.monotonic()) is None
     assert cache.fresh("b") is not None  # and now it is a
-    assert cache.peek("b") is not None
+    assert cache.peek("b", clock.monotonic()) is not None
     cache.put("c", [], "flight")
     assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
 
@@ -127,26 +127,26 @@ def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock
 def test_peek_finds_the_answer_used_last_while_it_is_fresh(clock: FakeClock) -> None:
     cache = cache_of(clock)
     first = cache.put("key", [], "flight")
-    assert cache.peek("other") is None
-    assert cache.peek("key") is first
+    assert cache.peek("other", clock.monotonic()) is None
+    assert cache.peek("key", clock.monotonic()) is first
     second = cache.put("key", [], "flight")
-    assert cache.peek("key") is second
+    assert cache.peek("key", clock.monotonic()) is second
     clock.advance(10)
-    assert cache.peek("key") is None
+    assert cache.peek("key", clock.monotonic()) is None
 
 
 def test_the_answer_used_last_is_forgotten_with_it(clock: FakeClock) -> None:
     cache = cache_of(clock)
     entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10)
     cache._keep("key", entry)
-    assert cache.peek("key") is entry
+    assert cache.peek("key", clock.monotonic()) is entry
     assert cache.copies("key", entry) is None
-    assert cache.peek("key") is None
+    assert cache.peek("key", clock.monotonic()) is None
 
 
 def test_an_answer_that_came_meanwhile_is_no_reason_to_lead(clock: FakeClock) -> None:
     cache = cache_of(clock)
-    assert cache.peek("key") is None
+    assert cache.peek("key", clock.monotonic()) is None
     assert cache.lead("key", "flight") == "flight"
     entry = cache.put("key", [], "flight")
     assert cache.lead("key", "other") is entry
