@@ -97,6 +97,7 @@ while len(descendants(os.getpid())) < 4:  # the fork server, two children, and w
 time.sleep(0.1)
 print(*descendants(os.getpid()), flush=True)
 print("what the program prints")
+os.write(2, b"ready\\n")
 """
 
 
@@ -113,6 +114,8 @@ def _start(end: str) -> tuple[subprocess.Popen[str], list[int]]:
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 4, process.communicate()
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"  # or a Ctrl-C comes before it has printed
     return process, pids
 
 

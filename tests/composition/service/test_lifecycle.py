@@ -285,7 +285,9 @@ def test_a_process_that_forgets_to_stop_it_ends_all_the_same(last: str) -> None:
     )
     assert done.returncode == (1 if last == "1 / 0" else 0), done.stderr
     assert done.stdout == ""
-    assert done.stderr == "" or (last == "1 / 0" and done.stderr.count("Traceback") == 1)
+    # On a busy machine asyncio's debug mode says which of its own steps were slow.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert not said or (last == "1 / 0" and done.stderr.count("Traceback") == 1), done.stderr
 
 
 BARE = """
