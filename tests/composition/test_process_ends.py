@@ -115,7 +115,8 @@ def _start(end: str) -> tuple[subprocess.Popen[str], list[int]]:
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 4, process.communicate()
     assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"  # or a Ctrl-C comes before it has printed
+    # Or a Ctrl-C comes before it has printed. Read past the buffer, of which `communicate` knows nothing.
+    assert os.read(process.stderr.fileno(), len(b"ready\n")) == b"ready\n"
     return process, pids
 
 
