@@ -89,35 +89,31 @@ class LaneTask(Task, Protocol):
         """Go on elsewhere, or end: the loop it was on is given up. On the watchdog's thread."""
 
 
-class LaneSlot(Slot):
+class LaneSlot(Slot, eq=False, kw_only=True):
     """An execution on the loop: what a worker is in a pool."""
 
-    __slots__ = ("_lane", "deadline", "expired", "hang", "mark", "started", "task")
-
-    def __init__(self, lane: Lane, loop: LaneLoop, task: LaneTask) -> None:
-        super().__init__(task.name, loop)
-        self._lane = lane
-        self.task: Any = task  # until it has ended: callbacks that the scanner forgot may keep the slot
-        self.started: float = 0.0
-        self.deadline: float = NEVER
-        self.mark: float = NEVER
-        self.expired: bool = False  # its time is up, and it still runs
-        self.hang: Hang | None = None
+    lane: Any = None  # the `Lane`
+    task: Any = None  # until it has ended: callbacks that the scanner forgot may keep the slot
+    started: float = 0.0
+    deadline: float = NEVER
+    mark: float = NEVER
+    expired: bool = False  # its time is up, and it still runs
+    hang: Hang | None = None
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way."""
-        self._lane.watch(self, deadline)
+        self.lane.watch(self, deadline)
 
     def set_mark(self, instant: float) -> None:
         """Call the task under way (`mark_passed`) at an instant."""
-        self._lane.watch_mark(self, instant)
+        self.lane.watch_mark(self, instant)
 
     def __call__(self) -> None:
         """Do the work, in a greenlet."""
         try:
             self.task.run()
         finally:
-            self._lane.finish(self)
+            self.lane.finish(self)
 
     def describe(self, now: float, frames: dict[int, Any]) -> Abandoned:
         """Return its line in the ledger."""
@@ -155,6 +151,7 @@ class Lane:
         self._slots: set[LaneSlot] = set()
         self._hung: set[LaneSlot] = set()
         self._next_look = NEVER
+        self._earliest = NEVER  # no deadline and no mark of a slot comes before
         self._closed = False
         # The watchdog's own: the step that its last look found, since when it runs, when that look was, for how long
         # it has been seen, and whether it has been blamed.
@@ -204,13 +201,23 @@ class Lane:
     def watch(self, slot: LaneSlot, deadline: float) -> None:
         """Keep a deadline for a slot, in place of the one before."""
         slot.deadline = deadline
-        if deadline < self._next_look:  # read after that was written: see `ThreadPool.look_by`
-            self._look_by(deadline)
+        self._note(deadline)
 
     def watch_mark(self, slot: LaneSlot, instant: float) -> None:
         """Keep a mark for a slot, in place of the one before."""
         with self._lock:  # the watchdog takes away a mark that has passed
             slot.mark = instant
+        self._note(instant)
+
+    def _note(self, instant: float) -> None:
+        """See to it that the watchdog acts on what a slot has just been given, and not before.
+
+        Both numbers are read after the slot was written, and the watchdog sets them to infinity before it reads the
+        slots: see `ThreadPool.look_by`.
+        """
+        if instant < self._earliest:
+            with self._lock:
+                self._earliest = min(instant, self._earliest)
         if instant < self._next_look:
             self._look_by(instant)
 
@@ -270,7 +277,8 @@ class Lane:
             return
         with self._lock:
             count = min(ADMITTED, len(self._queue), max(0, self._most - len(self._slots)))
-            slots = [LaneSlot(self, loop, self._queue.popleft()) for _ in range(count)]
+            tasks = [self._queue.popleft() for _ in range(count)]
+            slots = [LaneSlot(task.name, loop, lane=self, task=task) for task in tasks]
             self._slots.update(slots)
             self._called = count == ADMITTED
         for slot in slots:
@@ -337,8 +345,7 @@ class Lane:
                 return  # an earlier look has replaced the one for which this timer was set
             self._next_look = NEVER
             loop = self._loop
-            passed = self._take_passed(now, loop)
-            due = self._take_due(now, loop)
+            passed, due = self._take(now, loop)
         try:
             for task in passed:
                 guarded(task.mark_passed, f"{task.name}: what was due at its mark failed")
@@ -352,10 +359,22 @@ class Lane:
                     _call(loop, self._admit)
         finally:
             with self._lock:
-                upcoming = min((min(slot.deadline, slot.mark) for slot in self._slots), default=NEVER)
+                upcoming = self._earliest
                 busy = bool(self._slots or self._queue or (loop is not None and loop.turn_began))
             if busy:
                 self._look_by(max(upcoming, now + MIN_LOOK_INTERVAL))
+
+    def _take(self, now: float, loop: LaneLoop | None) -> tuple[list[LaneTask], list[tuple[LaneSlot, LaneTask, float]]]:
+        """Return what has passed its mark, and what is due. Under the lock.
+
+        Ten thousand slots are not looked through 30 times a second: only once the earliest instant has come.
+        """
+        if now < self._earliest:
+            return [], []
+        self._earliest = NEVER
+        passed, due = self._take_passed(now, loop), self._take_due(now, loop)
+        self._earliest = min((min(slot.deadline, slot.mark) for slot in self._slots), default=NEVER)
+        return passed, due
 
     def _take_passed(self, now: float, loop: LaneLoop | None) -> list[LaneTask]:
         """Return the tasks whose mark has come, and take the marks away. Under the lock."""

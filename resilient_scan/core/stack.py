@@ -361,7 +361,8 @@ class Stack:
     def _fold(self, engine: Engine) -> Call:
         """Put the layers around an engine's call, innermost first."""
         policy, traffic = self.policy, self._config.traffic
-        call = engine.attempt(self.spec)
+        once = engine.once(self.spec) if isinstance(engine, ThreadEngine) else None
+        call = engine.attempt(self.spec) if once is None else once.call
         call = doubting(self.baseline.doubt if self._votes_on_doubts else None, expecting(self.spec.expect, call))
         if traffic is not None:
             call = traffic.guarded(call)
@@ -382,9 +383,9 @@ class Stack:
                 budget=self.budget,
                 on_exhausted=self._report_exhausted,
             )
-        if isinstance(engine, ThreadEngine) and self._is_plain:
+        if once is not None and self._is_plain:
             report = None if send_attempt is None else partial(self._report_attempt, send_attempt)
-            call = FirstAttempt(self, engine.once(self.spec), call, report).call
+            call = FirstAttempt(self, once, call, report).call
         return call
 
     @property

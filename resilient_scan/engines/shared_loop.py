@@ -22,6 +22,8 @@ from types import CoroutineType, FrameType
 from typing import Any
 from weakref import WeakSet
 
+import msgspec
+
 from resilient_scan.context import NEVER
 from resilient_scan.engines.forks import end_child, forks
 from resilient_scan.engines.greenlets import GreenletCoroutine, can_suspend, drive, pause, suspend
@@ -37,49 +39,33 @@ PARK_TIMEOUT = 0.2  # seconds for which the exit of the interpreter waits for a 
 _slot: ContextVar[Slot | None] = ContextVar("slot", default=None)
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """What a scan has on the loop, for the loop's part; it is what a cancel of the scan sets.
 
     Attributes:
         name: of the scanner.
-        handle: the task that runs its layers.
+        loop: where it is.
         under_way: whether its scanner is being called, or what it has begun is being ended.
         ends: when the attempt's time is up; more may be given meanwhile, see `due`.
         cancelled: whether the task was cancelled, or need not be any more. A second cancel would interrupt the cleanup
             that the first one started.
         children: tasks that the scanner has started.
+        handle: the `SlotTask` that runs its layers.
     """
 
-    __slots__ = (
-        "calls",
-        "cancelled",
-        "children",
-        "context",
-        "ends",
-        "executor",
-        "generators",
-        "handle",
-        "loop",
-        "name",
-        "postponed",
-        "under_way",
-        "work",
-    )
-    handle: SlotTask
-
-    def __init__(self, name: str, loop: LaneLoop) -> None:
-        self.name: str = name
-        self.loop: LaneLoop = loop
-        self.under_way: bool = False
-        self.cancelled: bool = True
-        self.ends: float = 0.0
-        self.postponed: float = 0.0
-        self.context: AttemptContext | None = None
-        self.calls: Calls | None = None
-        self.work: Any = None  # the scanner's coroutine, while it runs
-        self.children: set[asyncio.Task[Any]] | None = None
-        self.generators: Generators | None = None
-        self.executor: Executor | None = None  # of the scanner's own
+    name: str
+    loop: LaneLoop
+    under_way: bool = False
+    cancelled: bool = True
+    ends: float = 0.0
+    postponed: float = 0.0
+    context: AttemptContext | None = None
+    calls: Calls | None = None
+    work: Any = None  # the scanner's coroutine, while it runs
+    children: set[asyncio.Task[Any]] | None = None
+    generators: Generators | None = None
+    executor: Executor | None = None  # of the scanner's own
+    handle: Any = None
 
     def begin(self, context: AttemptContext, calls: Calls) -> None:
         """Note that its scanner is called, and have the attempt cancelled at its end."""

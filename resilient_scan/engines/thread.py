@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator
+from types import CoroutineType
 from typing import Any
 
 from resilient_scan.engines.forks import end_child, forks
@@ -70,6 +71,10 @@ class Once:
 
     def keep(self, answer: Any, context: AttemptContext) -> None:
         """Keep the valid candidates of what the scanner returned; await that first if need be."""
-        if type(answer) is not list and (inspect.isawaitable(answer) or isinstance(answer, AsyncIterator)):
+        kind = type(answer)
+        if kind is CoroutineType or (
+            kind is not list and (inspect.isawaitable(answer) or isinstance(answer, AsyncIterator))
+        ):
             answer = self._loops.finish(answer, self.make, context, self._calls)
-        keep_valid(answer, self.make, context)
+        if type(answer) is not list or answer:
+            keep_valid(answer, self.make, context)

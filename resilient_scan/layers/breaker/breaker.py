@@ -158,34 +158,7 @@ class CircuitBreaker:
 
     def around(self, call: Call, emit: Callable[[BreakerChanged], None]) -> Call:
         """Wrap `call` so that each attempt needs a permit and votes."""
-        memory, clock, suspicious = self.memory, self._clock, self._options.suspicious
-
-        def guarded(context: AttemptContext) -> list[Any]:
-            # The generation is read before `closed`. If the breaker opens in between, this attempt has the older
-            # generation and no vote. The other way round, it could see `closed`, then the breaker could open and
-            # become half-open, and then this attempt, which is not a trial, would vote in the half-open generation.
-            permit = Permit(memory.generation)
-            if not memory.closed:
-                permit = self._permit_or_refuse(context, emit)
-            failed: bool | None = None
-            # The permit is set before the clock is read. At the deadline, the watchdog votes on the permit that it
-            # finds here. Either it finds this one, or it has looked before, and then this attempt sees below that the
-            # deadline has passed. Were the clock read first, an attempt that is preempted in between could begin its
-            # call after the watchdog has looked, and hang without ever having voted.
-            context.permit = permit
-            try:
-                if context.abandoned or clock.monotonic() >= context.ends:
-                    context.check()
-                found = call(context)
-                failed = suspicious and context.doubted is not None
-                return found
-            except BaseException as error:
-                failed, permit = self.judge(permit, error, context, emit)
-                raise
-            finally:
-                self.give_back(permit, failed, context, emit)
-
-        return guarded
+        return _Guarded(self, call, emit, self._clock.monotonic, self._options.suspicious).call
 
     def give_back(
         self,
@@ -255,7 +228,12 @@ class CircuitBreaker:
                 return sync.announce()
         return sync.flush()
 
-    def _permit_or_refuse(self, context: AttemptContext, emit: Callable[[BreakerChanged], None]) -> Permit:
+    def permit_or_refuse(self, context: AttemptContext, emit: Callable[[BreakerChanged], None]) -> Permit:
+        """Return a permit for an attempt while the breaker is not closed.
+
+        Raises:
+            CircuitOpen: it is open, or half-open with all its trials taken.
+        """
         answer, change = self._ask_admission(context.ends)
         if change is not None:
             emit(change.during(context.run_id))
@@ -489,3 +467,47 @@ class CircuitBreaker:
         """Go on without the store, which could not be read at the start of a run, until the next vote that matters."""
         if self._sync is not None:
             self._sync.trust_local()
+
+
+class _Guarded:
+    """A call that needs a permit. An object, where a function would have ten for the garbage collector to look at."""
+
+    __slots__ = ("_breaker", "_call", "_emit", "_memory", "_monotonic", "_suspicious")
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        call: Call,
+        emit: Callable[[BreakerChanged], None],
+        monotonic: Callable[[], float],
+        suspicious: bool,
+    ) -> None:
+        self._breaker, self._memory = breaker, breaker.memory
+        self._call, self._emit = call, emit
+        self._monotonic, self._suspicious = monotonic, suspicious
+
+    def call(self, context: AttemptContext) -> list[Any]:
+        """Make an attempt with a permit, and vote."""
+        # The generation is read before `closed`. If the breaker opens in between, this attempt has the older generation
+        # and no vote. The other way round, it could see `closed`, then the breaker could open and become half-open, and
+        # then this attempt, which is not a trial, would vote in the half-open generation.
+        permit = Permit(self._memory.generation)
+        if not self._memory.closed:
+            permit = self._breaker.permit_or_refuse(context, self._emit)
+        failed: bool | None = None
+        # The permit is set before the clock is read. At the deadline, the watchdog votes on the permit that it finds
+        # here. Either it finds this one, or it has looked before, and then this attempt sees below that the deadline
+        # has passed. Were the clock read first, an attempt that is preempted in between could begin its call after the
+        # watchdog has looked, and hang without ever having voted.
+        context.permit = permit
+        try:
+            if context.abandoned or self._monotonic() >= context.ends:
+                context.check()
+            found = self._call(context)
+            failed = self._suspicious and context.doubted is not None
+            return found
+        except BaseException as error:
+            failed, permit = self._breaker.judge(permit, error, context, self._emit)
+            raise
+        finally:
+            self._breaker.give_back(permit, failed, context, self._emit)
