@@ -23,8 +23,8 @@ from resilient_scan.core.config import (
     isolated,
     settings_by_scanner,
 )
+from resilient_scan.core.flights import Flight
 from resilient_scan.core.runs import Runs, in_thread, on_threads
-from resilient_scan.core.stack import Flight
 from resilient_scan.errors import ConfigError
 from resilient_scan.events import Event, Listener
 from resilient_scan.layers.limit import ProviderState

@@ -11,13 +11,18 @@
     pool.py            ThreadPool     a worker runs it; the watchdog hands over on time   workers, one watchdog
                            |
     stack.py           Stack.call     retry ( breaker ( limit ( timeout.attempt ( call ))))    a worker
+    first.py                          the same in one function, for a first attempt that succeeds
                            |
     engines/             attempt      one call of the scanner
 
+    ending.py     Ending    an execution, as those see it who end it
+    overdue.py    Overdue   an execution whose time is up, or whose loop is given up
     copies.py     AnswerCopy  a large answer of the cache, copied on a worker for one scan
     assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
+    flights.py    Flight    what is remembered of the last scans
+    registration.py         what listeners are told of a scanner
     map_run.py    MapRun    a run of one scanner over many inputs
     runs.py       Runs      all the runs of a runner, and how they end when it is closed
     task.py       Task      what the pool works on, its workers, and the ledger's entries

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 import msgspec
 
 from resilient_scan._text import in_seconds
-from resilient_scan.errors import ScanTimeout
-from resilient_scan.events import Event
+from resilient_scan.errors import Rejected, ScanTimeout, decisive_leaves, is_cancellation
+from resilient_scan.events import CANCELLED, ERROR, TIMEOUT, Event
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry
 from resilient_scan.layers.local import Fault
 from resilient_scan.results import ErrorInfo, ScanResult
 from resilient_scan.snapshot import Snapshot
+
+REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -96,3 +99,13 @@ class Waiter(Protocol):
 def run_over(waiter: Waiter, now: float) -> ScanTimeout:
     """Return the error of a scan that its run's deadline cuts off."""
     return ScanTimeout(f"the run's deadline came after {in_seconds(now - waiter.turn)}s", by_clock=True)
+
+
+def kind_of(failure: BaseException, context: AttemptContext) -> str:
+    """Return in one word how an execution or attempt ended that raised this."""
+    if is_cancellation(failure):
+        return TIMEOUT if context.timed_out else CANCELLED if context.has_ended else ERROR
+    first = decisive_leaves(failure)[0]  # `ErrorInfo` names the first too: status and error have to fit
+    if isinstance(first, ScanTimeout) and first.by_clock:
+        return TIMEOUT
+    return REJECTED if isinstance(failure, Rejected) and not context.has_called else ERROR

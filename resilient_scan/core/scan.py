@@ -21,8 +21,8 @@ import msgspec
 
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution
-from resilient_scan.core.outcome import Outcome, WaitingRun, run_over
-from resilient_scan.core.stack import REJECTED, Stack
+from resilient_scan.core.outcome import REJECTED, Outcome, WaitingRun, run_over
+from resilient_scan.core.stack import Stack
 from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT, Event
 from resilient_scan.layers.cache import Entry, ResultCache

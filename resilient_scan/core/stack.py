@@ -19,24 +19,25 @@ import msgspec
 
 from resilient_scan._once import IMPORTING
 from resilient_scan._suspend import SharedEvent
-from resilient_scan._text import counted, without_secrets
+from resilient_scan._text import without_secrets
 from resilient_scan._trace import Home
 from resilient_scan.clock import Clock, SystemClock, Wake
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
 from resilient_scan.core.first import FirstAttempt
+from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of
+from resilient_scan.core.outcome import REJECTED, kind_of
 from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.registration import registration
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines import Engine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
-from resilient_scan.errors import Rejected, ScanTimeout, StoreError, decisive_leaves, is_cancellation
+from resilient_scan.errors import StoreError
 from resilient_scan.events import (
     CANCELLED,
-    ERROR,
     SUCCESS,
-    TIMEOUT,
     AttemptEnded,
     AttemptStarted,
     Bus,
@@ -59,12 +60,12 @@ from resilient_scan.layers.timeout import Abandoned, HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
 from resilient_scan.quarantine.records import ScannerRecord
-from resilient_scan.results import ScanResult, Status
+from resilient_scan.results import ScanResult
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
-from resilient_scan.stores.history import Attempt, Learned, Past
+from resilient_scan.stores.history import Learned, Past
 from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.notes import Notes
 from resilient_scan.stores.wrappers import OffLoop
@@ -74,10 +75,7 @@ if TYPE_CHECKING:
     from resilient_scan.engines.cluster.workers import ClusterWorkers
     from resilient_scan.engines.process.children import Children
 
-REJECTED = "rejected"  # how an execution ends without an attempt; its event says cancelled
-
 _folding = threading.Lock()  # a listener may be added while a scanner's provider is learned; no foreign code runs
-MAX_FLIGHTS = 50  # scans remembered for each scanner
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: list[Any] = []
 
@@ -89,26 +87,6 @@ class SharedLoopClock(SystemClock):
 
 
 _LOOP_CLOCK = SharedLoopClock()
-
-
-class Flight(msgspec.Struct, frozen=True, gc=False):
-    """What the flight recorder keeps of a scan.
-
-    Attributes:
-        run_id: of the run that it was part of.
-        result: how it ended, without candidates and tool logs.
-        cache: what the cache had for it: `hit`, `stale`, `miss`, `shared`, `bypass`, or `""` where it was not asked.
-        steps: the attempts that failed, in order.
-        found: how many candidates it had.
-        probe: whether it tested a scanner that was out of service.
-    """
-
-    run_id: str
-    result: ScanResult
-    cache: str
-    steps: tuple[Step, ...]
-    found: int = 0
-    probe: bool = False
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -547,45 +525,7 @@ class Stack:
 
     def registered(self) -> Registered:
         """Describe this scanner to listeners."""
-        this = weakref.ref(self)  # a listener must not keep a runner alive that is gone
-
-        def breaker_state() -> str | None:
-            stack = this()
-            if stack is None or stack.breaker is None or stack.retired:
-                return None
-            return stack.breaker.state
-
-        def abandoned_threads() -> int:
-            stack = this()
-            return 0 if stack is None else stack.hung.count
-
-        def state() -> str | None:
-            stack = this()
-            return None if stack is None or stack.retired else stack.gate.state_of(stack.name)
-
-        def provider() -> str:
-            stack = this()
-            return "" if stack is None or stack.provider is None else stack.provider.limit.provider
-
-        def flapping() -> bool:
-            stack = this()
-            return stack is not None and not stack.retired and stack.flapping()
-
-        def slo_budget() -> float | None:
-            stack = this()
-            return None if stack is None or stack.retired else stack.slo_budget()
-
-        return Registered(
-            self.name,
-            self.pipeline,
-            None if self.breaker is None else breaker_state,
-            abandoned_threads,
-            state,
-            self.total,
-            provider,
-            flapping,
-            None if self.spec.slo is None else slo_budget,
-        )
+        return registration(self)
 
     def abandoned(self) -> list[Abandoned]:
         """List this scanner's threads that did not stop in time and still run, oldest first."""
@@ -619,16 +559,6 @@ def abandoned_in(lane: Lane | None, *pools: ThreadPool) -> list[Abandoned]:
     return sorted(found, key=lambda thread: -thread.age)
 
 
-def kind_of(failure: BaseException, context: AttemptContext) -> str:
-    """Return in one word how an execution or attempt ended that raised this."""
-    if is_cancellation(failure):
-        return TIMEOUT if context.timed_out else CANCELLED if context.has_ended else ERROR
-    first = decisive_leaves(failure)[0]  # `ErrorInfo` names the first too: status and error have to fit
-    if isinstance(first, ScanTimeout) and first.by_clock:
-        return TIMEOUT
-    return REJECTED if isinstance(failure, Rejected) and not context.has_called else ERROR
-
-
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
     """Return where a scanner's answers are kept: by its code, and by its settings without what is secret in them.
 
@@ -640,52 +570,3 @@ def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerSt
         return None
     identity = ascii((spec.pipeline, spec.code.module, spec.code.qualname, spec.code.version)).encode() + settings
     return AnswerStore(shared.store, spec.name, spec.candidate, identity, shared.store_failed, config.clock)
-
-
-# how a recorded scan is kept in the run history
-
-
-def past_of(flight: Flight, attempts: int) -> Past:
-    """Describe a recorded scan in plain values; `attempts` is how many the scanner's policy allows."""
-    result = flight.result
-    return Past(
-        run_id=flight.run_id,
-        started_at=result.started_at,
-        status=result.status.value,
-        found=flight.found,
-        duration=result.duration,
-        queue_wait=result.queue_wait,
-        age=result.age,
-        partial=result.partial,
-        dropped=result.dropped,
-        cache=flight.cache,
-        attempts=_attempts(flight),
-        allowed=attempts,
-        probe=flight.probe,
-        error="" if result.error is None else f"{result.error.kind}: {result.error.message}",
-        where="" if result.error is None else result.error.place,
-        traceback="" if result.error is None else result.error.traceback,
-        blame="" if result.error is None else result.error.blame,
-    )
-
-
-def _attempts(flight: Flight) -> tuple[Attempt, ...]:
-    """Return the attempts that failed and, unless it is one of them, the last one."""
-    result, failed = flight.result, [_failed(step) for step in flight.steps if step.attempt]
-    if result.attempts > len(failed):
-        before = sum(attempt.duration + (attempt.pause or 0.0) for attempt in failed)
-        failed.append(_last(flight, max(0.0, result.duration - before)))
-    return tuple(failed)
-
-
-def _failed(step: Step) -> Attempt:
-    error = step.error
-    return Attempt(step.attempt, step.duration, f"{error.kind}: {error.message}", True, step.pause, error.place)
-
-
-def _last(flight: Flight, took: float) -> Attempt:
-    result = flight.result
-    if result.status is Status.COMPLETED:
-        return Attempt(result.attempts, took, f"answered with {counted(flight.found, 'candidate')}", failed=False)
-    how = "cancelled" if result.error is None else f"{result.error.kind}: {result.error.message}"
-    return Attempt(result.attempts, took, how, failed=True, where="" if result.error is None else result.error.place)

@@ -21,7 +21,7 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.core.execution import Execution
-from resilient_scan.core.stack import Flight
+from resilient_scan.core.flights import Flight
 from resilient_scan.testing import FakeClock, broken, flapping, healthy, polite
 
 STATE = {"trade_date": "2026-11-24"}

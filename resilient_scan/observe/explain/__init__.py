@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
-from resilient_scan.core.stack import Stack, past_of
+from resilient_scan.core.flights import past_of
+from resilient_scan.core.stack import Stack
 from resilient_scan.observe.explain.layers import layers_of, origins_in_code
 from resilient_scan.observe.explain.text import Explanation, Hung, Layer, Number, Reason, Returned, Verdict
 from resilient_scan.observe.explain.verdict import verdict_of
