@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import tempfile
 import threading
 import time
 from functools import partial
@@ -50,26 +51,48 @@ def lateness(scanners: int, rounds: int) -> tuple[float, float]:
     return late[len(late) // 2], late[int(len(late) * 0.99)]
 
 
+class Unequal:
+    """Scanners that sleep for as long as it gets; what the machine has made of that is measured as well."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self._seconds = seconds
+        self._slept = [0.0] * len(seconds)
+        self.fleet = [
+            scanner(name=f"s{n}", pipeline="p", cache=None)(partial(self._sleep, n)) for n in range(len(seconds))
+        ]
+
+    def _sleep(self, number: int, _state: object) -> list[Any]:
+        began = time.perf_counter()
+        time.sleep(self._seconds[number])
+        self._slept[number] = time.perf_counter() - began
+        return []
+
+    def ratio(self, runner: ScanRunner) -> float:
+        """Run, and return how long that took in proportion to the best that there can be."""
+        duration = runner.run().duration
+        return duration / max(*self._slept, sum(self._slept) / WORKERS)
+
+
 def length(rounds: int) -> float:
     """Return how long a run of unequal scanners takes, durations known, in proportion to the best there can be."""
     chance = random.Random(7)
-    seconds = [min(1.0, chance.lognormvariate(-4.0, 1.0)) for _ in range(200)]
-    slept = [0.0] * len(seconds)
-
-    def sleeper(number: int) -> Any:
-        def sleep(_state: object) -> list[Any]:
-            began = time.perf_counter()
-            time.sleep(seconds[number])
-            slept[number] = time.perf_counter() - began  # what the machine has made of it
-            return []
-
-        return scanner(name=f"s{number}", pipeline="p", cache=None)(sleep)
-
-    fleet = [sleeper(number) for number in range(len(seconds))]
-    with ScanRunner(fleet, max_workers=WORKERS, listeners=()) as runner:
+    unequal = Unequal([min(1.0, chance.lognormvariate(-4.0, 1.0)) for _ in range(200)])
+    with ScanRunner(unequal.fleet, max_workers=WORKERS, listeners=()) as runner:
         runner.run()
-        ratios = []
-        for _ in range(rounds):
-            duration = runner.run().duration
-            ratios.append(duration / max(*slept, sum(slept) / WORKERS))
-    return statistics.median(ratios)
+        return statistics.median(unequal.ratio(runner) for _ in range(rounds))
+
+
+def first_run(rounds: int) -> tuple[float, float]:
+    """Return the same for the first run of a process, where the longest of all is the last: without a store, and with.
+
+    The store knows the durations from another process.
+    """
+    unequal, ratios = Unequal([0.02] * 199 + [0.5]), []
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"sqlite:///{folder}/state.db"
+        for place in (None, store):
+            for number in range(rounds + 1):
+                with ScanRunner(unequal.fleet, max_workers=WORKERS, listeners=(), store=place) as runner:
+                    ratios.append((number, place, unequal.ratio(runner)))
+    without = statistics.median(ratio for _, place, ratio in ratios if place is None)
+    return without, statistics.median(ratio for number, place, ratio in ratios if place is not None and number)
