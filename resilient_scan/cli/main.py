@@ -37,7 +37,16 @@ from resilient_scan.cli.options import (
     verbose_option,
 )
 from resilient_scan.cli.ping import pinging
-from resilient_scan.cli.process import HELD, INTERRUPTED, OUTPUT, UNREAD, end_at_once, stopped_by, take_over
+from resilient_scan.cli.process import (
+    HELD,
+    INTERRUPTED,
+    OUTPUT,
+    UNREAD,
+    end_at_once,
+    freeze_what_stays,
+    stopped_by,
+    take_over,
+)
 from resilient_scan.cli.screens import (
     MESSAGES,
     introduce,
@@ -249,6 +258,8 @@ def serve(
         orders += "; reading needs one" if serving.protected else ""
         say([f"serving at {serving.url}/ ({orders}); a run every {elapsed(every)}"])
         say(filter(None, [misfit(every)]), logging.WARNING)
+        if click.get_current_context().obj:  # the process is its own
+            freeze_what_stays()
         first(signals)
         say([f"stopping: the run under way gets {elapsed(grace)}; a second signal cuts it off"])
         ended = wind_up(serving, signals, grace)

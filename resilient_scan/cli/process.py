@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import signal
@@ -42,6 +43,16 @@ class Terminated(KeyboardInterrupt):
 def stopped_by(signal_: KeyboardInterrupt) -> int:
     """Return the exit code of a command that a signal ended."""
     return TERMINATED if isinstance(signal_, Terminated) else INTERRUPTED
+
+
+def freeze_what_stays() -> None:
+    """Let no garbage collection look again at what exists now, and will as long as the process does.
+
+    A fleet of 10,000 has 600,000 objects, and a full collection goes through them in 0.4 s, in which no other thread
+    runs. Each run of these makes enough objects to start one or two of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Output:

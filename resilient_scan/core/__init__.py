@@ -22,7 +22,7 @@
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
     flights.py    Flight    what is remembered of the last scans
-    registration.py         what listeners are told of a scanner
+    registration.py         how a scanner is described to listeners
     map_run.py    MapRun    a run of one scanner over many inputs
     runs.py       Runs      all the runs of a runner, and how they end when it is closed
     task.py       Task      what the pool works on, its workers, and the ledger's entries

@@ -1,4 +1,4 @@
-"""What listeners are told of a scanner when its runner begins."""
+"""How a scanner is described to listeners when its runner begins."""
 
 from __future__ import annotations
 

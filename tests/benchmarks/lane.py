@@ -2,10 +2,10 @@
 
 *Many*: scanners that await a second each, all under way at a time, without a cache; the bare coroutines do nothing
 else, and are measured before there is a fleet: a full garbage collection looks at each object of it, and so many
-coroutines cause some. *Uncollected* is without. *Hanging*: 50 of 500 hang past their timeout, with a candidate, a log
-and a cleanup that awaits. *Blame*: one of 101 calls `time.sleep(2)`, twenty times over. A machine's speed drifts, and
-other work makes everything late: compare within one run, on a machine that has nothing else to do. `test_lane_costs`
-guards what holds on any machine.
+coroutines cause some. *Frozen* is after `gc.freeze()`, and *uncollected* without collections. *Hanging*: 50 of 500
+hang past their timeout, with a candidate, a log and a cleanup that awaits. *Blame*: one of 101 calls `time.sleep(2)`,
+twenty times over. A machine's speed drifts, and other work makes everything late: compare within one run, on a
+machine that has nothing else to do. `test_lane_costs` guards what holds on any machine.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def bare(count: int, seconds: float) -> None:
 
 def many(count: int, rounds: int) -> None:
     """Print what `count` scanners of one second take."""
-    times: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": [], "uncollected": []}
+    times: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": [], "frozen": [], "uncollected": []}
     times["bare"] = [measured(lambda: bare(count, 1.0)) for _ in range(rounds + 1)][1:]
     peak: Peak | None = None
     fleet = [waiting(number, 1.0, lambda: peak.look() if peak else None) for number in (0,)]
@@ -92,6 +92,10 @@ def many(count: int, rounds: int) -> None:
         for number in range(rounds + 1):
             peak = Peak() if number == 0 else None  # the first round warms up
             seen = {"ours": measured(lambda: runner.run({}))}
+            gc.collect()
+            gc.freeze()
+            seen["frozen"] = measured(lambda: runner.run({}))
+            gc.unfreeze()
             gc.disable()
             seen["uncollected"] = measured(lambda: runner.run({}))
             gc.enable()

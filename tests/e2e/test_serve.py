@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import run
+from tests.e2e.command import environment, run
 from tests.e2e.served import READ_TOKEN, TOKEN, Served, Switches, configured, serving
 from tests.support.waiting import eventually
 
@@ -231,3 +233,19 @@ def test_a_store_that_goes_away_ends_nothing(tmp_path: Path, switches: Switches)
         assert served.states() == {"alpha": "disabled", "beta": "enabled"}
         assert served.end(signal.SIGTERM) == 0
     assert not any("Traceback" in line for line in served.lines)
+
+
+FREEZING = """
+import gc, os
+from resilient_scan.cli import main
+main.first = lambda _signals: os.write(2, f"frozen: {gc.get_freeze_count() > 10_000}\\n".encode())
+main.main(["serve", "--pipeline", "switched", "--every", "1h", "--listen", "127.0.0.1:0", *CONFIG], own_process=True)
+"""
+
+
+def test_no_garbage_collection_looks_again_at_what_stays(tmp_path: Path, switches: Switches) -> None:
+    program = f"CONFIG = ['--config', {str(configured(tmp_path))!r}]\n{FREEZING}"
+    environ = environment(**switches.environ)
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "frozen: True" in done.stderr
