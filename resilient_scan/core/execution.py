@@ -25,6 +25,7 @@ theirs over, and the execution would be counted twice, as a success and as a tim
 
 To end is one step, to *land* in the cache (so that the next scan with this key leads) is another, and waiters may join
 only before the first. A scan that finds an execution ended but not landed takes its place in the cache (see `scan`).
+Most executions do both at once: one that succeeds, and whose answer no other process waits for (`_succeed`).
 """
 
 from __future__ import annotations
