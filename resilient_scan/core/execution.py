@@ -98,6 +98,10 @@ class Execution(Overdue, eq=False):
                 return True
         return successor.join(waiter)
 
+    def is_of(self, waiter: Waiter) -> bool:
+        """Return whether it was made for this scan, which still waits for it."""
+        return self.waiters[:1] == [waiter]
+
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run has ended.
 

@@ -244,9 +244,10 @@ def _lead_or_follow(
         if isinstance(leader, Entry):
             scan.run.open.discard(scan)
             return leader
+        scan.cache, scan.queued = SHARED, False  # before it joins: see `cut_off`
         if leader.join(scan):
-            scan.cache, scan.queued = SHARED, False
             return None
+        scan.cache = MISS
         if cache.hand_on(key, leader, mine):
             break
         leader = cache.lead(key, mine)
@@ -301,11 +302,16 @@ def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -
 def cut_off(scan: Scan, *, by_user: bool) -> ScanResult | None:
     """Make the result of a scan whose run has ended; `None`: what it waits for has just ended, and is in the outbox."""
     execution = scan.execution
+    may_lead = scan.cache == MISS and not scan.leads and isinstance(execution, Execution) and execution.is_of(scan)
     begun = execution.leave(scan, keep_working=not by_user)
     if begun is None:
         return None
     if isinstance(execution, AnswerCopy):
         return _after_copy(scan, execution, over=True)
+    if may_lead and not execution.ended:
+        # An interrupt came when it led in the cache already, and before it was queued. Scans of other runs have joined
+        # it since, and would wait for ever.
+        execution.go()
     if not begun or not scan.leads or by_user:
         return _skipped(scan)
     error = ErrorInfo.of(run_over(scan, scan.stack.clock.monotonic()))

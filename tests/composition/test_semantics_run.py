@@ -24,9 +24,11 @@ from resilient_scan import (
     scanner,
 )
 from resilient_scan.core import run
+from resilient_scan.core.execution import Execution
 from resilient_scan.events import ScannerStateChanged
+from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.memory import MemoryStore
-from resilient_scan.testing import FakeClock, broken, healthy, polite
+from resilient_scan.testing import FakeClock, broken, hanging, healthy, polite
 from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
@@ -485,6 +487,63 @@ def test_a_group_that_was_not_handed_over_is_when_its_run_is_interrupted(
         assert second.result(WAIT_TIMEOUT).results["shared"].status in {Status.CACHED, Status.COMPLETED}
         with pytest.raises(KeyboardInterrupt):
             first.result(WAIT_TIMEOUT)
+
+
+def test_an_execution_that_leads_is_not_lost_with_the_run_that_made_it(
+    monkeypatch: pytest.MonkeyPatch, background: Background
+) -> None:
+    """An interrupt may come once it leads in the cache, and before it is queued; others wait for it by then."""
+    leads, joined = threading.Event(), threading.Event()
+    lead, join = ResultCache.lead, Execution.join
+
+    def interrupted(cache: Any, key: Any, flight: Any) -> Any:
+        leader = lead(cache, key, flight)
+        if leader is flight:
+            leads.set()
+            assert joined.wait(WAIT_TIMEOUT)
+            raise KeyboardInterrupt
+        return leader
+
+    def noted(execution: Execution, waiter: Any) -> bool:
+        has_joined = join(execution, waiter)
+        joined.set()
+        return has_joined
+
+    monkeypatch.setattr(ResultCache, "lead", interrupted)
+    monkeypatch.setattr(Execution, "join", noted)
+    with ScanRunner([healthy("shared")], listeners=()) as runner:
+        first = background(runner.run, {})
+        assert leads.wait(WAIT_TIMEOUT)
+        second = background(runner.run, {})
+        assert second.result(WAIT_TIMEOUT).results["shared"].status is Status.CACHED
+        with pytest.raises(KeyboardInterrupt):
+            first.result(WAIT_TIMEOUT)
+
+
+def test_the_work_is_not_done_twice_when_those_leave_who_asked_first(
+    release: threading.Event, background: Background, eventually: Eventually
+) -> None:
+    calls: list[str] = []
+    shared = scanner(name="shared", pipeline="test")(lambda _state: calls.append("once") or [])
+    with ScanRunner([hanging("blocks", release), shared], listeners=(), max_workers=1) as runner:
+        fleet = runner._runs.fleet
+        block = background(runner.run, {}, only=["blocks"])
+        eventually(lambda: fleet.pool.counts()["busy"])
+        asked, waiters = [], []
+        for number in (1, 2, 3):
+            asked.append(background(runner.run, {}, only=["shared"]))
+            eventually(lambda: fleet.stacks["shared"].cache._flights, "one leads")
+            (execution,) = fleet.stacks["shared"].cache._flights.values()
+            eventually(lambda n=number, of=execution: len(of.waiters) == n, f"{number} wait")
+            waiters.append(execution.waiters[-1])
+        for future, waiter in zip(asked[:2], waiters, strict=False):
+            waiter.run.cancel()
+            assert future.result(WAIT_TIMEOUT).results["shared"].status is Status.SKIPPED
+        assert fleet.pool.queued == 1
+        release.set()
+        assert asked[2].result(WAIT_TIMEOUT).results["shared"].status.answered
+        block.result(WAIT_TIMEOUT)
+    assert calls == ["once"]
 
 
 @pytest.mark.parametrize("concurrent", [True, False])
