@@ -137,6 +137,7 @@ class ScanContext:
     provider: Any = None  # whose limit the scan keeps
     prepaid: bool = False  # whether the next attempt has its permit already
     requests: int = 0  # that the permit allows without asking again
+    queued: float = 0.0  # seconds for which it has waited for its turn at a provider
     abandoned: bool = False
     incomplete: bool = False
     freed_by: str = ""
