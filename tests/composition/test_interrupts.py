@@ -23,7 +23,7 @@ from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare
 
 PACKAGE = str(Path(resilient_scan.__file__).parent)
-EVERYTHING = ("core/", "layers/", "engines/", "events.py", "runner.py", "quarantine/", "snapshot.py")
+EVERYTHING = ("core/", "layers/", "engines/", "_dispatch.py", "runner.py", "quarantine/", "snapshot.py")
 RUN_AND_SCAN = ("core/run.py", "core/runs.py", "core/scan.py", "runner.py")
 
 
