@@ -420,6 +420,8 @@ def check_identity(thing: Any) -> None:
             f'{shown} is a plain function; decorate it: @scanner, or @scanner(pipeline="...", name="..."); '
             "a scanner's name must be 1 to 64 of a-z, 0-9, '_', '.', '-'"
         )
+    if name is None and scan is None:
+        raise PluginError(f"{thing!r:.200} is not a scanner: it has neither a name nor a method scan(state)")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"scanner {thing!r}: name must be 1 to 64 of a-z, 0-9, '_', '.', '-', got {name!r}")
     if name.startswith("-"):

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from grafana.source.alerts import (
+from grafana.source.alerts import alerts
+from grafana.source.conditions import (
     COUNTED,
     ENDED,
     FAILED,
@@ -18,7 +19,6 @@ from grafana.source.alerts import (
     RECORDED,
     Alert,
     Case,
-    alerts,
     fleet_ratio,
     grown,
     growth,

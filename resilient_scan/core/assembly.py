@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from resilient_scan._dispatch import Bus
 from resilient_scan._once import IMPORTING
 from resilient_scan._text import no_provider, no_scanner
 from resilient_scan.clock import Clock, SystemClock
@@ -21,7 +22,7 @@ from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.stack import Shared, Stack, abandoned_in
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
-from resilient_scan.events import Bus, Listener, Load, ScannersRegistered
+from resilient_scan.events import Listener, Load, ScannersRegistered
 from resilient_scan.layers.breaker import BREAKER_PREFIX, PROVIDER_PREFIX, BreakerStore
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from resilient_scan.context import BlockingCall, this_thread
+from resilient_scan._fanout import BlockingCall, this_thread
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.task import FutureTask, LateEnd, Place
 from resilient_scan.engines.forks import in_parent_only

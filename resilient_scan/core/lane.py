@@ -173,9 +173,9 @@ class Lane:
                 raise RuntimeError(SHUT_DOWN)
             loop = self._running_loop()
             self._queue.append(task)
-            called, self._called = self._called, True
-        if not called:
-            _call(loop, self._admit)
+            if not self._called:
+                _call(loop, self._admit)  # first: an interrupt between the two costs a call, not all later tasks
+                self._called = True
         if self._next_look == NEVER:  # even if nothing begins: one that hangs may block the loop
             self._look_by(NEVER)
 
@@ -188,14 +188,12 @@ class Lane:
             name = f"resilient-scan-loop-{next(self._numbers)}"
             loop = LaneLoop(name, self._charge, self._call_pool.submit)
             thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
-            self._loops.enter()
             try:
                 thread.start()
             except RuntimeError:
-                self._loops.leave()
                 loop.close()
                 raise
-            self._loop = loop
+            self._loop = loop  # after an interrupt nobody knows whether the thread runs: see `_run`
         return self._loop
 
     def watch(self, slot: LaneSlot, deadline: float) -> None:
@@ -227,8 +225,8 @@ class Lane:
             upcoming = min(deadline, self._clock.monotonic() + LOOK_INTERVAL)
             if upcoming >= self._next_look:
                 return
-            self._next_look = upcoming
-        self._pool.at(upcoming, self._look)
+            self._pool.at(upcoming, self._look)
+            self._next_look = upcoming  # last: an interrupt between the two costs a look too many, not all looks
 
     def abandoned(self) -> list[Abandoned]:
         """List the coroutines that did not stop in time and still run."""
@@ -265,6 +263,13 @@ class Lane:
     # on the loop's thread
 
     def _run(self, loop: LaneLoop) -> None:
+        with self._lock:
+            if self._loop is None and not self._closed:
+                self._loop = loop
+            if self._loop is not loop:
+                loop.close()
+                return
+            self._loops.enter()
         _suspend.enter(Hub(loop))
         try:
             loop.work()

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -106,8 +106,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if not self._closed:
                 self._closed = True
-                for _ in self._workers:
-                    self._queue.put(None)
+                self._queue.put(None)  # for all workers, see `_work`
             workers = [worker for worker in self._workers if not worker.expired]
         if cancel_futures:
             self._refuse_queued(SHUT_DOWN)
@@ -151,18 +150,31 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if self._watchdog is None and self._workers:
                 _log.error("the watchdog of the thread pool had ended; a new one is started")
                 self._start_watchdog()
-            self._unfinished += len(tasks)
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
-                if len(self._workers) < self._most and len(self._workers) < self._unfinished:
-                    self._start_workers()
-                if not self._workers:
-                    self._unfinished -= len(tasks)
-                    raise RuntimeError("no thread can be started on this machine just now")
-                any(map(self._queue.put, tasks))  # one step in C, so an interrupt does not come between two of them
+                self._queue_all(tasks)
         if stuck:
             for task in tasks:
-                self._refuse(task)
+                task.refuse(self._reason())
+
+    def _queue_all(self, tasks: Sequence[Task]) -> None:
+        """Count tasks, start the workers that they can use, and queue them, all or none; under the mutex.
+
+        A signal handler may raise at any point in here, on the main thread. Tasks that count and are not queued would
+        take places that nobody ever gives back. So what is not queued yet is known at each point: each statement, and
+        each call into C, is done or not done.
+        """
+        left: Iterator[Task] = iter(())
+        try:
+            left, self._unfinished = iter(tasks), self._unfinished + len(tasks)
+            if len(self._workers) < self._most and len(self._workers) < self._unfinished:
+                self._start_workers()
+            if not self._workers:
+                raise RuntimeError("no thread can be started on this machine just now")
+            any(map(self._queue.put, left))
+        except BaseException:
+            self._unfinished -= len(list(left))
+            raise
 
     def at(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:
         """Call `call` (quick, it must not raise) on the watchdog's thread at `instant`; return what takes it back."""
@@ -310,6 +322,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not in_time and not self._come_back(worker, task):
                 return
             del task  # else an idle worker keeps its last task, and all that this holds, alive
+        # Left for the next one. Were there one for each worker, it would have to be known at the close which threads
+        # come for it: a hung one that was replaced does not, and a worker that is started later, in its place, does.
+        self._queue.put(None)
         with self._mutex:
             self._workers.discard(worker)
         self._wake.set()  # the watchdog of a closed pool ends with the last worker
@@ -599,18 +614,13 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             "(max_abandoned); work is taken again when one of them ends"
         )
 
-    def _refuse(self, task: Task) -> None:
-        with self._mutex:
-            self._unfinished -= 1
-        task.refuse(self._reason())
-
     def _refuse_queued(self, reason: str) -> None:
         while True:
             try:
                 task = self._queue.get_nowait()
             except Empty:
                 return
-            if task is None:  # a worker's order to end
+            if task is None:  # the order to end
                 self._queue.put(None)
                 return
             with self._mutex:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan._dispatch import Channel, Delivery
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
@@ -28,7 +29,7 @@ from resilient_scan.core.execution import Execution, mark_work
 from resilient_scan.core.outcome import Outcome
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import Channel, DeadlineActedOn, Delivery, ListenerLate, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import DeadlineActedOn, ListenerLate, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.layers.cache import Entry
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order

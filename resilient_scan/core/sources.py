@@ -63,11 +63,17 @@ class Sources:
         breaker = self._breaker_of(source)
         if breaker is None:
             return self._in_time(source, call, seconds, context, limit)
-        permit, _ = breaker.admit(min(context.ends, self._clock.monotonic() + seconds))
+        now = self._clock.monotonic()
+        permit, _ = breaker.admit(min(context.ends, now + seconds))
+        if breaker.slow_after is not None:
+            permit.slow_at = now + breaker.slow_after - context.postponed - context.queued
         failed: bool | None = None
         cut_before = context.cut_off()
         try:
-            answer = self._in_time(source, call, seconds, context, limit)
+            try:
+                answer = self._in_time(source, call, seconds, context, limit)
+            finally:  # before the vote, as for a scanner's attempt
+                breaker.note_slow(permit, context.postponed + context.queued)
             if not cut_before:  # else nobody knows whether this answer is whole
                 failed = context.cut_off()
             return answer

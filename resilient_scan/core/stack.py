@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from resilient_scan._dispatch import Bus
 from resilient_scan._once import IMPORTING
 from resilient_scan._suspend import SharedEvent
 from resilient_scan._text import without_secrets
@@ -40,7 +41,6 @@ from resilient_scan.events import (
     SUCCESS,
     AttemptEnded,
     AttemptStarted,
-    Bus,
     Event,
     ExecutionEnded,
     Registered,

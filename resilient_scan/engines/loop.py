@@ -143,6 +143,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     """
 
     _made_in = 0  # the process; 0: it could not be made, and there is nothing to close
+    _closed = True  # until it is made: asyncio's `__del__` asks, whatever has kept it from being made
     _has_executor = False  # of the scanner's own
     time: Callable[[], float] = staticmethod(monotonic)  # not whatever a scanner has replaced `time.monotonic` with
 
@@ -150,10 +151,12 @@ class EventLoop(asyncio.SelectorEventLoop):
         self.offload: Callable[[Callable[[], Any]], Future[Any]] | None = None
         try:
             super().__init__(selector)
-        except BaseException:  # no descriptor left for the selector, or for the pipe that wakes it
-            asyncio.BaseEventLoop.close(self)  # its `__del__` would warn, and close a pipe that is not there
+            self._made_in = os.getpid()
+        except BaseException:  # no descriptor left for the selector or for the pipe that wakes it, or a signal
+            with suppress(AttributeError):  # half of it may be missing
+                super().close()
+            self._closed = True
             raise
-        self._made_in = os.getpid()
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., Any], *args: Any

@@ -239,13 +239,18 @@ class LaneLoop(EventLoop):
         self._forks = forks()
         selector = _WatchedSelector()
         selector.began, selector.ended = self._turn_began, self._turn_ended
-        super().__init__(selector)
-        super().set_task_factory(_in_greenlets)  # type: ignore[arg-type] # its loop is always this one
         self._parked = threading.Event()
-        _all.add(self)
+        super().__init__(selector)
+
+    def __del__(self) -> None:
+        if not self.thread_id:
+            self.close()  # a signal handler raised between its making and the start of its thread: nobody has it
+        super().__del__()
 
     def work(self) -> None:
         """Run until it is `done`; on its thread."""
+        super().set_task_factory(_in_greenlets)  # type: ignore[arg-type] # its loop is always this one
+        _all.add(self)
         self.thread_id = threading.get_ident()
         while not self.done:  # again and again: a scanner may call `stop`
             self.call_soon(sys.set_asyncgen_hooks, self._generator_began, self._generator_dropped)

@@ -296,7 +296,8 @@ class Provider:
             context.poke()
 
         ticket = Ticket(lambda: settle(None), settle, with_permit=with_permit, on_worker=True, attempt=context)
-        self.request(ticket, self._clock.monotonic() + max(0.0, context.remaining() - DEADLINE_MARGIN))
+        began = self._clock.monotonic()
+        self.request(ticket, began + max(0.0, context.remaining() - DEADLINE_MARGIN))
         try:
             context.wait(context.remaining(), lambda: bool(answer))
         except BaseException:
@@ -309,6 +310,8 @@ class Provider:
                 if granted and with_permit:
                     self.release()
             raise
+        finally:
+            context.queued += self._clock.monotonic() - began
         if answer and answer[0] is not None:
             raise answer[0]
 

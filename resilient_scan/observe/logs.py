@@ -31,7 +31,7 @@ from resilient_scan.events import (
     SuspiciousResult,
     ThreadAbandoned,
 )
-from resilient_scan.results import LOCAL, ErrorInfo, ScanResult, Status, plain
+from resilient_scan.results import LOCAL, SCANNER, ErrorInfo, ScanResult, Status, plain
 
 logging.getLogger("resilient_scan").addHandler(logging.NullHandler())
 
@@ -344,12 +344,18 @@ def _of_machine(event: LocalFault) -> str:
     return f"this machine {_LACKS[event.kind]} ({event.scanner}: {error}); scans that fail by that count against nobody"
 
 
+def _place(error: ErrorInfo) -> str:
+    """Return where a failure comes from, in brackets: its line, and whose fault it is unless the scanner's own."""
+    said = ", ".join(filter(None, (error.where, "" if error.blame == SCANNER else f"blame={error.blame}")))
+    return said and f" ({said})"
+
+
 def _line(result: ScanResult) -> tuple[int, str]:
     """Return level and text for the end of a scan."""
     name, found = result.scanner, counted(len(result.candidates), "candidate")
     why = brief(hide(result.error.message)) if result.error is not None else ""
     partial = f" ({found} before that)" if result.partial else ""
-    place = f" ({result.error.where})" if result.error is not None and result.error.where else ""
+    place = "" if result.error is None else _place(result.error)
     trouble = logging.INFO if result.error is not None and result.error.blame == LOCAL else logging.WARNING
     match result.status:
         case Status.COMPLETED:

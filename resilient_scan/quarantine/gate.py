@@ -16,6 +16,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from random import Random
 from typing import Any
 
+from resilient_scan._dispatch import Bus
 from resilient_scan._log import log as _log
 from resilient_scan._text import no_scanner
 from resilient_scan.clock import Clock
@@ -25,7 +26,6 @@ from resilient_scan.events import (
     SUCCESS,
     TIMEOUT,
     AlertReceived,
-    Bus,
     Event,
     ExecutionEnded,
     HeartbeatSeen,

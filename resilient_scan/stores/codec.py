@@ -30,6 +30,7 @@ import msgspec
 from msgspec.msgpack import Decoder, Encoder, Ext
 
 from resilient_scan._once import ready
+from resilient_scan._text import counted
 from resilient_scan.results import ErrorInfo
 from resilient_scan.scanning import Candidate
 from resilient_scan.stores.batching import MAX_VALUE_BYTES
@@ -72,7 +73,8 @@ def encode_candidates(kind: type, candidates: Iterable[Any]) -> bytes:
     if path is not None:
         raise TypeError(f"they cannot be stored: candidates{path} would not come back as it is")
     if len(data) + DIGEST_SIZE > MAX_VALUE_BYTES:
-        raise TypeError(f"{len(candidates)} candidates of {len(data):,} bytes are more than the store takes at once")
+        found = counted(len(candidates), "candidate")
+        raise TypeError(f"an answer of {len(data):,} bytes ({found}) is more than the store takes at once")
     return layout.digest + data
 
 

@@ -131,7 +131,7 @@ def main(rounds: int) -> None:
     deadlines(rounds)
     leftovers(rounds)
     print(
-        f"descriptors {resources()[0]}, threads {threading.active_count()}, children "
+        f"descriptors and threads {len(resources())}, children "
         f"{len(descendants(os.getpid()))}   (load {os.getloadavg()[0]:.1f})"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import linecache
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import resilient_scan
-from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout
+from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout, scanner
 from resilient_scan.events import Event, RunEnded, RunStarted, ScanEnded
 from resilient_scan.results import RunReport
 from resilient_scan.testing import broken, hanging, healthy
@@ -22,7 +23,7 @@ from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare
 
 PACKAGE = str(Path(resilient_scan.__file__).parent)
-EVERYTHING = ("core/", "layers/", "engines/", "events.py", "runner.py", "quarantine/", "snapshot.py")
+EVERYTHING = ("core/", "layers/", "engines/", "_dispatch.py", "runner.py", "quarantine/", "snapshot.py")
 RUN_AND_SCAN = ("core/run.py", "core/runs.py", "core/scan.py", "runner.py")
 
 
@@ -145,6 +146,32 @@ def test_an_interrupt_at_any_line_leaves_no_scan_and_no_run_without_its_end(
     runner.close()
     assert at > 200
     assert not wrong, f"{len(wrong)} of {at}:\n" + "\n".join(wrong)
+
+
+def test_an_interrupt_at_any_line_of_the_shared_loops_start_costs_the_next_run_nothing(background: Background) -> None:
+    """No coroutine would be begun any more where the loop counted as called, or where another one has its place."""
+    pytest.importorskip("greenlet")
+
+    @scanner(pipeline="test", cache=None, retry=None)
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        return [{"ticker": "A"}]
+
+    before, wrong = set(threading.enumerate()), list[str]()
+    for at in itertools.count():
+        with ScanRunner([one, healthy("other")], listeners=()) as runner:
+            tracing = interrupting(at, KeyboardInterrupt, ("core/lane.py", "engines/"))
+            where, _ = background(interrupted, runner, "run", tracing).result(WAIT_TIMEOUT)
+            again = background(runner.run, {}, deadline=WAIT_TIMEOUT).result(2 * WAIT_TIMEOUT)
+        if again.results["one"].status is not Status.COMPLETED:
+            wrong.append(f"{where}: {again.counts}")
+        if not where:
+            break
+    assert at > 20
+    assert not wrong, f"{len(wrong)} of {at}:\n" + "\n".join(wrong)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(WAIT_TIMEOUT)
+        assert not thread.is_alive(), f"{thread.name} is left behind"
+    gc.collect()  # a loop that nobody has closed warns now
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from grafana.source.__main__ import HOME, made
-from grafana.source.alerts import alerts, recorded
+from grafana.source.alerts import alerts
+from grafana.source.conditions import recorded
 from grafana.source.presets import PRESETS
 from grafana.source.rules import DATASOURCE
 from resilient_scan import load_settings

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from resilient_scan import Breaker, Cache, CircuitOpen, Limit, Rejected, Retry, Timeout
+from resilient_scan._dispatch import Bus
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.events import Bus, ScannerStateChanged
+from resilient_scan.events import ScannerStateChanged
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
 from resilient_scan.layers.cache import Entry, ResultCache

@@ -78,13 +78,17 @@ def children(most: int = 2, serve: str = SERVE, *, counted: bool = True, **optio
         made.collect()
         made.join(10)
     if counted:  # where no others come and go meanwhile
-        eventually(lambda: resources() == before, f"{before} descriptors and threads")
+        eventually(lambda: resources() <= before, "no descriptor and no thread is left")
     eventually(lambda: not mine & set(descendants(os.getpid())), "no process is left")
 
 
-def resources() -> tuple[int, int]:
-    """Return how many descriptors and threads this process has."""
-    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+def resources() -> frozenset[str]:
+    """Return the descriptors and threads of this process, by name: those of an earlier test may end meanwhile."""
+    found = {f"{thread.name} ({id(thread)})" for thread in threading.enumerate()}
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            found.add(f"{path.name} {path.readlink()}")
+    return frozenset(found)
 
 
 def descendants(pid: int) -> list[int]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import _dispatch
-from resilient_scan.events import AttemptEnded, Bus, Event, RunStarted
+from resilient_scan._dispatch import Bus
+from resilient_scan.events import AttemptEnded, Event, RunStarted
 from resilient_scan.testing import Recorder
 from tests.support.waiting import WAIT_TIMEOUT, eventually
 

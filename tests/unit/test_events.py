@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from resilient_scan import Candidate, ScanRunner, Status
+from resilient_scan._dispatch import Bus
 from resilient_scan.events import (
     BreakerChanged,
-    Bus,
     Event,
     LateCompletion,
     RunEnded,

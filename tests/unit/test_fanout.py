@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resilient_scan.context import fan_out
+from resilient_scan._fanout import fan_out
 
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
 WAIT_TIMEOUT = 5.0

@@ -149,6 +149,26 @@ def test_a_text_with_percent_signs_stays_as_it_is(caplog: pytest.LogCaptureFixtu
     assert lines(ended(Status.ERROR, error="100%s %d"), caplog) == [(WARNING, "⚠️ one: 100%s %d")]
 
 
+@pytest.mark.parametrize(
+    ("where", "blame", "tail"),
+    [
+        ("", "scanner", ""),
+        ("OSError at feeds.py:42 in parse", "scanner", " (OSError at feeds.py:42 in parse)"),
+        ("OSError at feeds.py:42 in parse", "local", " (OSError at feeds.py:42 in parse, blame=local)"),
+        ("", "provider", " (blame=provider)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("status", "head"), [(Status.ERROR, "⚠️ one: full"), (Status.TIMEOUT, "⏱️ one: full"), (Status.STALE, ": full")]
+)
+def test_a_line_says_whose_fault_it_is_unless_the_scanners(
+    status: Status, head: str, where: str, blame: str, tail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = result(status=status, error=ErrorInfo("OSError", "full", where, "", blame))
+    ((_level, text),) = lines(ScanEnded("run", failed, "", ""), caplog)
+    assert text.endswith(head + tail)
+
+
 def test_another_logger_may_be_given(caplog: pytest.LogCaptureFixture) -> None:
     own = logging.getLogger("own.logger")
     with caplog.at_level(INFO, "own.logger"):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from resilient_scan import Breaker, Cache, ConfigError, Limit, Policy, Retry, RetryAfter, RunReport, ScanRunner, Timeout
-from resilient_scan.events import Bus
+from resilient_scan._dispatch import Bus
 from resilient_scan.options import LAYERS, Quarantine, check_layer, parse_rate
 from resilient_scan.quarantine import Gate
 from resilient_scan.testing import FakeClock

@@ -99,7 +99,7 @@ def test_two_scanners_of_one_name_are_refused() -> None:
 
 
 def test_what_is_no_scanner_is_refused() -> None:
-    with pytest.raises(PluginError, match="name must be"):
+    with pytest.raises(PluginError, match="is not a scanner: it has neither a name nor a method scan"):
         ScanRunner([healthy("one"), object()])
 
 

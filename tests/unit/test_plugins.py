@@ -67,7 +67,7 @@ def test_a_plain_class_is_found_with_its_first_docstring_line(
         ("1 / 0", "its import failed: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "its import failed: SystemExit: 3"),
         ("", "its import failed: AttributeError"),
-        ("Good = 7", "name must be"),
+        ("Good = 7", "7 is not a scanner: it has neither a name nor a method scan"),
         ("class Good:\n    name = 'Not Valid'\n    pipeline = 'p'\n    def scan(self, state): ...", "name must be"),
         ("class Good:\n    name = 'x'\n    pipeline = 'p'", "no method scan"),
         ("class Good:\n    def __init__(self, key): ...", "without arguments"),

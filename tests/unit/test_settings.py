@@ -929,7 +929,7 @@ def test_a_table_for_a_scanner_that_is_not_there_is_wrong(load: Any) -> None:
 
 def test_check_reports_what_is_not_a_scanner_and_a_runner_raises(load: Any) -> None:
     (problem,) = load("").check([object()])
-    assert "name must be" in problem
+    assert "is not a scanner: it has neither a name nor a method scan" in problem
     with pytest.raises(PluginError):
         load("").runner([object()])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -143,6 +144,47 @@ def test_the_scans_own_end_stays_its_own_end(clock: FakeClock, context: AttemptC
 
     with pytest.raises(ScanCancelled):
         sources(clock).ask("first", cancelled, 5, early)
+
+
+SLOW = Breaker(failures=9, open_for=10, slow_after=2, slow_rate=1.0, window=2, minimum=2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("seconds", "opens"), [(2, True), (1.9, False)])
+def test_slow_calls_of_a_source_count_at_its_breaker(
+    clock: FakeClock, context: AttemptContext, fails: bool, seconds: float, opens: bool
+) -> None:
+    mine = sources(clock, SLOW)
+
+    def call() -> int:
+        clock.advance(seconds)
+        if fails:
+            raise ValueError("down")
+        return 1
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="down") if fails else nullcontext():
+            assert mine.ask("first", call, 50, context) == 1
+    with pytest.raises(CircuitOpen) if opens else nullcontext():
+        mine.ask("first", lambda: 2, 50, context)
+    assert mine.ask("second", lambda: 3, 50, context) == 3
+
+
+def test_what_a_source_does_not_take_itself_is_not_slow(clock: FakeClock, context: AttemptContext) -> None:
+    """Neither the time for which another coroutine blocked the loop, nor the wait for a provider's turn."""
+    mine = sources(clock, SLOW)
+
+    def blocked() -> None:
+        clock.advance(5)
+        context.postpone(4)
+
+    def queued() -> None:
+        clock.advance(5)
+        context.queued += 4
+
+    for call in (blocked, queued, blocked, queued):
+        mine.ask("first", call, 50, context)
+    assert mine.ask("first", lambda: 1, 50, context) == 1
 
 
 def test_in_a_runner_the_breakers_outlive_the_runs() -> None:

@@ -122,6 +122,11 @@ class CircuitBreaker:
         return self.memory.state.replace("-", "_")
 
     @property
+    def slow_after(self) -> float | None:
+        """Seconds after which a call is slow; `None`: none is."""
+        return self._options.slow_after
+
+    @property
     def failures(self) -> int:
         """The number of attempts that have failed in a row, without those that are too old to count."""
         if self._options.within is None:
@@ -208,7 +213,7 @@ class CircuitBreaker:
 
         Args:
             permit: the attempt's.
-            postponed: seconds by which its deadlines were moved so far.
+            postponed: seconds that it has lost so far through no fault of its own.
             wait: `False` on a thread that must not wait for a store: the next `flush` stores the vote.
         """
         if self._clock.monotonic() - postponed < permit.slow_at:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import ConfigError
-from resilient_scan.events import Bus, ScannerStateChanged
+from resilient_scan._dispatch import Bus
+from resilient_scan.events import ScannerStateChanged
 from resilient_scan.quarantine import ORDER_DURATION, Gate, Turn
 from resilient_scan.testing import FakeClock, Recorder
 

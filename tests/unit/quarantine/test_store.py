@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from resilient_scan._dispatch import Bus
 from resilient_scan.errors import StoreError
-from resilient_scan.events import AlertReceived, Bus, HeartbeatSeen, ProbeEnded, ScannerStateChanged
+from resilient_scan.events import AlertReceived, HeartbeatSeen, ProbeEnded, ScannerStateChanged
 from resilient_scan.options import Quarantine
 from resilient_scan.quarantine.gate import Gate
 from resilient_scan.quarantine.machine import Turn

@@ -181,6 +181,8 @@ def test_an_error_says_whose_fault_it_is_unless_it_is_the_scanners() -> None:
             one(failing("a", outcome=outcome(blame=blame))),
         ):
             assert f"{said}&#39;s" in html
+        html = cell(shown(failing("a", outcome=outcome(where="at feeds.py:42 in parse", blame=blame))), "Why")
+        assert f"at feeds.py:42 in parse; {said}&#39;s" in html, "two things, not one sentence"
     for blame in ("scanner", ""):
         assert "fault" not in cell(shown(failing("a", outcome=outcome(blame=blame))), "Why")
 
