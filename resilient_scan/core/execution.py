@@ -262,7 +262,7 @@ class Execution(Overdue, eq=False):
         logs = context.drop_state()
         dropped = context.dropped
         doubt = context.doubted or stack.doubt(len(found), dropped)
-        cache, key, entry = stack.cache, self.key, None
+        cache, key, entry, displaced = stack.cache, self.key, None, None
         if key is not None and cache is not None:
             try:
                 entry = cache.entry_of(found)
@@ -274,7 +274,6 @@ class Execution(Overdue, eq=False):
             with stack.lock:
                 waiters, self.ended = None if self.ended else self.waiters, True
                 displaced = cache.settle(key, entry, self, doubt is None)
-            del displaced
             now = entry.stored_at
         if waiters is None:
             self._late_kind = SUCCESS
@@ -311,6 +310,7 @@ class Execution(Overdue, eq=False):
                 doubt,
             )
             run.outbox.put(waiter)  # `waiter.end`, without the call
+        del displaced  # last: the `__del__` of a candidate that had to make room may hang, and nobody else can end this
 
     def _report_success(self, doubt: str | None, found: int, took: float) -> None:
         stack, context = self.stack, self.context

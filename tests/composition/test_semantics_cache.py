@@ -295,3 +295,23 @@ def test_a_candidate_that_can_be_copied_once_only_costs_no_run(fleet: Fleet, bar
     runner = fleet(odd, healthy("well"), policy=bare(cache=Cache()))
     runner.run({})
     assert statuses(runner.run({}))[1] is Status.CACHED
+
+
+def test_a_candidate_that_hangs_when_it_makes_room_costs_no_scan_its_answer(release: threading.Event) -> None:
+    """Its `__del__` runs on the worker of the next miss, which must have handed its answer over by then."""
+
+    class Trap:
+        def __deepcopy__(self, _memo: Any) -> Trap:
+            return Trap()
+
+        def __del__(self) -> None:
+            release.wait()
+
+    @scanner(pipeline="test", cache=Cache(maxsize=1))
+    def one(_state: dict[str, Any]) -> list[Candidate]:
+        return [Candidate("A", "one", "", extras={"trap": Trap()})]
+
+    with ScanRunner([one], listeners=()) as runner:
+        reports = [runner.run({"run": number}, deadline=20) for number in range(2)]  # their candidates stay, too
+        assert [report.results["one"].status for report in reports] == [Status.COMPLETED] * 2
+        release.set()
