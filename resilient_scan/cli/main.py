@@ -26,6 +26,7 @@ from resilient_scan.cli.faults import Watch
 from resilient_scan.cli.fleet import ReadyFleet, open_fleet, past_runs, survey
 from resilient_scan.cli.options import (
     FilledPath,
+    WholeNumber,
     as_of_option,
     config_option,
     demo_option,
@@ -133,7 +134,7 @@ def command() -> None:
 @click.option(
     "--metrics-port",
     metavar="PORT",
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535),
     help="Serve Prometheus metrics on 127.0.0.1:PORT during the run; 0 takes a free port, which stderr names.",
 )
 @click.option(
@@ -432,7 +433,7 @@ def verify(**options: Any) -> int:
 
 @command.command(short_help="Show the last runs that the store remembers.")
 @config_option
-@click.option("--limit", metavar="N", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@click.option("--limit", metavar="N", type=WholeNumber(1, 1000), default=20, show_default=True, help="Runs at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with each scanner's status and seconds.")
 def history(config: Path | None, limit: int, as_json: bool) -> int:
     """Show the last runs that the store remembers, newest first, those of other processes too.

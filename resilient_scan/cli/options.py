@@ -52,6 +52,12 @@ def filled(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
     return value
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds; click calls its own kind "integer range" where it refuses a text."""
+
+    name = "whole number"
+
+
 class FilledPath(click.Path):
     """A path that is not empty: `--config "$CONFIG"` without that variable must not mean the working directory.
 
@@ -88,7 +94,7 @@ deadline_option = click.option(
 
 
 workers_option = click.option(
-    "--max-workers", metavar="N", type=click.IntRange(min=1), help="Scanners at a time; 8, unless the settings say."
+    "--max-workers", metavar="N", type=WholeNumber(min=1), help="Scanners at a time; 8, unless the settings say."
 )
 
 

@@ -139,3 +139,9 @@ def test_a_scanner_that_cannot_be_used_is_one_sentence(
     monkeypatch.setattr(cli, "open_fleet", refuses)
     assert cli.main(["run"]) == 2
     assert capsys.readouterr().err == "error: scanner x cannot be sent to a child process\n"
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("x", "'x' is not a valid whole number"), ("0", "0 is not in the range")])
+def test_a_number_that_is_none_is_called_a_number(text: str, wrong: str) -> None:
+    with pytest.raises(click.BadParameter, match=wrong):
+        arguments.WholeNumber(min=1).convert(text, None, None)

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST as TEXT_TYPE
@@ -114,6 +115,10 @@ def push(url: str, registry: CollectorRegistry = REGISTRY) -> None:
         pushadd_to_gateway(address, JOB, CollectorRegistry(), timeout=PUSH_TIMEOUT, handler=handler)
     except HTTPException as error:
         raise OSError(f"no sensible answer: {type(error).__name__}") from None
+    except URLError as error:
+        if isinstance(error, HTTPError):
+            raise
+        raise OSError(getattr(error.reason, "strerror", None) or str(error.reason)) from None
 
 
 def write_textfile(path: Path, registry: CollectorRegistry = REGISTRY) -> None:
