@@ -345,19 +345,18 @@ class Measured(msgspec.Struct, frozen=True):
 
     Attributes:
         days: how many days they are of, up to today.
-        spans: the durations of those that ended by themselves, ascending. An attempt that timed out is among them with
-            the time after which its thread was back, if it has come back.
-        unknown: how many timed out whose threads are not known to have come back.
+        spans: the seconds of those that ended by themselves, ascending.
+        cut: the seconds after which others timed out, ascending: nobody knows how long these would have taken.
     """
 
     days: int
     spans: tuple[float, ...]
-    unknown: int
+    cut: tuple[float, ...]
 
     @property
     def count(self) -> int:
         """How many attempts there were."""
-        return len(self.spans) + self.unknown
+        return len(self.spans) + len(self.cut)
 
     def quantile(self, share: float) -> float:
         """Return the least duration that a share of them does not exceed; infinite where nobody knows."""
@@ -365,17 +364,14 @@ class Measured(msgspec.Struct, frozen=True):
         return self.spans[place] if place < len(self.spans) else math.inf
 
     def longer_than(self, seconds: float) -> int:
-        """Return how many took that long, or longer."""
-        return self.count - bisect_left(self.spans, seconds)
+        """Return how many are known to have taken that long, or longer."""
+        return sum(len(each) - bisect_left(each, seconds) for each in (self.spans, self.cut))
 
 
 def measured(days: Mapping[int, Columns], over: int) -> Measured:
     """Return how long the attempts of several days took; those that were cancelled say nothing about that."""
-    spans, unknown = [], 0
+    spans: dict[str, list[float]] = {outcome: [] for outcome in OUTCOMES}
     for day, columns in days.items():
         for row in columns.rows(day):
-            if row.outcome == TIMEOUT and row.returned is None:
-                unknown += 1
-            elif row.outcome != CANCELLED:
-                spans.append(row.latency if row.returned is None else row.returned)
-    return Measured(over, tuple(sorted(spans)), unknown)
+            spans[row.outcome].append(row.latency)
+    return Measured(over, tuple(sorted(spans[SUCCESS] + spans[ERROR])), tuple(sorted(spans[TIMEOUT])))

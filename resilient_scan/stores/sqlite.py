@@ -256,6 +256,11 @@ def refusal(url: str) -> str:
     return _unwritable(path)
 
 
+def exists(url: str) -> bool:
+    """Say whether a store is there, as far as can be told without making it: a server may be."""
+    return not url.startswith("sqlite:") or _path(split_space(url).url).exists()
+
+
 def _unwritable(path: Path) -> str:
     """Say why a store's file cannot be written, or made where it is missing; an empty text: it can.
 
