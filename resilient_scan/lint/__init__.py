@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from resilient_scan.lint.rates import ADVICE, ERROR, WARNING, by_provider, over_rate, with_numbers
 from resilient_scan.lint.rules import RULES, Case
 from resilient_scan.options import Policy
-from resilient_scan.stores.columns import Measured
+
+if TYPE_CHECKING:
+    from resilient_scan.stores.columns import Measured
 
 __all__ = ["ADVICE", "ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -16,7 +16,9 @@ from resilient_scan._text import exact as s
 from resilient_scan.errors import RetryAfter, ScanTimeout
 from resilient_scan.options import Exceptions, Policy, Retry, parse_rate
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
-from resilient_scan.stores.columns import Measured
+
+if TYPE_CHECKING:
+    from resilient_scan.stores.columns import Measured
 
 DAY: Final = 86_400.0
 ENOUGH: Final = 200  # attempts, for a sentence about one in a hundred of them
