@@ -388,7 +388,7 @@ class Fleet:
         if self.keep_rest is not None and rest:
             self.keep_rest(rest)
         if self.attempts is not None:
-            self.attempts.drain()
+            self.attempts.finish(CLOSE_TIMEOUT / 2)
         if self._close_store is not None:
             self._close_store()
         elif self._store is not None and (rest or self.attempts is not None):

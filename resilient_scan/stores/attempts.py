@@ -5,19 +5,22 @@
 
 A thread that reports an attempt only adds a row to a queue. The lease keeper's thread packs the rows of a whole run
 into one *segment* and appends it to a log, the journal: one record more in a transaction that is made anyway. When the
-journal has some dozens of them, that thread *folds* them into the *blocks*, one for each scanner and UTC day.
+journal has some dozens of them, they are *folded* into the *blocks*, one for each scanner and UTC day. That takes a
+quarter of a millisecond for each scanner, so a thread of its own does it: leases must be renewed meanwhile.
 
-Nothing is lost or counted twice, whoever is killed when. Segments are only ever appended, and only a fold takes them
-out, always the oldest ones, in the transaction that writes the blocks. Take two processes that fold the same segments:
-the second finds others at the journal's beginning, and writes nothing. So the blocks that it has read are those that it
-replaces: none of them changes without the journal's beginning.
+Nothing is lost or counted twice, whichever process is killed, and when. Segments are only ever appended, and only a
+fold takes them out, always the oldest ones, in the transaction that writes the blocks. Take two processes that fold the
+same segments: the second finds others at the journal's beginning, and writes nothing. So the blocks that it has read
+are those that it replaces: none of them changes without the journal's beginning.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Final
 
@@ -38,6 +41,7 @@ from resilient_scan.stores.columns import (
     unpacked,
 )
 from resilient_scan.stores.groups import BlockStore
+from resilient_scan.stores.health import limit_waits
 from resilient_scan.stores.leases import LeaseKeeper
 
 JOURNAL: Final = "attempts"
@@ -185,6 +189,8 @@ class AttemptHistory(AttemptReader):
         # On that thread only; so there is no lock. A process of one run appends one segment and ends: by chance, one in
         # 64 of them folds what all have appended, without asking the store how much that is.
         self._segments = int(random.random() * FOLD_AT)
+        self._folder: threading.Thread | None = None
+        self._finished = False
         self._hung: dict[_Key, list[float]] = {}
         self._late: list[_Noted] = []  # threads that are back, whose timeouts are not known yet
         self._means: dict[str, tuple[float, float]] = {}  # executions, and the seconds that they took
@@ -228,7 +234,23 @@ class AttemptHistory(AttemptReader):
         self._segments += 1
         if self._segments >= FOLD_AT:
             self._segments = 0
-            self._leases.flush(0.0, self.fold, written=False)
+            self._start_fold()
+
+    def _start_fold(self) -> None:
+        if self._folder is None or not self._folder.is_alive():
+            self._folder = threading.Thread(target=self._fold, name="resilient-scan-history", daemon=True)
+            with suppress(RuntimeError):  # no thread can be started: another process folds, or this one later
+                self._folder.start()
+
+    def finish(self, timeout: float) -> None:
+        """Put what is left into the store, before it is closed; a fold that takes longer than `timeout` is given up.
+
+        The segments that it would have folded stay as they are.
+        """
+        self.drain()
+        if self._folder is not None and self._folder.ident is not None:
+            self._folder.join(timeout)
+        self._finished = True
 
     def _parts(self, rows: Iterable[_Noted]) -> dict[tuple[str, int], Columns]:
         """Sort what was noted into columns."""
@@ -275,6 +297,12 @@ class AttemptHistory(AttemptReader):
             self._hung[key] = begins
         return begin
 
+    # on a thread of its own
+
+    def _fold(self) -> None:
+        limit_waits()
+        self.fold()
+
     def fold(self) -> None:
         """Move the journal into the blocks, unless another process has just done that."""
         try:
@@ -282,7 +310,8 @@ class AttemptHistory(AttemptReader):
                 if not self._folded(segments):
                     return
         except StoreError as error:
-            self._on_error("append", error)
+            if not self._finished:  # else the store was closed
+                self._on_error("append", error)
 
     def _folded(self, segments: Sequence[bytes]) -> bool:
         since = int(self._store.now() // DAY) - self._days

@@ -257,7 +257,7 @@ def refusal(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Say whether a store is there, as far as can be told without making it: a server may be."""
+    """Say whether a store is there, as far as that can be seen without making it; a server may be."""
     return not url.startswith("sqlite:") or _path(split_space(url).url).exists()
 
 

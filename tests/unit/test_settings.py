@@ -958,7 +958,7 @@ def test_the_built_in_scanners_run_without_an_argument_once_they_have_what_they_
 
 # properties
 
-UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @given(st.decimals(0, 10_000, places=3), st.sampled_from(list(UNITS)))

@@ -20,6 +20,7 @@ from resilient_scan.stores.columns import DAY, Columns, Row, packed
 from resilient_scan.stores.groups import has_blocks
 from resilient_scan.testing import FakeClock
 from tests.support.disks import no_file_beyond
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.stores.conftest import Home
 
 NOON = 20_000 * DAY + DAY / 2
@@ -190,6 +191,11 @@ def test_old_days_go_with_the_next_fold_those_of_scanners_that_are_gone_too(proc
     process.write()
     (segment,) = process.store.oldest(JOURNAL, 9)
     assert process.store.fold(JOURNAL, [segment], {f"{JOURNAL}/gone": old}, today - 100)
+    before = packed({("a", today - 91): one_attempt()})
+    process.note(now)
+    process.write()
+    segments = process.store.oldest(JOURNAL, 9)
+    assert process.store.fold(JOURNAL, segments, {f"{JOURNAL}/a": {today - 91: before}}, today - 100)
     for begin in (now - 91 * DAY, now - 90 * DAY, now):
         process.note(begin)
         process.write()
@@ -326,7 +332,7 @@ def test_an_attempt_belongs_to_the_day_on_which_it_began_and_clocks_may_jump(pro
         day - 1: [86_400_000 - 3_600_000, 86_400_000 - 250],
         day: [250],
     }
-    assert list(AttemptReader(process.store).read(["a"])["a"])[0] == 0, "a clock before 1970 is at 1970"
+    assert next(iter(AttemptReader(process.store).read(["a"])["a"])) == 0, "a clock before 1970 is at 1970"
     process.history.fold()
     assert list(AttemptReader(process.store).read(["a"])["a"]) == [day - 1, day]
 
@@ -349,12 +355,24 @@ def test_only_a_long_run_asks_for_its_attempts_to_be_written(process: Process, n
 
 def test_every_64_segments_are_folded(process: Process, now: float) -> None:
     for number in range(64):
-        assert not process.keeper.jobs
+        assert process.history._folder is None
         process.note(now - number)
         process.write()
-    process.keeper.work()
-    assert process.store.oldest(JOURNAL, 99) == []
+    process.history.finish(WAIT_TIMEOUT)
+    assert len(process.store.oldest(JOURNAL, 99)) <= 1, "the fold began before the last one was written"
     assert len(process.found()) == 64
+
+
+def test_a_fold_that_a_close_comes_into_is_given_up_silently(process: Process, now: float) -> None:
+    for number in range(2):
+        process.note(now - number)
+        process.write()
+    segments = process.store.oldest(JOURNAL, 9)
+    process.history.finish(0.0)
+    process.history._store = Failing(process.store, "oldest")  # type: ignore[assignment]
+    process.history.fold()
+    assert process.errors == []
+    assert process.store.oldest(JOURNAL, 9) == segments
 
 
 def test_a_process_of_one_run_folds_by_chance(process: Process) -> None:
