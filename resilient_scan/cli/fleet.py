@@ -36,8 +36,9 @@ from resilient_scan.snapshot import Ephemeral
 from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.attempts import AttemptReader
 from resilient_scan.stores.columns import DaySummary, Measured, summarized
+from resilient_scan.stores.groups import BlockStore
 from resilient_scan.stores.history import RunHistory, RunRecord
-from resilient_scan.stores.sqlite import exists
+from resilient_scan.stores.sqlite import Looking
 
 _log = logging.getLogger("resilient_scan")
 MEASURED_DAYS = 30  # that the linter looks at
@@ -290,7 +291,7 @@ def past_attempts(config: Path | None, name: str) -> Sequence[DaySummary]:
     settings = load_settings(config)
     if settings.store == "memory:" or not settings.history:
         raise ConfigError("no attempt is remembered, for no store is configured, or [store] history is 0")
-    with _store_of(settings, "history") as store:
+    with _blocks_of(settings, "history") as store:
         days = AttemptReader(store).read([name])[name]
     return [summarized(day, days[day]) for day in sorted(days, reverse=True)]
 
@@ -307,14 +308,27 @@ def _store_of(settings: Settings, what: str) -> Iterator[Store]:
 
 
 def measured_durations(settings: Settings, names: Collection[str]) -> dict[str, Measured]:
-    """Return how long attempts took in the last 30 days, as far as a store remembers that; nothing if it fails."""
-    if settings.store == "memory:" or not settings.history or not exists(settings.store):
+    """Return how long attempts took in the last 30 days, as far as a store remembers that; nothing if it fails.
+
+    A file is only looked at. To open it would repair it, and make files that belong to the user who checks.
+    """
+    url = settings.store
+    if url == "memory:" or not settings.history:
         return {}
     try:
-        with _store_of(settings, "check") as store:
+        if url.startswith("sqlite:"):
+            return AttemptReader(Looking(url, SystemClock())).measured(names, MEASURED_DAYS)
+        with _blocks_of(settings, "check") as store:
             return AttemptReader(store).measured(names, MEASURED_DAYS)
-    except ConfigError:  # a run reports it
+    except (ConfigError, StoreError):  # a run reports it
         return {}
+
+
+@contextmanager
+def _blocks_of(settings: Settings, what: str) -> Iterator[BlockStore]:
+    with _store_of(settings, what) as store:
+        assert isinstance(store, BlockStore)  # noqa: S101 - every store that settings can name has blocks, but one
+        yield store
 
 
 def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:

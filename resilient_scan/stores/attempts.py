@@ -40,7 +40,7 @@ from resilient_scan.stores.columns import (
     packed,
     unpacked,
 )
-from resilient_scan.stores.groups import BlockStore
+from resilient_scan.stores.groups import BlockReader, BlockStore
 from resilient_scan.stores.health import limit_waits
 from resilient_scan.stores.leases import LeaseKeeper
 
@@ -83,11 +83,10 @@ class AttemptReader:
     A block or segment that is damaged, or that another version wrote, is left out, with one warning.
 
     Args:
-        store: where they are; one that has blocks (`groups.has_blocks`).
+        store: where they are.
     """
 
-    def __init__(self, store: Store) -> None:
-        assert isinstance(store, BlockStore)  # noqa: S101 - see `has_blocks`
+    def __init__(self, store: BlockReader) -> None:
         self._store = store
         self._reported: set[str] = set()
 
@@ -178,7 +177,9 @@ class AttemptHistory(AttemptReader):
         random: Random,
         on_error: Callable[[str, StoreError], None],
     ) -> None:
+        assert isinstance(store, BlockStore)  # noqa: S101 - see `has_blocks`
         super().__init__(store)
+        self._store: BlockStore = store
         self._clock = clock
         self._days = math.ceil(seconds / DAY)
         self._leases = leases

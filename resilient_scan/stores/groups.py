@@ -45,17 +45,29 @@ class LooksAfterTaking(Protocol):
         """Take and give back leases, and then read the values of `names`; see `exchange` and `fetch_many`."""
 
 
-@runtime_checkable
-class BlockStore(Store, Protocol):
-    """A store that keeps *blocks*, by name and day, and moves a log's records into them in one transaction."""
+class BlockReader(Protocol):
+    """Where *blocks* are found, by name and day, and the log whose records become blocks."""
 
-    has_blocks: bool
+    url: str
+
+    def now(self) -> float:
+        """Return the wall time in epoch seconds."""
+
+    def tail(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the newest records of a log, newest first."""
 
     def oldest(self, log: str, limit: int, /) -> list[bytes]:
         """Return the oldest written records of a log, oldest first."""
 
     def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
         """Return the blocks of the newest `most` days since the day `since`, by name; a damaged one as it is."""
+
+
+@runtime_checkable
+class BlockStore(Store, BlockReader, Protocol):
+    """A store that keeps blocks, and moves a log's records into them in one transaction."""
+
+    has_blocks: bool
 
     def fold(
         self, log: str, records: Sequence[bytes], blocks: Mapping[str, Mapping[int, bytes]], since: int, /

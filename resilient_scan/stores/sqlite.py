@@ -34,13 +34,14 @@ from resilient_scan.stores.batching import (
     to_bytes,
     to_text,
 )
-from resilient_scan.stores.database import MAX_TRIES, Database
+from resilient_scan.stores.database import CALLS, MAX_TRIES, Database, Work
 from resilient_scan.stores.groups import MAX_BLOCK_BYTES
 from resilient_scan.stores.schema import Damaged, Row, copies, holds_orders, seal, take_over, unseal, version_of
 
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
+LOOK_TIMEOUT = 1.0  # seconds to wait for a file that another process has locked, where nothing depends on it
 KEYS_AT_ONCE = 100  # of one statement
 CLOCK_TOLERANCE = 1.0  # seconds by which a clock may go back before what was written "later" counts as expired
 
@@ -256,11 +257,6 @@ def refusal(url: str) -> str:
     return _unwritable(path)
 
 
-def exists(url: str) -> bool:
-    """Say whether a store is there, as far as that can be seen without making it; a server may be."""
-    return not url.startswith("sqlite:") or _path(split_space(url).url).exists()
-
-
 def _unwritable(path: Path) -> str:
     """Say why a store's file cannot be written, or made where it is missing; an empty text: it can.
 
@@ -347,6 +343,46 @@ def _shorten(database: sqlite3.Connection, log: bytes, keep: int) -> None:
         "LIMIT 1 OFFSET ?)",
         (log, log, keep),
     )
+
+
+class Looking:
+    """A store's file as it is: nothing is written, made, brought up to date or repaired, not even a journal.
+
+    Args:
+        url: names the file, and a space in it.
+        clock: where time comes from.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        place = split_space(url)
+        self.url = place.url
+        self.now = clock.time
+        self._name = f"file:{quote(str(_path(place.url)))}?mode=ro"
+        self._prefix = f"{place.space}/" if place.space else ""
+
+    def tail(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the newest records of a log, newest first."""
+        return self._records("SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?", log, limit)
+
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the oldest records of a log, oldest first."""
+        return self._records("SELECT key, data, sum FROM records WHERE key = ? ORDER BY id LIMIT ?", log, limit)
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        """Return blocks by name and day."""
+        prefix = self._prefix
+        return self._look(lambda database: {name: _blocks(database, prefix + name, since, most) for name in names})
+
+    def _records(self, select: str, log: str, limit: int) -> list[bytes]:
+        name = to_bytes(self._prefix + log)
+        return [data for _, data in self._look(lambda database: _all(database, select, name, limit))]
+
+    def _look(self, work: Work[T]) -> T:
+        try:
+            with CALLS.no_fork(), closing(sqlite3.connect(self._name, timeout=LOOK_TIMEOUT, uri=True)) as database:
+                return work(database)
+        except (sqlite3.Error, Damaged, UnicodeDecodeError) as error:
+            raise StoreError(f"the store {self.url} cannot be read: {error}") from error
 
 
 # blocks: each is the only record of its log, so that it is copied and rescued as records are

@@ -208,8 +208,8 @@ def test_a_check_advises_from_what_was_measured(config: Path) -> None:
     assert finding.code == names["good"]
 
 
-def test_a_check_makes_no_store_and_needs_none(config: Path) -> None:
+def test_a_check_needs_no_store(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_durations(load_settings(config), ["a"]) == {}
     assert not config.with_name("state.db").exists()
-    config.with_name("state.db").write_bytes(b"SQLite format 3\0" + bytes(100))
+    monkeypatch.setenv("RESILIENT_SCAN__STORE__URL", "redis://127.0.0.1:1/0")
     assert measured_durations(load_settings(config), ["a"]) == {}

@@ -18,6 +18,7 @@ from resilient_scan.stores import Store, attempts, groups, open_store
 from resilient_scan.stores.attempts import JOURNAL, AttemptHistory, AttemptReader
 from resilient_scan.stores.columns import DAY, Columns, Row, packed
 from resilient_scan.stores.groups import has_blocks
+from resilient_scan.stores.sqlite import Looking
 from resilient_scan.testing import FakeClock
 from tests.support.disks import no_file_beyond
 from tests.support.waiting import WAIT_TIMEOUT
@@ -524,3 +525,28 @@ def test_stores_in_memory_and_those_of_others_have_no_blocks() -> None:
     assert not has_blocks(open_store("memory:", FakeClock()))
     assert not has_blocks(open_store("memory:?space=a", FakeClock()))
     assert groups.MAX_BLOCK_BYTES == 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("space", ["", "?space=one"])
+def test_a_file_can_be_looked_at_without_touching_it(quick_path: Path, space: str) -> None:
+    clock = FakeClock(start=NOON)
+    url = f"sqlite:///{quick_path}/scan.db{space}"
+    reader = AttemptReader(Looking(url, clock))
+    with pytest.raises(StoreError, match="cannot be read"):
+        reader.read(["a"])
+    assert not list(quick_path.iterdir())
+    with closing(open_store(url, clock)) as store:
+        process = Process(store, clock)
+        for number in range(3):
+            process.note(NOON - number)
+            process.write()
+        process.history.fold()
+        process.note(NOON + 1)
+        process.write()
+    files = {file: file.read_bytes() for file in quick_path.iterdir()}
+    assert [len(columns) for columns in reader.read(["a"])["a"].values()] == [4]
+    assert reader.measured(["a", "b"], 30)["a"].count == 4
+    assert {file: file.read_bytes() for file in quick_path.iterdir()} == files
+    (quick_path / "scan.db").write_bytes(b"no database" * 99)
+    with pytest.raises(StoreError, match="cannot be read"):
+        reader.read(["a"])
