@@ -249,6 +249,8 @@ class AttemptHistory(AttemptReader):
         The segments that it would have folded stay as they are.
         """
         self.drain()
+        if self._late:  # there is no next time
+            self.drain()
         if self._folder is not None and self._folder.ident is not None:
             self._folder.join(timeout)
         self._finished = True
@@ -264,9 +266,7 @@ class AttemptHistory(AttemptReader):
             scanner, run_id, number, at, seconds, outcome = noted
             parts.add(scanner, at - seconds, seconds, outcome, number)
             if outcome == TIMEOUT:
-                self._hung.setdefault((scanner, run_id, number), []).append(at - seconds)
-                while len(self._hung) > MAX_HUNG:
-                    del self._hung[next(iter(self._hung))]
+                self._note_hung((scanner, run_id, number), at - seconds)
         # A thread may be back before its timeout is reported: the run's thread reports that, and its reader may be
         # slow. So what has no timeout yet waits for the next time, once.
         self._late = [noted for noted in self._late if not self._add_return(parts, noted, wait=True)]
@@ -286,6 +286,14 @@ class AttemptHistory(AttemptReader):
         since = at - begin
         parts.add(scanner, begin, since if number > 1 and 0 < since < age else age, RETURNED, number)
         return True
+
+    def _note_hung(self, key: _Key, begin: float) -> None:
+        """Remember when an attempt began whose thread may come back; the oldest are forgotten."""
+        begins = self._hung.setdefault(key, [])  # the inputs of a map have one key
+        begins.append(begin)
+        del begins[:-MAX_HUNG]
+        while len(self._hung) > MAX_HUNG:
+            del self._hung[next(iter(self._hung))]
 
     def _begin_of(self, key: _Key, about: float) -> float | None:
         """Return when the attempt began whose thread is back: of several inputs of a map, the likeliest one."""

@@ -299,8 +299,8 @@ def test_a_thread_may_be_back_before_its_timeout_is_reported(process: Process, n
     process.write()
     assert [row.returned for row in process.found()] == [10.1]
     process.history(LateCompletion("a", 20.0, "success", "unknown", 1))  # its timeout is never reported
-    for _ in range(2):
-        process.write()
+    process.history.finish(0.0)
+    process.store.flush()
     assert [sum(each.outcomes.count(4) for each in AttemptReader(process.store).read(["a"])["a"].values())] == [2]
 
 
@@ -320,6 +320,10 @@ def test_hung_threads_that_never_come_back_are_forgotten(process: Process, now: 
         process.note(now, 1.0, "timeout", run_id=run)
     process.history.drain()
     assert [run for _, run, _ in process.history._hung] == ["t", "u"]
+    for number in range(3):
+        process.note(now + number, 1.0, "timeout", run_id="u")
+    process.history.drain()
+    assert [len(begins) for begins in process.history._hung.values()] == [1, 2], "the inputs of a map have one key"
 
 
 def test_an_attempt_belongs_to_the_day_on_which_it_began_and_clocks_may_jump(process: Process, now: float) -> None:
