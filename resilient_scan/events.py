@@ -109,7 +109,7 @@ class AttemptStarted(Event, frozen=True, gc=False):
 class AttemptEnded(Event, frozen=True, gc=False):
     """One call of a scanner's function ended: `outcome` is `success`, `error`, `timeout` or `cancelled`.
 
-    Here and in the events below, `run_id` is the id of the run for which the execution began.
+    `at` is when it ended. Here and in the events below, `run_id` is the id of the run for which the execution began.
     """
 
     scanner: str
@@ -118,6 +118,7 @@ class AttemptEnded(Event, frozen=True, gc=False):
     duration: float
     error: ErrorInfo | None
     run_id: str = ""
+    at: float = 0.0
 
 
 class ExecutionEnded(Event, frozen=True, gc=False):

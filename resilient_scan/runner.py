@@ -34,7 +34,7 @@ from resilient_scan.observe.logs import LogEvents
 from resilient_scan.options import Cluster, Policy, Quarantine
 from resilient_scan.quarantine import ORDER_DURATION, Alert, AuditEntry, ScannerState
 from resilient_scan.results import RunReport, ScanResult
-from resilient_scan.stores import Store
+from resilient_scan.stores import ATTEMPTS_KEPT_FOR, Store
 from resilient_scan.stores.history import Past, RunRecord
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class ScanRunner:
             `"redis://host:port/db"`, or a store object, which is yours to close; `None`, `"memory:"`: in this object.
             `?space=NAME` after a URL names a part that is separate from the rest; runners without it share orders and
             breakers by the scanner's name.
+        history: seconds for which the store keeps every attempt, >= 0; 90 days, unless given; 0: it keeps none. In
+            memory none is kept.
         listeners: callables that take one event; `None` means `(LogEvents(),)`, `()` none; equal ones count as one.
         engine: where attempts run: `"threads"`, in this process; `"dask"`: at the workers of a cluster.
         cluster: the address of a Dask scheduler, such as `"tls://scheduler:8786"`, a `Cluster` or a
@@ -94,6 +96,7 @@ class ScanRunner:
         concurrent: bool = True,
         timeout_seconds: float | None = None,
         store: str | Store | None = None,
+        history: float = ATTEMPTS_KEPT_FOR,
         listeners: Iterable[Listener] | None = None,
         engine: str = "threads",
         cluster: Any = None,
@@ -128,6 +131,7 @@ class ScanRunner:
             quarantine=Quarantine() if quarantine is None else quarantine,
             local_probe=local_probe,
             store=store,
+            history=history,
             traffic=traffic,
             clock=clock or SystemClock(),
             random=random or Random(),  # noqa: S311 - jitter, not secrets

@@ -10,10 +10,10 @@ import msgspec
 from resilient_scan._text import counted
 from resilient_scan.cli.choice import bundled, lacks
 from resilient_scan.cli.export import misfit
-from resilient_scan.cli.fleet import state_for
+from resilient_scan.cli.fleet import measured_durations, state_for
 from resilient_scan.engines.process.transfer import reference_of
 from resilient_scan.errors import ConfigError, PluginError
-from resilient_scan.lint import ERROR, WARNING, lint_fleet, sentences
+from resilient_scan.lint import ADVICE, ERROR, WARNING, lint_fleet, sentences
 from resilient_scan.lint.blocking import blocking_calls
 from resilient_scan.options import Policy
 from resilient_scan.scanning import spec_of
@@ -31,7 +31,8 @@ class Checked(msgspec.Struct, frozen=True):
         warnings: a sentence for everything that runs, but not the way someone may think.
         looked_at: what was checked, for people.
         not_configured: a sentence for every scanner that would not run, with what to set.
-        hints: a sentence for every call in an `async def` scanner that is known to block.
+        hints: a sentence for every call in an `async def` scanner that is known to block, and for every timeout that is
+            far above what was measured.
         isolation: what the scanners run in, and whether those in threads could run in a process.
     """
 
@@ -66,8 +67,13 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     errors += unfit
     if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
         errors.append(refused)
+    policies = _policies(settings, plugins)
     findings = lint_fleet(
-        _policies(settings, plugins), interval=interval, deadline=settings.deadline, state=state_for(None)
+        policies,
+        interval=interval,
+        deadline=settings.deadline,
+        state=state_for(None),
+        measured=measured_durations(settings, policies),
     )
     return Checked(
         (*errors, *sentences(finding for finding in findings if finding.severity == ERROR)),
@@ -79,7 +85,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         ),
         looked_at,
         _not_configured(settings, plugins),
-        tuple(_hints(settings, plugins)),
+        (*_hints(settings, plugins), *sentences(finding for finding in findings if finding.severity == ADVICE)),
         isolation,
     )
 

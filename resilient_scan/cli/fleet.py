@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -33,10 +33,15 @@ from resilient_scan.runner import ScanRunner
 from resilient_scan.settings import Settings, load_installed, load_settings
 from resilient_scan.settings.plugins import Found, Plugins, found_of, load_demo
 from resilient_scan.snapshot import Ephemeral
-from resilient_scan.stores import open_store
+from resilient_scan.stores import Store, open_store
+from resilient_scan.stores.attempts import AttemptReader
+from resilient_scan.stores.columns import DaySummary, Measured, summarized
+from resilient_scan.stores.groups import BlockStore
 from resilient_scan.stores.history import RunHistory, RunRecord
+from resilient_scan.stores.sqlite import Looking
 
 _log = logging.getLogger("resilient_scan")
+MEASURED_DAYS = 30  # that the linter looks at
 
 
 class ReadyFleet(msgspec.Struct, frozen=True):
@@ -273,13 +278,57 @@ def past_runs(config: Path | None, limit: int) -> Sequence[RunRecord]:
     settings = load_settings(config)
     if settings.store == "memory:":
         raise ConfigError("no run is remembered, for no store is configured; name a settings file with --config")
+    with _store_of(settings, "history") as store:
+        return RunHistory(store, lambda _operation, _error: None).runs(limit)
+
+
+def past_attempts(config: Path | None, name: str) -> Sequence[DaySummary]:
+    """Return what the attempts of a scanner were like, day by day, newest first.
+
+    Raises:
+        ConfigError: the settings are wrong, no attempts are kept, no attempt of that name is, or the store fails.
+    """
+    settings = load_settings(config)
+    if settings.store == "memory:" or not settings.history:
+        raise ConfigError("no attempt is remembered, for no store is configured, or [store] history is 0")
+    with _blocks_of(settings, "history") as store:
+        days = AttemptReader(store).read([name])[name]
+    return [summarized(day, days[day]) for day in sorted(days, reverse=True)]
+
+
+@contextmanager
+def _store_of(settings: Settings, what: str) -> Iterator[Store]:
     store = open_store(settings.store, SystemClock())
     try:
-        return RunHistory(store, lambda _operation, _error: None).runs(limit)
+        yield store
     except StoreError as error:
-        raise ConfigError(f"history: {error}") from None
+        raise ConfigError(f"{what}: {error}") from None
     finally:
         store.close()
+
+
+def measured_durations(settings: Settings, names: Collection[str]) -> dict[str, Measured]:
+    """Return how long attempts took in the last 30 days, as far as a store remembers that; nothing if it fails.
+
+    A file is only looked at. To open it would repair it, and make files that belong to the user who checks.
+    """
+    url = settings.store
+    if url == "memory:" or not settings.history:
+        return {}
+    try:
+        if url.startswith("sqlite:"):
+            return AttemptReader(Looking(url, SystemClock())).measured(names, MEASURED_DAYS)
+        with _blocks_of(settings, "check") as store:
+            return AttemptReader(store).measured(names, MEASURED_DAYS)
+    except (ConfigError, StoreError):  # a run reports it
+        return {}
+
+
+@contextmanager
+def _blocks_of(settings: Settings, what: str) -> Iterator[BlockStore]:
+    with _store_of(settings, what) as store:
+        assert isinstance(store, BlockStore)  # noqa: S101 - every store that settings can name has blocks, but one
+        yield store
 
 
 def stand_ins(ready: Iterable[Found]) -> dict[str, dict[str, Any]]:

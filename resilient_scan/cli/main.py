@@ -23,7 +23,7 @@ from resilient_scan.cli.client import explained, order, reset_provider
 from resilient_scan.cli.export import PRESETS, misfit
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
-from resilient_scan.cli.fleet import ReadyFleet, open_fleet, past_runs, survey
+from resilient_scan.cli.fleet import ReadyFleet, open_fleet, past_attempts, past_runs, survey
 from resilient_scan.cli.options import (
     FilledPath,
     WholeNumber,
@@ -53,6 +53,7 @@ from resilient_scan.cli.screens import (
     introduce,
     listening,
     messages_on_stderr,
+    print_attempts,
     print_history,
     print_json,
     print_report,
@@ -70,6 +71,7 @@ from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
 from resilient_scan.settings.schema import schema
+from resilient_scan.stores.columns import DaySummary
 
 OK, INCOMPLETE, USAGE = 0, 1, 2  # exit codes
 
@@ -431,15 +433,26 @@ def verify(**options: Any) -> int:
     return OK if verified.same else INCOMPLETE
 
 
-@command.command(short_help="Show the last runs that the store remembers.")
+@command.command(short_help="Show the last runs that the store remembers, or a scanner's attempts by day.")
+@click.argument("name", required=False)
 @config_option
-@click.option("--limit", metavar="N", type=WholeNumber(1, 1000), default=20, show_default=True, help="Runs at most.")
+@click.option("--attempts", is_flag=True, help="Show how long the attempts of scanner NAME took, and how they ended.")
+@click.option(
+    "--limit", metavar="N", type=WholeNumber(1, 1000), default=20, show_default=True, help="Runs, or days, at most."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with each scanner's status and seconds.")
-def history(config: Path | None, limit: int, as_json: bool) -> int:
+def history(name: str | None, config: Path | None, attempts: bool, limit: int, as_json: bool) -> int:
     """Show the last runs that the store remembers, newest first, those of other processes too.
 
     Each with its start (UTC), its length, how many of the scanners in service answered, and which did not.
+
+    With NAME and --attempts: the attempts of one scanner, day by day (UTC): how many there were, how long they took
+    (of 99 in 100, p99), how they ended, and how many hung threads came back, after how long.
     """
+    if attempts != (name is not None):
+        raise click.UsageError("attempts are shown scanner by scanner: resilient-scan history NAME --attempts")
+    if name is not None:
+        return _history_of(name, past_attempts(config, name)[:limit], as_json=as_json)
     runs = past_runs(config, limit)
     if as_json:
         print_json([each.to_dict() for each in runs])
@@ -447,6 +460,16 @@ def history(config: Path | None, limit: int, as_json: bool) -> int:
         print_history(runs)
     else:
         say(["no run is remembered yet"])
+    return OK
+
+
+def _history_of(name: str, days: Sequence[DaySummary], *, as_json: bool) -> int:
+    if as_json:
+        print_json([msgspec.structs.asdict(day) for day in days])
+    elif days:
+        print_attempts(days)
+    else:
+        say([f"no attempt of {name} is remembered"])
     return OK
 
 

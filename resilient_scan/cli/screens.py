@@ -45,6 +45,7 @@ from resilient_scan.events import (
 )
 from resilient_scan.observe.logs import JsonLines, LogEvents
 from resilient_scan.results import Merged, RunReport, ScanResult, Status, plain
+from resilient_scan.stores.columns import DaySummary
 from resilient_scan.stores.history import RunRecord
 
 MAX_CANDIDATES: Final = 40
@@ -219,6 +220,33 @@ def print_history(runs: Iterable[RunRecord]) -> None:
     """Write one line per run of the past."""
     columns = ("started", "took", "answered", "statuses", "note")
     draw(columns, map(history_row, runs), OUTPUT.stream, right=("took", "answered"))
+
+
+def print_attempts(days: Iterable[DaySummary]) -> None:
+    """Write one line per day of a scanner's attempts."""
+    columns = ("day", "attempts", "p50", "p90", "p99", "longest", "errors", "timeouts", "note")
+    draw(columns, map(attempts_row, days), OUTPUT.stream, right=columns[1:-1])
+
+
+def attempts_row(day: DaySummary) -> tuple[str, ...]:
+    """Return a day's cells: how many attempts, how long they took, how they ended, and what else is to be known."""
+    spans = (day.p50, day.p90, day.p99, day.longest)
+    notes = [
+        *([f"{day.retries:,} retried"] if day.retries else []),
+        *([f"{day.cancelled:,} cancelled"] if day.cancelled else []),
+    ]
+    if day.returned_after is not None:
+        notes.append(
+            f"{counted(day.returned, 'thread')} came back late, half of them after {elapsed(day.returned_after)}"
+        )
+    return (
+        day.day,
+        f"{day.attempts:,}",
+        *("-" if span is None else elapsed(span) for span in spans),
+        f"{day.errors:,}",
+        f"{day.timeouts:,}",
+        ", ".join(notes),
+    )
 
 
 def history_row(run: RunRecord) -> tuple[str, ...]:

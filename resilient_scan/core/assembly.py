@@ -35,7 +35,7 @@ from resilient_scan.options import Breaker
 from resilient_scan.quarantine import Gate, ScannerState, check_reason
 from resilient_scan.stores import Refused, Store, open_store, split_space
 from resilient_scan.stores.answers import EPOCH_PREFIX, new_epoch
-from resilient_scan.stores.groups import fetch_many
+from resilient_scan.stores.groups import fetch_many, has_blocks
 from resilient_scan.stores.health import Health, UnlimitedWait
 from resilient_scan.stores.history import Past, Remembered
 from resilient_scan.stores.leases import LeaseKeeper
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from resilient_scan.engines.cluster.workers import ClusterWorkers
     from resilient_scan.engines.process.children import Children
     from resilient_scan.layers.breaker.provider import ProviderBreaker
+    from resilient_scan.stores.attempts import AttemptHistory
 
 CLOSE_TIMEOUT = 1.0  # seconds for which closing waits until everything is in the store
 
@@ -86,6 +87,7 @@ class Fleet:
         self.leases: LeaseKeeper | None = (
             None if store is None else LeaseKeeper(store, clock, health, config.max_workers)
         )
+        self.attempts = _attempt_history(config, store, self.leases, self.store_failed)
         self.gate: Gate = Gate(
             config.names,
             clock,
@@ -96,6 +98,8 @@ class Fleet:
             on_error=self.store_failed,
         )
         self.bus.subscribe(self.gate)
+        if self.attempts is not None:
+            self.bus.subscribe(self.attempts)
         self.pool: ThreadPool = ThreadPool(config.max_workers, max_abandoned=config.max_abandoned, clock=clock)
         self.call_pool: ThreadPool = ThreadPool(  # no thread is started before the first call
             config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
@@ -158,9 +162,10 @@ class Fleet:
 
     def recall(self, before: Remembered) -> None:
         """Learn how long scans take, what their answers were like and how they ended, where that is not known yet."""
+        expected = before.expected if self.attempts is None else self.attempts.recall(before.expected, self.names)
         for name, stack in self.stacks.items():
             if stack.expected == NEVER:
-                stack.expected = before.expected.get(name, NEVER)
+                stack.expected = expected.get(name, NEVER)
             if (learned := before.learned.get(name)) is not None:
                 stack.recall(learned)
             stack.outcomes = stack.outcomes or unpacked(before.outcomes.get(name, b""))
@@ -382,9 +387,11 @@ class Fleet:
         rest = {stack.name: scans for stack in self.stacks.values() if (scans := stack.unkept())}
         if self.keep_rest is not None and rest:
             self.keep_rest(rest)
+        if self.attempts is not None:
+            self.attempts.finish(CLOSE_TIMEOUT / 2)
         if self._close_store is not None:
             self._close_store()
-        elif self._store is not None and rest:
+        elif self._store is not None and (rest or self.attempts is not None):
             self._store.flush()
 
 
@@ -416,6 +423,18 @@ def _children(config: Config) -> Children | ClusterWorkers | None:
         from resilient_scan.engines.process.children import Children  # noqa: PLC0415 - few fleets need it
 
     return Children(config.max_workers)
+
+
+def _attempt_history(
+    config: Config, store: Store | None, leases: LeaseKeeper | None, store_failed: Callable[[str, StoreError], None]
+) -> AttemptHistory | None:
+    """Return what keeps the attempts; `None`: nobody wants them kept, or the store cannot keep them."""
+    if store is None or leases is None or not config.history or not store.shared or not has_blocks(store):
+        return None
+    with IMPORTING:
+        from resilient_scan.stores.attempts import AttemptHistory  # noqa: PLC0415 - without a store, nobody needs it
+
+    return AttemptHistory(store, config.clock, config.history, leases, config.random, store_failed)
 
 
 def _provider_breaker(

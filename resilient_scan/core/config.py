@@ -39,6 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         policies: by scanner's name, its effective policy.
         settings: by scanner's name, what it finds in `context.settings`; read-only copies.
         store: as given: a URL, a store object that its owner closes, or `None`.
+        history: seconds for which the store keeps attempts; 0: it keeps none.
 
     Raises:
         ConfigError: an option is wrong.
@@ -59,6 +60,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     quarantine: Quarantine
     local_probe: str | None
     store: str | Store | None
+    history: float
     traffic: Traffic | None
     clock: Clock
     random: Random
@@ -75,6 +77,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         whole("max_abandoned", self.max_abandoned, 0)
         whole("max_async", self.max_async, 1)
         length_of(self.deadline)
+        if not is_number(self.history, 0):
+            raise ConfigError(f"history must be a number of seconds >= 0, got {self.history!r}")
         if self.local_probe is not None:
             parse_address("local_probe", self.local_probe)
         check_quarantine(self.quarantine, self.names)

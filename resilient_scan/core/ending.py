@@ -214,8 +214,8 @@ class Ending(msgspec.Struct, eq=False):
         probed = self._probed(kind, error)
         if began is None:
             return [ended, *probed]
-        took = self.stack.clock.monotonic() - began
-        return [AttemptEnded(self.name, self.context.attempt, kind, took, error, self.context.run_id), ended, *probed]
+        took, attempt, run_id = self.stack.clock.monotonic() - began, self.context.attempt, self.context.run_id
+        return [AttemptEnded(self.name, attempt, kind, took, error, run_id, ended.at), ended, *probed]
 
     def _probed(self, kind: str, error: ErrorInfo | None) -> tuple[Event, ...]:
         """Return the event of a probe's end, if it is one."""

@@ -128,9 +128,9 @@ class Overdue(Ending, eq=False):
             began, context.open_attempt = context.open_attempt, None
             took = 0.0
             if began is not None and failure is not None:
-                took, error = stack.clock.monotonic() - began, ErrorInfo.of(failure)
+                took, at, error = stack.clock.monotonic() - began, stack.clock.time(), ErrorInfo.of(failure)
                 kind = TIMEOUT if isinstance(failure, ScanTimeout) else ERROR
-                events.insert(0, AttemptEnded(self.name, context.attempt, kind, took, error, context.run_id))
+                events.insert(0, AttemptEnded(self.name, context.attempt, kind, took, error, context.run_id, at))
             spent = stack.policy.timeout.attempt or 0.0 if isinstance(failure, ScanTimeout) else took
             successor.context = context.next(failure, spent)
             successor.waiters, successor.began = self.waiters, self.began

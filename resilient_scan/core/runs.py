@@ -252,12 +252,15 @@ class Runs:
             return
         with run.wait_budget():
             run.wind_up()
-        if self.history is not None and run.fleet.leases is not None and run.remembered:
+        attempts, leases = run.fleet.attempts, run.fleet.leases
+        if not run.remembered and attempts is not None and leases is not None:
+            leases.flush(0.0, attempts.drain, written=False)
+        if self.history is not None and leases is not None and run.remembered:
             left = run.deadline - self.config.clock.monotonic()
             # Only a record says what the cache has answered: nobody waits for a disk for its sake.
             worked = any(result.status is not Status.CACHED for result in run.results.values())
             job = partial(_keep, self.history, run)
-            run.fleet.leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), job, written=worked)
+            leases.flush(min(FLUSH_TIMEOUT, max(0.0, left)), job, written=worked)
 
 
 def _keep(history: RunHistory, run: Run) -> None:
@@ -268,11 +271,16 @@ def _keep(history: RunHistory, run: Run) -> None:
     ten times as much as the scan.
     """
     report, fleet = run.report(), run.fleet
+    if fleet.attempts is not None:
+        fleet.attempts.drain()
     stacks = [fleet.stacks[name] for name, result in report.results.items() if result.status is not Status.CACHED]
     if history.rest_is_due(monotonic()):
         stacks = list(fleet.stacks.values())
     past = {stack.name: scans for stack in stacks if (scans := stack.unkept())}
-    expected = {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}
+    if fleet.attempts is None:
+        expected = {stack.name: stack.expected for stack in stacks if stack.expected < math.inf}
+    else:
+        expected = fleet.attempts.expected([stack.name for stack in stacks])
     learned = {stack.name: known for stack in stacks if (known := stack.learned()) is not None}
     outcomes = {stack.name: packed(stack.outcomes) for stack in stacks}
     history.keep(report, expected, past, learned, outcomes)

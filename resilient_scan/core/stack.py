@@ -440,8 +440,8 @@ class Stack:
                 outcome = CANCELLED
         began = context.close_attempt(self.lock)
         if began is not None:
-            took = self.clock.monotonic() - began
-            send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id))
+            took, at = self.clock.monotonic() - began, self.clock.time()
+            send(AttemptEnded(self.name, context.attempt, outcome, took, failure, context.run_id, at))
 
     def send_stored(self, events: Sequence[Event], run_id: str) -> None:
         """Send the events of a watchdog once its vote is in the store; on a thread that may wait for the store.

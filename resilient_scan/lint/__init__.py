@@ -7,16 +7,21 @@ scanners of a provider.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from resilient_scan.lint.rates import ERROR, WARNING, by_provider, over_rate, with_numbers
+from resilient_scan.lint.rates import ADVICE, ERROR, WARNING, by_provider, over_rate, with_numbers
 from resilient_scan.lint.rules import RULES, Case
 from resilient_scan.options import Policy
 
-__all__ = ["ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
+if TYPE_CHECKING:
+    from resilient_scan.stores.columns import Measured
 
+__all__ = ["ADVICE", "ERROR", "RULES", "WARNING", "Finding", "lint", "lint_fleet", "sentences"]
+
+ADVISING: Final = {"timeout-far-above-p99"}  # rules about what works, and could work better
 MAX_NAMES: Final = 3  # in one sentence
 
 
@@ -26,7 +31,8 @@ class Finding(msgspec.Struct, frozen=True):
     Attributes:
         scanner: whose options they are; `""` if it is about several scanners together.
         code: the rule, such as `attempts-do-not-fit`.
-        severity: `warning`: something configured has no effect or a bad one; `error`: scans will fail because of it.
+        severity: `warning`: something configured has no effect or a bad one; `error`: scans will fail because of it;
+            `advice`: it works, and could work better.
         message: one sentence with the arithmetic, the options' paths and the fix.
         scanners: those concerned, if it is about several together.
     """
@@ -75,15 +81,20 @@ def lint_fleet(
     interval: float | None = None,
     deadline: float | None = None,
     state: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Measured] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Find what does not work together in the policies of all scanners, by name; the rest is as in `lint`.
 
-    Scanners that only name a provider share the numbers that another one gives.
+    Scanners that only name a provider share the numbers that another one gives. `measured` says, by scanner's name, how
+    long attempts have really taken; about others, the rules that need it are silent.
     """
     policies = with_numbers(policies)
     known: dict[Policy, list[tuple[str, str, str]]] = {}  # most scanners of a fleet have the same
     findings = []
     for name, policy in policies.items():
+        if name in measured:
+            findings += [Finding(name, *f) for f in _alone(Case(policy, interval, deadline, state, measured[name]))]
+            continue
         if policy not in known:
             known[policy] = _alone(Case(policy, interval, deadline, state))
         findings += [Finding(name, *found) for found in known[policy]]
@@ -96,7 +107,8 @@ def lint_fleet(
 
 def _alone(case: Case) -> list[tuple[str, str, str]]:
     """Apply the rules for one policy; `[(code, severity, message), ...]`."""
-    return [(code, WARNING, message) for code, rule in RULES.items() if (message := rule(case)) is not None]
+    found = ((code, rule(case)) for code, rule in RULES.items())
+    return [(code, ADVICE if code in ADVISING else WARNING, message) for code, message in found if message is not None]
 
 
 def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from resilient_scan._text import exact as s
 from resilient_scan.lint.rules import period_of, rounded_up, turns_within
 from resilient_scan.options import Limit, Policy, parse_rate
 
-WARNING, ERROR = "warning", "error"
+ADVICE, WARNING, ERROR = "advice", "warning", "error"
 
 Rated = tuple[str, str, str]
 """Code, severity, message."""

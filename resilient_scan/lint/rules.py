@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,7 +17,13 @@ from resilient_scan.errors import RetryAfter, ScanTimeout
 from resilient_scan.options import Exceptions, Policy, Retry, parse_rate
 from resilient_scan.snapshot import TOOL_LOGS, Snapshot
 
+if TYPE_CHECKING:
+    from resilient_scan.stores.columns import Measured
+
 DAY: Final = 86_400.0
+ENOUGH: Final = 200  # attempts, for a sentence about one in a hundred of them
+FAR: Final = 10  # times the p99 that an attempt may take: a hang costs ten times what it might
+AMPLE: Final = 4  # times the p99 that are advised
 AT_ONCE: Final = 1.0  # seconds: a shorter ttl expires before another scan could use the answer
 
 
@@ -29,12 +35,14 @@ class Case(msgspec.Struct, frozen=True):
         interval: seconds from one run to the next.
         deadline: seconds that a run has.
         state: a sample of what a run is given.
+        measured: how long attempts have really taken.
     """
 
     policy: Policy
     interval: float | None = None
     deadline: float | None = None
     state: Mapping[str, Any] | None = None
+    measured: Measured | None = None
 
     @property
     def retry(self) -> Retry | None:
@@ -382,6 +390,44 @@ def state_without_key(case: Case) -> str | None:
         f"{len(bad)} of the {len(read)} values of the state that make the cache's key have no stable form, {kinds}: "
         f"nothing is ever kept; name those that the scanner reads, such as cache.inputs={good!r}, "
         "or leave the cache out"
+    )
+
+
+# What was measured
+
+
+@_rule
+def timeout_far_above_p99(case: Case) -> str | None:
+    """A scan that hangs holds its worker many times as long as an answer has ever needed."""
+    measured, timeout, retry = case.measured, case.policy.timeout, case.retry
+    if measured is None or measured.count < ENOUGH:
+        return None
+    attempts, waits = (1, 0.0) if retry is None or timeout.attempt else (retry.attempts, longest_waits(retry))
+    p99 = max(measured.quantile(0.99), 1e-6)
+    if (case.longest - waits) / attempts < FAR * max(p99, AT_ONCE / FAR):
+        return None
+    enough = attempts * max(AMPLE * p99, AT_ONCE) + waits
+    parts = f" for {attempts} attempts and waits of up to {s(waits)}" if attempts > 1 else ""
+    return (
+        f"{case.longest_path}, but the p99 of {measured.count:,} attempts in {measured.days} days is {s(p99)}: one "
+        f"that hangs is waited for {case.longest / p99:.0f} times as long; "
+        f"lower {case.longest_path.partition('=')[0]} to {rounded_up(enough)}{parts}"
+    )
+
+
+@_rule
+def timeout_below_p95(case: Case) -> str | None:
+    """One attempt in twenty or more is cut off before it could answer."""
+    measured, longest = case.measured, case.longest
+    if measured is None or measured.count < ENOUGH:
+        return None
+    cut = measured.longer_than(longest)
+    if cut <= 0.05 * measured.count:
+        return None
+    return (
+        f"{case.longest_path} is below the p95 of {measured.count:,} attempts in {measured.days} days: {cut:,} of them "
+        f"({cut / measured.count:.0%}) took as long or longer; raise {case.longest_path.partition('=')[0]}, or have "
+        "the scanner ask for less at a time"
     )
 
 

@@ -61,7 +61,7 @@ from resilient_scan.settings.read import (
 )
 from resilient_scan.settings.tables import Execution, Local, Notify, Service, own_fault
 from resilient_scan.settings.toml import path_text
-from resilient_scan.stores import with_space
+from resilient_scan.stores import ATTEMPTS_KEPT_FOR, with_space
 
 __all__ = ["Effective", "Execution", "Settings", "SettingsError", "examine_settings", "load_installed", "load_settings"]
 
@@ -100,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True):
         cluster: `[cluster]`.
         tables: the tables of the file and of the environment, as one.
         local: `[local]`.
+        history: seconds for which the store keeps attempts; 0: it keeps none.
     """
 
     path: Path | None
@@ -113,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True):
     cluster: Cluster
     tables: Tables
     local: Local = Local()
+    history: float = ATTEMPTS_KEPT_FOR
 
     def __repr__(self) -> str:
         """Name the file only: settings may contain secrets."""
@@ -278,6 +280,7 @@ class Settings(msgspec.Struct, frozen=True):
             **{key: value for key, value in execution.items() if value is not None},
             **({"cluster": self.cluster} if self.execution.engine == "dask" else {}),
             "store": self.store,
+            "history": self.history,
             "local_probe": self.local.probe,
             "settings": {name: table for name, table in tables.items() if table},
             "quarantine": msgspec.structs.replace(self.quarantine, critical=critical),
@@ -435,6 +438,7 @@ def examine_settings(
         service=options["service"],
         notify=options["notify"],
         local=options["local"],
+        history=options["store"].history,
         quarantine=options["quarantine"],
         cluster=options["cluster"],
         tables=tables,

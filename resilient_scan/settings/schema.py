@@ -20,7 +20,7 @@ from resilient_scan.settings.tables import Field, Own, fields_of
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"  # what editors of TOML know
 DURATION: Final = {
-    "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?|\.\d+)(ms|s|m|h)\s*$"}]
+    "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?|\.\d+)(ms|s|m|h|d)\s*$"}]
 }
 _KINDS: Final[Mapping[Any, dict[str, Any]]] = {
     bool: {"type": "boolean"},

@@ -26,7 +26,7 @@ from resilient_scan.options import Exceptions, Option, Predicate, Seconds, check
 from resilient_scan.scanning import check_isolation, size_of
 from resilient_scan.settings.imports import IMPORT_TIMEOUT, ImportHangs, within
 from resilient_scan.settings.toml import value_of
-from resilient_scan.stores import check_form, check_space, split_space
+from resilient_scan.stores import ATTEMPTS_KEPT_FOR, check_form, check_space, split_space
 
 
 class Execution(Option, frozen=True, kw_only=True):
@@ -72,12 +72,16 @@ class Store(Option, frozen=True):
             `"redis://host:port/db"`, or `"memory:"`: in the runner itself. None: a file in the user's state directory.
         space: a part of the store that is separate from the rest, so that fleets which share the store share nothing
             in it: 1 to 64 letters, digits, `_`, `.` or `-`. The same as `?space=` after the URL.
+        history: seconds for which every attempt is kept, such as `"90d"`, >= 0: whole days, in UTC. 0: none is kept. Of
+            each scanner at most 4 MiB are kept, more than a million attempts; the oldest days make room.
     """
 
     url: str | None = None
     space: str | None = None
+    history: Seconds = ATTEMPTS_KEPT_FOR
 
     def __post_init__(self) -> None:
+        self._number("history", least=0)
         if self.url is not None:
             check_form(self.url)
         if self.space is not None:

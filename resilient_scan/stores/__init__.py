@@ -16,6 +16,7 @@ later, in batches. *Logs* keep their newest records. *Leases* expire by themselv
     groups                       what a store may do for many keys at once
     leases                       one execution per key in all processes
     history                      what is remembered of runs
+    attempts  columns            every attempt, and how they are packed by scanner and day
 
 A store that fails raises `StoreError`; the caller decides what becomes of the run. So does one that belongs to a newer
 version, whenever that is found out: `Refused`.
@@ -37,14 +38,16 @@ Change = Callable[[bytes | None, float], tuple[bytes | None, T]]
 `None` stands for no document; returning `old` itself writes nothing.
 """
 
+ATTEMPTS_KEPT_FOR = 90 * 86_400.0  # seconds, unless the settings say otherwise
 AUDIT, OVERRIDES = "audit", "overrides"  # the logs whose records are durable before `append` returns
 ORDERS = "quarantine/fleet"  # the one document of which a file keeps a second copy: what people have ordered by hand
 _FORMS = "memory:, sqlite:///relative.db or sqlite:////absolute.db, redis://host:port/db (or rediss://, unix://path)"
 # The first words of our own keys are not allowed as names: in a space called `last`, the key `expected` would be the
 # same as that of a scanner called `expected` outside of it.
-_SPACE = re.compile(r"(?!(?:answers|breaker|cache|flight|last|quarantine)$)[A-Za-z0-9_.-]{1,64}")
+_SPACE = re.compile(r"(?!(?:answers|attempts|breaker|cache|flight|last|quarantine)$)[A-Za-z0-9_.-]{1,64}")
 _NO_SPACE = (
-    "must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, breaker, cache, flight, last, quarantine"
+    "must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, attempts, breaker, cache, flight, last, "
+    "quarantine"
 )
 
 

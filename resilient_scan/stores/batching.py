@@ -164,6 +164,7 @@ class BatchingStore(ABC):
     """A store that holds values and records back until they are flushed, and finds them there until then."""
 
     shared = True
+    has_blocks = True  # see `groups.BlockStore`
 
     def __init__(self, url: str, clock: Clock) -> None:
         self.url = url

@@ -5,10 +5,12 @@ Not part of `Store`: a store that somebody else wrote has what it takes one key 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from resilient_scan.stores import Store
+
+MAX_BLOCK_BYTES = 4 * 1024 * 1024  # of all the blocks of a name
 
 
 @runtime_checkable
@@ -43,6 +45,42 @@ class LooksAfterTaking(Protocol):
         """Take and give back leases, and then read the values of `names`; see `exchange` and `fetch_many`."""
 
 
+class BlockReader(Protocol):
+    """Where *blocks* are found, by name and day, and the log whose records become blocks."""
+
+    url: str
+
+    def now(self) -> float:
+        """Return the wall time in epoch seconds."""
+
+    def tail(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the newest records of a log, newest first."""
+
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the oldest written records of a log, oldest first."""
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        """Return the blocks of the newest `most` days since the day `since`, by name; a damaged one as it is."""
+
+
+@runtime_checkable
+class BlockStore(Store, BlockReader, Protocol):
+    """A store that keeps blocks, and moves a log's records into them in one transaction."""
+
+    has_blocks: bool
+
+    def fold(
+        self, log: str, records: Sequence[bytes], blocks: Mapping[str, Mapping[int, bytes]], since: int, /
+    ) -> bool:
+        """Write blocks in place of the oldest records of a log; forget those of the log's names before `since`.
+
+        Of each name that is written, at most `MAX_BLOCK_BYTES` are kept; the oldest days make room.
+
+        Returns:
+            `False`, and nothing is changed, if `records` are not the log's oldest.
+        """
+
+
 def fetch_many(store: Store, keys: Sequence[str]) -> dict[str, bytes]:
     """Call a store's `fetch_many`, or get one by one where it has none."""
     if isinstance(store, GroupReads):
@@ -74,3 +112,8 @@ def exchange_and_fetch(
 def held_back(store: Store) -> int:
     """Return how many bytes of values a store has not written yet; 0 where it does not say."""
     return int(getattr(store, "held_back", 0))
+
+
+def has_blocks(store: Store) -> bool:
+    """Say whether a store is a `BlockStore`."""
+    return bool(getattr(store, "has_blocks", False))

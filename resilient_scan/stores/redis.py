@@ -11,10 +11,11 @@ written a second time, which changes nothing, and records are recognized by thei
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +24,7 @@ from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.stores import Change, split_space, without_password
 from resilient_scan.stores.batching import BatchingStore, Records, Value, Writes, check_size, to_bytes, to_text
+from resilient_scan.stores.groups import MAX_BLOCK_BYTES
 from resilient_scan.stores.health import Backoff, CallWatchdog, allowed_wait, waits_are_unlimited
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ MAX_TRIES = 200  # of one update; each that fails is the success of another proc
 MAX_LIFETIME = 10 * 365 * 86400.0  # seconds, of a value and a lease
 CHUNK_VALUES, CHUNK_BYTES = 1_000, 1024 * 1024  # sent or asked for at once, so that the answer comes in time
 TIME_TRUSTED = 1.0  # seconds for which the server's time is known from its last answer
+SECONDS_OF_DAY = 86_400.0
 NUMBER_KEPT = 3600.0  # seconds for which the server knows which records a process has written
 
 OPTIONS: Final = """db username password client_name protocol health_check_interval max_connections socket_keepalive
@@ -123,6 +126,48 @@ for i = taken + 1, leases do
 end
 return {held, values(leases + 1, ARGV[5])}
 """
+# A name's blocks are the fields of a hash, by day; as many names as can be sent at once.
+_BLOCKS = """
+local found, size = {}, 0
+for i = 1, #KEYS do
+  if size > tonumber(ARGV[1]) then break end
+  local days, blocks = {}, {}
+  for _, day in ipairs(redis.call('HKEYS', KEYS[i])) do
+    if tonumber(day) >= tonumber(ARGV[2]) then days[#days + 1] = tonumber(day) end
+  end
+  table.sort(days, function(one, other) return one > other end)
+  for j = 1, math.min(#days, tonumber(ARGV[3])) do
+    local data = redis.call('HGET', KEYS[i], tostring(days[j]))
+    blocks[#blocks + 1] = days[j]
+    blocks[#blocks + 1] = data
+    size = size + #data
+  end
+  found[#found + 1] = blocks
+end
+return found
+"""
+# The first key is the log. Nothing but this takes records from its beginning, besides the bound on their number: if the
+# first and the last of them are where they were, so are all between.
+_FOLD = """
+local count, since = tonumber(ARGV[1]), tonumber(ARGV[4])
+local first, last = redis.call('LINDEX', KEYS[1], 0), redis.call('LINDEX', KEYS[1], count - 1)
+if not first or redis.sha1hex(first) ~= ARGV[2] or not last or redis.sha1hex(last) ~= ARGV[3] then return 0 end
+redis.call('LTRIM', KEYS[1], count, -1)
+for i = 7, #ARGV, 3 do redis.call('HSET', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]) end
+for i = 2, #KEYS do
+  local days, size = {}, 0
+  for _, day in ipairs(redis.call('HKEYS', KEYS[i])) do days[#days + 1] = tonumber(day) end
+  table.sort(days, function(one, other) return one > other end)
+  for j = 1, #days do
+    size = size + redis.call('HSTRLEN', KEYS[i], tostring(days[j]))
+    if days[j] < since or (j > 1 and size > tonumber(ARGV[6])) then
+      redis.call('HDEL', KEYS[i], tostring(days[j]))
+    end
+  end
+  redis.call('PEXPIRE', KEYS[i], ARGV[5])
+end
+return 1
+"""
 
 
 class RedisStore(BatchingStore):
@@ -146,7 +191,7 @@ class RedisStore(BatchingStore):
     def _connect(self) -> None:
         self._client, self._errors, self._secrets = _client(self._address)
         names = {"look": _LOOK, "swap": _SWAP, "read": _READ, "exchange": _VALUES + _EXCHANGE}
-        names |= {"fetch": _FETCH, "put": _PUT, "append": _APPEND}
+        names |= {"fetch": _FETCH, "put": _PUT, "append": _APPEND, "blocks": _BLOCKS, "fold": _FOLD}
         self._time = 0.0, -math.inf  # by how much the server's clock is ahead of the monotonic one, and since when
         self._number_key = f"{PREFIX}written:{uuid.uuid4().hex}"
         self._watchdog = CallWatchdog(self._client.connection_pool.disconnect, CALL_TIMEOUT)
@@ -287,6 +332,38 @@ class RedisStore(BatchingStore):
         newest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), -limit, -1)))
         return newest
 
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the oldest written records of a log, oldest first."""
+        oldest: list[bytes] = self._call(lambda client: _records(client.lrange(_key("log", log), 0, limit - 1)))
+        return oldest[::-1]
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        """Return blocks by name and day."""
+        found: dict[str, dict[int, bytes]] = {}
+        while len(found) < len(names):
+            group = names[len(found) : len(found) + CHUNK_VALUES]
+            keys = [_key("blocks", name) for name in group]
+            answer = self._run("blocks", keys, CHUNK_BYTES, since, most, read=_blocks)
+            if not answer:
+                raise StoreError(f"the store {self.url} does not answer as a Redis server does")
+            found.update(zip(group, answer, strict=False))
+        return found
+
+    def fold(
+        self, log: str, records: Sequence[bytes], blocks: Mapping[str, Mapping[int, bytes]], since: int, /
+    ) -> bool:
+        """Write blocks in place of the oldest records of a log, in one step."""
+        if not records:
+            return False
+        ends = [hashlib.sha1(record, usedforsecurity=False).hexdigest() for record in (records[0], records[-1])]
+        kept = self.now() - since * SECONDS_OF_DAY + SECONDS_OF_DAY
+        arguments: list[Any] = [len(records), *ends, since, _milliseconds(kept), MAX_BLOCK_BYTES]
+        for place, days in enumerate(blocks.values(), 2):
+            for day, data in days.items():
+                arguments += place, day, data
+        keys = [_key("log", log), *(_key("blocks", name) for name in blocks)]
+        return bool(self._run("fold", keys, *arguments, read=int))
+
     def _disconnect(self) -> None:
         self._watchdog.stop()
         self._client.connection_pool.disconnect()
@@ -386,6 +463,17 @@ def _exchanged(answer: Any) -> tuple[dict[int, str], tuple[float, list[bytes | N
     """Return who holds which of the leases, and what `_fetched` does."""
     held, values = answer
     return _holders(held), _fetched(values)
+
+
+def _blocks(answer: Any) -> list[dict[int, bytes]]:
+    """Return the blocks of as many names as the server has sent at once, by day."""
+    return [{int(day): _bytes(data) for day, data in zip(days[::2], days[1::2], strict=True)} for days in answer]
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):
+        raise TypeError(type(answer))
+    return answer
 
 
 def _holders(answer: Any) -> dict[int, str]:

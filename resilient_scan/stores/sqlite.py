@@ -14,7 +14,7 @@ import os
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ from resilient_scan.stores.batching import (
     to_bytes,
     to_text,
 )
-from resilient_scan.stores.database import MAX_TRIES, Database
+from resilient_scan.stores.database import CALLS, MAX_TRIES, Database, Work
+from resilient_scan.stores.groups import MAX_BLOCK_BYTES
 from resilient_scan.stores.schema import Damaged, Row, copies, holds_orders, seal, take_over, unseal, version_of
 
 _log = logging.getLogger("resilient_scan")
 T = TypeVar("T")
 _SPAN = struct.Struct("<dd")  # begins and ends, epoch seconds
+LOOK_TIMEOUT = 1.0  # seconds to wait for a file that another process has locked, where nothing depends on it
 KEYS_AT_ONCE = 100  # of one statement
 CLOCK_TOLERANCE = 1.0  # seconds by which a clock may go back before what was written "later" counts as expired
 
@@ -192,6 +194,41 @@ class SqliteStore(BatchingStore):
         select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?"
         return [data for _, data in self._database.read(lambda database: _all(database, select, to_bytes(log), limit))]
 
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the oldest written records of a log, oldest first."""
+        self._check_open()
+        select = "SELECT key, data, sum FROM records WHERE key = ? ORDER BY id LIMIT ?"
+        return [data for _, data in self._database.read(lambda database: _all(database, select, to_bytes(log), limit))]
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        """Return blocks by name and day: each is the one record of a log of its own, `NAME/DAY`."""
+        self._check_open()
+        return self._database.read(lambda database: {name: _blocks(database, name, since, most) for name in names})
+
+    def fold(
+        self, log: str, records: Sequence[bytes], blocks: Mapping[str, Mapping[int, bytes]], since: int, /
+    ) -> bool:
+        """Write blocks in place of the oldest records of a log, in one transaction."""
+        self._check_open()
+
+        def work(database: sqlite3.Connection) -> bool:
+            name = to_bytes(log)
+            select = "SELECT id, data FROM records WHERE key = ? ORDER BY id LIMIT ?"
+            there = database.execute(select, (name, len(records))).fetchall()
+            if [data for _, data in there] != list(records):
+                return False
+            database.execute("DELETE FROM records WHERE key = ? AND id <= ?", (name, there[-1][0]))
+            rows = [(_block_key(each, day), data) for each, days in blocks.items() for day, data in days.items()]
+            database.executemany("DELETE FROM records WHERE key = ?", [(key,) for key, _ in rows])
+            sealed = [(key, data, seal(key, data)) for key, data in rows]
+            database.executemany("INSERT INTO records (key, data, sum) VALUES (?, ?, ?)", sealed)
+            _forget_before(database, log, since)
+            for each in blocks:
+                _bound(database, each)
+            return True
+
+        return bool(records) and self._database.write(work)
+
     def _disconnect(self) -> None:
         self._database.close()
         self._leases.close()
@@ -306,6 +343,83 @@ def _shorten(database: sqlite3.Connection, log: bytes, keep: int) -> None:
         "LIMIT 1 OFFSET ?)",
         (log, log, keep),
     )
+
+
+class Looking:
+    """A store's file as it is: nothing is written, made, brought up to date or repaired, not even a journal.
+
+    Args:
+        url: names the file, and a space in it.
+        clock: where time comes from.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        place = split_space(url)
+        self.url = place.url
+        self.now = clock.time
+        self._name = f"file:{quote(str(_path(place.url)))}?mode=ro"
+        self._prefix = f"{place.space}/" if place.space else ""
+
+    def tail(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the newest records of a log, newest first."""
+        return self._records("SELECT key, data, sum FROM records WHERE key = ? ORDER BY id DESC LIMIT ?", log, limit)
+
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        """Return the oldest records of a log, oldest first."""
+        return self._records("SELECT key, data, sum FROM records WHERE key = ? ORDER BY id LIMIT ?", log, limit)
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        """Return blocks by name and day."""
+        prefix = self._prefix
+        return self._look(lambda database: {name: _blocks(database, prefix + name, since, most) for name in names})
+
+    def _records(self, select: str, log: str, limit: int) -> list[bytes]:
+        name = to_bytes(self._prefix + log)
+        return [data for _, data in self._look(lambda database: _all(database, select, name, limit))]
+
+    def _look(self, work: Work[T]) -> T:
+        try:
+            with CALLS.no_fork(), closing(sqlite3.connect(self._name, timeout=LOOK_TIMEOUT, uri=True)) as database:
+                return work(database)
+        except (sqlite3.Error, Damaged, UnicodeDecodeError) as error:
+            raise StoreError(f"the store {self.url} cannot be read: {error}") from error
+
+
+# blocks: each is the only record of its log, so that it is copied and rescued as records are
+
+
+def _block_key(name: str, day: int) -> bytes:
+    return to_bytes(f"{name}/{day:06d}")
+
+
+def _span_of_blocks(name: str, since: int = 0) -> tuple[bytes, bytes]:
+    """Return the key of a name's first block, and the least key after its last."""
+    return _block_key(name, since), to_bytes(f"{name}/:")  # the sign after the digits
+
+
+def _blocks(database: sqlite3.Connection, name: str, since: int, most: int) -> dict[int, bytes]:
+    """Return blocks whatever their checksum: each has one of its own, and a damaged one costs no other."""
+    select = "SELECT key, data FROM records WHERE key >= ? AND key < ? ORDER BY key DESC LIMIT ?"
+    rows = database.execute(select, (*_span_of_blocks(name, max(0, since)), most)).fetchall()
+    return {int(key[-6:]): data for key, data in rows if isinstance(data, bytes) and key[-6:].isdigit()}
+
+
+def _forget_before(database: sqlite3.Connection, log: str, since: int) -> None:
+    """Forget the blocks of all names under a log, `LOG/NAME`, that are of a day before `since`."""
+    database.execute(
+        "DELETE FROM records WHERE key > ? AND key < ? AND substr(key, -7, 1) = ? AND substr(key, -6) < ?",
+        (to_bytes(f"{log}/"), to_bytes(f"{log}0"), b"/", b"%06d" % max(0, since)),
+    )
+
+
+def _bound(database: sqlite3.Connection, name: str) -> None:
+    """Forget a name's oldest blocks, down to the bound; never the newest."""
+    select = "SELECT id, length(data) FROM records WHERE key >= ? AND key < ? ORDER BY key DESC"
+    size = 0
+    for number, (row, length) in enumerate(database.execute(select, _span_of_blocks(name)).fetchall()):
+        size += length
+        if number and size > MAX_BLOCK_BYTES:
+            database.execute("DELETE FROM records WHERE id = ?", (row,))
 
 
 def _make_room(database: sqlite3.Connection, now: float) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar, cast
 
 from resilient_scan.errors import StoreError
 from resilient_scan.stores import Change, Store, with_space
-from resilient_scan.stores.groups import exchange, exchange_and_fetch, fetch_many, held_back
+from resilient_scan.stores.groups import BlockStore, exchange, exchange_and_fetch, fetch_many, has_blocks, held_back
 from resilient_scan.stores.health import ask_store
 
 T = TypeVar("T")
@@ -20,6 +20,7 @@ class _Forwarding:
         self._store = store
         self.url: str = str(store.url)
         self.shared: bool = bool(store.shared)
+        self.has_blocks: bool = has_blocks(store)
 
     def _key(self, key: str) -> str:
         return key
@@ -85,6 +86,20 @@ class _Forwarding:
 
     def tail(self, log: str, limit: int, /) -> list[bytes]:
         return self._call(lambda store: store.tail(self._key(log), limit))
+
+    def oldest(self, log: str, limit: int, /) -> list[bytes]:
+        return self._call(lambda store: cast("BlockStore", store).oldest(self._key(log), limit))
+
+    def blocks(self, names: Sequence[str], since: int, most: int, /) -> dict[str, dict[int, bytes]]:
+        given = {self._key(name): name for name in names}
+        found = self._call(lambda store: cast("BlockStore", store).blocks(list(given), since, most))
+        return {given[name]: days for name, days in found.items()}
+
+    def fold(
+        self, log: str, records: Sequence[bytes], blocks: Mapping[str, Mapping[int, bytes]], since: int, /
+    ) -> bool:
+        given = {self._key(name): days for name, days in blocks.items()}
+        return self._call(lambda store: cast("BlockStore", store).fold(self._key(log), records, given, since))
 
     def flush(self) -> None:
         self._call(lambda store: store.flush())

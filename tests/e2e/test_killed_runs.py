@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 
 from resilient_scan import Breaker, Cache, Policy, Quarantine, RunReport, ScanRunner, scanner
-from resilient_scan.stores import Store
+from resilient_scan.clock import SystemClock
+from resilient_scan.stores import Store, attempts, open_store
+from resilient_scan.stores.attempts import AttemptReader
+from resilient_scan.stores.history import MAX_RUNS, RunHistory
 from resilient_scan.testing import broken, healthy
 from tests.e2e.store_crew import Say, Worker
+from tests.support.waiting import eventually
 
 NAMES = [f"s{number}" for number in range(6)]
 FLEET = 24
@@ -127,6 +131,36 @@ def test_two_processes_of_which_one_is_killed_again_and_again(path: Path) -> Non
                 "cached",
                 "disabled",
             }
+    assert not list(path.parent.glob("*.corrupt-*"))
+
+
+def scanning(path: Path, only: str) -> Callable[[Store, Say], None]:
+    """Return a job without an end: runs in which each scan is an attempt, which are folded all the time."""
+
+    def job(_store: Store, say: Say) -> None:
+        attempts.FOLD_AT = 2  # type: ignore[misc]
+        scanners = [healthy("shared"), healthy(only)]
+        runner = ScanRunner(scanners, policy=Policy(cache=None), store=f"sqlite:///{path}", listeners=())
+        while True:
+            runner.run()
+            say("ran")
+
+    return job
+
+
+def test_no_attempt_is_lost_or_counted_twice_where_two_processes_are_killed(path: Path) -> None:
+    """A run and its attempts are written together: there are as many attempts as scans in the runs that are kept."""
+    for number in range(4):
+        workers = [Worker("memory:", scanning(path, only)) for only in ("one", "other")]
+        eventually(lambda: all(len(worker.lines) > number for worker in workers))  # noqa: B023 - called at once
+        for worker in workers:
+            worker.kill()
+    with closing(open_store(f"sqlite:///{path}", SystemClock())) as store:
+        runs = RunHistory(store, lambda *_: None).runs(MAX_RUNS)
+        found = AttemptReader(store).read(["shared", "one", "other"])
+    assert 10 < len(runs) < MAX_RUNS, "else some are forgotten already"
+    counts = {name: sum(map(len, days.values())) for name, days in found.items()}
+    assert counts == {name: sum(name in run.scans for run in runs) for name in counts}
     assert not list(path.parent.glob("*.corrupt-*"))
 
 

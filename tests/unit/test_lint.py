@@ -3,7 +3,8 @@
 import pytest
 
 from resilient_scan import Breaker, Cache, Limit, Policy, Retry, ScanTimeout, Timeout
-from resilient_scan.lint import ERROR, RULES, WARNING, Finding, lint, lint_fleet, sentences
+from resilient_scan.lint import ADVICE, ADVISING, ERROR, RULES, WARNING, Finding, lint, lint_fleet, sentences
+from resilient_scan.stores.columns import Measured
 
 SENSIBLE = [
     Policy(),
@@ -165,6 +166,21 @@ CASES = {
     ),
 }
 
+CASES |= {
+    "timeout-far-above-p99": case(
+        Policy(retry=None, timeout=Timeout(total=10)),
+        {"measured": {"movers": Measured(30, (*[0.2] * 1970, *[0.4] * 30), ())}},
+        "timeout.total=10s, but the p99 of 2,000 attempts in 30 days is 0.4s: one that hangs is waited for 25 times as "
+        "long; lower timeout.total to 2",
+    ),
+    "timeout-below-p95": case(
+        Policy(timeout=Timeout(total=5)),
+        {"measured": {"movers": Measured(30, tuple([3.0] * 188), tuple([5.0] * 12))}},
+        "timeout.total=5s is below the p95 of 200 attempts in 30 days: 12 of them (6%) took as long or longer; "
+        "raise timeout.total, or have the scanner ask for less at a time",
+    ),
+}
+
 
 def test_every_rule_has_a_case():
     assert CASES.keys() == RULES.keys()
@@ -173,7 +189,8 @@ def test_every_rule_has_a_case():
 @pytest.mark.parametrize("code", CASES)
 def test_a_rule_gives_the_arithmetic_and_the_fix(code):
     policy, known, message = CASES[code]
-    assert lint("movers", policy, **known) == (Finding("movers", code, WARNING, message),)
+    severity = ADVICE if code in ADVISING else WARNING
+    assert lint_fleet({"movers": policy}, **known) == (Finding("movers", code, severity, message),)
 
 
 def codes(policy, **known):
@@ -314,3 +331,44 @@ def test_the_same_sentence_about_many_scanners_is_one_line():
 def test_a_sentence_about_a_provider_stands_alone():
     (line,) = sentences(lint_fleet(finnhub(6), interval=5))
     assert line.startswith("6 scanners of finnhub ask")
+
+
+# what was measured
+
+
+def measured_codes(policy, spans, cut=()):
+    measured = Measured(30, tuple(sorted(spans)), tuple(sorted(cut)))
+    return [finding.code for finding in lint_fleet({"a": policy}, measured={"a": measured})]
+
+
+def test_a_timeout_is_far_above_what_was_measured_from_ten_times_the_p99_on():
+    policy = Policy(retry=None, timeout=Timeout(total=10))
+    assert measured_codes(policy, [1.0] * 200) == ["timeout-far-above-p99"]
+    assert measured_codes(policy, [1.01] * 200) == []
+    assert measured_codes(policy, [0.001] * 199) == [], "too few"
+    assert measured_codes(policy, [0.001] * 200, [10.0] * 3) == [], "nobody knows how long one in a hundred would take"
+    assert measured_codes(Policy(retry=None, timeout=Timeout(total=0.9)), [0.0] * 200) == [], "short enough anyway"
+
+
+def test_a_total_has_room_for_all_attempts_and_their_waits():
+    measured = {"a": Measured(30, tuple([0.5] * 200), ())}
+    assert lint_fleet({"a": Policy(timeout=Timeout(total=16.4))}, measured=measured) == ()
+    (finding,) = lint_fleet({"a": Policy(timeout=Timeout(total=16.5))}, measured=measured)
+    assert finding.message.endswith("lower timeout.total to 8 for 3 attempts and waits of up to 1.5s")
+    attempt = Policy(timeout=Timeout(total=30, attempt=5, max_abandoned=3))
+    (finding,) = lint_fleet({"a": attempt}, measured=measured)
+    assert finding.message.endswith("lower timeout.attempt to 2")
+
+
+def test_a_timeout_is_too_short_where_more_than_one_attempt_in_twenty_is_cut_off():
+    policy = Policy(timeout=Timeout(total=5))
+    assert measured_codes(policy, [3.0] * 190, [5.0] * 10) == []
+    assert measured_codes(policy, [3.0] * 188, [5.0] * 11) == [], "too few"
+    assert measured_codes(policy, [3.0] * 150, [4.0] * 50) == [], "cut off by a timeout that was shorter then"
+    assert measured_codes(policy, [3.0] * 150 + [6.0] * 50) == ["timeout-below-p95"], "by one that was longer"
+
+
+def test_what_was_measured_of_one_scanner_says_nothing_about_another():
+    policies = dict.fromkeys(("a", "b"), Policy(retry=None))
+    (finding,) = lint_fleet(policies, measured={"a": Measured(30, tuple([0.1] * 200), ())})
+    assert finding.scanner == "a"

@@ -97,7 +97,7 @@ WRONG = [
     ('[scanners."brk.b"]\nretry = { " " = 1 }', '2: unknown key scanners."brk.b".retry." "; the keys are attempts, '),
     ("[scanner_execution]\ntimeout = 3", "2: unknown key scanner_execution.timeout; did you mean 'timeout_seconds'?"),
     ("[scanner_execution]\nworkers = 3", "2: unknown key scanner_execution.workers; did you mean 'max_workers'?"),
-    ("[store]\npath = 'x'", "2: unknown key store.path; the keys are url, space"),
+    ("[store]\npath = 'x'", "2: unknown key store.path; the keys are url, space, history"),
     # kinds
     ("[defaults]\ncache = { ttl = true }", f"2: defaults.cache.ttl {DURATION} true"),
     ("[defaults]\ncache.ttl = 'five'", f'2: defaults.cache.ttl {DURATION} "five"'),
@@ -780,7 +780,7 @@ def test_the_settings_name_a_space_of_any_store(load: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("space = 'a/b'", "store.space must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, breaker, "),
+        ("space = 'a/b'", "store.space must be 1 to 64 letters, digits, '_', '.' or '-', and not answers, attempts, "),
         ("space = 'a'\nurl = 'redis://h?space=b'", "store.space: url names a space too; remove one of the two"),
     ],
 )
@@ -958,7 +958,7 @@ def test_the_built_in_scanners_run_without_an_argument_once_they_have_what_they_
 
 # properties
 
-UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @given(st.decimals(0, 10_000, places=3), st.sampled_from(list(UNITS)))
@@ -966,7 +966,7 @@ def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str) -> None
     assert math.isclose(parse_duration(f"{number}{unit}"), float(number) * UNITS[unit])
 
 
-@pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5d", "+5s", "5.s", "0x5s", "5s5s"])
+@pytest.mark.parametrize("text", ["5", "", "s", "5 s", "٥s", "1e3s", "5S", "5w", "+5s", "5.s", "0x5s", "5s5s"])
 def test_a_duration_needs_a_number_and_a_unit(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the caller knows where it stands
         parse_duration(text)
