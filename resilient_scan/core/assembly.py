@@ -105,8 +105,8 @@ class Fleet:
             config.max_workers * MAX_CALLS, max_abandoned=config.max_abandoned, clock=clock, name="resilient-scan-call"
         )
         self.loops: Loops = Loops(self.call_pool.stop)  # not before the last coroutine: its cleanup may make calls
-        self.lane = _shared_loop(config, self.pool, self.call_pool, self.loops)
         self.children = _children(config)
+        self.lane = _shared_loop(config, self.children, self.pool, self.call_pool, self.loops)
         limits = [(name, policy.limit) for name, policy in config.policies.items() if policy.limit is not None]
         own_breakers = {name: policy.breaker for name, policy in config.policies.items()}
         make_breaker = partial(_provider_breaker, config, self.bus, store, self.store_failed)
@@ -395,10 +395,13 @@ class Fleet:
             self._store.flush()
 
 
-def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops: Loops) -> Lane | None:
-    """Return the loop that the coroutines share; `None`: there are none, or they take workers."""
+def _shared_loop(
+    config: Config, children: Children | ClusterWorkers | None, pool: ThreadPool, call_pool: ThreadPool, loops: Loops
+) -> Lane | None:
+    """Return the loop that coroutines share, and what waits for a cluster; `None`: there is neither, or on workers."""
+    share: Callable[[str], float] | None = getattr(children, "share", None)  # a cluster's
+    on_lane = share is not None or any(spec.is_async and spec.isolation != "process" for spec in config.specs)
     # The fakes of a test do not move an event loop's time.
-    on_lane = any(spec.is_async and spec.isolation != "process" for spec in config.specs) and config.engine != "dask"
     if not on_lane or not isinstance(config.clock, SystemClock):
         return None
     from resilient_scan.engines.greenlets import AVAILABLE  # noqa: PLC0415 - of an extra, and most fleets need none
@@ -407,7 +410,8 @@ def _shared_loop(config: Config, pool: ThreadPool, call_pool: ThreadPool, loops:
         return None
     from resilient_scan.core.lane import Lane  # noqa: PLC0415
 
-    return Lane(config.max_async, pool, call_pool, loops, config.clock)
+    most = config.max_async if share is None else config.max_workers
+    return Lane(most, pool, call_pool, loops, config.clock, share)
 
 
 def _children(config: Config) -> Children | ClusterWorkers | None:

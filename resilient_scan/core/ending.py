@@ -21,6 +21,7 @@ from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import (
     CANCELLED,
     ERROR,
+    LOCAL,
     SUCCESS,
     TIMEOUT,
     AttemptEnded,
@@ -97,6 +98,11 @@ class Ending(msgspec.Struct, eq=False):
         retry, attempt = self.stack.policy.retry, self.context.attempt
         return not attempt or (retry is not None and attempt < retry.attempts)
 
+    @property
+    def _since(self) -> float:
+        """When it began, but for what it has waited for a process: that is part of its wait for a worker."""
+        return self.began + self.context.waited
+
     def _end(self) -> list[Waiter] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""
         with self.stack.lock:
@@ -123,7 +129,7 @@ class Ending(msgspec.Struct, eq=False):
         be the first to go on, and the scan is `completed` long after its timeout.
         """
         stack = self.stack
-        seconds -= self.context.postponed  # what it waited for was not its own
+        seconds -= self.context.postponed - self.context.waited  # what it waited for was not its own
         before = stack.expected  # half of it stays: the last durations count most
         stack.expected = seconds if before == NEVER else 0.5 * (before + seconds)
         if by_itself and seconds > stack.total:
@@ -187,7 +193,7 @@ class Ending(msgspec.Struct, eq=False):
         context = self.context
         waiter = waiter or (self.waiters[0] if self.waiters else None)
         now = self.stack.clock.monotonic()
-        began = min(self.began, now)
+        began = min(self._since, now)
         queue_wait = began - waiter.run.since if waiter is not None else 0.0
         started_at = began + waiter.run.epoch if waiter is not None else 0.0
         try:
@@ -210,12 +216,13 @@ class Ending(msgspec.Struct, eq=False):
     def _endings(self, kind: str, error: ErrorInfo | None) -> list[Event]:
         """Return the events of an end that comes while an attempt may be under way."""
         began = self.context.close_attempt(self.stack.lock)
-        ended = self._ended(kind, error, self.stack.clock.monotonic() - self.began)
+        ended = self._ended(kind, error, self.stack.clock.monotonic() - self._since)
         probed = self._probed(kind, error)
         if began is None:
             return [ended, *probed]
-        took, attempt, run_id = self.stack.clock.monotonic() - began, self.context.attempt, self.context.run_id
-        return [AttemptEnded(self.name, attempt, kind, took, error, run_id, ended.at), ended, *probed]
+        took, outcome = self.stack.clock.monotonic() - began, ERROR if kind == LOCAL else kind
+        attempt, run_id = self.context.attempt, self.context.run_id
+        return [AttemptEnded(self.name, attempt, outcome, took, error, run_id, ended.at), ended, *probed]
 
     def _probed(self, kind: str, error: ErrorInfo | None) -> tuple[Event, ...]:
         """Return the event of a probe's end, if it is one."""
@@ -238,7 +245,7 @@ class Ending(msgspec.Struct, eq=False):
         events = self._take_pending_events()
         if self.context.attempt:  # a successor: there was real work, on another thread
             self._count(kind)
-            events += (self._ended(kind, error, self.stack.clock.monotonic() - self.began),)
+            events += (self._ended(kind, error, self.stack.clock.monotonic() - self._since),)
         events += self._probed(kind, error)
         outcome = self.outcome(kind, self.context.found, None, error)
         for waiter in waiters:

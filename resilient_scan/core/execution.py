@@ -278,11 +278,11 @@ class Execution(Overdue, eq=False):
         if waiters is None:
             self._late_kind = SUCCESS
             return
-        began = self.began
+        began = self.began + context.waited
         took = now - began
         stack.answered[stack.name] = now
         stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
-        spent, before = took - context.postponed, stack.expected
+        spent, before = took - context.postponed + context.waited, stack.expected
         stack.expected = spent if before == NEVER else 0.5 * (before + spent)  # `_took`, without the call
         if spent > stack.total:
             self._report_lateness(spent - stack.total)
@@ -332,7 +332,7 @@ class Execution(Overdue, eq=False):
         on_its_own = cancelled and not context.abandoned and kind != ERROR
         # So is this, because it calls the exception's `__str__`, which may hang; not where the exception is ours.
         error = _NO_ERROR if on_its_own else context.describe(failure)
-        fault = context.fault(failure) if reported == ERROR else None
+        reported, fault = self._judged(reported, failure, error)
         context.drop_state()
         context.forget_failure()
         waiters = self._end()
@@ -358,6 +358,13 @@ class Execution(Overdue, eq=False):
             outcome = self._failed_by(fault, outcome, error)
         for waiter in waiters:
             waiter.end(outcome)
+
+    def _judged(self, kind: str, failure: BaseException, error: ErrorInfo) -> tuple[str, Fault | None]:
+        """Return what listeners hear of a failure, and the fault of this machine that it may be."""
+        if kind != ERROR:
+            return kind, None
+        fault = self.context.fault(failure)
+        return (LOCAL if fault is None and error.blame == LOCAL else kind), fault  # what it ran on may be gone
 
     def _failed_by(self, fault: Fault, outcome: Outcome, error: ErrorInfo) -> Outcome:
         """Report that it failed by what may be this machine's fault, once that is decided; return its outcome."""

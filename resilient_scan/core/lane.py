@@ -41,6 +41,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -61,6 +62,7 @@ MIN_LOOK_INTERVAL = 0.005  # seconds between two looks at deadlines that a block
 BLAME_AFTER = 0.25  # seconds of one step, after which its scanner is named
 LOST_AFTER = 5.0  # seconds without a turn, at least, after which a loop is given up
 LOST_TIMES = 3  # and as many times the longest timeout on it
+TINY = 1e-6  # what the shares of a place may be out by
 ADMITTED = 100  # executions begun in one turn of the loop, at most
 
 
@@ -133,12 +135,23 @@ class Lane:
         call_pool: whose threads take blocking calls.
         loops: learns when the last coroutine has ended.
         clock: what deadlines are measured on.
+        share: the part of one of `most` that an execution of a scanner takes; by default all of it. What waits for a
+            cluster takes less where several go together.
     """
 
     coroutines = OnSharedLoop()  # finishes what a scanner on the lane begins
 
-    def __init__(self, most: int, pool: ThreadPool, call_pool: ThreadPool, loops: Loops, clock: Clock) -> None:
+    def __init__(
+        self,
+        most: int,
+        pool: ThreadPool,
+        call_pool: ThreadPool,
+        loops: Loops,
+        clock: Clock,
+        share: Callable[[str], float] | None = None,
+    ) -> None:
         self._most = most
+        self._share = share
         self._pool = pool
         self._call_pool = call_pool
         self._loops = loops
@@ -237,6 +250,10 @@ class Lane:
         now, frames = self._clock.monotonic(), current_frames()
         return [slot.describe(now, frames) for slot in hung]
 
+    def most(self, name: str) -> int:
+        """Return how many executions of one scanner may be under way at a time."""
+        return self._most if self._share is None else int(self._most / self._share(name) + TINY)
+
     def counts(self) -> tuple[int, int, int]:
         """Return how many executions are queued, under way, and abandoned."""
         with self._lock:
@@ -281,15 +298,28 @@ class Lane:
         if loop.lost:
             return
         with self._lock:
-            count = min(ADMITTED, len(self._queue), max(0, self._most - len(self._slots)))
-            tasks = [self._queue.popleft() for _ in range(count)]
+            tasks = [self._queue.popleft() for _ in range(self._room())]
             slots = [LaneSlot(task.name, loop, lane=self, task=task) for task in tasks]
             self._slots.update(slots)
-            self._called = count == ADMITTED
+            self._called = more = len(slots) == ADMITTED
         for slot in slots:
             self._begin(slot, loop)
-        if count == ADMITTED:
+        if more:
             loop.call_soon(self._admit, loop)
+
+    def _room(self) -> int:
+        """Return how many of the queue may begin in this turn. Under the lock."""
+        share = self._share
+        if share is None:
+            return min(ADMITTED, len(self._queue), max(0, self._most - len(self._slots)))
+        left = self._most - sum(share(slot.name) for slot in self._slots)
+        count = 0
+        for task in islice(self._queue, ADMITTED):
+            left -= share(task.name)
+            if left < -TINY:
+                break
+            count += 1
+        return count
 
     def _begin(self, slot: LaneSlot, loop: LaneLoop) -> None:
         loop.slots.add(slot)

@@ -106,7 +106,6 @@ class MapRun(Run):
     ) -> Iterator[Any]:
         """Yield each input with its result; at most `window` scans are open at a time."""
         (stack,) = stacks
-        most = max(LEAST_ROOM, ROOM * window)
         self._refresh()
         self._take_variables()
         while True:
@@ -115,7 +114,7 @@ class MapRun(Run):
             if (done := self._next_ready()) is not None:
                 yield done.value, done.result
                 self._take_variables()
-            elif self._inputs is not None and len(self.open) < window and len(self._unreported) < most:
+            elif self._inputs is not None and self._has_room(stack, window):
                 self._begin_next(stack)
             elif self.open:
                 self._receive()
@@ -183,6 +182,12 @@ class MapRun(Run):
 
     def _next_ready(self) -> Input | None:
         return self._unreported.popleft() if self.has_ready else None
+
+    def _has_room(self, stack: Stack, window: int) -> bool:
+        """Say whether another input may be read; how many a cluster takes changes meanwhile."""
+        lane = stack.lane
+        most = window if lane is None or not self._concurrent else lane.most(stack.name)
+        return len(self.open) < most and len(self._unreported) < max(LEAST_ROOM, ROOM * most)
 
     def _begin_next(self, stack: Stack) -> None:
         """Read one input and begin its scan, or note that there are no more."""

@@ -27,6 +27,7 @@ from resilient_scan.core.task import LateEnd
 from resilient_scan.errors import ScanTimeout, WorkerLost
 from resilient_scan.events import (
     ERROR,
+    LOCAL,
     TIMEOUT,
     AttemptEnded,
     DeadlineActedOn,
@@ -96,7 +97,7 @@ class Overdue(Ending, eq=False):
             return
         self._cache_error(TIMEOUT, error)
         self.land()
-        self._took(stack.clock.monotonic() - self.began, by_itself=False)
+        self._took(stack.clock.monotonic() - self._since, by_itself=False)
         outcome = self.outcome(TIMEOUT, context.found, None, error)
         self._wake_scanner()
         for waiter in waiters:
@@ -214,9 +215,8 @@ class Overdue(Ending, eq=False):
         context.cancel()
         if waiters is None:
             return
-        self._count(ERROR)
         error = ErrorInfo.of(failure or WorkerLost(reason))
-        events = tuple(self._endings(ERROR, error))
+        events = tuple(self._endings(LOCAL, error))
         outcome = self.outcome(ERROR, context.found, None, error)
         for waiter in waiters:
             waiter.end(outcome, events if waiter is waiters[0] else ())

@@ -201,7 +201,8 @@ class Stack:
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
         in_process = shared.children is not None and (spec.isolation == "process" or config.engine == "dask")
-        self.lane = self._lane = shared.lane if spec.is_async and not in_process else None
+        on_lane = config.engine == "dask" or (spec.is_async and not in_process)
+        self.lane = self._lane = shared.lane if on_lane else None
         if self.lane is not None:
             clock = _LOOP_CLOCK
             shared = msgspec.structs.replace(shared, store=None if shared.store is None else OffLoop(shared.store))
@@ -293,7 +294,8 @@ class Stack:
         if self.lane is None:
             self.call = self._fold(self.engine)
         else:
-            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls))
+            here = isinstance(self.engine, ThreadEngine)
+            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls) if here else self.engine)
             self.call = self._call_later
         self.send_execution = self.bus.sender(ExecutionEnded)
 

@@ -64,6 +64,7 @@ class AttemptContext(ScanContext):
     requested: bool = False  # whether the current attempt has called a host that its scanner's options do not name
     turned_away: bool = False  # whether its first request was refused, before it had called anybody
     postponed: float = 0.0  # seconds by which its deadlines were moved
+    waited: float = 0.0  # of these, those for which it has waited for a process to run in
     attempt_began: float = 0.0
     open_attempt: float | None = None  # when the current attempt began, until its end is reported
     failure: BaseException | None = None  # of an attempt that hangs on another thread, for the retry layer to judge
@@ -245,6 +246,7 @@ class AttemptContext(ScanContext):
         other.limit(self.deadline, self.cut_at)
         other.attempt, other.steps, other.failure = self.attempt, self.steps, failure
         other.failed_after, other.provider = took, self.provider
+        other.postponed = other.waited = self.waited
         other.found, other.dropped, other.invalid = list(self.found), self.dropped, self.invalid
         other._logs = self.tool_logs()  # noqa: SLF001 - one of its own kind
         return other

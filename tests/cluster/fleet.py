@@ -71,6 +71,26 @@ def counts(state: State) -> list[Any]:
     return [{**ONE, "size": len(state["text"])}]
 
 
+@scanner(pipeline="cluster")
+def odd(state: State, context: ScanContext) -> list[Any]:
+    """Log, take the time that the state says, and raise for one number."""
+    context.log("seen", number=state["number"])
+    time.sleep(state.get("seconds", 0.0))
+    if state["number"] == 399:
+        raise LookupError("nothing there")
+    return [{**ONE, "number": state["number"], "pid": os.getpid()}]
+
+
+@scanner(pipeline="cluster")
+def short(state: State) -> list[Any]:
+    """Note that it began, where the state says so, and take 10 ms."""
+    if "folder" in state:
+        with Path(state["folder"], "begun.txt").open("a") as file:
+            file.write(f"{state['number']}\n")
+    time.sleep(0.01)
+    return [{**ONE, "number": state["number"]}]
+
+
 def _sleeper(number: int) -> Any:
     @scanner(name=f"sleeper_{number}", pipeline="cluster")
     def sleep(state: State, context: ScanContext) -> list[Any]:

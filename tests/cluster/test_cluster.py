@@ -114,6 +114,28 @@ def test_a_worker_that_is_killed_costs_no_scan(own: DaskCluster, tmp_path: Path)
     assert not recorder.of(BreakerChanged), "a lost worker says nothing about a source"
 
 
+def test_of_a_map_only_what_has_not_come_back_is_lost_with_a_worker(own: DaskCluster, tmp_path: Path) -> None:
+    own.add(2, 2)
+    recorder = Recorder()
+    inputs = ({"number": number, "folder": str(tmp_path)} for number in range(1500))
+    before: set[int] = set()
+    after: list[Any] = []
+    with runner_at(own, [fleet.short], 4, listeners=(recorder,), max_workers=4) as runner:
+        for value, result in runner.map("short", inputs, ordered=False):
+            if len(before) < 700:
+                before.add(value["number"])
+                if len(before) == 700:
+                    kill(own.workers[0])
+            else:
+                after.append((value["number"], result))
+    begun = Counter(map(int, (tmp_path / "begun.txt").read_text().split()))
+    assert sorted([*before, *(number for number, _ in after)]) == list(range(1500))
+    assert {result.status for _, result in after} == {Status.COMPLETED}
+    assert {begun[number] for number in before} == {1}, "what has come back is not repeated"
+    assert 1 <= sum(result.attempts == 2 for _, result in after) <= 400, "two batches of a second, at most"
+    assert len(recorder.of(ExecutionEnded)) == 1500
+
+
 def test_without_retries_a_lost_worker_is_an_error_that_names_it(own: DaskCluster) -> None:
     own.add(1, 2)
     policy = Policy(cache=None, retry=None, breaker=Breaker(failures=1), timeout=Timeout(total=20))
@@ -123,7 +145,7 @@ def test_without_retries_a_lost_worker_is_an_error_that_names_it(own: DaskCluste
         assert {result.status for result in results} == {Status.ERROR}
         for result in results:
             assert result.error is not None
-            assert result.error.type == "resilient_scan.WorkerLost"
+            assert (result.error.type, result.error.blame) == ("resilient_scan.WorkerLost", "local")
             assert re.fullmatch(r"the worker tcp://127.0.0.1:\d+ is gone", result.error.message)
         assert runner.breaker("sleeper_0") == "closed"
 

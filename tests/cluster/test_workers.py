@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from resilient_scan import ConfigError, PluginError, Policy, ScanRunner, Timeout
+from resilient_scan import ConfigError, PluginError, Policy, Quarantine, ScanRunner, Timeout
 from resilient_scan.engines.cluster import workers as module
-from resilient_scan.engines.cluster.actor import WorkerActor
-from resilient_scan.engines.cluster.remote import RemoteChild
 from resilient_scan.engines.cluster.workers import ClusterWorkers, RemoteWorker
-from resilient_scan.engines.process.wire import ConnectionClosed
-from resilient_scan.errors import Rejected, WorkerLost
+from resilient_scan.events import ExecutionEnded
 from resilient_scan.options import Cluster, Tls
+from resilient_scan.testing import Recorder
 from tests.cluster import fleet
+from tests.support.waiting import eventually
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings(
@@ -38,7 +37,7 @@ def client() -> Iterator[Any]:
 
 
 def runner_of(client: Any, *scanners: Any, **options: Any) -> ScanRunner:
-    return ScanRunner(scanners, engine="dask", cluster=client, listeners=(), **{"policy": POLICY, **options})
+    return ScanRunner(scanners, engine="dask", cluster=client, **{"policy": POLICY, "listeners": (), **options})
 
 
 def test_a_runner_uses_a_client_that_its_owner_closes(client: Any) -> None:
@@ -85,57 +84,47 @@ def test_one_that_could_not_be_opened_is_tried_again(client: Any, monkeypatch: p
     workers.close()
 
 
-def test_a_full_cluster(client: Any) -> None:
+def test_workers_are_let_go(client: Any) -> None:
     workers = ClusterWorkers(client)
-    with pytest.raises(Rejected, match="the cluster has no worker"):
-        workers.take(lambda: False, 0)
     workers.start()
-    places = [workers.take(lambda: False, 5) for _ in range(2)]
-    with pytest.raises(Rejected, match="the cluster is full: 2 places at 1 worker, all taken"):
-        workers.take(lambda: False, 0)
-    with pytest.raises(WorkerLost):
-        workers.take(lambda: True, 5)
-    workers.give_back(places.pop())
-    workers.give_back(workers.take(lambda: False, 5))
     assert workers.slots() == 2
     assert workers.pids() == ()
+    assert workers.share("of no such scanner") == 1
     workers.close()
     workers.close()
-    with pytest.raises(Rejected, match="closed"):
-        workers.take(lambda: False, 5)
 
 
-def test_a_seat_that_was_started_again_takes_its_conversations_along(client: Any) -> None:
-    workers = ClusterWorkers(client)
-    workers.start()
-    (worker,) = workers._workers.values()
-    worker._identity = "another"
-    place: RemoteChild = workers.take(lambda: False, 5)
-    with pytest.raises(ConnectionClosed):
-        worker.call("renew")
-    assert worker.lost
-    assert isinstance(place.failure(), WorkerLost)
-    worker.tell("renew")  # nobody hears it
-    until = time.monotonic() + 10
-    while workers.slots() != 2 and time.monotonic() < until:  # a new one is opened in its place
-        time.sleep(0.01)
-    assert workers.slots() == 2
-    workers.close()
+def test_a_large_state_goes_over_the_wire_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    ask = RemoteWorker.ask
+
+    async def counted(self: RemoteWorker, method: str, *arguments: Any) -> Any:
+        sent.append(len(pickle.dumps(arguments)))
+        return await ask(self, method, *arguments)
+
+    monkeypatch.setattr(RemoteWorker, "ask", counted)
+    with runner_of(client, fleet.counts, fleet.plain, *fleet.SLEEPERS[:8]) as runner:
+        for _ in range(2):
+            assert runner.run({"text": "x" * 5_000_000, "seconds": 0}).complete
+    assert len(sent) > 20
+    assert 5_000_000 < sum(sent) < 5_050_000
 
 
-async def _slow(_seat: WorkerActor, _identity: str) -> None:
-    await asyncio.sleep(1)
-
-
-def test_what_is_not_answered_in_time_has_ended(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers = ClusterWorkers(client)
-    workers.start()
-    (worker,) = workers._workers.values()
-    monkeypatch.setattr(module, "CALL_INTERVAL", 0.0001)
-    monkeypatch.setattr(WorkerActor, "warm_again", _slow, raising=False)
-    with pytest.raises(ConnectionClosed):
-        worker.call("warm_again", until=lambda: 0.0)
-    workers.close()
+def test_a_worker_that_was_started_again_is_opened_again(client: Any) -> None:
+    recorder = Recorder()
+    options = {"quarantine": Quarantine(after_failures=1), "listeners": (recorder,)}
+    with runner_of(client, fleet.plain, **options) as runner:
+        workers: Any = runner._runs.fleet.children
+        (worker,) = workers._workers.values()
+        worker._identity = "another"
+        error = runner.run({}).results["plain"].error
+        assert error is not None
+        assert (error.type, error.blame) == ("resilient_scan.WorkerLost", "local")
+        assert [event.outcome for event in recorder.of(ExecutionEnded)] == ["local"], "it counts against nobody"
+        assert worker.lost
+        worker.tell("renew")  # nobody hears it
+        eventually(lambda: list(workers._workers.values()) not in ([], [worker]))
+        assert runner.run({}).complete
 
 
 def test_a_scheduler_that_does_not_answer_is_said_once(

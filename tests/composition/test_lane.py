@@ -31,6 +31,7 @@ from resilient_scan.errors import WorkerLost
 from resilient_scan.events import (
     BreakerChanged,
     Event,
+    ExecutionEnded,
     LateCompletion,
     LoopBlocked,
     ThreadAbandoned,
@@ -247,7 +248,8 @@ def test_a_loop_that_stays_blocked_is_given_up(
     assert status_by_name(report) == {"once": Status.ERROR, "again": Status.COMPLETED, "culprit": Status.TIMEOUT}
     error = report.results["once"].error
     assert error is not None
-    assert error.kind == WorkerLost.__name__
+    assert (error.kind, error.blame) == (WorkerLost.__name__, "local")
+    assert [event.outcome for event in recorder.of(ExecutionEnded) if event.scanner == "once"] == ["local"]
     assert "culprit has blocked the event loop for" in error.message
     assert report.results["again"].attempts == 2
     assert began == {"once": 1, "again": 2}

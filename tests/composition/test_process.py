@@ -357,7 +357,7 @@ def test_a_cancel_that_comes_after_the_end_leaves_the_child_alone() -> None:
     for ends_first in (False, True):
         context = AttemptContext()
         with engine._BorrowedChild(children, context, SystemClock()) as borrowed:
-            borrowed.wait_for(lambda _child, _context: None)
+            borrowed.wait_for(lambda _child, _context: math.inf)
             context.poke()
             assert killed == []
             if not ends_first:
@@ -378,7 +378,7 @@ def test_the_time_runs_again_where_no_child_can_be_had() -> None:
     context.alarm = alarms.append
     context.limit(time.monotonic() + 5)
     with pytest.raises(WorkerLost), engine._BorrowedChild(children, context, SystemClock()) as borrowed:
-        borrowed.wait_for(lambda _child, _context: None)
+        borrowed.wait_for(lambda _child, _context: math.inf)
     assert alarms == [math.inf, context.deadline]
     assert CircuitBreaker("x", Breaker(), SystemClock(), Random(1)).verdict(WorkerLost("x"), context) is None
 

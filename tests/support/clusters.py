@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 _PAUSE = threading.Event()
 TOP = Path(__file__).parents[2]
@@ -85,6 +86,25 @@ class DaskCluster:
                 stderr=errors,
                 start_new_session=True,
             )
+
+
+class Loop:
+    """An event loop on a thread, as a worker's or a client's."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def call(self, coroutine: Any) -> Any:
+        """Return what a coroutine returns there."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

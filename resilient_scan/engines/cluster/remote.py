@@ -1,26 +1,32 @@
-"""A child process at a worker, as the driver has it: messages go to the actor there, and come back from it.
+"""An attempt at a worker, as the driver has it: it stands for the child process there, and for the pipe to that.
 
-Most attempts are one call to a worker: the scanner is made known to each worker once, and the attempt is sent when the
-driver begins to listen.
+    the attempt's own thread                              the client's event loop (`dispatch`)
+    ------------------------                              ------------------------------------
+    enter       is queued, waits until a child has it <-- begin   a worker has a place for it
+    from_child  waits for what the child says         <-- hear    a reply of the worker has come
+    send        answers a question of the child       --> goes to the worker at once
+    kill        leaves the queue                      --> or the worker kills the child
+
+Many attempts wait on one thread (`core.lane`), where `SharedEvent` suspends only the one that waits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import threading
+import asyncio
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-import msgspec
-
-from resilient_scan.engines.cluster.actor import NO_STATE, TIME_UP, Reply
+from resilient_scan._suspend import SharedEvent
+from resilient_scan.context import NEVER
+from resilient_scan.engines.cluster.actor import TIME_UP
 from resilient_scan.engines.process import wire
-from resilient_scan.engines.process.wire import Attempt, ConnectionClosed, Define, Ready, ToChild, ToDriver
-from resilient_scan.errors import ProcessEnded, ScanTimeout, WorkerLost
+from resilient_scan.engines.process.wire import Attempt, ConnectionClosed, ToChild, ToDriver
+from resilient_scan.errors import ProcessEnded, Rejected, ScanTimeout, WorkerLost
 
-LARGE: Final = 100_000  # bytes of a state from which on each worker gets it once, and not with each attempt
+_numbers: Final = itertools.count(1)  # of attempts, in the whole process
 
 
 class WorkerLink(Protocol):
@@ -28,88 +34,106 @@ class WorkerLink(Protocol):
 
     Attributes:
         where: the worker's address.
-        known: the numbers of scanners that it knows.
+        slots: attempts that it makes at a time.
+        used: how many of those places are taken.
         states: the names of large states that it has.
-        keeping: held while it is sent one: the other scans of the run need the same.
+        keeping: held while it is sent one.
         lost: whether the worker is gone.
-        grace: seconds that a worker may be late, for transit.
     """
 
     where: str
-    known: set[int]
+    slots: int
+    used: int
     states: set[str]
-    keeping: threading.Lock
+    keeping: asyncio.Lock
     lost: bool
-    grace: float
 
-    def call(self, method: str, *arguments: Any, until: Callable[[], float]) -> Any:
-        """Call a method of the actor; raises `ConnectionClosed` if the worker is gone, or does not answer in time."""
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor and return its result; raises `OSError` if the worker is gone."""
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Call a method of the actor whose result nobody waits for; from any thread, at once."""
 
 
+class Queue(Protocol):
+    """Where attempts wait for a place at a worker."""
+
+    grace: float
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is given a place any more."""
+
+    def put(self, child: RemoteChild) -> None:
+        """Have an attempt wait for a place; raises `Rejected` if there will be none."""
+
+    def withdraw(self, child: RemoteChild) -> bool:
+        """Take an attempt out; `False`: it does not wait for a place."""
+
+    def kill(self, child: RemoteChild) -> None:
+        """Have an attempt ended, wherever it is."""
+
+    def why_full(self) -> str:
+        """Say why there is no place."""
+
+
 class RemoteChild:
-    """Stands for one child; for one attempt.
+    """One attempt at a worker.
 
     Args:
-        line: to its worker.
+        queue: where it waits for a place.
+
+    Attributes:
         number: of the attempt, in this process.
+        attempt: what is to be done, from `enter` on.
+        alone: whether it must not wait for others at its worker.
+        link: to its worker, once it has one.
+        began: when a child has got it, monotonic; infinite: none has, as far as is known.
     """
 
-    def __init__(self, line: WorkerLink, number: int) -> None:
-        self.line = line
-        self.known = line.known
-        self.wire = RemoteWire(line, number)
-        self._number = number
+    def __init__(self, queue: Queue) -> None:
+        self.number: int = next(_numbers)
+        self.wire = self  # the pipe to the child is this, too
+        self.known: set[int] = set()  # each worker knows all scanners before it counts
+        self.attempt: Attempt | None = None
+        self.alone: bool = False
+        self.link: WorkerLink | None = None
+        self.began: float = NEVER
+        self._queue = queue
+        self._heard: deque[bytes] = deque()
+        self._bell = SharedEvent()
         self._killed = False
+        self._until = NEVER  # how long an answer is waited for
+        self._over = False  # whether nothing more is to come
+        self._ending: str | None = None  # how the child ended; `None`: nobody knows
 
-    def kill(self) -> None:
-        """Have the child killed."""
-        if not self._killed:
-            self._killed = True
-            self.wire.stop_waiting()
-            self.line.tell("kill", self._number)
+    # on the attempt's thread
 
-    def failure(self) -> BaseException:
-        """Return what it means that the conversation has ended before the attempt."""
-        ending = self.wire.ending
-        if self.line.lost or ending is None:
-            return WorkerLost(f"the worker {self.line.where} is gone")
-        if ending == TIME_UP:
-            return ScanTimeout(f"timeout after {self.wire.seconds:.3g}s", by_clock=True)
-        return ProcessEnded(f"its process ended with {ending}")
+    def enter(self, attempt: Attempt, patience: float, *, alone: bool) -> None:
+        """Wait until a child at a worker has got the attempt.
 
-
-class RemoteWire:
-    """Messages to and from an actor; several threads may send, one receives."""
-
-    def __init__(self, line: WorkerLink, number: int) -> None:
-        self._line = line
-        self._number = number
-        self._attempt: Attempt | None = None
-        self._heard: deque[ToDriver] = deque()
-        self._until = float("inf")
-        self.ending: str | None = None
-        self.seconds = 0.0  # that the attempt has
-
-    def stop_waiting(self) -> None:
-        """Wait no longer than a kill takes to come back."""
-        self._until = time.monotonic() + self._line.grace
-
-    def send(self, message: ToChild) -> None:
-        """Send a message.
+        Args:
+            attempt: what is to be done.
+            patience: seconds for which it waits for a place; other attempts at the same place may come before it then.
+            alone: whether none may: its time must not be spent.
 
         Raises:
-            ConnectionClosed: the worker is gone.
+            Rejected: there was no place.
+            ConnectionClosed: it was killed, or its worker is gone.
         """
-        match message:
-            case Define():
-                self._heard.append(Ready(self._call("define", message.scanner, message.payload)))
-            case Attempt():
-                self._attempt = message
-            case _:
-                self._line.tell("tell", self._number, wire.encoded(message))
+        self.attempt, self.alone = attempt, alone
+        self._queue.put(self)
+        while True:
+            self._bell.clear()
+            if self._killed or (self._over and not self._heard):
+                raise ConnectionClosed
+            if self.began != NEVER:
+                return
+            if not self._bell.wait(patience):
+                if self._queue.withdraw(self):
+                    raise Rejected(self._queue.why_full())
+                if self._queue.closed:  # its client is: nobody will wake this
+                    raise ConnectionClosed
 
     def has_message(self, _seconds: float) -> bool:
         """Say whether a message is here."""
@@ -122,33 +146,70 @@ class RemoteWire:
             ConnectionClosed: the child has ended, or its worker is gone.
         """
         while not self._heard:
-            if self.ending is not None:
+            self._bell.clear()
+            left = self._until - time.monotonic()
+            if not self._heard and (self._over or left <= 0):
                 raise ConnectionClosed
-            said = self._begin() if self._attempt is not None else self._call("listen", self._number)
-            self._heard.extend(map(wire.for_driver, said.messages))
-            self.ending = said.ending
-        return self._heard.popleft()
+            if not self._heard:
+                self._bell.wait(None if left == NEVER else left)
+        return wire.for_driver(self._heard.popleft())
 
-    def _begin(self) -> Reply:
-        attempt, self._attempt = self._attempt, None
-        assert attempt is not None  # noqa: S101 - the caller has looked
-        self.seconds = attempt.ends
-        name, whole = "", b""
-        if len(attempt.state) > LARGE:
-            name = hashlib.sha256(attempt.state).hexdigest()
-            whole, attempt = attempt.state, msgspec.structs.replace(attempt, state=b"")
-            with self._line.keeping:
-                if name not in self._line.states:
-                    self._keep(name, whole)
-        while True:
-            said: Reply = self._call("begin", self._number, wire.encoded(attempt), name)
-            if said.ending != NO_STATE:
-                return said
-            self._keep(name, whole)
+    def send(self, message: ToChild) -> None:
+        """Send a message to the child, if there is one."""
+        if self.link is not None:
+            self.link.tell("tell", self.number, wire.encoded(message))
 
-    def _keep(self, name: str, state: bytes) -> None:
-        self._call("keep", name, state)
-        self._line.states.add(name)
+    def failure(self) -> BaseException:
+        """Return what it means that the conversation has ended before the attempt."""
+        if self.link is None:
+            return Rejected(self._queue.why_full())
+        if self._ending is None:
+            return WorkerLost(f"the worker {self.link.where} is gone")
+        if self._ending == TIME_UP:
+            seconds = 0.0 if self.attempt is None else self.attempt.ends
+            return ScanTimeout(f"timeout after {seconds:.3g}s", by_clock=True)
+        return ProcessEnded(f"its process ended with {self._ending}")
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return self._line.call(method, *arguments, until=lambda: self._until)
+    # from any thread
+
+    def kill(self) -> None:
+        """Have the attempt ended, and wait no longer than a kill takes to come back."""
+        if not self._killed:
+            self._until = time.monotonic() + self._queue.grace
+            self._killed = True
+            self._queue.kill(self)
+            self._bell.set()
+
+    # on the client's event loop
+
+    def begin(self, link: WorkerLink, *, at: float = NEVER) -> None:
+        """Note where it goes, and when a child gets it, if it is the first there."""
+        self.link = link
+        if at != NEVER:
+            self.began = at
+            self._bell.set()
+
+    def hear(self, messages: Sequence[bytes], began: float, ending: str | None) -> None:
+        """Take over what its worker has said: the child's messages, when it began, and how it has ended."""
+        if self.began != NEVER and not messages and ending is None:
+            return
+        self.began = min(self.began, began)
+        self._heard.extend(messages)
+        if ending is not None:
+            self._ending, self._over = ending, True
+        self._bell.set()
+
+    def lose(self) -> None:
+        """Note that its worker is gone."""
+        self._over = True
+        self._bell.set()
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._killed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come."""
+        return self._over

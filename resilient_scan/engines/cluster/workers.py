@@ -7,8 +7,8 @@ a caller takes a place only where a child is free, and waits here while none is.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-import itertools
 import platform
 import threading
 import time
@@ -23,13 +23,12 @@ import msgspec
 from resilient_scan import __version__
 from resilient_scan._log import log as _log
 from resilient_scan._once import IMPORTING
-from resilient_scan._text import counted
 from resilient_scan.context import NEVER
 from resilient_scan.engines.cluster.actor import WorkerActor, WorkerInfo
+from resilient_scan.engines.cluster.dispatch import Dispatcher
 from resilient_scan.engines.cluster.remote import RemoteChild
 from resilient_scan.engines.process.transfer import unpack_error
-from resilient_scan.engines.process.wire import ConnectionClosed
-from resilient_scan.errors import ConfigError, PluginError, Rejected, WorkerLost
+from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.options import Cluster
 
 LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the workers
@@ -37,8 +36,7 @@ RENEW_INTERVAL: Final = 2.0  # seconds between two words to each actor
 CONNECT_TIMEOUT: Final = 10.0  # seconds for the scheduler to answer
 OPEN_TIMEOUT: Final = 90.0  # seconds for a worker's children to be warm
 RETRY_INTERVAL: Final = 30.0  # seconds until a worker is tried again whose actor could not be made
-CALL_INTERVAL: Final = 0.25  # seconds between two looks at whether an answer is still to be expected
-_numbers: Final = itertools.count(1)  # of attempts
+CLOSE_TIMEOUT: Final = 0.25  # seconds for the last words to the workers
 
 
 class Scanner(msgspec.Struct, frozen=True):
@@ -57,22 +55,15 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class RemoteWorker:
-    """One worker's actor, as the driver sees it; a `remote.WorkerLink`.
+    """One worker's actor, as the driver sees it; a `remote.WorkerLink`."""
 
-    Attributes:
-        used: places that are taken.
-        slots: places that there are.
-    """
-
-    def __init__(self, where: str, slots: int, grace: float) -> None:
+    def __init__(self, where: str, slots: int) -> None:
         self.where = where
         self.slots = slots
-        self.grace = grace
         self.used = 0
         self.lost = False
-        self.known: set[int] = set()
         self.states: set[str] = set()
-        self.keeping = threading.Lock()
+        self.keeping = asyncio.Lock()
         self._actor: Any = None
         self._future: Any = None
         self._identity = ""
@@ -88,22 +79,15 @@ class RemoteWorker:
         self._identity = info.identity
         return info
 
-    def call(self, method: str, *arguments: Any, until: Callable[[], float] = lambda: float("inf")) -> Any:
-        """Call a method of the actor and return its result.
+    def define(self, scanner: Scanner) -> bytes | None:
+        """Make a scanner known there; return the error of a child that cannot have it."""
+        asked = self._actor.define(self._identity, scanner.number, scanner.payload)
+        error: bytes | None = asked.result(timeout=OPEN_TIMEOUT)
+        return error
 
-        Raises:
-            ConnectionClosed: the worker is gone, or has not answered until then.
-        """
-        try:
-            future = getattr(self._actor, method)(self._identity, *arguments)
-            while True:
-                with suppress(TimeoutError):
-                    return future.result(timeout=CALL_INTERVAL)
-                if self.lost or time.monotonic() > until():
-                    raise ConnectionClosed
-        except (OSError, RuntimeError, ValueError) as error:  # gone, or another actor of the same name
-            self.lost = True
-            raise ConnectionClosed from error
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor and return its result; on the client's loop."""
+        return await getattr(self._actor, method)(self._identity, *arguments)
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Call a method of the actor whose result nobody waits for."""
@@ -138,11 +122,12 @@ class ClusterWorkers:
         self._max_result = options.max_result
         self._own: list[Any] = []  # to be closed with this
         self._client = self._connected(cluster)
+        self._queue = Dispatcher(self._client.loop.asyncio_loop, self.grace)
         self._scanners: list[Scanner] = []
+        self._numbers: dict[str, int] = {}  # of scanners, by name
         self._workers: dict[str, RemoteWorker] = {}
         self._opening: set[str] = set()
         self._refused: dict[str, Refused] = {}
-        self._changed = threading.Condition()
         self._closed = threading.Event()
 
     def _connected(self, cluster: Any) -> Any:
@@ -184,6 +169,7 @@ class ClusterWorkers:
     def register(self, number: int, name: str, payload: bytes) -> None:
         """Have each worker know a scanner before it counts."""
         self._scanners.append(Scanner(number, name, payload))
+        self._numbers[name] = number
 
     def start(self) -> None:
         """Look at the workers that there are, and keep looking.
@@ -200,42 +186,16 @@ class ClusterWorkers:
             _log.warning("the cluster has no worker yet; scans are rejected until one joins")
         threading.Thread(target=self._keep, name="resilient-scan-cluster", daemon=True).start()
 
-    def take(self, over: Callable[[], bool], patience: float) -> RemoteChild:
-        """Return a free place at the worker with the most of them; wait for one until `over` says so.
+    def take(self, _over: Callable[[], bool], _patience: float) -> RemoteChild:
+        """Return what stands for a child; when its attempt is entered, it waits for a place at a worker."""
+        return RemoteChild(self._queue)
 
-        Raises:
-            Rejected: there was none for `patience` seconds.
-            WorkerLost: it was not wanted any more.
-        """
-        until = time.monotonic() + patience
-        with self._changed:
-            while True:
-                if self._closed.is_set():
-                    raise Rejected("the runner is closed; it asks no worker")
-                free = [worker for worker in self._workers.values() if not worker.lost and worker.used < worker.slots]
-                if free:
-                    worker = max(free, key=lambda one: one.slots - one.used)
-                    worker.used += 1
-                    return RemoteChild(worker, next(_numbers))
-                if over():
-                    raise WorkerLost("the scan ended while it waited for a worker")
-                if time.monotonic() > until:
-                    raise Rejected(self._full())
-                self._changed.wait(CALL_INTERVAL)
+    def give_back(self, child: RemoteChild) -> None:
+        """Do nothing: the worker knows that its place is free."""
 
-    def _full(self) -> str:
-        slots = sum(worker.slots for worker in self._workers.values())
-        if not slots:
-            return "the cluster has no worker"
-        return f"the cluster is full: {counted(slots, 'place')} at {counted(len(self._workers), 'worker')}, all taken"
-
-    def give_back(self, place: RemoteChild) -> None:
-        """Give a place back after an attempt."""
-        worker = place.line
-        assert isinstance(worker, RemoteWorker)  # noqa: S101 - places are made here
-        with self._changed:
-            worker.used -= 1
-            self._changed.notify()
+    def share(self, name: str) -> float:
+        """Return the share of a place that an attempt of a scanner takes: those that are short go together."""
+        return 1 / self._queue.batch_of(self._numbers.get(name, 0))
 
     def pids(self) -> tuple[int, ...]:
         """Return no number: the children are at other machines."""
@@ -250,12 +210,13 @@ class ClusterWorkers:
         if self._closed.is_set():
             return
         self._closed.set()
+        self._queue.close()
         for worker in tuple(self._workers.values()):
             worker.close()
         threading.Thread(target=self._close_own, name="resilient-scan-close", daemon=True).start()
 
     def _close_own(self) -> None:
-        time.sleep(CALL_INTERVAL)  # else the last words to the workers would not go out
+        time.sleep(CLOSE_TIMEOUT)  # else the last words to the workers would not go out
         for one in self._own:
             with suppress(Exception):  # it may be closed, or its scheduler gone
                 one.close()
@@ -282,10 +243,10 @@ class ClusterWorkers:
     def _look(self) -> list[threading.Thread]:
         """See which workers have come and gone; return the threads that open workers."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        with self._changed:
-            for where in [where for where in self._workers if where not in workers or self._workers[where].lost]:
-                self._workers.pop(where).lost = True
-                _log.warning("the worker %s is gone", where)
+        for where in [where for where, worker in self._workers.items() if where not in workers or worker.lost]:
+            self._queue.remove(where)
+            del self._workers[where]
+            _log.warning("the worker %s is gone", where)
         threads = []
         for where, facts in workers.items():
             if where not in self._workers and where not in self._opening and self._may_try(where):
@@ -302,7 +263,7 @@ class ClusterWorkers:
         return refused is None or time.monotonic() >= refused.until
 
     def _open(self, where: str, slots: int) -> None:
-        worker = RemoteWorker(where, slots, self.grace)
+        worker = RemoteWorker(where, slots)
         try:
             info = worker.open(self._client, self._max_result)
             why, until = self._misfit(worker, info), NEVER
@@ -314,9 +275,8 @@ class ClusterWorkers:
             if not self._closed.is_set():
                 _log.warning("%s", why)
         else:
-            with self._changed:
-                self._workers[where] = worker
-                self._changed.notify_all()
+            self._workers[where] = worker
+            self._queue.add(worker)
         self._opening.discard(where)
         if self._closed.is_set():
             worker.close()
@@ -329,10 +289,9 @@ class ClusterWorkers:
         if info.version != __version__:
             return f"worker {worker.where} has resilient_scan {info.version}, and this is {__version__}"
         for scanner in self._scanners:
-            error = worker.call("define", scanner.number, scanner.payload)
+            error = worker.define(scanner)
             if error is not None:
                 return f"worker {worker.where} cannot have {scanner.name}: {unpack_error(error)[0]}"
-            worker.known.add(scanner.number)
         return ""
 
 

@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Self
 
 from resilient_scan._once import IMPORTING
+from resilient_scan._suspend import off_loop
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.engines.process import variables
@@ -110,9 +112,9 @@ class ProcessEngine:
         def once(context: AttemptContext) -> list[Any]:
             state = encoded(context)
             with _BorrowedChild(self._children, context, self._clock) as borrowed:
-                borrowed.wait_for(self._introduce)
+                borrowed.wait_for(partial(self._enter, state=state) if self._children.away else self._introduce)
                 conversation = _Conversation(borrowed.child.wire, context, make, self._clock)
-                ended = conversation.hold(self._attempt(context, state))
+                ended = conversation.hold(None if self._children.away else self._begin(context, state))
                 if ended.spoiled:
                     borrowed.child.kill()
             conversation.end(ended, self._children.shared)
@@ -123,10 +125,14 @@ class ProcessEngine:
     def _payload(self) -> bytes:
         return payload_of(self._spec, self.reference, self._settings, self._traffic, away=self._children.away)
 
-    def _introduce(self, child: ChildLike, context: AttemptContext) -> None:
-        """Make the scanner known to a child that has not had it before; raise what its module raises there."""
+    def _introduce(self, child: ChildLike, context: AttemptContext) -> float:
+        """Make the scanner known to a child that has not had it before; raise what its module raises there.
+
+        Returns:
+            When the child was ready, monotonic; infinite: now.
+        """
         if self._number in child.known:
-            return
+            return NEVER
         child.wire.send(Define(self._number, self._payload()))
         if not child.wire.has_message(READY_TIMEOUT):
             raise WorkerLost(f"a child process has not imported {context.scanner} within {READY_TIMEOUT:g}s")
@@ -134,15 +140,37 @@ class ProcessEngine:
         if isinstance(ready, Ready) and ready.error is not None:
             raise unpack_error(ready.error)[0]
         child.known.add(self._number)
+        return NEVER
 
-    def _attempt(self, context: AttemptContext, state: bytes) -> Attempt:
+    def _enter(self, child: Any, context: AttemptContext, state: bytes) -> float:
+        """Have the attempt made at a worker, and wait until it has begun there; return when that was.
+
+        It has as much time as there was when it began to wait. A rate has let it pass for now, and not for later: then
+        it must not wait for others at its worker.
+        """
+        limit = None if context.provider is None else context.provider.limit
+        alone = limit is not None and (limit.rate is not None or limit.concurrency is not None)
+        attempt = self._attempt(context, state, context.attempt + 1, self._clock.monotonic())
+        try:
+            child.enter(attempt, context.remaining(), alone=alone)
+        except ConnectionClosed:
+            if child.link is not None:  # it may have begun
+                context.begin_attempt()
+            raise
         context.begin_attempt()
-        now = self._clock.monotonic() + self._children.grace  # which is not the scanner's
+        context.open_attempt = context.attempt_began = began = float(child.began)
+        return began
+
+    def _begin(self, context: AttemptContext, state: bytes) -> Attempt:
+        context.begin_attempt()
+        return self._attempt(context, state, context.attempt, self._clock.monotonic() + self._children.grace)
+
+    def _attempt(self, context: AttemptContext, state: bytes, number: int, now: float) -> Attempt:
         return Attempt(
             self._number,
             state,
             context.run_id,
-            context.attempt,
+            number,
             context.ends - now,
             context.deadline - now,
             self._clock.time() - SystemClock.time(),
@@ -203,23 +231,28 @@ class _BorrowedChild:
         self._working: ChildLike | None = None
         self._grace = 0.0  # that the deadlines are later
 
-    def wait_for(self, introduce: Callable[[ChildLike, AttemptContext], None]) -> None:
-        """Take a child and introduce the scanner to it; meanwhile the time of the scan stands still.
+    def wait_for(self, prepare: Callable[[ChildLike, AttemptContext], float]) -> None:
+        """Take a child and prepare it for the attempt; meanwhile the time of the scan stands still.
+
+        Args:
+            prepare: returns when the child was ready.
 
         Raises:
             ProcessKilled: nobody waits for the answer any more.
             WorkerLost, Rejected: no child can be had.
         """
-        context, began = self._context, self._clock.monotonic()
+        context, began, ready = self._context, self._clock.monotonic(), NEVER
         whole = context.ends in {context.deadline, context.cut_at}
         slow_at = NEVER if context.permit is None else context.permit.slow_at
         context.alarm(NEVER)
         context.mark(NEVER)
         try:
             self._take()
-            introduce(self.child, context)
+            ready = prepare(self.child, context)
         finally:
-            context.postpone(self._clock.monotonic() - began)
+            waited = min(ready, self._clock.monotonic()) - began
+            context.postpone(waited)
+            context.waited += waited
             context.mark(slow_at + context.postponed)
             self._grace = self._children.grace
             context.postpone(self._grace)
@@ -297,8 +330,8 @@ class _Conversation:
         self._threads: list[threading.Thread] = []  # that answer questions
         self._kept_logs = 0
 
-    def hold(self, attempt: Attempt) -> Ended:
-        """Begin the attempt, and do what the child says until it ends.
+    def hold(self, attempt: Attempt | None) -> Ended:
+        """Begin the attempt, unless it has begun, and do what the child says until it ends.
 
         Raises:
             ConnectionClosed: the child has ended.
@@ -306,7 +339,8 @@ class _Conversation:
         """
         self._kept_logs = len(self._context.tool_logs())
         try:
-            self._wire.send(attempt)
+            if attempt is not None:
+                self._wire.send(attempt)
             while not isinstance(message := self._wire.from_child(), Ended):
                 self._hear(message)
             return message
@@ -453,8 +487,13 @@ class _Conversation:
             waiting = tuple(self._calls.values())
         for one in waiting:
             one.put(None)
+        if any(thread.is_alive() for thread in self._threads):
+            off_loop(self._join)
+
+    def _join(self) -> None:
+        """Wait for answers under way: they may have a vote to cast, of which the run's listeners are to hear."""
         until = time.monotonic() + ANSWER_TIMEOUT
-        for thread in self._threads:  # they may have a vote to cast, of which the run's listeners are to hear
+        for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
+from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import name_of
 from resilient_scan.layers.breaker.provider import ProviderBreaker
 from resilient_scan.layers.local import EXCUSED
@@ -174,12 +175,17 @@ def _total(policy: Policy) -> str:
 
 
 def _lane(stack: Stack) -> Iterator[str]:
-    """Say where an `async def` scanner runs."""
+    """Say where an `async def` scanner runs, or one whose attempts are made elsewhere."""
+    at_workers = not isinstance(stack.engine, ThreadEngine)
     if stack.lane is not None:
         queued, under_way, _ = stack.lane.counts()
+        if at_workers:
+            yield f"its attempts are made at the workers of a cluster: {under_way} scans under way, {queued} queued"
+            return
         yield f"its coroutine shares an event loop with others: {under_way} under way, {queued} queued"
     elif stack.left_lane:
-        yield "its coroutine blocked the event loop that it shared with others; it takes a worker now"
+        what = "what comes from its process" if at_workers else "its coroutine"
+        yield f"{what} blocked the event loop that it shared with others; it takes a worker now"
 
 
 def _process(stack: Stack) -> Iterator[str]:
