@@ -7,10 +7,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from resilient_scan import ScanContext, Timeout, scanner
+from resilient_scan.http import Client
 
 State = dict[str, Any]
 ONE = {"ticker": "AAPL", "context": "one"}
@@ -29,6 +31,20 @@ def stuck(_state: State, context: ScanContext) -> Iterator[Any]:
     context.log("before")
     yield ONE
     re.match("(a+)+$", "a" * 60 + "b")
+
+
+@scanner(pipeline="cluster", retry=None, timeout=Timeout(total=0.6))
+def nearly_late(_state: State) -> list[Any]:
+    """Take nearly all the time that there is."""
+    time.sleep(0.45)
+    return [ONE]
+
+
+@scanner(pipeline="cluster", retry=None, timeout=Timeout(total=0.3))
+def sleeps(_state: State) -> list[Any]:
+    """Sleep longer than anybody waits."""
+    time.sleep(60)
+    return []
 
 
 @scanner(pipeline="cluster", retry=None)
@@ -89,6 +105,42 @@ def short(state: State) -> list[Any]:
             file.write(f"{state['number']}\n")
     time.sleep(0.01)
     return [{**ONE, "number": state["number"]}]
+
+
+@scanner(pipeline="cluster")
+def time_left(_state: State, context: ScanContext) -> list[Any]:
+    """Log how much time is left, and fail twice."""
+    context.log("time", seconds=context.remaining())
+    if context.attempt < 3:
+        raise LookupError("again")
+    return []
+
+
+@scanner(pipeline="cluster")
+def asks_for_time(_state: State, context: ScanContext) -> list[Any]:
+    """Log how much time is left before and after the driver was asked, and inside a source."""
+    context.log("before", seconds=context.remaining())
+    context.shared("anything", lambda: 1)
+    context.log("after", seconds=context.remaining())
+    context.guarded("source", lambda: context.log("inside", seconds=context.remaining()), seconds=0.5)
+    context.log("outside", seconds=context.remaining())
+    return []
+
+
+def _fetching(number: int) -> Any:
+    @scanner(name=f"fetches_{number}", pipeline="cluster")
+    def fetch(state: State, context: ScanContext) -> list[Any]:
+        """Make three requests."""
+        with closing(Client(state["url"])) as client:
+            for page in range(3):
+                client.get(f"/{number}/{page}", context=context)
+        return [ONE]
+
+    return fetch
+
+
+FETCHING = [_fetching(number) for number in range(10)]
+globals().update({each.name: each for each in FETCHING})
 
 
 def _sleeper(number: int) -> Any:

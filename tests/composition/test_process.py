@@ -338,7 +338,7 @@ def test_a_state_that_cannot_be_sent_is_an_error_that_names_the_value(runner: Sc
     assert result.error is not None
     assert result.error.message == (
         "the state's 'client' cannot be sent to a child process: cannot pickle '_thread.lock' object; leave it out, or "
-        'give quick isolation="thread"'
+        'use isolation="thread" for quick'
     )
 
 

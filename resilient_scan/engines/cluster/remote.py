@@ -24,7 +24,7 @@ from resilient_scan.context import NEVER
 from resilient_scan.engines.cluster.actor import TIME_UP
 from resilient_scan.engines.process import wire
 from resilient_scan.engines.process.wire import Attempt, ConnectionClosed, ToChild, ToDriver
-from resilient_scan.errors import ProcessEnded, Rejected, ScanTimeout, WorkerLost
+from resilient_scan.errors import ProcessEnded, Rejected, ScanCancelled, WorkerLost
 
 _numbers: Final = itertools.count(1)  # of attempts, in the whole process
 
@@ -160,14 +160,17 @@ class RemoteChild:
             self.link.tell("tell", self.number, wire.encoded(message))
 
     def failure(self) -> BaseException:
-        """Return what it means that the conversation has ended before the attempt."""
+        """Return what it means that the conversation has ended before the attempt.
+
+        A scanner whose time was up counts as one that has noticed it: the layers above know which time that was, the
+        attempt's or the scan's.
+        """
         if self.link is None:
             return Rejected(self._queue.why_full())
         if self._ending is None:
             return WorkerLost(f"the worker {self.link.where} is gone")
         if self._ending == TIME_UP:
-            seconds = 0.0 if self.attempt is None else self.attempt.ends
-            return ScanTimeout(f"timeout after {seconds:.3g}s", by_clock=True)
+            return ScanCancelled("the worker has ended it: its time was up")
         return ProcessEnded(f"its process ended with {self._ending}")
 
     # from any thread

@@ -25,8 +25,9 @@ from resilient_scan._suspend import off_loop
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.engines.process import variables
-from resilient_scan.engines.process.interfaces import ChildLike, ChildrenLike, WireLike
+from resilient_scan.engines.process.interfaces import ChildLike, ChildrenLike
 from resilient_scan.engines.process.transfer import (
+    PROCESS,
     Reference,
     Unsendable,
     pack,
@@ -52,7 +53,16 @@ from resilient_scan.engines.process.wire import (
     Question,
     Ready,
 )
-from resilient_scan.errors import ConfigError, PluginError, ProcessKilled, ScanError, WorkerLost, leaves
+from resilient_scan.errors import (
+    ConfigError,
+    PluginError,
+    ProcessKilled,
+    ScanCancelled,
+    ScanError,
+    ScanTimeout,
+    WorkerLost,
+    leaves,
+)
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.attempt import Call as EngineCall
 from resilient_scan.layers.call import Maker, keep_valid
@@ -60,6 +70,7 @@ from resilient_scan.scanning import ScannerSpec
 
 READY_TIMEOUT: Final = 60.0  # seconds in which a child has to import a scanner's module
 ANSWER_TIMEOUT: Final = 0.02  # seconds for which the end of an attempt waits for answers that nobody needs any more
+_OPTIONS: Final = {False: (PROCESS, 'isolation="thread"'), True: ('engine="dask"', 'engine="threads"')}  # and way out
 _numbers: Final = itertools.count(1)  # of scanners, in the whole process
 
 
@@ -80,15 +91,16 @@ class ProcessEngine:
         self._children = children
         self._clock = own.clock
         self._number = next(_numbers)
-        self.reference: Reference = reference_of(spec)
-        self._settings = settings_of(spec, own.settings)
+        option, self._way_out = _OPTIONS[children.away]
+        self.reference: Reference = reference_of(spec, option)
+        self._settings = settings_of(spec, own.settings, option)
         self._traffic = "", ""
         if own.traffic is not None:
             self._traffic = _traffic().kind_of(own.traffic, spec.name)
         if self._traffic[0] != "replay" and not isinstance(own.clock, SystemClock):
             raise PluginError(
-                f'scanner {spec.name}: isolation="process" has the machine\'s clocks, and a '
-                f'{type(own.clock).__name__} stays in the driver; use isolation="thread" with it'
+                f"scanner {spec.name}: {option} has the machine's clocks, and a {type(own.clock).__name__} stays in "
+                f"the driver; use {self._way_out} with it"
             )
         if children.away:
             if own.traffic is not None:
@@ -110,10 +122,10 @@ class ProcessEngine:
         make = Maker(spec.candidate, spec.name)
 
         def once(context: AttemptContext) -> list[Any]:
-            state = encoded(context)
+            state = encoded(context, self._way_out)
             with _BorrowedChild(self._children, context, self._clock) as borrowed:
                 borrowed.wait_for(partial(self._enter, state=state) if self._children.away else self._introduce)
-                conversation = _Conversation(borrowed.child.wire, context, make, self._clock)
+                conversation = _Conversation(borrowed, context, make, self._clock)
                 ended = conversation.hold(None if self._children.away else self._begin(context, state))
                 if ended.spoiled:
                     borrowed.child.kill()
@@ -163,7 +175,7 @@ class ProcessEngine:
 
     def _begin(self, context: AttemptContext, state: bytes) -> Attempt:
         context.begin_attempt()
-        return self._attempt(context, state, context.attempt, self._clock.monotonic() + self._children.grace)
+        return self._attempt(context, state, context.attempt, self._clock.monotonic())
 
     def _attempt(self, context: AttemptContext, state: bytes, number: int, now: float) -> Attempt:
         return Attempt(
@@ -188,7 +200,7 @@ def _traffic() -> Any:
     return traffic
 
 
-def encoded(context: AttemptContext) -> bytes:
+def encoded(context: AttemptContext, way_out: str) -> bytes:
     """Return the run's state as bytes, made once for all scans.
 
     Raises:
@@ -201,7 +213,7 @@ def encoded(context: AttemptContext) -> bytes:
             snapshot.encoded = pack(state)
         except Unsendable as error:
             raise ConfigError(
-                f'{state_error(state, error)}; leave it out, or give {context.scanner} isolation="thread"'
+                f"{state_error(state, error)}; leave it out, or use {way_out} for {context.scanner}"
             ) from None
     return snapshot.encoded
 
@@ -219,9 +231,11 @@ class _BorrowedChild:
 
     Attributes:
         child: from `wait_for` on.
+        ends: likewise; the instant at which the attempt's time was up when it began.
     """
 
     child: ChildLike
+    ends: float = NEVER
 
     def __init__(self, children: ChildrenLike, context: AttemptContext, clock: Clock) -> None:
         self._children = children
@@ -230,6 +244,7 @@ class _BorrowedChild:
         self._lock = threading.Lock()
         self._working: ChildLike | None = None
         self._grace = 0.0  # that the deadlines are later
+        self._postponed = 0.0  # that the execution's deadline was later when the attempt began
 
     def wait_for(self, prepare: Callable[[ChildLike, AttemptContext], float]) -> None:
         """Take a child and prepare it for the attempt; meanwhile the time of the scan stands still.
@@ -254,8 +269,10 @@ class _BorrowedChild:
             context.postpone(waited)
             context.waited += waited
             context.mark(slow_at + context.postponed)
+            self.ends = context.ends
             self._grace = self._children.grace
             context.postpone(self._grace)
+            self._postponed = context.postponed
             context.alarm(context.deadline if whole else context.ends)
 
     def _take(self) -> None:
@@ -290,7 +307,8 @@ class _BorrowedChild:
             self._kill()
         with self._lock:
             child, self._working = self._working, None
-        self._context.postpone(-self._grace)
+        if self._grace:
+            self._take_grace_back()
         if child is None:
             return
         try:
@@ -299,10 +317,32 @@ class _BorrowedChild:
         finally:
             self._children.give_back(child)
 
+    def time_up(self) -> float:
+        """Return when the scanner's time is up.
+
+        `context.ends` is later by the grace period, unless the run ends before. A source that is asked may have an
+        earlier end of its own.
+        """
+        context = self._context
+        return min(context.ends, self.ends + context.postponed - self._postponed)
+
+    def _take_grace_back(self) -> None:
+        """Leave the deadlines as they would be without the grace period; one that the run's end cut has got none."""
+        ends = self.time_up()
+        self._context.postpone(-self._grace)
+        self._context.ends = ends
+
     def _why(self, child: ChildLike) -> BaseException:
         if self._context.abandoned:
             return _killed(self._context)
-        return child.failure()
+        failure = child.failure()
+        if isinstance(failure, ScanCancelled):  # by a worker, whose clock may run faster than this one
+            early = min(self._context.remaining(), self._children.grace)
+            if early:
+                off_loop(partial(time.sleep, early))
+            if not self._context.has_ended:
+                return ScanTimeout(f"{self._context.scanner}: its time was up at the worker", by_clock=True)
+        return failure
 
 
 def _killed(context: AttemptContext) -> ProcessKilled:
@@ -313,14 +353,15 @@ class _Conversation:
     """What is said between the driver and a child about one attempt.
 
     Args:
-        wire: to the child.
+        borrowed: the child.
         context: of the attempt.
         make: makes a candidate of what the scanner yields.
         clock: the runner's.
     """
 
-    def __init__(self, wire: WireLike, context: AttemptContext, make: Maker, clock: Clock) -> None:
-        self._wire = wire
+    def __init__(self, borrowed: _BorrowedChild, context: AttemptContext, make: Maker, clock: Clock) -> None:
+        self._borrowed = borrowed
+        self._wire = borrowed.child.wire
         self._context = context
         self._make = make
         self._clock = clock
@@ -459,7 +500,7 @@ class _Conversation:
             self._wire.send(answer)
 
     def _left(self) -> float:
-        return self._context.ends - self._clock.monotonic()
+        return self._borrowed.time_up() - self._clock.monotonic()
 
     def call(self, number: int) -> Called:
         """Have the child call what a question is about, and wait for what that comes to.

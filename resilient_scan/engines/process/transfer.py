@@ -34,6 +34,7 @@ from resilient_scan.scanning import FunctionScanner, ScannerSpec, spec_of
 _PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
 _MAIN: Final = {"__main__", "__mp_main__"}
 _PLAIN: Final = (str, int, float, bool, type(None))
+PROCESS: Final = 'isolation="process"'
 BY_NAME: Final = "by name"
 BY_PICKLE: Final = "by pickle"
 BY_VALUE: Final = "by cloudpickle"
@@ -144,8 +145,8 @@ class _Carried:
         self.scan = scan
 
 
-def reference_of(spec: ScannerSpec) -> Reference:
-    """Return how a scanner can go to a child.
+def reference_of(spec: ScannerSpec, option: str = PROCESS) -> Reference:
+    """Return how a scanner can go to a child, because of this option.
 
     Raises:
         PluginError: it cannot; the message says why.
@@ -157,8 +158,8 @@ def reference_of(spec: ScannerSpec) -> Reference:
         how, data = _packed(spec.origin.scan)
     except Unsendable as error:
         raise PluginError(
-            f'scanner {spec.name}: isolation="process" sends it to a child process, and {error}; define it at the top '
-            "of a module, and make there what cannot be sent"
+            f"scanner {spec.name}: {option} sends it to a child process, and {error}; define it at the top of a "
+            "module, and make there what cannot be sent"
         ) from None
     return Reference(how, data=data)
 
@@ -205,8 +206,8 @@ def payload_of(
     return pickle.dumps(payload, _PROTOCOL)
 
 
-def settings_of(spec: ScannerSpec, settings: Mapping[str, Any]) -> bytes:
-    """Return a scanner's settings as bytes for a child.
+def settings_of(spec: ScannerSpec, settings: Mapping[str, Any], option: str = PROCESS) -> bytes:
+    """Return a scanner's settings as bytes for a child, to which it goes because of this option.
 
     Raises:
         PluginError: they cannot go there.
@@ -214,9 +215,7 @@ def settings_of(spec: ScannerSpec, settings: Mapping[str, Any]) -> bytes:
     try:
         return pack(dict(settings))
     except Unsendable as error:
-        raise PluginError(
-            f'scanner {spec.name}: isolation="process" sends its settings to a child process, and {error}'
-        ) from None
+        raise PluginError(f"scanner {spec.name}: {option} sends its settings to a child process, and {error}") from None
 
 
 def state_error(state: Mapping[str, Any], why: object) -> str:
