@@ -67,6 +67,8 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
     errors += unfit
     if settings.store.startswith("sqlite:") and (refused := refusal(settings.store)):
         errors.append(refused)
+    unusable, lacking = _cluster(settings)
+    errors += unusable
     policies = _policies(settings, plugins)
     findings = lint_fleet(
         policies,
@@ -80,6 +82,7 @@ def check(config: Path | None, interval: float | None = None) -> Checked:
         (
             *_tokens(settings),
             *_eviction(settings),
+            *lacking,
             *([why] if interval is not None and (why := misfit(interval)) else []),
             *sentences(finding for finding in findings if finding.severity == WARNING),
         ),
@@ -165,6 +168,17 @@ def _eviction(settings: Settings) -> Iterator[str]:
 
         if warning := eviction(settings.store):
             yield warning
+
+
+def _cluster(settings: Settings) -> tuple[list[str], list[str]]:
+    """Return why the cluster could not be used, and what it lacks otherwise; in a few seconds."""
+    if settings.execution.engine == "dask":
+        from resilient_scan.engines.cluster.connect import examined  # noqa: PLC0415 - few fleets need it
+
+        return examined(settings.cluster)
+    if settings.cluster.address is not None:
+        return [], ['[cluster] is not used: write engine = "dask" into [scanner_execution], or leave it out']
+    return [], []
 
 
 def _policies(settings: Settings, plugins: Plugins) -> dict[str, Policy]:

@@ -440,7 +440,7 @@ def examine_settings(
         local=options["local"],
         history=options["store"].history,
         quarantine=options["quarantine"],
-        cluster=options["cluster"],
+        cluster=_beside(options["cluster"], path),
         tables=tables,
     )
     return settings, tuple(dict.fromkeys(problems))
@@ -449,6 +449,15 @@ def examine_settings(
 def _defaults(tables: Tables) -> Layers:
     """Return what holds for a scanner for which nothing is said."""
     return patched(layers_of_policy(Policy(), BUILT_IN), tables.defaults)
+
+
+def _beside(cluster: Cluster, path: str | os.PathLike[str] | None) -> Cluster:
+    """Return a cluster whose files are found from the settings' folder, like a service's and a store's."""
+    if cluster.tls is None or path is None:
+        return cluster
+    folder = Path(path).absolute().parent
+    files = {name: str(folder / file) for name, file in msgspec.structs.asdict(cluster.tls).items()}
+    return msgspec.structs.replace(cluster, tls=msgspec.structs.replace(cluster.tls, **files))
 
 
 def _store(tables: Tables, path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str:

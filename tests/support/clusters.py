@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+from tests.support.slow import SlowLink
 
 _PAUSE = threading.Event()
 TOP = Path(__file__).parents[2]
@@ -49,13 +52,20 @@ class DaskCluster:
         for process in [*self.workers, self.scheduler]:
             kill(process)
 
-    def add(self, workers: int = 1, threads: int = 2, path: Sequence[Path] = (), *options: str) -> None:
-        """Start workers, with folders before others on their path of imports."""
+    def add(
+        self, workers: int = 1, threads: int = 2, path: Sequence[Path] = (), *options: str, link: SlowLink | None = None
+    ) -> None:
+        """Start workers, with folders before others on their path of imports; a slow link leads to one of them."""
+        place = ["--host", "127.0.0.1"]
+        if link is not None:
+            link.target = free_port()
+            contact = f"tcp://127.0.0.1:{link.port}"
+            place = ["--listen-address", f"tcp://127.0.0.1:{link.target}", "--contact-address", contact]
         for _ in range(workers):
             self.workers.append(
                 self._started(
-                    *("dask_worker", self.address, "--nthreads", str(threads), "--no-nanny", "--host", "127.0.0.1"),
-                    *("--no-dashboard", "--lifetime", LIFETIME, "--local-directory", str(self._directory), *options),
+                    *("dask_worker", self.address, "--nthreads", str(threads), "--no-nanny", *place, "--no-dashboard"),
+                    *("--lifetime", LIFETIME, "--local-directory", str(self._directory), *options),
                     path=path,
                 )
             )
@@ -105,6 +115,12 @@ class Loop:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

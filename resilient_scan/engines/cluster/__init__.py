@@ -10,7 +10,7 @@
 
 What driver and child say to each other is what they say on one machine. So this package knows nothing of scanners,
 retries or results: `actor` relays messages, `remote` is what the driver has of an attempt there, `dispatch` decides
-what goes where, `workers` keeps the workers.
+what goes where, `workers` keeps the workers, and `connect` reaches a cluster or finds out why it could not be used.
 
 Attempts are calls of an actor and not tasks. A task costs three times as much of the driver's processor, may be moved
 or computed again by the scheduler, and queues where nobody counts its time. An actor's call goes straight to its worker

@@ -1,4 +1,4 @@
-"""The driver's side: which workers there are, and how many attempts each of them has. The one file that knows Dask.
+"""The driver's side: which workers there are, and how many attempts each of them has. It and `connect` know Dask.
 
 A thread looks at the workers twice a second. A new one gets an actor, whose children are warm and know all scanners
 before it counts. One that is gone is lost with all its conversations. An attempt never queues in the cluster:
@@ -8,23 +8,21 @@ a caller takes a place only where a child is free, and waits here while none is.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import platform
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 from resilient_scan import __version__
 from resilient_scan._log import log as _log
-from resilient_scan._once import IMPORTING
 from resilient_scan.context import NEVER
 from resilient_scan.engines.cluster.actor import WorkerActor, WorkerInfo
+from resilient_scan.engines.cluster.connect import connected, distributed
 from resilient_scan.engines.cluster.dispatch import Dispatcher
 from resilient_scan.engines.cluster.remote import RemoteChild
 from resilient_scan.engines.process.transfer import unpack_error
@@ -36,6 +34,7 @@ RENEW_INTERVAL: Final = 2.0  # seconds between two words to each actor
 CONNECT_TIMEOUT: Final = 10.0  # seconds for the scheduler to answer
 OPEN_TIMEOUT: Final = 90.0  # seconds for a worker's children to be warm
 RETRY_INTERVAL: Final = 30.0  # seconds until a worker is tried again whose actor could not be made
+MAX_DEFINED: Final = 8  # scanners that are made known to a worker at a time
 CLOSE_TIMEOUT: Final = 0.25  # seconds for the last words to the workers
 
 
@@ -131,36 +130,19 @@ class ClusterWorkers:
         self._closed = threading.Event()
 
     def _connected(self, cluster: Any) -> Any:
-        with IMPORTING:
-            try:
-                distributed: Any = importlib.import_module("distributed")  # an extra, slow to import
-            except ImportError:
-                raise ConfigError("engine=\"dask\" needs the extra: pip install 'resilient-scan[dask]'") from None
-        if isinstance(cluster, distributed.Client):
+        dask = distributed()
+        if isinstance(cluster, dask.Client):
             return cluster
         if not isinstance(cluster, Cluster):
             raise ConfigError(
                 'cluster must be the address of a scheduler, "local", a Cluster or a distributed.Client, '
                 f"got {cluster!r:.200}"
             )
-        where: Any = cluster.address
-        options: dict[str, Any] = {"timeout": CONNECT_TIMEOUT, "set_as_default": False, "direct_to_workers": True}
-        if where == "local":
-            where = distributed.LocalCluster(dashboard_address="127.0.0.1:0")
-            self._own.append(where)
-        elif not cluster.insecure:
-            _refuse_in_the_clear(where, has_files=cluster.tls is not None)
-        if cluster.tls is not None:
-            options["security"] = distributed.Security(
-                tls_ca_file=cluster.tls.ca,
-                tls_client_cert=cluster.tls.cert,
-                tls_client_key=cluster.tls.key,
-                require_encryption=True,
-            )
-        try:
-            client = distributed.Client(where, **options)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ConfigError(f"cluster: no scheduler answers at {cluster.address}: {error}") from None
+        place: Any = None
+        if cluster.address == "local":
+            place = dask.LocalCluster(dashboard_address="127.0.0.1:0")
+            self._own.append(place)
+        client = connected(cluster, CONNECT_TIMEOUT, place)
         self._own.insert(0, client)
         return client
 
@@ -230,7 +212,7 @@ class ClusterWorkers:
             try:
                 self._look()
             except Exception as error:  # the scheduler is gone, or the client closed
-                if not trouble:
+                if not trouble and not self._closed.is_set():
                     _log.warning("the scheduler of the cluster does not answer: %s", error)
                 trouble = str(error)
             else:
@@ -288,30 +270,9 @@ class ClusterWorkers:
             return f"worker {worker.where} runs Python {info.python}, and this is {platform.python_version()}"
         if info.version != __version__:
             return f"worker {worker.where} has resilient_scan {info.version}, and this is {__version__}"
-        for scanner in self._scanners:
-            error = worker.define(scanner)
-            if error is not None:
-                return f"worker {worker.where} cannot have {scanner.name}: {unpack_error(error)[0]}"
+        # Several at a time: one after another, each would wait for the way there and back.
+        with ThreadPoolExecutor(MAX_DEFINED, "resilient-scan-define") as threads:
+            for scanner, error in zip(self._scanners, threads.map(worker.define, self._scanners), strict=True):
+                if error is not None:
+                    return f"worker {worker.where} cannot have {scanner.name}: {unpack_error(error)[0]}"
         return ""
-
-
-def _refuse_in_the_clear(address: str, *, has_files: bool) -> None:
-    """Raise `ConfigError` for an address where anybody could run code: not loopback, and without TLS."""
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        host = parts.hostname or ""
-    except ValueError:
-        raise ConfigError(f"cluster.address: {address!r} is not the address of a scheduler") from None
-    if parts.scheme == "tls":
-        if not has_files:
-            raise ConfigError(f"cluster.address {address!r} needs the files of tls: ca, cert and key")
-        return
-    if host == "localhost":
-        return
-    with suppress(ValueError):
-        if ip_address(host).is_loopback:
-            return
-    raise ConfigError(
-        f"cluster.address {address!r}: anyone who reaches this port can run code on all workers; use TLS (tls://...), "
-        "or allow it by insecure=true"
-    )
