@@ -19,7 +19,6 @@ import pytest
 from resilient_scan import (
     Breaker,
     ConfigError,
-    Limit,
     PluginError,
     Policy,
     Retry,
@@ -150,21 +149,11 @@ def test_without_retries_a_lost_worker_is_an_error_that_names_it(own: DaskCluste
         assert runner.breaker("sleeper_0") == "closed"
 
 
-def test_workers_come_and_go(own: DaskCluster) -> None:
+def test_without_a_worker_scans_are_rejected(own: DaskCluster) -> None:
     with runner_at(own, fleet.SLEEPERS, 0, policy=Policy(cache=None, timeout=Timeout(total=0.3))) as runner:
         report = runner.run({})
         assert statuses(report) == {"rejected": 60}
         assert report.results["sleeper_0"].error.message == "the cluster has no worker"  # type: ignore[union-attr]
-    with runner_at(own, fleet.SLEEPERS, 0) as runner:
-        own.add(4, 2)
-        until_slots(runner, 8)
-        ended: list[Any] = []
-        thread = threading.Thread(target=lambda: ended.append(runner.run({"seconds": 0.1})))
-        thread.start()
-        for worker in own.workers[1:]:
-            kill(worker)
-        thread.join(60)
-        assert statuses(ended[0]) == {"completed": 60}
 
 
 def test_a_full_cluster_rejects_in_a_sentence(own: DaskCluster) -> None:
@@ -245,15 +234,6 @@ def test_a_worker_with_other_code_is_named(own: DaskCluster, tmp_path: Path, mon
     own.add(1, 1, [tmp_path / "here"])
     with runner_at(own, [deployed_scanners.mine], 1) as runner:
         assert runner.run({}).complete
-
-
-def test_a_provider_has_one_rate_for_all_workers(steady: DaskCluster) -> None:
-    scanners = fleet.SLEEPERS[:12]
-    limits = {each.name: POLICY.replace({"limit": Limit("acme", concurrency=1)}) for each in scanners}
-    with runner_at(steady, scanners, 4, policies=limits) as runner:
-        began = time.monotonic()
-        assert runner.run({"seconds": 0.05}).complete
-        assert time.monotonic() - began >= 12 * 0.05
 
 
 def _certificates(folder: Path) -> tuple[list[str], Tls]:
