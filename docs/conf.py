@@ -30,7 +30,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!resilient_scan\.).*"),
     ("py:.*", r"resilient_scan\.runner\.Input"),  # a type variable
-    ("py:.*", r"resilient_scan\.(_trace|context|core\.stack|scanning|stores|service|settings|snapshot)\..*"),
+    ("py:.*", r"resilient_scan\.(_trace|context|core\.flights|scanning|stores|service|settings|snapshot)\..*"),
 ]
 
 default_role = "code"  # our docstrings write `name`, as Markdown does
