@@ -16,17 +16,19 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
 
-from resilient_scan import ScanRunner
+from resilient_scan import PluginError, ScanRunner
 from resilient_scan.clock import SystemClock
 from resilient_scan.core import assembly
 from resilient_scan.engines.cluster.workers import ClusterWorkers
 from resilient_scan.engines.process import engine, transfer
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.options import Cluster
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.testing import FakeClock
@@ -38,15 +40,20 @@ WORKERS: Final = 2
 THREADS: Final = 6  # of each
 PATIENCE: Final = 5.0  # seconds after which what a listed test waits for will not come
 GRACE: Final = 5.0  # seconds: on a busy machine too, it is the worker that notices that a scan's time is up
-NOT_TRIED: Final = {"clock", "moment"}  # they would wait for long, or pass by chance
+NOT_TRIED: Final = {"busy", "clock", "moment"}  # they would wait for long, or pass by chance
 LIST: Final = tomllib.loads(Path(__file__).with_name("not_on_cluster.toml").read_text())
 
 
 class SharedWorkers(ClusterWorkers):
-    """Workers that all runners of the session use; a worker is told of a scanner with its first attempt."""
+    """Workers that all runners of the session use."""
 
     def register(self, number: int, name: str, payload: bytes) -> None:
-        """Do nothing."""
+        """Make a scanner known to the workers at once: they were started before it."""
+        super().register(number, name, payload)
+        for worker in tuple(self._workers.values()):
+            error = worker.define(self._scanners[-1])
+            if error is not None:
+                raise PluginError(f"worker {worker.where} cannot have {name}: {transfer.unpack_error(error)[0]}")
 
     def start(self) -> None:
         """Do nothing: they were started with the session."""
@@ -64,6 +71,16 @@ class DriversClock(metaclass=_AnyClock):
     """What the engine takes for the machine's clock: a test's is one, too."""
 
     time = staticmethod(SystemClock.time)
+
+
+def _entered(
+    enter: Callable[..., float], self: engine.ProcessEngine, child: Any, context: AttemptContext, state: bytes
+) -> float:
+    """Return when an attempt has begun, by the driver's clock; a worker says it by the machine's."""
+    began = enter(self, child, context, state)
+    if isinstance(self._clock, FakeClock):
+        began = context.open_attempt = context.attempt_began = self._clock.monotonic()
+    return began
 
 
 class OnCluster:
@@ -86,6 +103,8 @@ class OnCluster:
         patched[0]._children = lambda _config: self._workers
         patched[1].SystemClock = DriversClock
         patched[1].reference_of = self._reference_of
+        enter = engine.ProcessEngine._enter
+        patched[1].ProcessEngine._enter = lambda *arguments, **named: _entered(enter, *arguments, **named)
         patched[2].eventually.__defaults__ = ("the condition", PATIENCE)
         patched[3].__kwdefaults__ |= {"engine": "dask", "cluster": "local"}
 
