@@ -104,5 +104,5 @@ def test_one_that_is_slower_than_the_grace_period_gives_one_clear_status(network
         assert (result.status, result.attempts, result.partial) == (Status.TIMEOUT, 1, False)
         assert result.error is not None
         assert result.error.message == "timeout after 0.6s"
-    assert again.results["nearly_late"].status is Status.COMPLETED
+    assert again.results["plain"].status is Status.COMPLETED
     assert Counter(event.scanner for event in recorder.of(ExecutionEnded)) == dict.fromkeys(report.results, 2)
