@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import promptness, rivals, table
+from tests.benchmarks import counts, promptness, rivals, table
 from tests.benchmarks.contenders import CONTENDERS, WORKERS, Bare, Ours, Work
 from tests.benchmarks.measuring import Call, Cost, in_turns, load, ratio
 from tests.docs import reference
@@ -178,8 +178,14 @@ def prompt(rounds: int) -> Rows:
     return {"ours": row}
 
 
+def steps(_rounds: int) -> Rows:
+    """What a scan consists of, in bytecodes (`tests.benchmarks.counts`), by function."""
+    return counts.steps()
+
+
 PARTS: dict[str, Callable[[int], Rows]] = {
     "scans": scans,
+    "steps": steps,
     "stores": stores,
     "fleets": fleets,
     "callers": callers,

@@ -23,6 +23,7 @@ import resilient_scan
 from resilient_scan import Breaker, Policy, Retry, ScanRunner, Timeout, scanner
 
 STEP = 100
+SHOWN = 20
 PACKAGE = f"{Path(resilient_scan.__file__).parent}/"
 COROUTINES = Policy(cache=None, retry=Retry(attempts=3), breaker=Breaker(), timeout=Timeout(total=30))
 
@@ -49,7 +50,7 @@ class Bytecodes:
 
     def __init__(self) -> None:
         self.counting = False
-        self.by_file: Counter[str] = Counter()
+        self.by_function: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         self._before = sys.gettrace()
@@ -65,13 +66,15 @@ class Bytecodes:
 
     def _stepped(self, frame: FrameType, what: str, _argument: Any) -> Any:
         if what == "opcode" and self.counting:
-            name = frame.f_code.co_filename
-            self.by_file[name.removeprefix(PACKAGE) if name.startswith(PACKAGE) else Path(name).name] += 1
+            code = frame.f_code
+            file = code.co_filename
+            name = file.removeprefix(PACKAGE) if file.startswith(PACKAGE) else f"{Path(file).parent.name}/"
+            self.by_function[f"{name} {code.co_qualname}"] += 1
         return self._stepped
 
     def of(self, call: Callable[[], Any]) -> Counter[str]:
-        """Return how many bytecodes a call takes, by file, on this thread and all others."""
-        self.by_file = Counter()
+        """Return how many bytecodes a call takes, by function, on this thread and all others."""
+        self.by_function = Counter()
         sys.settrace(self._called)
         self.counting = True
         try:
@@ -79,11 +82,11 @@ class Bytecodes:
         finally:
             self.counting = False
             sys.settrace(self._before)
-        return self.by_file
+        return self.by_function
 
 
 def bytecodes(*, hit: bool, rounds: int = 3) -> Counter[str]:
-    """Return the bytecodes of one scan that misses the cache, or hits it, by file."""
+    """Return the bytecodes of one scan that misses the cache, or hits it, by function."""
     state = {"trade_date": "2026-11-24"}
     with Bytecodes() as counter:
         found = []
@@ -96,6 +99,19 @@ def bytecodes(*, hit: bool, rounds: int = 3) -> Counter[str]:
                 found.append(min(runs, key=lambda one: one.total()))
     few, many = found
     return Counter({name: round((many[name] - few[name]) / STEP) for name in many})
+
+
+def steps() -> dict[str, dict[str, str]]:
+    """Return where they are, in the functions that take `SHOWN` of them or more: those of a miss, and of a hit."""
+    counts = {"miss": bytecodes(hit=False), "hit": bytecodes(hit=True)}
+    names = sorted(counts["miss"] | counts["hit"], key=lambda name: -counts["miss"][name])
+    large = [name for name in names if max(count[name] for count in counts.values()) >= SHOWN]
+    rows = {"all": {kind: f"{count.total():,}" for kind, count in counts.items()}}
+    for name in large:
+        rows[f"`{name}`"] = {kind: str(count[name] or "") for kind, count in counts.items()}
+    rest = {kind: sum(count[name] for name in names if name not in large) for kind, count in counts.items()}
+    rows[f"all others, each below {SHOWN}"] = {kind: str(count) for kind, count in rest.items()}
+    return rows
 
 
 def tracked() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -206,6 +207,7 @@ def test_the_inputs_of_a_map_go_together_and_each_has_its_own_end(
     assert [value["number"] for value, _ in found] == list(range(400))
     assert max(worker.batches) > 16
     assert len(worker.batches) < 100
+    assert statistics.median(result.duration for _, result in found) < 0.2  # the wait for the others is none of it
     for value, result in found:
         assert result.attempts == 1
         assert [log["number"] for log in result.tool_logs] == [value["number"]]
@@ -213,7 +215,6 @@ def test_the_inputs_of_a_map_go_together_and_each_has_its_own_end(
             assert result.error.message == "nothing there"
         else:
             assert [candidate.extras["number"] for candidate in result.candidates] == [value["number"]]
-        assert result.duration < 0.5  # the wait for the others is none of it
 
 
 def test_an_input_that_hangs_costs_itself_only(worker: Here, runner: Callable[..., ScanRunner]) -> None:

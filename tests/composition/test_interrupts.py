@@ -39,6 +39,8 @@ def interrupting(at: int, kind: type[BaseException], files: tuple[str, ...]) -> 
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE) or not any(part in code.co_filename for part in files):
             return None
+        if code.co_name == "__del__":  # Python only shows what is raised there
+            return None
         if what != "line" or linecache.getline(code.co_filename, frame.f_lineno).strip().startswith("with "):
             return trace  # a lock would stay locked: unlike a signal handler, this can raise just before its release
         if next(lines) == at:
