@@ -31,6 +31,12 @@ class Interrupt(BaseException):
     """What the signal handler of a program raises that has one."""
 
 
+def in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def interrupting(at: int, kind: type[BaseException], files: tuple[str, ...]) -> tuple[Any, list[str]]:
     """Return a trace function that raises before the `at`-th line of these files, and a list of where it did."""
     lines, where = itertools.count(), list[str]()
@@ -39,7 +45,7 @@ def interrupting(at: int, kind: type[BaseException], files: tuple[str, ...]) -> 
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE) or not any(part in code.co_filename for part in files):
             return None
-        if code.co_name == "__del__":  # Python only shows what is raised there
+        if in_finalizer(frame):  # of an object that an earlier round has left; Python only shows what is raised there
             return None
         if what != "line" or linecache.getline(code.co_filename, frame.f_lineno).strip().startswith("with "):
             return trace  # a lock would stay locked: unlike a signal handler, this can raise just before its release
