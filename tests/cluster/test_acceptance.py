@@ -42,7 +42,7 @@ def session(files: list[str], *, listed: str) -> str:
             *(str(TESTS / "composition" / file) for file in files),
         ],
         cwd=TESTS.parent,
-        env={**os.environ, "RESILIENT_SCAN_CLUSTER_LIST": listed},
+        env={**os.environ, "RESILIENT_SCAN_CLUSTER_LIST": listed, "PYTEST_ADDOPTS": ""},  # ours are not for this one
         capture_output=True,
         text=True,
         timeout=LIMIT,
