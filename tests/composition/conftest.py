@@ -47,6 +47,7 @@ def fleet(release: threading.Event, bare: Bare) -> Iterator[Fleet]:
         runner.close()
     for thread in set(threading.enumerate()) - before:
         if thread.name.startswith("resilient-scan"):
+            thread._started.wait(WAIT_TIMEOUT)  # one that is being started in this moment cannot be joined yet
             thread.join(WAIT_TIMEOUT)
             assert not thread.is_alive(), f"{thread.name} outlives its test"
 
