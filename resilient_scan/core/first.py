@@ -1,8 +1,9 @@
 """The first attempt, all layers in one function: most executions make no other.
 
-While the breaker is closed and the attempt succeeds, retry, breaker and engine only call each other. Those calls took
-twice as long as all that is done in them. So `FirstAttempt.call` does the same without them, for scanners of which no
-other layer takes part (`Stack._is_plain`). Whatever else comes is left to the layers:
+While the breaker is closed and the attempt succeeds, retry, breaker and engine have next to nothing to do but to call
+each other: 151 steps of the interpreter in four functions, where 119 in two do the same. So `FirstAttempt.call` stands
+for all three, for scanners that no other layer takes part in (`Stack._is_plain`). Whatever else comes is left to the
+layers:
 
     a successor, or the breaker is not closed, or no time is left ---> the layers make the attempt
     it raised ---> the breaker gets its vote; then the layers go on as after a first attempt that hung on another thread

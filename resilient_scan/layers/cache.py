@@ -307,23 +307,10 @@ class ResultCache(Generic[Flight]):
         It is what had to make room, perhaps the last reference to a candidate. Its `__del__` is foreign code: one that
         hung under the lock would hang the watchdog, too.
         """
-        displaced: object = None
-        if keep:  # `_keep`, without the call
-            entries, displaced = self._entries, self._latest
-            if key in entries:
-                displaced = displaced, entries.pop(key)
-            elif len(entries) >= self._maxsize:
-                displaced = displaced, entries.popitem()
-            entries[key] = entry
-            self._latest = (key, entry)
+        displaced = self._keep(key, entry) if keep else None
         if self._failures is not None:
             self._failures.pop(key, None)
-        flights = self._flights
-        if flights is not None and flights.get(key) is flight:  # `_end_flight`: where nothing is stored, nobody waits
-            if len(flights) == 1:
-                self._flights = None
-            else:
-                del flights[key]
+        self._end_flight(key, flight)
         return displaced
 
     def put_error(self, key: Hashable, error: ErrorInfo) -> None:

@@ -3,7 +3,7 @@
     the driver                                        the fork server (one a runner)        a child
     keeper.py     keeper thread - starters.py ------> forkserver.py ---- fork -----------> bootstrap.py, then child.py
     children.py   worker thread ------ the child's connection
-    engine.py     ... and what is said there: wire.py --------------------------------------> an attempt
+    engine.py     ... and what is said there: conversation.py, wire.py --------------------> an attempt
 
 A thread can only be abandoned. A process can be ended, whatever it is doing: a regular expression that holds the
 interpreter's lock, a C library that hangs or crashes, memory that grows without end.

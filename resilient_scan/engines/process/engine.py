@@ -10,66 +10,49 @@ A child that is not ready costs its scan nothing: while the worker waits for one
 
 from __future__ import annotations
 
-import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Final, Self
 
-from resilient_scan._once import IMPORTING
 from resilient_scan._suspend import off_loop
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.engines.process import variables
+from resilient_scan.engines.process.conversation import Conversation, killed, traffic_parts
 from resilient_scan.engines.process.interfaces import ChildLike, ChildrenLike
 from resilient_scan.engines.process.transfer import (
     PROCESS,
     Reference,
     Unsendable,
     pack,
-    pack_error,
     payload_of,
     reference_of,
     settings_of,
     state_error,
-    unpack,
     unpack_error,
 )
 from resilient_scan.engines.process.wire import (
-    Answer,
     Attempt,
-    Call,
-    Called,
     ConnectionClosed,
     Define,
-    Doubted,
-    Ended,
-    Item,
-    Logged,
-    Question,
     Ready,
 )
 from resilient_scan.errors import (
     ConfigError,
     PluginError,
-    ProcessKilled,
     ScanCancelled,
-    ScanError,
     ScanTimeout,
     WorkerLost,
-    leaves,
 )
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.attempt import Call as EngineCall
-from resilient_scan.layers.call import Maker, keep_valid
+from resilient_scan.layers.call import Maker
 from resilient_scan.scanning import ScannerSpec
 
 READY_TIMEOUT: Final = 60.0  # seconds in which a child has to import a scanner's module
-ANSWER_TIMEOUT: Final = 0.02  # seconds for which the end of an attempt waits for answers that nobody needs any more
 _OPTIONS: Final = {False: (PROCESS, 'isolation="thread"'), True: ('engine="dask"', 'engine="threads"')}  # and way out
 _numbers: Final = itertools.count(1)  # of scanners, in the whole process
 
@@ -96,7 +79,7 @@ class ProcessEngine:
         self._settings = settings_of(spec, own.settings, option)
         self._traffic = "", ""
         if own.traffic is not None:
-            self._traffic = _traffic().kind_of(own.traffic, spec.name)
+            self._traffic = traffic_parts().kind_of(own.traffic, spec.name)
         if self._traffic[0] != "replay" and not isinstance(own.clock, SystemClock):
             raise PluginError(
                 f"scanner {spec.name}: {option} has the machine's clocks, and a {type(own.clock).__name__} stays in "
@@ -125,7 +108,7 @@ class ProcessEngine:
             state = encoded(context, self._way_out)
             with _BorrowedChild(self._children, context, self._clock) as borrowed:
                 borrowed.wait_for(partial(self._enter, state=state) if self._children.away else self._introduce)
-                conversation = _Conversation(borrowed, context, make, self._clock)
+                conversation = Conversation(borrowed.child.wire, borrowed.time_up, context, make, self._clock)
                 ended = conversation.hold(None if self._children.away else self._begin(context, state))
                 if ended.spoiled:
                     borrowed.child.kill()
@@ -191,13 +174,6 @@ class ProcessEngine:
             self._spec.memory,
             variables.packed(context.scanner),
         )
-
-
-def _traffic() -> Any:
-    with IMPORTING:
-        from resilient_scan.engines.process import traffic  # noqa: PLC0415 - few fleets need it
-
-    return traffic
 
 
 def encoded(context: AttemptContext, way_out: str) -> bytes:
@@ -281,7 +257,7 @@ class _BorrowedChild:
             self.child = self._working = self._children.take(lambda: context.abandoned, context.remaining())
         except WorkerLost:
             if context.abandoned:
-                raise _killed(context) from None
+                raise killed(context) from None
             raise
         self.set()  # it may have been cancelled while nobody worked for it
 
@@ -334,7 +310,7 @@ class _BorrowedChild:
 
     def _why(self, child: ChildLike) -> BaseException:
         if self._context.abandoned:
-            return _killed(self._context)
+            return killed(self._context)
         failure = child.failure()
         if isinstance(failure, ScanCancelled):  # by a worker, whose clock may run faster than this one
             early = min(self._context.remaining(), self._children.grace)
@@ -343,235 +319,3 @@ class _BorrowedChild:
             if not self._context.has_ended:
                 return ScanTimeout(f"{self._context.scanner}: its time was up at the worker", by_clock=True)
         return failure
-
-
-def _killed(context: AttemptContext) -> ProcessKilled:
-    return ProcessKilled(f"{context.scanner}: the scan has ended")
-
-
-class _Conversation:
-    """What is said between the driver and a child about one attempt.
-
-    Args:
-        borrowed: the child.
-        context: of the attempt.
-        make: makes a candidate of what the scanner yields.
-        clock: the runner's.
-    """
-
-    def __init__(self, borrowed: _BorrowedChild, context: AttemptContext, make: Maker, clock: Clock) -> None:
-        self._borrowed = borrowed
-        self._wire = borrowed.child.wire
-        self._context = context
-        self._make = make
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._over = False
-        self._calls: dict[int, SimpleQueue[Called | None]] = {}  # by question, what its call comes to
-        self._threads: list[threading.Thread] = []  # that answer questions
-        self._kept_logs = 0
-
-    def hold(self, attempt: Attempt | None) -> Ended:
-        """Begin the attempt, unless it has begun, and do what the child says until it ends.
-
-        Raises:
-            ConnectionClosed: the child has ended.
-            BaseException: what making candidates raised.
-        """
-        self._kept_logs = len(self._context.tool_logs())
-        try:
-            if attempt is not None:
-                self._wire.send(attempt)
-            while not isinstance(message := self._wire.from_child(), Ended):
-                self._hear(message)
-            return message
-        finally:
-            self._close()
-
-    def _hear(self, message: Any) -> None:
-        context = self._context
-        match message:
-            case Item():
-                self._keep(message.data)
-            case Logged():
-                context.logged([unpack(message.data)])
-            case Doubted():
-                context.doubted = message.reason
-            case Question():
-                context.answered = context.answered or message.answered
-                self._answer_on_thread(message)
-            case Called():
-                context.answered = context.answered or message.answered
-                waiting = self._calls.get(message.question)
-                if waiting is not None:
-                    waiting.put(message)
-
-    def _keep(self, data: bytes) -> None:
-        context = self._context
-        try:
-            item = unpack(data)
-        except Exception as error:  # of a module that is not here, for example
-            context.invalid = context.invalid or f"a candidate cannot be read from its process: {error}"
-            context.dropped += 1
-        else:
-            keep_valid((item,), self._make, context)
-
-    def end(self, ended: Ended, shared: Collection[str]) -> None:
-        """Take over what the attempt came to; raise what the scanner raised.
-
-        Args:
-            ended: what it came to.
-            shared: of what a machine may lack, what the child shares with the driver.
-        """
-        context = self._context
-        context.answered = context.answered or ended.answered
-        if ended.logs is not None:
-            context.logged(unpack(ended.logs), kept=self._kept_logs)
-        if ended.found is not None:
-            keep_valid(unpack(ended.found), self._make, context)
-        context.dropped += ended.dropped
-        context.invalid = context.invalid or ended.invalid
-        if ended.error is not None:
-            error, info = unpack_error(ended.error)
-            context.described(error, info, shared)
-            try:
-                raise error
-            finally:
-                del error  # or it, its traceback and this frame would keep each other alive until a gc
-
-    # questions
-
-    def _answer_on_thread(self, question: Question) -> None:
-        """Answer on a thread of its own: the answer may take as long as the scan, and others wait for theirs."""
-        variables = contextvars.copy_context()
-        thread = threading.Thread(
-            target=variables.run, args=(self._answer, question), name="resilient-scan-answer", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self._reply(question, None, pack_error(error, self._context.own.home))
-        else:
-            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
-
-    def _answer(self, question: Question) -> None:
-        call = _CallInChild(self, question.number)
-        value: bytes | None = None
-        error: bytes | None = None
-        excused: tuple[bool, ...] = ()
-        try:
-            found = self._asked(question, call)
-            value = None if call.returned(found) else _sendable(found)
-        except BaseException as failure:
-            if failure is call.error:
-                error = b""
-                excused = tuple(isinstance(leaf, ScanError) and leaf.excused for leaf in leaves(failure))
-            else:
-                error = pack_error(failure, self._context.own.home)
-            call.error = None
-        self._reply(question, value, error, excused)
-
-    def _asked(self, question: Question, call: _CallInChild) -> Any:
-        context, arguments = self._context, unpack(question.arguments)
-        match question.name:
-            case "shared":
-                key, ttl = arguments
-                return context.shared(key, call.value, ttl=ttl)
-            case "guarded":
-                source, seconds, limit = arguments
-                return context.guarded(source, call.token, seconds=seconds, limit=limit)
-            case "reach":
-                return context.reach(arguments[0], call.token)
-            case "traffic":
-                return _traffic().answered(context.traffic, arguments, context)
-            case "before_request":
-                return context.before_request()
-        notes = context.own.notes
-        if notes is None:
-            return None
-        return notes.get(*arguments) if question.name == "recall" else notes.put(*arguments)
-
-    def _reply(
-        self, question: Question, value: bytes | None, error: bytes | None, excused: tuple[bool, ...] = ()
-    ) -> None:
-        context = self._context
-        answer = Answer(question.number, value, error, excused, self._left(), context.provider is not None)
-        with suppress(ConnectionClosed):  # the child has ended: nobody waits
-            self._wire.send(answer)
-
-    def _left(self) -> float:
-        return self._borrowed.time_up() - self._clock.monotonic()
-
-    def call(self, number: int) -> Called:
-        """Have the child call what a question is about, and wait for what that comes to.
-
-        Raises:
-            ProcessKilled: the attempt has ended.
-        """
-        called: SimpleQueue[Called | None] = SimpleQueue()
-        with self._lock:
-            if not self._over:
-                self._calls[number] = called
-        with suppress(ConnectionClosed):
-            if number in self._calls:
-                self._wire.send(Call(number, self._left(), self._context.provider is not None))
-                message = called.get()
-                del self._calls[number]
-                if message is not None:
-                    return message
-        raise _killed(self._context)
-
-    def _close(self) -> None:
-        """Have nobody wait for the child any more."""
-        with self._lock:
-            self._over = True
-            waiting = tuple(self._calls.values())
-        for one in waiting:
-            one.put(None)
-        if any(thread.is_alive() for thread in self._threads):
-            off_loop(self._join)
-
-    def _join(self) -> None:
-        """Wait for answers under way: they may have a vote to cast, of which the run's listeners are to hear."""
-        until = time.monotonic() + ANSWER_TIMEOUT
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-
-class _CallInChild:
-    """What a question is about: a call that the child makes, as the driver's layers know it."""
-
-    def __init__(self, conversation: _Conversation, number: int) -> None:
-        self._conversation = conversation
-        self._number = number
-        self._result: Any = self
-        self.error: BaseException | None = None
-
-    def value(self) -> Any:
-        """Have the child make the call, and return what it returned."""
-        self._result = unpack(self._called().value or b"")
-        return self._result
-
-    def token(self) -> Any:
-        """Have the child make the call; what it returned stays there, because only the child needs it."""
-        self._called()
-        self._result = object()
-        return self._result
-
-    def returned(self, found: Any) -> bool:
-        """Say whether this is what the call returned."""
-        return found is self._result
-
-    def _called(self) -> Called:
-        called = self._conversation.call(self._number)
-        if called.error is not None:
-            self.error = unpack_error(called.error)[0]
-            raise self.error
-        return called
-
-
-def _sendable(value: Any) -> bytes:
-    try:
-        return pack(value)
-    except Unsendable as error:  # it was loaded by a scanner in a thread
-        raise TypeError(f"shared: the value cannot be sent to a child process: {error}") from None
