@@ -405,7 +405,7 @@ class Execution(Overdue, eq=False):
             if waiters is not None:
                 self.land()
             return waiters, self.stack.clock.monotonic()
-        cache.put_entry(key, entry, self, keep=trusted)
+        cache.put(key, entry, self, keep=trusted)
         return self._end(), entry.stored_at
 
     def refuse(self, reason: str, blame: str = "", /) -> None:

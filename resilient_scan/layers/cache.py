@@ -7,7 +7,7 @@ A *flight* is whatever stands for an execution that fetches an answer. Per key, 
 
     lead(key, a) -> a             a leads, and fetches
     lead(key, b) -> a             b follows: it waits for a
-    put(key, answer, a)           a lands with an answer; the next `lead` returns that
+    put(key, entry, a)            a lands with an answer; the next `lead` returns that
     land(key, a)                  or it lands without one; the next flight to ask leads
     hand_on(key, a, successor)    or another flight takes its place, because a hangs
 
@@ -247,25 +247,16 @@ class ResultCache(Generic[Flight]):
                 self._latest = None
                 del self._entries[key]
 
-    def put(self, key: bytes, candidates: list[Any], flight: Flight, *, keep: bool = True) -> Entry:
+    def put(self, key: bytes, entry: Entry, flight: Flight, *, keep: bool) -> None:
         """Keep an answer and land its flight, so that no other flight fetches it in between.
 
         Args:
             key: what was asked for.
-            candidates: the answer; the cache makes its own copies.
+            entry: the answer, from `entry_of`.
             flight: the one that fetched it.
             keep: `False` for an answer that only this flight's followers get; an older answer may still stand in for
                 a failure.
-
-        Raises:
-            Exception: a candidate cannot be copied; nothing is kept, and the flight has not landed.
         """
-        entry = self.entry_of(candidates)
-        self.put_entry(key, entry, flight, keep=keep)
-        return entry
-
-    def put_entry(self, key: bytes, entry: Entry, flight: Flight, *, keep: bool) -> None:
-        """Do the same with an entry that was made before."""
         displaced: object = None
         if self.answers is None:
             with self._lock:

@@ -15,6 +15,7 @@ from resilient_scan import Cache, Candidate, ConfigError, Retry, ScanContext, Sc
 from resilient_scan.events import ExecutionEnded, RunStarted, ScanEnded, SuspiciousResult
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.testing import FakeClock, Recorder
+from tests.support.caches import put
 from tests.support.fixtures import Eventually
 
 ONE = [Candidate("AAPL", "s", "c")]
@@ -167,8 +168,8 @@ def test_a_suspicious_answer_is_not_kept_beyond_the_process_either() -> None:
             kept.append(key)
 
     cache: ResultCache[object] = ResultCache(Cache(ttl=300), FakeClock(), Random(0), answers=Answers())
-    cache.put(b"doubted", [], object(), keep=False)
-    cache.put(b"trusted", [], object())
+    put(cache, b"doubted", [], object(), keep=False)
+    put(cache, b"trusted", [], object())
     assert kept == [b"trusted"]
 
 

@@ -34,6 +34,7 @@ from resilient_scan.stores.leases import LeaseKeeper
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.stores.wrappers import Checked
 from resilient_scan.testing import FakeClock, Recorder, broken, healthy
+from tests.support.caches import put
 from tests.support.fixtures import Bare, Fleet
 
 TIMEOUT = 5.0
@@ -65,7 +66,7 @@ def test_a_lease_is_given_back_before_the_next_flight_can_acquire_it(kept: bool 
     if kept is None:
         cache.land(b"k", "first")
     else:
-        cache.put(b"k", [], "first", keep=kept)
+        put(cache, b"k", [], "first", keep=kept)
     assert free
     assert not any(free)
     assert cache.lead(b"k", "third") != "first", "it has landed"

@@ -21,6 +21,7 @@ from resilient_scan import Cache, Candidate
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
+from tests.support.caches import put
 from tests.support.draws import SameDraw
 from tests.support.examples import examples
 
@@ -201,7 +202,7 @@ class CacheMachine(RuleBasedStateMachine):
     def put(self, key: bytes, many: int, flight: Flight) -> None:
         tickers = [f"T{next(self.numbers)}" for _ in range(many)]
         candidates = found(*tickers)
-        entry = self.cache.put(key, candidates, flight)
+        entry = put(self.cache, key, candidates, flight)
         self.store(key, tickers)
         for candidate in candidates:  # the scanner's own objects; it may go on changing them
             candidate.extras["notes"].append("spoilt")

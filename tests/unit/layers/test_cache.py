@@ -13,6 +13,7 @@ from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.results import ErrorInfo
 from resilient_scan.testing import FakeClock
+from tests.support.caches import put
 
 FAILURE = ErrorInfo("OSError", "down")
 
@@ -30,7 +31,7 @@ def test_an_answer_that_cannot_be_copied_is_not_kept(clock: FakeClock) -> None:
     cache = cache_of(clock)
     cache.lead("key", "flight")
     with pytest.raises(ValueError, match="only one of me"):
-        cache.put("key", [Uncopyable()], "flight")
+        put(cache, "key", [Uncopyable()], "flight")
     assert cache.fresh("key") is None
     assert cache.lead("key", "other") == "flight"  # who put it has still to land it
     cache.land("key", "flight")
@@ -48,7 +49,7 @@ def test_an_answer_that_cannot_be_copied_is_not_kept(clock: FakeClock) -> None:
 )
 def test_what_can_be_changed_is_copied_in_and_out(found: list[Any], clock: FakeClock) -> None:
     cache = cache_of(clock)
-    entry = cache.put("key", found, "flight")
+    entry = put(cache, "key", found, "flight")
     assert entry.copies() == found
     assert entry.copies()[-1] is not found[-1]
     assert entry.copies()[-1] is not entry.copies()[-1]
@@ -56,7 +57,7 @@ def test_what_can_be_changed_is_copied_in_and_out(found: list[Any], clock: FakeC
 
 def test_an_answer_is_kept_for_its_ttl_and_stands_in_for_a_while(clock: FakeClock) -> None:
     cache = cache_of(clock, stale_if_error=5)
-    cache.put("key", [], "flight")
+    put(cache, "key", [], "flight")
     clock.advance(9.75)
     assert cache.fresh("key") is not None
     clock.advance(0.25)
@@ -71,7 +72,7 @@ def test_an_answer_is_kept_for_its_ttl_and_stands_in_for_a_while(clock: FakeCloc
 @pytest.mark.parametrize("seed", range(20))
 def test_jitter_only_shortens(seed: int, clock: FakeClock) -> None:
     cache: ResultCache[str] = ResultCache(Cache(ttl=100, jitter=0.2), clock, Random(seed))
-    entry = cache.put("key", [], "flight")
+    entry = put(cache, "key", [], "flight")
     assert 80 <= entry.fresh_until <= 100
 
 
@@ -92,7 +93,7 @@ def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeCl
     clock.advance(2)
     assert cache.fresh("key") is None
     cache.put_error("key", FAILURE)
-    cache.put("key", [], "flight")
+    put(cache, "key", [], "flight")
     entry = cache.fresh("key")
     assert entry is not None
     assert entry.error is None
@@ -102,34 +103,34 @@ def test_a_remembered_failure_lasts_its_time_and_an_answer_ends_it(clock: FakeCl
 def test_the_newest_answer_is_known_and_not_used_by_looking(clock: FakeClock) -> None:
     cache = cache_of(clock, maxsize=2)
     assert cache.newest() is None
-    cache.put("a", [], "flight")
+    put(cache, "a", [], "flight")
     clock.advance(1)
-    newest = cache.put("b", [], "flight")
+    newest = put(cache, "b", [], "flight")
     assert cache.newest() is newest
     clock.advance(1)
-    cache.put("c", [], "flight")  # takes the place of the least recently used one
+    put(cache, "c", [], "flight")  # takes the place of the least recently used one
     assert [cache.fresh(key) is not None for key in "abc"] == [False, True, True]
 
 
 def test_the_answer_used_last_is_found_by_a_short_way_that_keeps_the_order(clock: FakeClock) -> None:
     cache = cache_of(clock, maxsize=2, stale_if_error=5)
-    cache.put("a", [], "flight")
-    cache.put("b", [], "flight")
+    put(cache, "a", [], "flight")
+    put(cache, "b", [], "flight")
     assert cache.peek("b", clock.monotonic()) is not None
     assert cache.stale("a") is not None  # the least recently used one is now b
     assert cache.peek("b", clock.monotonic()) is None
     assert cache.fresh("b") is not None  # and now it is a
     assert cache.peek("b", clock.monotonic()) is not None
-    cache.put("c", [], "flight")
+    put(cache, "c", [], "flight")
     assert [cache.stale(key) is not None for key in "abc"] == [False, True, True]
 
 
 def test_peek_finds_the_answer_used_last_while_it_is_fresh(clock: FakeClock) -> None:
     cache = cache_of(clock)
-    first = cache.put("key", [], "flight")
+    first = put(cache, "key", [], "flight")
     assert cache.peek("other", clock.monotonic()) is None
     assert cache.peek("key", clock.monotonic()) is first
-    second = cache.put("key", [], "flight")
+    second = put(cache, "key", [], "flight")
     assert cache.peek("key", clock.monotonic()) is second
     clock.advance(10)
     assert cache.peek("key", clock.monotonic()) is None
@@ -148,7 +149,7 @@ def test_an_answer_that_came_meanwhile_is_no_reason_to_lead(clock: FakeClock) ->
     cache = cache_of(clock)
     assert cache.peek("key", clock.monotonic()) is None
     assert cache.lead("key", "flight") == "flight"
-    entry = cache.put("key", [], "flight")
+    entry = put(cache, "key", [], "flight")
     assert cache.lead("key", "other") is entry
 
 
@@ -230,13 +231,13 @@ def test_an_answer_that_can_be_copied_only_once_is_dropped_and_logged(
             return Uncopyable()
 
     cache = cache_of(clock)
-    entry = cache.put("key", [Once()], "flight")
+    entry = put(cache, "key", [Once()], "flight")
     assert cache.copies("key", entry) is None
     assert cache.fresh("key") is None
     assert [record.getMessage() for record in caplog.records] == [
         "an answer is dropped from the cache, a candidate cannot be copied: only one of me"
     ]
-    newer = cache.put("key", [Candidate("A", "one", "")], "flight")
+    newer = put(cache, "key", [Candidate("A", "one", "")], "flight")
     assert cache.copies("key", entry) is None  # the old one again: the newer stays
     assert cache.fresh("key") is newer
     assert cache.copies("key", newer) == [Candidate("A", "one", "")]
@@ -277,12 +278,12 @@ def test_no_lock_is_held_while_a_cached_candidate_is_dropped(way: str, clock: Fa
     cache = cache_of(clock, maxsize=1)
     Witness.locks = [cache._lock]
     found = [Candidate("AAPL", "one", "", extras={"resource": Witness()})]
-    cache.put(b"key", found, "flight")
+    put(cache, b"key", found, "flight")
     held.clear()
     if way == "forgotten":
         cache.forget()
     else:
-        cache.put(b"key" if way == "replaced" else b"other", [], "flight")
+        put(cache, b"key" if way == "replaced" else b"other", [], "flight")
     assert held == [False]
 
 
@@ -293,7 +294,7 @@ def test_no_lock_is_held_while_a_stored_answer_displaces_a_candidate(clock: Fake
 
     cache = cache_of(clock, maxsize=1)
     Witness.locks = [cache._lock]
-    cache.put(b"key", [Candidate("AAPL", "one", "", extras={"resource": Witness()})], "flight")
+    put(cache, b"key", [Candidate("AAPL", "one", "", extras={"resource": Witness()})], "flight")
     held.clear()
     cache.answers = Stored()  # type: ignore[assignment]
     assert cache.load(b"other", b"data", 0.0) is not None
