@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from resilient_scan._text import counted
@@ -10,6 +12,7 @@ from resilient_scan.results import ScanResult, Status
 from resilient_scan.stores.history import Attempt, Past
 
 MAX_FLIGHTS = 50  # scans remembered for each scanner
+_NOTHING: list[Any] = []
 
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +33,15 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
     steps: tuple[Step, ...]
     found: int = 0
     probe: bool = False
+
+    @classmethod
+    def of(cls, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool) -> Flight:
+        """Describe a scan without what may be large.
+
+        The garbage collector skips a flight without lists of its own, and 50 of them are kept for each scanner.
+        """
+        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
+        return cls(run_id, slim, cache, steps, len(result.candidates), probe)
 
 
 def past_of(flight: Flight, attempts: int) -> Past:

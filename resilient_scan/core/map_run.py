@@ -24,17 +24,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import Context
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from resilient_scan.clock import Clock
-from resilient_scan.core.copies import AnswerCopy
-from resilient_scan.core.outcome import Outcome
+from resilient_scan.core.flights import Flight
+from resilient_scan.core.outcome import WaitingRun
 from resilient_scan.core.run import Run
 from resilient_scan.core.scan import Scan, begin
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import ScanEnded
 from resilient_scan.layers.attempt import Step
-from resilient_scan.layers.cache import Entry
 from resilient_scan.results import ScanResult
 from resilient_scan.snapshot import Snapshot
 
@@ -69,6 +68,9 @@ class Input:
         """The map's: each hand-over begins another list."""
         return self._run.ready
 
+    def hand_over(self) -> None:
+        """Do nothing: what is ready is handed over after each input."""
+
     @property
     def variables(self) -> Context:
         """The map's: the reader may change them between two results."""
@@ -94,7 +96,6 @@ class MapRun(Run):
         self._count = 0  # inputs read
         self._error: BaseException | None = None  # why no more are read
         self._unreported: deque[Input] = deque()  # in the order in which their results are to come
-        self._turned: Input | None = None  # whose scan begins or ends at the moment
         self._refresh_at = math.inf
 
     def stream(
@@ -144,16 +145,9 @@ class MapRun(Run):
             self._stop(RuntimeError(_CLOSED.format(self._count)))
         super()._cut_off(by_user=by_user)
 
-    def _end(self, scan: Scan, answer: ScanResult | Outcome | Entry | AnswerCopy) -> None:
-        self._turned = scan.run  # type: ignore[assignment] # it was made here
-        super()._end(scan, answer)
-
-    def _finish_own(self, scan: Scan, result: ScanResult) -> None:
-        self._turned = scan.run  # type: ignore[assignment]
-        super()._finish_own(scan, result)
-
     def _finish(
         self,
+        run: WaitingRun,
         stack: Stack,
         result: ScanResult,
         cache: str,
@@ -161,15 +155,14 @@ class MapRun(Run):
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        one, scans, sending = self._turned, self._scans, None
-        if one is None:
-            return
+        one, flight = cast("Input", run), Flight.of(run.run_id, result, cache, steps, probe)
+        scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(one.run_id, result, cache, invalid, probe))
         one.result, self._sending = result, sending
         if not self._ordered:
             self._unreported.append(one)
-        stack.record(one.run_id, result, cache, steps, probe)
+        stack.flights.append(flight)
         if sending is not None:
             scans.finish(sending[1])
 
@@ -191,7 +184,7 @@ class MapRun(Run):
 
     def _begin_next(self, stack: Stack) -> None:
         """Read one input and begin its scan, or note that there are no more."""
-        one = self._turned = self._read_next(stack)
+        one = self._read_next(stack)
         if one is None:
             return
         if one.since >= self._refresh_at:
@@ -202,7 +195,7 @@ class MapRun(Run):
         if self.ready:  # at once: to read the next input may take long
             self._hand_over()
         if not isinstance(started, Scan):
-            self._finish(stack, *started)
+            self._finish(one, stack, *started)
 
     def _read_next(self, stack: Stack) -> Input | None:
         if self._inputs is None:

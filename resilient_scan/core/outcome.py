@@ -66,6 +66,9 @@ class WaitingRun(Protocol):
     def ready(self) -> list[Any]:
         """Executions that its thread is about to hand to the pool, all at a time; for its thread only."""
 
+    def hand_over(self) -> None:
+        """Hand them over, before a later scan takes its turn in the pool; on its thread."""
+
     @property
     def variables(self) -> Context:
         """The context variables of its thread, for copies that its executions run in."""

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
+from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
@@ -26,7 +27,8 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
-from resilient_scan.core.outcome import Outcome
+from resilient_scan.core.flights import Flight
+from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
 from resilient_scan.events import DeadlineActedOn, ListenerLate, RunEnded, RunStarted, ScanEnded
@@ -91,7 +93,7 @@ class Run:
         self._report: RunReport | None = None
         self._sending: tuple[Channel, Delivery] | None = None  # the event that is being sent, or was sent last
         self.variables: Context = copy_context()
-        self._last: tuple[Stack, ScanResult, str, tuple[Step, ...], bool] | None = None  # what ended last
+        self._last: tuple[Stack, Flight] | None = None  # what ended last
 
     def start(self, fleet: Fleet, names: tuple[str, ...], *, concurrent: bool) -> None:
         """Start the clock; `names` are the scanners that take part."""
@@ -144,15 +146,17 @@ class Run:
                     yield from self._read()
 
     def _begin_all(self, stacks: Sequence[Stack], window: int) -> None:
-        """Begin all scans; take what has ended before more begin, so that those are handed over together."""
-        outbox = self.outbox
-        for stack in self._with_stored_answers(stacks):
-            self._begin(stack)
-            if self._queued >= window:
+        """Begin all scans, a group at a time: it is handed over together, and then what has ended is taken."""
+        size, left = min(BATCH, window), iter(self._with_stored_answers(stacks))
+        while group := tuple(islice(left, size)):
+            for stack in group:
+                self._begin(stack)
+            if self.ready:
+                self._hand_over()
+            if self._queued + size > window:
                 self._make_room(window)
-            elif not self.ready:  # else the workers have not been given the last one yet
-                while outbox.qsize():
-                    self._receive()
+            elif self.outbox.qsize():
+                self._receive()
 
     def _begin_and_read(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
         """Begin all scans, and yield the first results meanwhile.
@@ -163,10 +167,12 @@ class Run:
         early = False
         for begun, stack in enumerate(self._with_stored_answers(stacks), 1):
             self._begin(stack)
+            if len(self.ready) >= BATCH:
+                self._hand_over()
             if begun == READ_AFTER:
                 early = True
                 self._receive(MOMENT)  # or no worker would get the interpreter's lock before its turn
-            while early and self.outbox.qsize():
+            elif early and self.outbox.qsize():
                 self._receive()
             if self._queued >= window:
                 self._make_room(window)
@@ -240,19 +246,20 @@ class Run:
         if turn >= self.deadline or self._over:
             self._skip(stack)
             return
-        if self.ready and not stack.in_batches:
-            self._hand_over()  # what is first in order starts first
         if not self._concurrent:
             self.since = turn
         started = begin(stack, self, turn)
         if isinstance(started, Scan):
             self._queued += started.queued
-            if len(self.ready) >= BATCH:
-                self._hand_over()
             return
         if self.ready:  # a listener may take its time
             self._hand_over()
-        self._finish(stack, *started)
+        self._finish(self, stack, *started)
+
+    def hand_over(self) -> None:
+        """Hand to the pool what is ready, before a later scan takes its turn there."""
+        if self.ready:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """Hand to the pool what is ready: before this thread waits, or does anything that may take its time.
@@ -268,23 +275,40 @@ class Run:
                 execution.refuse(str(error))
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
-        """Wait for one message and do what it says; `False`: there was none."""
-        outbox = self.outbox
+        """Take what has come, or else wait for one message and take that; `False`: none came.
+
+        What comes meanwhile has to wait: the reader of a stream is first given what there is.
+        """
+        outbox, open_scans = self.outbox, self.open
+        left = outbox.qsize()
         try:
-            message = outbox.get_nowait() if outbox.qsize() else self._wait_for_message(seconds)
+            message: Any = outbox.get_nowait() if left else self._wait_for_message(seconds)
         except Empty:
             self._decide()  # what an attempt failed by may wait, too, although its scan goes on
             return False
-        if type(message) is Scan:
-            self._take(message)
-            if self._undecided:
-                self._decide()
-            return True
+        while True:
+            if type(message) is not Scan:
+                self._obey(message)
+            elif type(answer := message.answer) is not ScanResult or message.events or message.news:
+                self._take(message)
+            elif message in open_scans:  # most messages; `_take` and `_end`, without the calls
+                open_scans.remove(message)
+                self._queued -= message.queued
+                self._finish_own(message, answer)
+            left -= 1
+            if left <= 0:
+                break
+            message = outbox.get_nowait()
+        if self._undecided:
+            self._decide()
+        return True
+
+    def _obey(self, message: str) -> None:
+        """End the run: its deadline has come, or somebody has cancelled it."""
         if message == _DEADLINE and self.fleet.bus.wants(DeadlineActedOn):
             lateness = max(0.0, self._clock.monotonic() - self.deadline)
             self.fleet.bus.send(DeadlineActedOn("", lateness, self.run_id))
         self._cut_off(by_user=message == _CLOSE)
-        return True
 
     def _wait_for_message(self, seconds: float) -> Scan | str:
         leases = self.fleet.leases
@@ -301,15 +325,10 @@ class Run:
         if scan.events:
             events, scan.events = scan.events, ()
             scan.stack.send_stored(events, self.run_id)
-        answer = scan.answer
         if scan not in self.open:
             return
-        if type(answer) is ScanResult:  # most scans; `_end`, without the call
-            self.open.remove(scan)
-            self._queued -= scan.queued
-            self._finish_own(scan, answer)
-        elif answer is not None:
-            self._end(scan, answer)
+        if scan.answer is not None:
+            self._end(scan, scan.answer)
         elif scan.held_up:
             self._queued, scan.queued = self._queued - scan.queued, False
 
@@ -354,7 +373,7 @@ class Run:
             self._finish_own(scan, result)
         else:
             scan.execution = None
-            self._finish(scan.stack, result, scan.cache)
+            self._finish(scan.run, scan.stack, result, scan.cache)
 
     def _finish_own(self, scan: Scan, result: ScanResult) -> None:
         """End a scan with the result of its own execution.
@@ -362,7 +381,7 @@ class Run:
         Scan and execution refer to each other. Taken apart, they are freed at once and need no garbage collection.
         """
         context, scan.execution = scan.execution.context, None
-        self._finish(scan.stack, result, scan.cache, context.invalid, context.steps, bool(scan.probe))
+        self._finish(scan.run, scan.stack, result, scan.cache, context.invalid, context.steps, scan.probe != "")
 
     def _result(self, scan: Scan, answer: Outcome | Entry | AnswerCopy) -> ScanResult | None:
         """Return a scan's result, if it has one; else it is open again.
@@ -403,10 +422,11 @@ class Run:
         """End a scan whose turn does not come; a scanner that is out of service is still reported as `disabled`."""
         out = stack.name in stack.gated and stack.gate.is_out(stack.name)
         status = Status.DISABLED if out else Status.SKIPPED
-        self._finish(stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
+        self._finish(self, stack, without_work(stack, self, self._clock.monotonic(), status), NOT_ASKED)
 
     def _finish(
         self,
+        run: WaitingRun,
         stack: Stack,
         result: ScanResult,
         cache: str,
@@ -414,14 +434,15 @@ class Run:
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        last = stack, result, cache, steps, probe
+        """Have a result of this run, or of an input of a map, which is the scan's own run."""
+        flight = Flight.of(run.run_id, result, cache, steps, probe)
         scans, sending = self._scans, None
         if scans.listeners:
-            sending = scans, scans.begin(ScanEnded(self.run_id, result, cache, invalid, probe))
-        self.results[stack.name], self._last, self._sending = result, last, sending  # see the top of this file
+            sending = scans, scans.begin(ScanEnded(run.run_id, result, cache, invalid, probe))
+        self.results[stack.name], self._last, self._sending = result, (stack, flight), sending  # see the top
         if self._unread is not None:
             self._unread.append(result)
-        stack.record(self.run_id, result, cache, steps, probe)
+        stack.flights.append(flight)
         if sending is not None:
             scans.finish(sending[1])
 
@@ -447,9 +468,9 @@ class Run:
     def _catch_up(self) -> None:
         """Do what an interrupt has kept from being done about the scan that ended last, or about the last event."""
         if self._last is not None:
-            stack, result, cache, steps, probe = self._last
-            if not any(flight.run_id == self.run_id for flight in reversed(stack.flights.copy())):
-                stack.record(self.run_id, result, cache, steps, probe)
+            stack, last = self._last
+            if not any(flight is last for flight in reversed(stack.flights.copy())):
+                stack.flights.append(last)
         self._send()
 
     def _end_open(self) -> None:

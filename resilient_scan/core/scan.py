@@ -265,6 +265,7 @@ def _lead(scan: Scan, execution: Execution) -> None:
     if stack.in_batches:  # and nothing of it is in a store, so there is no lease
         scan.run.ready.append(execution)
         return
+    scan.run.hand_over()  # what is first in order starts first
     leases, key = stack.leases, scan.key
     if leases is not None and key is not None and leases.request(stack.address(key), execution):
         return  # the lease keeper lets it go

@@ -46,7 +46,7 @@ from resilient_scan.events import (
     Registered,
     RetryBudgetExhausted,
 )
-from resilient_scan.layers.attempt import AttemptContext, Call, Step, party_of
+from resilient_scan.layers.attempt import AttemptContext, Call, party_of
 from resilient_scan.layers.breaker import BREAKER_PREFIX, BreakerStore, CircuitBreaker
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, permitted
@@ -60,7 +60,6 @@ from resilient_scan.layers.timeout import Abandoned, HungThreads, limited
 from resilient_scan.options import Policy
 from resilient_scan.quarantine import Gate
 from resilient_scan.quarantine.records import ScannerRecord
-from resilient_scan.results import ScanResult
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
 from resilient_scan.stores import Store
@@ -77,7 +76,6 @@ if TYPE_CHECKING:
 
 _folding = threading.Lock()  # a listener may be added while a scanner's provider is learned; no foreign code runs
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
-_NOTHING: list[Any] = []
 
 
 class SharedLoopClock(SystemClock):
@@ -504,14 +502,6 @@ class Stack:
     def slo_budget(self) -> float | None:
         """Return the share of its error budget that is left, which may be negative; `None`: it has no objective."""
         return None if self.spec.slo is None else budget_left(self.outcomes, self.spec.slo)
-
-    def record(self, run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool = False) -> None:
-        """Keep a scan in the flight recorder, without what may be large.
-
-        The garbage collector skips a record without lists of its own, and 50 of them are kept for each scanner.
-        """
-        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
-        self.flights.append(Flight(run_id, slim, cache, steps, len(result.candidates), probe))
 
     def unkept(self) -> list[Past]:
         """Return the scans since the last call, newest first, for the run history; on one thread only."""
