@@ -281,7 +281,8 @@ class Execution(Overdue, eq=False):
         began = self.began + context.waited
         took = now - began
         stack.answered[stack.name] = now
-        stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
+        if stack.outcomes:  # else none of them has failed
+            stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
         spent, before = took - context.postponed + context.waited, stack.expected
         stack.expected = spent if before == NEVER else 0.5 * (before + spent)  # `_took`, without the call
         if spent > stack.total:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from resilient_scan.engines.forks import end_child, forks
+from resilient_scan.engines import forks
 from resilient_scan.engines.thread import Once
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.breaker import Permit
@@ -61,7 +61,7 @@ class FirstAttempt:
         if context.abandoned or now >= context.ends:
             context.permit = None
             return self._layers(context)
-        stack, failure, before = self._stack, None, forks()
+        stack, failure, before = self._stack, None, forks.depth
         if stack.budget is not None:
             stack.budget.count()
         try:
@@ -70,8 +70,8 @@ class FirstAttempt:
                 if type(answer) is not list or answer:
                     self._once.keep(answer, context)
             finally:
-                if forks() != before:
-                    end_child(stack.name)
+                if forks.depth != before:
+                    forks.end_child(stack.name)
         except BaseException as error:
             failure = error
         if failure is not None:  # not in the handler: what a later attempt raises would have this one as its context

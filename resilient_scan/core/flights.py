@@ -12,7 +12,7 @@ from resilient_scan.results import ScanResult, Status
 from resilient_scan.stores.history import Attempt, Past
 
 MAX_FLIGHTS = 50  # scans remembered for each scanner
-_NOTHING: list[Any] = []
+NOTHING: list[Any] = []
 
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
@@ -40,7 +40,7 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
 
         The garbage collector skips a flight without lists of its own, and 50 of them are kept for each scanner.
         """
-        slim = msgspec.structs.replace(result, candidates=_NOTHING, tool_logs=_NOTHING)
+        slim = msgspec.structs.replace(result, candidates=NOTHING, tool_logs=NOTHING)
         return cls(run_id, slim, cache, steps, len(result.candidates), probe)
 
 

@@ -20,14 +20,14 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from resilient_scan._dispatch import Channel, Delivery
 from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
-from resilient_scan.core.flights import Flight
+from resilient_scan.core.flights import NOTHING, Flight
 from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
@@ -136,50 +136,55 @@ class Run:
         self._take_variables()
         self._unread = [] if read else None
         with self._timer():
-            if read:
-                yield from self._begin_and_read(stacks, window)
-            else:
-                self._begin_all(stacks, window)
+            yield from self._begin_all(stacks, window)
             while self.open:
                 self._receive()
                 if self._unread:
                     yield from self._read()
 
-    def _begin_all(self, stacks: Sequence[Stack], window: int) -> None:
-        """Begin all scans, a group at a time: it is handed over together, and then what has ended is taken."""
-        size, left = min(BATCH, window), iter(self._with_stored_answers(stacks))
-        while group := tuple(islice(left, size)):
-            for stack in group:
-                self._begin(stack)
-            if self.ready:
-                self._hand_over()
-            if self._queued + size > window:
-                self._make_room(window)
-            elif self.outbox.qsize():
-                self._receive()
-
-    def _begin_and_read(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
-        """Begin all scans, and yield the first results meanwhile.
+    def _begin_all(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
+        """Begin all scans, a group at a time: it is handed over together, and then what has ended is taken.
 
         A reader does not wait for the begin of 10,000 scans: once there is plenty for the workers to do, it is given
         what has ended. One who takes long over that is given no more until all scans have begun: they do not wait.
         """
-        early = False
-        for begun, stack in enumerate(self._with_stored_answers(stacks), 1):
-            self._begin(stack)
-            if len(self.ready) >= BATCH:
-                self._hand_over()
-            if begun == READ_AFTER:
-                early = True
-                self._receive(MOMENT)  # or no worker would get the interpreter's lock before its turn
-            elif early and self.outbox.qsize():
-                self._receive()
-            if self._queued >= window:
+        size, left = min(BATCH, window), iter(self._with_stored_answers(stacks))
+        receives, begun = self._unread is None, 0
+        while group := tuple(islice(left, size)):
+            self._begin_group(group)
+            begun += len(group)
+            if self._queued + size > window:
                 self._make_room(window)
+            elif begun == READ_AFTER and not receives:
+                receives = True
+                self._receive(MOMENT)  # or no worker would get the interpreter's lock before its turn
+            elif receives and self.outbox.qsize():
+                self._receive()
             if self._unread:
-                left = self._clock.monotonic()
+                before = self._monotonic()
                 yield from self._read()
-                early = early and self._clock.monotonic() - left < SLOW_READER
+                receives = receives and self._monotonic() - before < SLOW_READER
+
+    def _begin_group(self, group: Sequence[Stack]) -> None:
+        """Start some scans, or end them at once; hand over what they need together."""
+        monotonic, deadline, concurrent = self._monotonic, self.deadline, self._concurrent
+        for stack in group:  # every scan comes through here
+            turn = monotonic()
+            if turn >= deadline or self._over:
+                self._skip(stack)
+                continue
+            if not concurrent:
+                self.since = turn
+            started = begin(stack, self, turn)
+            if isinstance(started, Scan):
+                self._queued += started.queued
+                continue
+            if self.ready:  # a listener may take its time
+                self._hand_over()
+            result, cache = started
+            self._finish(self, stack, result, cache)
+        if self.ready:
+            self._hand_over()
 
     def _make_room(self, window: int) -> None:
         """Wait until half of the window is free, and not one place: the next scans begin together.
@@ -240,22 +245,6 @@ class Run:
         finally:
             forget()
 
-    def _begin(self, stack: Stack) -> None:
-        """Start one scan, or end it at once."""
-        turn = self._monotonic()
-        if turn >= self.deadline or self._over:
-            self._skip(stack)
-            return
-        if not self._concurrent:
-            self.since = turn
-        started = begin(stack, self, turn)
-        if isinstance(started, Scan):
-            self._queued += started.queued
-            return
-        if self.ready:  # a listener may take its time
-            self._hand_over()
-        self._finish(self, stack, *started)
-
     def hand_over(self) -> None:
         """Hand to the pool what is ready, before a later scan takes its turn there."""
         if self.ready:
@@ -291,10 +280,19 @@ class Run:
                 self._obey(message)
             elif type(answer := message.answer) is not ScanResult or message.events or message.news:
                 self._take(message)
-            elif message in open_scans:  # most messages; `_take` and `_end`, without the calls
+            elif message in open_scans:  # most of them; `_take` and `_end`, without the calls
                 open_scans.remove(message)
                 self._queued -= message.queued
-                self._finish_own(message, answer)
+                context, message.execution = message.execution.context, None  # `_finish_own`, without the call
+                self._finish(
+                    message.run,
+                    message.stack,
+                    answer,
+                    message.cache,
+                    context.invalid,
+                    context.steps,
+                    message.probe != "",
+                )
             left -= 1
             if left <= 0:
                 break
@@ -405,7 +403,7 @@ class Run:
         self._undecided.pop(self._mark_of(scan), None)
         error = answer.error
         known = None if error is None else error.blamed(fault.blame(error.blame))
-        return result_of(scan, msgspec.structs.replace(answer, error=known, fault=None), over=self._over)
+        return result_of(scan, replace(answer, error=known, fault=None), over=self._over)
 
     def _cut_off(self, *, by_user: bool) -> None:
         """End the open scans: the run's deadline has come, or the run was cancelled."""
@@ -435,7 +433,8 @@ class Run:
         probe: bool = False,
     ) -> None:
         """Have a result of this run, or of an input of a map, which is the scan's own run."""
-        flight = Flight.of(run.run_id, result, cache, steps, probe)
+        slim = replace(result, candidates=NOTHING, tool_logs=NOTHING)  # `Flight.of`, without the call
+        flight = Flight(run.run_id, slim, cache, steps, len(result.candidates), probe)
         scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(run.run_id, result, cache, invalid, probe))

@@ -25,6 +25,7 @@ from resilient_scan.core.outcome import REJECTED, Outcome, WaitingRun, run_over
 from resilient_scan.core.stack import Stack
 from resilient_scan.errors import ScanTimeout
 from resilient_scan.events import CANCELLED, ERROR, SUCCESS, TIMEOUT, Event
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.cache import Entry, ResultCache
 from resilient_scan.layers.copying import ON_WORKER
 from resilient_scan.quarantine import Turn
@@ -125,11 +126,9 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
         The scan, which will `end`; or its result, and what the cache had for it, where no work is needed.
     """
     if stack.gated and stack.name in stack.gated:  # the gate knows something about it
-        decision, mark = stack.gate.turn(stack.name, stack.total)
-        if decision is Turn.PROBE:
-            return _probe(Scan(stack, run, turn), mark)
-        if decision is not Turn.RUN:
-            return without_work(stack, run, turn, Status.DISABLED), NOT_ASKED
+        begun = _at_gate(stack, run, turn)
+        if begun is not None:
+            return begun
     cache = stack.cache
     key = None if cache is None else run.snapshot.keys[cache.inputs]
     if cache is None or key is None:
@@ -139,13 +138,15 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
         scan.wait_for(execution := Execution.of(stack, scan, None))
         _lead(scan, execution)
         return scan
-    entry = cache.peek(key, turn)
-    if entry is None:
-        if cache.answers is not None:
-            entry = cache.fresh(key)  # from the store, if that had it: see `stored_answers`
+    latest, entry = cache.latest, None
+    if latest is not None and latest[0] == key and turn < latest[1].fresh_until:  # `cache.peek`, without the call
+        entry = latest[1]
+    else:  # what the store had is among the other answers: see `stored_answers`
+        entry = None if cache.answers is None else cache.fresh(key)
         if entry is None:
             scan = Scan(stack, run, turn, MISS, key)
-            mine = scan.execution = Execution.of(stack, scan, key)
+            context = AttemptContext.at(stack.own, run.snapshot, run.run_id)  # `Execution.of`, without the call
+            mine = scan.execution = Execution(stack, context, key, [scan], run.variables.copy())
             run.open.add(scan)  # before anybody else learns of it, see `wait_for`
             leader = cache.lead(key, mine)
             if leader is mine and stack.in_batches:  # `_lead`, without the call
@@ -162,6 +163,14 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
     scan = Scan(stack, run, turn, HIT, key, queued=True)
     result = _answer(scan, entry, over=False)
     return scan if result is None else (result, scan.cache)
+
+
+def _at_gate(stack: Stack, run: WaitingRun, turn: float) -> Scan | tuple[ScanResult, str] | None:
+    """Begin a scan of which the gate knows something; `None`: it may go on as any other."""
+    decision, mark = stack.gate.turn(stack.name, stack.total)
+    if decision is Turn.PROBE:
+        return _probe(Scan(stack, run, turn), mark)
+    return None if decision is Turn.RUN else (without_work(stack, run, turn, Status.DISABLED), NOT_ASKED)
 
 
 def stored_answers(stacks: Sequence[Stack], run: WaitingRun) -> dict[str, tuple[ResultCache[Any], bytes]]:
@@ -328,10 +337,10 @@ def without_work(
 
 def from_cache(stack: Stack, run: WaitingRun, turn: float, entry: Entry, candidates: list[Any]) -> ScanResult:
     """Make the result of a scan that a fresh answer ends."""
-    now = stack.clock.monotonic()
-    age, at = max(0.0, now - entry.stored_at), turn + run.epoch
+    now, at = stack.clock.monotonic(), turn + run.epoch
+    took, age = now - turn, now - entry.stored_at
     return ScanResult(  # most scans end here
-        stack.name, stack.pipeline, _CACHED, candidates, None, 0, now - turn, 0.0, age, False, 0, [], at
+        stack.name, stack.pipeline, _CACHED, candidates, None, 0, took, 0.0, age, False, 0, [], at
     )
 
 
@@ -354,7 +363,7 @@ def _or_stale(scan: Scan, fallback: ScanResult, *, over: bool) -> ScanResult | N
 def _stale(scan: Scan, entry: Entry, fallback: ScanResult, copies: list[Any]) -> ScanResult:
     scan.cache = STALE
     now = scan.stack.clock.monotonic()
-    age = max(0.0, now - entry.stored_at)
+    age = now - entry.stored_at
     took = fallback.duration if scan.leads else now - scan.turn
     return msgspec.structs.replace(
         fallback, status=Status.STALE, candidates=copies, age=age, partial=False, duration=took

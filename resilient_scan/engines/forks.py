@@ -7,21 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-_forks = 0  # between the first process and this one
+depth: int = 0  # how many forks lie between the first process and this one: read it as `forks.depth`
 
 
 def _forked() -> None:
-    global _forks  # noqa: PLW0603 - one number for the process
-    _forks += 1
+    global depth  # noqa: PLW0603 - one number for the process
+    depth += 1
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-
-def forks() -> int:
-    """Return how many forks lie between the first process and this one."""
-    return _forks
 
 
 def end_child(scanner: str) -> NoReturn:
@@ -39,9 +34,9 @@ def end_child(scanner: str) -> NoReturn:
 
 def in_parent_only(scanner: str, call: Callable[[], Any]) -> Any:
     """Call `call`, and end a child that it forked and that comes back from it."""
-    before = _forks
+    before = depth
     try:
         return call()
     finally:
-        if _forks != before:
+        if depth != before:
             end_child(scanner)

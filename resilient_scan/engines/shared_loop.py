@@ -25,7 +25,7 @@ from weakref import WeakSet
 import msgspec
 
 from resilient_scan.context import NEVER
-from resilient_scan.engines.forks import end_child, forks
+from resilient_scan.engines import forks
 from resilient_scan.engines.greenlets import GreenletCoroutine, can_suspend, drive, pause, suspend
 from resilient_scan.engines.loop import MAX_ALARM, Calls, EventLoop, collect
 from resilient_scan.layers.attempt import AttemptContext
@@ -236,7 +236,7 @@ class LaneLoop(EventLoop):
         self.slots: set[Any] = set()
         self.variables: Context = Context()  # of its tasks' own part: what they run has one of its own
         self._charge = charge
-        self._forks = forks()
+        self._forks = forks.depth
         selector = _WatchedSelector()
         selector.began, selector.ended = self._turn_began, self._turn_ended
         self._parked = threading.Event()
@@ -291,8 +291,8 @@ class LaneLoop(EventLoop):
 
     def end_step(self, slot: Any) -> None:
         """Note that the step has ended; charge it before any other begins, which could find its time up."""
-        if self._forks != forks():
-            end_child(slot.name)  # else it would take the steps of all others, too
+        if self._forks != forks.depth:
+            forks.end_child(slot.name)  # else it would take the steps of all others, too
         took = monotonic() - self.step_began
         if took > FREE_TIME:
             self._charged += took
@@ -306,8 +306,8 @@ class LaneLoop(EventLoop):
         self._charged, self.turn_began = 0.0, monotonic()
 
     def _turn_ended(self) -> None:
-        if self._forks != forks():
-            end_child("a scanner")
+        if self._forks != forks.depth:
+            forks.end_child("a scanner")
         if self.turn_began:
             rest = monotonic() - self.turn_began - self._charged
             if rest > FREE_TIME:

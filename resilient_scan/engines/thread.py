@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from types import CoroutineType
 from typing import Any
 
-from resilient_scan.engines.forks import end_child, forks
+from resilient_scan.engines import forks
 from resilient_scan.engines.loop import Calls, Coroutines
 from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import Maker, keep_valid
@@ -61,13 +61,13 @@ class Once:
 
     def call(self, context: AttemptContext) -> list[Any]:
         """Return the valid candidates; see `ThreadEngine.attempt`."""
-        before = forks()
+        before = forks.depth
         try:
             self.keep(self.scan(context.begin_attempt(), context), context)
             return context.found
         finally:
-            if forks() != before:
-                end_child(self.name)
+            if forks.depth != before:
+                forks.end_child(self.name)
 
     def keep(self, answer: Any, context: AttemptContext) -> None:
         """Keep the valid candidates of what the scanner returned; await that first if need be."""

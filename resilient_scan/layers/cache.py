@@ -109,7 +109,6 @@ class ResultCache(Generic[Flight]):
         "_flights",
         "_forgotten",
         "_jitter",
-        "_latest",
         "_lock",
         "_maxsize",
         "_monotonic",
@@ -122,6 +121,7 @@ class ResultCache(Generic[Flight]):
         "_warned",
         "answers",
         "inputs",
+        "latest",
     )
 
     def __init__(
@@ -148,7 +148,7 @@ class ResultCache(Generic[Flight]):
         self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
         self._entries = _Entries(options.maxsize)
         self._flights: dict[Hashable, Flight] | None = None  # None: most of the time, most caches wait for no answer
-        self._latest: tuple[Hashable, Entry] | None = None  # the entry used last, while it is among the entries
+        self.latest: tuple[Hashable, Entry] | None = None  # the entry used last, while it is among them; see `peek`
 
     def peek(self, key: Hashable, now: float) -> Entry | None:
         """Return the answer for `key` if it is fresh at the monotonic instant `now` and was used last. Takes no lock.
@@ -157,7 +157,7 @@ class ResultCache(Generic[Flight]):
         already, so there is nothing to change. The pair is read once, as one reference; a thread that replaces it or
         drops it from the cache meanwhile did so after this look.
         """
-        latest = self._latest
+        latest = self.latest
         if latest is not None and latest[0] == key and now < latest[1].fresh_until:
             return latest[1]
         return None
@@ -244,7 +244,7 @@ class ResultCache(Generic[Flight]):
         _log.warning("an answer is dropped from the cache, a candidate cannot be copied: %s", reason)
         with self._lock:
             if self._find(key) is entry:  # not a newer one, which may well be copyable
-                self._latest = None
+                self.latest = None
                 del self._entries[key]
 
     def put(self, key: bytes, entry: Entry, flight: Flight, *, keep: bool) -> None:
@@ -318,8 +318,8 @@ class ResultCache(Generic[Flight]):
         """Drop all answers and remembered failures; an execution under way still brings its answer."""
         with self._lock:
             self._forgotten += 1
-            displaced = self._latest, self._entries
-            self._latest, self._entries = None, _Entries(self._entries.maxsize)
+            displaced = self.latest, self._entries
+            self.latest, self._entries = None, _Entries(self._entries.maxsize)
         del displaced  # see `settle`
         self.forget_failures()
 
@@ -379,13 +379,13 @@ class ResultCache(Generic[Flight]):
     def _keep(self, key: Hashable, entry: Entry) -> object:
         """Put an answer at the end of the entries, under the lock; return what must be let go after it (`settle`)."""
         entries = self._entries
-        displaced: object = self._latest
+        displaced: object = self.latest
         if key in entries:
             displaced = displaced, entries.pop(key)
         elif len(entries) >= self._maxsize:
             displaced = displaced, entries.popitem()
         entries[key] = entry
-        self._latest = (key, entry)
+        self.latest = (key, entry)
         return displaced
 
     def _find(self, key: Hashable) -> Entry | None:
@@ -393,7 +393,7 @@ class ResultCache(Generic[Flight]):
         if key not in self._entries:
             return None
         entry = self._entries.touch(key)
-        self._latest = (key, entry)
+        self.latest = (key, entry)
         return entry
 
     def _fresh(self, key: Hashable) -> Entry | None:

@@ -28,7 +28,7 @@ from resilient_scan._text import know, secrets_of_environment, secrets_of_table
 from resilient_scan._trace import Home
 from resilient_scan.clock import SystemClock
 from resilient_scan.context import ScannerContext
-from resilient_scan.engines.forks import end_child, forks
+from resilient_scan.engines import forks
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.process import bootstrap
 from resilient_scan.engines.process.transfer import (
@@ -464,14 +464,14 @@ class _Call:
         self._driver.send(ended)
 
     def _scan(self) -> None:
-        before = forks()
+        before = forks.depth
         restore(self._message.variables)
         call, own = self._call, self._context.own
         try:
             (call if own.traffic is None else own.traffic.guarded(call))(self._context)
         finally:
-            if forks() != before:
-                end_child(own.scanner)
+            if forks.depth != before:
+                forks.end_child(own.scanner)
 
     def _call(self, context: _Context) -> None:
         try:
