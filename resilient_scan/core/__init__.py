@@ -25,7 +25,8 @@
     registration.py         how a scanner is described to listeners
     map_run.py    MapRun    a run of one scanner over many inputs
     runs.py       Runs      all the runs of a runner, and how they end when it is closed
-    task.py       Task      what the pool works on, its workers, and the ledger's entries
+    task.py       Task      what the pool works on, and its workers
+    hangs.py      Hangs     threads whose task's time is up, until they are back or reported as abandoned
     calls.py      BlockingCalls   the blocking calls of coroutines, on a second pool
     sources.py    Sources   the sources that one scanner tries in turn
 

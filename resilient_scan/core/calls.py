@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any
 
 from resilient_scan._fanout import BlockingCall, this_thread
+from resilient_scan.core.hangs import LateEnd
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.task import FutureTask, LateEnd, Place
+from resilient_scan.core.task import FutureTask, Place
 from resilient_scan.engines.forks import in_parent_only
 from resilient_scan.errors import Rejected, ScanTimeout
 from resilient_scan.events import ERROR, SUCCESS, Event, ThreadAbandoned

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from resilient_scan._text import in_seconds
 from resilient_scan.context import NEVER
 from resilient_scan.core.execution import mark_work
+from resilient_scan.core.hangs import LateEnd
 from resilient_scan.core.outcome import REJECTED, Outcome, run_over
 from resilient_scan.core.stack import Stack
-from resilient_scan.core.task import SHUT_DOWN, LateEnd, Place
+from resilient_scan.core.task import SHUT_DOWN, Place
 from resilient_scan.errors import Rejected, ScanTimeout
 from resilient_scan.events import (
     CANCELLED,

@@ -48,8 +48,9 @@ from typing import Any, Protocol
 
 from resilient_scan import _suspend
 from resilient_scan.clock import Clock
-from resilient_scan.core.pool import ThreadPool, current_frames, guarded
-from resilient_scan.core.task import NEVER, SHUT_DOWN, Hang, Task
+from resilient_scan.core.hangs import Hang, current_frames, guarded
+from resilient_scan.core.pool import ThreadPool
+from resilient_scan.core.task import NEVER, SHUT_DOWN, Task
 from resilient_scan.engines.greenlets import GreenletCoroutine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, OnSharedLoop, Slot, SlotTask
@@ -359,7 +360,7 @@ class Lane:
             self._slots.discard(slot)
             self._hung.discard(slot)
             slot.task = slot.context = None
-        return None if slot.hang is None else self._pool.ended(slot.hang)
+        return None if slot.hang is None else self._pool.hangs.ended(slot.hang)
 
     def _charge(self, loop: LaneLoop, culprit: LaneSlot | None, seconds: float) -> None:
         """Add to the deadlines of all the others on a loop what a step has taken at their expense."""
@@ -431,7 +432,7 @@ class Lane:
         for slot in due:
             slot.expired, slot.deadline = True, NEVER
             # In the same step: one that ends just now finds what has to learn of that.
-            slot.hang = self._pool.hang(slot.task, slot.loop.name, slot.started)
+            slot.hang = self._pool.hangs.add(slot.task, slot.loop.name, slot.started)
             self._slots.discard(slot)
             self._hung.add(slot)
         return taken

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 from resilient_scan._log import log as _log
 from resilient_scan.core.ending import Ending, described
-from resilient_scan.core.task import LateEnd
+from resilient_scan.core.hangs import LateEnd
 from resilient_scan.errors import ScanTimeout, WorkerLost
 from resilient_scan.events import (
     ERROR,

@@ -17,35 +17,23 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
-import gc
 import heapq
 import itertools
-import os
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from resilient_scan._log import log as _log
 from resilient_scan.clock import Clock, SystemClock, Wake
-from resilient_scan.core.task import NEVER, SHUT_DOWN, FutureTask, Hang, Task, Worker
-from resilient_scan.engines.sockets import FIRST_LOOK, LOOK_INTERVAL, MAX_TIME, Release
-from resilient_scan.engines.stuck import HELD_AFTER, LockWatch, in_c_calls
-from resilient_scan.layers.timeout import GRACE_PERIOD, Abandoned
+from resilient_scan.core.hangs import Hang, Hangs, current_frames, guarded
+from resilient_scan.core.task import NEVER, SHUT_DOWN, FutureTask, Task, Worker
+from resilient_scan.engines.stuck import in_c_calls
+from resilient_scan.layers.timeout import Abandoned
 
-_frames_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a child must not find it locked for ever
-    os.register_at_fork(
-        before=_frames_lock.acquire, after_in_parent=_frames_lock.release, after_in_child=_frames_lock.release
-    )
 T = TypeVar("T")
 POLL_INTERVAL = 0.05  # seconds between two looks at whether a worker that is waited for hangs
-FREEING_TIME = 0.002  # seconds that the watchdog may try to free threads for until it looks at the deadlines again
 THREAD_RETRY_INTERVAL = 0.1  # seconds until the next try to start a thread on a machine that had none left
 
 
@@ -80,12 +68,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self._wake: Wake = self._clock.event()
         self._next_look = NEVER
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._releases: list[tuple[float, int, Release]] = []  # when to go on with which; the watchdog's alone
         self._watchdog: threading.Thread | None = None
-        self._undecided: dict[Hang, None] = {}  # in the order in which their time was up
-        self._reports: deque[tuple[Hang, Callable[[], None]]] = deque()  # decided, and not made
-        # On another clock than the machine's, lateness says nothing about threads.
-        self._lock_watch = LockWatch() if isinstance(self._clock, SystemClock) else None
+        self.hangs: Hangs = Hangs(self._mutex, self._clock, self._set_timer, self.run_soon)
         self._errands: deque[Callable[[], None]] = deque()
         self.worst_lateness: float = 0.0  # seconds after a deadline at which the watchdog acted, at worst
 
@@ -126,13 +110,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         self.shutdown(wait=False, cancel_futures=True)
         with self._mutex:
             tasks = [worker.task for worker in self._workers | self._hung]
-            undecided, self._undecided = self._undecided, {}
-            reports = [(hang, hang.decide(self._clock.monotonic())) for hang in undecided]
-            self._reports.extend((hang, report) for hang, report in reports if report is not None)
+            self.hangs.decide_all()
         for task in tasks:
             if task is not None:
                 task.stop()
-        self._report()
+        self.hangs.report()
 
     def execute(self, task: Task) -> None:
         """Queue a task; see `execute_all`."""
@@ -278,8 +260,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             while self._unfinished > len(self._workers) and len(self._workers) < self._most:
                 self._start_worker()
         except RuntimeError:
-            again = self._clock.monotonic() + THREAD_RETRY_INTERVAL
-            heapq.heappush(self._timers, (again, next(self._numbers), self._replace_hung))
+            self._set_timer(self._clock.monotonic() + THREAD_RETRY_INTERVAL, self._replace_hung)
             self._wake.set()
 
     def _start_worker(self) -> None:
@@ -395,7 +376,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             expired = self._past_deadline(now)
             if expired:
                 self._expire_all(expired, now)
-            self._go_on_freeing(self._clock.monotonic)
+            self.hangs.go_on_freeing(self._clock.monotonic)
             self._next_look = upcoming = self._upcoming(now)
             if upcoming > now:
                 self._clock.wait(upcoming, self._wake)
@@ -404,24 +385,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         with self._mutex:
             if not self._closed or self._workers:
                 return False
-        self._free_the_last()
+        self.hangs.free_the_last()
         with self._mutex:
             self._watchdog = None  # nobody waits for the timers that are left
         return True
-
-    def _free_the_last(self) -> None:
-        """Go on to free hung threads of a pool that is closed, for a second at most.
-
-        A run ends at the deadline of a scanner that hangs, before the first look at its thread, and many a runner is
-        closed right after its run. The time is the machine's: nobody advances a test's clock any more.
-        """
-        began, now = time.monotonic(), self._clock.monotonic()
-        while self._releases and time.monotonic() < began + MAX_TIME:
-            self._go_on_freeing(lambda: now + time.monotonic() - began)
-            time.sleep(LOOK_INTERVAL)
-        for _, _, release in self._releases:
-            release.stop()
-        self._releases.clear()
 
     def _pass_marks(self, now: float) -> None:
         """Tell the tasks whose mark has come."""
@@ -451,8 +418,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             looked_at = [w for w in self._workers if (w.task is not None or w.deadline > now) and not w.expired]
             deadlines = [w.deadline for w in looked_at]
             marks = [w.next_mark for w in looked_at if w.task is not None]  # an idle worker's concerns nobody
-            entries = [entries[0][0] for entries in (self._timers, self._releases) if entries]
-            return min([*deadlines, *marks, *entries], default=NEVER)
+            timers = [instant for instant, _, _ in self._timers[:1]]
+            return min([*deadlines, *marks, *timers, self.hangs.next_step])
 
     def _call_timers(self, now: float) -> None:
         while True:
@@ -462,6 +429,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 instant, _, call = heapq.heappop(self._timers)
             self.worst_lateness = max(self.worst_lateness, now - instant)
             guarded(call, "a timer failed")
+
+    def _set_timer(self, instant: float, call: Callable[[], None]) -> None:
+        """Have the watchdog call `call` at `instant`, if it looks by then. Under the mutex."""
+        heapq.heappush(self._timers, (instant, next(self._numbers), call))
 
     def _forget(self, entry: tuple[float, int, Callable[[], None]]) -> None:
         with self._mutex:
@@ -473,7 +444,13 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """Tell tasks that their time is up; nothing of them is kept here while the watchdog waits."""
         hung = [hang for worker in workers if (hang := self._expire(worker, now)) is not None]
         self._replace_hung()
-        self._look_for_the_lock(hung, now)
+        self.hangs.look_for_the_lock(hung, now, self._native_ids)
+
+    def _native_ids(self) -> list[int]:
+        """Return the kernel's numbers of the threads at work, hung ones too."""
+        with self._mutex:
+            at_work = [one.thread for one in self._workers | self._hung if one.task is not None]
+        return [thread.native_id or 0 for thread in at_work if thread is not None]
 
     def _expire(self, worker: Worker, now: float) -> Hang | None:
         """Tell a task that its time is up, unless it ended between the watchdog's look and the mutex (`None`).
@@ -490,98 +467,11 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             thread = worker.thread.name if worker.thread is not None else ""
             native_id = 0 if worker.thread is None else worker.thread.native_id or 0
             hang = worker.hang = Hang(task, thread, worker.started, native_id, lateness)
-            if task.frees_sockets and worker.thread is not None:
-                hang.release = Release(worker.thread, hang, now, current_frames)
-                heapq.heappush(self._releases, (now + FIRST_LOOK, next(self._numbers), hang.release))
-            self._decide_later(hang, now)
+            self.hangs.note(hang, now, worker.thread if task.frees_sockets else None)
         self.worst_lateness = max(self.worst_lateness, lateness)
         age = now - worker.started
         guarded(lambda: task.expire(thread, age, lateness), f"the timeout of {task.name} could not be handed over")
         return hang
-
-    def _look_for_the_lock(self, hung: Sequence[Hang], now: float) -> None:
-        """Report at once the thread that has held the interpreter's lock, and with it this thread, for long.
-
-        It may be back by now, and would count as cooperative. All others come first: they are late already.
-        """
-        if self._lock_watch is None:
-            return
-        lateness = max((hang.lateness for hang in hung), default=0.0)
-        if lateness >= HELD_AFTER:
-            with self._mutex:
-                at_work = [one.thread for one in self._workers | self._hung if one.task is not None]
-            threads = {thread.native_id or 0 for thread in at_work if thread is not None}
-            holder = self._lock_watch.holder(threads.union(hang.native_id for hang in hung), lateness)
-            with self._mutex:
-                for hang in hung:
-                    if hang.native_id == holder:
-                        hang.held = lateness
-                        self._decide_at(now, hang)
-        self._lock_watch.note()
-
-    def _go_on_freeing(self, monotonic: Callable[[], float]) -> None:
-        """Go on to free hung threads, for a moment only: hundreds of them must not hold up the deadlines of others."""
-        now = monotonic()
-        until = now + FREEING_TIME
-        while self._releases and self._releases[0][0] <= now < until:
-            release = heapq.heappop(self._releases)[2]
-            again = guarded(partial(release.step, now), "a hung thread could not be looked at")
-            now = monotonic()
-            if again is None:
-                release.stop()
-            else:
-                heapq.heappush(self._releases, (again, next(self._numbers), release))
-
-    def hang(self, task: Task, thread: str, began: float) -> Hang:
-        """Report after the grace period that a task hangs which is not on a worker; on the watchdog's thread."""
-        hang = Hang(task, thread, began)
-        with self._mutex:
-            self._decide_later(hang, self._clock.monotonic())
-        return hang
-
-    def ended(self, hang: Hang) -> Callable[[], None] | None:
-        """Note that such a task has ended; return what is to be reported now."""
-        with self._mutex:
-            return hang.end(self._clock.monotonic())
-
-    def _decide_later(self, hang: Hang, now: float) -> None:
-        """Report a hung thread after the grace period, or its return within it. Under the mutex."""
-        self._undecided[hang] = None
-        self._decide_at(now + GRACE_PERIOD, hang)
-
-    def _decide_at(self, instant: float, hang: Hang) -> None:
-        decide: Callable[[], None] = partial(self._decide, hang)
-        heapq.heappush(self._timers, (instant, next(self._numbers), decide))
-
-    def _decide(self, hang: Hang) -> None:
-        with self._mutex:
-            now, release = self._clock.monotonic(), hang.release
-            if release is not None and hang.hangs and release.under_way and now < release.report_at:
-                self._decide_at(release.report_at, hang)
-                return
-            report = hang.decide(now)
-            self._undecided.pop(hang, None)
-            first = report is not None and not self._reports
-            if report is not None:
-                self._reports.append((hang, report))
-        if first:
-            self.run_soon(self._report)
-
-    def _report(self) -> None:
-        """Report what was decided about hung threads.
-
-        What they do is looked at for all of them in one go. Such a look keeps the interpreter's lock for a moment: for
-        hundreds that hang at once, one after the other, it would hold up the deadlines of as many others.
-        """
-        taken: list[tuple[Hang, Callable[[], None]]] = []
-        with suppress(IndexError):  # another thread may take some of them
-            while True:
-                taken.append(self._reports.popleft())
-        unknown = {hang for hang, _ in taken if hang.hint is None and hang.native_id and hang.hangs}
-        in_c = in_c_calls([hang.native_id for hang in unknown]) if unknown else frozenset()
-        for hang, report in taken:
-            hang.hint = hang.hint_if(in_c_call=hang in unknown and hang.native_id in in_c)
-            guarded(report, "a hung thread could not be reported")
 
     def _replace_hung(self) -> None:
         """Replace hung threads by new workers, up to `max_abandoned`; refuse what waits if no slot is left."""
@@ -626,29 +516,3 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             with self._mutex:
                 self._unfinished -= 1
             task.refuse(reason)
-
-
-def current_frames() -> dict[int, Any]:
-    """Return the innermost frame of every thread, by the thread's number.
-
-    On Python 3.11 `sys._current_frames` holds the interpreter's lock on the list of threads while it makes objects. If
-    that starts a garbage collection, and the collection frees the last reference to a thread's local data, it waits for
-    the same lock, for ever, and the whole process with it. So no collection may start in here.
-    """
-    with _frames_lock:  # else one caller could switch the collector on again in the middle of the other's call
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            return sys._current_frames()  # noqa: SLF001 - documented, and the only way to a thread's stack
-        finally:
-            if collects:
-                gc.enable()
-
-
-def guarded(call: Callable[[], Any], what: str, *, failed: Any = None) -> Any:
-    """Call, and log what it raises: the caller serves others too."""
-    try:
-        return call()
-    except BaseException:
-        _log.exception("%s", what)
-        return failed

@@ -1,4 +1,4 @@
-"""What a thread pool works on: tasks, the workers that do them, and the record of those that hang."""
+"""What a thread pool works on, and the workers that do it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import math
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_scan._text import in_seconds
-from resilient_scan.engines.sockets import Release
-from resilient_scan.events import Event, LateCompletion
-from resilient_scan.layers.timeout import Abandoned, HungThreads
+from resilient_scan.layers.timeout import Abandoned
+
+if TYPE_CHECKING:
+    from resilient_scan.core.hangs import Hang, LateEnd
 
 NEVER = math.inf
 SHUT_DOWN = "the pool is shut down; it takes no more work"
@@ -89,143 +88,6 @@ class Task(Protocol):
 
     def stop(self) -> None:
         """Note that nobody will ask for the work any more; it may be under way."""
-
-
-class LateEnd(NamedTuple):
-    """How work ended after its time.
-
-    Attributes:
-        name: of the task.
-        thread: the name of its thread.
-        age: seconds from its beginning to its end.
-        abandoned: whether it was reported as abandoned before.
-        by_sockets: whether it ended because a connection was shut down.
-        hint: what it did, if only a process could have been stopped in that; else empty.
-    """
-
-    name: str
-    thread: str
-    age: float
-    abandoned: bool
-    by_sockets: bool
-    hint: str = ""
-
-    def report(
-        self,
-        hung: HungThreads,
-        send: Callable[[Event], object],
-        method: str,
-        outcome: str,
-        run_id: str,
-        attempt: int = 0,
-    ) -> None:
-        """Enter it into the ledger and tell listeners; on a thread that may wait."""
-        name, thread, age = self.name, self.thread, self.age
-        hung.record(Abandoned(name, thread, age, False, "", method, outcome, run_id, attempt, self.hint))
-        send(LateCompletion(name, age, outcome, run_id, attempt, method, self.abandoned))
-
-
-class Hang:
-    """A thread whose task's time is up, until it is known whether it counts as abandoned.
-
-    A cooperative scanner returns a few milliseconds after its deadline. It has done all that it was asked to, and is
-    not reported as hung. So the decision is made `GRACE_PERIOD` seconds later: by `decide`, or before, at the end of
-    the pool. While connections are being shut down it waits a little longer. The owner holds a lock around each call.
-
-    Args:
-        task: its time is up.
-        thread: the name of its thread.
-        began: when its work began, monotonic.
-        native_id: the thread's number in the kernel; 0 for a coroutine, which has none of its own.
-        lateness: seconds after its deadline at which the watchdog came.
-
-    Attributes:
-        release: what tries to free the thread, if anything does, until it is back.
-        held: seconds after the deadline for which it has held the interpreter's lock. It did not stop then, whatever it
-            has done by the time the watchdog could look.
-        hint: what it did when it was abandoned, if only a process could have been stopped in that, or an empty text;
-            `None`: nobody has looked yet.
-    """
-
-    __slots__ = (
-        "_by_sockets",
-        "_decided",
-        "_ended_after",
-        "began",
-        "held",
-        "hint",
-        "lateness",
-        "native_id",
-        "release",
-        "task",
-        "thread",
-    )
-
-    def __init__(self, task: Task, thread: str, began: float, native_id: int = 0, lateness: float = 0.0) -> None:
-        self.task = task
-        self.thread = thread
-        self.began = began
-        self.native_id = native_id
-        self.lateness = lateness
-        self.held = 0.0
-        self.hint: str | None = None
-        self.release: Release | None = None
-        self._decided = False
-        self._ended_after: float | None = None
-        self._by_sockets = False
-
-    @property
-    def hangs(self) -> bool:
-        """Whether the work is still under way; may be read without the lock.
-
-        A worker that hands over is not hung. It may wait for a connection, that of a store to which a late answer goes,
-        but that one is ours.
-        """
-        return self._ended_after is None and not self.task.through
-
-    @property
-    def helpers(self) -> Sequence[threading.Thread]:
-        """The threads that take part in the work besides its worker's, now."""
-        return self.task.helpers
-
-    def cut_off(self) -> None:
-        """Note that what the thread returns from now on may be incomplete."""
-        self.task.cut_off()
-
-    def end(self, now: float) -> Callable[[], None] | None:
-        """Note that the thread is back; return what is to be reported now, if the decision was made."""
-        self._ended_after = now - self.began
-        release, self.release = self.release, None  # they know each other: else both stay until a garbage collection
-        self._by_sockets = release is not None and release.freed(now)
-        return self._late(self._ended_after, abandoned=True) if self._decided else None
-
-    def _late(self, age: float, *, abandoned: bool) -> Callable[[], None]:
-        hint = self.hint_if(in_c_call=False)
-        return partial(self.task.late, LateEnd(self.task.name, self.thread, age, abandoned, self._by_sockets, hint))
-
-    def _abandon(self, age: float, ended_after: float | None) -> None:
-        """Report that the thread does not come back, or has not in time; on a thread that may wait."""
-        self.hint = self.hint_if(in_c_call=False)
-        self.task.abandon(self.thread, age, self.hint)
-        if ended_after is not None:
-            self._late(ended_after, abandoned=True)()
-
-    def hint_if(self, *, in_c_call: bool) -> str:
-        """Say what the thread did, if only a process could have been stopped in that; else nothing."""
-        if self.hint is not None:
-            return self.hint
-        if self.held:
-            return f"held the interpreter's lock for {in_seconds(self.held)}s"
-        return "sat in a C call" if in_c_call else ""
-
-    def decide(self, now: float) -> Callable[[], None] | None:
-        """Return what is to be reported, the first time."""
-        if self._decided:
-            return None
-        self._decided = True
-        if self._ended_after is not None and not self.held:
-            return self._late(self._ended_after, abandoned=False)
-        return partial(self._abandon, now - self.began, self._ended_after)
 
 
 class Worker:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Generic, TypeVar
 
-from resilient_scan.core.pool import current_frames
+from resilient_scan.core.hangs import current_frames
 
 IMPORT_TIMEOUT: Final = 10.0
 POLL_INTERVAL: Final = 0.05  # seconds between two looks at what an import waits for, while an abandoned one may be why

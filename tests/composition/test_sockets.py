@@ -20,8 +20,8 @@ import pytest
 import requests
 
 from resilient_scan import Breaker, Cache, Candidate, CircuitOpen, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan.core.hangs import LateEnd
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.task import LateEnd
 from resilient_scan.engines import sockets
 from resilient_scan.engines.sockets import LOOK_INTERVAL, MAX_SHUTDOWNS, Release
 from resilient_scan.events import LateCompletion, SuspiciousResult, ThreadAbandoned

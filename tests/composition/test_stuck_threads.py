@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from resilient_scan import LogEvents, Timeout, scanner
+from resilient_scan.core.hangs import Hang, LateEnd
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.task import Hang, LateEnd
 from resilient_scan.engines import stuck
 from resilient_scan.events import LateCompletion, ThreadAbandoned
 from resilient_scan.testing import Recorder, hanging
@@ -195,10 +195,10 @@ def test_it_is_looked_once_who_has_held_the_lock_however_many_are_late(
 
     monkeypatch.setattr(stuck.LockWatch, "holder", holder)
     hung = [Hang(Job(), "thread", 0.0, number, 0.3 + number / 100) for number in range(1, 11)]
-    pool._look_for_the_lock(hung, 1.0)
+    pool.hangs.look_for_the_lock(hung, 1.0, lambda: [7])
     assert looks == [(set(range(1, 11)), pytest.approx(0.4))]
     assert [hang.native_id for hang in hung if hang.held] == [7]
-    pool._look_for_the_lock([Hang(Job(), "thread", 0.0, 1, 0.01)], 1.0)
+    pool.hangs.look_for_the_lock([Hang(Job(), "thread", 0.0, 1, 0.01)], 1.0, list)
     assert len(looks) == 1  # nobody was late
 
 
@@ -210,14 +210,14 @@ def test_it_is_looked_once_what_they_do_however_many_hang(pool: ThreadPool, monk
         looks.append(sorted(threads))
         return frozenset({2})
 
-    monkeypatch.setattr("resilient_scan.core.pool.in_c_calls", in_c_calls)
+    monkeypatch.setattr("resilient_scan.core.hangs.in_c_calls", in_c_calls)
     jobs = [Job() for _ in range(4)]
     hung = [Hang(job, "thread", 0.0, number) for number, job in enumerate(jobs, 1)]
     assert hung[3].end(0.5) is None  # it is back
     for hang in hung:
-        pool._reports.append((hang, lambda hang=hang: hang._abandon(1.0, None)))
-    pool._report()
+        pool.hangs._reports.append((hang, lambda hang=hang: hang._abandon(1.0, None)))
+    pool.hangs.report()
     assert looks == [[1, 2, 3]]
     assert [job.reported for job in jobs] == [[""], ["sat in a C call"], [""], [""]]
-    pool._report()
+    pool.hangs.report()
     assert len(looks) == 1

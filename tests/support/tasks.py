@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from resilient_scan.core.task import LateEnd
+from resilient_scan.core.hangs import LateEnd
 
 
 class QuietTask:
