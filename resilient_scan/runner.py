@@ -435,7 +435,7 @@ class ScanRunner:
         Raises:
             ConfigError: there is no such scanner; the message names the nearest.
         """
-        return tuple(self._fleet.stack(name).flights.copy())
+        return tuple(self._fleet.stack(name).recorded())[::-1]
 
     def history(self, limit: int = 100) -> tuple[RunRecord, ...]:
         """Return the last runs that the store remembers, those of other processes too, newest first, at most `limit`.

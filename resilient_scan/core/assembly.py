@@ -491,7 +491,7 @@ def _provider_states(fleet: weakref.ref[Fleet]) -> dict[str, str] | None:
 
 
 def _with_last(state: ScannerState, stack: Stack) -> ScannerState:
-    last = stack.flights[-1].result if stack.flights else None
+    last = next((flight.result for flight in stack.recorded()), None)
     return msgspec.structs.replace(
         state,
         pipeline=stack.pipeline,

@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 from resilient_scan.clock import Clock
-from resilient_scan.core.flights import Flight
+from resilient_scan.core.flights import packed
 from resilient_scan.core.outcome import WaitingRun
 from resilient_scan.core.run import Run
 from resilient_scan.core.scan import Scan, begin
@@ -155,7 +155,7 @@ class MapRun(Run):
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        one, flight = cast("Input", run), Flight.of(run.run_id, result, cache, steps, probe)
+        one, flight = cast("Input", run), packed(run.run_id, result, cache, steps, probe)
         scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(one.run_id, result, cache, invalid, probe))

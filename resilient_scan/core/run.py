@@ -27,7 +27,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
-from resilient_scan.core.flights import NOTHING, Flight
+from resilient_scan.core.flights import packed
 from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
@@ -93,7 +93,7 @@ class Run:
         self._report: RunReport | None = None
         self._sending: tuple[Channel, Delivery] | None = None  # the event that is being sent, or was sent last
         self.variables: Context = copy_context()
-        self._last: tuple[Stack, Flight] | None = None  # what ended last
+        self._last: tuple[Stack, bytes] | None = None  # what ended last
 
     def start(self, fleet: Fleet, names: tuple[str, ...], *, concurrent: bool) -> None:
         """Start the clock; `names` are the scanners that take part."""
@@ -433,8 +433,7 @@ class Run:
         probe: bool = False,
     ) -> None:
         """Have a result of this run, or of an input of a map, which is the scan's own run."""
-        slim = replace(result, candidates=NOTHING, tool_logs=NOTHING)  # `Flight.of`, without the call
-        flight = Flight(run.run_id, slim, cache, steps, len(result.candidates), probe)
+        flight = packed(run.run_id, result, cache, steps, probe)
         scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(run.run_id, result, cache, invalid, probe))

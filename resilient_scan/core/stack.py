@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -27,7 +27,7 @@ from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
 from resilient_scan.core.first import FirstAttempt
-from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of
+from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of, unpacked
 from resilient_scan.core.outcome import REJECTED, kind_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.registration import registration
@@ -261,8 +261,8 @@ class Stack:
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
-        self.flights: deque[Flight] = deque(maxlen=MAX_FLIGHTS)
-        self._kept: Flight | None = None  # the last of them that the run history has
+        self.flights: deque[bytes] = deque(maxlen=MAX_FLIGHTS)  # the flight recorder, packed, oldest first
+        self._kept: bytes | None = None  # the last of them that the run history has
         self.update_listeners()
 
     @property
@@ -506,9 +506,13 @@ class Stack:
     def unkept(self) -> list[Past]:
         """Return the scans since the last call, newest first, for the run history; on one thread only."""
         flights, last = self.flights.copy(), self._kept
-        new = list(takewhile(lambda flight: flight is not last, reversed(flights)))
+        new = takewhile(lambda flight: flight is not last, reversed(flights))
         self._kept = flights[-1] if flights else None
-        return [past_of(flight, self.attempts) for flight in new]
+        return [past_of(flight, self.attempts) for flight in unpacked(new, self.name, self.pipeline)]
+
+    def recorded(self) -> Iterator[Flight]:
+        """Return its last scans, newest first."""
+        return unpacked(reversed(self.flights.copy()), self.name, self.pipeline)
 
     @property
     def attempts(self) -> int:

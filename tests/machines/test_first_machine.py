@@ -140,7 +140,7 @@ class Twin:
         breaker = self.stack.breaker
         assert breaker is not None
         kept = (breaker.state, breaker.failures, breaker.next_trial_in(), breaker.window_counts(), len(self.todo))
-        steps = [flight.steps for flight in self.stack.flights]
+        steps = [flight.steps for flight in self.stack.recorded()]
         return _shown(result), [_shown(event) for event in self.recorder.events_seen], kept, list(map(_shown, steps))
 
 

@@ -61,7 +61,7 @@ def explain(
         verdict=verdict_of(stack, state, hung),
         layers=layers_of(stack, state, origins or {}),
         expected=stack.expected if math.isfinite(stack.expected) else None,
-        past=_all(tuple(past_of(flight, stack.attempts) for flight in reversed(stack.flights.copy())), before),
+        past=_all(tuple(past_of(flight, stack.attempts) for flight in stack.recorded()), before),
         hung=hung,
         findings=tuple(findings),
         trace=trace,

@@ -181,7 +181,7 @@ def _opened(breaker: CircuitBreaker, options: Breaker) -> str:
 
 
 def _last_error(stack: Stack, *, suspicious: bool) -> str:
-    for flight in reversed(stack.flights.copy()):
+    for flight in stack.recorded():
         error, doubt = flight.result.error, flight.result.suspicious
         if error is not None and flight.result.attempts:
             return f", the last one with {error.kind}: {brief(error.message)}"
