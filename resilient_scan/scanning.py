@@ -345,6 +345,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     isolation: str | None = None
     memory: int | None = None
     made_of: type | None = None  # the class that was given, where `origin` was made of one
+    alone: Callable[[dict[str, Any]], Any] | None = None  # what `call` calls, where that takes nothing but the state
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -373,10 +374,11 @@ def spec_of(thing: Any) -> ScannerSpec:
         if isinstance(thing, FunctionScanner):
             raise PluginError(f"scanner {thing.name}: candidate must be a class, got {candidate!r}")
         candidate = Candidate  # an attribute of the same name that means something else
+    call = _two_arguments(thing.name, thing.scan)
     return ScannerSpec(
         name=thing.name,
         pipeline=thing.pipeline,
-        call=_two_arguments(thing.name, thing.scan),
+        call=call,
         layers=dict(layers or {}),
         candidate=candidate,
         origin=thing,
@@ -390,6 +392,7 @@ def spec_of(thing: Any) -> ScannerSpec:
         isolation=isolation,
         memory=_memory_of(thing, isolation),
         made_of=made_of,
+        alone=call.scan if isinstance(call, _StateOnly) else None,
     )
 
 
@@ -444,7 +447,7 @@ def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, A
     try:
         signature = inspect.signature(scan)
     except (TypeError, ValueError):  # a builtin without a signature
-        return lambda state, _context: scan(state)
+        return _StateOnly(scan)
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     second = positional[1] if len(positional) > 1 else None
@@ -459,7 +462,20 @@ def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, A
         return scan
     if by_name:
         return lambda state, context: scan(state, context=context)
-    return lambda state, _context: scan(state)
+    return _StateOnly(scan)
+
+
+class _StateOnly:
+    """Calls a scanner's function that takes nothing but the state."""
+
+    __slots__ = ("scan",)
+
+    def __init__(self, scan: Callable[[dict[str, Any]], Any]) -> None:
+        self.scan = scan
+
+    def __call__(self, state: dict[str, Any], _context: ScanContext) -> Any:
+        """Call it."""
+        return self.scan(state)
 
 
 def _shown(parameter: inspect.Parameter) -> str:

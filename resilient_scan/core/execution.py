@@ -280,7 +280,7 @@ class Execution(Overdue, eq=False):
             return
         began = self.began + context.waited
         took = now - began
-        stack.answered[stack.name] = now
+        stack.answered[stack.place] = now
         if stack.outcomes:  # else none of them has failed
             stack.outcomes = stack.outcomes << 1 & KNOWN  # `succeeded`, without the call
         spent, before = took - context.postponed + context.waited, stack.expected

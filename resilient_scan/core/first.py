@@ -39,14 +39,25 @@ class FirstAttempt:
         report: tells listeners of the attempt's end; `None`: nobody wants to hear that.
     """
 
-    __slots__ = ("_breaker", "_layers", "_memory", "_monotonic", "_once", "_report", "_scan", "_stack")
+    __slots__ = (
+        "_alone",
+        "_breaker",
+        "_has_rates",
+        "_layers",
+        "_memory",
+        "_monotonic",
+        "_once",
+        "_report",
+        "_scan",
+        "_stack",
+    )
 
     def __init__(self, stack: Stack, once: Once, layers: Call, report: Report | None) -> None:
         assert stack.breaker is not None  # noqa: S101 - see `Stack._is_plain`
         self._stack = stack
-        self._breaker, self._memory = stack.breaker, stack.breaker.memory
+        self._breaker, self._memory, self._has_rates = stack.breaker, stack.breaker.memory, stack.breaker.has_rates
         self._monotonic = stack.clock.monotonic
-        self._once, self._scan = once, once.scan
+        self._once, self._scan, self._alone = once, once.scan, stack.spec.alone
         self._layers = layers
         self._report = report
 
@@ -61,12 +72,13 @@ class FirstAttempt:
         if context.abandoned or now >= context.ends:
             context.permit = None
             return self._layers(context)
-        stack, failure, before = self._stack, None, forks.depth
+        stack, alone, failure, before = self._stack, self._alone, None, forks.depth
         if stack.budget is not None:
             stack.budget.count()
         try:
             try:
-                answer = self._scan(context.begin_first(now), context)
+                state = context.begin_first(now)
+                answer = self._scan(state, context) if alone is None else alone(state)
                 if type(answer) is not list or answer:
                     self._once.keep(answer, context)
             finally:
@@ -81,7 +93,7 @@ class FirstAttempt:
                 failure = None  # or the exception, its traceback and this frame would keep each other alive
         if self._report is not None:
             self._report(context, None)
-        if memory.failures or self._breaker.has_rates:
+        if memory.failures or self._has_rates:
             self._breaker.give_back(permit, False, context, stack.bus.send)
         else:
             context.permit = None

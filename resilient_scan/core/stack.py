@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -167,6 +168,7 @@ class Stack:
         "outcomes",
         "own",
         "pipeline",
+        "place",
         "policy",
         "pool",
         "provider",
@@ -233,7 +235,8 @@ class Stack:
             RetryBudget(policy.retry, clock) if policy.retry and policy.retry.budget else None
         )
         self.faults: LocalFaults = shared.faults
-        self.answered: dict[str, float] = shared.faults.answered  # by scanner, when it last succeeded
+        self.answered: array[float] = shared.faults.answered  # when it last succeeded: the number at its `place`
+        self.place: int = shared.faults.places[name]
         self.hung: HungThreads = HungThreads(policy.timeout, clock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.baseline: Baseline = Baseline(spec.empty_ok)

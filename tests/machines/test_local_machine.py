@@ -118,7 +118,7 @@ class LocalMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(SCANNERS)))
     def succeed(self, name: str) -> None:
         self.run.open.discard(name)
-        self.faults.answered[name] = self.answers[name] = self.now
+        self.faults.answered[self.faults.places[name]] = self.answers[name] = self.now
         self.since.pop(name, None)
         self.ended.pop(name, None)
         self.clock.advance(0.01)  # two things at one instant have no order
