@@ -25,15 +25,15 @@ def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
         TypeError: the items are not an iterable of candidates.
         ScanCancelled: the time was up before the last item.
     """
+    if type(items) in _FINITE and make.passes.issuperset(map(type, items)):  # most answers: no call for each item
+        context.found.extend(items)
+        return
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"scan returned {type(items).__name__}; return a list of candidates, or yield them")
     if type(items).__name__ == "DataFrame":  # it is an iterable, too: of the names of its columns
         rows = "frame.to_dicts()" if hasattr(items, "to_dicts") else 'frame.to_dict("records")'
         raise TypeError(f"scan returned a DataFrame; return its rows, {rows}, each with a ticker")
     lazy = type(items) not in _FINITE
-    if not lazy and make.passes.issuperset(map(type, items)):  # most answers: one step in C, no call for each item
-        context.found.extend(items)
-        return
     keep = context.found.append
     for item in items:
         if lazy and context.cancelled:  # also ends a generator, or a feed that makes one, that never would

@@ -85,9 +85,10 @@ FLAT_EXTRAS = [
     {},
     {"a": 1, "b": "x", "c": None, "d": 1.5, "e": True, "f": b"x", "g": 1j},
     {"day": dt.date(2026, 1, 2), "at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "price": Decimal("1.10")},
-    {"id": UUID(int=1), "time": dt.time(1), "for": dt.timedelta(1), 3: 4, None: None},
+    {"id": UUID(int=1), "time": dt.time(1), "for": dt.timedelta(1)},
 ]
 NESTED = [
+    {3: 4, None: None},
     {"colour": Colour.RED},
     {"tuple": (1,)},
     {"list": []},
@@ -104,6 +105,7 @@ FOREIGN = [
     {"x": frozenset({Frozen()})},
     {"x": {Frozen(): 1}},
     {Frozen(): 1},
+    {Text("x"): 1},
     {"x": Frozen()},
 ]
 
