@@ -114,6 +114,7 @@ class Fleet:
         values = SharedValues(clock)
         probe = None if config.local_probe is None else ControlProbe(config.local_probe).failed
         self.faults: LocalFaults = LocalFaults(clock, config.names, probe)
+        self._awake: set[str] = set()  # the keys of the breakers that a run looks after (`BreakerStore.awake`)
         shared = Shared(
             gate=self.gate,
             pool=self.pool,
@@ -128,6 +129,7 @@ class Fleet:
             store=store,
             leases=self.leases,
             store_failed=self.store_failed,
+            awake=self._awake,
         )
         self.stacks: dict[str, Stack] = {spec.name: Stack(spec, config, shared) for spec in config.specs}
         if self.children is not None:  # now that each scanner is known to be fit for it
@@ -203,7 +205,8 @@ class Fleet:
             for breaker in (*self._breakers.values(), *self.provider_breakers()):
                 breaker.trust_local()
             return
-        changes = [breaker.sync(records.get(key), now) for key, breaker in self._breakers.items()]
+        looked_at = sorted(self._awake.union(records))  # of a large healthy fleet next to none
+        changes = [self._breakers[key].sync(records.get(key), now) for key in looked_at if key in self._breakers]
         self.bus.send_all([change for change in changes if change is not None])
         for provider in self.provider_breakers():
             provider.take_over(records.get(PROVIDER_PREFIX + provider.provider), now)
@@ -314,8 +317,8 @@ class Fleet:
     def flush_votes(self, run_id: str) -> None:
         """Bring the breakers' votes that still wait to the store, at the end of a run."""
         if self._store is not None:
-            for stack in self.stacks.values():
-                stack.flush_votes(run_id)
+            for key in sorted(self._awake):
+                self.stacks[key.removeprefix(BREAKER_PREFIX)].flush_votes(run_id)
             for breaker in self.provider_breakers():
                 breaker.store_votes(run_id)
 

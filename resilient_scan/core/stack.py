@@ -105,6 +105,7 @@ class Shared(msgspec.Struct, frozen=True):
         store: where state is shared with other processes; `None`: nowhere.
         leases: see to it that one of several processes works on a key; `None`: there is no store.
         store_failed: is called with the operation that failed, and why.
+        awake: the breakers that a run looks after (`BreakerStore.awake`).
     """
 
     gate: Gate
@@ -120,6 +121,7 @@ class Shared(msgspec.Struct, frozen=True):
     store: Store | None
     leases: LeaseKeeper | None
     store_failed: Callable[[str, StoreError], None]
+    awake: set[str]
 
 
 class Stack:
@@ -223,7 +225,9 @@ class Stack:
         self.leases: LeaseKeeper | None = None if self._answers is None else shared.leases
         self.provider = None if policy.limit is None else shared.providers[policy.limit.provider]
         self._place()
-        store = None if shared.store is None else BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed)
+        store = None
+        if shared.store is not None:
+            store = BreakerStore(shared.store, BREAKER_PREFIX + name, shared.store_failed, shared.awake)
         self.breaker: CircuitBreaker | None = (
             CircuitBreaker(name, policy.breaker, clock, random, store) if policy.breaker else None
         )

@@ -341,7 +341,7 @@ def _decoded(data: bytes | None) -> _Kept:
 def _run(report: RunReport) -> RunRecord:
     scans = {
         name: ScanRecord(
-            result.status.value,
+            result.status,  # written as its value, which the encoder finds faster than Python does
             result.duration,
             len(result.candidates),
             "" if result.error is None else result.error.kind,

@@ -85,13 +85,13 @@ class Bytecodes:
         return self.by_function
 
 
-def bytecodes(*, hit: bool, rounds: int = 3) -> Counter[str]:
-    """Return the bytecodes of one scan that misses the cache, or hits it, by function."""
+def bytecodes(*, hit: bool, rounds: int = 3, store: str | None = None) -> Counter[str]:
+    """Return the bytecodes of one scan that misses the cache, or hits it, by function; `store` is the URL of one."""
     state = {"trade_date": "2026-11-24"}
     with Bytecodes() as counter:
         found = []
         for count in (STEP, 2 * STEP):
-            with ScanRunner([quick(number) for number in range(count)], listeners=()) as runner:
+            with ScanRunner([quick(number) for number in range(count)], listeners=(), store=store) as runner:
                 runner.run(state)
                 runs = [
                     counter.of(lambda n=n: runner.run(state if hit else {**state, "run": n})) for n in range(rounds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.benchmarks import counts
 
 
@@ -13,6 +15,11 @@ def test_a_scan_that_misses_the_cache_takes_so_many_steps() -> None:
 def test_a_scan_that_hits_the_cache_takes_so_many_steps() -> None:
     found = counts.bytecodes(hit=True)
     assert found.total() <= 255, found.most_common(20)
+
+
+def test_with_a_store_a_hit_takes_half_as_many_more(quick_path: Path) -> None:
+    found = counts.bytecodes(hit=True, store=f"sqlite:///{quick_path}/scan.db")
+    assert found.total() <= 345, found.most_common(20)
 
 
 def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:

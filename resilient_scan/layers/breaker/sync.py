@@ -59,11 +59,14 @@ class BreakerStore(msgspec.Struct, frozen=True):
         store: shared with other processes, or outliving this one.
         key: of the record.
         on_error: called, without a lock, when an operation of the store failed; the breaker goes on without the store.
+        awake: the keys of the fleet's breakers that have something for the store, or have not looked at it yet. The
+            others are at rest: a run has nothing to do with them unless the store has a record of theirs.
     """
 
     store: Store
     key: str
     on_error: Callable[[str, StoreError], object]
+    awake: set[str] = msgspec.field(default_factory=set)
 
 
 class TrialRequest(msgspec.Struct, frozen=True):
@@ -227,12 +230,14 @@ class StoreSync:
         self._born = self._revision = 0
         self._warned = False
         machine.memory.closed = False  # nobody has looked at the record yet: the first attempt does
+        self._wake()
 
     # Called under the breaker's lock.
 
     def add_vote(self, vote: Vote) -> None:
         """Keep a vote that has been counted here, until it is in the record."""
         self._pending.append(vote)
+        self._wake()
 
     def diverge(self) -> None:
         """Note that the machine went half-open without the store.
@@ -243,6 +248,7 @@ class StoreSync:
         memory = self._machine.memory
         memory.enter(memory.state, memory.generation + (uuid.uuid4().int >> 90))
         self._diverged = True
+        self._wake()
 
     def announce(self) -> BreakerChanged | None:
         """Return the change of the local state that listeners do not know yet, if there is one."""
@@ -286,6 +292,7 @@ class StoreSync:
         if self._pending or self._diverged:
             return self._exchange(None, always=True)[0]
         if data is None and not self._born and self._machine.memory.closed:
+            self._rest()
             return None  # most breakers never had a failure: nothing is stored, and nothing is known here
         if not self._exchanging.acquire(blocking=False):
             return None  # the exchange under way brings back what is there; a run does not wait for a store to begin
@@ -366,7 +373,16 @@ class StoreSync:
             )
         return result, None
 
+    def _rest(self) -> None:
+        """Let runs pass over this breaker, unless a vote has been cast since it was looked at."""
+        with self._lock:
+            if not (self._pending or self._diverged):
+                self._store.awake.discard(self._store.key)
+
     # Called under the breaker's lock.
+
+    def _wake(self) -> None:
+        self._store.awake.add(self._store.key)
 
     def _pack(self) -> Pending:
         return Pending(

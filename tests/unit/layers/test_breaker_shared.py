@@ -11,7 +11,7 @@ import pytest
 from resilient_scan.errors import StoreError
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.breaker import CircuitBreaker, Permit
-from tests.support.breakers import CLOSED, OPENED, TRYING, Fleet, fail, record, refusal, succeed
+from tests.support.breakers import CLOSED, KEY, OPENED, TRYING, Fleet, fail, record, refusal, succeed
 
 AWAY = StoreError("the store is away")
 
@@ -304,6 +304,51 @@ def test_or_for_the_next_run() -> None:
     succeed(breaker)
     fleet.look(breaker)
     assert record(fleet).window == bytes([0])
+
+
+def test_a_run_passes_over_a_breaker_that_has_nothing_for_the_store() -> None:
+    fleet = Fleet(failures=3)
+    breaker = fleet.breaker(look=False)
+    assert fleet.awake[breaker] == {KEY}, "it has not looked at its record yet"
+    fleet.look(breaker, breaker)
+    succeed(breaker)
+    assert fleet.awake[breaker] == set()
+    breaker.vote(breaker.admit()[0], True, wait=False)
+    assert fleet.awake[breaker] == {KEY}
+
+
+def test_but_not_over_one_that_an_operator_has_closed_while_the_store_was_away() -> None:
+    fleet = Fleet()
+    breaker, other = fleet.breaker(), fleet.breaker()
+    assert fail(other) == OPENED
+    fleet.look(breaker)
+    fleet.store.away = AWAY
+    breaker.reset()
+    assert fleet.awake[breaker] == {KEY}
+
+
+def test_nor_over_one_with_a_vote_that_comes_while_the_run_looks() -> None:
+    fleet = Fleet(failures=3)
+    breaker = fleet.breaker(look=False)
+    fleet.look(breaker)
+    permit, _ = breaker.admit()
+    assert breaker._sync is not None
+
+    class LateLock:
+        """Is free a moment too late: a watchdog has voted meanwhile."""
+
+        def __enter__(self) -> None:
+            assert breaker.vote(permit, True, wait=False) is None
+
+        def __exit__(self, *_raised: object) -> None:
+            pass
+
+    lock, breaker._sync._lock = breaker._sync._lock, LateLock()  # type: ignore[assignment]
+    fleet.look(breaker)
+    breaker._sync._lock = lock
+    assert fleet.awake[breaker] == {KEY}
+    fleet.look(breaker)
+    assert record(fleet).failures == 1
 
 
 def test_a_success_that_opens_it_is_written_at_once() -> None:
