@@ -462,6 +462,22 @@ def test_a_reader_who_takes_long_keeps_nobody_from_running(
             eventually(lambda: len(ran) == 20, "all have run")
 
 
+def test_few_scans_are_under_way_at_a_time(background: Background, eventually: Eventually) -> None:
+    """With 128 of them, the garbage collector took those under way for long-lived: a fifth of a miss's time."""
+    release = threading.Event()
+    fleet = [
+        scanner(name=f"s{n}", pipeline="p", timeout=Timeout(total=WAIT_TIMEOUT))(lambda _state: release.wait() and [])
+        for n in range(100)
+    ]
+    with ScanRunner(fleet, listeners=(), max_workers=8) as runner:
+        report = background(runner.run)
+        eventually(lambda: runner._runs.active)
+        (of,) = runner._runs.active
+        eventually(lambda: len(of.open) == 32 and runner._fleet.pool.queued == 24, "the window is full")
+        release.set()
+        assert report.result(WAIT_TIMEOUT).complete
+
+
 def test_a_group_that_was_not_handed_over_is_when_its_run_is_interrupted(
     monkeypatch: pytest.MonkeyPatch, background: Background
 ) -> None:
