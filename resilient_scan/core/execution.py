@@ -265,7 +265,7 @@ class Execution(Overdue, eq=False):
         cache, key, entry, displaced = stack.cache, self.key, None, None
         if key is not None and cache is not None:
             try:
-                entry = cache.entry_of(found)
+                entry = cache.entry_of(key, found)
             except BaseException as error:  # copying a candidate runs foreign code
                 _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
         if entry is None or cache is None or cache.answers is not None:

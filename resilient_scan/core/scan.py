@@ -139,8 +139,8 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
         _lead(scan, execution)
         return scan
     latest, entry = cache.latest, None
-    if latest is not None and latest[0] == key and turn < latest[1].fresh_until:  # `cache.peek`, without the call
-        entry = latest[1]
+    if latest is not None and latest.key == key and turn < latest.fresh_until:  # `cache.peek`, without the call
+        entry = latest
     else:  # what the store had is among the other answers: see `stored_answers`
         entry = None if cache.answers is None else cache.fresh(key)
         if entry is None:

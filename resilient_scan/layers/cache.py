@@ -56,7 +56,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """An answer in the cache, or a remembered failure (`error`).
 
     Nobody else has a reference to anything in the candidates that can be changed. `copying` says how copies of them are
-    to be made; see `layers/copying.py`.
+    to be made; see `layers/copying.py`. `key` is what was asked for.
     """
 
     candidates: tuple[Any, ...]
@@ -65,6 +65,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     stale_until: float
     error: ErrorInfo | None = None
     copying: str = AT_ONCE
+    key: Hashable = None
 
     def copies(self) -> list[Any]:
         """Return the candidates as objects that the caller may change."""
@@ -148,18 +149,18 @@ class ResultCache(Generic[Flight]):
         self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
         self._entries = _Entries(options.maxsize)
         self._flights: dict[Hashable, Flight] | None = None  # None: most of the time, most caches wait for no answer
-        self.latest: tuple[Hashable, Entry] | None = None  # the entry used last, while it is among them; see `peek`
+        self.latest: Entry | None = None  # the entry used last, while it is among them; see `peek`
 
     def peek(self, key: Hashable, now: float) -> Entry | None:
         """Return the answer for `key` if it is fresh at the monotonic instant `now` and was used last. Takes no lock.
 
         This is the way of the usual warm scan, which asks for the same key again and again: the entry is at the end
-        already, so there is nothing to change. The pair is read once, as one reference; a thread that replaces it or
-        drops it from the cache meanwhile did so after this look.
+        already, so there is nothing to change. The reference to it is read once; a thread that replaces it or drops it
+        from the cache meanwhile did so after this look.
         """
         latest = self.latest
-        if latest is not None and latest[0] == key and now < latest[1].fresh_until:
-            return latest[1]
+        if latest is not None and latest.key == key and now < latest.fresh_until:
+            return latest
         return None
 
     def fresh(self, key: Hashable) -> Entry | None:
@@ -179,14 +180,14 @@ class ResultCache(Generic[Flight]):
         now = self._monotonic()
         # Many are not looked at: this is a run's thread, or the lease keeper's.
         copying = ON_WORKER if len(candidates) > MAX_AT_ONCE else copying_of(candidates)
-        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying)
+        entry = Entry(tuple(candidates), now - age, now + fresh, now + stale, None, copying, key)
         displaced: object = None
         with self._lock:
             # Since the store was read, without the lock, an execution of this process may have put a newer answer here.
             known = self._find(key)
             # Meanwhile an operator may also have ordered to forget the answers, this one among them.
             if (known is None or known.stored_at < entry.stored_at) and forgotten == self._forgotten:
-                displaced = self._keep(key, entry)
+                displaced = self._keep(entry)
             found_now = self._fresh(key)
         del displaced
         return found_now
@@ -265,7 +266,7 @@ class ResultCache(Generic[Flight]):
             return
         with self._lock:
             if keep:
-                displaced = self._keep(key, entry)
+                displaced = self._keep(entry)
             if self._failures is not None:
                 self._failures.pop(key, None)
         del displaced
@@ -277,7 +278,7 @@ class ResultCache(Generic[Flight]):
         with self._lock:
             self._end_flight(key, flight)
 
-    def entry_of(self, candidates: list[Any]) -> Entry:
+    def entry_of(self, key: Hashable, candidates: list[Any]) -> Entry:
         """Make an entry of an answer that has just come, with copies of its own.
 
         Raises:
@@ -287,9 +288,9 @@ class ResultCache(Generic[Flight]):
         if candidates:
             copying = copying_of(candidates)
             until = now + self._ttl * (1.0 - self._jitter * self._random())
-            return Entry(tuple(copies_of(candidates, copying)), now, until, until + self._stale, None, copying)
+            return Entry(tuple(copies_of(candidates, copying)), now, until, until + self._stale, None, copying, key)
         until = now + self._ttl_empty * (1.0 - self._jitter * self._random())
-        return Entry((), now, until, until + self._stale, None, SHARED)
+        return Entry((), now, until, until + self._stale, None, SHARED, key)
 
     def settle(self, key: Any, entry: Entry, flight: Flight, keep: bool, /) -> object:
         """Keep an entry and end its flight, in a cache without `answers`. The caller holds the lock that it has given.
@@ -298,7 +299,7 @@ class ResultCache(Generic[Flight]):
         It is what had to make room, perhaps the last reference to a candidate. Its `__del__` is foreign code: one that
         hung under the lock would hang the watchdog, too.
         """
-        displaced = self._keep(key, entry) if keep else None
+        displaced = self._keep(entry) if keep else None
         if self._failures is not None:
             self._failures.pop(key, None)
         self._end_flight(key, flight)
@@ -376,24 +377,22 @@ class ResultCache(Generic[Flight]):
             if self._on_landed is not None:
                 self._on_landed(key)
 
-    def _keep(self, key: Hashable, entry: Entry) -> object:
+    def _keep(self, entry: Entry) -> object:
         """Put an answer at the end of the entries, under the lock; return what must be let go after it (`settle`)."""
-        entries = self._entries
+        entries, key = self._entries, entry.key
         displaced: object = self.latest
         if key in entries:
             displaced = displaced, entries.pop(key)
         elif len(entries) >= self._maxsize:
             displaced = displaced, entries.popitem()
-        entries[key] = entry
-        self.latest = (key, entry)
+        entries[key] = self.latest = entry
         return displaced
 
     def _find(self, key: Hashable) -> Entry | None:
         """Return the answer for `key`, fresh or not, and mark it as used. Under the lock."""
         if key not in self._entries:
             return None
-        entry = self._entries.touch(key)
-        self.latest = (key, entry)
+        entry = self.latest = self._entries.touch(key)
         return entry
 
     def _fresh(self, key: Hashable) -> Entry | None:

@@ -138,8 +138,8 @@ def test_peek_finds_the_answer_used_last_while_it_is_fresh(clock: FakeClock) -> 
 
 def test_the_answer_used_last_is_forgotten_with_it(clock: FakeClock) -> None:
     cache = cache_of(clock)
-    entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10)
-    cache._keep("key", entry)
+    entry = Entry((Uncopyable(),), 0, clock.monotonic() + 10, clock.monotonic() + 10, key="key")
+    cache._keep(entry)
     assert cache.peek("key", clock.monotonic()) is entry
     assert cache.copies("key", entry) is None
     assert cache.peek("key", clock.monotonic()) is None
