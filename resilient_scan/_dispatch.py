@@ -44,12 +44,17 @@ class Bus:
         """Return whether any listener wants events of this class."""
         return bool(self._listeners[kind])
 
-    def sender(self, kind: type[Event]) -> Callable[[Event], None] | None:
-        """Return a function that sends events of one class without a look-up, or None if no listener wants them."""
-        listeners = self._listeners[kind]
-        if len(listeners) > 1:
-            return self.send
-        return listeners[0] if listeners else None
+    def sender(self, kind: type[Event], scanner: str = "") -> Callable[[Event], object] | None:
+        """Return what sends events of one class about one scanner without a look-up; None if no listener wants them."""
+        calls = [notify.direct(kind, scanner) for notify in self._listeners[kind]]
+        if len(calls) < 2:
+            return calls[0] if calls else None
+
+        def send(event: Event) -> None:
+            for take in calls:
+                take(event)
+
+        return send
 
     def send(self, event: Event) -> None:
         """Send an event to all listeners that want it."""
@@ -63,7 +68,7 @@ class Bus:
 
     def channel(self, kind: type[Event]) -> Channel:
         """Return what sends events of one class to the listeners that want them now, each of them once."""
-        return Channel(self._listeners[kind])
+        return Channel(self._listeners[kind], kind)
 
     def _guarded(self, listener: Listener) -> _Guarded:
         if getattr(listener, "prompt", False):
@@ -115,9 +120,9 @@ class Channel:
 
     __slots__ = ("_guarded", "listeners")
 
-    def __init__(self, guarded: tuple[_Guarded, ...]) -> None:
+    def __init__(self, guarded: tuple[_Guarded, ...], kind: type[Event]) -> None:
         self._guarded = guarded
-        self.listeners: tuple[Listener, ...] = tuple(each.target() for each in guarded)
+        self.listeners: tuple[Listener, ...] = tuple(each.target(kind) for each in guarded)
 
     def begin(self, event: Event) -> Delivery:
         """Return an event that is still to be sent: `finish` does that."""
@@ -142,6 +147,17 @@ class Channel:
                 return
 
 
+class Direct:
+    """A listener that has shorter ways for some events than to be called with them."""
+
+    def direct(self, kind: type[Event], scanner: str) -> Callable[[Any], object] | None:
+        """Return what takes events of one class about one scanner, at any time and on any thread, or None.
+
+        It must not raise. For the end of scans, one way has to do for all scanners: then `scanner` is empty.
+        """
+        raise NotImplementedError
+
+
 class _Guarded:
     """A listener whose failures are logged, the first one at least, and break nothing."""
 
@@ -159,9 +175,20 @@ class _Guarded:
         except BaseException:  # foreign code; even its `sys.exit()` must not cost a run its end
             self.failed()
 
-    def target(self) -> Listener:
+    def direct(self, kind: type[Event], scanner: str) -> Callable[[Any], object]:
+        """Return what is to be called with events of one class about one scanner, now and later.
+
+        It may have a shorter way for them, which cannot raise.
+        """
+        return self._shortcut(kind, scanner) or self
+
+    def target(self, kind: type[Event]) -> Listener:
         """Return what is to be called with an event now, without a guard."""
-        return self.listener
+        return self._shortcut(kind, "") or self.listener
+
+    def _shortcut(self, kind: type[Event], scanner: str) -> Callable[[Any], object] | None:
+        listener: object = self.listener
+        return listener.direct(kind, scanner) if isinstance(listener, Direct) else None
 
     def failed(self) -> None:
         """Log the exception that is being handled, unless one was logged before."""
@@ -184,7 +211,11 @@ class _Dispatched(_Guarded):
         if not self.dispatcher.take(event):
             super().__call__(event)
 
-    def target(self) -> Listener:
+    def direct(self, kind: type[Event], scanner: str) -> Callable[[Any], object]:  # noqa: ARG002
+        """Return itself: a shorter way would lead past its thread."""
+        return self
+
+    def target(self, kind: type[Event]) -> Listener:  # noqa: ARG002
         """Return what takes an event for the listener now, or the listener itself."""
         return self.dispatcher.target() or self.listener
 

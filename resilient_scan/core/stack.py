@@ -198,7 +198,7 @@ class Stack:
     doubt: Callable[[int, int], str | None]
     call: Call
     lane_call: Call
-    send_execution: Callable[[Event], None] | None
+    send_execution: Callable[[Event], object] | None
 
     def __init__(self, spec: ScannerSpec, config: Config, shared: Shared) -> None:
         name, clock, random = spec.name, config.clock, config.random
@@ -302,7 +302,7 @@ class Stack:
             here = isinstance(self.engine, ThreadEngine)
             self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls) if here else self.engine)
             self.call = self._call_later
-        self.send_execution = self.bus.sender(ExecutionEnded)
+        self.send_execution = self.bus.sender(ExecutionEnded, self.name)
 
     def _call_later(self, context: AttemptContext) -> list[Any]:
         """Fold the call for workers when the first scan takes one: most scanners of the lane never leave it."""
@@ -353,7 +353,7 @@ class Stack:
             call = traffic.guarded(call)
         if policy.timeout.attempt is not None:
             call = limited(policy.timeout.attempt, call, self.clock)
-        send_attempt = self.bus.sender(AttemptEnded)
+        send_attempt = self.bus.sender(AttemptEnded, self.name)
         if send_attempt is not None:
             call = self._reporting(call, send_attempt)
         if self.bus.wants(AttemptStarted):
@@ -424,7 +424,7 @@ class Stack:
 
         return announced
 
-    def _reporting(self, call: Call, send: Callable[[Event], None]) -> Call:
+    def _reporting(self, call: Call, send: Callable[[Event], object]) -> Call:
         def reported(context: AttemptContext) -> list[Any]:
             try:
                 found = call(context)
@@ -437,7 +437,7 @@ class Stack:
         return reported
 
     def _report_attempt(
-        self, send: Callable[[Event], None], context: AttemptContext, error: BaseException | None
+        self, send: Callable[[Event], object], context: AttemptContext, error: BaseException | None
     ) -> None:
         """Report the end of an attempt, unless the watchdog has done so."""
         outcome, failure = SUCCESS, None

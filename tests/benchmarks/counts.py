@@ -14,17 +14,28 @@ import gc
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from prometheus_client import CollectorRegistry
+
 import resilient_scan
-from resilient_scan import Breaker, Policy, Retry, ScanRunner, Timeout, scanner
+from resilient_scan import Breaker, Policy, PrometheusMetrics, Retry, ScanRunner, Timeout, scanner
+from resilient_scan.metrics import exposition
 
 STEP = 100
 SHOWN = 20
 PACKAGE = f"{Path(resilient_scan.__file__).parent}/"
+RUNS_A_SCRAPE = 10
+KINDS = {
+    "miss": {"hit": False},
+    "hit": {"hit": True},
+    "miss, metrics": {"hit": False, "metrics": True},
+    "hit, metrics": {"hit": True, "metrics": True},
+}
 COROUTINES = Policy(cache=None, retry=Retry(attempts=3), breaker=Breaker(), timeout=Timeout(total=30))
 
 
@@ -85,26 +96,43 @@ class Bytecodes:
         return self.by_function
 
 
-def bytecodes(*, hit: bool, rounds: int = 3, store: str | None = None) -> Counter[str]:
-    """Return the bytecodes of one scan that misses the cache, or hits it, by function; `store` is the URL of one."""
-    state = {"trade_date": "2026-11-24"}
+def _runs(runner: ScanRunner, numbers: Iterable[int], *, hit: bool) -> None:
+    for number in numbers:
+        runner.run({"trade_date": "2026-11-24", "run": 0 if hit else number})
+
+
+def bytecodes(*, hit: bool, metrics: bool = False, rounds: int = 3, store: str | None = None) -> Counter[str]:
+    """Return the bytecodes of one scan that misses the cache, or hits it, by function.
+
+    Args:
+        hit: whether it hits.
+        metrics: whether it is counted and timed; then a scrape follows on ten runs, which is shared out among them.
+        rounds: to take the least of.
+        store: the URL of one.
+    """
+    runs = RUNS_A_SCRAPE if metrics else 1
     with Bytecodes() as counter:
         found = []
         for count in (STEP, 2 * STEP):
-            with ScanRunner([quick(number) for number in range(count)], listeners=(), store=store) as runner:
-                runner.run(state)
-                runs = [
-                    counter.of(lambda n=n: runner.run(state if hit else {**state, "run": n})) for n in range(rounds)
+            registry = CollectorRegistry()
+            listeners = (PrometheusMetrics(registry),) if metrics else ()
+            with ScanRunner([quick(number) for number in range(count)], listeners=listeners, store=store) as runner:
+                _runs(runner, (0, 0), hit=hit)
+                exposition(registry)  # makes the series
+                costs = [
+                    counter.of(partial(_runs, runner, range(begin, begin + runs), hit=hit))
+                    + (counter.of(partial(exposition, registry)) if metrics else Counter())
+                    for begin in range(1, 1 + rounds * runs, runs)
                 ]
-                found.append(min(runs, key=lambda one: one.total()))
+                found.append(min(costs, key=lambda one: one.total()))
     few, many = found
-    return Counter({name: round((many[name] - few[name]) / STEP) for name in many})
+    return Counter({name: round((many[name] - few[name]) / STEP / runs) for name in many})
 
 
 def steps() -> dict[str, dict[str, str]]:
-    """Return where they are, in the functions that take `SHOWN` of them or more: those of a miss, and of a hit."""
-    counts = {"miss": bytecodes(hit=False), "hit": bytecodes(hit=True)}
-    names = sorted(counts["miss"] | counts["hit"], key=lambda name: -counts["miss"][name])
+    """Return where they are, in the functions that take `SHOWN` of them or more: those of a miss and of a hit."""
+    counts = {name: bytecodes(**how) for name, how in KINDS.items()}
+    names = sorted(set().union(*counts.values()), key=lambda name: (-counts["miss"][name], name))
     large = [name for name in names if max(count[name] for count in counts.values()) >= SHOWN]
     rows = {"all": {kind: f"{count.total():,}" for kind, count in counts.items()}}
     for name in large:
@@ -144,8 +172,8 @@ def flight_objects(count: int = 2 * STEP) -> float:
 
 def main() -> None:
     """Print the figures."""
-    for name, hit in (("miss", False), ("hit", True)):
-        found = bytecodes(hit=hit)
+    for name, how in KINDS.items():
+        found = bytecodes(**how)
         print(f"{name}: {found.total()} bytecodes")
         for file, count in found.most_common(20):
             if count:

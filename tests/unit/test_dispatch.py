@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from resilient_scan import _dispatch
-from resilient_scan._dispatch import Bus
+from resilient_scan._dispatch import Bus, Direct
 from resilient_scan.events import AttemptEnded, Event, RunStarted
 from resilient_scan.testing import Recorder
 from tests.support.waiting import WAIT_TIMEOUT, eventually
@@ -92,6 +92,31 @@ def test_one_sender_does_as_much_as_the_bus(bus: Bus, slow: Slow) -> None:
     slow.release.set()
     assert bus.flush(soon()) == []
     assert slow.threads == [NAME]
+
+
+def test_a_sender_takes_the_short_ways_that_there_are_and_calls_all_others() -> None:
+    class Short(Direct):
+        prompt = True
+
+        def __init__(self) -> None:
+            self.taken: list[object] = []
+
+        def direct(self, kind: type[Event], scanner: str) -> Callable[[Event], object] | None:
+            return self.taken.append if (kind, scanner) == (AttemptEnded, "one") else None
+
+        def __call__(self, event: Event) -> None:
+            self.taken.append(("called", event))
+
+    short, seen = Short(), list[Event]()
+    event = AttemptEnded("one", 1, "success", 0.1, None)
+    only = Bus([short]).sender(AttemptEnded, "one")
+    both = Bus([seen.append, short]).sender(AttemptEnded, "one")
+    other = Bus([short]).sender(AttemptEnded, "two")
+    for send in (only, both, other):
+        assert send is not None
+        send(event)
+    assert short.taken == [event, event, ("called", event)]
+    assert seen == [event]
 
 
 def test_a_prompt_listener_is_called_at_once_all_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import Counter as Count
@@ -19,7 +20,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
-from prometheus_client.samples import Sample
 
 from resilient_scan import PrometheusMetrics
 from resilient_scan.events import (
@@ -47,6 +47,7 @@ from resilient_scan.observe.metrics import (
     series,
     write_textfile,
 )
+from resilient_scan.observe.metrics.blocks import Collected, Shape
 from resilient_scan.observe.metrics.render import LINES, PIECE, rendered
 from resilient_scan.results import ErrorInfo
 from tests.support.results import result
@@ -155,8 +156,23 @@ def test_prometheus_gets_its_scrape_the_quick_way(accept: str) -> None:
 def test_labels_of_single_samples_are_written_as_prometheus_client_writes_them() -> None:
     class Odd(CollectorRegistry):
         def collect(self) -> Any:
-            samples = [Sample("", {"z": "50%s", "a": 'x"y'}, 1.0), Sample("_other", {}, 2.0)]
-            yield series.Collected("odd", "-", "gauge", ("name",), lambda: [(("100%",), samples)])
+            shape = Shape("odd", ("name", "x"), [("", {"z": "50%s", "a": 'x"y\n0'}), ("_other", {})])
+            own = ("100%", '"\n1"')  # what looks like a place for another value is none
+            yield Collected("odd", "-", "gauge", lambda _exemplars: [(shape, own, (1.0, 2.0), ())])
+
+    assert b"".join(rendered(Odd(), prometheus.generate_latest)) == prometheus.generate_latest(Odd())
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.0, math.nan, math.nan), (5e5, 2e6, -3e6, 3e6), (2.5, 0.1, 1e6, 1e22, 2.5), (math.inf,)]
+)
+def test_numbers_of_one_block_are_each_written_as_prometheus_client_writes_them(numbers: tuple[float, ...]) -> None:
+    """Some of their texts are kept, to be used again."""
+
+    class Odd(CollectorRegistry):
+        def collect(self) -> Any:
+            shape = Shape("odd", (), [("", {"n": str(number)}) for number in range(len(numbers))])
+            yield Collected("odd", "-", "gauge", lambda _exemplars: [(shape, (), numbers, ())])
 
     assert b"".join(rendered(Odd(), prometheus.generate_latest)) == prometheus.generate_latest(Odd())
 
@@ -175,8 +191,8 @@ def test_samples_are_those_of_prometheus_client_s_own_objects(family: Any) -> No
     """The numbers come from its counters, gauges and histograms: only zeros that nothing has counted are our own."""
     metric = series.made(family)
     owner = tuple(label for label in family.labels if label in {"scanner", "pipeline"})
-    if family.always:
-        metric.owners[owner] = None
+    if family.always and family.type == "counter":
+        metric.begin(owner)
     (before,) = metric.collect()
     zeros = list(before.samples)
     for rest in family.closed:
@@ -192,8 +208,8 @@ def test_samples_are_those_of_prometheus_client_s_own_objects(family: Any) -> No
 
 def test_a_label_that_nobody_foresaw_is_shown_next_to_the_zeros() -> None:
     metric = series.made(next(family for family in families() if family.name.endswith("_attempts_total")))
-    metric.owners["one",] = None
     metric.labels("one", "error").inc(2)
+    metric.begin(("one",))
     metric.labels("one", "unheard of").inc(3)
     metric.labels("another", "error").inc(4)
     (ours,) = metric.collect()
@@ -238,23 +254,34 @@ def test_no_piece_is_so_large_that_joining_or_sending_it_holds_up_others() -> No
     assert b"".join(parts) == exposition(registry)[1]
 
 
-def test_a_scrape_steps_aside_between_any_two_scanners(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scrape_steps_aside_between_any_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each hand-over between the threads of a run takes 5 ms for as long as a scrape computes."""
-    called = Count[str]()
+    paused = [0]
 
     class Counted:
-        def __init__(self) -> None:
-            called["scrapes"] += 1
-
         def __call__(self) -> None:
-            called["pauses"] += 1
+            paused[0] += 1
 
     registry = lived_in(50)
     monkeypatch.setattr(render, "Pauses", Counted)
-    lines = exposition(registry)[1].count(b"\n")
-    assert called["scrapes"] == 1
-    longest = 15  # lines of a histogram's series, between which there is none
-    assert called["pauses"] >= lines / longest
+    parts = [(paused[0], piece) for piece in rendered(registry, prometheus.generate_latest)]
+    assert sum(piece.startswith(b"resilient_scan_execution_duration") for _, piece in parts) >= 3
+    for (before, one), (after, _) in itertools.pairwise(parts):
+        assert after > before or one.startswith(b"# HELP")
+
+
+def test_a_scrape_counts_once_what_was_pending_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each metric, it would look at each scanner again, and show a later moment than in the metric before."""
+    registry = lived_in(1)
+    listener = PrometheusMetrics(registry)
+    flushes: list[object] = []
+    flush_all = collectors.Metrics._flush
+    monkeypatch.setattr(collectors.Metrics, "_flush", lambda *given: flushes.append(given) or flush_all(*given))
+    for scrapes in (1, 2):
+        exposition(registry)
+        assert len(flushes) == scrapes
+    listener(AttemptEnded("scanner_0", 1, "timeout", 0.1, None))
+    assert b'attempts_total{outcome="timeout",scanner="scanner_0"} 1.0' in prometheus.generate_latest(registry)
 
 
 def test_so_does_what_counts_before_a_scrape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,6 +429,68 @@ def test_what_waits_to_be_counted_is_bounded(listener: PrometheusMetrics, regist
     assert (len(pending.ends), len(pending.queue_waits), len(pending.events)) == (0, 0, 0)
 
 
+SHORT = (
+    (ended(), "scans_total", {"scanner": "one", "pipeline": "test", "status": "completed"}),
+    (AttemptEnded("one", 1, "success", 0.1, None), "attempts_total", {"scanner": "one", "outcome": "success"}),
+    (
+        ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 9.0),
+        "executions_total",
+        {"scanner": "one", "pipeline": "test", "outcome": "success"},
+    ),
+)
+
+
+@pytest.mark.parametrize(("event", "name", "labels"), SHORT)
+def test_what_takes_the_short_way_is_counted_whatever_else_comes(
+    event: Event, name: str, labels: dict[str, str], listener: PrometheusMetrics, registry: CollectorRegistry
+) -> None:
+    """An execution may end long after its scan did."""
+    take = listener.direct(type(event), "one")
+    assert take is not None
+    for number in (1, 2):
+        take(event)
+        assert value(registry, name, **labels) == number
+
+
+def test_a_way_that_was_asked_for_before_the_scanner_was_known_leads_to_it(registry: CollectorRegistry) -> None:
+    """A runner puts its layers together first, and then announces its scanners."""
+    listener = PrometheusMetrics(registry)
+    takes = [listener.direct(type(event), "one") for event, _, _ in SHORT]
+    assert b'"one"' not in generate_latest(registry)
+    listener(ScannersRegistered((Registered("one", "test", None, lambda: 0),)))
+    for take, (event, name, labels) in zip(takes, SHORT, strict=True):
+        assert take is not None
+        take(event)
+        assert value(registry, name, **labels) == 1
+
+
+def test_what_takes_the_short_way_is_bounded_too(listener: PrometheusMetrics) -> None:
+    """By the end of each scan, however many attempts and executions went before it."""
+    takes = [listener.direct(type(event), "one") for event, _, _ in SHORT]
+    pending = listener._metrics.pending["one"]
+    for _ in range(3 * collectors.MAX_PENDING):
+        for take, times, (event, _, _) in zip(takes, (1, 3, 1), SHORT, strict=True):
+            assert take is not None
+            for _ in range(times):
+                take(event)
+        waiting = max(map(len, (pending.ends, pending.queue_waits, pending.attempts, pending.executions)))
+        assert waiting < collectors.MAX_PENDING + 3
+
+
+def test_one_that_does_more_than_to_count_is_not_passed_by(registry: CollectorRegistry) -> None:
+    heard: list[type] = []
+
+    class More(PrometheusMetrics):
+        def __call__(self, event: Event) -> None:
+            heard.append(type(event))
+            super().__call__(event)
+
+    with ScanRunner([healthy("one")], policy=BARE, listeners=(More(registry),)) as runner:
+        runner.run({})
+    assert heard == [ScannersRegistered, AttemptEnded, ExecutionEnded, ScanEnded, RunEnded]
+    assert value(registry, "executions_total", scanner="one", pipeline="test", outcome="success") == 1
+
+
 def test_whatever_way_one_looks_the_numbers_are_exact(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
     line = 'resilient_scan_scans_total{pipeline="test",scanner="one",status="completed"}'
     for number in range(1, 5):

@@ -7,8 +7,10 @@ into a file, from prefork workers.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
+from typing import Any
 
+from resilient_scan._dispatch import Direct
 from resilient_scan.events import (
     AlertReceived,
     AlertsServed,
@@ -33,7 +35,6 @@ from resilient_scan.events import (
     StoreFailed,
     SuspiciousResult,
     ThreadAbandoned,
-    traces,
 )
 from resilient_scan.observe.metrics.catalogue import Family, families
 from resilient_scan.observe.metrics.collectors import (
@@ -72,7 +73,7 @@ OF_A_SCANNER = (
 )
 
 
-class PrometheusMetrics:
+class PrometheusMetrics(Direct):
     """A listener that counts and times scans, executions and runs.
 
     It may be built several times on one registry, and listen to several runners: they are counted together. Numbers are
@@ -121,26 +122,47 @@ class PrometheusMetrics:
     def __call__(self, event: Event) -> None:
         """Take note of one event."""
         kind = type(event)
-        if kind is ScanEnded:  # first, and without a pattern, because there is one for every scan
-            result = event.result  # type: ignore[attr-defined]
-            pending = self._pending[result.scanner]
-            queue: Sized = pending.ends
-            pending.ends.append(
-                End(result.pipeline, result.status, event.cache, len(result.candidates), result.dropped)  # type: ignore[attr-defined]
-            )
-            if result.attempts:
-                pending.queue_waits.append(result.queue_wait)
+        if kind is ScanEnded:
+            self._scan_ended(event)  # type: ignore[arg-type]
         elif kind in OF_A_SCANNER:
             pending = self._pending[event.scanner]  # type: ignore[attr-defined]
-            if traces and kind is ExecutionEnded and (trace := traces.get(event.run_id)):  # type: ignore[attr-defined]
-                # Before the event: a scrape may count it as soon as it is in the queue, and would miss its trace.
-                pending.traces[event.run_id] = trace  # type: ignore[attr-defined]
-            queue = pending.events
-            pending.events.append(event)
+            queue: Sized
+            if kind is ExecutionEnded:
+                queue = pending.executions
+                pending.take_execution(event)  # type: ignore[arg-type]
+            elif kind is AttemptEnded:
+                queue = pending.attempts
+                pending.attempts.append(event)  # type: ignore[arg-type]
+            else:
+                queue = pending.events
+                pending.events.append(event)
+            if len(queue) >= MAX_PENDING:
+                self._metrics.flush_one(pending)
         else:
             self._rare(event)
-            return
-        if len(queue) >= MAX_PENDING:
+
+    def direct(self, kind: type[Event], scanner: str) -> Callable[[Any], object] | None:
+        """Return what takes events of a class about a scanner, for those that each scan has.
+
+        Those of attempts and executions are only put into a list, whose `append` is then all there is to call. The end
+        of the scan sees to it that the lists do not grow.
+        """
+        if MULTIPROCESS or type(self).__call__ is not PrometheusMetrics.__call__:
+            return None
+        if kind is ScanEnded:
+            return self._scan_ended
+        if kind is AttemptEnded:
+            return self._metrics.reserved(scanner).attempts.append
+        return self._metrics.reserved(scanner).take_execution if kind is ExecutionEnded else None
+
+    def _scan_ended(self, event: ScanEnded) -> None:
+        result = event.result
+        pending = self._pending[result.scanner]
+        ends = pending.ends
+        ends.append(End(result.pipeline, result.status, event.cache, len(result.candidates), result.dropped))
+        if result.attempts:
+            pending.queue_waits.append(result.queue_wait)
+        if len(ends) >= MAX_PENDING or len(pending.attempts) >= MAX_PENDING:
             self._metrics.flush_one(pending)
 
     def _rare(self, event: Event) -> None:

@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 from prometheus_client.values import MutexValue, ValueClass
 
 from resilient_scan.events import Load, Registered
+from resilient_scan.observe.metrics.blocks import Labels
 from resilient_scan.observe.metrics.catalogue import (
     BREAKER_STATES,
     PREFIX,
@@ -23,9 +23,9 @@ from resilient_scan.observe.metrics.catalogue import (
     WORKER_STATES,
     families,
 )
-from resilient_scan.observe.metrics.counts import Child, PendingCounts
+from resilient_scan.observe.metrics.counts import PendingCounts
 from resilient_scan.observe.metrics.pauses import Pauses
-from resilient_scan.observe.metrics.series import ONE, ZERO, OnDemand, Point, made
+from resilient_scan.observe.metrics.series import Child, OnDemand, made
 
 __all__ = ["MAX_PENDING", "MULTIPROCESS", "REGISTRY", "CollectorRegistry", "Metrics", "metrics_of"]
 
@@ -38,6 +38,22 @@ may: another process answers the scrape, and does not see what waits here."""
 WORST_BREAKER = ("open", "half_open", "closed")
 WORST_PROVIDER = ("open", "half_open", "held", "closed")
 WORST_STATE = ("disabled", "quarantined", "probing", "enabled")
+
+Row = tuple[Labels, tuple[float, ...]]
+"""What is read for one scanner or provider: the values of the first labels, and a number for each of the last ones."""
+ONE, ZERO = (1.0,), (0.0,)
+
+
+def _each(values: tuple[str, ...]) -> tuple[Labels, ...]:
+    return tuple((value,) for value in values)
+
+
+def _one_of(states: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """Return the numbers of all states by the one that is current; with "", none is."""
+    return {current: tuple(float(state == current) for state in states) for current in (*states, "")}
+
+
+_BREAKERS, _STATES, _PROVIDERS = _one_of(BREAKER_STATES), _one_of(SCANNER_STATES), _one_of(PROVIDER_STATES)
 
 
 class Metrics:
@@ -58,32 +74,33 @@ class Metrics:
         self._lock = threading.RLock()
         self._flushing = False
         self._waiting: list[PendingCounts] = []
-        self._gauges: list[tuple[Child, Callable[[], float]]] = []
+        self._in_files: dict[tuple[str, Labels], Child] = {}  # the gauges that `write` writes
         self._loads: list[Callable[[], Load | None]] = []
         self._providers: list[Callable[[], dict[str, str] | None]] = []
-        self._provider_states: dict[str, set[str]] = {}  # of all that were ever seen
+        self._seen: dict[str, set[str]] = {}  # states of all providers that were ever seen
         self._infos: dict[tuple[str, str], str] = {}  # the provider that is exported for a scanner and its pipeline
+        self._reserved: dict[str, PendingCounts] = {}
         self.pending: dict[str, PendingCounts] = {}
         for name, family in self._families.items():
             if not family.optional and family.type != "info":
                 self._metrics[name].before = self.flush
                 if family.labels[:1] != ("scanner",):
                     self.children(name)
-        for name, reading in (
-            ("breaker_state", self._breakers),
-            ("scanner_state", self._states),
-            ("abandoned_threads", self._abandoned),
-            ("flapping", self._flapping),
-            ("slo_budget_ratio", self._budgets),
-            ("provider_state", self._provider_points),
-            ("scanner_info", self._info_points),
-        ):
-            if not MULTIPROCESS:
-                self._metrics[name].reading = reading
-        self._read("inflight_executions", (), lambda: float(self._load().busy))
-        self._read("queued_scans", (), lambda: float(self._load().queued))
-        for state in WORKER_STATES:
-            self._read("workers", (state,), partial(self._workers, state))
+        self._readings: tuple[tuple[str, Callable[[], Iterable[Row]], tuple[Labels, ...]], ...] = (
+            ("breaker_state", self._breakers, _each(BREAKER_STATES)),
+            ("scanner_state", self._states, _each(SCANNER_STATES)),
+            ("abandoned_threads", self._abandoned, ((),)),
+            ("flapping", self._flapping, ((),)),
+            ("slo_budget_ratio", self._budgets, ((),)),
+            ("provider_state", self._provider_states, _each(PROVIDER_STATES)),
+            ("scanner_info", self._provider_infos, ((),)),
+            ("inflight_executions", partial(self._load, "busy"), ((),)),
+            ("queued_scans", partial(self._load, "queued"), ((),)),
+            ("workers", partial(self._load, *WORKER_STATES), _each(WORKER_STATES)),
+        )
+        if not MULTIPROCESS:
+            for name, read, lasts in self._readings:
+                self._metrics[name].read(read, lasts)
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add all metrics to `registry`.
@@ -128,28 +145,30 @@ class Metrics:
         if MULTIPROCESS:
             self.children(name, *owner)
         else:
-            self._metrics[name].owners[owner] = None
+            self._metrics[name].begin(owner)
 
     def watch(self, scanner: Registered) -> PendingCounts:
         """Begin the time series of a scanner, read its states from now on, and return its pending counts."""
         with self._lock:
             pending = self.pending.get(scanner.name)
             if pending is None:
-                pending = PendingCounts(self, scanner.name)
-                self._read_in_files("scanner_state", scanner.name, SCANNER_STATES, partial(_state, pending.live))
-                if MULTIPROCESS:
-                    self._read("abandoned_threads", (scanner.name,), partial(_hanging, pending.live))
-                    self._read("flapping", (scanner.name,), partial(_flaps, pending.live))
-                self.pending[scanner.name] = pending
+                pending = self.pending[scanner.name] = self.reserved(scanner.name)
+                self.begin("attempts_total", scanner.name)
             pending.add_pipeline(scanner.pipeline)
             pending.add_total(scanner.total)
             # A scanner whose runner is closed has no state any more, and is dropped unless a thread of it still hangs.
             pending.live[:] = [each for each in pending.live if each.state() is not None or each.abandoned_threads()]
             pending.live.append(scanner)
-            if scanner.breaker_state is not None and not pending.has_breaker:
-                pending.has_breaker = True
-                self._read_in_files("breaker_state", scanner.name, BREAKER_STATES, partial(_breaker, pending.live))
+            pending.has_breaker |= scanner.breaker_state is not None
             return pending
+
+    def reserved(self, scanner: str) -> PendingCounts:
+        """Return the pending counts of a scanner, which `watch` may not have heard of yet: then nothing shows them."""
+        with self._lock:
+            found = self.pending.get(scanner) or self._reserved.get(scanner)
+            if found is None:
+                found = self._reserved[scanner] = PendingCounts(self, scanner)
+            return found
 
     def watch_load(self, load: Callable[[], Load | None]) -> None:
         """Read from now on how busy a runner's threads are."""
@@ -162,23 +181,23 @@ class Metrics:
         with self._lock:
             self._providers[:] = [each for each in self._providers if each() is not None]
             self._providers.append(providers)
-            for _ in (*self._provider_points(), *self._info_points()):
+            for _ in (*self._provider_states(), *self._provider_infos()):
                 pass
 
-    def _provider_points(self) -> Iterator[Point]:
+    def _provider_states(self) -> Iterator[Row]:
         """Return how each provider stands; hosts become providers as scanners call them."""
         with self._lock:
             for read in self._providers:
                 for name, state in (read() or {}).items():
-                    self._provider_states.setdefault(name, set()).add(state)
+                    self._seen.setdefault(name, set()).add(state)
             worst = {}
-            for name, seen in self._provider_states.items():
+            for name, seen in self._seen.items():
                 worst[name] = next((state for state in WORST_PROVIDER if state in seen), "")
                 seen.clear()
         for name, state in worst.items():
-            yield from _one_of(name, PROVIDER_STATES, state)
+            yield (name,), _PROVIDERS[state]
 
-    def _info_points(self) -> Iterator[Point]:
+    def _provider_infos(self) -> Iterator[Row]:
         """Return each scanner's provider; a scanner whose options name none has one once it has called a host."""
         for pending in tuple(self.pending.values()):
             for each in tuple(pending.live):
@@ -187,73 +206,55 @@ class Metrics:
         for (name, pipeline), provider in tuple(self._infos.items()):
             yield (name, pipeline, provider), ONE
 
-    def _write_points(self) -> None:
-        """Write what stands in the points, where values are kept in files; a series cannot be removed there."""
-        for (name,), (sample, *_) in self._budgets():
-            self.child("slo_budget_ratio", name).set(sample.value)
-        known = {(*key, provider) for key, provider in self._infos.items()}
-        for name, points in (("provider_state", self._provider_points), ("scanner_info", self._info_points)):
-            for labels, (sample, *_) in points():
-                self.child(name, *labels).set(sample.value)
-                known.discard(labels)
-        for labels in known:
-            self.child("scanner_info", *labels).set(0)
-
-    def _load(self) -> Load:
+    def _load(self, *fields: str) -> Iterator[Row]:
         loads = [load for read in tuple(self._loads) if (load := read()) is not None]
-        return Load(**{field: sum(getattr(load, field) for load in loads) for field in Load.__struct_fields__})
+        yield (), tuple(float(sum(getattr(load, field) for load in loads)) for field in fields)
 
-    def _workers(self, state: str) -> float:
-        return float(getattr(self._load(), state))
-
-    def _breakers(self) -> Iterator[Point]:
+    def _breakers(self) -> Iterator[Row]:
         for name, pending in tuple(self.pending.items()):
             if pending.has_breaker:
-                yield from _one_of(name, BREAKER_STATES, _breaker(pending.live))
+                yield (name,), _BREAKERS[_breaker(pending.live)]
 
-    def _states(self) -> Iterator[Point]:
+    def _states(self) -> Iterator[Row]:
         for name, pending in tuple(self.pending.items()):
-            yield from _one_of(name, SCANNER_STATES, _state(pending.live))
+            yield (name,), _STATES[_state(pending.live)]
 
-    def _abandoned(self) -> Iterator[Point]:
+    def _abandoned(self) -> Iterator[Row]:
         pauses = Pauses()  # of its own, because most scanners have no series after which the scrape could pause
         for name, pending in tuple(self.pending.items()):
             hanging = _hanging(pending.live)
-            if hanging or pending.has_hung:
+            if hanging or pending.has_hung or MULTIPROCESS:
                 pending.has_hung = True  # from now on it shows that none hangs any more
-                yield (name,), (Sample("", {}, hanging),)
+                yield (name,), (hanging,)
             pauses()
 
-    def _flapping(self) -> Iterator[Point]:
+    def _flapping(self) -> Iterator[Row]:
         for name, pending in tuple(self.pending.items()):
             yield (name,), ONE if _flaps(pending.live) else ZERO
 
-    def _budgets(self) -> Iterator[Point]:
+    def _budgets(self) -> Iterator[Row]:
         for name, pending in tuple(self.pending.items()):
             left = _budget(pending.live)
             if left is not None:
-                yield (name,), (Sample("", {}, left),)
-
-    def _read_in_files(self, name: str, scanner: str, states: tuple[str, ...], read: Callable[[], str]) -> None:
-        """Have a state written where values are kept in files."""
-        if MULTIPROCESS:
-            for state in states:
-                self._read(name, (scanner, state), lambda state=state: float(read() == state))  # type: ignore[misc]
-
-    def _read(self, name: str, labels: tuple[str, ...], read: Callable[[], float]) -> None:
-        """Have a gauge read at each scrape; values in files cannot be, so `write` writes them."""
-        child = self.child(name, *labels)
-        if MULTIPROCESS:
-            self._gauges.append((child, read))
-        else:
-            child.set_function(read)
+                yield (name,), (float(left),)
 
     def write(self) -> None:
         """Write the gauges that are read at a scrape; needed only where values are kept in files."""
         with self._lock:
-            for child, read in self._gauges:
-                child.set(read())
-            self._write_points()
+            gone = {(*key, provider) for key, provider in self._infos.items()}
+            for name, read, lasts in self._readings:
+                for own, numbers in read():
+                    for last, number in zip(lasts, numbers, strict=True):
+                        self._in_file(name, own + last).set(number)
+                    gone.discard(own)
+            for labels in gone:  # a series cannot be removed there
+                self._in_file("scanner_info", labels).set(0)
+
+    def _in_file(self, name: str, labels: Labels) -> Child:
+        child = self._in_files.get((name, labels))
+        if child is None:
+            child = self._in_files[name, labels] = self.child(name, *labels)
+        return child
 
     # counting
 
@@ -281,7 +282,11 @@ class Metrics:
         just being drained (CPython 3.11 copies as many items as there were before it ran), so it leaves its scanners to
         the flush below it on the stack.
         """
-        self._waiting.extend(pending for pending in tuple(those) if pending.ends or pending.events)
+        self._waiting += [
+            pending
+            for pending in tuple(those)
+            if pending.ends or pending.executions or pending.attempts or pending.events
+        ]
         if self._flushing:
             return
         self._flushing = True
@@ -314,10 +319,6 @@ class Metrics:
             pending.live.clear()
             if MULTIPROCESS:
                 pending.discard()
-
-
-def _one_of(scanner: str, states: tuple[str, ...], current: str) -> Iterator[Point]:
-    return (((scanner, state), ONE if state == current else ZERO) for state in states)
 
 
 def _breaker(live: list[Registered]) -> str:

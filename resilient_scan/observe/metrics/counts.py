@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -25,17 +25,21 @@ from resilient_scan.events import (
     RetryBudgetExhausted,
     ScannerStateChanged,
     SuspiciousResult,
+    traces,
 )
-from resilient_scan.observe.metrics.catalogue import ATTEMPT_OUTCOMES, BUCKETS, SLOW_SHARE
-from resilient_scan.results import Status
+from resilient_scan.observe.metrics.catalogue import ATTEMPT_OUTCOMES, SLOW_SHARE
+from resilient_scan.observe.metrics.series import Child
+from resilient_scan.results import ErrorInfo, Status
 
 MAX_KINDS = 16  # exception classes with a label of their own
 _ranks: dict[str, int] = {}  # of exception classes, in the order in which this process met them
 _next_rank = itertools.count()
 
+_outcome_and_number = attrgetter("outcome", "attempt")
+_pipeline_and_outcome = attrgetter("pipeline", "outcome")
+_pipeline, _duration = attrgetter("pipeline"), attrgetter("duration")
+
 T = TypeVar("T")
-Child = Any
-"""A time series of prometheus_client: the child of a counter, a gauge or a histogram."""
 Key = tuple[str, ...]
 """A metric's name without the prefix, and the labels of one of its series after the scanner's name."""
 
@@ -79,13 +83,14 @@ class PendingCounts:
     __slots__ = (
         "_children",
         "_counts",
-        "_durations",
         "_last_success",
         "_pipelines",
         "_scanner",
         "_source",
+        "attempts",
         "ends",
         "events",
+        "executions",
         "has_breaker",
         "has_hung",
         "has_total",
@@ -97,6 +102,8 @@ class PendingCounts:
     def __init__(self, source: SeriesSource, scanner: str) -> None:
         self.ends: list[End] = []
         self.queue_waits: list[float] = []  # of scans that waited for a worker
+        self.attempts: list[AttemptEnded] = []
+        self.executions: list[ExecutionEnded] = []
         self.events: list[Event] = []  # all others
         self.traces: dict[str, str] = {}  # of executions among them, by the run's id
         self.live: list[Registered] = []  # the scanner in each runner that has it
@@ -105,10 +112,15 @@ class PendingCounts:
         self._scanner = scanner
         self._pipelines: tuple[str, ...] = ()
         self._children: dict[Key, Child] = {}
-        self._counts: Counter[Key] = Counter()
-        self._durations: dict[str, list[tuple[float, dict[str, str]]]] = {}  # with exemplars, by pipeline
+        self._counts: defaultdict[Key, int] = defaultdict(int)
         self._last_success: float | None = None
-        source.begin("attempts_total", scanner)
+
+    def take_execution(self, event: ExecutionEnded) -> None:
+        """Have an execution counted, with the trace that its run has now."""
+        if traces and (trace := traces.get(event.run_id)):
+            # Before the event: a scrape may count it as soon as it is in the list, and would miss its trace.
+            self.traces[event.run_id] = trace
+        self.executions.append(event)
 
     def add_pipeline(self, pipeline: str) -> None:
         """Begin the time series for a pipeline, unless they exist."""
@@ -125,20 +137,25 @@ class PendingCounts:
 
     def flush(self) -> None:
         """Count everything that is pending; only one thread at a time may do that."""
-        ends, events = _drained(self.ends), _drained(self.events)
-        if self._last_success is None and (ends or events):
+        ends, waits, attempts = _drained(self.ends), _drained(self.queue_waits), _drained(self.attempts)
+        executions, events = _drained(self.executions), _drained(self.events)
+        if self._last_success is None:
             self._last_success = 0.0  # from now on its absence is worth showing
             self._child("last_success_timestamp_seconds")
         try:
             self._count_ends(ends)
+            self._count_attempts(attempts)
+            self._count_executions(executions)
             for event in events:
                 _HANDLERS[type(event)](self, event)
         finally:
             self._write()
+        if waits:
+            self._source.child("queue_wait_seconds").observe_all(waits)
 
     def discard(self) -> None:
         """Forget everything that is pending."""
-        for pending in (self.ends, self.queue_waits, self.events, self.traces):
+        for pending in (self.ends, self.queue_waits, self.attempts, self.executions, self.events, self.traces):
             pending.clear()
 
     def _child(self, *key: str) -> Child:
@@ -148,9 +165,12 @@ class PendingCounts:
             child = self._children[key] = self._source.child(name, self._scanner, *labels)
         return child
 
+    # Most of what waits in a list is equal, so it is counted by kinds: finding out which there are is one step in C.
+
     def _count_ends(self, ends: list[End]) -> None:
         counts = self._counts
-        for end, number in Counter(ends).items():
+        for end in set(ends):
+            number = ends.count(end)
             counts["scans_total", end.pipeline, end.status] += number
             if end.cache:
                 counts["cache_requests_total", end.cache] += number
@@ -159,54 +179,71 @@ class PendingCounts:
         found = next((end.found for end in reversed(ends) if end.status.answered), None)
         if found is not None:
             self._child("candidates").set(found)
-        queue_wait = self._source.child("queue_wait_seconds")
-        for seconds in _drained(self.queue_waits):
-            queue_wait.observe(seconds)
+
+    def _count_attempts(self, attempts: list[AttemptEnded]) -> None:
+        counts, kinds = self._counts, list(map(_outcome_and_number, attempts))
+        for kind in set(kinds):
+            (outcome, attempt), number = kind, kinds.count(kind)
+            if outcome in ATTEMPT_OUTCOMES:
+                counts["attempts_total", outcome] += number
+            if attempt > 1:
+                counts["retries_total",] += number
+
+    def _count_executions(self, executions: list[ExecutionEnded]) -> None:
+        counts, kinds = self._counts, list(map(_pipeline_and_outcome, executions))
+        for kind in set(kinds):
+            pipeline, outcome = kind
+            counts["executions_total", pipeline, outcome] += kinds.count(kind)
+            if outcome == SUCCESS:
+                ends = [each.at for each in executions if each.outcome == SUCCESS]
+                self._last_success = max(self._last_success or 0.0, *ends)
+            elif outcome in {ERROR, LOCAL}:
+                self._count_errors([each.error for each in executions if _pipeline_and_outcome(each) == kind])
+        slow = [each for each in executions if each.total is not None and each.duration > SLOW_SHARE * each.total]
+        if slow:
+            counts["slow_executions_total",] += len(slow)
+        pipelines = set(map(_pipeline, executions))
+        for pipeline in pipelines:
+            those = executions if len(pipelines) == 1 else [each for each in executions if each.pipeline == pipeline]
+            self._observe(self._child("execution_duration_seconds", pipeline), those)
+
+    def _count_errors(self, errors: list[ErrorInfo | None]) -> None:
+        for error in errors:
+            if error is not None:
+                self._counts["errors_total", _kind(error.kind), error.blame] += 1
+
+    def _observe(self, histogram: Child, executions: list[ExecutionEnded]) -> None:
+        traces = self.traces
+
+        def exemplar(number: int) -> dict[str, str]:
+            run_id = executions[number].run_id
+            trace = traces.get(run_id) if traces else None
+            return {} if not run_id else {"run_id": run_id} if trace is None else {"run_id": run_id, "trace_id": trace}
+
+        histogram.observe_all(list(map(_duration, executions)), exemplar)
+        if traces:
+            for each in executions:
+                traces.pop(each.run_id, None)
 
     def _write(self) -> None:
         """Bring what was counted into the time series, touching each once."""
-        counts, self._counts = self._counts, Counter()
+        counts, self._counts = self._counts, defaultdict(int)
         for key, number in counts.items():
             self._child(*key).inc(number)
         if self._last_success:
             self._child("last_success_timestamp_seconds").set(self._last_success)
-        durations, self._durations = self._durations, {}
-        for pipeline, observed in durations.items():
-            _observe(self._child("execution_duration_seconds", pipeline), observed)
-
-    def _execution(self, event: ExecutionEnded) -> None:
-        counts = self._counts
-        counts["executions_total", event.pipeline, event.outcome] += 1
-        exemplar = {"run_id": event.run_id} if event.run_id else {}
-        if self.traces and (trace := self.traces.pop(event.run_id, None)):
-            exemplar["trace_id"] = trace
-        self._durations.setdefault(event.pipeline, []).append((event.duration, exemplar))
-        if event.total is not None and event.duration > SLOW_SHARE * event.total:
-            counts["slow_executions_total",] += 1
-        if event.outcome == SUCCESS:
-            self._last_success = max(self._last_success or 0.0, event.at)
-        elif event.outcome in {ERROR, LOCAL} and event.error is not None:
-            counts["errors_total", _kind(event.error.kind), event.error.blame] += 1
 
     def _late_completion(self, event: LateCompletion) -> None:
         if event.abandoned:
             self._source.child("late_completion_duration_seconds").observe(event.duration)
         self._counts["timeout_freed_total", event.method] += 1
 
-    def _attempt(self, event: AttemptEnded) -> None:
-        if event.outcome in ATTEMPT_OUTCOMES:
-            self._counts["attempts_total", event.outcome] += 1
-        if event.attempt > 1:
-            self._counts["retries_total",] += 1
-
     def _add(self, *key: str) -> None:
         self._counts[key] += 1
 
 
 _HANDLERS: dict[type, Callable[[PendingCounts, Any], None]] = {
-    ExecutionEnded: PendingCounts._execution,  # noqa: SLF001 - all of its own class
-    AttemptEnded: PendingCounts._attempt,  # noqa: SLF001
-    LateCompletion: PendingCounts._late_completion,  # noqa: SLF001
+    LateCompletion: PendingCounts._late_completion,  # noqa: SLF001 - all of its own class
     BreakerChanged: lambda counts, event: counts._add("breaker_transitions_total", event.new),  # noqa: SLF001
     ScannerStateChanged: lambda counts, event: counts._add("scanner_transitions_total", event.new, event.source),  # noqa: SLF001
     ProbeEnded: lambda counts, event: counts._add("probes_total", event.outcome),  # noqa: SLF001
@@ -224,14 +261,6 @@ def _drained(pending: list[T]) -> list[T]:
     taken = pending[:]
     del pending[: len(taken)]
     return taken
-
-
-def _observe(histogram: Child, durations: list[tuple[float, dict[str, str]]]) -> None:
-    """Observe several durations; the newest in each bucket becomes its exemplar."""
-    newest = {bisect_left(BUCKETS, seconds): number for number, (seconds, _) in enumerate(durations)}
-    for number, (seconds, exemplar) in enumerate(durations):
-        is_newest = newest[bisect_left(BUCKETS, seconds)] == number
-        histogram.observe(seconds, exemplar if is_newest and exemplar else None)
 
 
 def _kind(name: str) -> str:
