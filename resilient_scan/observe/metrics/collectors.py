@@ -35,6 +35,7 @@ was imported."""
 MAX_PENDING = 1 if MULTIPROCESS else 128
 """How many ends of scans, and how many other events, of one scanner may wait to be counted. With values in files none
 may: another process answers the scrape, and does not see what waits here."""
+MAX_WAITS = 1000  # to be observed in one step, in which no other thread runs
 WORST_BREAKER = ("open", "half_open", "closed")
 WORST_PROVIDER = ("open", "half_open", "held", "closed")
 WORST_STATE = ("disabled", "quarantined", "probing", "enabled")
@@ -79,6 +80,7 @@ class Metrics:
         self._providers: list[Callable[[], dict[str, str] | None]] = []
         self._seen: dict[str, set[str]] = {}  # states of all providers that were ever seen
         self._infos: dict[tuple[str, str], str] = {}  # the provider that is exported for a scanner and its pipeline
+        self.queue_waits: list[float] = []  # of all scanners, while their events are counted
         self._reserved: dict[str, PendingCounts] = {}
         self.pending: dict[str, PendingCounts] = {}
         for name, family in self._families.items():
@@ -293,10 +295,18 @@ class Metrics:
         try:
             while self._waiting:
                 self._waiting.pop().flush()
+                if len(self.queue_waits) >= MAX_WAITS:
+                    self._observe_waits()
                 pauses()
         finally:
+            self._observe_waits()
             self._waiting.clear()
             self._flushing = False
+
+    def _observe_waits(self) -> None:
+        waits, self.queue_waits = self.queue_waits, []
+        if waits:
+            self.child("queue_wait_seconds").observe_all(waits)
 
     def after_fork(self) -> None:
         """Carry on in a forked child.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -35,9 +34,9 @@ MAX_KINDS = 16  # exception classes with a label of their own
 _ranks: dict[str, int] = {}  # of exception classes, in the order in which this process met them
 _next_rank = itertools.count()
 
-_outcome_and_number = attrgetter("outcome", "attempt")
-_pipeline_and_outcome = attrgetter("pipeline", "outcome")
-_pipeline, _duration = attrgetter("pipeline"), attrgetter("duration")
+_of_end = attrgetter("pipeline", "status", "cache", "dropped")
+_of_attempt = attrgetter("outcome", "attempt")
+_pipeline, _outcome, _duration, _total, _at = map(attrgetter, ("pipeline", "outcome", "duration", "total", "at"))
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -59,7 +58,13 @@ class End(msgspec.Struct, frozen=True, gc=False):
 
 
 class SeriesSource(Protocol):
-    """Where time series come from."""
+    """Where time series come from.
+
+    Attributes:
+        queue_waits: how long scans waited for a worker, to be observed when all that is pending has been counted.
+    """
+
+    queue_waits: list[float]
 
     def child(self, name: str, *labels: str) -> Child:
         """Return one time series, making it if necessary."""
@@ -82,7 +87,6 @@ class PendingCounts:
 
     __slots__ = (
         "_children",
-        "_counts",
         "_last_success",
         "_pipelines",
         "_scanner",
@@ -112,7 +116,6 @@ class PendingCounts:
         self._scanner = scanner
         self._pipelines: tuple[str, ...] = ()
         self._children: dict[Key, Child] = {}
-        self._counts: defaultdict[Key, int] = defaultdict(int)
         self._last_success: float | None = None
 
     def take_execution(self, event: ExecutionEnded) -> None:
@@ -137,21 +140,20 @@ class PendingCounts:
 
     def flush(self) -> None:
         """Count everything that is pending; only one thread at a time may do that."""
-        ends, waits, attempts = _drained(self.ends), _drained(self.queue_waits), _drained(self.attempts)
-        executions, events = _drained(self.executions), _drained(self.events)
         if self._last_success is None:
             self._last_success = 0.0  # from now on its absence is worth showing
             self._child("last_success_timestamp_seconds")
-        try:
-            self._count_ends(ends)
-            self._count_attempts(attempts)
-            self._count_executions(executions)
-            for event in events:
+        if self.ends:
+            self._count_ends(_drained(self.ends))
+        if self.queue_waits:
+            self._source.queue_waits += _drained(self.queue_waits)
+        if self.attempts:
+            self._count_attempts(_drained(self.attempts))
+        if self.executions:
+            self._count_executions(_drained(self.executions))
+        if self.events:
+            for event in _drained(self.events):
                 _HANDLERS[type(event)](self, event)
-        finally:
-            self._write()
-        if waits:
-            self._source.child("queue_wait_seconds").observe_all(waits)
 
     def discard(self) -> None:
         """Forget everything that is pending."""
@@ -165,81 +167,81 @@ class PendingCounts:
             child = self._children[key] = self._source.child(name, self._scanner, *labels)
         return child
 
-    # Most of what waits in a list is equal, so it is counted by kinds: finding out which there are is one step in C.
+    # Most of what waits in a list is alike, so it is counted by kinds: to find them, and to count each, are steps in C.
 
     def _count_ends(self, ends: list[End]) -> None:
-        counts = self._counts
-        for end in set(ends):
-            number = ends.count(end)
-            counts["scans_total", end.pipeline, end.status] += number
-            if end.cache:
-                counts["cache_requests_total", end.cache] += number
-            if end.dropped:
-                counts["candidates_dropped_total",] += end.dropped * number
+        kinds = list(map(_of_end, ends))
+        for kind in set(kinds):
+            (pipeline, status, cache, dropped), number = kind, kinds.count(kind)
+            self._child("scans_total", pipeline, status).inc(number)
+            if cache:
+                self._child("cache_requests_total", cache).inc(number)
+            if dropped:
+                self._child("candidates_dropped_total").inc(dropped * number)
         found = next((end.found for end in reversed(ends) if end.status.answered), None)
         if found is not None:
             self._child("candidates").set(found)
 
     def _count_attempts(self, attempts: list[AttemptEnded]) -> None:
-        counts, kinds = self._counts, list(map(_outcome_and_number, attempts))
+        kinds = list(map(_of_attempt, attempts))
         for kind in set(kinds):
             (outcome, attempt), number = kind, kinds.count(kind)
             if outcome in ATTEMPT_OUTCOMES:
-                counts["attempts_total", outcome] += number
+                self._child("attempts_total", outcome).inc(number)
             if attempt > 1:
-                counts["retries_total",] += number
+                self._child("retries_total").inc(number)
 
     def _count_executions(self, executions: list[ExecutionEnded]) -> None:
-        counts, kinds = self._counts, list(map(_pipeline_and_outcome, executions))
-        for kind in set(kinds):
-            pipeline, outcome = kind
-            counts["executions_total", pipeline, outcome] += kinds.count(kind)
-            if outcome == SUCCESS:
-                ends = [each.at for each in executions if each.outcome == SUCCESS]
-                self._last_success = max(self._last_success or 0.0, *ends)
-            elif outcome in {ERROR, LOCAL}:
-                self._count_errors([each.error for each in executions if _pipeline_and_outcome(each) == kind])
-        slow = [each for each in executions if each.total is not None and each.duration > SLOW_SHARE * each.total]
-        if slow:
-            counts["slow_executions_total",] += len(slow)
         pipelines = set(map(_pipeline, executions))
         for pipeline in pipelines:
             those = executions if len(pipelines) == 1 else [each for each in executions if each.pipeline == pipeline]
-            self._observe(self._child("execution_duration_seconds", pipeline), those)
+            durations, outcomes = list(map(_duration, those)), list(map(_outcome, those))
+            for outcome in set(outcomes):
+                self._child("executions_total", pipeline, outcome).inc(outcomes.count(outcome))
+                if outcome == SUCCESS:
+                    self._succeeded(max(each.at for each in those if each.outcome == SUCCESS))
+                elif outcome in {ERROR, LOCAL}:
+                    self._count_errors([each.error for each in those if each.outcome == outcome])
+            self._count_slow(those, max(durations))
+            self._child("execution_duration_seconds", pipeline).observe_all(durations, self._exemplars(those))
+        if self.traces:
+            for each in executions:
+                self.traces.pop(each.run_id, None)
+
+    def _succeeded(self, at: float) -> None:
+        if at > (self._last_success or 0.0):
+            self._last_success = at
+            self._child("last_success_timestamp_seconds").set(at)
 
     def _count_errors(self, errors: list[ErrorInfo | None]) -> None:
         for error in errors:
             if error is not None:
-                self._counts["errors_total", _kind(error.kind), error.blame] += 1
+                self._child("errors_total", _kind(error.kind), error.blame).inc()
 
-    def _observe(self, histogram: Child, executions: list[ExecutionEnded]) -> None:
-        traces = self.traces
+    def _count_slow(self, executions: list[ExecutionEnded], longest: float) -> None:
+        bounds = [SLOW_SHARE * total for total in set(map(_total, executions)) if total is not None]
+        if bounds and longest > min(bounds):  # nearly never, and this is quicker than a look at each
+            slow = [one for one in executions if one.total is not None and one.duration > SLOW_SHARE * one.total]
+            if slow:
+                self._child("slow_executions_total").inc(len(slow))
+
+    def _exemplars(self, executions: list[ExecutionEnded]) -> Callable[[int], dict[str, str]]:
+        """Return what makes the exemplar of an execution, given its number: only the last one in a bucket needs it."""
 
         def exemplar(number: int) -> dict[str, str]:
             run_id = executions[number].run_id
-            trace = traces.get(run_id) if traces else None
+            trace = self.traces.get(run_id)
             return {} if not run_id else {"run_id": run_id} if trace is None else {"run_id": run_id, "trace_id": trace}
 
-        histogram.observe_all(list(map(_duration, executions)), exemplar)
-        if traces:
-            for each in executions:
-                traces.pop(each.run_id, None)
-
-    def _write(self) -> None:
-        """Bring what was counted into the time series, touching each once."""
-        counts, self._counts = self._counts, defaultdict(int)
-        for key, number in counts.items():
-            self._child(*key).inc(number)
-        if self._last_success:
-            self._child("last_success_timestamp_seconds").set(self._last_success)
+        return exemplar
 
     def _late_completion(self, event: LateCompletion) -> None:
         if event.abandoned:
             self._source.child("late_completion_duration_seconds").observe(event.duration)
-        self._counts["timeout_freed_total", event.method] += 1
+        self._add("timeout_freed_total", event.method)
 
     def _add(self, *key: str) -> None:
-        self._counts[key] += 1
+        self._child(*key).inc()
 
 
 _HANDLERS: dict[type, Callable[[PendingCounts, Any], None]] = {
