@@ -51,6 +51,7 @@ from resilient_scan.events import (
     LOCAL,
     SUCCESS,
     TIMEOUT,
+    ExecutionEnded,
     LocalFault,
     SuspiciousResult,
 )
@@ -287,8 +288,13 @@ class Execution(Overdue, eq=False):
         stack.expected = spent if before == NEVER else 0.5 * (before + spent)  # `_took`, without the call
         if spent > stack.total:
             self._report_lateness(spent - stack.total)
-        if doubt is not None or self.probe or stack.send_execution is not None:
+        if doubt is not None or self.probe:
             self._report_success(doubt, len(found), took)
+        elif stack.send_execution is not None:  # what nearly all have to report, without the two calls
+            attempt, run_id, at = context.attempt, context.run_id, stack.clock.time()
+            stack.send_execution(
+                ExecutionEnded(stack.name, stack.pipeline, SUCCESS, took, attempt, None, run_id, at, stack.total)
+            )
         for waiter in waiters:
             if not waiter.leads:
                 waiter.end(self.outcome(SUCCESS, found, entry, None, suspicious=doubt))

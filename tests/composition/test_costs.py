@@ -22,6 +22,12 @@ def test_with_a_store_a_hit_takes_half_as_many_more(quick_path: Path) -> None:
     assert found.total() <= 375, found.most_common(20)
 
 
+def test_a_scan_that_is_counted_and_scraped_takes_so_many_steps() -> None:
+    """Three events, and a tenth of what it takes to count them and to write 40 lines."""
+    found = counts.bytecodes(hit=False, metrics=True, rounds=1)
+    assert found.total() <= 1750, found.most_common(20)
+
+
 def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:
     assert counts.setup_objects(coroutines=False) <= 50
     assert counts.setup_objects(coroutines=True) <= 48

@@ -132,7 +132,7 @@ class PrometheusMetrics(Direct):
                 pending.take_execution(event)  # type: ignore[arg-type]
             elif kind is AttemptEnded:
                 queue = pending.attempts
-                pending.attempts.append(event)  # type: ignore[arg-type]
+                pending.take_attempt(event)  # type: ignore[arg-type]
             else:
                 queue = pending.events
                 pending.events.append(event)
@@ -152,7 +152,7 @@ class PrometheusMetrics(Direct):
         if kind is ScanEnded:
             return self._scan_ended
         if kind is AttemptEnded:
-            return self._metrics.reserved(scanner).attempts.append
+            return self._metrics.reserved(scanner).take_attempt
         return self._metrics.reserved(scanner).take_execution if kind is ExecutionEnded else None
 
     def _scan_ended(self, event: ScanEnded) -> None:

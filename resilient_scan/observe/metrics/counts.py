@@ -35,7 +35,6 @@ _ranks: dict[str, int] = {}  # of exception classes, in the order in which this 
 _next_rank = itertools.count()
 
 _of_end = attrgetter("pipeline", "status", "cache", "dropped")
-_of_attempt = attrgetter("outcome", "attempt")
 _pipeline, _outcome, _duration, _total, _at = map(attrgetter, ("pipeline", "outcome", "duration", "total", "at"))
 
 T = TypeVar("T")
@@ -106,7 +105,7 @@ class PendingCounts:
     def __init__(self, source: SeriesSource, scanner: str) -> None:
         self.ends: list[End] = []
         self.queue_waits: list[float] = []  # of scans that waited for a worker
-        self.attempts: list[AttemptEnded] = []
+        self.attempts: list[str] = []  # their outcomes
         self.executions: list[ExecutionEnded] = []
         self.events: list[Event] = []  # all others
         self.traces: dict[str, str] = {}  # of executions among them, by the run's id
@@ -117,6 +116,12 @@ class PendingCounts:
         self._pipelines: tuple[str, ...] = ()
         self._children: dict[Key, Child] = {}
         self._last_success: float | None = None
+
+    def take_attempt(self, event: AttemptEnded) -> None:
+        """Have an attempt counted; the event itself is not kept, for its memory is at hand for the next one."""
+        self.attempts.append(event.outcome)
+        if event.attempt > 1:
+            self.events.append(event)
 
     def take_execution(self, event: ExecutionEnded) -> None:
         """Have an execution counted, with the trace that its run has now."""
@@ -182,14 +187,10 @@ class PendingCounts:
         if found is not None:
             self._child("candidates").set(found)
 
-    def _count_attempts(self, attempts: list[AttemptEnded]) -> None:
-        kinds = list(map(_of_attempt, attempts))
-        for kind in set(kinds):
-            (outcome, attempt), number = kind, kinds.count(kind)
+    def _count_attempts(self, attempts: list[str]) -> None:
+        for outcome in set(attempts):
             if outcome in ATTEMPT_OUTCOMES:
-                self._child("attempts_total", outcome).inc(number)
-            if attempt > 1:
-                self._child("retries_total").inc(number)
+                self._child("attempts_total", outcome).inc(attempts.count(outcome))
 
     def _count_executions(self, executions: list[ExecutionEnded]) -> None:
         pipelines = set(map(_pipeline, executions))
@@ -245,6 +246,7 @@ class PendingCounts:
 
 
 _HANDLERS: dict[type, Callable[[PendingCounts, Any], None]] = {
+    AttemptEnded: lambda counts, _event: counts._add("retries_total"),  # noqa: SLF001
     LateCompletion: PendingCounts._late_completion,  # noqa: SLF001 - all of its own class
     BreakerChanged: lambda counts, event: counts._add("breaker_transitions_total", event.new),  # noqa: SLF001
     ScannerStateChanged: lambda counts, event: counts._add("scanner_transitions_total", event.new, event.source),  # noqa: SLF001
