@@ -291,6 +291,23 @@ def test_so_does_what_counts_before_a_scrape(monkeypatch: pytest.MonkeyPatch) ->
     assert called["pauses"] == 50
 
 
+def test_waits_are_observed_together_but_not_too_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    listener = PrometheusMetrics(registry)
+    sizes: list[int] = []
+    observe_all = series._Histogram.observe_all
+    monkeypatch.setattr(collectors, "MAX_WAITS", 4)
+    monkeypatch.setattr(
+        series._Histogram, "observe_all", lambda *given: sizes.append(len(given[1])) or observe_all(*given)
+    )
+    for number in range(5):
+        listener(ScannersRegistered((Registered(f"s{number}", "test", None, lambda: 0),)))
+        for _ in range(2):
+            listener(ScanEnded("run", result(scanner=f"s{number}", pipeline="test", queue_wait=0.2), "miss", ""))
+    assert b"resilient_scan_queue_wait_seconds_count 10.0" in exposition(registry)[1]
+    assert sizes == [4, 4, 2]
+
+
 def test_a_pause_comes_when_a_turn_is_over_until_patience_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now, slept = [100.0], list[float]()
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

@@ -155,6 +155,7 @@ class Metrics:
             pending = self.pending.get(scanner.name)
             if pending is None:
                 pending = self.pending[scanner.name] = self.reserved(scanner.name)
+                del self._reserved[scanner.name]
                 self.begin("attempts_total", scanner.name)
             pending.add_pipeline(scanner.pipeline)
             pending.add_total(scanner.total)

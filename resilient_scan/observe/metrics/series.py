@@ -39,7 +39,8 @@ class _Series(MetricWrapperBase):
     _value: Any  # of prometheus_client's own; histograms have none
     before: Callable[[], object] = staticmethod(lambda: None)
     _places: dict[Labels, int] = {}  # noqa: RUF012 - a metric gets its own; its series, which have none, share this one
-    _owners: dict[Labels, dict[int, Child]] = {}  # noqa: RUF012 - likewise
+    _owners: dict[Labels, None] = {}  # noqa: RUF012 - likewise
+    _used: dict[Labels, dict[int, Child]] = {}  # noqa: RUF012 - likewise; the series of owners that were ever counted
     _zeros: tuple[float, ...] = ()
     _reading: Reading | None = None
 
@@ -47,7 +48,7 @@ class _Series(MetricWrapperBase):
         """Prepare for owners whose series exist, counted or not: `closed` has the values of their last labels."""
         rest = len(closed[0]) if closed else 0
         own = len(self._labelnames) - rest
-        self._owners, self._places = {}, {labels: place for place, labels in enumerate(closed)}
+        self._owners, self._used, self._places = {}, {}, {labels: place for place, labels in enumerate(closed)}
         self._zeros = (0.0,) * len(closed)
         self._split = own
         self._together = self._shape(own, closed)
@@ -67,19 +68,19 @@ class _Series(MetricWrapperBase):
 
         The owner is entered first: a series that another thread makes meanwhile is found by one of the two.
         """
-        children = self._owners.setdefault(owner, {})
+        self._owners[owner] = None
         for rest, place in self._places.items():
             child = self._metrics.get(owner + rest)
             if child is not None:
-                children[place] = child
+                self._used.setdefault(owner, {})[place] = child
 
     def labels(self, *values: object, **named: object) -> Child:
         """Return one series, as prometheus_client does, and note whose it is."""
         child = super().labels(*values, **named)
         labels: Labels = child._labelvalues  # noqa: SLF001 - of our own subclasses, here and below
-        children = self._owners.get(labels[: self._split])
-        if children is not None and (place := self._places.get(labels[self._split :])) is not None:
-            children[place] = child
+        owner, place = labels[: self._split], self._places.get(labels[self._split :])
+        if place is not None and owner in self._owners:
+            self._used.setdefault(owner, {})[place] = child
         return child
 
     def read(self, reading: Reading, lasts: tuple[Labels, ...] = ((),)) -> None:
@@ -101,15 +102,17 @@ class _Series(MetricWrapperBase):
 
     def _labelled(self, exemplars: bool) -> Iterator[Block]:
         shape, zeros, placed = self._together, self._zeros, 0
-        for owner, children in tuple(self._owners.items()):
-            if children:
-                numbers = list(zeros)
-                for place, child in children.copy().items():
-                    numbers[place] = child._value.get()  # noqa: SLF001 - only counters have owners
-                placed += len(children)
-                yield shape, owner, numbers, ()
-            else:
+        used = self._used
+        for owner in tuple(self._owners):
+            children = used.get(owner)
+            if children is None:
                 yield shape, owner, zeros, ()
+                continue
+            numbers = list(zeros)
+            for place, child in children.copy().items():
+                numbers[place] = child._value.get()  # noqa: SLF001 - only counters have owners
+            placed += len(children)
+            yield shape, owner, numbers, ()
         if placed < len(self._metrics):
             yield from self._others(exemplars)
 
@@ -148,12 +151,12 @@ class _Gauge(_Series, Gauge):
 class _Histogram(_Series, Histogram):
     def _metric_init(self) -> None:
         super()._metric_init()
-        self._used: set[int] = set()  # the buckets that are not 0: most are, and each is an object far away in memory
+        self._filled: list[int] = []  # the buckets that are not 0: most are, and each is an object far away in memory
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Observe one amount."""
-        self._used.add(bisect_left(self._upper_bounds, amount))
         super().observe(amount, exemplar)
+        self._fill(bisect_left(self._upper_bounds, amount))
 
     def observe_all(self, amounts: Sequence[float], exemplar: Callable[[int], dict[str, str]] | None = None) -> None:
         """Observe several amounts like `observe`, but in one step for each bucket, not for each amount.
@@ -164,13 +167,17 @@ class _Histogram(_Series, Histogram):
                 the last one in each bucket.
         """
         places = list(map(bisect_left, repeat(self._upper_bounds), amounts))
-        self._used.update(places)
         self._sum.inc(sum(amounts))
         for place, number in dict(zip(places, range(len(places)), strict=True)).items():
             bucket = self._buckets[place]
             bucket.inc(places.count(place))
+            self._fill(place)
             if exemplar is not None and (labels := exemplar(number)):
                 bucket.set_exemplar(Exemplar(labels, amounts[number], time.time()))
+
+    def _fill(self, place: int) -> None:
+        if place not in self._filled:  # if two threads find that, it is there twice, which is the same
+            self._filled.append(place)
 
     def _lines(self) -> Iterable[Line]:
         buckets = [("_bucket", {"le": str(floatToGoString(bound))}) for bound in self._upper_bounds]  # type: ignore[no-untyped-call]
@@ -178,7 +185,7 @@ class _Histogram(_Series, Histogram):
 
     def _numbers(self) -> Sequence[float]:
         numbers = [0.0] * len(self._buckets)
-        for place in self._used.copy():
+        for place in self._filled.copy():
             numbers[place] = self._buckets[place].get()
         *below, count = accumulate(numbers)
         return (*below, count, count, self._sum.get())
