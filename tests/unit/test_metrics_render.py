@@ -177,6 +177,15 @@ def test_numbers_of_one_block_are_each_written_as_prometheus_client_writes_them(
     assert b"".join(rendered(Odd(), prometheus.generate_latest)) == prometheus.generate_latest(Odd())
 
 
+def test_a_zero_is_written_as_one_whatever_its_sign() -> None:
+    registry = CollectorRegistry()
+    metric = series.made(next(family for family in families() if family.name.endswith("_candidates")))
+    registry.register(metric)
+    for name, number in (("one", 0.0), ("two", -0.0), ("three", 0.0)):
+        metric.labels(name).set(number)
+    assert exposition(registry)[1] == prometheus.generate_latest(registry)
+
+
 @given(NUMBERS)
 def test_every_number_is_written_as_prometheus_client_writes_it(number: float) -> None:
     registry = CollectorRegistry()

@@ -51,6 +51,7 @@ from resilient_scan.events import (
     ScheduleStarted,
     StoreFailed,
     SuspiciousResult,
+    traces,
 )
 from resilient_scan.http import Client
 from resilient_scan.observe.metrics import catalogue, collectors, counts, families
@@ -236,6 +237,41 @@ def test_slow_is_what_uses_up_most_of_its_own_total(
     assert value(registry, "slow_executions_total", scanner="one") == slow
 
 
+def test_executions_that_are_counted_together_are_told_apart(registry: CollectorRegistry) -> None:
+    """By pipeline, outcome and total: two runners may have a scanner of this name, each with options of its own."""
+    listener = PrometheusMetrics(registry)
+    for pipeline in ("edge", "test"):
+        listener(ScannersRegistered((Registered("one", pipeline, None, lambda: 0, total=10.0),)))
+    error = ErrorInfo("OSError", "down", blame="provider")
+    for pipeline, outcome, seconds, total in (
+        ("edge", "success", 9.0, 10.0),
+        ("edge", "success", 9.0, 100.0),
+        ("edge", "error", 0.2, None),
+        ("test", "success", 0.1, 10.0),
+        ("test", "timeout", 11.0, 10.0),
+    ):
+        failure = error if outcome == "error" else None
+        listener(ExecutionEnded("one", pipeline, outcome, seconds, 1, failure, "run", 9.0, total))
+    assert value(registry, "slow_executions_total", scanner="one") == 2
+    assert value(registry, "errors_total", scanner="one", kind="OSError", blame="provider") == 1
+    counted = {
+        (pipeline, outcome): value(registry, "executions_total", scanner="one", pipeline=pipeline, outcome=outcome)
+        for pipeline in ("edge", "test")
+        for outcome in ("success", "error", "timeout")
+    }
+    assert counted == {
+        ("edge", "success"): 2,
+        ("edge", "error"): 1,
+        ("edge", "timeout"): 0,
+        ("test", "success"): 1,
+        ("test", "error"): 0,
+        ("test", "timeout"): 1,
+    }
+    for pipeline, seconds in (("edge", 18.2), ("test", 11.1)):
+        summed = value(registry, "execution_duration_seconds_sum", scanner="one", pipeline=pipeline)
+        assert summed == pytest.approx(seconds)
+
+
 def test_without_a_total_nothing_says_how_slow_is_slow(
     listener: PrometheusMetrics, registry: CollectorRegistry
 ) -> None:
@@ -285,6 +321,8 @@ def test_of_successes_sent_out_of_order_the_last_one_counts(
 ) -> None:
     for at in (9.0, 12.0, 10.0):
         listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", at))
+    assert value(registry, "last_success_timestamp_seconds", scanner="one") == 12
+    listener(ExecutionEnded("one", "test", "success", 0.1, 1, None, "run", 11.0))
     assert value(registry, "last_success_timestamp_seconds", scanner="one") == 12
 
 
@@ -458,6 +496,7 @@ def test_a_way_that_was_asked_for_before_the_scanner_was_known_leads_to_it(regis
     takes = [listener.direct(type(event), "one") for event, _, _ in SHORT]
     assert b'"one"' not in generate_latest(registry)
     listener(ScannersRegistered((Registered("one", "test", None, lambda: 0),)))
+    assert listener._metrics._reserved == {}
     for take, (event, name, labels) in zip(takes, SHORT, strict=True):
         assert take is not None
         take(event)
@@ -596,6 +635,16 @@ def test_the_newest_run_of_each_bucket_is_its_exemplar(
         if sample.exemplar
     }
     assert exemplars == {"0.05": ("run3", 0.04), "5.0": ("run1", 3.0), "+Inf": ("run4", 400.0)}
+
+
+def test_no_trace_is_kept_once_its_execution_is_counted(
+    listener: PrometheusMetrics, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(traces, "run", "abc")
+    for seconds in (0.01, 0.02):
+        listener(ExecutionEnded("one", "test", "success", seconds, 1, None, "run", 9.0))
+    assert b'{run_id="run",trace_id="abc"} 0.02' in openmetrics(registry)
+    assert listener._metrics.pending["one"].traces == {}
 
 
 def test_the_version_is_exported(listener: PrometheusMetrics, registry: CollectorRegistry) -> None:
