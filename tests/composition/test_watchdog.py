@@ -400,10 +400,10 @@ def test_a_short_run_wakes_no_watchdog(eventually: Eventually) -> None:
         pool = runner._fleet.pool
         pool.look_by(0.0)  # it looks, as it may at any time, when nothing is under way
         eventually(lambda: clock.rests(within=30))
-        resting = clock._wait
+        resting = clock.wait_of()
         for _ in range(3):
             assert runner.run(deadline=60).complete
-        assert clock._wait is resting
+        assert clock.wait_of() is resting
         eventually(lambda: pool.counts()["busy"] == 0, "the last worker is through")
         clock.advance(30)
         eventually(lambda: clock.rests() and not clock.rests(within=1e9), "there is no deadline any more")

@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from resilient_scan import ScanCancelled, ScanContext
 from resilient_scan.layers.shared_values import SharedValues
-from resilient_scan.testing import FakeClock
+from tests.support.clocks import WatchedClock
 from tests.support.fixtures import Eventually
+from tests.support.waiting import WAIT_TIMEOUT
 
-WAIT_TIMEOUT = 5.0
 APART = 2.0**-6  # seconds between any two deadlines, so that the model knows which one comes first
 
 
@@ -25,7 +25,7 @@ class LoadError(Exception):
 class Asker:
     """A thread that asks for a value once."""
 
-    def __init__(self, values: SharedValues, clock: FakeClock, key: str, ttl: float, seconds: float) -> None:
+    def __init__(self, values: SharedValues, clock: WatchedClock, key: str, ttl: float, seconds: float) -> None:
         self.key, self.ttl = key, ttl
         self.deadline = clock.monotonic() + seconds
         self.since = 0.0  # when it began to load
@@ -45,7 +45,7 @@ class Asker:
 
     def _load(self) -> Any:
         self.loads.set()
-        assert self.go.wait(WAIT_TIMEOUT * 4), "the test forgot a loader"
+        assert self.go.wait(2 * WAIT_TIMEOUT), "the test forgot a loader"
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -63,7 +63,7 @@ class SharedMachine(RuleBasedStateMachine):
 
     @initialize()
     def build(self) -> None:
-        self.clock = FakeClock()
+        self.clock = WatchedClock()
         self.values = SharedValues(self.clock)
         self.kept: dict[str, tuple[float, Any]] = {}
         self.loader: dict[str, Asker] = {}  # the one that the others wait for
@@ -83,21 +83,32 @@ class SharedMachine(RuleBasedStateMachine):
             assert asker.answer is value
         elif key in self.loader:
             self.waiting.append(asker)
-            self.clock.wait_for_sleepers(len(self.waiting))
+            self._settle()
             assert not asker.loads.is_set()
         elif key in self.dead and seconds <= self.dead[key].spent / 2:
             self.waiting.append(asker)
-            self.clock.wait_for_sleepers(len(self.waiting))
+            self._settle()
             assert not asker.loads.is_set(), "what was not enough for the hung one is too little for this one"
         else:
             self.eventually(asker.loads.is_set, "the first asker loads")
             self._leads(asker)
 
+    def _settle(self) -> None:
+        """Wait until each that has to wait either does, for an instant to come, or loads, which the caller judges.
+
+        One whose time has come, or whom another one has woken, may still be without the processor: a step taken before
+        it looks would find it in a state that the model has left.
+        """
+        self.eventually(
+            lambda: all(asker.loads.is_set() or self.clock.rests(thread=asker.thread.name) for asker in self.waiting),
+            "who has to wait does",
+        )
+
     def _leads(self, asker: Asker) -> None:
         asker.since = self.clock.monotonic()
         self.loader[asker.key] = asker
         self.dead.pop(asker.key, None)
-        self.clock.wait_for_sleepers(len(self.waiting))
+        self._settle()
 
     @precondition(lambda self: self.loader or self.hung)
     @rule(data=st.data(), fails=st.booleans())
@@ -137,7 +148,7 @@ class SharedMachine(RuleBasedStateMachine):
             else:
                 self.hung.append(asker)
                 self._pass_on(asker)
-            self.clock.wait_for_sleepers(len(self.waiting))
+            self._settle()
         self.clock.advance(end - self.clock.monotonic())
 
     def _pass_on(self, hung: Asker) -> None:
@@ -149,8 +160,9 @@ class SharedMachine(RuleBasedStateMachine):
             self.dead[hung.key] = hung
             return
         self.eventually(lambda: any(heir.loads.is_set() for heir in heirs), "one loads in a hung one's stead")
-        self.clock.wait_for_sleepers(len(self.waiting) - 1)
-        (heir,) = [heir for heir in heirs if heir.loads.is_set()]
+        self._settle()
+        (heir,) = [heir for heir in self.waiting if heir.loads.is_set()]
+        assert heir in heirs
         self.waiting.remove(heir)
         self._leads(heir)
 

@@ -19,22 +19,28 @@ class JumpingClock(FakeClock):
 
 
 class WatchedClock(FakeClock):
-    """A clock that knows until when one thread waits on it, so that no step of the clock goes by unseen."""
+    """A clock that knows until when each thread waits on it, so that no step of the clock goes by unseen.
 
-    def __init__(self, thread: str) -> None:
+    `wait_for_sleepers` cannot say that: it counts a thread as asleep until that thread has been given the processor, so
+    on a busy machine also one whose time came a step ago.
+    """
+
+    def __init__(self, thread: str = "") -> None:
         super().__init__()
         self._thread = thread
-        self._wait: tuple[float, Any] | None = None
+        self._waits: dict[str, tuple[float, Any]] = {}
 
     def wait(self, until: float, wake: Any, /) -> None:
-        if threading.current_thread().name != self._thread:
-            super().wait(until, wake)
-            return
-        self._wait = (until, wake)
+        name = threading.current_thread().name
+        self._waits[name] = (until, wake)
         super().wait(until, wake)
-        self._wait = None
+        self._waits.pop(name, None)
 
-    def rests(self, within: float = math.inf) -> bool:
-        """Say whether the thread waits for an instant to come, at most `within` seconds from now."""
-        wait, now = self._wait, self.monotonic()
+    def wait_of(self, thread: str | None = None) -> tuple[float, Any] | None:
+        """Return until when a thread waits, and what would wake it earlier: an object of its own for each wait."""
+        return self._waits.get(self._thread if thread is None else thread)
+
+    def rests(self, within: float = math.inf, *, thread: str | None = None) -> bool:
+        """Say whether a thread waits for an instant to come, at most `within` seconds from now."""
+        wait, now = self.wait_of(thread), self.monotonic()
         return wait is not None and now < wait[0] <= now + within and not wait[1].is_set()
