@@ -24,9 +24,10 @@ from resilient_scan import (
 from resilient_scan.events import AttemptEnded, BreakerChanged, ExecutionEnded, LateCompletion, ThreadAbandoned
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.timeout import HungThreads
-from resilient_scan.testing import Recorder, hanging, healthy, polite
+from resilient_scan.testing import FakeClock, Recorder, hanging, healthy, polite
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
+from tests.support.waiting import WAIT_TIMEOUT
 
 AT_ONCE = Retry(attempts=3, base=0, cap=0)
 QUICK = Timeout(total=5, attempt=0.1, max_abandoned=4)
@@ -223,15 +224,28 @@ def test_a_thread_that_returns_while_it_is_abandoned_is_reported_twice_or_not_at
     assert len(recorder.of(LateCompletion)) <= len(recorder.of(ThreadAbandoned))
 
 
-def test_the_total_wins(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
-    recorder = Recorder()
+def test_the_total_wins(
+    fleet: Fleet, bare: Bare, release: threading.Event, background: Background, eventually: Eventually
+) -> None:
+    recorder, clock, begun = Recorder(), FakeClock(), list[int]()
+
+    @scanner(name="one", pipeline="test")
+    def hung(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        begun.append(context.attempt)
+        release.wait()
+        return []
+
     timeout = Timeout(total=0.25, attempt=0.2, max_abandoned=4)
-    runner = fleet(hanging("one", release), policy=bare(retry=AT_ONCE, timeout=timeout), listeners=[recorder])
-    result = runner.run({}).results["one"]
-    assert (result.status, result.attempts) == (Status.TIMEOUT, 2)
+    runner = fleet(hung, policy=bare(retry=AT_ONCE, timeout=timeout), listeners=[recorder], clock=clock)
+    run = background(runner.run, {})
+    eventually(lambda: begun == [1])
+    clock.advance(0.2)
+    eventually(lambda: begun == [1, 2])
+    clock.advance(0.05)
+    result = run.result(WAIT_TIMEOUT).results["one"]
+    assert (result.status, result.attempts, result.duration) == (Status.TIMEOUT, 2, 0.25)
     assert result.error is not None
     assert result.error.message == "timeout after 0.25s"
-    assert 0.25 <= result.duration < 2
     assert attempts_of(recorder) == [(1, "timeout"), (2, "timeout")]
     assert [event.attempts for event in recorder.of(ExecutionEnded)] == [2]
 

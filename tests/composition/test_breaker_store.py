@@ -18,7 +18,8 @@ from resilient_scan.stores import Store, open_store
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, Recorder, broken, hanging, healthy
 from tests.support.breakers import CountingStore
-from tests.support.fixtures import Bare, Fleet
+from tests.support.fixtures import Background, Bare, Fleet
+from tests.support.waiting import WAIT_TIMEOUT
 
 Open = Callable[[Clock], Store]
 
@@ -93,11 +94,10 @@ def test_a_hung_scanners_timeout_is_in_the_store_before_its_result_is_handed_ove
 
 
 def test_a_timeout_that_opens_it_only_together_with_others_is_announced(
-    reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event
+    reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event, background: Background
 ) -> None:
-    store, recorder = reopen(SystemClock()), Recorder()
-    policy = bare(breaker=Breaker(failures=2), timeout=Timeout(total=1.5))  # time for the other to fail first
-    begun = threading.Event()
+    clock, recorder, begun = FakeClock(), Recorder(), threading.Event()
+    policy = bare(breaker=Breaker(failures=2), timeout=Timeout(total=1.5))
 
     @scanner(name="one", pipeline="test")
     def hung(_state: dict[str, Any]) -> list[Any]:
@@ -105,13 +105,12 @@ def test_a_timeout_that_opens_it_only_together_with_others_is_announced(
         release.wait()
         return []
 
-    runner = fleet(hung, policy=policy, store=store, listeners=[recorder])
-    stream = runner.stream({})
-    first = threading.Thread(target=lambda: list(stream), daemon=True)
-    first.start()
-    assert begun.wait(5)
-    assert only(fleet(broken("one"), policy=policy, store=reopen(SystemClock()))) is Status.ERROR
-    first.join(5)
+    runner = fleet(hung, policy=policy, clock=clock, store=reopen(clock), listeners=[recorder])
+    first = background(runner.run, {})
+    assert begun.wait(WAIT_TIMEOUT)
+    assert only(fleet(broken("one"), policy=policy, clock=clock, store=reopen(clock))) is Status.ERROR
+    clock.advance(1.5)
+    assert first.result(WAIT_TIMEOUT).results["one"].status is Status.TIMEOUT
     (change,) = recorder.of(BreakerChanged)
     assert (change.old, change.new, bool(change.run_id)) == ("closed", "open", True)
 
@@ -183,7 +182,9 @@ def _unreadable(_prefix: str) -> dict[str, bytes]:
     raise StoreError("the store is away")
 
 
-def test_two_runners_share_one_trial(reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event) -> None:
+def test_two_runners_share_one_trial(
+    reopen: Open, fleet: Fleet, bare: Bare, release: threading.Event, background: Background
+) -> None:
     clock = FakeClock()
     begun = threading.Event()
 
@@ -199,13 +200,12 @@ def test_two_runners_share_one_trial(reopen: Open, fleet: Fleet, bare: Bare, rel
     first, second = (fleet(one, policy=policy, clock=clock, store=reopen(clock)) for _ in range(2))
     first.run({"fail": True})
     clock.advance(60)
-    trial = threading.Thread(target=first.run, args=({},), daemon=True)
-    trial.start()
-    assert begun.wait(5)
+    trial = background(first.run, {})
+    assert begun.wait(WAIT_TIMEOUT)
     result = second.run({}).results["one"]
     assert result.status is Status.REJECTED
     assert result.error is not None
     assert result.error.message == "the breaker of one is half-open and its trial is still under way"
     release.set()
-    trial.join(5)
+    trial.result(WAIT_TIMEOUT)
     assert only(second) is Status.COMPLETED

@@ -251,13 +251,13 @@ def test_a_child_has_threads_of_its_own_for_the_blocking_calls_of_coroutines(
     """The parent's threads are not in the child, whether they are idle or hang."""
     hang = True
 
-    @scanner(pipeline="test", timeout=Timeout(total=0.1))
+    @scanner(pipeline="test")
     async def one(_state: dict[str, Any]) -> list[Any]:
         await asyncio.to_thread(lambda: release.wait() if hang else None)
         return []
 
     runner = fleet(one)
-    runner.run({})
+    runner.run({}, deadline=0.1)
     eventually(lambda: len(runner.abandoned()) == 1)
     hang = False
 

@@ -223,6 +223,7 @@ def test_a_loop_that_stays_blocked_is_given_up(
     fleet: Fleet, bare: Bare, release: threading.Event, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr(lane_module, "LOST_AFTER", 0.6)
+    monkeypatch.setattr(lane_module, "LOST_TIMES", 0)
     recorder = Recorder()
     began: dict[str, int] = {}
 
@@ -230,18 +231,19 @@ def test_a_loop_that_stays_blocked_is_given_up(
         @scanner(name=name, pipeline="test", **layers)
         async def scan(_state: dict[str, Any]) -> list[Any]:
             began[name] = began.get(name, 0) + 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(WAIT_TIMEOUT if began[name] == 1 else 0)
             return FOUND
 
         return scan
 
-    @scanner(pipeline="test", timeout=Timeout(total=0.2))
+    @scanner(pipeline="test", timeout=Timeout(total=1))
     async def culprit(_state: dict[str, Any]) -> list[Any]:
-        await asyncio.sleep(0.01)
+        while len(began) < 2:  # noqa: ASYNC110 - what other scanners do
+            await asyncio.sleep(0.001)
         release.wait(30)
         return FOUND
 
-    policy = bare(timeout=Timeout(total=0.2), breaker=Breaker(failures=1))
+    policy = bare(timeout=Timeout(total=WAIT_TIMEOUT), breaker=Breaker(failures=1))
     again = make("again", retry=Retry(attempts=2, base=0, cap=0))
     runner = fleet(make("once"), again, culprit, policy=policy, listeners=(recorder,))
     report = runner.run({})

@@ -421,13 +421,13 @@ def test_a_callback_that_never_returns_costs_the_loop_and_not_the_runner(
 ) -> None:
     monkeypatch.setattr(lane_module, "LOST_AFTER", 0.6)
 
-    @scanner(pipeline="test")
+    @scanner(pipeline="test", timeout=Timeout(total=1))
     async def culprit(_state: dict[str, Any]) -> list[Any]:
         asyncio.get_running_loop().call_soon(release.wait, 30)
         await asyncio.sleep(0.1)
         return FOUND
 
-    policy = bare(timeout=Timeout(total=0.2), retry=Retry(attempts=2, base=0, cap=0))
+    policy = bare(timeout=Timeout(total=WAIT_TIMEOUT), retry=Retry(attempts=2, base=0, cap=0))
     runner = fleet(waiting("well"), culprit, policy=policy)
     seen = status_by_name(runner.run({}))
     assert seen["well"] is Status.COMPLETED
@@ -467,13 +467,14 @@ def test_all_that_was_on_a_lost_loop_ends_when_it_turns_again(
     fleet: Fleet, bare: Bare, release: threading.Event, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr(lane_module, "LOST_AFTER", 0.6)
+    monkeypatch.setattr(lane_module, "LOST_TIMES", 0)
     ended: list[str] = []
     stubborn = asyncio.Event()
 
     @scanner(pipeline="test")
     async def innocent(_state: dict[str, Any]) -> list[Any]:
         try:
-            await asyncio.sleep(0.05 if ended else 60)
+            await asyncio.sleep(0 if ended else WAIT_TIMEOUT)
         finally:
             await asyncio.sleep(0)
             ended.append("innocent")
@@ -487,17 +488,17 @@ def test_all_that_was_on_a_lost_loop_ends_when_it_turns_again(
         ended.append("hanging")
         return FOUND
 
-    @scanner(pipeline="test")
+    @scanner(pipeline="test", timeout=Timeout(total=1))
     async def culprit(_state: dict[str, Any]) -> list[Any]:
         if release.is_set():
             return FOUND
-        await asyncio.sleep(0.1)
+        await until(runner.abandoned)
         release.wait(30)
         stubborn.set()
         await asyncio.sleep(60)  # its time is up: this is cancelled
         return FOUND
 
-    runner = fleet(innocent, hanging, culprit, policy=bare(timeout=Timeout(total=0.2)), max_async=3)
+    runner = fleet(innocent, hanging, culprit, policy=bare(timeout=Timeout(total=WAIT_TIMEOUT)), max_async=3)
     seen = status_by_name(runner.run({}))
     assert seen == {"innocent": Status.ERROR, "hanging": Status.TIMEOUT, "culprit": Status.TIMEOUT}
     assert {each.name for each in runner.abandoned()} == {"hanging", "culprit"}
