@@ -196,9 +196,10 @@ class ForkServer:
             orphans = self._orphans()  # all that is left: the children and their descendants
             self._end_orphans(orphans)
             children = {pid for pid in children | orphans if not _reap(pid)}
-            if not children:
-                return
-            time.sleep(0.005)
+            if children:
+                time.sleep(0.005)
+            elif not orphans:
+                return  # else one of them may have ended after the look, and left us its own children
 
 
 def _reap(pid: int) -> bool:
