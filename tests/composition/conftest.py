@@ -11,8 +11,7 @@ import pytest
 
 from resilient_scan import Policy, ScanRunner, Timeout
 from tests.support.fixtures import Background, Bare, Fleet
-
-WAIT_TIMEOUT = 5.0
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 @pytest.fixture

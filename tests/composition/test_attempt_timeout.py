@@ -432,7 +432,7 @@ def test_a_successor_that_nobody_wants_any_more_leads_nothing(
     runs.append(background(runner.run, {}))
     assert statuses(runs[0].result(5)) == [Status.SKIPPED]
     eventually(lambda: runner._fleet.providers["acme"].waiting == 1 or not cache._flights)
-    assert statuses(background(runner.run, {}, deadline=0.2).result(1)) == [Status.SKIPPED]
+    assert statuses(background(runner.run, {}, deadline=0.2).result(WAIT_TIMEOUT)) == [Status.SKIPPED]
 
 
 def test_each_hung_attempt_votes(fleet: Fleet, bare: Bare, release: threading.Event) -> None:

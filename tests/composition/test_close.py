@@ -18,8 +18,8 @@ from resilient_scan import Cache, Limit, Policy, RunReport, ScanContext, ScanRun
 from resilient_scan.core import assembly, runs
 from resilient_scan.events import Event, ExecutionEnded, RunEnded, ScanEnded
 from resilient_scan.testing import healthy
-from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare, Eventually
+from tests.support.waiting import WAIT_TIMEOUT
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 OURS = ("resilient_scan", "threading")  # an event holds a lock too

@@ -24,8 +24,8 @@ from resilient_scan.testing import FakeClock, Recorder, flapping, healthy
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import only, statuses
 from tests.support.scanners import held
+from tests.support.waiting import WAIT_TIMEOUT
 
-WAIT_TIMEOUT = 5.0
 DOWN = OSError("down")
 
 

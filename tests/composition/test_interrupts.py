@@ -19,8 +19,8 @@ from resilient_scan import Breaker, Cache, Policy, ScanRunner, Status, Timeout, 
 from resilient_scan.events import Event, RunEnded, RunStarted, ScanEnded
 from resilient_scan.results import RunReport
 from resilient_scan.testing import broken, hanging, healthy
-from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare
+from tests.support.waiting import WAIT_TIMEOUT
 
 PACKAGE = str(Path(resilient_scan.__file__).parent)
 EVERYTHING = ("core/", "layers/", "engines/", "_dispatch.py", "runner.py", "quarantine/", "snapshot.py")

@@ -47,6 +47,7 @@ from resilient_scan.observe.metrics.catalogue import METHODS
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy
 from tests.support.fixtures import Bare, Eventually, Fleet
 from tests.support.results import statuses
+from tests.support.waiting import WAIT_TIMEOUT
 
 FREED = "resilient_scan_timeout_freed_total"
 
@@ -337,7 +338,7 @@ def test_a_listener_that_exits_on_a_worker_costs_a_scan_nothing(error: BaseExcep
     reports: list[Any] = []
     running = threading.Thread(target=lambda: reports.append(runner.run({})), daemon=True)
     running.start()
-    running.join(2)
+    running.join(WAIT_TIMEOUT)
     assert not running.is_alive()
     assert reports[0].results["one"].status is Status.COMPLETED
     runner.close()

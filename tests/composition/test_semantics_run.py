@@ -29,9 +29,9 @@ from resilient_scan.events import ScannerStateChanged
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, hanging, healthy, polite
-from tests.composition.conftest import WAIT_TIMEOUT
 from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.results import statuses
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 def in_turns(names: str) -> list[Any]:

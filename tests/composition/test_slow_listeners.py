@@ -25,8 +25,8 @@ from resilient_scan.tracing import TraceRuns
 from tests.support.fixtures import Background, Eventually, Fleet
 from tests.support.metrics import value
 from tests.support.results import statuses
+from tests.support.waiting import WAIT_TIMEOUT
 
-WAIT_TIMEOUT = 5.0
 OF_A_RUN = (RunStarted, AttemptStarted, AttemptEnded, ExecutionEnded, ScanEnded, RunEnded)
 
 

@@ -25,8 +25,8 @@ from resilient_scan.testing import FakeClock
 from tests.support.examples import examples
 from tests.support.fixtures import Eventually
 from tests.support.tasks import QuietTask
+from tests.support.waiting import WAIT_TIMEOUT
 
-WAIT_TIMEOUT = 5.0
 THREADS = "pool-of-the-machine"
 
 

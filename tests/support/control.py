@@ -17,12 +17,12 @@ import msgspec
 
 from resilient_scan import ControlService, ScanRunner
 from resilient_scan.observe.metrics import CollectorRegistry, exposition
+from tests.support.waiting import WAIT_TIMEOUT
 
 TOKEN = "open-sesame-42"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 BASIC = {"Authorization": "Basic " + base64.b64encode(f"anna:{TOKEN}".encode()).decode()}
 JSON = {"Content-Type": "application/json"}
-WAIT_TIMEOUT = 10.0
 
 
 class Answer(msgspec.Struct):

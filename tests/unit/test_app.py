@@ -20,8 +20,7 @@ from resilient_scan.cli.choice import Request
 from resilient_scan.cli.fleet import open_fleet, state_for, survey
 from resilient_scan.observe.metrics import exposition
 from tests.support.settings import write_settings
-
-WAIT_TIMEOUT = 10.0
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 def test_a_check_says_when_rules_and_interval_do_not_match(tmp_path: Path) -> None:

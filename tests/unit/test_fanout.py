@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from resilient_scan._fanout import fan_out
+from tests.support.waiting import WAIT_TIMEOUT
 
 TICKET: contextvars.ContextVar[str] = contextvars.ContextVar("TICKET", default="none")
-WAIT_TIMEOUT = 5.0
 
 
 def never() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from resilient_scan.cli import ping as module
 from resilient_scan.cli.demo_server import Answer, LoopbackServer
 from resilient_scan.cli.main import main
 from resilient_scan.cli.ping import Ping, pinging
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.test_service_client import answering, http
 
 TOKEN = "5f3c9a1e-secret-0b77"
@@ -138,14 +140,14 @@ def test_nobody_there_and_one_who_never_answers_take_their_time_only(
 
 
 def test_the_lookup_of_a_name_that_hangs_does_not_hold_the_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, release: threading.Event
 ) -> None:
     monkeypatch.setattr(module, "TIMEOUT", 0.05)
     monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.05)
-    monkeypatch.setattr(module, "_get", lambda _url, _outcome: time.sleep(1))
+    monkeypatch.setattr(module, "_get", lambda _url, _outcome: release.wait())
     began = time.monotonic()
     Ping(f"http://switch.test/{TOKEN}").send()
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < WAIT_TIMEOUT / 2
     assert "no answer within 0.1s" in caplog.text
 
 

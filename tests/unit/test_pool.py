@@ -13,8 +13,7 @@ from resilient_scan.core.task import NEVER
 from resilient_scan.testing import FakeClock
 from tests.support.fixtures import Eventually
 from tests.support.tasks import QuietTask
-
-WAIT_TIMEOUT = 5.0
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 class Job(QuietTask):

@@ -11,8 +11,7 @@ from resilient_scan import Cache, Candidate, Policy, Retry, ScanCancelled, ScanC
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.events import RunEnded, RunStarted, ScanEnded
 from resilient_scan.testing import FakeClock, Recorder, broken, flapping, hanging, healthy, polite
-
-WAIT_TIMEOUT = 5.0
+from tests.support.waiting import WAIT_TIMEOUT
 
 
 class Sleeper(threading.Thread):

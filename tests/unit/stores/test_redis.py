@@ -226,7 +226,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 def test_a_server_that_never_answers_is_not_waited_for(operation: str, silent: str, opened: Opener) -> None:
     store = opened(f"{silent}?socket_timeout=30&socket_connect_timeout=30")
     assert BOUND * 0.9 <= timed(lambda: OPERATIONS[operation](store)) <= BOUND + SLACK
-    assert timed(lambda: [OPERATIONS[operation](store) for _ in range(100)]) <= 0.1
+    assert timed(lambda: [OPERATIONS[operation](store) for _ in range(100)]) <= 20 * BOUND, "one of 100 waits"
 
 
 def test_a_server_that_never_answers_holds_nobody_longer_than_the_first(silent: str, opened: Opener) -> None:

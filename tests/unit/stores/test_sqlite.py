@@ -26,6 +26,7 @@ from resilient_scan.stores import Refused, Store, database, files, open_store, s
 from resilient_scan.stores.database import Database
 from resilient_scan.stores.health import WaitBudget, allowed_wait
 from resilient_scan.testing import FakeClock
+from tests.support.waiting import WAIT_TIMEOUT
 from tests.unit.stores.conftest import keep
 
 Opener = Callable[[], Store]
@@ -574,18 +575,21 @@ def test_a_locked_file_is_waited_for_once(path: Path, opened: Opener, clock: Fak
     assert store.read("") == {"a": b"3"}
 
 
-def test_a_runner_is_built_within_a_second_though_the_file_is_locked(path: Path, opened: Opener) -> None:
+def test_a_runner_is_built_soon_though_the_file_is_locked(path: Path, opened: Opener, monkeypatch: Any) -> None:
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", WAIT_TIMEOUT)
+    monkeypatch.setattr(WaitBudget, "_seconds", WAIT_TIMEOUT)
     opened().update("a", keep(b"1"))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         opened()
-        assert time.monotonic() - began < 1, "though nothing bounds it"
+        assert time.monotonic() - began < WAIT_TIMEOUT / 2, "though nothing bounds it"
+        monkeypatch.setattr(database, "OPEN_TIMEOUT", WAIT_TIMEOUT)
         for outer in (WaitBudget(time.monotonic() + 0.1), WaitBudget()):
             began = time.monotonic()
             with outer, WaitBudget(time.monotonic() + 0.1):
                 opened()
-            assert time.monotonic() - began < 0.4, "in a run its deadline holds"
+            assert time.monotonic() - began < WAIT_TIMEOUT / 2, "in a run its deadline holds"
         began = time.monotonic()
         with WaitBudget(time.monotonic() + 0.05), WaitBudget():
             assert allowed_wait(9) <= 0.05, "whatever is begun within it"
