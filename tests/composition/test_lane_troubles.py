@@ -22,7 +22,7 @@ import pytest
 from resilient_scan import Breaker, Quarantine, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.core import lane as lane_module
-from resilient_scan.events import BreakerChanged, LoopBlocked
+from resilient_scan.events import BreakerChanged, Event, LoopBlocked
 from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder
@@ -401,16 +401,22 @@ def test_the_end_of_a_call_behind_a_breaker_gives_postponed_time_back(fleet: Fle
 
 
 def test_a_callback_that_blocks_the_loop_is_its_scanners_fault(fleet: Fleet, bare: Bare) -> None:
-    recorder = Recorder()
+    recorder, named = Recorder(), threading.Event()
+
+    def listen(event: Event) -> None:
+        recorder(event)
+        if isinstance(event, LoopBlocked):
+            named.set()
 
     @scanner(pipeline="test")
     async def culprit(_state: dict[str, Any]) -> list[Any]:
-        asyncio.get_running_loop().call_soon(time.sleep, 0.6)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: (named.wait(WAIT_TIMEOUT), time.sleep(1)))
         await asyncio.sleep(0.1)
         return FOUND
 
     innocents = [waiting(f"s{number}") for number in range(10)]
-    report = fleet(*innocents, culprit, policy=bare(timeout=Timeout(total=0.4)), listeners=(recorder,)).run({})
+    report = fleet(*innocents, culprit, policy=bare(timeout=Timeout(total=1)), listeners=(listen,)).run({})
     del report.results["culprit"]
     assert set(status_by_name(report).values()) == {Status.COMPLETED}
     assert [blocked.scanner for blocked in recorder.of(LoopBlocked)] == ["culprit"]

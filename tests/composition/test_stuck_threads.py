@@ -22,6 +22,7 @@ from resilient_scan.events import LateCompletion, ThreadAbandoned
 from resilient_scan.testing import Recorder, hanging
 from tests.support.fixtures import Bare, Eventually, Fleet
 from tests.support.tasks import QuietTask
+from tests.support.waiting import WAIT_TIMEOUT
 
 SHORT = Timeout(total=0.05)
 WAY_OUT = 'in a process of its own it could be stopped (isolation="process")'
@@ -121,17 +122,19 @@ def test_a_thread_that_has_held_the_lock_did_not_stop_in_time_although_it_is_bac
     fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
 ) -> None:
     """The watchdog, which the lock has kept from looking, finds it already on its way back."""
-    recorder = Recorder()
+    recorder, handed_over = Recorder(), threading.Event()
 
     @scanner(pipeline="test")
     def explodes(_state: dict[str, Any]) -> list[Any]:
         re.match("(a+)+$", "a" * 24 + "b")
-        time.sleep(0.02)  # else it may be the first to go on, and answers
+        handed_over.wait(WAIT_TIMEOUT)  # else it may be the first to go on, and answers
         return []
 
     waits = hanging("waits", release)
     runner = fleet(explodes, waits, policy=bare(timeout=SHORT), listeners=(recorder,))
-    runner.run({})
+    for result in runner.stream({}):
+        if result.scanner == "explodes":
+            handed_over.set()
     eventually(lambda: recorder.of(LateCompletion) and len(recorder.of(ThreadAbandoned)) == 2)
     hints = {event.scanner: event.hint for event in recorder.of(ThreadAbandoned)}
     assert re.fullmatch(r"held the interpreter's lock for [\d.]+s", hints.pop("explodes"))
