@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import msgspec
 from resilient_scan import __version__
 from resilient_scan.cli.check import check as check_all
 from resilient_scan.cli.choice import Request
-from resilient_scan.cli.client import explained, order, reset_provider
+from resilient_scan.cli.client import explained
 from resilient_scan.cli.export import PRESETS, misfit
 from resilient_scan.cli.export import export_grafana as write_files
 from resilient_scan.cli.faults import Watch
 from resilient_scan.cli.fleet import ReadyFleet, open_fleet, past_attempts, past_runs, survey
 from resilient_scan.cli.options import (
     FilledPath,
+    OwnProcess,
     WholeNumber,
     as_of_option,
     config_option,
@@ -37,16 +38,19 @@ from resilient_scan.cli.options import (
     run_options,
     verbose_option,
 )
+from resilient_scan.cli.orders import ORDERS
 from resilient_scan.cli.ping import pinging
 from resilient_scan.cli.process import (
     HELD,
+    INCOMPLETE,
     INTERRUPTED,
+    OK,
     OUTPUT,
     UNREAD,
+    USAGE,
     end_at_once,
     freeze_what_stays,
     stopped_by,
-    take_over,
 )
 from resilient_scan.cli.screens import (
     MESSAGES,
@@ -66,29 +70,11 @@ from resilient_scan.cli.tables import draw, elapsed
 from resilient_scan.cli.verify import verify as run_both
 from resilient_scan.errors import ConfigError, PluginError
 from resilient_scan.observe.logs import LogEvents
-from resilient_scan.quarantine import ORDER_DURATION
 from resilient_scan.results import RunReport
 from resilient_scan.service.schedule import ONCE, SKIP
 from resilient_scan.settings import SettingsError
 from resilient_scan.settings.schema import schema
 from resilient_scan.stores.columns import DaySummary
-
-OK, INCOMPLETE, USAGE = 0, 1, 2  # exit codes
-
-
-class OwnProcess(click.Command):
-    """A command that takes its process over before it does anything, if the process is its own."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; only now, because --help and usage errors come before and write as usual."""
-        if ctx.obj:
-            take_over(quiet=ctx.params.get("quiet", False))
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # click has exit codes of its own for these
-            raise click.exceptions.Exit(UNREAD) from None
-        except KeyboardInterrupt as stop:
-            raise click.exceptions.Exit(stopped_by(stop)) from None
 
 
 class Commands(click.Group):
@@ -106,6 +92,10 @@ def command() -> None:
     answered, 1 some did not or could not be loaded, 2 usage or settings, 130 Ctrl-C, 141 nobody reads stdout, 143
     SIGTERM. Variables such as RESILIENT_SCAN__SCANNERS__gap_up__TIMEOUT__TOTAL=5s win over the settings file.
     """
+
+
+for order in ORDERS:
+    command.add_command(order)
 
 
 @command.command(short_help="Run the scanners once and print what they found.")
@@ -313,81 +303,6 @@ def explain(name: str, run_first: bool | None, trace: bool, **options: Any) -> i
             fleet.run()
         OUTPUT.stream.write(f"{fleet.runner.explain(name, trace=trace)}\n")
     return OK
-
-
-def an_order(short_help: str, lasting: str = "") -> Callable[[Callable[[], None]], click.Command]:
-    """Make a command of a documented name: it gives the order of that name about one scanner.
-
-    Args:
-        short_help: for the list of all commands.
-        lasting: what `--for` means; empty: the order has no duration.
-    """
-
-    def made(named: Callable[[], None]) -> click.Command:
-        def give(name: str, config: Path | None, reason: str, seconds: float = ORDER_DURATION) -> int:
-            OUTPUT.stream.write(f"{order(config, name, named.__name__, reason, seconds)}\n")
-            return OK
-
-        give.__doc__ = named.__doc__
-        if lasting:
-            give = click.option(
-                "--for",
-                "seconds",
-                metavar="DURATION",
-                default="24h",
-                show_default=True,
-                callback=duration,
-                help=lasting,
-            )(give)
-        kept = "with the order" if lasting else "in the audit trail"
-        give = click.option("--reason", required=True, help=f"Why; it is kept {kept}.")(give)
-        return command.command(named.__name__, short_help=short_help)(click.argument("name")(config_option(give)))
-
-    return made
-
-
-@an_order("Take a scanner out of service for a while.", lasting="How long it holds; nothing is disabled forever.")
-def disable() -> None:
-    """Take scanner NAME out of service: in the service on this machine, or else in the store."""
-
-
-@an_order("Bring a scanner back into service.", lasting="How long alerts cannot take it out again.")
-def enable() -> None:
-    """Bring scanner NAME back into service: in the service on this machine, or else in the store.
-
-    If its breaker is open, its next scan is a trial.
-    """
-
-
-@command.command(short_help="Close a scanner's or a provider's breaker and forget its failures.")
-@click.argument("name", required=False)
-@config_option
-@click.option("--provider", metavar="PROVIDER", help="Close a provider's breaker instead, and end its hold.")
-@click.option("--reason", required=True, help="Why; it is kept in the audit trail.")
-def reset(name: str | None, config: Path | None, provider: str | None, reason: str) -> int:
-    """Close the breaker of scanner NAME, or of a provider.
-
-    The order goes to the service on this machine, or else to the store. A provider that no scanner's options
-    name is a host and its port.
-    """
-    if (name is None) == (provider is None):
-        raise click.UsageError("name either a scanner, or a provider with --provider")
-    done = order(config, name, "reset", reason) if name else reset_provider(config, provider or "", reason)
-    OUTPUT.stream.write(f"{done}\n")
-    return OK
-
-
-@an_order("Drop a scanner's cached answers.")
-def forget() -> None:
-    """Drop the cached answers of scanner NAME: in the service on this machine, or else in the store."""
-
-
-@an_order("Make a quarantined scanner's next scan a probe.")
-def probe() -> None:
-    """End the cool-off of scanner NAME: its next scan is a probe.
-
-    The order goes to the service on this machine, or else to the store.
-    """
 
 
 @command.command(short_help="Find what is wrong with the settings; run nothing.")

@@ -1,4 +1,4 @@
-"""What several commands take on the command line: options, and how their values are read."""
+"""What several commands have in common: their kind, the options that they take, and how values are read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,24 @@ from typing import Any, Final, TypeVar
 import click
 
 from resilient_scan._text import parse_duration
+from resilient_scan.cli.process import UNREAD, stopped_by, take_over
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class OwnProcess(click.Command):
+    """A command that takes its process over before it does anything, if the process is its own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; only now, because --help and usage errors come before and write as usual."""
+        if ctx.obj:
+            take_over(quiet=ctx.params.get("quiet", False))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click has exit codes of its own for these
+            raise click.exceptions.Exit(UNREAD) from None
+        except KeyboardInterrupt as stop:
+            raise click.exceptions.Exit(stopped_by(stop)) from None
 
 
 def names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:

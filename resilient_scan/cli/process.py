@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn, TextIO
 
 STDOUT, STDERR = 1, 2
+OK, INCOMPLETE, USAGE = 0, 1, 2  # exit codes
 UNREAD: Final = 128 + signal.SIGPIPE  # what a shell says of a tool whose reader has gone
 INTERRUPTED: Final = 128 + signal.SIGINT
 TERMINATED: Final = 128 + signal.SIGTERM
