@@ -16,6 +16,10 @@ class SafeLogger:
     def __init__(self) -> None:
         self._logger = logging.getLogger("resilient_scan")
 
+    def debug(self, message: str, *args: Any) -> None:
+        """Log what was said before, at the level for developers."""
+        self._log(logging.DEBUG, message, args)
+
     def warning(self, message: str, *args: Any) -> None:
         """Log a warning."""
         self._log(logging.WARNING, message, args)

@@ -268,7 +268,7 @@ class Execution(Overdue, eq=False):
             try:
                 entry = cache.entry_of(key, found)
             except BaseException as error:  # copying a candidate runs foreign code
-                _log.warning("%s: the answer is not cached, a candidate cannot be copied: %s", self.name, error)
+                cache.warn_of_copy(self.name, error)
         if entry is None or cache is None or cache.answers is not None:
             waiters, now = self._end_with(entry, trusted=doubt is None)
         else:  # it ends and lands in one step: the cache has the same lock

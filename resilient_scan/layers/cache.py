@@ -119,6 +119,7 @@ class ResultCache(Generic[Flight]):
         "_ttl",
         "_ttl_empty",
         "_ttl_error",
+        "_uncopied",
         "_warned",
         "answers",
         "inputs",
@@ -143,7 +144,7 @@ class ResultCache(Generic[Flight]):
         self._ttl_empty = options.ttl if options.ttl_empty is None else options.ttl_empty
         self._stale = options.stale_if_error
         self._maxsize = options.maxsize
-        self._warned = False
+        self._warned = self._uncopied = False
         self._forgotten = 0  # how often all answers have been dropped
         self._lock = lock or threading.Lock()
         self._failures = None if options.ttl_error is None else _Entries(options.maxsize)
@@ -359,6 +360,11 @@ class ResultCache(Generic[Flight]):
                 "name the keys that the scanner reads, Cache(inputs=(...)), or leave the cache out",
                 scanner,
             )
+
+    def warn_of_copy(self, scanner: str, error: BaseException) -> None:
+        """Log that an answer cannot be cached, as a warning the first time only: the next run's will be no better."""
+        say, self._uncopied = _log.debug if self._uncopied else _log.warning, True
+        say("%s: the answer is not cached, a candidate cannot be copied: %s", scanner, error)
 
     def _end_flight(self, key: Any, flight: Flight) -> None:
         """Let the next flight lead. Under the lock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -311,6 +312,25 @@ def test_the_source_is_asked_where_the_answer_cannot_be_copied(
     assert [event.cache for event in recorder.of(ScanEnded)] == ["miss"]
     assert "an answer is dropped from the cache, a candidate cannot be copied: one copy is enough" in caplog.text
     assert only(runner).status is Status.CACHED
+
+
+def test_an_answer_that_cannot_be_cached_is_warned_of_once(
+    fleet: Fleet, bare: Bare, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A scanner whose candidates hold what cannot be copied would fill the log, a line a run."""
+
+    class Once:
+        def __deepcopy__(self, _memo: Any) -> Any:
+            raise TypeError("one of me")
+
+    found = [Candidate("A", "one", "found", extras={"held": Once()})]
+    runner = fleet(healthy("one", found), healthy("other", found), policy=bare(cache=Cache()))
+    with caplog.at_level(logging.DEBUG, "resilient_scan"):
+        for _ in range(3):
+            assert statuses(runner.run({})) == [Status.COMPLETED] * 2
+    said = [(record.levelname, record.args[0]) for record in caplog.records if "the answer is not cached" in record.msg]
+    first, later = [("WARNING", "one"), ("WARNING", "other")], [("DEBUG", "one"), ("DEBUG", "other")]
+    assert sorted(said) == sorted([*first, *later, *later])
 
 
 @pytest.mark.parametrize("failure", [SystemExit("no"), KeyboardInterrupt(), RecursionError("too deep")])
