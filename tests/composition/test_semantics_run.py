@@ -62,6 +62,8 @@ def test_a_stream_yields_them_as_they_end(fleet: Fleet) -> None:
 
 
 def mixed(release: threading.Event) -> list[Any]:
+    short = Timeout(total=0.3)  # the others may take as long as they like
+
     @scanner(pipeline="other")
     def some_valid(_state: dict[str, Any]) -> Any:
         yield {"ticker": "AAPL"}
@@ -73,7 +75,7 @@ def mixed(release: threading.Event) -> list[Any]:
         yield {"ticker": "GOOG"}
         raise OSError("down")
 
-    @scanner(pipeline="other")
+    @scanner(pipeline="other", timeout=short)
     def hangs_off(_state: dict[str, Any]) -> Any:
         yield {"ticker": "IBM"}
         release.wait()
@@ -83,13 +85,13 @@ def mixed(release: threading.Event) -> list[Any]:
         context.log("echo", asked=state["tickers"])
         return [{"ticker": ticker, "n": n} for n, ticker in enumerate(state["tickers"])]
 
-    return [some_valid, broken("broken"), breaks_off, hangs_off, echo, polite("polite")]
+    return [some_valid, broken("broken"), breaks_off, hangs_off, echo, polite("polite", timeout=short)]
 
 
 def test_sequential_is_the_same_code_one_at_a_time(fleet: Fleet, bare: Bare, release: threading.Event) -> None:
     reports = []
     for concurrent in (True, False):
-        policy = bare(cache=Cache(), breaker=Breaker(), timeout=Timeout(total=0.1))
+        policy = bare(cache=Cache(), breaker=Breaker())
         runner = fleet(*mixed(release), policy=policy, concurrent=concurrent)
         results = runner.run({"tickers": ["A", "B"]}).results.values()
         again = runner.run({"tickers": ["A", "B"]}).results.values()
