@@ -19,6 +19,7 @@
     overdue.py    Overdue   an execution whose time is up, or whose loop is given up
     copies.py     AnswerCopy  a large answer of the cache, copied on a worker for one scan
     assembly.py   Fleet     the live parts of a runner: pool, gate, one stack per scanner
+    shared.py     Shared    those of them that all stacks refer to
     config.py     Config    the runner's arguments, checked; read where they are used
     outcome.py    Outcome   what passes between an execution and the scans that wait for it
     flights.py    Flight    what is remembered of the last scans

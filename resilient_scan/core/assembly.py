@@ -19,7 +19,8 @@ from resilient_scan.context import NEVER
 from resilient_scan.core.calls import MAX_CALLS
 from resilient_scan.core.config import Config
 from resilient_scan.core.pool import ThreadPool
-from resilient_scan.core.stack import Shared, Stack, abandoned_in
+from resilient_scan.core.shared import Shared, abandoned_in
+from resilient_scan.core.stack import Stack
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import ConfigError, StoreError
 from resilient_scan.events import Listener, Load, ScannersRegistered

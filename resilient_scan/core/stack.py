@@ -32,9 +32,9 @@ from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of, unpacked
 from resilient_scan.core.outcome import REJECTED, kind_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.registration import registration
+from resilient_scan.core.shared import Shared, abandoned_in
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines import Engine
-from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import StoreError
 from resilient_scan.events import (
@@ -53,9 +53,7 @@ from resilient_scan.layers.cache import ResultCache
 from resilient_scan.layers.limit import Provider, permitted
 from resilient_scan.layers.local import LocalFaults
 from resilient_scan.layers.outcomes import budget_left, is_flapping
-from resilient_scan.layers.providers import Providers
 from resilient_scan.layers.retry import RetryBudget, retrying
-from resilient_scan.layers.shared_values import SharedValues
 from resilient_scan.layers.suspicion import Baseline, doubting, expecting
 from resilient_scan.layers.timeout import Abandoned, HungThreads, limited
 from resilient_scan.options import Policy
@@ -63,7 +61,6 @@ from resilient_scan.quarantine import Gate
 from resilient_scan.quarantine.records import ScannerRecord
 from resilient_scan.scanning import ScannerSpec
 from resilient_scan.snapshot import stable_key, stable_settings
-from resilient_scan.stores import Store
 from resilient_scan.stores.answers import AnswerStore
 from resilient_scan.stores.history import Learned, Past
 from resilient_scan.stores.leases import LeaseKeeper
@@ -72,8 +69,6 @@ from resilient_scan.stores.wrappers import OffLoop
 
 if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
-    from resilient_scan.engines.cluster.workers import ClusterWorkers
-    from resilient_scan.engines.process.children import Children
 
 _folding = threading.Lock()  # a listener may be added while a scanner's provider is learned; no foreign code runs
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
@@ -86,42 +81,6 @@ class SharedLoopClock(SystemClock):
 
 
 _LOOP_CLOCK = SharedLoopClock()
-
-
-class Shared(msgspec.Struct, frozen=True):
-    """The live parts that all scanners of a runner share.
-
-    Attributes:
-        gate: decides who is in service.
-        pool: where work runs.
-        loops: where coroutines run, each on the thread of the worker that makes the attempt.
-        call_pool: where the blocking calls of coroutines run.
-        lane: where `async def` scanners run, all on one loop; `None`: on workers.
-        children: the processes of scanners that are isolated; `None`: no scanner is.
-        bus: where events go.
-        providers: whose limits are kept.
-        values: what several scanners need, loaded once.
-        faults: judges what may be this machine's own fault.
-        store: where state is shared with other processes; `None`: nowhere.
-        leases: see to it that one of several processes works on a key; `None`: there is no store.
-        store_failed: is called with the operation that failed, and why.
-        awake: the breakers that a run looks after (`BreakerStore.awake`).
-    """
-
-    gate: Gate
-    pool: ThreadPool
-    loops: Loops
-    call_pool: ThreadPool
-    lane: Lane | None
-    children: Children | ClusterWorkers | None
-    bus: Bus
-    providers: Providers
-    values: SharedValues
-    faults: LocalFaults
-    store: Store | None
-    leases: LeaseKeeper | None
-    store_failed: Callable[[str, StoreError], None]
-    awake: set[str]
 
 
 class Stack:
@@ -552,14 +511,6 @@ def _learn_provider(this: weakref.ref[Stack], provider: Provider | None) -> None
     stack = this()
     if stack is not None:
         stack.learn_provider(provider)
-
-
-def abandoned_in(lane: Lane | None, *pools: ThreadPool) -> list[Abandoned]:
-    """List the threads and coroutines that did not stop in time and still run, oldest first."""
-    found = [thread for pool in pools for thread in pool.abandoned()]
-    if lane is not None:
-        found += lane.abandoned()
-    return sorted(found, key=lambda thread: -thread.age)
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:
