@@ -51,7 +51,6 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.hangs import Hang, current_frames, guarded
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.task import NEVER, SHUT_DOWN, Task
-from resilient_scan.engines.greenlets import GreenletCoroutine
 from resilient_scan.engines.loop import Loops
 from resilient_scan.engines.shared_loop import FREE_TIME, Hub, LaneLoop, OnSharedLoop, Slot, SlotTask
 from resilient_scan.layers.timeout import Abandoned
@@ -92,16 +91,27 @@ class LaneTask(Task, Protocol):
         """Go on elsewhere, or end: the loop it was on is given up. On the watchdog's thread."""
 
 
-class LaneSlot(Slot, eq=False, kw_only=True):
-    """An execution on the loop: what a worker is in a pool."""
+class LaneSlot(Slot):
+    """An execution on the loop: what a worker is in a pool.
 
-    lane: Any = None  # the `Lane`
-    task: Any = None  # until it has ended: callbacks that the scanner forgot may keep the slot
-    started: float = 0.0
-    deadline: float = NEVER
-    mark: float = NEVER
-    expired: bool = False  # its time is up, and it still runs
-    hang: Hang | None = None
+    Attributes:
+        task: until it has ended: callbacks that the scanner forgot may keep the slot.
+        expired: its time is up, and it still runs.
+    """
+
+    __slots__ = ("deadline", "expired", "hang", "lane", "mark", "started", "task")
+    task: Any
+    hang: Hang | None
+
+    def __init__(self, lane: Lane, task: LaneTask, loop: LaneLoop) -> None:
+        super().__init__(task.name, loop, task.variables)
+        self.lane: Lane = lane
+        self.task = task
+        self.started: float = 0.0
+        self.deadline: float = NEVER
+        self.mark: float = NEVER
+        self.expired: bool = False
+        self.hang = None
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way."""
@@ -300,7 +310,7 @@ class Lane:
             return
         with self._lock:
             tasks = [self._queue.popleft() for _ in range(self._room())]
-            slots = [LaneSlot(task.name, loop, lane=self, task=task) for task in tasks]
+            slots = [LaneSlot(self, task, loop) for task in tasks]
             self._slots.update(slots)
             self._called = more = len(slots) == ADMITTED
         for slot in slots:
@@ -331,8 +341,7 @@ class Lane:
             self.finish(slot)
             return
         self.watch(slot, deadline)
-        work = GreenletCoroutine(slot, loop, slot, task.variables)
-        slot.handle = handle = SlotTask(work, loop=loop, name=slot.name, context=loop.variables)
+        slot.handle = handle = SlotTask(slot, loop=loop, name=slot.name, context=loop.variables)
         handle.slot = slot
 
     def finish(self, slot: LaneSlot) -> None:
@@ -359,7 +368,7 @@ class Lane:
             slot.deadline = NEVER
             self._slots.discard(slot)
             self._hung.discard(slot)
-            slot.task = slot.context = None
+            slot.task = slot.context = slot.handle = None
         return None if slot.hang is None else self._pool.hangs.ended(slot.hang)
 
     def _charge(self, loop: LaneLoop, culprit: LaneSlot | None, seconds: float) -> None:

@@ -13,7 +13,7 @@ Every task on the loop runs in a greenlet of its own, those that a scanner start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Protocol
 
@@ -21,13 +21,11 @@ try:
     from greenlet import getcurrent, greenlet
 except ImportError:  # the extra is not installed
     AVAILABLE = False
+
+    class greenlet:  # type: ignore[no-redef] # noqa: N801
+        """Lets this file be imported all the same."""
 else:
     AVAILABLE = True
-
-    class _Greenlet(greenlet):
-        """One that was made here, and can be left by `suspend`."""
-
-        __slots__ = ()
 
 
 class Steps(Protocol):
@@ -40,72 +38,91 @@ class Steps(Protocol):
         """Note that it has ended."""
 
 
-class GreenletCoroutine(Coroutine[Any, Any, Any]):
-    """A coroutine that runs a plain function in a greenlet.
+class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
+    """A coroutine that runs plain code in a greenlet, and is that greenlet.
 
-    The greenlet is made by the first step, in which the loop's own greenlet is the current one: it becomes the parent,
-    to which every step returns.
+    It is one object, where a coroutine that has a greenlet that has a function would be three: thousands are under way
+    at a time, and the garbage collector looks at each of them. A subclass says what runs: `__call__` may call `suspend`
+    and `drive`. Beware: a greenlet is true only while it is under way, so compare one with `None`.
 
     Args:
-        work: may call `suspend` and `drive`.
-        steps, slot: what learns of every step, and whose they are.
+        loop: learns of every step.
+        slot: whose the steps are; its own unless given.
         variables: the context that it runs in; a copy of the task's unless given.
-        unstarted: called if it is closed or cancelled before its first step.
+
+    Attributes:
+        yielded: what its task is to wait for, once it was left.
     """
 
-    __slots__ = ("_greenlet", "_slot", "_steps", "_unstarted", "_variables", "_work")
+    __slots__ = ("_begun", "_slot", "_variables", "loop", "yielded")
+    loop: Any
+    yielded: Any
 
-    def __init__(
-        self,
-        work: Callable[[], Any],
-        steps: Steps,
-        slot: Any,
-        variables: Context | None = None,
-        unstarted: Callable[[], None] | None = None,
-    ) -> None:
-        self._work = work
-        self._variables = variables
-        self._steps = steps
+    def __init__(self, loop: Steps, slot: Any = None, variables: Context | None = None) -> None:
+        self.loop = loop
         self._slot = slot
-        self._unstarted = unstarted
-        self._greenlet: Any = None
+        self._variables = variables
+        self._begun = False
+
+    def __call__(self) -> Any:
+        """Do the work."""
+        raise NotImplementedError
+
+    run = property(lambda self: self)  # what a greenlet calls: a bound method would be one more object
+
+    def unstarted(self) -> None:
+        """Note that it will never be called: it was closed or cancelled before its first step."""
 
     def send(self, _value: Any) -> Any:
         """Make a step."""
-        one = self._greenlet
-        if one is None:
-            one = self._greenlet = _Greenlet(self._work)
-            one.gr_context = self._variables or copy_context()  # else it begins with none
-        self._steps.begin_step(self._slot)
+        slot, loop = self._slot, self.loop
+        if slot is None:
+            slot = self
+        if not self._begun:
+            self._begin()
+        loop.begin_step(slot)
         try:
-            result = one.switch()
+            result = self.switch()
         finally:
-            self._steps.end_step(self._slot)
-        if one.dead:
-            raise StopIteration(result)
-        return result
+            loop.end_step(slot)
+        if self.dead:
+            return self._ended(result)
+        return self.yielded
 
-    def throw(self, error: Any, *_old_form: Any) -> Any:
+    def throw(self, error: Any = None, _value: Any = None, _traceback: Any = None, /) -> Any:
         """Make a step that begins with an error."""
-        one = self._greenlet
-        if one is None:
+        slot, loop = self._slot, self.loop
+        if slot is None:
+            slot = self
+        if not self._begun:
             self.close()
             raise error
-        self._steps.begin_step(self._slot)
+        loop.begin_step(slot)
         try:
-            result = one.throw(error)
+            result = super().throw(error)
         finally:
-            self._steps.end_step(self._slot)
-        if one.dead:
-            raise StopIteration(result)
-        return result
+            loop.end_step(slot)
+        if self.dead:
+            return self._ended(result)
+        return self.yielded
+
+    def _begin(self) -> None:
+        """Prepare the first step: the loop's own greenlet is the current one, to which every step returns."""
+        self._begun = True
+        self.parent = getcurrent()
+        self.gr_context = self._variables or copy_context()  # else it begins with none
+        self._variables = None
+
+    def _ended(self, result: Any) -> Any:
+        self.gr_context = self.yielded = None  # the context may refer to it, by way of its slot
+        raise StopIteration(result)
 
     def close(self) -> None:
         """Note that nobody will make another step."""
-        if self._greenlet is None:
-            self._greenlet = _Greenlet(int)
-            if self._unstarted is not None:
-                self._unstarted()
+        if not self._begun:
+            self._begun = True
+            self._variables = None
+            self.unstarted()
 
     def __await__(self) -> Any:
         """Return itself: the loop makes the steps."""
@@ -116,55 +133,59 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
     @property
     def cr_running(self) -> bool:
         """Whether a step is under way."""
-        return self._greenlet is not None and self._greenlet is getcurrent()
+        return self is getcurrent()
 
     @property
     def cr_suspended(self) -> bool:
         """Whether it waits for its next step, and not for its first."""
-        return bool(self._greenlet) and self._greenlet is not getcurrent()
+        return bool(self) and self is not getcurrent()
 
     @property
     def cr_frame(self) -> Any:
         """Where it waits, innermost call first."""
-        return None if self._greenlet is None else self._greenlet.gr_frame
+        return self.gr_frame
 
 
 def can_suspend() -> bool:
-    """Return whether the caller runs in a greenlet of `GreenletCoroutine`."""
-    return type(getcurrent()) is _Greenlet
+    """Return whether the caller runs in a `GreenletCoroutine`."""
+    return isinstance(getcurrent(), GreenletCoroutine)
 
 
 def suspend(future: Any) -> Any:
     """Leave the current greenlet until an asyncio future is done; return or raise its result."""
-    waiting, loop = future.__await__(), _loop()
+    waiting, here = future.__await__(), _here()
     try:
         while True:
-            loop.switch(next(waiting))
+            here.yielded = next(waiting)
+            here.parent.switch()
     except StopIteration as stop:
         return stop.value
 
 
 def pause() -> None:
     """Leave the current greenlet for one turn of the loop."""
-    _loop().switch(None)
+    here = _here()
+    here.yielded = None
+    here.parent.switch()
 
 
 def drive(coroutine: Any) -> Any:
     """Run a coroutine to its end in the current greenlet; return or raise its result."""
-    loop = _loop()
+    here = _here()
+    loop = here.parent  # and what is waited for is put where it is: an argument would be an object of its own
     try:
-        yielded = coroutine.send(None)
+        here.yielded = coroutine.send(None)
         while True:
             try:
-                loop.switch(yielded)
+                loop.switch()
             except BaseException as error:  # a cancel, mostly
-                yielded = coroutine.throw(error)
+                here.yielded = coroutine.throw(error)
             else:
-                yielded = coroutine.send(None)
+                here.yielded = coroutine.send(None)
     except StopIteration as stop:
         return stop.value
 
 
-def _loop() -> Any:
-    """Return the greenlet of the loop, which enters the current one."""
-    return getcurrent().parent
+def _here() -> Any:
+    """Return the current greenlet, which the loop's has entered."""
+    return getcurrent()

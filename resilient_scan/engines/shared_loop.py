@@ -16,13 +16,10 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context, ContextVar
-from functools import partial
 from time import monotonic
 from types import CoroutineType, FrameType
 from typing import Any
 from weakref import WeakSet
-
-import msgspec
 
 from resilient_scan.context import NEVER
 from resilient_scan.engines import forks
@@ -39,33 +36,56 @@ PARK_TIMEOUT = 0.2  # seconds for which the exit of the interpreter waits for a 
 _slot: ContextVar[Slot | None] = ContextVar("slot", default=None)
 
 
-class Slot(msgspec.Struct, eq=False):
+class Slot(GreenletCoroutine):
     """What a scan has on the loop, for the loop's part; it is what a cancel of the scan sets.
 
-    Attributes:
+    Args:
         name: of the scanner.
         loop: where it is.
+        variables: the context that it runs in.
+
+    Attributes:
         under_way: whether its scanner is being called, or what it has begun is being ended.
         ends: when the attempt's time is up; more may be given meanwhile, see `due`.
         cancelled: whether the task was cancelled, or need not be any more. A second cancel would interrupt the cleanup
             that the first one started.
+        work: the scanner's coroutine, while it runs.
         children: tasks that the scanner has started.
-        handle: the `SlotTask` that runs its layers.
+        executor: one of the scanner's own.
+        handle: the `SlotTask` that makes its steps; `None` once it has ended, for the two refer to each other.
     """
 
-    name: str
+    __slots__ = (
+        "calls",
+        "cancelled",
+        "children",
+        "context",
+        "ends",
+        "executor",
+        "generators",
+        "handle",
+        "name",
+        "postponed",
+        "under_way",
+        "work",
+    )
     loop: LaneLoop
-    under_way: bool = False
-    cancelled: bool = True
-    ends: float = 0.0
-    postponed: float = 0.0
-    context: AttemptContext | None = None
-    calls: Calls | None = None
-    work: Any = None  # the scanner's coroutine, while it runs
-    children: set[asyncio.Task[Any]] | None = None
-    generators: Generators | None = None
-    executor: Executor | None = None  # of the scanner's own
-    handle: Any = None
+    context: AttemptContext | None
+    calls: Calls | None
+    children: set[asyncio.Task[Any]] | None
+    generators: Generators | None
+    executor: Executor | None
+
+    def __init__(self, name: str, loop: LaneLoop, variables: Context | None = None) -> None:
+        super().__init__(loop, None, variables)
+        self.name: str = name
+        self.under_way: bool = False
+        self.cancelled: bool = True
+        self.ends: float = 0.0
+        self.postponed: float = 0.0
+        self.work: Any = None
+        self.handle: Any = None
+        self.context = self.calls = self.children = self.generators = self.executor = None
 
     def begin(self, context: AttemptContext, calls: Calls) -> None:
         """Note that its scanner is called, and have the attempt cancelled at its end."""
@@ -365,18 +385,23 @@ class LaneLoop(EventLoop):
             frame = frame.f_back
         return slot
 
+    def current(self) -> Any:
+        """Return whose code runs now, in a step or in a callback that it has asked for; `None`: nobody's."""
+        slot = self.stepping
+        return _slot.get() if slot is None else slot
+
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
         """Do it on a thread of the runner's, or in the executor that the scanner has set for itself."""
-        slot = self.stepping or _slot.get()
+        slot = self.current()
         self.offload = self.submit if slot is None else slot.off_loop
         executor = executor or (None if slot is None else slot.executor)
         return super().run_in_executor(executor, func, *args)
 
     def set_default_executor(self, executor: Any) -> None:
         """Use an executor of the scanner's own, for that scanner only."""
-        slot = self.stepping or _slot.get()
+        slot = self.current()
         if slot is not None:
             slot.executor = executor
 
@@ -430,18 +455,35 @@ class SlotTask(asyncio.Task[Any]):
     def cancel(self, msg: Any = None) -> bool:
         """Cancel it, if the caller belongs to the same scanner, or to none."""
         loop: Any = self.get_loop()
-        caller = loop.stepping or _slot.get()
+        caller = loop.current()
         return (caller is None or caller is self.slot) and super().cancel(msg)
+
+
+class _Child(GreenletCoroutine):
+    """What a scanner's coroutine starts as a task."""
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: Any, loop: LaneLoop, slot: Slot) -> None:
+        super().__init__(loop, slot)
+        self._coroutine = coroutine
+
+    def __call__(self) -> Any:
+        """Run the coroutine to its end."""
+        return drive(self._coroutine)
+
+    def unstarted(self) -> None:
+        """Close the coroutine, or Python warns of one that was never awaited."""
+        self._coroutine.close()
 
 
 def _in_greenlets(loop: LaneLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """Make a task for what a scanner's coroutine starts: its steps are that scanner's, and end with its attempt."""
-    slot = loop.stepping or _slot.get()
+    slot = loop.current()
     if slot is None or not asyncio.iscoroutine(coroutine):
         return asyncio.Task(coroutine, loop=loop, **options)
     options.pop("eager_start", None)  # its first step would be within one of its maker's
-    work = GreenletCoroutine(partial(drive, coroutine), loop, slot, unstarted=coroutine.close)
-    task = SlotTask(work, loop=loop, **options)
+    task = SlotTask(_Child(coroutine, loop, slot), loop=loop, **options)
     task.slot = slot
     if slot.children is None:
         slot.children = set()

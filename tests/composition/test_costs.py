@@ -33,5 +33,9 @@ def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None
     assert counts.setup_objects(coroutines=True) <= 48
 
 
+def test_a_coroutine_leaves_nothing_that_only_the_garbage_collector_could_free() -> None:
+    assert counts.left_objects() <= 0.5
+
+
 def test_a_coroutine_that_waits_has_few_objects_that_the_garbage_collector_looks_at() -> None:
     assert counts.flight_objects() <= 28
