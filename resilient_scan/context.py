@@ -123,7 +123,10 @@ class ScanContext:
     freed_by: str = ""
     helpers: Sequence[threading.Thread] = ()  # that take part in its `map` just now
     answered: bool = False  # whether a source has answered in this attempt, as far as an HTTP client of ours saw
+    canceller: Wakeable | None = None  # what a cancel ends the attempt with, besides what waits for one
     _state: dict[str, Any] | None = None
+    _logs: Sequence[dict[str, Any]] = ()  # a list is made for what is put into it: most scans have none
+    _wakes: Sequence[Wakeable] = ()
     _known_logs: tuple[Any, ...] = ()  # entries that the state had before the current attempt
     _all_logs: list[dict[str, Any]] | None = None  # once the state was let go
 
@@ -149,8 +152,6 @@ class ScanContext:
         self._own = own
         self._clock = own.clock
         self._snapshot = snapshot
-        self._logs: list[dict[str, Any]] = []
-        self._wakes: list[Wakeable] = []
 
     @property
     def scanner(self) -> str:
@@ -211,7 +212,7 @@ class ScanContext:
         """Add an entry to this scan's tool log: `{"tool", "scanner", "at" (epoch seconds), **fields}`."""
         entry = {"tool": tool, "scanner": self.scanner, "at": self._clock.time(), **fields}
         own = (self._state or {}).get(TOOL_LOGS)
-        (own if isinstance(own, list) else self._logs).append(entry)
+        (own if isinstance(own, list) else self._list("_logs")).append(entry)
 
     def tool_logs(self) -> list[dict[str, Any]]:
         """Return what was logged so far, by `log` or into the state's own `tool_logs`."""
@@ -219,7 +220,7 @@ class ScanContext:
         if self._all_logs is not None:
             return self._all_logs.copy()
         if state is None or TOOL_LOGS not in state:
-            return self._logs.copy()
+            return [*self._logs]
         return [*self._logs, *new_tool_logs(state, self._known_logs)]
 
     def doubt(self, reason: str, *, kind: str = "other") -> None:
@@ -430,16 +431,24 @@ class ScanContext:
 
     def watch(self, wake: Wakeable) -> None:
         """Let every cancel and poke set `wake`, until `unwatch`."""
-        self._wakes.append(wake)
+        self._list("_wakes").append(wake)
 
     def unwatch(self, wake: Wakeable) -> None:
         """Take `watch` back."""
-        self._wakes.remove(wake)
+        self._list("_wakes").remove(wake)
+
+    def _list(self, name: str) -> list[Any]:
+        """Return a list of its own; two threads of one scan that ask for it at a time get the same."""
+        found: list[Any] = self.__dict__.setdefault(name, [])  # one step in C
+        return found
 
     def poke(self) -> None:
         """Wake whatever waits in this scan, without ending it."""
         for wake in tuple(self._wakes):
             wake.set()
+        canceller = self.canceller
+        if canceller is not None:
+            canceller.set()
 
     def cancel(self) -> None:
         """Mark the execution as abandoned, and wake the scanner if it sleeps."""

@@ -183,7 +183,7 @@ class Ending(msgspec.Struct, eq=False):
     def outcome(
         self,
         kind: str,
-        found: list[Any],
+        found: list[Any] | tuple[()],
         entry: Entry | None,
         error: ErrorInfo | None,
         waiter: Waiter | None = None,
@@ -197,7 +197,7 @@ class Ending(msgspec.Struct, eq=False):
         queue_wait = began - waiter.run.since if waiter is not None else 0.0
         started_at = began + waiter.run.epoch if waiter is not None else 0.0
         try:
-            kept = found if kind == SUCCESS else list(found)
+            kept = found if kind == SUCCESS and isinstance(found, list) else list(found)
             attempts, dropped, logs = context.attempt, context.dropped, context.tool_logs()
         except Exception:  # the scanner has overwritten what its context keeps
             kept, attempts, dropped, logs = [], 1, 0, []

@@ -98,7 +98,7 @@ class FirstAttempt:
         else:
             context.permit = None
             permit.done = True
-        return context.found
+        return context.found or []
 
     def _go_on(self, failure: BaseException, permit: Permit, context: AttemptContext) -> list[Any]:
         """Vote for an attempt that has failed, and have the layers decide whether another one follows."""

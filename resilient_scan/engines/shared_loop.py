@@ -509,7 +509,7 @@ class OnSharedLoop:
         slot: Slot = loop.stepping
         _slot.set(slot)
         slot.begin(context, calls)
-        context.watch(slot)
+        context.canceller = slot
         try:
             slot.set()  # it may have been cancelled before anybody watched
             slot.work = work = answer if type(answer) is CoroutineType else collect(answer, make, context)
@@ -518,7 +518,7 @@ class OnSharedLoop:
             context.check()
             raise
         finally:
-            context.unwatch(slot)
+            context.canceller = None
             slot.end()
 
 

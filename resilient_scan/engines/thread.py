@@ -64,7 +64,7 @@ class Once:
         before = forks.depth
         try:
             self.keep(self.scan(context.begin_attempt(), context), context)
-            return context.found
+            return context.found or []
         finally:
             if forks.depth != before:
                 forks.end_child(self.name)

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
+from resilient_scan.clock import SystemClock
 from resilient_scan.context import NEVER, ScanContext, ScannerContext
 from resilient_scan.errors import ScanError, decisive_leaves
 from resilient_scan.events import Event
 from resilient_scan.layers.blame import blame_of, local_kind
 from resilient_scan.layers.local import Fault
 from resilient_scan.results import ErrorInfo
-from resilient_scan.snapshot import TOOL_LOGS, Snapshot
+from resilient_scan.snapshot import EMPTY, TOOL_LOGS, Snapshot
 
 Call = Callable[["AttemptContext"], list[Any]]
 """What a layer wraps, and what it returns: makes an attempt and returns the candidates, or raises."""
@@ -53,6 +54,7 @@ class AttemptContext(ScanContext):
     """
 
     # Set only where they differ: a first attempt that succeeds pays for none of them.
+    found: list[Any] | tuple[()] = ()  # a list is made for what is put into it
     dropped: int = 0
     doubted: str | None = None
     deadline: float = NEVER
@@ -80,13 +82,8 @@ class AttemptContext(ScanContext):
     def at(cls, own: ScannerContext, snapshot: Snapshot, run_id: str) -> AttemptContext:
         """Make the context of an execution without the constructor's work: one is made for every cache miss."""
         self = cls.__new__(cls)
-        self._own, self._clock, self._snapshot = own, own.clock, snapshot  # `_set`, without two calls
-        self._logs, self._wakes, self.found, self.run_id = [], [], [], run_id
+        self._own, self._clock, self._snapshot, self.run_id = own, own.clock, snapshot, run_id  # `_set`, without a call
         return self
-
-    def _set(self, own: ScannerContext, snapshot: Snapshot) -> None:
-        super()._set(own, snapshot)
-        self.found: list[Any] = []
 
     def describe(self, error: BaseException) -> ErrorInfo:
         """Describe a failure of the current attempt, once for all that report it: it is looked at frame by frame.
@@ -145,7 +142,7 @@ class AttemptContext(ScanContext):
         """Count an attempt, forget what the one before it found, and return a copy of the state for this one."""
         if self.attempt:
             self._logs = self.tool_logs()
-            self.found = []
+            self.found = ()
             self.dropped = 0
             self.invalid = ""
             self.doubted = None
@@ -205,7 +202,7 @@ class AttemptContext(ScanContext):
 
     def logged(self, entries: Iterable[dict[str, Any]], *, kept: int | None = None) -> None:
         """Take over log entries of another process: in addition, or in the place of all but the first `kept`."""
-        self._logs[len(self._logs) if kept is None else kept :] = entries
+        self._logs = [*self._logs[:kept], *entries]
 
     def given(self, name: str) -> Any:
         """Return a value of the state, as the scanner has it; `None` if there is none."""
@@ -220,7 +217,7 @@ class AttemptContext(ScanContext):
         state = self._state
         if state is None:
             return self.tool_logs()
-        self._all_logs = logs = self.tool_logs() if TOOL_LOGS in state else self._logs.copy()
+        self._all_logs = logs = self.tool_logs() if TOOL_LOGS in state else [*self._logs]
         self._state = self._judged = None
         return logs
 
@@ -254,6 +251,27 @@ class AttemptContext(ScanContext):
     def spent(self, made: int) -> float:
         """Return the seconds since the current attempt began, 0 if `made` attempts were made before and none since."""
         return self._clock.monotonic() - self.attempt_began if self.attempt > made else 0.0
+
+
+def _share_keys() -> None:
+    """Let Python know the names of what is set in the course of an execution, before any is made.
+
+    The attributes of all contexts have one table of names, which Python closes after the first 30 contexts. Where a run
+    begins that many before the first of them goes on, each of its contexts would have a dict of its own.
+    """
+    context = AttemptContext.at(ScannerContext("", {}, SystemClock(), None), EMPTY, "")
+    context.limit(0.0)
+    context.alarm, context.mark = AttemptContext.alarm, AttemptContext.mark
+    context.canceller = context.provider = None
+    context.begin_attempt()
+    context.permit = context.canceller = context.failure = None
+    context.failed_after, context.found = 0.0, ()
+    context.abandoned, context.freed_by = False, ""
+    context.steps, context.postponed, context.waited = (), 0.0, 0.0
+    context.drop_state()
+
+
+_share_keys()
 
 
 def party_of(scanner: str, provider: Any) -> str:

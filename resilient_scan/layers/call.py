@@ -25,8 +25,11 @@ def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
         TypeError: the items are not an iterable of candidates.
         ScanCancelled: the time was up before the last item.
     """
+    found = context.found
+    if isinstance(found, tuple):
+        found = context.found = []
     if type(items) in _FINITE and make.passes.issuperset(map(type, items)):  # most answers: no call for each item
-        context.found.extend(items)
+        found.extend(items)
         return
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"scan returned {type(items).__name__}; return a list of candidates, or yield them")
@@ -34,7 +37,7 @@ def keep_valid(items: Any, make: Maker, context: AttemptContext) -> None:
         rows = "frame.to_dicts()" if hasattr(items, "to_dicts") else 'frame.to_dict("records")'
         raise TypeError(f"scan returned a DataFrame; return its rows, {rows}, each with a ticker")
     lazy = type(items) not in _FINITE
-    keep = context.found.append
+    keep = found.append
     for item in items:
         if lazy and context.cancelled:  # also ends a generator, or a feed that makes one, that never would
             context.check()

@@ -144,10 +144,10 @@ def test_an_attempt_forgets_what_the_one_before_it_found(clock: FakeClock) -> No
     context = AttemptContext("one", clock=clock, snapshot=Snapshot({"tickers": ["AAPL"]}))
     state = context.begin_attempt()
     state["tickers"].append("SPOILT")
-    context.found.append("candidate")
+    context.found = ["candidate"]
     context.dropped = 3
     assert context.begin_attempt() == {"tickers": ["AAPL"]}
-    assert (context.found, context.dropped) == ([], 0)
+    assert (list(context.found), context.dropped) == ([], 0)
 
 
 def test_who_asks_first_when_an_attempt_began_reports_its_end(clock: FakeClock) -> None:

@@ -90,7 +90,7 @@ def asked(
 
     context = context or AttemptContext("one")
     found = engine.attempt(spec_of(one))(context)
-    assert found is context.found
+    assert found is context.found or not (found or context.found)
     return context
 
 
@@ -112,7 +112,7 @@ def test_any_iterable_is_an_answer(answer: Any, engine: ThreadEngine) -> None:
 @pytest.mark.parametrize("answer", [[], (), iter(()), set()])
 def test_nothing_found_is_an_answer_too(answer: Any, engine: ThreadEngine) -> None:
     context = asked(answer, engine)
-    assert (context.found, context.dropped, context.attempt) == ([], 0, 1)
+    assert (list(context.found), context.dropped, context.attempt) == ([], 0, 1)
 
 
 @pytest.mark.parametrize("answer", [None, 5, "AAPL", b"AAPL", {"ticker": "AAPL"}, MappingProxyType({}), AAPL, object])

@@ -113,7 +113,7 @@ class ProcessEngine:
                 if ended.spoiled:
                     borrowed.child.kill()
             conversation.end(ended, self._children.shared)
-            return context.found
+            return context.found or []
 
         return once
 
