@@ -331,7 +331,8 @@ class ScannerSpec(msgspec.Struct, frozen=True):
 
     name: str
     pipeline: str
-    call: Callable[[dict[str, Any], ScanContext], Any]
+    scan: Callable[..., Any]
+    takes_context: bool
     layers: dict[str, Any]
     candidate: type
     origin: Any
@@ -345,7 +346,10 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     isolation: str | None = None
     memory: int | None = None
     made_of: type | None = None  # the class that was given, where `origin` was made of one
-    alone: Callable[[dict[str, Any]], Any] | None = None  # what `call` calls, where that takes nothing but the state
+
+    def call(self, state: dict[str, Any], context: ScanContext) -> Any:
+        """Call it."""
+        return self.scan(state, context) if self.takes_context else self.scan(state)
 
 
 def spec_of(thing: Any) -> ScannerSpec:
@@ -374,11 +378,12 @@ def spec_of(thing: Any) -> ScannerSpec:
         if isinstance(thing, FunctionScanner):
             raise PluginError(f"scanner {thing.name}: candidate must be a class, got {candidate!r}")
         candidate = Candidate  # an attribute of the same name that means something else
-    call = _two_arguments(thing.name, thing.scan)
+    scan, takes_context = _called(thing.name, thing.scan)
     return ScannerSpec(
         name=thing.name,
         pipeline=thing.pipeline,
-        call=call,
+        scan=scan,
+        takes_context=takes_context,
         layers=dict(layers or {}),
         candidate=candidate,
         origin=thing,
@@ -392,7 +397,6 @@ def spec_of(thing: Any) -> ScannerSpec:
         isolation=isolation,
         memory=_memory_of(thing, isolation),
         made_of=made_of,
-        alone=call.scan if isinstance(call, _StateOnly) else None,
     )
 
 
@@ -435,8 +439,8 @@ def check_identity(thing: Any) -> None:
         raise PluginError(f"scanner {name}: it has no method scan(state) or scan(state, context)")
 
 
-def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, Any], ScanContext], Any]:
-    """Make `scan` take a context, whether it wants one or not.
+def _called(name: str, scan: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """Return what to call, and whether with a context, too.
 
     It gets one if its second positional parameter is required or called `context`: an optional one of another name
     is the scanner's own business.
@@ -447,7 +451,7 @@ def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, A
     try:
         signature = inspect.signature(scan)
     except (TypeError, ValueError):  # a builtin without a signature
-        return _StateOnly(scan)
+        return scan, False
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     second = positional[1] if len(positional) > 1 else None
@@ -458,24 +462,9 @@ def _two_arguments(name: str, scan: Callable[..., Any]) -> Callable[[dict[str, A
     except TypeError as error:
         shown = ", ".join(map(_shown, parameters))
         raise PluginError(f"scanner {name}: it must take (state) or (state, context), not ({shown}): {error}") from None
-    if both:
-        return scan
     if by_name:
-        return lambda state, context: scan(state, context=context)
-    return _StateOnly(scan)
-
-
-class _StateOnly:
-    """Calls a scanner's function that takes nothing but the state."""
-
-    __slots__ = ("scan",)
-
-    def __init__(self, scan: Callable[[dict[str, Any]], Any]) -> None:
-        self.scan = scan
-
-    def __call__(self, state: dict[str, Any], _context: ScanContext) -> Any:
-        """Call it."""
-        return self.scan(state)
+        return lambda state, context: scan(state, context=context), True
+    return scan, both
 
 
 def _shown(parameter: inspect.Parameter) -> str:

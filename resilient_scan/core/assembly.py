@@ -124,6 +124,7 @@ class Fleet:
             lane=self.lane,
             children=self.children,
             bus=self.bus,
+            send=self.bus.send,
             providers=self.providers,
             values=values,
             faults=self.faults,

@@ -44,7 +44,7 @@ class BlockingCalls:
         frees_sockets: whether connections may be shut down that calls wait for after their time.
     """
 
-    used: bool = False  # whether a coroutine has made any
+    __slots__ = ("_active", "_waiting", "frees_sockets", "hung", "name", "pool", "send", "used")
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class BlockingCalls:
         self.pool = pool
         self.hung = hung
         self.send = send
-        self._lock = threading.Lock()
+        self.used: bool = False  # whether a coroutine has made any
         self._active = 0  # calls that the pool has, without those that hang
         self._waiting: deque[_Call] | None = None  # made for the first that waits: most scanners make no calls
 
@@ -82,7 +82,7 @@ class BlockingCalls:
         if context.traffic is not None:
             call = context.traffic.carried(call)
         task = _Call(self, call, context)
-        with self._lock:
+        with self.hung.lock:
             if self._active >= MAX_CALLS:
                 self._waiting = self._waiting or deque()
                 self._waiting.append(task)
@@ -93,7 +93,7 @@ class BlockingCalls:
 
     def next(self) -> None:
         """Let the next call begin: the thread of one is free, or is replaced because it hangs."""
-        with self._lock:
+        with self.hung.lock:
             if not self._waiting:
                 self._active -= 1
                 return
@@ -102,7 +102,7 @@ class BlockingCalls:
 
     def take_waiting(self) -> list[_Call]:
         """Take out all calls that wait for their turn."""
-        with self._lock:
+        with self.hung.lock:
             waiting, self._waiting = self._waiting, None
         return list(waiting or ())
 

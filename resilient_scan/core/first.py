@@ -35,15 +35,14 @@ class FirstAttempt:
     Args:
         stack: the scanner's; it has a breaker.
         once: asks the scanner.
-        layers: make the attempts that this does not make.
         report: tells listeners of the attempt's end; `None`: nobody wants to hear that.
     """
 
     __slots__ = (
         "_alone",
         "_breaker",
+        "_folded",
         "_has_rates",
-        "_layers",
         "_memory",
         "_monotonic",
         "_once",
@@ -52,13 +51,13 @@ class FirstAttempt:
         "_stack",
     )
 
-    def __init__(self, stack: Stack, once: Once, layers: Call, report: Report | None) -> None:
+    def __init__(self, stack: Stack, once: Once, report: Report | None) -> None:
         assert stack.breaker is not None  # noqa: S101 - see `Stack._is_plain`
         self._stack = stack
         self._breaker, self._memory, self._has_rates = stack.breaker, stack.breaker.memory, stack.breaker.has_rates
         self._monotonic = stack.clock.monotonic
-        self._once, self._scan, self._alone = once, once.scan, stack.spec.alone
-        self._layers = layers
+        self._once, self._scan, self._alone = once, once.scan, None if once.takes_context else once.scan
+        self._folded: Call | None = None
         self._report = report
 
     def call(self, context: AttemptContext) -> list[Any]:  # noqa: C901 - see the top of this file
@@ -99,6 +98,12 @@ class FirstAttempt:
             context.permit = None
             permit.done = True
         return context.found or []
+
+    def _layers(self, context: AttemptContext) -> list[Any]:
+        """Have the layers make the attempts that this does not make; most scanners never need them."""
+        if self._folded is None:  # two threads may both get here, and fold the same
+            self._folded = self._stack.layers_around(self._once.call)
+        return self._folded(context)
 
     def _go_on(self, failure: BaseException, permit: Permit, context: AttemptContext) -> list[Any]:
         """Vote for an attempt that has failed, and have the layers decide whether another one follows."""

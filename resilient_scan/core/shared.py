@@ -11,6 +11,7 @@ from resilient_scan._dispatch import Bus
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.engines.loop import Loops
 from resilient_scan.errors import StoreError
+from resilient_scan.events import Event
 from resilient_scan.layers.local import LocalFaults
 from resilient_scan.layers.providers import Providers
 from resilient_scan.layers.shared_values import SharedValues
@@ -35,7 +36,7 @@ class Shared(msgspec.Struct, frozen=True):
         call_pool: where the blocking calls of coroutines run.
         lane: where `async def` scanners run, all on one loop; `None`: on workers.
         children: the processes of scanners that are isolated; `None`: no scanner is.
-        bus: where events go.
+        bus, send: where events go.
         providers: whose limits are kept.
         values: what several scanners need, loaded once.
         faults: judges what may be this machine's own fault.
@@ -52,6 +53,7 @@ class Shared(msgspec.Struct, frozen=True):
     lane: Lane | None
     children: Children | ClusterWorkers | None
     bus: Bus
+    send: Callable[[Event], None]
     providers: Providers
     values: SharedValues
     faults: LocalFaults

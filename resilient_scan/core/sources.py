@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from random import Random
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from resilient_scan._text import in_seconds
 from resilient_scan.clock import Clock
@@ -17,6 +16,14 @@ from resilient_scan.layers.providers import Providers
 from resilient_scan.options import Breaker, Limit
 
 T = TypeVar("T")
+_NONE: frozenset[str] = frozenset()
+
+
+class Learner(Protocol):
+    """What has to know the provider of a scanner whose options name none."""
+
+    def learn_provider(self, provider: Provider | None, /) -> None:
+        """Take over the one host that it calls, or let go of it."""
 
 
 class Sources:
@@ -27,8 +34,20 @@ class Sources:
         breaker: the breakers' numbers; `None`: there are none.
         clock, random: where time and chance come from.
         providers: a source that is one of them keeps that one's rate and breaker instead of the scanner's own.
-        on_provider: takes the one host that the scanner calls, or `None` as soon as it calls another one, or a source.
+        learner: takes the one host that the scanner calls, or `None` as soon as it calls another one, or a source.
     """
+
+    __slots__ = (
+        "_breakers",
+        "_clock",
+        "_has_sources",
+        "_learner",
+        "_options",
+        "_places",
+        "_providers",
+        "_random",
+        "_scanner",
+    )
 
     def __init__(
         self,
@@ -37,18 +56,16 @@ class Sources:
         clock: Clock,
         random: Random,
         providers: Providers,
-        on_provider: Callable[[Provider | None], None] = lambda _provider: None,
+        learner: Learner | None = None,
     ) -> None:
         self._scanner = scanner
         self._options = breaker
         self._clock = clock
         self._random = random
         self._providers = providers
-        self._on_provider = on_provider
-        self._lock = threading.Lock()
+        self._learner = learner
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._learning = threading.Lock()  # so that what is learned last is reported last
-        self._places: set[str] = set()  # hosts that it calls, as far as they matter
+        self._places: frozenset[str] = _NONE  # hosts that it calls, as far as they matter
         self._has_sources = False
 
     def ask(
@@ -56,10 +73,10 @@ class Sources:
     ) -> T:
         """Return what `call` returns; see `ScanContext.guarded`."""
         if not self._has_sources:
-            with self._learning:
+            with self._providers.learning:
                 self._has_sources = True
                 if self._places:
-                    self._on_provider(None)
+                    self._learn(None)
         breaker = self._breaker_of(source)
         if breaker is None:
             return self._in_time(source, call, seconds, context, limit)
@@ -94,10 +111,10 @@ class Sources:
         if provider is None:
             return call()
         if place not in self._places:
-            with self._learning:
-                self._places.add(place)
+            with self._providers.learning:
+                self._places |= {place}
                 only = len(self._places) == 1 and not self._has_sources
-                self._on_provider(provider if only else None)
+                self._learn(provider if only else None)
 
         def request() -> T:
             context.requested = True
@@ -108,6 +125,10 @@ class Sources:
         except Rejected:
             context.turned_away = not context.requested
             raise
+
+    def _learn(self, provider: Provider | None) -> None:
+        if self._learner is not None:
+            self._learner.learn_provider(provider)
 
     def end_open_time(self) -> None:
         """Let the next call of each source be a trial, if its breaker is open."""
@@ -120,17 +141,16 @@ class Sources:
             breaker.reset()
 
     def _known(self) -> tuple[CircuitBreaker, ...]:
-        with self._lock:
-            return tuple(self._breakers.values())
+        return tuple(self._breakers.copy().values())
 
     def _breaker_of(self, source: str) -> CircuitBreaker | None:
         if self._options is None:
             return None
-        with self._lock:
-            if source not in self._breakers:
-                name = f"{self._scanner}'s source {source}"
-                self._breakers[source] = CircuitBreaker(name, self._options, self._clock, self._random)
-            return self._breakers[source]
+        known = self._breakers.get(source)
+        if known is not None:
+            return known
+        made = CircuitBreaker(f"{self._scanner}'s source {source}", self._options, self._clock, self._random)
+        return self._breakers.setdefault(source, made)  # two threads may both get here: they get the same
 
     def _in_time(
         self, source: str, call: Callable[[], T], seconds: float, context: AttemptContext, limit: Limit | None

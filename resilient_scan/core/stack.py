@@ -7,7 +7,6 @@ one function, `Stack.call`: retry around breaker around limit around `timeout.at
 from __future__ import annotations
 
 import threading
-import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +34,8 @@ from resilient_scan.core.registration import registration
 from resilient_scan.core.shared import Shared, abandoned_in
 from resilient_scan.core.sources import Sources
 from resilient_scan.engines import Engine
-from resilient_scan.engines.thread import ThreadEngine
+from resilient_scan.engines.loop import Coroutines
+from resilient_scan.engines.thread import Once
 from resilient_scan.errors import StoreError
 from resilient_scan.events import (
     CANCELLED,
@@ -99,6 +99,7 @@ class Stack:
         "_config",
         "_kept",
         "_lane",
+        "_loops",
         "answered",
         "baseline",
         "breaker",
@@ -200,16 +201,16 @@ class Stack:
         self.faults: LocalFaults = shared.faults
         self.answered: array[float] = shared.faults.answered  # when it last succeeded: the number at its `place`
         self.place: int = shared.faults.places[name]
-        self.hung: HungThreads = HungThreads(policy.timeout, clock)
+        self.hung: HungThreads = HungThreads(policy.timeout, clock, self.lock)
         self.hung_copies: int = 0  # of its hung threads, those that copy a cached answer
         self.baseline: Baseline = Baseline(spec.empty_ok)
         self.doubt = _doubted_before if self._votes_on_doubts else self.baseline.doubt
         self.calls: BlockingCalls = BlockingCalls(
-            name, shared.call_pool, self.hung, shared.bus.send, frees_sockets=spec.free_sockets
+            name, shared.call_pool, self.hung, shared.send, frees_sockets=spec.free_sockets
         )
-        self.engine: Engine = ThreadEngine(shared.loops, self.calls)
-        learn = partial(_learn_provider, weakref.ref(self))
-        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, learn)
+        self._loops = shared.loops
+        self.engine: Engine | None = None  # what makes the attempts elsewhere
+        self.sources: Sources = Sources(name, policy.breaker, clock, random, shared.providers, self)
         self.notes: Notes = Notes(self._answers, clock)
         self.own: ScannerContext = ScannerContext(
             name,
@@ -256,19 +257,10 @@ class Stack:
 
     def _refold(self) -> None:
         if self.lane is None:
-            self.call = self._fold(self.engine)
+            self.call = self._fold(self._loops)
         else:
-            here = isinstance(self.engine, ThreadEngine)
-            self.lane_call = self._fold(ThreadEngine(self.lane.coroutines, self.calls) if here else self.engine)
-            self.call = self._call_later
+            self.lane_call = self._fold(self.lane.coroutines)
         self.send_execution = self.bus.sender(ExecutionEnded, self.name)
-
-    def _call_later(self, context: AttemptContext) -> list[Any]:
-        """Fold the call for workers when the first scan takes one: most scanners of the lane never leave it."""
-        with _folding:
-            if self.call == self._call_later:
-                self.call = self._fold(self.engine)
-        return self.call(context)
 
     def learn_provider(self, provider: Provider | None) -> None:
         """Take over the one host that the scanner calls as its provider, or let go of it: there are several.
@@ -289,8 +281,10 @@ class Stack:
 
     def leave_lane(self) -> None:
         """Run on workers from now on: it blocks the loop that it shares with others."""
-        self.lane = None
-        self._place()
+        with _folding:
+            self.call = self._fold(self._loops)  # before its next execution finds no lane
+            self.lane = None
+            self._place()
 
     def _place(self) -> None:
         """Note where its executions wait, and whether they can be handed to the pool in groups.
@@ -302,11 +296,19 @@ class Stack:
         self.in_window = straight or not self._config.concurrent
         self.in_batches = straight and not self.stored
 
-    def _fold(self, engine: Engine) -> Call:
+    def _fold(self, loops: Coroutines) -> Call:
+        """Return what makes an execution's attempts; `loops` run the coroutines of attempts that are made here."""
+        if self.engine is not None:
+            return self.layers_around(self.engine.attempt(self.spec))
+        once = Once(self.spec, loops, self.calls)
+        if not self._is_plain:
+            return self.layers_around(once.call)
+        send = self.bus.sender(AttemptEnded, self.name)
+        return FirstAttempt(self, once, None if send is None else partial(self._report_attempt, send)).call
+
+    def layers_around(self, call: Call) -> Call:
         """Put the layers around an engine's call, innermost first."""
         policy, traffic = self.policy, self._config.traffic
-        once = engine.once(self.spec) if isinstance(engine, ThreadEngine) else None
-        call = engine.attempt(self.spec) if once is None else once.call
         call = doubting(self.baseline.doubt if self._votes_on_doubts else None, expecting(self.spec.expect, call))
         if traffic is not None:
             call = traffic.guarded(call)
@@ -327,9 +329,6 @@ class Stack:
                 budget=self.budget,
                 on_exhausted=self._report_exhausted,
             )
-        if once is not None and self._is_plain:
-            report = None if send_attempt is None else partial(self._report_attempt, send_attempt)
-            call = FirstAttempt(self, once, call, report).call
         return call
 
     @property
@@ -507,10 +506,6 @@ def _process_engine(spec: ScannerSpec, own: ScannerContext, shared: Shared) -> E
     return ProcessEngine(spec, own, shared.children)
 
 
-def _learn_provider(this: weakref.ref[Stack], provider: Provider | None) -> None:
-    stack = this()
-    if stack is not None:
-        stack.learn_provider(provider)
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:

@@ -9,61 +9,46 @@ from typing import Any
 
 from resilient_scan.engines import forks
 from resilient_scan.engines.loop import Calls, Coroutines
-from resilient_scan.layers.attempt import AttemptContext, Call
+from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.call import Maker, keep_valid
 from resilient_scan.scanning import ScannerSpec
 
 
-class ThreadEngine:
-    """Call the scanner's function where the caller is.
+class Once(Maker):
+    """Asks one scanner once, and makes its candidates: one object for the garbage collector to look at, and not six.
 
     Args:
-        loops: run coroutines.
+        spec: the scanner.
+        loops: run its coroutines.
         calls: takes the blocking calls that coroutines hand to a thread.
-    """
-
-    def __init__(self, loops: Coroutines, calls: Calls) -> None:
-        self._loops = loops
-        self._calls = calls
-
-    def attempt(self, spec: ScannerSpec, /) -> Call:
-        """Return the call that asks the scanner once and keeps the valid candidates.
-
-        Raises (when called):
-            TypeError: what the scanner returned is not an iterable of candidates.
-            ScanCancelled: the time was up while candidates were being yielded.
-            BaseException: whatever the scanner raised.
-        """
-        return self.once(spec).call
-
-    def once(self, spec: ScannerSpec) -> Once:
-        """Return the object whose `call` that is."""
-        return Once(spec, self._loops, self._calls)
-
-
-class Once:
-    """Asks one scanner once. An object, where a function would have six for the garbage collector to look at.
 
     Attributes:
         name: the scanner's.
         scan: its function.
-        make: makes its candidates.
+        takes_context: whether that takes the context, too.
     """
 
-    __slots__ = ("_calls", "_loops", "make", "name", "scan")
+    __slots__ = ("_calls", "_loops", "name", "scan", "takes_context")
 
     def __init__(self, spec: ScannerSpec, loops: Coroutines, calls: Calls) -> None:
+        super().__init__(spec.candidate, spec.name)
         self.name = spec.name
-        self.scan = spec.call
-        self.make = Maker(spec.candidate, spec.name)
+        self.scan, self.takes_context = spec.scan, spec.takes_context
         self._loops = loops
         self._calls = calls
 
     def call(self, context: AttemptContext) -> list[Any]:
-        """Return the valid candidates; see `ThreadEngine.attempt`."""
+        """Return the valid candidates.
+
+        Raises:
+            TypeError: what the scanner returned is not an iterable of candidates.
+            ScanCancelled: the time was up while candidates were being yielded.
+            BaseException: whatever the scanner raised.
+        """
         before = forks.depth
         try:
-            self.keep(self.scan(context.begin_attempt(), context), context)
+            state = context.begin_attempt()
+            self.keep(self.scan(state, context) if self.takes_context else self.scan(state), context)
             return context.found or []
         finally:
             if forks.depth != before:
@@ -75,6 +60,6 @@ class Once:
         if kind is CoroutineType or (
             kind is not list and (inspect.isawaitable(answer) or isinstance(answer, AsyncIterator))
         ):
-            answer = self._loops.finish(answer, self.make, context, self._calls)
+            answer = self._loops.finish(answer, self, context, self._calls)
         if type(answer) is not list or answer:
-            keep_valid(answer, self.make, context)
+            keep_valid(answer, self, context)

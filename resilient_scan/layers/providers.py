@@ -8,6 +8,7 @@ the scanners that share it is in `layers.limit`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ class Providers(dict[str, Provider]):
         make_breaker: makes a provider's breaker; `None`: there are none.
         breakers: by scanner, its own breaker's options, for providers whose limit does not give any.
 
+    Attributes:
+        learning: held while a scanner learns whom it calls, so that what is learned last is reported last.
+
     Raises:
         ConfigError: two scanners give different numbers for one provider, or the extra `limits` is not installed.
     """
@@ -57,6 +61,7 @@ class Providers(dict[str, Provider]):
         self._at = at
         self._make_breaker = make_breaker
         self._hosts = 0
+        self.learning: threading.Lock = threading.Lock()
         for name, limit in merged(limits).items():
             scanners = [scanner for scanner, own in limits if own.provider == name]
             options = limit.breaker

@@ -84,16 +84,21 @@ def limited(seconds: float, call: Call, clock: Clock) -> Call:
 class HungThreads:
     """Count one scanner's abandoned threads and refuse work beyond `Timeout.max_abandoned`.
 
+    Args:
+        options: how many may hang.
+        clock: what is waited by for one to come back.
+        lock: a scanner's, for such small facts; its own unless given.
+
     Attributes:
         count: threads that hang now.
         came_back: the last ones that came back, oldest first.
     """
 
-    __slots__ = ("_clock", "_lock", "_most", "_returned", "came_back", "count")
+    __slots__ = ("_clock", "_most", "_returned", "came_back", "count", "lock")
 
-    def __init__(self, options: Timeout, clock: Clock) -> None:
+    def __init__(self, options: Timeout, clock: Clock, lock: threading.Lock | None = None) -> None:
         self._most = options.max_abandoned
-        self._lock = threading.Lock()
+        self.lock: threading.Lock = lock or threading.Lock()
         self._clock = clock
         self._returned: Wake | None = None  # made for the first thread that hangs: most scanners have none
         self.count: int = 0
@@ -113,21 +118,21 @@ class HungThreads:
 
     def abandon(self) -> None:
         """Note that a thread was abandoned."""
-        with self._lock:
+        with self.lock:
             self._returned = self._returned or self._clock.event()
             self._returned.clear()
             self.count += 1
 
     def returned(self) -> None:
         """Note that an abandoned thread has ended."""
-        with self._lock:
+        with self.lock:
             self.count -= 1
             if self._returned is not None:
                 self._returned.set()
 
     def record(self, thread: Abandoned) -> None:
         """Remember a thread that came back, and what freed it."""
-        with self._lock:
+        with self.lock:
             self.came_back = (*self.came_back[1 - MAX_RETURNED :], thread)
 
     def _one_returns(self, seconds: float) -> bool:

@@ -26,6 +26,8 @@ class Notes:
         clock: measures how old the notes in memory are.
     """
 
+    __slots__ = ("_answers", "_clock", "_local")
+
     def __init__(self, answers: AnswerStore | None, clock: Clock) -> None:
         self._answers = answers
         self._clock = clock

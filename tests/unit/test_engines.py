@@ -20,10 +20,10 @@ import pytest
 from resilient_scan import Candidate, InvalidCandidate, ScanCancelled, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.engines.loop import Loops
-from resilient_scan.engines.thread import ThreadEngine
-from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.engines.thread import Once
+from resilient_scan.layers.attempt import AttemptContext, Call
 from resilient_scan.layers.call import Maker
-from resilient_scan.scanning import spec_of
+from resilient_scan.scanning import ScannerSpec, spec_of
 from resilient_scan.snapshot import Snapshot
 from resilient_scan.testing import FakeClock
 
@@ -59,6 +59,9 @@ class Plain:
         self.ticker = ticker
 
 
+Engine = Callable[[ScannerSpec], Call]
+
+
 class OnThreads:
     """Run each blocking call of a coroutine on a thread of its own."""
 
@@ -73,14 +76,14 @@ class OnThreads:
 
 
 @pytest.fixture
-def engine() -> Iterator[ThreadEngine]:
+def engine() -> Iterator[Engine]:
     loops = Loops()
-    yield ThreadEngine(loops, OnThreads())
+    yield lambda spec: Once(spec, loops, OnThreads()).call
     loops.close()
 
 
 def asked(
-    answer: Any, engine: ThreadEngine, *, candidate: type = Candidate, context: AttemptContext | None = None
+    answer: Any, engine: Engine, *, candidate: type = Candidate, context: AttemptContext | None = None
 ) -> AttemptContext:
     """Ask a scanner once that returns `answer` (or what it returns, if it is a function); return the context."""
 
@@ -89,7 +92,7 @@ def asked(
         return answer(context) if callable(answer) else answer
 
     context = context or AttemptContext("one")
-    found = engine.attempt(spec_of(one))(context)
+    found = engine(spec_of(one))(context)
     assert found is context.found or not (found or context.found)
     return context
 
@@ -105,31 +108,31 @@ def asked(
         (one for one in (AAPL, {"ticker": "IBM"})),
     ],
 )
-def test_any_iterable_is_an_answer(answer: Any, engine: ThreadEngine) -> None:
+def test_any_iterable_is_an_answer(answer: Any, engine: Engine) -> None:
     assert asked(answer, engine).found == [AAPL, Candidate("IBM", "one", "")]
 
 
 @pytest.mark.parametrize("answer", [[], (), iter(()), set()])
-def test_nothing_found_is_an_answer_too(answer: Any, engine: ThreadEngine) -> None:
+def test_nothing_found_is_an_answer_too(answer: Any, engine: Engine) -> None:
     context = asked(answer, engine)
     assert (list(context.found), context.dropped, context.attempt) == ([], 0, 1)
 
 
 @pytest.mark.parametrize("answer", [None, 5, "AAPL", b"AAPL", {"ticker": "AAPL"}, MappingProxyType({}), AAPL, object])
-def test_anything_else_is_the_scanners_error(answer: Any, engine: ThreadEngine) -> None:
+def test_anything_else_is_the_scanners_error(answer: Any, engine: Engine) -> None:
     with pytest.raises(TypeError) as caught:
         asked(lambda _context: answer, engine)
     assert str(caught.value) == (f"scan returned {type(answer).__name__}; return a list of candidates, or yield them")
 
 
-def test_invalid_ones_are_dropped_and_the_first_says_why(engine: ThreadEngine) -> None:
+def test_invalid_ones_are_dropped_and_the_first_says_why(engine: Engine) -> None:
     context = asked([{"ticker": ""}, AAPL, {"symbol": "X"}, None, {"ticker": "IBM"}], engine)
     assert [one.ticker for one in context.found] == ["AAPL", "IBM"]
     assert context.dropped == 3
     assert context.invalid == "candidate.ticker must be a symbol without blanks, got ''"
 
 
-def test_every_attempt_gets_a_state_of_its_own(engine: ThreadEngine) -> None:
+def test_every_attempt_gets_a_state_of_its_own(engine: Engine) -> None:
     seen: list[Any] = []
 
     @scanner(pipeline="test")
@@ -139,14 +142,14 @@ def test_every_attempt_gets_a_state_of_its_own(engine: ThreadEngine) -> None:
         return []
 
     context = AttemptContext("one", snapshot=Snapshot({"tickers": ["AAPL"]}))
-    call = engine.attempt(spec_of(one))
+    call = engine(spec_of(one))
     call(context)
     call(context)
     assert seen == [["AAPL"], ["AAPL"]]
     assert context.attempt == 2
 
 
-def test_what_was_yielded_before_an_error_stays(engine: ThreadEngine) -> None:
+def test_what_was_yielded_before_an_error_stays(engine: Engine) -> None:
     def answer(_context: AttemptContext) -> Iterator[Any]:
         yield AAPL
         yield {"no": "ticker"}
@@ -158,7 +161,7 @@ def test_what_was_yielded_before_an_error_stays(engine: ThreadEngine) -> None:
     assert (context.found, context.dropped) == ([AAPL], 1)
 
 
-def test_an_endless_generator_ends_with_the_scan(engine: ThreadEngine) -> None:
+def test_an_endless_generator_ends_with_the_scan(engine: Engine) -> None:
     clock = FakeClock()
     context = AttemptContext("one", clock=clock, deadline=3.0)
 
@@ -172,7 +175,7 @@ def test_an_endless_generator_ends_with_the_scan(engine: ThreadEngine) -> None:
     assert context.found == [AAPL, AAPL]
 
 
-def test_a_coroutine_is_awaited(engine: ThreadEngine) -> None:
+def test_a_coroutine_is_awaited(engine: Engine) -> None:
     async def answer(_context: AttemptContext) -> list[Any]:
         return [AAPL, {}]
 
@@ -180,7 +183,7 @@ def test_a_coroutine_is_awaited(engine: ThreadEngine) -> None:
     assert (context.found, context.dropped) == ([AAPL], 1)
 
 
-def test_a_coroutine_may_return_nothing_but_an_iterable(engine: ThreadEngine) -> None:
+def test_a_coroutine_may_return_nothing_but_an_iterable(engine: Engine) -> None:
     async def answer(_context: AttemptContext) -> None:
         """Return nothing."""
 
@@ -188,7 +191,7 @@ def test_a_coroutine_may_return_nothing_but_an_iterable(engine: ThreadEngine) ->
         asked(answer, engine)
 
 
-def test_an_async_generator_is_read_to_the_end(engine: ThreadEngine) -> None:
+def test_an_async_generator_is_read_to_the_end(engine: Engine) -> None:
     async def answer(_context: AttemptContext) -> AsyncIterator[Any]:
         yield AAPL
         yield {"ticker": "IBM", "price": 1.5}
@@ -199,7 +202,7 @@ def test_an_async_generator_is_read_to_the_end(engine: ThreadEngine) -> None:
     assert context.dropped == 1
 
 
-def test_what_an_async_generator_yielded_before_an_error_stays(engine: ThreadEngine) -> None:
+def test_what_an_async_generator_yielded_before_an_error_stays(engine: Engine) -> None:
     async def answer(_context: AttemptContext) -> AsyncIterator[Any]:
         yield AAPL
         raise OSError("down")
@@ -230,7 +233,7 @@ def used() -> Iterator[list[asyncio.AbstractEventLoop]]:
 
 
 def test_each_attempt_has_a_loop_of_its_own_that_is_closed_at_its_end(
-    engine: ThreadEngine, used: list[asyncio.AbstractEventLoop]
+    engine: Engine, used: list[asyncio.AbstractEventLoop]
 ) -> None:
     """Each holds three descriptors: one kept for each of 400 scanners is more than a process may have."""
     for _ in range(3):
@@ -239,7 +242,7 @@ def test_each_attempt_has_a_loop_of_its_own_that_is_closed_at_its_end(
     assert all(loop.is_closed() for loop in used)
 
 
-def test_what_one_attempt_leaves_on_its_loop_does_not_run_in_the_next_one(engine: ThreadEngine) -> None:
+def test_what_one_attempt_leaves_on_its_loop_does_not_run_in_the_next_one(engine: Engine) -> None:
     ran: list[str] = []
 
     async def stubborn() -> AsyncIterator[int]:
@@ -266,7 +269,7 @@ def test_what_one_attempt_leaves_on_its_loop_does_not_run_in_the_next_one(engine
     assert len(ran) == 2
 
 
-def test_a_task_factory_that_raises_costs_no_answer(engine: ThreadEngine) -> None:
+def test_a_task_factory_that_raises_costs_no_answer(engine: Engine) -> None:
     async def sets(_context: AttemptContext) -> list[Any]:
         asyncio.get_running_loop().set_task_factory(lambda *_args, **_kwargs: 1 / 0)
         return [AAPL]
@@ -288,14 +291,14 @@ class Feed:
         raise AssertionError("read on after the cancel")
 
 
-def test_a_feed_that_is_no_iterator_ends_with_its_scan(engine: ThreadEngine) -> None:
+def test_a_feed_that_is_no_iterator_ends_with_its_scan(engine: Engine) -> None:
     context = AttemptContext("one")
     with pytest.raises(ScanCancelled):
         asked(Feed, engine, context=context)
     assert context.found == [AAPL] * 3
 
 
-def test_what_is_wrong_with_an_item_is_told_in_reasonable_length(engine: ThreadEngine) -> None:
+def test_what_is_wrong_with_an_item_is_told_in_reasonable_length(engine: Engine) -> None:
     context = asked([{"ticker": "a b" * 1_000_000}], engine)
     assert context.dropped == 1
     assert len(context.invalid) < 11_000
@@ -311,7 +314,7 @@ def test_what_is_wrong_with_an_item_is_told_in_reasonable_length(engine: ThreadE
     ],
 )
 def test_a_loop_that_a_scanner_has_changed_is_not_given_to_another(
-    change: Callable[[Any], None], engine: ThreadEngine, used: list[asyncio.AbstractEventLoop]
+    change: Callable[[Any], None], engine: Engine, used: list[asyncio.AbstractEventLoop]
 ) -> None:
     async def changes(context: AttemptContext) -> list[Any]:
         change(asyncio.get_running_loop())
@@ -326,7 +329,7 @@ def test_a_loop_that_a_scanner_has_changed_is_not_given_to_another(
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("part", ["selector", "pipe"])
 def test_a_loop_that_cannot_be_made_is_the_scanners_error_and_no_more(
-    part: str, engine: ThreadEngine, monkeypatch: pytest.MonkeyPatch
+    part: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its `__del__` would close a pipe that is not there, and the coroutine would never be awaited."""
 
@@ -348,7 +351,7 @@ def test_a_loop_that_cannot_be_made_is_the_scanners_error_and_no_more(
 
 
 @pytest.mark.parametrize("cancels", [1, 2])
-def test_a_coroutine_is_cancelled_once(cancels: int, engine: ThreadEngine) -> None:
+def test_a_coroutine_is_cancelled_once(cancels: int, engine: Engine) -> None:
     """By the alarm of its loop and by the watchdog: the second cancel would interrupt the cleanup of the first."""
     context = AttemptContext("one", deadline=SystemClock().monotonic() + 0.05)
     cleaned: list[int] = []
@@ -367,7 +370,7 @@ def test_a_coroutine_is_cancelled_once(cancels: int, engine: ThreadEngine) -> No
     assert cleaned == [1]
 
 
-def test_a_blocking_call_is_handed_to_the_engines_threads(engine: ThreadEngine) -> None:
+def test_a_blocking_call_is_handed_to_the_engines_threads(engine: Engine) -> None:
     async def answer(_context: AttemptContext) -> list[Any]:
         found = await asyncio.to_thread(lambda: [AAPL])
         (address, *_) = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
@@ -466,7 +469,7 @@ def test_a_type_that_says_itself_what_is_wrong_is_believed() -> None:
         Maker(Own, "src")({"ticker": "A"})
 
 
-def test_a_scanner_may_have_its_own_type(engine: ThreadEngine) -> None:
+def test_a_scanner_may_have_its_own_type(engine: Engine) -> None:
     context = asked([{"ticker": "A", "score": 2}, Struct("B"), AAPL], engine, candidate=Struct)
     assert context.found == [Struct("A", 2.0), Struct("B")]
     assert context.dropped == 1

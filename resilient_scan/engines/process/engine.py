@@ -100,7 +100,7 @@ class ProcessEngine:
             ProcessEnded: the child has ended by itself.
             ProcessKilled: nobody waits for the answer any more.
             WorkerLost: no child can be had.
-            BaseException: as `ThreadEngine`.
+            BaseException: as `thread.Once`.
         """
         make = Maker(spec.candidate, spec.name)
 

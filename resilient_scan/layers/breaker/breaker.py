@@ -27,7 +27,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,6 +51,10 @@ from resilient_scan.layers.breaker.record import CLOSED, HALF_OPEN, OPEN, Vote
 from resilient_scan.layers.breaker.sync import BreakerStore, ManualChange, StoreSync, TrialRequest, change_event
 from resilient_scan.options import Breaker
 
+if TYPE_CHECKING:
+    from resilient_scan.layers.breaker.machine import BreakerMachine
+
+_trial_numbers = itertools.count(1)
 VOTE_GRACE = 1.0  # seconds after an attempt's deadline in which it may still vote, before its slot goes to another
 
 
@@ -79,13 +83,13 @@ class CircuitBreaker:
     __slots__ = (
         "_clock",
         "_lock",
-        "_machine",
+        "_made",
         "_name",
         "_options",
         "_process",
+        "_quorum",
         "_random",
         "_sync",
-        "_trial_numbers",
         "has_rates",
         "memory",
     )
@@ -100,19 +104,29 @@ class CircuitBreaker:
         quorum: int = 1,
     ) -> None:
         with IMPORTING:
-            from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - see there: it is slow
+            from resilient_scan.layers.breaker.machine import new_memory  # noqa: PLC0415 - see there: it is slow
 
         self._name = name
         self._options = options
         self._clock = clock
         self._random = random
-        self._machine = BreakerMachine(options, quorum)
-        self.memory = self._machine.memory
-        self.has_rates = self._machine.window is not None
+        self._quorum = quorum
+        self._made: BreakerMachine | None = None
+        self.memory = new_memory()
+        self.has_rates: bool = bool(options.failure_rate or options.slow_rate)
         self._lock = threading.Lock()
-        self._trial_numbers = itertools.count(1)
         self._process = "" if store is None else f"{os.getpid()}-{uuid.uuid4().hex[:12]}."
         self._sync = None if store is None else StoreSync(name, options, clock, self._machine, self._lock, store)
+
+    @property
+    def _machine(self) -> BreakerMachine:
+        """The machine on its memory, made when it is first needed: most scanners never fail. Under the lock, then."""
+        made = self._made
+        if made is None:
+            from resilient_scan.layers.breaker.machine import BreakerMachine  # noqa: PLC0415 - imported with its memory
+
+            made = self._made = BreakerMachine(self._options, self._quorum, self.memory)
+        return made
 
     # What it is like now, without a look at the store.
 
@@ -326,7 +340,7 @@ class CircuitBreaker:
         A process that has the breaker open learns of it when its next run begins. If the store fails, the order holds
         in this process.
         """
-        return self._change(type(self._machine).end_open_time)[0]
+        return self._change(lambda machine, now: machine.end_open_time(now))[0]
 
     def reset(self) -> tuple[BreakerChanged | None, StoreError | None]:
         """Close and forget all failures, in the store too; attempts under way have no vote.
@@ -335,7 +349,7 @@ class CircuitBreaker:
             The change of state, for listeners, and why the store could not be changed; then the reset holds in this
             process only.
         """
-        return self._change(type(self._machine).reset)
+        return self._change(lambda machine, now: machine.reset(now))
 
     def _change(self, order: ManualChange) -> tuple[BreakerChanged | None, StoreError | None]:
         if self._sync is not None:
@@ -357,7 +371,7 @@ class CircuitBreaker:
             if state == OPEN and now < self._machine.open_until:
                 return self._refusal(now), None
         until = now + max(0.0, min(self._options.open_for, ends + VOTE_GRACE - now))
-        trial = f"{self._process}{next(self._trial_numbers)}{f' {who}' if who else ''}"
+        trial = f"{self._process}{next(_trial_numbers)}{f' {who}' if who else ''}"
         change: BreakerChanged | None = None
         if self._sync is not None:
             request = TrialRequest(trial, until - now, generation if state == OPEN else None)

@@ -37,6 +37,7 @@ import pybreaker
 from resilient_scan.layers.breaker.record import CLOSED, HALF_OPEN, OPEN, BreakerRecord, State, Vote
 from resilient_scan.options import Breaker
 
+_NEVER_DATED: deque[float] = deque(maxlen=0)  # one for all breakers that need no instants
 FAILED, SLOW = 1, 2  # bits of a window's entry
 MOST_DOUBLINGS = 62  # of the open time: any cap is reached by then, and `2.0 ** n` of a large n would overflow
 
@@ -98,6 +99,11 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     def reset_success_counter(self) -> None:
         self.successes = 0
+
+
+def new_memory() -> _Memory:
+    """Return the memory of a breaker that has seen nothing."""
+    return _Memory()
 
 
 class Window:
@@ -196,15 +202,15 @@ class BreakerMachine:
         held_until: until when the provider asked to be left alone; 0: it did not.
     """
 
-    def __init__(self, options: Breaker, quorum: int = 1) -> None:
+    def __init__(self, options: Breaker, quorum: int = 1, memory: _Memory | None = None) -> None:
         self._options = options
         self.quorum = quorum
         self.failed_by: tuple[str, ...] = ()
         self.failed_by_at: tuple[float, ...] = ()
-        self.failed_at: deque[float] = deque(maxlen=options.failures)
+        self.failed_at: deque[float] = _NEVER_DATED if options.within is None else deque(maxlen=options.failures)
         self.down_since: float = 0.0
         self.held_until: float = 0.0
-        self.memory: _Memory = _Memory()
+        self.memory: _Memory = memory or _Memory()
         self.window: Window | None = Window(options) if options.failure_rate or options.slow_rate else None
         self.trials: dict[str, float] = {}
         self.opened_at: float = 0.0

@@ -96,7 +96,7 @@ class ProviderBreaker(CircuitBreaker):
     @property
     def held_until(self) -> float:
         """The instant (monotonic) until which the provider asked to be left alone; in the past: it may be called."""
-        return self._machine.held_until
+        return 0.0 if self._made is None else self._made.held_until
 
     @property
     def status(self) -> str:

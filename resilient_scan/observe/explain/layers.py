@@ -10,7 +10,6 @@ from msgspec import UNSET
 
 from resilient_scan._text import clean, counted, exact, moment, span
 from resilient_scan.core.stack import Stack
-from resilient_scan.engines.thread import ThreadEngine
 from resilient_scan.errors import name_of
 from resilient_scan.layers.breaker.provider import ProviderBreaker
 from resilient_scan.layers.local import EXCUSED
@@ -176,7 +175,7 @@ def _total(policy: Policy) -> str:
 
 def _lane(stack: Stack) -> Iterator[str]:
     """Say where an `async def` scanner runs, or one whose attempts are made elsewhere."""
-    at_workers = not isinstance(stack.engine, ThreadEngine)
+    at_workers = stack.engine is not None
     if stack.lane is not None:
         queued, under_way, _ = stack.lane.counts()
         if at_workers:
