@@ -96,10 +96,10 @@ class LaneSlot(Slot):
 
     Attributes:
         task: until it has ended: callbacks that the scanner forgot may keep the slot.
-        expired: its time is up, and it still runs.
+        hang: from when its time is up and it still runs.
     """
 
-    __slots__ = ("deadline", "expired", "hang", "lane", "mark", "started", "task")
+    __slots__ = ("deadline", "hang", "lane", "mark", "started", "task")
     task: Any
     hang: Hang | None
 
@@ -110,7 +110,6 @@ class LaneSlot(Slot):
         self.started: float = 0.0
         self.deadline: float = NEVER
         self.mark: float = NEVER
-        self.expired: bool = False
         self.hang = None
 
     def alarm(self, deadline: float) -> None:
@@ -340,19 +339,21 @@ class Lane:
         if deadline is None:
             self.finish(slot)
             return
-        self.watch(slot, deadline)
+        slot.deadline = deadline
+        if deadline < self._earliest or deadline < self._next_look:  # as in `_note`
+            self._note(deadline)
         slot.handle = handle = SlotTask(slot, loop=loop, name=slot.name, context=loop.variables)
         handle.slot = slot
 
     def finish(self, slot: LaneSlot) -> None:
         """Note that a task has ended, and begin the next one."""
         task, loop = slot.task, slot.loop
-        report = self._leave(slot)
-        if slot.expired:
-            task.returned()
-        if report is not None:
-            self._pool.run_soon(report)  # it tells listeners, whose time is not the loop's
+        loop.slots.discard(slot)
         with self._lock:
+            slot.deadline = NEVER
+            self._slots.discard(slot)
+            self._hung.discard(slot)
+            slot.task = slot.context = slot.handle = None  # a circle: else a garbage collection would have to find it
             # Not for one that was given up: it begins nothing, and the loop that does would not be called any more.
             more = loop is self._loop and self._queue and not self._called
             if more:
@@ -361,15 +362,11 @@ class Lane:
             loop.call_soon(self._admit, loop)
         elif (self._closed or loop.lost) and not loop.slots:
             loop.call_soon(loop.finish_if_empty)
-
-    def _leave(self, slot: LaneSlot) -> Callable[[], None] | None:
-        slot.loop.slots.discard(slot)
-        with self._lock:
-            slot.deadline = NEVER
-            self._slots.discard(slot)
-            self._hung.discard(slot)
-            slot.task = slot.context = slot.handle = None
-        return None if slot.hang is None else self._pool.hangs.ended(slot.hang)
+        if slot.hang is not None:
+            report = self._pool.hangs.ended(slot.hang)
+            task.returned()
+            if report is not None:
+                self._pool.run_soon(report)  # it tells listeners, whose time is not the loop's
 
     def _charge(self, loop: LaneLoop, culprit: LaneSlot | None, seconds: float) -> None:
         """Add to the deadlines of all the others on a loop what a step has taken at their expense."""
@@ -439,7 +436,7 @@ class Lane:
         due = self._not_blocked([slot for slot in self._slots if slot.deadline <= now], now, loop)
         taken = [(slot, slot.task, now - slot.deadline) for slot in due]
         for slot in due:
-            slot.expired, slot.deadline = True, NEVER
+            slot.deadline = NEVER
             # In the same step: one that ends just now finds what has to learn of that.
             slot.hang = self._pool.hangs.add(slot.task, slot.loop.name, slot.started)
             self._slots.discard(slot)

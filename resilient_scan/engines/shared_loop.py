@@ -31,6 +31,8 @@ from resilient_scan.layers.call import Maker
 FREE_TIME = 0.03  # seconds that a step of a coroutine may take at the expense of others on its loop
 MIN_ALARM = 0.002  # seconds between two looks at whose time is up, which go through all that are on the loop
 
+_END_SLEEP = vars(asyncio.futures).get("_set_result_unless_cancelled", object())  # what asyncio calls then
+
 PARK_TIMEOUT = 0.2  # seconds for which the exit of the interpreter waits for a loop
 
 _slot: ContextVar[Slot | None] = ContextVar("slot", default=None)
@@ -297,6 +299,14 @@ class LaneLoop(EventLoop):
         has arrived meanwhile, and that nobody could read.
         """
         return monotonic() - self._stolen
+
+    def call_at(  # type: ignore[override] # the types of the arguments are the callback's business
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call `callback` then; with a copy of the context variables, unless it only ends an `asyncio.sleep`."""
+        if callback is _END_SLEEP:
+            context = self.variables  # that runs nobody's code
+        return super().call_at(when, callback, *args, context=context)
 
     def busy_for(self, now: float) -> float:
         """Return for how many seconds the present turn has lasted."""

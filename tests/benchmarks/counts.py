@@ -43,14 +43,14 @@ def quick(number: int) -> Any:
     return scanner(name=f"s{number}", pipeline="p")(lambda _state: [])
 
 
-def waiting(number: int, act: Callable[[], Any] = lambda: None) -> Any:
-    """Make a coroutine that waits until `act` was called by the last of them."""
+def waiting(number: int, act: Callable[[], Any] | None = None) -> Any:
+    """Make a coroutine that waits; one that is to act does so while all the others wait."""
 
     @scanner(name=f"s{number}", pipeline="p")
     async def scan(_state: dict[str, Any]) -> list[Any]:
-        await asyncio.sleep(0.3)
-        act()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3 if act is None else 0.15)
+        if act is not None:
+            act()
         return []
 
     return scan

@@ -29,8 +29,8 @@ def test_a_scan_that_is_counted_and_scraped_takes_so_many_steps() -> None:
 
 
 def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:
-    assert counts.setup_objects(coroutines=False) <= 50
-    assert counts.setup_objects(coroutines=True) <= 48
+    assert counts.setup_objects(coroutines=False) <= 22
+    assert counts.setup_objects(coroutines=True) <= 19
 
 
 def test_a_coroutine_leaves_nothing_that_only_the_garbage_collector_could_free() -> None:
@@ -38,4 +38,4 @@ def test_a_coroutine_leaves_nothing_that_only_the_garbage_collector_could_free()
 
 
 def test_a_coroutine_that_waits_has_few_objects_that_the_garbage_collector_looks_at() -> None:
-    assert counts.flight_objects() <= 28
+    assert counts.flight_objects() <= 18
