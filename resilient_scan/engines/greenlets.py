@@ -68,7 +68,10 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
         """Do the work."""
         raise NotImplementedError
 
-    run = property(lambda self: self)  # what a greenlet calls: a bound method would be one more object
+    @property  # type: ignore[misc] # it is never set
+    def run(self) -> Any:
+        """Itself is what the greenlet calls: a bound method would be one more object."""
+        return self
 
     def unstarted(self) -> None:
         """Note that it will never be called: it was closed or cancelled before its first step."""
