@@ -373,7 +373,7 @@ class Lane:
         with self._lock:
             for slot in loop.slots:
                 if slot is not culprit and slot.deadline != NEVER:
-                    slot.task.postpone(seconds)
+                    (slot.context or slot.task).postpone(seconds)  # the same, and they may be 10,000
                     slot.deadline += seconds
                     slot.mark += seconds
 

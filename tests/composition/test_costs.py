@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.benchmarks import counts
+
+# In a process of its own: Python learns the names of a class's attributes from its first objects.
+_CONTEXTS = """
+import gc
+from resilient_scan.context import ScannerContext
+from resilient_scan.clock import SystemClock
+from resilient_scan.layers.attempt import AttemptContext
+from resilient_scan.snapshot import EMPTY
+
+contexts = [AttemptContext.at(ScannerContext("s", {}, SystemClock(), None), EMPTY, "r") for _ in range(100)]
+for context in contexts:
+    context.limit(1.0)
+    context.begin_attempt()
+    context.permit = None
+    context.drop_state()
+print(sum(type(thing) is dict and "_snapshot" in thing for thing in gc.get_objects()))
+"""
 
 
 def test_a_scan_that_misses_the_cache_takes_so_many_steps() -> None:
@@ -31,6 +50,11 @@ def test_a_scan_that_is_counted_and_scraped_takes_so_many_steps() -> None:
 def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:
     assert counts.setup_objects(coroutines=False) <= 22
     assert counts.setup_objects(coroutines=True) <= 19
+
+
+def test_no_context_has_a_dict_of_its_own_however_many_begin_before_the_first_goes_on() -> None:
+    run = [sys.executable, "-c", _CONTEXTS]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "0"
 
 
 def test_a_coroutine_leaves_nothing_that_only_the_garbage_collector_could_free() -> None:

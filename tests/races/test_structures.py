@@ -53,6 +53,13 @@ def test_never_more_trials_than_allowed(trials: int, crew: Crew) -> None:
             breaker.vote(breaker.admit()[0], True)
 
 
+def test_the_first_entries_of_a_log_are_kept_whoever_makes_them(crew: Crew) -> None:
+    for _ in range(500):
+        context = AttemptContext("one")
+        crew(lambda number, context=context: context.log("tool", number=number), times=5)
+        assert sorted(entry["number"] for entry in context.tool_logs()) == [0, 1, 2, 3, 4]
+
+
 def test_each_change_of_the_breaker_is_told_once(crew: Crew) -> None:
     clock = FakeClock()
     breaker = CircuitBreaker("one", Breaker(failures=3, open_for=0.5, open_cap=0.5), clock, Random(1))
