@@ -102,7 +102,7 @@ class FirstAttempt:
     def _layers(self, context: AttemptContext) -> list[Any]:
         """Have the layers make the attempts that this does not make; most scanners never need them."""
         if self._folded is None:  # two threads may both get here, and fold the same
-            self._folded = self._stack.layers_around(self._once.call)
+            self._folded = self._stack.layers_around(self._once.call, None)
         return self._folded(context)
 
     def _go_on(self, failure: BaseException, permit: Permit, context: AttemptContext) -> list[Any]:

@@ -299,15 +299,18 @@ class Stack:
     def _fold(self, loops: Coroutines) -> Call:
         """Return what makes an execution's attempts; `loops` run the coroutines of attempts that are made here."""
         if self.engine is not None:
-            return self.layers_around(self.engine.attempt(self.spec))
+            return self.layers_around(self.engine.attempt(self.spec), self.provider)
         once = Once(self.spec, loops, self.calls)
         if not self._is_plain:
-            return self.layers_around(once.call)
+            return self.layers_around(once.call, self.provider)
         send = self.bus.sender(AttemptEnded, self.name)
         return FirstAttempt(self, once, None if send is None else partial(self._report_attempt, send)).call
 
-    def layers_around(self, call: Call) -> Call:
-        """Put the layers around an engine's call, innermost first."""
+    def layers_around(self, call: Call, provider: Provider | None) -> Call:
+        """Put the layers around an engine's call, innermost first.
+
+        The provider is that of the executions they are for: one may be learned while these are under way.
+        """
         policy, traffic = self.policy, self._config.traffic
         call = doubting(self.baseline.doubt if self._votes_on_doubts else None, expecting(self.spec.expect, call))
         if traffic is not None:
@@ -319,7 +322,7 @@ class Stack:
             call = self._reporting(call, send_attempt)
         if self.bus.wants(AttemptStarted):
             call = self._announcing(call)
-        call = self._admitted(call)
+        call = self._admitted(call, provider)
         if policy.retry is not None:
             call = retrying(
                 policy.retry,
@@ -351,9 +354,9 @@ class Stack:
         """Whether a suspicious answer is a failure to the breaker, so that it has to be judged before the vote."""
         return self.policy.breaker is not None and self.policy.breaker.suspicious
 
-    def _admitted(self, call: Call) -> Call:
+    def _admitted(self, call: Call, provider: Provider | None) -> Call:
         """Put the breaker, and the provider's limit and breaker, around a call."""
-        breaker, provider, send = self.breaker, self.provider, self.bus.send
+        breaker, send = self.breaker, self.bus.send
         if breaker is not None:  # inside: to wait for a permit makes no source slow
             call = breaker.noting_slow(call, send)
         if provider is not None:
@@ -504,8 +507,6 @@ def _process_engine(spec: ScannerSpec, own: ScannerContext, shared: Shared) -> E
 
     assert shared.children is not None  # noqa: S101 - else nobody asks for this
     return ProcessEngine(spec, own, shared.children)
-
-
 
 
 def _answer_store(spec: ScannerSpec, config: Config, shared: Shared) -> AnswerStore | None:

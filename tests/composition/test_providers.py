@@ -782,3 +782,22 @@ def test_a_runner_without_providers_has_none(fleet: Fleet) -> None:
     assert [statuses(runner.run())[0] for _ in range(3)] == [Status.ERROR, Status.ERROR, Status.REJECTED]
     assert runner.providers() == ()
     assert runner.breaker("bare_scanner") == "open"
+
+
+def test_an_execution_that_learns_its_provider_goes_on_as_it_began(fleet: Fleet) -> None:
+    providers: list[Any] = []
+
+    def fail() -> None:
+        raise ValueError("not like this")
+
+    @scanner(pipeline="test", cache=None, retry=Retry(attempts=2, base=0.001), breaker=Breaker())
+    def one(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        providers.append(context.provider)
+        if len(providers) == 1:
+            context.reach("host.example:80", fail)
+        return A
+
+    runner = fleet(one)
+    assert statuses(runner.run()) == [Status.COMPLETED]
+    runner.run()
+    assert [provider is not None for provider in providers] == [False, False, True]
