@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from resilient_scan.core.map_run import MapRun
 
 FLUSH_TIMEOUT = 0.25  # seconds for which a run waits until what it brought is in the store
-# Scans of a run under way at a time. Each has ten objects for the garbage collector. With 128 of them, those under way
-# were still there at every second look, and counted as long-lived: full collections took a fifth of a miss's time.
-WINDOW = 32
+# Scans of a run under way at a time. The garbage collector knows some of the objects of each. With twice as many scans,
+# they are still there at its second look and count as long-lived: then it looks at everything twice as often. With half
+# as many, the run's thread waits twice as often.
+WINDOW = 64
 ALL = 10**9  # a stream's reader may be slow, and is not waited for
 AHEAD = 2  # inputs of a map that are begun for each worker: the next is there when one ends
 R = TypeVar("R")

@@ -465,7 +465,7 @@ def test_a_reader_who_takes_long_keeps_nobody_from_running(
 
 
 def test_few_scans_are_under_way_at_a_time(background: Background, eventually: Eventually) -> None:
-    """With 128 of them, the garbage collector took those under way for long-lived: a fifth of a miss's time."""
+    """With 128 of them, the garbage collector took them for long-lived, and looked at everything for that."""
     release = threading.Event()
     fleet = [
         scanner(name=f"s{n}", pipeline="p", timeout=Timeout(total=WAIT_TIMEOUT))(lambda _state: release.wait() and [])
@@ -475,7 +475,7 @@ def test_few_scans_are_under_way_at_a_time(background: Background, eventually: E
         report = background(runner.run)
         eventually(lambda: runner._runs.active)
         (of,) = runner._runs.active
-        eventually(lambda: len(of.open) == 32 and runner._fleet.pool.queued == 24, "the window is full")
+        eventually(lambda: len(of.open) == 64 and runner._fleet.pool.queued == 56, "the window is full")
         release.set()
         assert report.result(WAIT_TIMEOUT).complete
 
