@@ -126,7 +126,7 @@ def test_a_thread_that_has_held_the_lock_did_not_stop_in_time_although_it_is_bac
 
     @scanner(pipeline="test")
     def explodes(_state: dict[str, Any]) -> list[Any]:
-        re.match("(a+)+$", "a" * 24 + "b")
+        re.match("(a+)+$", "a" * 25 + "b")  # long enough that the watchdog's waits for a processor are a part only
         handed_over.wait(WAIT_TIMEOUT)  # else it may be the first to go on, and answers
         return []
 

@@ -101,7 +101,7 @@ class LocalMachine(RuleBasedStateMachine):
         for failure in self.failures:
             if failure.local is None:
                 failure.local = self.verdict(failure, failure is forced)
-                if failure.local:
+                if failure.local and self.answers[failure.name] < failure.at:  # it may have succeeded since
                     self.since.setdefault(failure.name, failure.at)
 
     # what may happen
