@@ -17,7 +17,7 @@ class SafeLogger:
         self._logger = logging.getLogger("resilient_scan")
 
     def debug(self, message: str, *args: Any) -> None:
-        """Log what was said before, at the level for developers."""
+        """Log a debug message."""
         self._log(logging.DEBUG, message, args)
 
     def warning(self, message: str, *args: Any) -> None:

@@ -238,7 +238,7 @@ class ScanContext:
         """
         if kind not in DOUBTS:
             raise ConfigError(f"doubt: kind must be one of {', '.join(DOUBTS)}, got {kind!r:.60}")
-        said = str(reason)  # here, where an object that is not text may hang or raise at its scanner's expense
+        said = str.__str__(str(reason))  # here, where an object may hang or raise at its scanner's expense
         if kind != "other":
             said = f"{kind.replace('_', ' ')}: {said}"
         if self.doubted is None:
@@ -438,7 +438,7 @@ class ScanContext:
         self._list("_wakes").remove(wake)
 
     def _list(self, name: str) -> list[Any]:
-        """Return a list of its own; two threads of one scan that ask for it at a time get the same."""
+        """Return a list of its own; two threads of one scan that ask for it at the same time get the same."""
         found: list[Any] = self.__dict__.setdefault(name, [])  # one step in C
         return found
 

@@ -380,8 +380,8 @@ def spec_of(thing: Any) -> ScannerSpec:
         candidate = Candidate  # an attribute of the same name that means something else
     scan, takes_context = _called(thing.name, thing.scan)
     return ScannerSpec(
-        name=thing.name,
-        pipeline=thing.pipeline,
+        name=str.__str__(thing.name),  # of an enum that is a text, the text
+        pipeline=str.__str__(thing.pipeline),
         scan=scan,
         takes_context=takes_context,
         layers=dict(layers or {}),

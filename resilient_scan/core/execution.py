@@ -99,6 +99,12 @@ class Execution(Overdue, eq=False):
                 return True
         return successor.join(waiter)
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether it has got into the lane's queue, or out of it again; where there is no lane, nobody need ask."""
+        lane = self.stack.lane
+        return lane is None or lane.knows(self)
+
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
         return self.waiters[:1] == [waiter]

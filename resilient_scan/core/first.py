@@ -9,7 +9,7 @@ layers:
     it raised ---> the breaker gets its vote; then the layers go on as after a first attempt that hung on another thread
 
 Each line stands for one in a layer, in the same order, and the argument for that order is there: the permit before the
-clock (`CircuitBreaker.around`), the count of forks (`Once.call`), the report before the vote (`Stack._fold`).
+clock (`CircuitBreaker.around`), the count of forks (`Once.call`), the report before the vote (`Stack.layers_around`).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import msgspec
+from msgspec.structs import replace
 
-from resilient_scan._log import log as _log
 from resilient_scan._text import counted
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import ErrorInfo, ScanResult, Status
@@ -53,6 +53,8 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     probe: bool
 
 
+_NO_STEPS: tuple[Step, ...] = ()
+_LARGEST = 2**63 - 1
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Packed).decode
 
@@ -60,9 +62,12 @@ _decode = msgspec.msgpack.Decoder(_Packed).decode
 def packed(run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool) -> bytes:
     """Pack a scan for the flight recorder.
 
-    A thousand scanners have 50,000 flights. As objects of eight parts each they took 14 kB a scanner, and each scan
-    fetched all parts of the oldest one from memory, to let go of it; packed, they take 7 kB.
+    A thousand scanners have 50,000 flights. As objects of eight parts each they took 14 kB a scanner, and each scan had
+    to load all parts of the oldest one from memory, only to free them; packed, they take 7 kB.
     """
+    odd = steps is not _NO_STEPS or result.suspicious is not None
+    if odd or type(result.attempts) is not int or type(result.dropped) is not int:
+        result, steps = _own(result, steps)
     fields = (
         run_id,
         result.status,
@@ -82,18 +87,55 @@ def packed(run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...],
     )
     try:
         return _encode(fields)
-    except Exception as error:  # a scanner may have put anything into its context
-        _log.warning("%s: a scan is missing from the flight recorder: %s", result.scanner, error)
-        return b""
+    except (ValueError, OverflowError):  # half a character in a text, or a number beyond all measure
+        return packed(run_id, _plain(result), cache, tuple(map(_plain_step, steps)), probe)
+
+
+def _own(result: ScanResult, steps: tuple[Step, ...]) -> tuple[ScanResult, tuple[Step, ...]]:
+    """Leave out what a scanner has put where its context counts: to pack foreign objects would run their code."""
+    doubt, attempts, dropped = result.suspicious, result.attempts, result.dropped
+    known = replace(
+        result,
+        suspicious=doubt if type(doubt) is str else None,
+        attempts=attempts if type(attempts) is int else 1,
+        dropped=dropped if type(dropped) is int else 0,
+    )
+    return known, tuple(step for step in steps if type(step) is Step) if type(steps) is tuple else ()
+
+
+def _plain(result: ScanResult) -> ScanResult:
+    """Return a result whose texts and numbers can be written everywhere."""
+    error, doubt = result.error, result.suspicious
+    return replace(
+        result,
+        error=None if error is None else _plain_error(error),
+        suspicious=None if doubt is None else _written(doubt),
+        attempts=_counted(result.attempts),
+        dropped=_counted(result.dropped),
+    )
+
+
+def _plain_step(step: Step) -> Step:
+    return replace(step, error=_plain_error(step.error), attempt=_counted(step.attempt))
+
+
+def _plain_error(error: ErrorInfo) -> ErrorInfo:
+    return ErrorInfo(*map(_written, (error.type, error.message, error.where, error.traceback, error.blame)))
+
+
+def _counted(number: int) -> int:
+    return max(0, min(number, _LARGEST))
+
+
+def _written(text: str) -> str:
+    """Return a text with a backslash and a number for each half character; Python makes them of odd bytes."""
+    return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def unpacked(flights: Iterable[bytes], scanner: str, pipeline: str) -> Iterator[Flight]:
     """Return flights of one scanner as they were, in their order."""
     for data in flights:
-        try:
-            of = _decode(data)
-        except msgspec.MsgspecError:  # see `packed`
-            continue
+        of = _decode(data)
         result = ScanResult(
             scanner,
             pipeline,

@@ -202,6 +202,11 @@ class Lane:
         if self._next_look == NEVER:  # even if nothing begins: one that hangs may block the loop
             self._look_by(NEVER)
 
+    def knows(self, task: LaneTask) -> bool:
+        """Say whether a task is queued or under way."""
+        with self._lock:
+            return task in self._queue or any(slot.task is task for slot in (*self._slots, *self._hung))
+
     def _running_loop(self) -> LaneLoop:
         """Return the loop, and start one if there is none. Under the lock."""
         if self._loop is None:
@@ -367,6 +372,7 @@ class Lane:
             task.returned()
             if report is not None:
                 self._pool.run_soon(report)  # it tells listeners, whose time is not the loop's
+            slot.hang = None  # another circle
 
     def _charge(self, loop: LaneLoop, culprit: LaneSlot | None, seconds: float) -> None:
         """Add to the deadlines of all the others on a loop what a step has taken at their expense."""

@@ -21,7 +21,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -118,10 +118,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 
     def execute(self, task: Task) -> None:
         """Queue a task; see `execute_all`."""
-        self.execute_all((task,))
+        self.execute_all([task])
 
-    def execute_all(self, tasks: Sequence[Task]) -> None:
-        """Queue tasks, all of them or none.
+    def execute_all(self, tasks: list[Any]) -> None:
+        """Queue tasks, all of them or none; each is taken out of the list as it is queued.
 
         Raises:
             RuntimeError: the pool is shut down, or not even one thread can be started.
@@ -135,27 +135,27 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             stuck = bool(self._hung) and self._is_stuck()
             if not stuck:
                 self._queue_all(tasks)
-        if stuck:
-            for task in tasks:
-                task.refuse(self._reason())
+        while stuck and tasks:
+            tasks.pop(0).refuse(self._reason())
 
-    def _queue_all(self, tasks: Sequence[Task]) -> None:
+    def _queue_all(self, tasks: list[Any]) -> None:
         """Count tasks, start the workers that they can use, and queue them, all or none; under the mutex.
 
         A signal handler may raise at any point in here, on the main thread. Tasks that count and are not queued would
-        take places that nobody ever gives back. So what is not queued yet is known at each point: each statement, and
-        each call into C, is done or not done.
+        take places that nobody ever gives back, and one that is neither queued nor in its owner's list would be lost.
+        So each statement, and each call into C, is done or not done.
         """
-        left: Iterator[Task] = iter(())
+        counted = False
         try:
-            left, self._unfinished = iter(tasks), self._unfinished + len(tasks)
+            counted, self._unfinished = True, self._unfinished + len(tasks)
             if len(self._workers) < self._most and len(self._workers) < self._unfinished:
                 self._start_workers()
             if not self._workers:
                 raise RuntimeError("no thread can be started on this machine just now")
-            any(map(self._queue.put, left))
+            any(map(self._queue.put, map(tasks.pop, itertools.repeat(0, len(tasks)))))  # one call
         except BaseException:
-            self._unfinished -= len(list(left))
+            if counted:
+                self._unfinished -= len(tasks)  # those that are not queued
             raise
 
     def at(self, instant: float, call: Callable[[], None]) -> Callable[[], None]:

@@ -143,7 +143,7 @@ class Run:
                     yield from self._read()
 
     def _begin_all(self, stacks: Sequence[Stack], window: int) -> Iterator[ScanResult]:
-        """Begin all scans, a group at a time: it is handed over together, and then what has ended is taken.
+        """Begin all scans, a group at a time: it is handed over together.
 
         A reader does not wait for the begin of 10,000 scans: once there is plenty for the workers to do, it is given
         what has ended. One who takes long over that is given no more until all scans have begun: they do not wait.
@@ -167,7 +167,7 @@ class Run:
 
     def _begin_group(self, group: Sequence[Stack]) -> None:
         """Start some scans, or end them at once; hand over what they need together."""
-        monotonic, deadline, concurrent = self._monotonic, self.deadline, self._concurrent
+        monotonic, deadline, concurrent, heard = self._monotonic, self.deadline, self._concurrent, self._scans.listeners
         for stack in group:  # every scan comes through here
             turn = monotonic()
             if turn >= deadline or self._over:
@@ -183,6 +183,8 @@ class Run:
                 self._hand_over()
             result, cache = started
             self._finish(self, stack, result, cache)
+            if heard and self.outbox.qsize():  # a listener may have closed the runner
+                self._receive()
         if self.ready:
             self._hand_over()
 
@@ -256,12 +258,11 @@ class Run:
         Each execution by itself would take the pool's lock and look at its workers once more. Where an interrupt comes
         first, `wind_up` does this: others may have joined the executions by then, and wait for them.
         """
-        ready, self.ready = self.ready, []
         try:
-            self.fleet.pool.execute_all(ready)
+            self.fleet.pool.execute_all(self.ready)  # it takes them out as it queues them
         except RuntimeError as error:  # shut down, or the machine has no thread to give
-            for execution in ready:
-                execution.refuse(str(error))
+            while self.ready:
+                self.ready.pop(0).refuse(str(error))
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Take what has come, or else wait for one message and take that; `False`: none came.
@@ -432,7 +433,7 @@ class Run:
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        """Have a result of this run, or of an input of a map, which is the scan's own run."""
+        """Take a result: this run's, or that of a map's input (then `run` is the input)."""
         flight = packed(run.run_id, result, cache, steps, probe)
         scans, sending = self._scans, None
         if scans.listeners:

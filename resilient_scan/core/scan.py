@@ -150,8 +150,9 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
             run.open.add(scan)  # before anybody else learns of it, see `wait_for`
             leader = cache.lead(key, mine)
             if leader is mine and stack.in_batches:  # `_lead`, without the call
+                ready = run.ready
                 scan.leads = scan.queued = True
-                run.ready.append(mine)
+                ready.append(mine)
                 return scan
             entry = _lead_or_follow(scan, cache, key, mine, leader)
             if entry is None:
@@ -269,12 +270,14 @@ def _lead(scan: Scan, execution: Execution) -> None:
 
     Where nothing in the begin of a scan can wait, the run's thread hands over several executions in one step.
     """
-    stack = scan.stack
-    scan.leads, scan.queued = True, stack.in_window
+    stack, run = scan.stack, scan.run
     if stack.in_batches:  # and nothing of it is in a store, so there is no lease
-        scan.run.ready.append(execution)
+        ready = run.ready
+        scan.leads = scan.queued = True  # no signal handler runs between this and the next statement: see `cut_off`
+        ready.append(execution)
         return
-    scan.run.hand_over()  # what is first in order starts first
+    run.hand_over()  # what is first in order starts first
+    scan.leads, scan.queued = True, stack.in_window
     leases, key = stack.leases, scan.key
     if leases is not None and key is not None and leases.request(stack.address(key), execution):
         return  # the lease keeper lets it go
@@ -312,7 +315,12 @@ def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -
 def cut_off(scan: Scan, *, by_user: bool) -> ScanResult | None:
     """Make the result of a scan whose run has ended; `None`: what it waits for has just ended, and is in the outbox."""
     execution = scan.execution
-    may_lead = scan.cache == MISS and not scan.leads and isinstance(execution, Execution) and execution.is_of(scan)
+    may_lead = (
+        scan.cache == MISS
+        and isinstance(execution, Execution)
+        and execution.is_of(scan)
+        and not (scan.leads and execution.is_queued)
+    )
     begun = execution.leave(scan, keep_working=not by_user)
     if begun is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from random import Random
 from typing import Protocol, TypeVar
@@ -63,7 +64,8 @@ class Sources:
         self._clock = clock
         self._random = random
         self._providers = providers
-        self._learner = learner
+        # A scanner may keep its context, which knows these, and not all that the stack holds.
+        self._learner = None if learner is None else weakref.ref(learner)
         self._breakers: dict[str, CircuitBreaker] = {}
         self._places: frozenset[str] = _NONE  # hosts that it calls, as far as they matter
         self._has_sources = False
@@ -127,8 +129,9 @@ class Sources:
             raise
 
     def _learn(self, provider: Provider | None) -> None:
-        if self._learner is not None:
-            self._learner.learn_provider(provider)
+        learner = None if self._learner is None else self._learner()
+        if learner is not None:
+            learner.learn_provider(provider)
 
     def end_open_time(self) -> None:
         """Let the next call of each source be a trial, if its breaker is open."""

@@ -6,6 +6,7 @@ one function, `Stack.call`: retry around breaker around limit around `timeout.at
 
 from __future__ import annotations
 
+import os
 import threading
 from array import array
 from collections import deque
@@ -71,6 +72,15 @@ if TYPE_CHECKING:
     from resilient_scan.core.lane import Lane
 
 _folding = threading.Lock()  # a listener may be added while a scanner's provider is learned; no foreign code runs
+
+
+def _renew_folding() -> None:
+    global _folding  # noqa: PLW0603 - a child must not find it locked for ever
+    _folding = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_folding)
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 

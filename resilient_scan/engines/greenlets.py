@@ -43,7 +43,8 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
 
     It is one object, where a coroutine that has a greenlet that has a function would be three: thousands are under way
     at a time, and the garbage collector looks at each of them. A subclass says what runs: `__call__` may call `suspend`
-    and `drive`. Beware: a greenlet is true only while it is under way, so compare one with `None`.
+    and `drive`. Beware: a greenlet is true only while it is under way, so compare one with `None`. And one that is left
+    for good, because its loop is, is never freed: its own frames refer to it.
 
     Args:
         loop: learns of every step.
@@ -70,7 +71,7 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
 
     @property  # type: ignore[misc] # it is never set
     def run(self) -> Any:
-        """Itself is what the greenlet calls: a bound method would be one more object."""
+        """The greenlet calls the object itself: a bound method would be one more object."""
         return self
 
     def unstarted(self) -> None:
@@ -86,6 +87,9 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
         loop.begin_step(slot)
         try:
             result = self.switch()
+        except BaseException:
+            self.gr_context = self.yielded = None  # see `_ended`
+            raise
         finally:
             loop.end_step(slot)
         if self.dead:
@@ -103,6 +107,9 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
         loop.begin_step(slot)
         try:
             result = super().throw(error)
+        except BaseException:
+            self.gr_context = self.yielded = None
+            raise
         finally:
             loop.end_step(slot)
         if self.dead:
@@ -113,7 +120,7 @@ class GreenletCoroutine(greenlet, Coroutine[Any, Any, Any]):
         """Prepare the first step: the loop's own greenlet is the current one, to which every step returns."""
         self._begun = True
         self.parent = getcurrent()
-        self.gr_context = self._variables or copy_context()  # else it begins with none
+        self.gr_context = copy_context() if self._variables is None else self._variables  # else it begins with none
         self._variables = None
 
     def _ended(self, result: Any) -> Any:
@@ -156,7 +163,8 @@ def can_suspend() -> bool:
 
 def suspend(future: Any) -> Any:
     """Leave the current greenlet until an asyncio future is done; return or raise its result."""
-    waiting, here = future.__await__(), _here()
+    waiting: Any = future.__await__()
+    here: Any = getcurrent()
     try:
         while True:
             here.yielded = next(waiting)
@@ -167,14 +175,14 @@ def suspend(future: Any) -> Any:
 
 def pause() -> None:
     """Leave the current greenlet for one turn of the loop."""
-    here = _here()
+    here: Any = getcurrent()
     here.yielded = None
     here.parent.switch()
 
 
 def drive(coroutine: Any) -> Any:
     """Run a coroutine to its end in the current greenlet; return or raise its result."""
-    here = _here()
+    here: Any = getcurrent()
     loop = here.parent  # and what is waited for is put where it is: an argument would be an object of its own
     try:
         here.yielded = coroutine.send(None)
@@ -187,8 +195,3 @@ def drive(coroutine: Any) -> Any:
                 here.yielded = coroutine.send(None)
     except StopIteration as stop:
         return stop.value
-
-
-def _here() -> Any:
-    """Return the current greenlet, which the loop's has entered."""
-    return getcurrent()

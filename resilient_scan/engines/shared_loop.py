@@ -21,6 +21,7 @@ from types import CoroutineType, FrameType
 from typing import Any
 from weakref import WeakSet
 
+from resilient_scan._log import log as _log
 from resilient_scan.context import NEVER
 from resilient_scan.engines import forks
 from resilient_scan.engines.greenlets import GreenletCoroutine, can_suspend, drive, pause, suspend
@@ -276,9 +277,20 @@ class LaneLoop(EventLoop):
         self.thread_id = threading.get_ident()
         while not self.done:  # again and again: a scanner may call `stop`
             self.call_soon(sys.set_asyncgen_hooks, self._generator_began, self._generator_dropped)
-            self.run_forever()
-        self.run_until_complete(self.shutdown_asyncgens())
+            self._go_on(self.run_forever)
+        self._go_on(lambda: self.run_until_complete(self.shutdown_asyncgens()))
         self.close()
+
+    def _go_on(self, call: Callable[[], object]) -> None:
+        """Run, and let no task end the loop for all others.
+
+        asyncio lets a `SystemExit` of a task or a callback out of the loop. Whoever awaits that task has it, too: it
+        ends the scanner that has started it.
+        """
+        try:
+            call()
+        except (SystemExit, KeyboardInterrupt) as error:
+            _log.warning("what a scanner has started on the shared loop wanted to end the program: %r", error)
 
     def park(self) -> None:
         """Let its thread wait for ever, at the exit of the interpreter."""
@@ -474,8 +486,8 @@ class _Child(GreenletCoroutine):
 
     __slots__ = ("_coroutine",)
 
-    def __init__(self, coroutine: Any, loop: LaneLoop, slot: Slot) -> None:
-        super().__init__(loop, slot)
+    def __init__(self, coroutine: Any, loop: LaneLoop, slot: Slot, variables: Context | None = None) -> None:
+        super().__init__(loop, slot, variables)
         self._coroutine = coroutine
 
     def __call__(self) -> Any:
@@ -493,7 +505,7 @@ def _in_greenlets(loop: LaneLoop, coroutine: Any, **options: Any) -> asyncio.Tas
     if slot is None or not asyncio.iscoroutine(coroutine):
         return asyncio.Task(coroutine, loop=loop, **options)
     options.pop("eager_start", None)  # its first step would be within one of its maker's
-    task = SlotTask(_Child(coroutine, loop, slot), loop=loop, **options)
+    task = SlotTask(_Child(coroutine, loop, slot, options.get("context")), loop=loop, **options)
     task.slot = slot
     if slot.children is None:
         slot.children = set()

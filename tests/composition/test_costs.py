@@ -28,17 +28,17 @@ print(sum(type(thing) is dict and "_snapshot" in thing for thing in gc.get_objec
 
 def test_a_scan_that_misses_the_cache_takes_so_many_steps() -> None:
     found = counts.bytecodes(hit=False)
-    assert found.total() <= 1200, found.most_common(20)
+    assert found.total() <= 1230, found.most_common(20)
 
 
 def test_a_scan_that_hits_the_cache_takes_so_many_steps() -> None:
     found = counts.bytecodes(hit=True)
-    assert found.total() <= 255, found.most_common(20)
+    assert found.total() <= 285, found.most_common(20)
 
 
 def test_with_a_store_a_hit_takes_half_as_many_more(quick_path: Path) -> None:
     found = counts.bytecodes(hit=True, store=f"sqlite:///{quick_path}/scan.db")
-    assert found.total() <= 375, found.most_common(20)
+    assert found.total() <= 400, found.most_common(20)
 
 
 def test_a_scan_that_is_counted_and_scraped_takes_so_many_steps() -> None:

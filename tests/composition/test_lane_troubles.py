@@ -5,6 +5,7 @@ somebody else's.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import subprocess
 import sys
@@ -35,6 +36,46 @@ from tests.support.waiting import WAIT_TIMEOUT
 async def until(condition: Callable[[], object]) -> None:
     while not condition():  # noqa: ASYNC110 - what another thread or scanner does
         await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("how", ["a task", "a callback"])
+def test_who_wants_to_end_the_program_ends_no_other_scanner(how: str, bare: Bare) -> None:
+    """asyncio lets a `SystemExit` out of the loop, which is everybody's."""
+
+    async def leave() -> None:
+        sys.exit(3)
+
+    @scanner(name="leaves", pipeline="test")
+    async def leaves(_state: dict[str, Any]) -> list[Any]:
+        if how == "a task":
+            await asyncio.create_task(leave())
+        else:
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.sleep(0.01)
+        return []
+
+    with ScanRunner([leaves, waiting("waits", 0.1)], policy=bare(), listeners=()) as runner:
+        found = status_by_name(runner.run({}))
+    assert found == {"leaves": "error" if how == "a task" else "completed", "waits": "completed"}
+
+
+def test_a_task_with_variables_of_its_own_runs_in_them(bare: Bare) -> None:
+    found: list[Any] = []
+    own = contextvars.Context()
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+    async def child() -> None:
+        variable.set("child")
+
+    @scanner(name="one", pipeline="test")
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        await asyncio.create_task(child(), context=own)
+        found.append((own.get(variable), variable.get("scanner")))
+        return []
+
+    with ScanRunner([one], policy=bare(), listeners=()) as runner:
+        assert runner.run({}).complete
+    assert found == [("child", "scanner")]
 
 
 # locks that are held while something waits

@@ -25,7 +25,8 @@ from resilient_scan import (
 )
 from resilient_scan.core import run
 from resilient_scan.core.execution import Execution
-from resilient_scan.events import ScannerStateChanged
+from resilient_scan.core.pool import ThreadPool
+from resilient_scan.events import ScanEnded, ScannerStateChanged
 from resilient_scan.layers.cache import ResultCache
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import FakeClock, broken, hanging, healthy, polite
@@ -507,6 +508,47 @@ def test_a_group_that_was_not_handed_over_is_when_its_run_is_interrupted(
             first.result(WAIT_TIMEOUT)
 
 
+@pytest.mark.parametrize("queued", [True, False])
+def test_an_interrupt_as_a_group_is_handed_over_costs_no_other_run_its_answer(
+    queued: bool, monkeypatch: pytest.MonkeyPatch, background: Background, eventually: Eventually
+) -> None:
+    """It may come before the pool has the group, or after that and before the next scan, of a queue of its own."""
+    execute_all, interrupted = ThreadPool.execute_all, threading.Event()
+    later: list[Any] = []
+
+    def hand_over(pool: ThreadPool, tasks: list[Any]) -> None:
+        if interrupted.is_set():
+            execute_all(pool, tasks)
+            return
+        interrupted.set()
+        later.append(background(runner.run, {}))
+        eventually(lambda: len(runner._runs.active) == 2 and any(len(one.open) for one in runner._runs.active))
+        if queued:
+            execute_all(pool, tasks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPool, "execute_all", hand_over)
+    limited = healthy("limited", limit=Limit("provider", concurrency=1))
+    with ScanRunner([healthy("first"), limited], listeners=()) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run({})
+        assert later[0].result(WAIT_TIMEOUT).complete
+
+
+def test_who_closes_the_runner_amid_a_group_of_answers_ends_it_there(fleet: Fleet) -> None:
+    heard: list[Any] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, ScanEnded) and event.cache == "hit":
+            heard.append(event)
+            runner.close()
+
+    runner = ScanRunner([healthy(f"s{number}") for number in range(10)], listeners=(listen,))
+    runner.run({})
+    assert statuses(runner.run({})) == [Status.CACHED, *[Status.SKIPPED] * 9]
+    assert len(heard) == 1
+
+
 def test_an_execution_that_leads_is_not_lost_with_the_run_that_made_it(
     monkeypatch: pytest.MonkeyPatch, background: Background
 ) -> None:
@@ -605,10 +647,10 @@ def test_a_reader_gets_the_first_results_before_a_large_fleet_has_begun(
     with ScanRunner(fleet, listeners=(), clock=clock) as runner:
         stream = runner.stream({})
         next(stream)
-        assert run.READ_AFTER <= begun <= run.READ_AFTER + 10
+        assert run.READ_AFTER <= begun <= run.READ_AFTER + run.BATCH
         if slow:
             clock.advance(1)
-            while begun <= run.READ_AFTER + 10:  # what had ended when the reader was given the first
+            while begun <= run.READ_AFTER + run.BATCH:  # what had ended when the reader was given the first
                 next(stream)
             assert begun == len(fleet)
         assert len(list(stream)) > run.READ_AFTER

@@ -119,22 +119,27 @@ def test_what_only_a_process_could_have_ended_has_a_hint(
 
 
 def test_a_thread_that_has_held_the_lock_did_not_stop_in_time_although_it_is_back_at_once(
-    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually
+    fleet: Fleet, bare: Bare, release: threading.Event, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watchdog, which the lock has kept from looking, finds it already on its way back."""
-    recorder, handed_over = Recorder(), threading.Event()
+    recorder, looked, holder = Recorder(), threading.Event(), stuck.LockWatch.holder
+
+    def look(watch: stuck.LockWatch, threads: Any, lateness: float) -> int | None:
+        found = holder(watch, threads, lateness)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(stuck.LockWatch, "holder", look)
 
     @scanner(pipeline="test")
     def explodes(_state: dict[str, Any]) -> list[Any]:
         re.match("(a+)+$", "a" * 25 + "b")  # long enough that the watchdog's waits for a processor are a part only
-        handed_over.wait(WAIT_TIMEOUT)  # else it may be the first to go on, and answers
+        looked.wait(WAIT_TIMEOUT)  # else it may be the first to go on, and answers, or its thread ends
         return []
 
     waits = hanging("waits", release)
     runner = fleet(explodes, waits, policy=bare(timeout=SHORT), listeners=(recorder,))
-    for result in runner.stream({}):
-        if result.scanner == "explodes":
-            handed_over.set()
+    runner.run({})
     eventually(lambda: recorder.of(LateCompletion) and len(recorder.of(ThreadAbandoned)) == 2)
     hints = {event.scanner: event.hint for event in recorder.of(ThreadAbandoned)}
     assert re.fullmatch(r"held the interpreter's lock for [\d.]+s", hints.pop("explodes"))

@@ -178,6 +178,23 @@ def test_no_thread_is_left_by_a_forgotten_runner(eventually: Eventually) -> None
     eventually(lambda: not set(threading.enumerate()) - before)
 
 
+def test_a_kept_context_keeps_no_layers_alive() -> None:
+    """Nor does it keep the pool, the answers in the cache, and all else that they know."""
+    kept: list[ScanContext] = []
+
+    @scanner(pipeline="test")
+    def keeps(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        kept.append(context)
+        return []
+
+    with ScanRunner([keeps], listeners=()) as runner:
+        runner.run({})
+        stack = weakref.ref(runner._runs.fleet.stacks["keeps"])
+    del runner
+    gc.collect()
+    assert stack() is None
+
+
 def test_an_idle_worker_keeps_nothing_alive(fleet: Fleet, bare: Bare, eventually: Eventually) -> None:
     class Big:
         """Stands for what a scanner found."""

@@ -503,6 +503,16 @@ def test_a_way_that_was_asked_for_before_the_scanner_was_known_leads_to_it(regis
         assert value(registry, name, **labels) == 1
 
 
+def test_who_does_not_hear_of_the_end_of_a_scan_has_no_short_way(registry: CollectorRegistry) -> None:
+    """That end sees to it that the lists do not grow."""
+
+    class Some(PrometheusMetrics):
+        events = tuple(kind for kind in PrometheusMetrics.events if kind is not ScanEnded)
+
+    listener = Some(registry)
+    assert [listener.direct(type(event), "one") for event, _, _ in SHORT] == [None] * len(SHORT)
+
+
 def test_what_takes_the_short_way_is_bounded_too(listener: PrometheusMetrics) -> None:
     """By the end of each scan, however many attempts and executions went before it."""
     takes = [listener.direct(type(event), "one") for event, _, _ in SHORT]

@@ -274,8 +274,9 @@ class ProviderBreaker(CircuitBreaker):
 
     def _yields(self, scanner: str) -> bool:
         """Return whether another scanner is to make the next trial; the second time nobody else has come, so no."""
-        machine, now = self._machine, self._clock.monotonic()
+        now = self._clock.monotonic()
         with self._lock:
+            machine = self._machine
             due = self.memory.state != CLOSED and now >= machine.open_until
             if not due or self._last_trial != scanner or machine.quorum < QUORUM or self._yielded:
                 return False

@@ -144,10 +144,10 @@ class PrometheusMetrics(Direct):
     def direct(self, kind: type[Event], scanner: str) -> Callable[[Any], object] | None:
         """Return what takes events of a class about a scanner, for those that each scan has.
 
-        Those of attempts and executions are only put into a list: which one, need not be found out for each. The end of
-        the scan sees to it that the lists do not grow.
+        Those of attempts and executions are only put into a list, which need not be looked up for each event. The end
+        of the scan sees to it that the lists do not grow.
         """
-        if MULTIPROCESS or type(self).__call__ is not PrometheusMetrics.__call__:
+        if MULTIPROCESS or type(self).__call__ is not PrometheusMetrics.__call__ or ScanEnded not in self.events:
             return None
         if kind is ScanEnded:
             return self._scan_ended

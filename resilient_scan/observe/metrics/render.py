@@ -4,7 +4,6 @@ prometheus_client's encoders build a dict of labels for each sample and sort and
 of 50,000 samples. Here the lines of many scanners are one list of pieces, into which all values of a label are put in
 one step, and so are all numbers. Headers, metrics of others and formats that are new to us are still written by
 prometheus_client.
-
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class _Writer:
     def pieces(self, blocks: Iterable[Block]) -> Iterator[bytes]:
         """Yield the text of blocks in pieces."""
         for shape, alike in groupby(blocks, itemgetter(0)):
-            while some := list(islice(alike, LINES // len(shape.lines))):
+            while some := list(islice(alike, max(1, LINES // len(shape.lines)))):
                 yield self._text(shape, some).encode()
                 self._pauses()
 

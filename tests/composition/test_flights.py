@@ -1,0 +1,58 @@
+"""The flight recorder packs each scan: whatever is in it, it comes out again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resilient_scan import Retry, ScanContext, ScanRunner, scanner
+from resilient_scan.testing import FakeClock
+
+
+class Evil:
+    """What a scanner may put where its context counts: it ends the run's thread, if that looks at it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "shown"),
+    [
+        (lambda context: setattr(context, "attempt", "two"), 1),
+        (lambda context: setattr(context, "attempt", True), 1),
+        (lambda context: setattr(context, "attempt", 10**30), 2**63 - 1),
+        (lambda context: setattr(context, "attempt", Evil()), 1),
+        (lambda context: setattr(context, "steps", [Evil()]), 1),
+        (lambda context: setattr(context, "steps", (Evil(),)), 1),
+        (lambda context: context.doubt("caf\udce9"), 1),
+    ],
+)
+def test_whatever_a_scanner_does_to_its_context_it_is_remembered(spoil: Any, shown: int) -> None:
+    @scanner(pipeline="p", cache=None)
+    def odd(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        spoil(context)
+        return []
+
+    with ScanRunner([odd], clock=FakeClock(auto=True), listeners=()) as runner:
+        runner.run({})
+        (flight,) = runner.flights("odd")
+    assert (flight.result.status, flight.result.attempts, flight.steps) == ("completed", shown, ())
+    assert flight.result.suspicious in {None, "caf\\udce9"}
+
+
+def test_an_error_with_half_a_character_is_remembered() -> None:
+    """Python makes those of a file's name that is not UTF-8."""
+
+    @scanner(pipeline="p", cache=None, retry=Retry(attempts=2))
+    def odd(_state: dict[str, Any]) -> list[Any]:
+        raise ValueError("no data in caf\udce9.csv")
+
+    with ScanRunner([odd], clock=FakeClock(auto=True), listeners=()) as runner:
+        runner.run({})
+        (flight,) = runner.flights("odd")
+        assert flight.result.error is not None
+        assert [state.last_status for state in runner.scanners()] == ["error"]
+    assert flight.result.error.message == "no data in caf\\udce9.csv"
+    assert {step.error.message for step in flight.steps} == {flight.result.error.message}
