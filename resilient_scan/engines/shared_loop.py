@@ -284,8 +284,8 @@ class LaneLoop(EventLoop):
     def _go_on(self, call: Callable[[], object]) -> None:
         """Run, and let no task end the loop for all others.
 
-        asyncio lets a `SystemExit` of a task or a callback out of the loop. Whoever awaits that task has it, too: it
-        ends the scanner that has started it.
+        asyncio lets a `SystemExit` of a task or a callback out of the loop. Who awaits that task has it, too: it ends
+        the scanner that has started it.
         """
         try:
             call()
