@@ -545,7 +545,7 @@ def test_who_closes_the_runner_amid_a_group_of_answers_ends_it_there(fleet: Flee
 
     runner = ScanRunner([healthy(f"s{number}") for number in range(10)], listeners=(listen,))
     runner.run({})
-    assert statuses(runner.run({})) == [Status.CACHED, *[Status.SKIPPED] * 9]
+    assert sorted(statuses(runner.run({}))) == [Status.CACHED, *[Status.SKIPPED] * 9]  # whichever came first
     assert len(heard) == 1
 
 
