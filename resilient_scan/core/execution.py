@@ -101,9 +101,14 @@ class Execution(Overdue, eq=False):
 
     @property
     def is_queued(self) -> bool:
-        """Whether it has got into the lane's queue, or out of it again; where there is no lane, nobody need ask."""
-        lane = self.stack.lane
-        return lane is None or lane.knows(self)
+        """Whether it waits for its turn somewhere, or has had it.
+
+        Only the lane can tell that it has not. The pool takes a group in one step; and one that waits for a permit or a
+        lease is in no queue of the lane yet, and must not ask for a second one.
+        """
+        stack = self.stack
+        lane = stack.lane
+        return lane is None or stack.provider is not None or stack.leases is not None or lane.knows(self)
 
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""

@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import pytest
 
-from resilient_scan import Breaker, Quarantine, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
+from resilient_scan import Breaker, Limit, Quarantine, Retry, ScanContext, ScanRunner, Status, Timeout, scanner
 from resilient_scan.clock import SystemClock
 from resilient_scan.core import lane as lane_module
 from resilient_scan.events import BreakerChanged, Event, LoopBlocked
@@ -28,7 +28,7 @@ from resilient_scan.stores import Change
 from resilient_scan.stores.memory import MemoryStore
 from resilient_scan.testing import Recorder
 from tests.support.coroutines import FOUND, status_by_name, waiting
-from tests.support.fixtures import Bare, Eventually, Fleet
+from tests.support.fixtures import Background, Bare, Eventually, Fleet
 from tests.support.processes import needs_fork
 from tests.support.waiting import WAIT_TIMEOUT
 
@@ -36,6 +36,32 @@ from tests.support.waiting import WAIT_TIMEOUT
 async def until(condition: Callable[[], object]) -> None:
     while not condition():  # noqa: ASYNC110 - what another thread or scanner does
         await asyncio.sleep(0.001)
+
+
+def test_one_that_waits_for_a_permit_asks_for_no_second_one_when_a_run_leaves_it(
+    background: Background, eventually: Eventually
+) -> None:
+    """It is in no queue of the lane yet; the permit would never be given back."""
+    limit, release = Limit("provider", concurrency=1), threading.Event()
+
+    @scanner(name="holds", pipeline="test", limit=limit)
+    def holds(_state: dict[str, Any]) -> list[Any]:
+        release.wait(WAIT_TIMEOUT)
+        return []
+
+    with ScanRunner([holds, waiting("waits", 0.0, limit=limit)], listeners=(), order="given") as runner:
+        (provider,) = runner._fleet.providers.values()
+        first = background(runner.run, {})
+        eventually(lambda: (provider.taken, provider.waiting) == (1, 1), "one holds the permit, one waits for it")
+        (of,) = runner._runs.active
+        second = background(runner.run, {}, only=["waits"])
+        eventually(lambda: sum(len(one.open) for one in runner._runs.active) == 3, "another run waits for the same")
+        of.cancel()
+        assert first.result(WAIT_TIMEOUT).results["waits"].status is Status.SKIPPED
+        assert (provider.taken, provider.waiting) == (1, 1)
+        release.set()
+        assert second.result(WAIT_TIMEOUT).complete
+        eventually(lambda: provider.taken == provider.waiting == 0)
 
 
 @pytest.mark.parametrize("how", ["a task", "a callback"])
