@@ -50,6 +50,11 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def writable(text: str) -> str:
+    """Return a text that can be written everywhere: with a backslash and its number for each half character."""
+    return text if is_utf8(text) else str.encode(text, "utf-8", "backslashreplace").decode()
+
+
 def counted(number: int, thing: str) -> str:
     """Write a number of things: `1 scan`, `2 scans`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -14,6 +14,7 @@ import msgspec
 from resilient_scan._fanout import fan_out, this_thread
 from resilient_scan._once import ready
 from resilient_scan._suspend import off_loop
+from resilient_scan._text import writable
 from resilient_scan._trace import NOWHERE, Home
 from resilient_scan.clock import Clock, SystemClock
 from resilient_scan.errors import ConfigError, ScanCancelled
@@ -238,7 +239,7 @@ class ScanContext:
         """
         if kind not in DOUBTS:
             raise ConfigError(f"doubt: kind must be one of {', '.join(DOUBTS)}, got {kind!r:.60}")
-        said = str.__str__(str(reason))  # here, where an object may hang or raise at its scanner's expense
+        said = writable(str.__str__(str(reason)))  # here, where an object may hang or raise at its scanner's expense
         if kind != "other":
             said = f"{kind.replace('_', ' ')}: {said}"
         if self.doubted is None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from resilient_scan._once import IMPORTING
-from resilient_scan._text import hide
+from resilient_scan._text import hide, writable
 from resilient_scan._trace import NOWHERE, Home, name_of, traceback_of, where_of
 from resilient_scan.errors import ConfigError, ScanError, is_number, leaves
 
@@ -125,7 +125,7 @@ class ErrorInfo(Data, frozen=True, gc=False, eq=False):
         where = where_of(first, home, kind) or (where_of(error, home, kind) if more else "")
         traceback = "" if not where and isinstance(first, ScanError) else traceback_of(error)
         blame = blame or (first.blame if isinstance(first, ScanError) else SCANNER)
-        return cls(name, (message or kind) + more, where, traceback, blame)
+        return cls(writable(name), writable(message or kind) + more, writable(where), traceback, blame)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ErrorInfo) and (self.type, self.message) == (other.type, other.message)

@@ -348,7 +348,7 @@ class ScannerSpec(msgspec.Struct, frozen=True):
     made_of: type | None = None  # the class that was given, where `origin` was made of one
 
     def call(self, state: dict[str, Any], context: ScanContext) -> Any:
-        """Call it."""
+        """Call its function, with the context if it takes one."""
         return self.scan(state, context) if self.takes_context else self.scan(state)
 
 

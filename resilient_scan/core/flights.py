@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from resilient_scan._text import counted
+from resilient_scan._text import counted, writable
 from resilient_scan.layers.attempt import Step
 from resilient_scan.results import ErrorInfo, ScanResult, Status
 from resilient_scan.stores.history import Attempt, Past
@@ -59,7 +60,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Packed).decode
 
 
-def packed(run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...], probe: bool) -> bytes:
+def packed(run_id: str, result: ScanResult, steps: tuple[Step, ...], cache: str, probe: bool) -> bytes:
     """Pack a scan for the flight recorder.
 
     A thousand scanners have 50,000 flights. As objects of eight parts each they took 14 kB a scanner, and each scan had
@@ -87,49 +88,24 @@ def packed(run_id: str, result: ScanResult, cache: str, steps: tuple[Step, ...],
     )
     try:
         return _encode(fields)
-    except (ValueError, OverflowError):  # half a character in a text, or a number beyond all measure
-        return packed(run_id, _plain(result), cache, tuple(map(_plain_step, steps)), probe)
+    except (ValueError, OverflowError):  # what a scanner has put there is half a character, or a number beyond measure
+        return packed(run_id, *_own(result, steps), cache, probe)
 
 
 def _own(result: ScanResult, steps: tuple[Step, ...]) -> tuple[ScanResult, tuple[Step, ...]]:
     """Leave out what a scanner has put where its context counts: to pack foreign objects would run their code."""
-    doubt, attempts, dropped = result.suspicious, result.attempts, result.dropped
+    doubt = result.suspicious
     known = replace(
         result,
-        suspicious=doubt if type(doubt) is str else None,
-        attempts=attempts if type(attempts) is int else 1,
-        dropped=dropped if type(dropped) is int else 0,
+        suspicious=writable(doubt) if type(doubt) is str else None,
+        attempts=_number(result.attempts, 1),
+        dropped=_number(result.dropped, 0),
     )
     return known, tuple(step for step in steps if type(step) is Step) if type(steps) is tuple else ()
 
 
-def _plain(result: ScanResult) -> ScanResult:
-    """Return a result whose texts and numbers can be written everywhere."""
-    error, doubt = result.error, result.suspicious
-    return replace(
-        result,
-        error=None if error is None else _plain_error(error),
-        suspicious=None if doubt is None else _written(doubt),
-        attempts=_counted(result.attempts),
-        dropped=_counted(result.dropped),
-    )
-
-
-def _plain_step(step: Step) -> Step:
-    return replace(step, error=_plain_error(step.error), attempt=_counted(step.attempt))
-
-
-def _plain_error(error: ErrorInfo) -> ErrorInfo:
-    return ErrorInfo(*map(_written, (error.type, error.message, error.where, error.traceback, error.blame)))
-
-
-def _counted(number: int) -> int:
-    return max(0, min(number, _LARGEST))
-
-
-def _written(text: str) -> str:
-    """Return a text with a backslash and a number for each half character; Python makes them of odd bytes."""
-    return str.encode(text, "utf-8", "backslashreplace").decode()
+def _number(given: Any, otherwise: int) -> int:
+    return given if type(given) is int and 0 <= given <= _LARGEST else otherwise
 
 
 def unpacked(flights: Iterable[bytes], scanner: str, pipeline: str) -> Iterator[Flight]:

@@ -155,7 +155,7 @@ class MapRun(Run):
         steps: tuple[Step, ...] = (),
         probe: bool = False,
     ) -> None:
-        one, flight = cast("Input", run), packed(run.run_id, result, cache, steps, probe)
+        one, flight = cast("Input", run), packed(run.run_id, result, steps, cache, probe)
         scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(one.run_id, result, cache, invalid, probe))

@@ -434,7 +434,7 @@ class Run:
         probe: bool = False,
     ) -> None:
         """Take a result: this run's, or that of a map's input (then `run` is the input)."""
-        flight = packed(run.run_id, result, cache, steps, probe)
+        flight = packed(run.run_id, result, steps, cache, probe)
         scans, sending = self._scans, None
         if scans.listeners:
             sending = scans, scans.begin(ScanEnded(run.run_id, result, cache, invalid, probe))

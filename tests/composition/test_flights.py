@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ class Evil:
     [
         (lambda context: setattr(context, "attempt", "two"), 1),
         (lambda context: setattr(context, "attempt", True), 1),
-        (lambda context: setattr(context, "attempt", 10**30), 2**63 - 1),
+        (lambda context: setattr(context, "attempt", 10**30), 1),
         (lambda context: setattr(context, "attempt", Evil()), 1),
         (lambda context: setattr(context, "steps", [Evil()]), 1),
         (lambda context: setattr(context, "steps", (Evil(),)), 1),
@@ -56,3 +58,18 @@ def test_an_error_with_half_a_character_is_remembered() -> None:
         assert [state.last_status for state in runner.scanners()] == ["error"]
     assert flight.result.error.message == "no data in caf\\udce9.csv"
     assert {step.error.message for step in flight.steps} == {flight.result.error.message}
+
+
+def test_a_text_with_half_a_character_costs_the_history_no_run(tmp_path: Path) -> None:
+    """Nor the report: what is written as JSON would be, too."""
+
+    @scanner(pipeline="p", cache=None, retry=None)
+    def odd(_state: dict[str, Any], context: ScanContext) -> list[Any]:
+        context.doubt("caf\udce9")
+        raise ValueError("no data in caf\udce9.csv")
+
+    with ScanRunner([odd], listeners=(), store=f"sqlite:///{tmp_path}/store.db") as runner:
+        report = runner.run({})
+    json.dumps(report.to_dict(), ensure_ascii=False).encode()
+    with ScanRunner([odd], listeners=(), store=f"sqlite:///{tmp_path}/store.db") as runner:
+        assert [record.run_id for record in runner.history()] == [report.run_id]

@@ -64,6 +64,26 @@ def test_one_that_waits_for_a_permit_asks_for_no_second_one_when_a_run_leaves_it
         eventually(lambda: provider.taken == provider.waiting == 0)
 
 
+def test_an_interrupt_before_the_lane_has_an_execution_costs_no_other_run_its_answer(
+    monkeypatch: pytest.MonkeyPatch, background: Background, eventually: Eventually
+) -> None:
+    execute, later = lane_module.Lane.execute, list[Any]()
+
+    def interrupted(lane: lane_module.Lane, task: Any) -> None:
+        if later:
+            execute(lane, task)
+            return
+        later.append(background(runner.run, {}))
+        eventually(lambda: sum(len(one.open) for one in runner._runs.active) == 2, "another run waits for the same")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lane_module.Lane, "execute", interrupted)
+    with ScanRunner([waiting("one", 0.0)], listeners=()) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run({})
+        assert later[0].result(WAIT_TIMEOUT).complete
+
+
 @pytest.mark.parametrize("how", ["a task", "a callback"])
 def test_who_wants_to_end_the_program_ends_no_other_scanner(how: str, bare: Bare) -> None:
     """asyncio lets a `SystemExit` out of the loop, which is everybody's."""
