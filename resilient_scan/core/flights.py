@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from resilient_scan._text import counted, writable
 from resilient_scan.layers.attempt import Step
@@ -53,6 +53,36 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     found: int
     probe: bool
 
+
+class Recorder(msgspec.Struct, gc=False):
+    """The last scans of one scanner, packed; made by `recorder`.
+
+    A thousand scanners have 50,000 of them. The garbage collector would look at each whenever it looks at the list that
+    it is in. So this is no list but an object of which the collector knows nothing: it holds bytes only.
+
+    Attributes:
+        count: how many scans it has been given; the next one takes the place of the number `count % MAX_FLIGHTS`.
+    """
+
+    count: int = 0
+
+    def add(self, flight: bytes) -> None:
+        """Put a scan in the place of the oldest; see `Run._finish`."""
+        count = self.count
+        self.count = count + 1
+        setattr(self, PLACES[count % MAX_FLIGHTS], flight)
+
+    def newest_first(self) -> list[bytes]:
+        """Return what it has now."""
+        count, *places = astuple(self)  # one step in C: others go on adding
+        return [places[number % MAX_FLIGHTS] for number in range(count - 1, max(0, count - MAX_FLIGHTS) - 1, -1)]
+
+
+PLACES = tuple(f"place_{number}" for number in range(MAX_FLIGHTS))
+recorder = cast(
+    "Callable[[], Recorder]",
+    msgspec.defstruct("_Recorder", [(place, bytes, b"") for place in PLACES], bases=(Recorder,), gc=False),
+)
 
 _NO_STEPS: tuple[Step, ...] = ()
 _LARGEST = 2**63 - 1

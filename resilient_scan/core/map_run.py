@@ -162,7 +162,7 @@ class MapRun(Run):
         one.result, self._sending = result, sending
         if not self._ordered:
             self._unreported.append(one)
-        stack.flights.append(flight)
+        stack.flights.add(flight)
         if sending is not None:
             scans.finish(sending[1])
 

@@ -27,7 +27,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
-from resilient_scan.core.flights import packed
+from resilient_scan.core.flights import MAX_FLIGHTS, PLACES, packed
 from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
@@ -441,7 +441,10 @@ class Run:
         self.results[stack.name], self._last, self._sending = result, (stack, flight), sending  # see the top
         if self._unread is not None:
             self._unread.append(result)
-        stack.flights.append(flight)
+        flights = stack.flights  # `Recorder.add`, without the call; no thread gets its turn before `setattr` has ended
+        count = flights.count
+        flights.count = count + 1
+        setattr(flights, PLACES[count % MAX_FLIGHTS], flight)
         if sending is not None:
             scans.finish(sending[1])
 
@@ -468,8 +471,8 @@ class Run:
         """Do what an interrupt has kept from being done about the scan that ended last, or about the last event."""
         if self._last is not None:
             stack, last = self._last
-            if not any(flight is last for flight in reversed(stack.flights.copy())):
-                stack.flights.append(last)
+            if not any(flight is last for flight in stack.flights.newest_first()):
+                stack.flights.add(last)
         self._send()
 
     def _end_open(self) -> None:

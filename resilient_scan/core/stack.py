@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
@@ -28,7 +27,7 @@ from resilient_scan.context import NEVER, ScannerContext
 from resilient_scan.core.calls import BlockingCalls
 from resilient_scan.core.config import Config
 from resilient_scan.core.first import FirstAttempt
-from resilient_scan.core.flights import MAX_FLIGHTS, Flight, past_of, unpacked
+from resilient_scan.core.flights import Flight, Recorder, past_of, recorder, unpacked
 from resilient_scan.core.outcome import REJECTED, kind_of
 from resilient_scan.core.pool import ThreadPool
 from resilient_scan.core.registration import registration
@@ -238,7 +237,7 @@ class Stack:
         self.expected: float = NEVER  # seconds that an execution takes, from those seen; unknown: starts first
         self.outcomes: int = 0  # of its last executions, see `layers.outcomes`; two that end at once may count as one
         self.retired: bool = False  # its runner is closed
-        self.flights: deque[bytes] = deque(maxlen=MAX_FLIGHTS)  # the flight recorder, packed, oldest first
+        self.flights: Recorder = recorder()
         self._kept: bytes | None = None  # the last of them that the run history has
         self.update_listeners()
 
@@ -483,14 +482,14 @@ class Stack:
 
     def unkept(self) -> list[Past]:
         """Return the scans since the last call, newest first, for the run history; on one thread only."""
-        flights, last = self.flights.copy(), self._kept
-        new = takewhile(lambda flight: flight is not last, reversed(flights))
-        self._kept = flights[-1] if flights else None
+        flights, last = self.flights.newest_first(), self._kept
+        new = takewhile(lambda flight: flight is not last, flights)
+        self._kept = flights[0] if flights else None
         return [past_of(flight, self.attempts) for flight in unpacked(new, self.name, self.pipeline)]
 
     def recorded(self) -> Iterator[Flight]:
         """Return its last scans, newest first."""
-        return unpacked(reversed(self.flights.copy()), self.name, self.pipeline)
+        return unpacked(self.flights.newest_first(), self.name, self.pipeline)
 
     @property
     def attempts(self) -> int:
