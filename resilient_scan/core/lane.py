@@ -214,7 +214,7 @@ class Lane:
             self._next_look = self._clock.monotonic() + LOOK_INTERVAL
             self._pool.at(self._next_look, self._look)
             name = f"resilient-scan-loop-{next(self._numbers)}"
-            loop = LaneLoop(name, self._charge, self._call_pool.submit)
+            loop = LaneLoop(name, self._charge, self._call_pool.submit, self._most)
             thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
             try:
                 thread.start()

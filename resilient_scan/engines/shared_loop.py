@@ -25,7 +25,7 @@ from resilient_scan._log import log as _log
 from resilient_scan.context import NEVER
 from resilient_scan.engines import forks
 from resilient_scan.engines.generators import Generators
-from resilient_scan.engines.greenlets import GreenletCoroutine, can_suspend, drive, pause, suspend
+from resilient_scan.engines.greenlets import GreenletCoroutine, GreenletPool, can_suspend, drive, pause, suspend
 from resilient_scan.engines.loop import MAX_ALARM, Calls, EventLoop, collect
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.call import Maker
@@ -171,8 +171,10 @@ class LaneLoop(EventLoop):
         charge: called on its thread, `(loop, slot, seconds)`, when a step of that slot has taken so much more than
             `FREE_TIME`, or all short steps of a turn together (`None`).
         submit: takes a blocking call where no scanner makes it.
+        most: executions under way at a time.
 
     Attributes:
+        greenlets: that its tasks run in.
         slots: all that are on it.
         stepping, step_began: whose step is under way, and since when.
         lost: whether it was given up: it takes no more work, and as soon as it turns again, all that is on it ends.
@@ -197,8 +199,10 @@ class LaneLoop(EventLoop):
         name: str,
         charge: Callable[[LaneLoop, Any, float], None],
         submit: Callable[[Callable[[], Any]], Future[Any]],
+        most: int,
     ) -> None:
         self.name: str = name
+        self.greenlets: GreenletPool = GreenletPool(most)
         self.submit: Callable[[Callable[[], Any]], Future[Any]] = submit
         self.slots: set[Any] = set()
         self.variables: Context = Context()  # of its tasks' own part: what they run has one of its own
@@ -223,6 +227,7 @@ class LaneLoop(EventLoop):
             self.call_soon(sys.set_asyncgen_hooks, self._generator_began, self._generator_dropped)
             self._go_on(self.run_forever)
         self._go_on(lambda: self.run_until_complete(self.shutdown_asyncgens()))
+        self.greenlets.idle.clear()  # on this thread: nobody else can free them
         self.close()
 
     def _go_on(self, call: Callable[[], object]) -> None:
