@@ -55,6 +55,7 @@ class Ending(msgspec.Struct, eq=False):
         passes_over_stored: whether it asks its source although there may be an answer, which cannot be copied.
         probe: its mark, where it tests a scanner that is out of service.
         pending_events: of the attempt that was abandoned before this successor.
+        on_lane: whether it runs on the shared event loop.
     """
 
     stack: Stack
@@ -68,11 +69,11 @@ class Ending(msgspec.Struct, eq=False):
     passes_over_stored: bool = False
     probe: str = ""
     pending_events: tuple[Event, ...] = ()
+    on_lane: bool = False
     _running: bool = False
     _left: bool = False  # ended because its last waiter left
     _late_kind: str = ERROR
     _timed_out: bool = False  # whether the watchdog took it from its thread
-    _on_lane: bool = False  # whether it runs on the shared event loop
     _successor: Execution | None = None
     _ticket: Ticket | None = None  # in the queue of its provider
     _provider: Provider | None = None  # whose queue that is

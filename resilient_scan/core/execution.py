@@ -99,17 +99,6 @@ class Execution(Overdue, eq=False):
                 return True
         return successor.join(waiter)
 
-    @property
-    def is_queued(self) -> bool:
-        """Whether it waits for its turn somewhere, or has had it.
-
-        Only the lane can tell that it has not. The pool takes a group in one step; and one that waits for a permit or a
-        lease is in no queue of the lane yet, and must not ask for a second one.
-        """
-        stack = self.stack
-        lane = stack.lane
-        return lane is None or stack.provider is not None or stack.leases is not None or lane.knows(self)
-
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
         return self.waiters[:1] == [waiter]
@@ -197,7 +186,7 @@ class Execution(Overdue, eq=False):
             if lane is None:
                 self.stack.pool.execute(self)
             else:
-                self._on_lane = True
+                self.on_lane = True
                 lane.execute(self)
         except (RuntimeError, OSError) as error:  # shut down, or the machine has no thread or descriptor to give
             self.refuse(str(error), LOCAL)
@@ -233,11 +222,11 @@ class Execution(Overdue, eq=False):
     def run(self) -> None:
         """Call the scanner through all its layers and hand over; never raises."""
         if not self.stack.stored:
-            if self._on_lane:  # in its context already
+            if self.on_lane:  # in its context already
                 self._work()
             else:
                 self.variables.run(self._work)
-        elif self._on_lane:  # and the stores' calls are made elsewhere
+        elif self.on_lane:  # and the stores' calls are made elsewhere
             self._leave_group()
             self._work()
         else:
@@ -253,7 +242,7 @@ class Execution(Overdue, eq=False):
                     stack.bus.send_all(self._take_pending_events())
                 if stack.hung.count:
                     stack.hung.admit(context)
-                found = stack.lane_call(context) if self._on_lane else stack.call(context)
+                found = stack.lane_call(context) if self.on_lane else stack.call(context)
                 if context.incomplete:  # what a shut connection gives looks like an answer, and may be half of one
                     raise ScanTimeout("a connection was shut down after the timeout")
             except BaseException as failure:

@@ -185,7 +185,11 @@ class Lane:
     # from any thread
 
     def execute(self, task: LaneTask) -> None:
-        """Queue a task.
+        """Queue a task; see `execute_all`."""
+        self.execute_all([task])
+
+    def execute_all(self, tasks: list[Any]) -> None:
+        """Queue tasks, all of them or none; each is taken out of the list as it is queued.
 
         Raises:
             RuntimeError: the lane is closed, or no thread can be started for its loop.
@@ -195,17 +199,12 @@ class Lane:
             if self._closed:
                 raise RuntimeError(SHUT_DOWN)
             loop = self._running_loop()
-            self._queue.append(task)
             if not self._called:
                 _call(loop, self._admit)  # first: an interrupt between the two costs a call, not all later tasks
                 self._called = True
+            any(map(self._queue.append, map(tasks.pop, itertools.repeat(0, len(tasks)))))  # one step: see `ThreadPool`
         if self._next_look == NEVER:  # even if nothing begins: one that hangs may block the loop
             self._look_by(NEVER)
-
-    def knows(self, task: LaneTask) -> bool:
-        """Say whether a task is queued or under way."""
-        with self._lock:
-            return task in self._queue or any(slot.task is task for slot in (*self._slots, *self._hung))
 
     def _running_loop(self) -> LaneLoop:
         """Return the loop, and start one if there is none. Under the lock."""

@@ -68,6 +68,11 @@ class Input:
         """The map's: each hand-over begins another list."""
         return self._run.ready
 
+    @property
+    def ready_on_lane(self) -> list[Any]:
+        """The map's."""
+        return self._run.ready_on_lane
+
     def hand_over(self) -> None:
         """Do nothing: what is ready is handed over after each input."""
 
@@ -128,8 +133,7 @@ class MapRun(Run):
         """End the open scans, whichever way the map ended."""
         self._inputs = None
         self._send()
-        if self.ready:
-            self._hand_over()
+        self.hand_over()
         if self.open:
             self._end_open()
         self.fleet.flush_votes(self.run_id)
@@ -192,8 +196,7 @@ class MapRun(Run):
         if self._ordered:
             self._unreported.append(one)
         started = begin(stack, one, one.since)
-        if self.ready:  # at once: to read the next input may take long
-            self._hand_over()
+        self.hand_over()  # at once: to read the next input may take long
         if not isinstance(started, Scan):
             self._finish(one, stack, *started)
 

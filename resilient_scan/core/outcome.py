@@ -66,6 +66,10 @@ class WaitingRun(Protocol):
     def ready(self) -> list[Any]:
         """Executions that its thread is about to hand to the pool, all at a time; for its thread only."""
 
+    @property
+    def ready_on_lane(self) -> list[Any]:
+        """Those for the lane."""
+
     def hand_over(self) -> None:
         """Hand them over, before a later scan takes its turn in the pool; on its thread."""
 

@@ -31,7 +31,7 @@ from resilient_scan.core.flights import MAX_FLIGHTS, PLACES, packed
 from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
-from resilient_scan.events import DeadlineActedOn, ListenerLate, RunEnded, RunStarted, ScanEnded
+from resilient_scan.events import LOCAL, DeadlineActedOn, ListenerLate, RunEnded, RunStarted, ScanEnded
 from resilient_scan.layers.attempt import Step
 from resilient_scan.layers.cache import Entry
 from resilient_scan.results import RunReport, ScanResult, Status, results_in_order
@@ -82,7 +82,8 @@ class Run:
         self.has_ended: bool = False
         self._announced = False
         self.open: set[Scan] = set()
-        self.ready: list[Execution] = []
+        self.ready: list[Execution] = []  # to be handed to the pool
+        self.ready_on_lane: list[Execution] = []
         self._queued = 0  # how many of them hold a place in the window
         self._undecided: dict[str, Scan] = {}  # by name, those that have failed by what may be this machine's fault
         self._decisions = -1  # about such failures, when it last looked
@@ -179,14 +180,13 @@ class Run:
             if isinstance(started, Scan):
                 self._queued += started.queued
                 continue
-            if self.ready:  # a listener may take its time
+            if self.ready or self.ready_on_lane:  # a listener may take its time
                 self._hand_over()
             result, cache = started
             self._finish(self, stack, result, cache)
             if heard and self.outbox.qsize():  # a listener may have closed the runner
                 self._receive()
-        if self.ready:
-            self._hand_over()
+        self.hand_over()
 
     def _make_room(self, window: int) -> None:
         """Wait until half of the window is free, and not one place: the next scans begin together.
@@ -209,8 +209,7 @@ class Run:
 
     def _read(self) -> Iterator[ScanResult]:
         """Yield what nobody has read yet to a reader who may take long, and may change the context variables."""
-        if self.ready:
-            self._hand_over()
+        self.hand_over()
         unread, self._unread = self._unread or (), []
         yield from unread
         self._take_variables()
@@ -248,21 +247,25 @@ class Run:
             forget()
 
     def hand_over(self) -> None:
-        """Hand to the pool what is ready, before a later scan takes its turn there."""
-        if self.ready:
+        """Hand to the pool and the lane what is ready, before a later scan takes its turn there."""
+        if self.ready or self.ready_on_lane:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        """Hand to the pool what is ready: before this thread waits, or does anything that may take its time.
+        """Hand over what is ready: before this thread waits, or does anything that may take its time.
 
         Each execution by itself would take the pool's lock and look at its workers once more. Where an interrupt comes
         first, `wind_up` does this: others may have joined the executions by then, and wait for them.
         """
-        try:
-            self.fleet.pool.execute_all(self.ready)  # it takes them out as it queues them
-        except RuntimeError as error:  # shut down, or the machine has no thread to give
-            while self.ready:
-                self.ready.pop(0).refuse(str(error))
+        fleet = self.fleet
+        for queue, ready in ((fleet.pool, self.ready), (fleet.lane, self.ready_on_lane)):
+            if queue is None or not ready:
+                continue
+            try:
+                queue.execute_all(ready)  # it takes them out as it queues them
+            except (RuntimeError, OSError) as error:  # shut down, or the machine has no thread or descriptor to give
+                while ready:
+                    ready.pop(0).refuse(str(error), LOCAL)
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Take what has come, or else wait for one message and take that; `False`: none came.
@@ -311,8 +314,7 @@ class Run:
 
     def _wait_for_message(self, seconds: float) -> Scan | str:
         leases = self.fleet.leases
-        if self.ready:
-            self._hand_over()
+        self.hand_over()
         if leases is not None:
             leases.ask()
         return self.outbox.get(True, seconds)
@@ -454,8 +456,7 @@ class Run:
         """Give every scan a result, whichever way the run ended, and then end the run."""
         self._catch_up()
         self._announce()
-        if self.ready:
-            self._hand_over()
+        self.hand_over()
         if self.open:
             self._end_open()
         if len(self.results) < len(self._names):  # cancelled before their turn

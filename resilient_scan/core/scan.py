@@ -149,7 +149,7 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
             mine = scan.execution = Execution(stack, context, key, [scan], run.variables.copy())
             run.open.add(scan)  # before anybody else learns of it, see `wait_for`
             leader = cache.lead(key, mine)
-            if leader is mine and stack.in_batches:  # `_lead`, without the call
+            if leader is mine and stack.in_batches and stack.lane is None:  # `_lead`, without the call
                 ready = run.ready
                 scan.leads = scan.queued = True
                 ready.append(mine)
@@ -271,14 +271,18 @@ def _lead(scan: Scan, execution: Execution) -> None:
     Where nothing in the begin of a scan can wait, the run's thread hands over several executions in one step.
     """
     stack, run = scan.stack, scan.run
-    if stack.in_batches:  # and nothing of it is in a store, so there is no lease
-        ready = run.ready
-        scan.leads = scan.queued = True  # no signal handler runs between this and the next statement: see `cut_off`
-        ready.append(execution)
-        return
-    run.hand_over()  # what is first in order starts first
-    scan.leads, scan.queued = True, stack.in_window
+    if not stack.in_batches:
+        run.hand_over()  # what is first in order starts first
     leases, key = stack.leases, scan.key
+    if stack.provider is None and (leases is None or key is None):
+        execution.on_lane = stack.lane is not None
+        ready = run.ready_on_lane if execution.on_lane else run.ready
+        scan.leads, scan.queued = True, stack.in_window  # no signal handler runs between these two: see `cut_off`
+        ready.append(execution)
+        if not stack.in_batches:
+            run.hand_over()
+        return
+    scan.leads, scan.queued = True, stack.in_window
     if leases is not None and key is not None and leases.request(stack.address(key), execution):
         return  # the lease keeper lets it go
     if stack.provider is None:
@@ -315,12 +319,7 @@ def result_of(scan: Scan, answer: Outcome | Entry | AnswerCopy, *, over: bool) -
 def cut_off(scan: Scan, *, by_user: bool) -> ScanResult | None:
     """Make the result of a scan whose run has ended; `None`: what it waits for has just ended, and is in the outbox."""
     execution = scan.execution
-    may_lead = (
-        scan.cache == MISS
-        and isinstance(execution, Execution)
-        and execution.is_of(scan)
-        and not (scan.leads and execution.is_queued)
-    )
+    may_lead = scan.cache == MISS and isinstance(execution, Execution) and execution.is_of(scan) and not scan.leads
     begun = execution.leave(scan, keep_working=not by_user)
     if begun is None:
         return None

@@ -296,14 +296,14 @@ class Stack:
             self._place()
 
     def _place(self) -> None:
-        """Note where its executions wait, and whether they can be handed to the pool in groups.
+        """Note where its executions wait, and whether they can be handed to the pool or the lane in groups.
 
         They wait for a worker, unless a provider or the lane's loop has its own queue. A store may make the begin of
         the next one wait, and the group with it.
         """
-        straight = self.provider is None and self.lane is None
-        self.in_window = straight or not self._config.concurrent
-        self.in_batches = straight and not self.stored
+        limited = self.provider is not None
+        self.in_window = not (limited or self.lane is not None) or not self._config.concurrent
+        self.in_batches = not (limited or self.stored)
 
     def _fold(self, loops: Coroutines) -> Call:
         """Return what makes an execution's attempts; `loops` run the coroutines of attempts that are made here."""

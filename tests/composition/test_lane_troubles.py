@@ -67,17 +67,17 @@ def test_one_that_waits_for_a_permit_asks_for_no_second_one_when_a_run_leaves_it
 def test_an_interrupt_before_the_lane_has_an_execution_costs_no_other_run_its_answer(
     monkeypatch: pytest.MonkeyPatch, background: Background, eventually: Eventually
 ) -> None:
-    execute, later = lane_module.Lane.execute, list[Any]()
+    execute_all, later = lane_module.Lane.execute_all, list[Any]()
 
-    def interrupted(lane: lane_module.Lane, task: Any) -> None:
+    def interrupted(lane: lane_module.Lane, tasks: list[Any]) -> None:
         if later:
-            execute(lane, task)
+            execute_all(lane, tasks)
             return
         later.append(background(runner.run, {}))
         eventually(lambda: sum(len(one.open) for one in runner._runs.active) == 2, "another run waits for the same")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lane_module.Lane, "execute", interrupted)
+    monkeypatch.setattr(lane_module.Lane, "execute_all", interrupted)
     with ScanRunner([waiting("one", 0.0)], listeners=()) as runner:
         with pytest.raises(KeyboardInterrupt):
             runner.run({})
