@@ -91,26 +91,22 @@ class LaneTask(Task, Protocol):
         """Go on elsewhere, or end: the loop it was on is given up. On the watchdog's thread."""
 
 
-class LaneSlot(Slot):
+class LaneSlot(Slot, eq=False, gc=False):
     """An execution on the loop: what a worker is in a pool.
 
     Attributes:
+        lane: where it is.
         task: until it has ended: callbacks that the scanner forgot may keep the slot.
+        started, deadline, mark: when it began, when its time is up, and its mark, if it has set one; monotonic.
         hang: from when its time is up and it still runs.
     """
 
-    __slots__ = ("deadline", "hang", "lane", "mark", "started", "task")
-    task: Any
-    hang: Hang | None
-
-    def __init__(self, lane: Lane, task: LaneTask, loop: LaneLoop) -> None:
-        super().__init__(task.name, loop, task.variables)
-        self.lane: Lane = lane
-        self.task = task
-        self.started: float = 0.0
-        self.deadline: float = NEVER
-        self.mark: float = NEVER
-        self.hang = None
+    lane: Any = None
+    task: Any = None
+    started: float = 0.0
+    deadline: float = NEVER
+    mark: float = NEVER
+    hang: Hang | None = None
 
     def alarm(self, deadline: float) -> None:
         """Set another deadline for the task under way."""
@@ -313,7 +309,7 @@ class Lane:
             return
         with self._lock:
             tasks = [self._queue.popleft() for _ in range(self._room())]
-            slots = [LaneSlot(self, task, loop) for task in tasks]
+            slots = [LaneSlot(loop, variables=task.variables, name=task.name, lane=self, task=task) for task in tasks]
             self._slots.update(slots)
             self._called = more = len(slots) == ADMITTED
         for slot in slots:

@@ -18,6 +18,8 @@ from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Protocol
 
+import msgspec
+
 try:
     from greenlet import GreenletExit, getcurrent, greenlet
 except ImportError:  # the extra is not installed
@@ -101,27 +103,23 @@ class Steps(Protocol):
         """Note that it has ended."""
 
 
-class GreenletCoroutine(Coroutine[Any, Any, Any]):
+class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
     """A coroutine that runs plain code in a greenlet.
 
-    A subclass says what runs: `__call__` may call `suspend` and `drive`.
+    A subclass says what runs: `__call__` may call `suspend` and `drive`. Thousands are under way at a time, and the
+    garbage collector looks at none of them: who ends one cuts what leads back to it.
 
-    Args:
+    Attributes:
         loop: learns of every step.
-        slot: whose the steps are; its own unless given.
-        variables: the context that it runs in; a copy of the task's unless given.
+        slot: whose the steps are; `None`: its own.
+        variables: the context that it will run in; `None`: a copy of the task's.
     """
 
-    __slots__ = ("_begun", "_greenlet", "_slot", "_variables", "loop")
     loop: Any
-    _greenlet: PooledGreenlet | None
-
-    def __init__(self, loop: Steps, slot: Any = None, variables: Context | None = None) -> None:
-        self.loop = loop
-        self._slot = slot
-        self._variables = variables
-        self._begun = False
-        self._greenlet = None
+    slot: Any = None
+    variables: Context | None = None
+    _greenlet: PooledGreenlet | None = None
+    _begun: bool = False
 
     def __call__(self) -> Any:
         """Do the work."""
@@ -132,7 +130,7 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
 
     def send(self, _value: Any) -> Any:
         """Make a step."""
-        slot, loop, entered = self._slot, self.loop, self._greenlet
+        slot, loop, entered = self.slot, self.loop, self._greenlet
         if slot is None:
             slot = self
         if entered is None:
@@ -146,7 +144,7 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
 
     def throw(self, error: Any = None, _value: Any = None, _traceback: Any = None, /) -> Any:
         """Make a step that begins with an error."""
-        slot, loop, entered = self._slot, self.loop, self._greenlet
+        slot, loop, entered = self.slot, self.loop, self._greenlet
         if slot is None:
             slot = self
         if entered is None:
@@ -161,8 +159,8 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
 
     def _begin(self) -> PooledGreenlet:
         """Prepare the first step."""
-        variables = copy_context() if self._variables is None else self._variables
-        self._begun, self._variables = True, None
+        variables = copy_context() if self.variables is None else self.variables
+        self._begun, self.variables = True, None
         entered: PooledGreenlet
         self._greenlet = entered = self.loop.greenlets.take(self, variables)
         return entered
@@ -184,7 +182,7 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
         """Note that nobody will make another step."""
         if not self._begun:
             self._begun = True
-            self._variables = None
+            self.variables = None
             self.unstarted()
 
     def __await__(self) -> Any:
@@ -207,6 +205,9 @@ class GreenletCoroutine(Coroutine[Any, Any, Any]):
     def cr_frame(self) -> Any:
         """Where it waits, innermost call first."""
         return None if self._greenlet is None else self._greenlet.gr_frame
+
+
+Coroutine.register(GreenletCoroutine)
 
 
 def can_suspend() -> bool:

@@ -40,56 +40,36 @@ PARK_TIMEOUT = 0.2  # seconds for which the exit of the interpreter waits for a 
 _slot: ContextVar[Slot | None] = ContextVar("slot", default=None)
 
 
-class Slot(GreenletCoroutine):
+class Slot(GreenletCoroutine, eq=False, gc=False):
     """What a scan has on the loop, for the loop's part; it is what a cancel of the scan sets.
 
-    Args:
-        name: of the scanner.
-        loop: where it is.
-        variables: the context that it runs in.
-
     Attributes:
+        name: of the scanner.
         under_way: whether its scanner is being called, or what it has begun is being ended.
+        context, calls: the attempt's, from when its scanner is called.
         ends: when the attempt's time is up; more may be given meanwhile, see `due`.
+        postponed: what had been given when it began.
         cancelled: whether the task was cancelled, or need not be any more. A second cancel would interrupt the cleanup
             that the first one started.
         work: the scanner's coroutine, while it runs.
         children: tasks that the scanner has started.
+        generators: asynchronous ones that it has begun.
         executor: one of the scanner's own.
         handle: the `SlotTask` that makes its steps; `None` once it has ended, for the two refer to each other.
     """
 
-    __slots__ = (
-        "calls",
-        "cancelled",
-        "children",
-        "context",
-        "ends",
-        "executor",
-        "generators",
-        "handle",
-        "name",
-        "postponed",
-        "under_way",
-        "work",
-    )
-    loop: LaneLoop
-    context: AttemptContext | None
-    calls: Calls | None
-    children: set[asyncio.Task[Any]] | None
-    generators: Generators | None
-    executor: Executor | None
-
-    def __init__(self, name: str, loop: LaneLoop, variables: Context | None = None) -> None:
-        super().__init__(loop, None, variables)
-        self.name: str = name
-        self.under_way: bool = False
-        self.cancelled: bool = True
-        self.ends: float = 0.0
-        self.postponed: float = 0.0
-        self.work: Any = None
-        self.handle: Any = None
-        self.context = self.calls = self.children = self.generators = self.executor = None
+    name: str = ""
+    under_way: bool = False
+    context: AttemptContext | None = None
+    calls: Calls | None = None
+    ends: float = 0.0
+    postponed: float = 0.0
+    cancelled: bool = True
+    work: Any = None
+    children: set[asyncio.Task[Any]] | None = None
+    generators: Generators | None = None
+    executor: Executor | None = None
+    handle: Any = None
 
     def begin(self, context: AttemptContext, calls: Calls) -> None:
         """Note that its scanner is called, and have the attempt cancelled at its end."""
@@ -430,22 +410,18 @@ class SlotTask(asyncio.Task[Any]):
         return (caller is None or caller is self.slot) and super().cancel(msg)
 
 
-class _Child(GreenletCoroutine):
+class _Child(GreenletCoroutine, eq=False, gc=True):
     """What a scanner's coroutine starts as a task."""
 
-    __slots__ = ("_coroutine",)
-
-    def __init__(self, coroutine: Any, loop: LaneLoop, slot: Slot, variables: Context | None = None) -> None:
-        super().__init__(loop, slot, variables)
-        self._coroutine = coroutine
+    coroutine: Any = None
 
     def __call__(self) -> Any:
         """Run the coroutine to its end."""
-        return drive(self._coroutine)
+        return drive(self.coroutine)
 
     def unstarted(self) -> None:
         """Close the coroutine, or Python warns of one that was never awaited."""
-        self._coroutine.close()
+        self.coroutine.close()
 
 
 def _in_greenlets(loop: LaneLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -454,7 +430,7 @@ def _in_greenlets(loop: LaneLoop, coroutine: Any, **options: Any) -> asyncio.Tas
     if slot is None or not asyncio.iscoroutine(coroutine):
         return asyncio.Task(coroutine, loop=loop, **options)
     options.pop("eager_start", None)  # its first step would be within one of its maker's
-    task = SlotTask(_Child(coroutine, loop, slot, options.get("context")), loop=loop, **options)
+    task = SlotTask(_Child(loop, slot, options.get("context"), coroutine=coroutine), loop=loop, **options)
     task.slot = slot
     if slot.children is None:
         slot.children = set()

@@ -2,8 +2,8 @@
 
 *Many*: scanners that await a second each, all under way at a time, without a cache; the bare coroutines do nothing
 else, and are measured before there is a fleet: a full garbage collection looks at each object of it, and so many
-coroutines cause some. *Frozen* is after `gc.freeze()`, and *uncollected* without collections. After either, one run is
-not measured: what the collector knows of the heap's size is out of date, and would cost a full collection too many.
+coroutines cause some, in some runs two and in others one. *Ours* is run after run, with Python's own settings; then the
+same after `gc.freeze()`, and without collections (*uncollected*).
 *Hanging*: 50 of 500 hang past their timeout, with a candidate, a log and a cleanup that awaits. *Blame*: one of 101
 calls `time.sleep(2)`, twenty times over. A machine's speed drifts, and other work makes everything late: compare within
 one run, on a machine that has nothing else to do. `test_lane_costs` guards what holds on any machine.
@@ -62,6 +62,16 @@ def waiting(number: int, seconds: float, act: Callable[[], None] = lambda: None)
     return scan
 
 
+def do_nothing() -> None:
+    pass
+
+
+def freeze() -> None:
+    """Have garbage collections look at nothing that there is now."""
+    gc.collect()
+    gc.freeze()
+
+
 def measured(call: Callable[[], Any]) -> tuple[float, float]:
     """Return how many seconds a call takes, and how many of the processor."""
     began, cpu = time.perf_counter(), time.process_time()
@@ -84,32 +94,23 @@ def bare(count: int, seconds: float) -> None:
 
 def many(count: int, rounds: int) -> None:
     """Print what `count` scanners of one second take."""
-    times: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": [], "frozen": [], "uncollected": []}
-    times["bare"] = [measured(lambda: bare(count, 1.0)) for _ in range(rounds + 1)][1:]
+    times = {"bare": [measured(lambda: bare(count, 1.0)) for _ in range(rounds + 1)][1:]}
     peak: Peak | None = None
     fleet = [waiting(number, 1.0, lambda: peak.look() if peak else None) for number in (0,)]
     fleet += [waiting(number, 1.0) for number in range(1, count)]
     with ScanRunner(fleet, policy=POLICY, listeners=(), max_async=count) as runner:
-        for number in range(rounds + 1):
-            peak = Peak() if number == 0 else None  # the first round warms up
-            seen = {"ours": measured(lambda: runner.run({}))}
-            gc.collect()
-            gc.freeze()
-            seen["frozen"] = measured(lambda: runner.run({}))
-            gc.unfreeze()
-            gc.disable()
-            seen["uncollected"] = measured(lambda: runner.run({}))
-            gc.enable()
-            gc.collect()
-            runner.run({})
-            if number == 0 and peak is not None:
-                print(
-                    f"\n{count:,} x 1 s: {peak.kilobytes / count:.1f} kB each, {peak.threads} threads, "
-                    f"{peak.descriptors} descriptors"
-                )
-            else:
-                for name, took in seen.items():
-                    times[name].append(took)
+        peak = Peak()  # the first run warms up
+        runner.run({})
+        print(
+            f"\n{count:,} x 1 s: {peak.kilobytes / count:.1f} kB each, {peak.threads} threads, "
+            f"{peak.descriptors} descriptors"
+        )
+        peak = None
+        for name, prepare in {"ours": do_nothing, "frozen": freeze, "uncollected": gc.disable}.items():
+            prepare()
+            times[name] = [measured(lambda: runner.run({})) for _ in range(rounds)]
+    gc.enable()
+    gc.unfreeze()
     medians = {name: [statistics.median(part) for part in zip(*took, strict=True)] for name, took in times.items()}
     for name, (wall, cpu) in medians.items():
         print(

@@ -31,13 +31,9 @@ class Loop:
         self.steps.append(("end", slot))
 
 
-class Work(GreenletCoroutine):
-    __slots__ = ("__weakref__", "call", "never")
-
-    def __init__(self, loop: Loop, call: Callable[[], Any]) -> None:
-        super().__init__(loop, variables=Context())
-        self.call = call
-        self.never = False
+class Work(GreenletCoroutine, eq=False, gc=True, weakref=True):
+    call: Callable[[], Any] = id
+    never: bool = False
 
     def __call__(self) -> Any:
         return self.call()
@@ -62,7 +58,7 @@ def test_one_greenlet_does_one_piece_of_work_after_the_other() -> None:
     loop = Loop()
     used = []
     for _ in range(3):
-        work = Work(loop, once)
+        work = Work(loop, variables=Context(), call=once)
         assert work.send(None) is None
         used.append(end(work))
         assert loop.steps == [("begin", work), ("end", work)] * 2
@@ -74,7 +70,7 @@ def test_one_greenlet_does_one_piece_of_work_after_the_other() -> None:
 
 def test_those_under_way_at_a_time_have_one_each_and_no_more_are_kept_than_wanted() -> None:
     loop = Loop(most=1)
-    one, other = Work(loop, once), Work(loop, once)
+    one, other = Work(loop, variables=Context(), call=once), Work(loop, variables=Context(), call=once)
     one.send(None)
     other.send(None)
     assert end(one) is not end(other)
@@ -87,11 +83,11 @@ def test_what_a_work_raises_is_raised_where_its_step_is_made() -> None:
 
     loop = Loop()
     with pytest.raises(ValueError, match="no data") as raised:
-        Work(loop, fail).send(None)
+        Work(loop, variables=Context(), call=fail).send(None)
     names = [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
     assert names[-2:] == ["__call__", "fail"]
     assert "run" not in names, "the greenlet's own frame lives on, and would keep what it does next"
-    assert end(Work(loop, lambda: 7)) == 7
+    assert end(Work(loop, variables=Context(), call=lambda: 7)) == 7
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GreenletExit])
@@ -101,9 +97,9 @@ def test_whatever_ends_a_work_the_next_one_is_done(ending: type[BaseException]) 
 
     loop = Loop()
     with pytest.raises(StopIteration if ending is GreenletExit else ending):
-        Work(loop, leave).send(None)
+        Work(loop, variables=Context(), call=leave).send(None)
     assert len(loop.greenlets.idle) == (0 if ending is GreenletExit else 1)
-    assert end(Work(loop, lambda: 7)) == 7
+    assert end(Work(loop, variables=Context(), call=lambda: 7)) == 7
 
 
 def test_an_error_reaches_the_place_where_a_work_waits() -> None:
@@ -115,13 +111,13 @@ def test_an_error_reaches_the_place_where_a_work_waits() -> None:
         return "on time"
 
     loop = Loop()
-    work = Work(loop, patient)
+    work = Work(loop, variables=Context(), call=patient)
     work.send(None)
     with pytest.raises(StopIteration) as stopped:
         work.throw(TimeoutError("late"))
     assert stopped.value.value == "late"
 
-    work = Work(loop, once)
+    work = Work(loop, variables=Context(), call=once)
     work.send(None)
     with pytest.raises(TimeoutError, match="late"):
         work.throw(TimeoutError("late"))
@@ -140,7 +136,7 @@ def test_one_that_goes_on_after_an_error_is_left_again() -> None:
         await Pause()
         return 7
 
-    work = Work(Loop(), lambda: drive(stubborn()))
+    work = Work(Loop(), variables=Context(), call=lambda: drive(stubborn()))
     assert work.send(None) == "first"
     assert work.throw(TimeoutError()) == "second"
     assert end(work) == 7
@@ -155,7 +151,7 @@ def test_each_has_context_variables_of_its_own() -> None:
 
     loop = Loop()
     for _ in range(2):
-        work = Work(loop, paint)
+        work = Work(loop, variables=Context(), call=paint)
         work.send(None)
         assert colour.get() == "none"
         assert end(work) == "none, red"
@@ -164,7 +160,7 @@ def test_each_has_context_variables_of_its_own() -> None:
 @pytest.mark.parametrize("how", ["close", "throw"])
 def test_what_never_began_learns_of_it_and_takes_no_greenlet(how: str) -> None:
     loop = Loop()
-    work = Work(loop, once)
+    work = Work(loop, variables=Context(), call=once)
     if how == "close":
         work.close()
         work.close()
@@ -183,7 +179,7 @@ def test_it_says_where_it_is() -> None:
         seen.append(work.cr_running)
         pause()
 
-    work = Work(loop, look)
+    work = Work(loop, variables=Context(), call=look)
     assert (work.cr_running, work.cr_suspended, work.cr_frame) == (False, False, None)
     work.send(None)
     assert seen == [True]
@@ -207,7 +203,7 @@ def test_nothing_of_a_work_is_kept_and_a_greenlet_is_freed_once_nobody_wants_it(
     loop = Loop()
     gc.disable()  # what is freed by a collection only would not be missed
     try:
-        work = Work(loop, fail)
+        work = Work(loop, variables=Context(), call=fail)
         work.send(None)
         things.append(weakref.ref(work))
         with pytest.raises(ValueError, match="Thing"):
