@@ -47,7 +47,7 @@ class Ending(msgspec.Struct, eq=False):
         stack: the scanner's layers.
         context: of its attempts.
         key: of the cache; `None`: nobody else can use the answer.
-        waiters: the scans that wait for it, the first of which it was made for.
+        first: the scan that it was made for, as long as that waits for it.
         variables: the context variables that it runs in.
         began: when a worker began it, monotonic; a successor has the first attempt's.
         ended: whether anybody has ended it.
@@ -56,12 +56,13 @@ class Ending(msgspec.Struct, eq=False):
         probe: its mark, where it tests a scanner that is out of service.
         pending_events: of the attempt that was abandoned before this successor.
         on_lane: whether it runs on the shared event loop.
+        followers: the scans that have joined; most executions have none, and no list for the garbage collector.
     """
 
     stack: Stack
     context: AttemptContext
     key: bytes | None
-    waiters: list[Waiter]
+    first: Waiter | None
     variables: contextvars.Context
     began: float = NEVER
     ended: bool = False
@@ -70,6 +71,7 @@ class Ending(msgspec.Struct, eq=False):
     probe: str = ""
     pending_events: tuple[Event, ...] = ()
     on_lane: bool = False
+    followers: list[Waiter] | None = None
     _running: bool = False
     _left: bool = False  # ended because its last waiter left
     _late_kind: str = ERROR
@@ -104,7 +106,15 @@ class Ending(msgspec.Struct, eq=False):
         """When it began, but for what it has waited for a process: that is part of its wait for a worker."""
         return self.began + self.context.waited
 
-    def _end(self) -> list[Waiter] | None:
+    @property
+    def waiters(self) -> tuple[Waiter, ...]:
+        """The scans that wait for it now."""
+        first, followers = self.first, self.followers
+        if followers is None:
+            return () if first is None else (first,)
+        return tuple(followers) if first is None else (first, *followers)
+
+    def _end(self) -> tuple[Waiter, ...] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""
         with self.stack.lock:
             if self.ended:
@@ -192,7 +202,7 @@ class Ending(msgspec.Struct, eq=False):
     ) -> Outcome:
         """Describe the execution as it is now, as seen by `waiter` (the first one, unless given)."""
         context = self.context
-        waiter = waiter or (self.waiters[0] if self.waiters else None)
+        waiter = waiter or next(iter(self.waiters), None)
         now = self.stack.clock.monotonic()
         began = min(self._since, now)
         queue_wait = began - waiter.run.since if waiter is not None else 0.0

@@ -85,7 +85,7 @@ class Execution(Overdue, eq=False):
     def of(cls, stack: Stack, waiter: Waiter, key: bytes | None) -> Execution:
         """Make an execution for a scan."""
         run = waiter.run
-        return cls(stack, AttemptContext.at(stack.own, run.snapshot, run.run_id), key, [waiter], run.variables.copy())
+        return cls(stack, AttemptContext.at(stack.own, run.snapshot, run.run_id), key, waiter, run.variables.copy())
 
     def join(self, waiter: Waiter) -> bool:
         """Let another scan wait for the outcome; `False`: it has ended."""
@@ -94,14 +94,16 @@ class Execution(Overdue, eq=False):
             if successor is None:
                 if self.ended:
                     return False
-                self.waiters.append(waiter)
+                if self.followers is None:
+                    self.followers = []
+                self.followers.append(waiter)
                 waiter.execution = self
                 return True
         return successor.join(waiter)
 
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
-        return self.waiters[:1] == [waiter]
+        return self.first is waiter
 
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run has ended.
@@ -120,8 +122,10 @@ class Execution(Overdue, eq=False):
             if successor is None and not self._left:
                 if self.ended:
                     return None
-                if waiter in self.waiters:
-                    self.waiters.remove(waiter)
+                if waiter is self.first:
+                    self.first = None
+                elif self.followers is not None and waiter in self.followers:
+                    self.followers.remove(waiter)
                 if self.waiters or (begun and keep_working and self.key is not None):
                     return begun
                 self.ended = self._left = True
@@ -152,7 +156,7 @@ class Execution(Overdue, eq=False):
     def held_up(self) -> None:
         """Note that another process works on the same, and that it waits for that one."""
         with self.stack.lock:
-            waiters = [] if self.ended else self.waiters.copy()
+            waiters = () if self.ended else self.waiters
         for waiter in waiters:
             waiter.hold_up()
 
@@ -201,7 +205,8 @@ class Execution(Overdue, eq=False):
                 if self.began != NEVER:  # a successor: the time runs since the first attempt
                     self._running = True
                     return context.deadline
-                for waiter in self.waiters:
+                first = self.first
+                for waiter in (first,) if first is not None and self.followers is None else self.waiters:
                     until = waiter.run.deadline
                     if now < until:
                         self.began, deadline = now, now + stack.total
@@ -273,7 +278,9 @@ class Execution(Overdue, eq=False):
             waiters, now = self._end_with(entry, trusted=doubt is None)
         else:  # it ends and lands in one step: the cache has the same lock
             with stack.lock:
-                waiters, self.ended = None if self.ended else self.waiters, True
+                first = self.first  # `waiters`, without the call
+                waiters = (first,) if first is not None and self.followers is None else self.waiters
+                waiters, self.ended = None if self.ended else waiters, True
                 displaced = cache.settle(key, entry, self, doubt is None)
             now = entry.stored_at
         if waiters is None:
@@ -404,7 +411,7 @@ class Execution(Overdue, eq=False):
         if self.probe:
             stack.bus.send_all(self._probed(kind, error))
 
-    def _end_with(self, entry: Entry | None, *, trusted: bool) -> tuple[list[Waiter] | None, float]:
+    def _end_with(self, entry: Entry | None, *, trusted: bool) -> tuple[tuple[Waiter, ...] | None, float]:
         """Put an answer into the cache and the store, a late one too; end, and return the waiters and the time."""
         cache, key = self.stack.cache, self.key
         if entry is None or cache is None or key is None:

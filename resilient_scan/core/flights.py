@@ -54,7 +54,8 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     probe: bool
 
 
-PLACES = tuple(f"place_{number}" for number in range(MAX_FLIGHTS))
+_PLACES = tuple(f"place_{number}" for number in range(MAX_FLIGHTS))
+NEXT = dict(zip(_PLACES, (*_PLACES[1:], _PLACES[0]), strict=True))
 
 
 class Recorder(msgspec.Struct, gc=False):
@@ -64,24 +65,25 @@ class Recorder(msgspec.Struct, gc=False):
     would visit each of them at every full collection, which took half as long again. It knows nothing of this object.
 
     Attributes:
-        count: how many scans it has been given; the next one goes to the place of number `count % MAX_FLIGHTS`.
+        place: where the next one goes: the oldest has been there longest.
     """
 
-    count: int = 0
+    place: str = _PLACES[0]
 
     def add(self, flight: bytes) -> None:
         """Put a scan in the place of the oldest; see `Run._finish`."""
-        count = self.count
-        self.count = count + 1
-        setattr(self, PLACES[count % MAX_FLIGHTS], flight)
+        place = self.place
+        self.place = NEXT[place]
+        setattr(self, place, flight)
 
     def newest_first(self) -> list[bytes]:
         """Return what it has now."""
-        count, *places = astuple(self)  # one step in C: others go on adding
-        return [places[number % MAX_FLIGHTS] for number in range(count - 1, max(0, count - MAX_FLIGHTS) - 1, -1)]
+        place, *flights = astuple(self)  # one step in C: others go on adding
+        first = _PLACES.index(place)
+        return [flight for flight in reversed(flights[first:] + flights[:first]) if flight]
 
 
-_Recorder = msgspec.defstruct("_Recorder", [(place, bytes, b"") for place in PLACES], bases=(Recorder,), gc=False)
+_Recorder = msgspec.defstruct("_Recorder", [(place, bytes, b"") for place in _PLACES], bases=(Recorder,), gc=False)
 
 
 def recorder() -> Recorder:

@@ -57,7 +57,7 @@ class Overdue(Ending, eq=False):
                 return
             change = stack.breaker.note_slow(permit, context.postponed, wait=False)
             events = () if change is None else (change.during(context.run_id),)
-            waiter = self.waiters[0] if self.waiters and not self.ended else None
+            waiter = None if self.ended else next(iter(self.waiters), None)
             if waiter is not None and (events or stack.stored):
                 waiter.tell(events)
         if waiter is None:
@@ -121,7 +121,8 @@ class Overdue(Ending, eq=False):
         """
         stack, context = self.stack, self.context
         make = cast("type[Execution]", type(self)).of
-        successor = make(stack, self.waiters[0], self.key) if self.waiters else None
+        waiters = self.waiters
+        successor = make(stack, waiters[0], self.key) if waiters else None
         with stack.lock:
             if self.ended or successor is None:
                 return False
@@ -134,7 +135,7 @@ class Overdue(Ending, eq=False):
                 events.insert(0, AttemptEnded(self.name, context.attempt, kind, took, error, context.run_id, at))
             spent = stack.policy.timeout.attempt or 0.0 if isinstance(failure, ScanTimeout) else took
             successor.context = context.next(failure, spent)
-            successor.waiters, successor.began = self.waiters, self.began
+            successor.first, successor.followers, successor.began = self.first, self.followers, self.began
             successor.variables, successor.probe = self.variables.copy(), self.probe
             self._timed_out = True
             successor.pending_events = tuple(events)

@@ -27,7 +27,7 @@ from resilient_scan.clock import Clock
 from resilient_scan.core.assembly import Fleet
 from resilient_scan.core.copies import AnswerCopy
 from resilient_scan.core.execution import Execution, mark_work
-from resilient_scan.core.flights import MAX_FLIGHTS, PLACES, packed
+from resilient_scan.core.flights import NEXT, packed
 from resilient_scan.core.outcome import Outcome, WaitingRun
 from resilient_scan.core.scan import NOT_ASKED, Scan, begin, cut_off, result_of, stored_answers, without_work
 from resilient_scan.core.stack import Stack
@@ -169,6 +169,7 @@ class Run:
     def _begin_group(self, group: Sequence[Stack]) -> None:
         """Start some scans, or end them at once; hand over what they need together."""
         monotonic, deadline, concurrent, heard = self._monotonic, self.deadline, self._concurrent, self._scans.listeners
+        ready, ready_on_lane = self.ready, self.ready_on_lane
         for stack in group:  # every scan comes through here
             turn = monotonic()
             if turn >= deadline or self._over:
@@ -180,7 +181,7 @@ class Run:
             if isinstance(started, Scan):
                 self._queued += started.queued
                 continue
-            if self.ready or self.ready_on_lane:  # a listener may take its time
+            if ready or ready_on_lane:  # a listener may take its time
                 self._hand_over()
             result, cache = started
             self._finish(self, stack, result, cache)
@@ -444,9 +445,9 @@ class Run:
         if self._unread is not None:
             self._unread.append(result)
         flights = stack.flights  # `Recorder.add`, without the call; no thread gets its turn before `setattr` has ended
-        count = flights.count
-        flights.count = count + 1
-        setattr(flights, PLACES[count % MAX_FLIGHTS], flight)
+        place = flights.place
+        flights.place = NEXT[place]
+        setattr(flights, place, flight)
         if sending is not None:
             scans.finish(sending[1])
 

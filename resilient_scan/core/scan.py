@@ -146,7 +146,7 @@ def begin(  # noqa: C901 - every scan comes through here: its steps are in one f
         if entry is None:
             scan = Scan(stack, run, turn, MISS, key)
             context = AttemptContext.at(stack.own, run.snapshot, run.run_id)  # `Execution.of`, without the call
-            mine = scan.execution = Execution(stack, context, key, [scan], run.variables.copy())
+            mine = scan.execution = Execution(stack, context, key, scan, run.variables.copy())
             run.open.add(scan)  # before anybody else learns of it, see `wait_for`
             leader = cache.lead(key, mine)
             if leader is mine and stack.in_batches and stack.lane is None:  # `_lead`, without the call
