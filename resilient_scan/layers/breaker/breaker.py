@@ -272,10 +272,10 @@ class CircuitBreaker:
     ) -> tuple[bool | None, Permit]:
         """Return the vote that an exception is, and the permit to cast it with.
 
-        If it is not known yet whether it is this machine's fault, its vote waits, and the permit returned is spent.
+        If it may be this machine's fault, the vote comes once that is decided, and the permit returned is spent.
         """
         failed, fault = self.verdict(error, context), context.fault(error)
-        if not failed or fault is None or fault.local is not None:
+        if not failed or fault is None:
             return failed, permit
         run_id = context.run_id
 

@@ -24,6 +24,7 @@ from resilient_scan import (
 from resilient_scan.events import BreakerChanged
 from resilient_scan.layers.attempt import AttemptContext
 from resilient_scan.layers.breaker import CircuitBreaker
+from resilient_scan.layers.local import Fault
 from resilient_scan.testing import FakeClock
 
 OPENED = BreakerChanged("one", "closed", "open", 8.0)
@@ -77,6 +78,25 @@ def test_an_answer_comes_through() -> None:
     bench = Bench()
     assert bench.ask("found") == ["found"]
     assert (bench.breaker.state, bench.changes) == ("closed", [])
+
+
+@pytest.mark.parametrize(("local", "state"), [(True, "closed"), (False, "open")])
+def test_a_failure_about_which_it_is_decided_while_it_is_judged_counts_by_the_decision(local: bool, state: str) -> None:
+    """Another scanner's thread decides: it was between two looks at the fault, and the failure counted all the same."""
+    fault = Fault("memory", "one", "one", 0.0)
+
+    class Judged(AttemptContext):
+        def fault(self, _error: BaseException) -> Fault:
+            return fault
+
+    def listed(_error: BaseException) -> bool:  # called amid the judgement
+        fault.local = local
+        fault.settle()
+        return True
+
+    bench = Bench(on=listed)
+    assert bench.ask(DOWN, Judged("one", clock=bench.clock, deadline=1e6)) is DOWN
+    assert bench.breaker.state == state
 
 
 def test_a_refusal_keeps_no_frame_alive() -> None:
