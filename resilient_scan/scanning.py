@@ -17,6 +17,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload, r
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from resilient_scan._text import is_utf8
 from resilient_scan.context import ScanContext
 from resilient_scan.errors import ConfigError, InvalidCandidate, PluginError, is_number
 from resilient_scan.options import (
@@ -433,10 +434,16 @@ def check_identity(thing: Any) -> None:
         raise PluginError(f"scanner {thing!r}: name must be 1 to 64 of a-z, 0-9, '_', '.', '-', got {name!r}")
     if name.startswith("-"):
         raise PluginError(f"scanner {thing!r}: name must not begin with '-', which begins options, got {name!r}")
-    if not isinstance(pipeline, str) or not pipeline.strip():
-        raise PluginError(f"scanner {name}: pipeline must be a text that is not empty, got {pipeline!r}")
+    _check_pipeline(name, pipeline)
     if not callable(scan):
         raise PluginError(f"scanner {name}: it has no method scan(state) or scan(state, context)")
+
+
+def _check_pipeline(name: str, pipeline: Any) -> None:
+    if not isinstance(pipeline, str) or not pipeline.strip():
+        raise PluginError(f"scanner {name}: pipeline must be a text that is not empty, got {pipeline!r}")
+    if not is_utf8(str.__str__(pipeline)):  # it is a label of all metrics
+        raise PluginError(f"scanner {name}: pipeline must be text that UTF-8 can write, got {pipeline!r}")
 
 
 def _called(name: str, scan: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:

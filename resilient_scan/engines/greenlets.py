@@ -159,6 +159,8 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
 
     def _begin(self) -> PooledGreenlet:
         """Prepare the first step."""
+        if self._begun:
+            raise RuntimeError("it has ended, and cannot be awaited again")
         variables = copy_context() if self.variables is None else self.variables
         self._begun, self.variables = True, None
         entered: PooledGreenlet

@@ -171,6 +171,17 @@ def test_what_never_began_learns_of_it_and_takes_no_greenlet(how: str) -> None:
     assert (loop.steps, loop.greenlets.idle) == ([], [])
 
 
+def test_what_has_ended_is_not_done_again() -> None:
+    done: list[int] = []
+    work = Work(Loop(), variables=Context(), call=lambda: done.append(1))
+    end(work)
+    with pytest.raises(RuntimeError, match="cannot be awaited again"):
+        work.send(None)
+    with pytest.raises(TimeoutError):
+        work.throw(TimeoutError())
+    assert done == [1]
+
+
 def test_it_says_where_it_is() -> None:
     seen: list[bool] = []
     loop = Loop()

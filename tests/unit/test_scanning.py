@@ -198,6 +198,13 @@ def test_a_pipeline_is_checked(pipeline: Any) -> None:
         scanner(pipeline=pipeline, name="one")(lambda state: [])
 
 
+def test_a_pipeline_can_be_written_wherever_it_is_a_label() -> None:
+    """Half a character, of a folder's name that is not UTF-8, say, made each scrape fail."""
+    with pytest.raises(PluginError) as caught:
+        scanner(pipeline="caf\udce9", name="one")(lambda state: [])
+    assert str(caught.value) == "scanner one: pipeline must be text that UTF-8 can write, got 'caf\\udce9'"
+
+
 @pytest.mark.parametrize("attributes", [{}, {"scan": 5}])
 def test_a_scan_is_needed(attributes: dict[str, Any]) -> None:
     thing = type("Lame", (), {"name": "lame", "pipeline": "p", **attributes})
