@@ -47,7 +47,7 @@ class Ending(msgspec.Struct, eq=False):
         stack: the scanner's layers.
         context: of its attempts.
         key: of the cache; `None`: nobody else can use the answer.
-        first: the scan that it was made for, as long as that waits for it.
+        first: the scan that it was made for.
         variables: the context variables that it runs in.
         began: when a worker began it, monotonic; a successor has the first attempt's.
         ended: whether anybody has ended it.
@@ -56,13 +56,14 @@ class Ending(msgspec.Struct, eq=False):
         probe: its mark, where it tests a scanner that is out of service.
         pending_events: of the attempt that was abandoned before this successor.
         on_lane: whether it runs on the shared event loop.
-        followers: the scans that have joined; most executions have none, and no list for the garbage collector.
+        joined: all the scans that wait, once a second one has joined or the first has left; most executions need no
+            such list, and the garbage collector need not look at it.
     """
 
     stack: Stack
     context: AttemptContext
     key: bytes | None
-    first: Waiter | None
+    first: Waiter
     variables: contextvars.Context
     began: float = NEVER
     ended: bool = False
@@ -71,7 +72,7 @@ class Ending(msgspec.Struct, eq=False):
     probe: str = ""
     pending_events: tuple[Event, ...] = ()
     on_lane: bool = False
-    followers: list[Waiter] | None = None
+    joined: list[Waiter] | None = None
     _running: bool = False
     _left: bool = False  # ended because its last waiter left
     _late_kind: str = ERROR
@@ -109,10 +110,7 @@ class Ending(msgspec.Struct, eq=False):
     @property
     def waiters(self) -> tuple[Waiter, ...]:
         """The scans that wait for it now."""
-        first, followers = self.first, self.followers
-        if followers is None:
-            return () if first is None else (first,)
-        return tuple(followers) if first is None else (first, *followers)
+        return (self.first,) if self.joined is None else tuple(self.joined)
 
     def _end(self) -> tuple[Waiter, ...] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""

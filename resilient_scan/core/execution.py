@@ -94,16 +94,16 @@ class Execution(Overdue, eq=False):
             if successor is None:
                 if self.ended:
                     return False
-                if self.followers is None:
-                    self.followers = []
-                self.followers.append(waiter)
+                if self.joined is None:
+                    self.joined = [self.first]
+                self.joined.append(waiter)
                 waiter.execution = self
                 return True
         return successor.join(waiter)
 
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
-        return self.first is waiter
+        return self.first is waiter and (self.joined is None or waiter in self.joined)
 
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run has ended.
@@ -122,11 +122,8 @@ class Execution(Overdue, eq=False):
             if successor is None and not self._left:
                 if self.ended:
                     return None
-                if waiter is self.first:
-                    self.first = None
-                elif self.followers is not None and waiter in self.followers:
-                    self.followers.remove(waiter)
-                if self.waiters or (begun and keep_working and self.key is not None):
+                self.joined = [one for one in self.waiters if one is not waiter]
+                if self.joined or (begun and keep_working and self.key is not None):
                     return begun
                 self.ended = self._left = True
         if successor is not None:
@@ -205,8 +202,7 @@ class Execution(Overdue, eq=False):
                 if self.began != NEVER:  # a successor: the time runs since the first attempt
                     self._running = True
                     return context.deadline
-                first = self.first
-                for waiter in (first,) if first is not None and self.followers is None else self.waiters:
+                for waiter in (self.first,) if self.joined is None else self.joined:
                     until = waiter.run.deadline
                     if now < until:
                         self.began, deadline = now, now + stack.total
@@ -278,9 +274,8 @@ class Execution(Overdue, eq=False):
             waiters, now = self._end_with(entry, trusted=doubt is None)
         else:  # it ends and lands in one step: the cache has the same lock
             with stack.lock:
-                first = self.first  # `waiters`, without the call
-                waiters = (first,) if first is not None and self.followers is None else self.waiters
-                waiters, self.ended = None if self.ended else waiters, True
+                ended, self.ended = self.ended, True
+                waiters = None if ended else (self.first,) if self.joined is None else tuple(self.joined)
                 displaced = cache.settle(key, entry, self, doubt is None)
             now = entry.stored_at
         if waiters is None:

@@ -28,12 +28,12 @@ print(sum(type(thing) is dict and "_snapshot" in thing for thing in gc.get_objec
 
 def test_a_scan_that_misses_the_cache_takes_so_many_steps() -> None:
     found = counts.bytecodes(hit=False)
-    assert found.total() <= 1230, found.most_common(20)
+    assert found.total() <= 1290, found.most_common(20)
 
 
 def test_a_scan_that_hits_the_cache_takes_so_many_steps() -> None:
     found = counts.bytecodes(hit=True)
-    assert found.total() <= 285, found.most_common(20)
+    assert found.total() <= 300, found.most_common(20)
 
 
 def test_with_a_store_a_hit_takes_half_as_many_more(quick_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_with_a_store_a_hit_takes_half_as_many_more(quick_path: Path) -> None:
 def test_a_scan_that_is_counted_and_scraped_takes_so_many_steps() -> None:
     """Three events, and a tenth of what it takes to count them and to write 40 lines."""
     found = counts.bytecodes(hit=False, metrics=True, rounds=1)
-    assert found.total() <= 1750, found.most_common(20)
+    assert found.total() <= 1800, found.most_common(20)
 
 
 def test_a_scanner_has_few_objects_that_the_garbage_collector_looks_at() -> None:
@@ -62,4 +62,4 @@ def test_a_coroutine_leaves_nothing_that_only_the_garbage_collector_could_free()
 
 
 def test_a_coroutine_that_waits_has_few_objects_that_the_garbage_collector_looks_at() -> None:
-    assert counts.flight_objects() <= 20
+    assert counts.flight_objects() <= 18
