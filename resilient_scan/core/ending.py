@@ -47,7 +47,7 @@ class Ending(msgspec.Struct, eq=False):
         stack: the scanner's layers.
         context: of its attempts.
         key: of the cache; `None`: nobody else can use the answer.
-        first: the scan that it was made for.
+        first: the scan that it was made for, or, once that has left, the first of the others; `None`: nobody waits.
         variables: the context variables that it runs in.
         began: when a worker began it, monotonic; a successor has the first attempt's.
         ended: whether anybody has ended it.
@@ -63,7 +63,7 @@ class Ending(msgspec.Struct, eq=False):
     stack: Stack
     context: AttemptContext
     key: bytes | None
-    first: Waiter
+    first: Waiter | None
     variables: contextvars.Context
     began: float = NEVER
     ended: bool = False
@@ -110,7 +110,8 @@ class Ending(msgspec.Struct, eq=False):
     @property
     def waiters(self) -> tuple[Waiter, ...]:
         """The scans that wait for it now."""
-        return (self.first,) if self.joined is None else tuple(self.joined)
+        first, joined = self.first, self.joined
+        return tuple(joined) if joined is not None else () if first is None else (first,)
 
     def _end(self) -> tuple[Waiter, ...] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""

@@ -95,7 +95,7 @@ class Execution(Overdue, eq=False):
                 if self.ended:
                     return False
                 if self.joined is None:
-                    self.joined = [self.first]
+                    self.joined = list(self.waiters)
                 self.joined.append(waiter)
                 waiter.execution = self
                 return True
@@ -103,7 +103,7 @@ class Execution(Overdue, eq=False):
 
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
-        return self.first is waiter and (self.joined is None or waiter in self.joined)
+        return self.first is waiter
 
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run has ended.
@@ -122,7 +122,7 @@ class Execution(Overdue, eq=False):
             if successor is None and not self._left:
                 if self.ended:
                     return None
-                self.joined = [one for one in self.waiters if one is not waiter]
+                self._forget(waiter)
                 if self.joined or (begun and keep_working and self.key is not None):
                     return begun
                 self.ended = self._left = True
@@ -130,6 +130,15 @@ class Execution(Overdue, eq=False):
             return successor.leave(waiter, keep_working=keep_working)
         self._cancel(begun)
         return begun
+
+    def _forget(self, waiter: Waiter) -> None:
+        """Refer to a scan no more: it keeps its run, with all its results. Under the lock."""
+        if self.joined is None:
+            self.joined = list(self.waiters)
+        if waiter in self.joined:
+            self.joined.remove(waiter)
+        if waiter is self.first:
+            self.first = self.joined[0] if self.joined else None
 
     @property
     def answer_key(self) -> str:
@@ -202,7 +211,7 @@ class Execution(Overdue, eq=False):
                 if self.began != NEVER:  # a successor: the time runs since the first attempt
                     self._running = True
                     return context.deadline
-                for waiter in (self.first,) if self.joined is None else self.joined:
+                for waiter in self.joined or self.waiters:
                     until = waiter.run.deadline
                     if now < until:
                         self.began, deadline = now, now + stack.total
@@ -274,8 +283,7 @@ class Execution(Overdue, eq=False):
             waiters, now = self._end_with(entry, trusted=doubt is None)
         else:  # it ends and lands in one step: the cache has the same lock
             with stack.lock:
-                ended, self.ended = self.ended, True
-                waiters = None if ended else (self.first,) if self.joined is None else tuple(self.joined)
+                waiters, self.ended = None if self.ended else self.waiters, True
                 displaced = cache.settle(key, entry, self, doubt is None)
             now = entry.stored_at
         if waiters is None:

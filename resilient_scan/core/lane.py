@@ -174,7 +174,7 @@ class Lane:
         self._closed = False
         # The watchdog's own: the step that its last look found, since when it runs, when that look was, for how long
         # it has been seen, and whether it has been blamed.
-        self._step: tuple[Any, float] | None = None
+        self._step: tuple[int, float] | None = None
         self._looked = self._seen = 0.0
         self._blamed = False
 
@@ -447,7 +447,7 @@ class Lane:
     def _judge(self, loop: LaneLoop, now: float) -> None:
         """Name the scanner that has kept the loop from turning for long, and give the loop up if it stays so."""
         slot = loop.stepping
-        step = slot, loop.step_began if slot is not None else loop.turn_began
+        step = id(slot), loop.step_began if slot is not None else loop.turn_began  # a slot leads back here
         gap, self._looked = now - self._looked, now
         if step != self._step or not loop.turn_began:
             self._step, self._seen, self._blamed = step, 0.0, False

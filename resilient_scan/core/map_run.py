@@ -65,7 +65,7 @@ class Input:
 
     @property
     def ready(self) -> list[Any]:
-        """The map's: each hand-over begins another list."""
+        """The map's."""
         return self._run.ready
 
     @property
@@ -74,7 +74,7 @@ class Input:
         return self._run.ready_on_lane
 
     def hand_over(self) -> None:
-        """Do nothing: what is ready is handed over after each input."""
+        """Do nothing: the map hands over what is ready before it yields or reads."""
 
     @property
     def variables(self) -> Context:
@@ -117,6 +117,7 @@ class MapRun(Run):
         while True:
             while self.outbox.qsize():
                 self._receive()
+            self.hand_over()  # what has to ask again, too: neither the reader nor the inputs keep it waiting
             if (done := self._next_ready()) is not None:
                 yield done.value, done.result
                 self._take_variables()

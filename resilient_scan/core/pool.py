@@ -136,7 +136,8 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not stuck:
                 self._queue_all(tasks)
         while stuck and tasks:
-            tasks.pop(0).refuse(self._reason())
+            tasks[0].refuse(self._reason())  # see `Run._hand_over`
+            del tasks[0]
 
     def _queue_all(self, tasks: list[Any]) -> None:
         """Count tasks, start the workers that they can use, and queue them, all or none; under the mutex.

@@ -266,7 +266,10 @@ class Run:
                 queue.execute_all(ready)  # it takes them out as it queues them
             except (RuntimeError, OSError) as error:  # shut down, or the machine has no thread or descriptor to give
                 while ready:
-                    ready.pop(0).refuse(str(error), LOCAL)
+                    ready[0].refuse(
+                        str(error), LOCAL
+                    )  # twice, if an interrupt comes now: the second time changes nothing
+                    del ready[0]
 
     def _receive(self, seconds: float = POLL_INTERVAL) -> bool:
         """Take what has come, or else wait for one message and take that; `False`: none came.

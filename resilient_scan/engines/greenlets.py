@@ -15,7 +15,10 @@ Every task on the loop runs in a greenlet of its own, those that a scanner start
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import cache
+from sys import getrefcount
 from typing import Any, Protocol
 
 import msgspec
@@ -77,6 +80,7 @@ class GreenletPool:
     def __init__(self, most: int) -> None:
         self.most: int = most
         self.idle: list[PooledGreenlet] = []
+        self._usual = _usual_references()
 
     def take(self, work: GreenletCoroutine, variables: Context) -> PooledGreenlet:
         """Return one that does `work` once it is entered, in a context; call it in the thread's own greenlet."""
@@ -85,10 +89,18 @@ class GreenletPool:
         return one
 
     def give_back(self, one: PooledGreenlet) -> None:
-        """Take one back whose work has ended."""
+        """Take one back whose work has ended, or end it.
+
+        What has made greenlets of its own may have left one behind. That one has ours as its parent, and so a reference
+        to it. Were ours used again, then the other one, entered by a callback, would end into somebody else's work.
+        """
         one.gr_context = None
-        if len(self.idle) < self.most and not one.dead:
+        if one.dead:
+            return
+        if getrefcount(one) <= self._usual and len(self.idle) < self.most:
             self.idle.append(one)
+        elif one.parent is getcurrent():
+            one.throw()  # whoever has it as its parent ends into the thread's own greenlet from now on
 
 
 class Steps(Protocol):
@@ -140,7 +152,10 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
             entered.switch()
         finally:
             loop.end_step(slot)
-        return self._ended(entered) if entered.work is None else entered.yielded
+        if entered.work is not None:
+            return entered.yielded
+        del entered  # else whoever keeps an error would keep it
+        return self._ended()
 
     def throw(self, error: Any = None, _value: Any = None, _traceback: Any = None, /) -> Any:
         """Make a step that begins with an error."""
@@ -155,7 +170,10 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
             entered.throw(error)
         finally:
             loop.end_step(slot)
-        return self._ended(entered) if entered.work is None else entered.yielded
+        if entered.work is not None:
+            return entered.yielded
+        del entered  # else whoever keeps an error would keep it
+        return self._ended()
 
     def _begin(self) -> PooledGreenlet:
         """Prepare the first step."""
@@ -167,11 +185,13 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
         self._greenlet = entered = self.loop.greenlets.take(self, variables)
         return entered
 
-    def _ended(self, entered: PooledGreenlet) -> Any:
+    def _ended(self) -> Any:
         """Raise its error, or its result as coroutines do; its greenlet is free for another one."""
+        entered: Any = self._greenlet
         result, error = entered.result, entered.failure
         entered.result = entered.failure = self._greenlet = None
         self.loop.greenlets.give_back(entered)
+        del entered
         if error is None:
             raise StopIteration(result)
         traceback = error.__traceback__
@@ -212,6 +232,39 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
 Coroutine.register(GreenletCoroutine)
 
 
+class _Nothing(GreenletCoroutine, eq=False):
+    def __call__(self) -> None:
+        pass
+
+
+class _Counting(GreenletPool):
+    """Counts the references to the greenlet that is given back; it is its own loop."""
+
+    def __init__(self) -> None:
+        self.idle = []
+        self.found = 0
+        self.greenlets = self
+
+    def give_back(self, one: PooledGreenlet) -> None:
+        one.gr_context = None
+        self.found = getrefcount(one)
+
+    def begin_step(self, _slot: Any) -> None:
+        pass
+
+    def end_step(self, _slot: Any) -> None:
+        pass
+
+
+@cache
+def _usual_references() -> int:
+    """Return how many references to a greenlet there are as it is given back, if nobody else has one."""
+    counting = _Counting()
+    with suppress(StopIteration):
+        _Nothing(counting, variables=Context()).send(None)
+    return counting.found
+
+
 def can_suspend() -> bool:
     """Return whether the caller runs in a `GreenletCoroutine`."""
     return isinstance(getcurrent(), PooledGreenlet)
@@ -227,13 +280,17 @@ def suspend(future: Any) -> Any:
             here.parent.switch()
     except StopIteration as stop:
         return stop.value
+    finally:
+        del here  # else whoever keeps an error would keep it: see `GreenletPool.give_back`
 
 
 def pause() -> None:
     """Leave the current greenlet for one turn of the loop."""
     here: Any = getcurrent()
     here.yielded = None
-    here.parent.switch()
+    loop = here.parent
+    del here
+    loop.switch()
 
 
 def drive(coroutine: Any) -> Any:
@@ -251,3 +308,5 @@ def drive(coroutine: Any) -> Any:
                 here.yielded = coroutine.send(None)
     except StopIteration as stop:
         return stop.value
+    finally:
+        del here

@@ -208,7 +208,16 @@ class LaneLoop(EventLoop):
             self._go_on(self.run_forever)
         self._go_on(lambda: self.run_until_complete(self.shutdown_asyncgens()))
         self.greenlets.idle.clear()  # on this thread: nobody else can free them
+        self._let_go()
         self.close()
+
+    def _let_go(self) -> None:
+        """Refer to no slot any more: they refer to this loop, and the garbage collector does not look at them."""
+        for task in asyncio.all_tasks(self):  # begun by a callback just now
+            if isinstance(task, SlotTask):
+                task.slot.children = None
+        self._alarm = None
+        super().set_exception_handler(None)  # a scanner's
 
     def _go_on(self, call: Callable[[], object]) -> None:
         """Run, and let no task end the loop for all others.
@@ -308,7 +317,8 @@ class LaneLoop(EventLoop):
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_at = instant
-        self._alarm = self.call_later(min(max(0.0, instant - monotonic()), MAX_ALARM), self._ring)
+        delay = min(max(0.0, instant - monotonic()), MAX_ALARM)
+        self._alarm = self.call_later(delay, self._ring, context=self.variables)  # not those of the scanner that asks
 
     def _ring(self) -> None:
         self._alarm_at = NEVER
@@ -348,7 +358,10 @@ class LaneLoop(EventLoop):
         slot = self.current()
         self.offload = self.submit if slot is None else slot.off_loop
         executor = executor or (None if slot is None else slot.executor)
-        return super().run_in_executor(executor, func, *args)
+        try:
+            return super().run_in_executor(executor, func, *args)
+        finally:
+            self.offload = None
 
     def set_default_executor(self, executor: Any) -> None:
         """Use an executor of the scanner's own, for that scanner only."""

@@ -490,10 +490,10 @@ def test_one_that_swallows_its_cancel_is_listed_and_costs_no_thread(
     assert "await ends[0].wait()" in hung.stack
     assert threading.active_count() - threads <= 3, "the loop, the watchdog, and one that sends events"
     assert status_by_name(runner.run({})) == {"stubborn": Status.REJECTED, "well": Status.COMPLETED}
+    eventually(lambda: any(isinstance(event, ThreadAbandoned) for event in events))
     loops[0].call_soon_threadsafe(ends[0].set)
     eventually(lambda: not runner.abandoned())
     eventually(lambda: any(isinstance(event, LateCompletion) for event in events))
-    assert any(isinstance(event, ThreadAbandoned) for event in events)
     assert status_by_name(runner.run({})) == {"stubborn": Status.COMPLETED, "well": Status.COMPLETED}
 
 

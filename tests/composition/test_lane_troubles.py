@@ -84,6 +84,52 @@ def test_an_interrupt_before_the_lane_has_an_execution_costs_no_other_run_its_an
         assert later[0].result(WAIT_TIMEOUT).complete
 
 
+async def asks_a_thread() -> None:
+    await asyncio.to_thread(int)
+
+
+async def sets_a_handler() -> None:
+    task = asyncio.current_task()
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: repr(task))
+
+
+async def outlives_itself() -> None:
+    """Have a callback begin a task in each turn of the loop, the last one included."""
+    loop = asyncio.get_running_loop()
+
+    def again() -> None:
+        begun.append(loop.create_task(asyncio.sleep(1)))
+        del begun[:-2]
+        loop.call_soon(again)
+
+    begun: list[Any] = []
+    loop.call_later(0.01, again)
+
+
+@pytest.mark.parametrize("act", [asyncio.Event().set, asks_a_thread, sets_a_handler, outlives_itself])
+def test_of_a_closed_runner_nothing_is_left(act: Callable[[], Any], eventually: Eventually) -> None:
+    """Slots refer to their loop, and the garbage collector looks at none: nothing may lead from the loop to them."""
+
+    @scanner(pipeline="test", timeout=Timeout(total=5))
+    async def one(_state: dict[str, Any]) -> list[Any]:
+        if (answer := act()) is not None:
+            await answer
+        return []
+
+    with ScanRunner([one], listeners=()) as runner:
+        assert runner.run({}).complete
+        lane = runner._fleet.lane
+        assert lane is not None
+        left = [weakref.ref(lane), weakref.ref(lane._loop), weakref.ref(runner._fleet.pool)]
+    del runner, lane
+
+    def freed() -> bool:
+        gc.collect()
+        return [one() for one in left] == [None] * 3
+
+    eventually(freed)
+
+
 @pytest.mark.parametrize("how", ["a task", "a callback"])
 def test_who_wants_to_end_the_program_ends_no_other_scanner(how: str, bare: Bare) -> None:
     """asyncio lets a `SystemExit` out of the loop, which is everybody's."""

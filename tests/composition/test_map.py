@@ -443,3 +443,47 @@ def test_what_other_processes_order_is_seen_amid_a_map(fleet: Fleet, bare: Bare)
     statuses = [result.status for _, result in itertools.islice(pairs, 3)]
     assert statuses[-1] is Status.DISABLED
     pairs.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("on_lane", [False, True])
+def test_a_reader_keeps_nobody_waiting_for_what_has_to_ask_again(
+    on_lane: bool, eventually: Eventually, background: Background
+) -> None:
+    """A cached answer cannot be copied. The execution that asks again leads, and another run waits for it, too."""
+
+    class Odd:
+        def __deepcopy__(self, _memo: Any) -> Odd:
+            if not broken_by_now:
+                return Odd()
+            go_on.wait(5)
+            raise TypeError("no copy of it")
+
+    def answer(state: dict[str, Any]) -> list[Any]:
+        if "odd" in state:
+            return [{"ticker": "A", "odd": Odd()}]
+        go_on.wait(5)
+        return []
+
+    async def later(state: dict[str, Any]) -> list[Any]:
+        if "odd" not in state:
+            await asyncio.to_thread(go_on.wait, 5)
+        return answer(state)
+
+    def inputs() -> Iterator[dict[str, Any]]:
+        yield {"odd": 1}
+        yield {"n": 1}
+        (of,) = runner._runs.active
+        go_on.set()
+        eventually(lambda: of.outbox.qsize() == 2, "the copy has failed, and there is something to read")
+        yield {"n": 2}
+
+    broken_by_now: list[bool] = []
+    go_on = threading.Event()
+    options = {"name": "one", "pipeline": "test", "cache": Cache(ttl=100), "retry": None}
+    with ScanRunner([scanner(**options)(later if on_lane else answer)], listeners=()) as runner:
+        assert runner.run({"odd": 1}).complete
+        broken_by_now.append(True)
+        results = iter(runner.map("one", inputs(), ordered=False))
+        assert next(results)[0] == {"n": 1}
+        assert background(runner.run, {"odd": 1}).result(5).complete
+        assert [value for value, _result in results] != []

@@ -178,6 +178,29 @@ def test_no_thread_is_left_by_a_forgotten_runner(eventually: Eventually) -> None
     eventually(lambda: not set(threading.enumerate()) - before)
 
 
+def test_a_scanner_that_hangs_keeps_no_run_alive_that_has_ended(release: threading.Event) -> None:
+    """It goes on for the cache, and its run's results may be large."""
+
+    class Large:
+        pass
+
+    made: list[weakref.ref[Any]] = []
+
+    @scanner(pipeline="test", cache=None)
+    def large(_state: dict[str, Any]) -> list[Any]:
+        found = Large()
+        made.append(weakref.ref(found))
+        return [{"ticker": "A", "found": found}]
+
+    with ScanRunner([hanging("hangs", release, cache=Cache(ttl=100)), large], listeners=()) as runner:
+        report = runner.run({}, deadline=0.2)
+        assert [result.status for result in report.results.values()] == [Status.TIMEOUT, Status.COMPLETED]
+        del report
+        gc.collect()
+        assert made[0]() is None
+        release.set()
+
+
 def test_a_kept_context_keeps_no_layers_alive(eventually: Eventually) -> None:
     """Nor does it keep the pool, the answers in the cache, and all else that they know."""
     kept: list[ScanContext] = []

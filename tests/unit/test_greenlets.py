@@ -10,7 +10,7 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
-from greenlet import GreenletExit, getcurrent
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from resilient_scan.engines.greenlets import GreenletCoroutine, GreenletPool, can_suspend, drive, pause
 
@@ -51,7 +51,7 @@ def end(work: Work) -> Any:
 
 def once() -> Any:
     pause()
-    return getcurrent()
+    return id(getcurrent())
 
 
 def test_one_greenlet_does_one_piece_of_work_after_the_other() -> None:
@@ -63,8 +63,8 @@ def test_one_greenlet_does_one_piece_of_work_after_the_other() -> None:
         used.append(end(work))
         assert loop.steps == [("begin", work), ("end", work)] * 2
         loop.steps.clear()
-    assert used[0] is used[1] is used[2]
-    assert loop.greenlets.idle == [used[0]]
+    assert used == [id(loop.greenlets.idle[0])] * 3
+    assert len(loop.greenlets.idle) == 1
     assert not can_suspend()
 
 
@@ -73,7 +73,7 @@ def test_those_under_way_at_a_time_have_one_each_and_no_more_are_kept_than_wante
     one, other = Work(loop, variables=Context(), call=once), Work(loop, variables=Context(), call=once)
     one.send(None)
     other.send(None)
-    assert end(one) is not end(other)
+    assert end(one) != end(other)
     assert len(loop.greenlets.idle) == 1
 
 
@@ -227,3 +227,27 @@ def test_nothing_of_a_work_is_kept_and_a_greenlet_is_freed_once_nobody_wants_it(
         assert idle() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_greenlet_that_a_work_leaves_behind_ends_into_nobody_elses(started: bool) -> None:
+    """Its parent is the work's greenlet. Used again, that one was given what the other raised."""
+    left: list[Any] = []
+
+    def fail() -> None:
+        if started:
+            getcurrent().parent.switch()
+        raise ValueError("of nobody's business")
+
+    def leave() -> None:
+        left.append(greenlet(fail))
+        if started:
+            left[0].switch()
+
+    loop = Loop()
+    end(Work(loop, variables=Context(), call=leave))
+    assert loop.greenlets.idle == []
+    with pytest.raises(ValueError, match="nobody's business"):  # here, where it was entered, and not where it was made
+        left[0].switch()
+    assert end(Work(loop, variables=Context(), call=lambda: 7)) == 7
+    assert len(loop.greenlets.idle) == 1
