@@ -100,7 +100,7 @@ class GreenletPool:
         if getrefcount(one) <= self._usual and len(self.idle) < self.most:
             self.idle.append(one)
         elif one.parent is getcurrent():
-            one.throw()  # whoever has it as its parent ends into the thread's own greenlet from now on
+            one.throw()  # a greenlet whose parent it is ends into the thread's own from now on
 
 
 class Steps(Protocol):
@@ -154,7 +154,7 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
             loop.end_step(slot)
         if entered.work is not None:
             return entered.yielded
-        del entered  # else whoever keeps an error would keep it
+        del entered  # else the traceback of an error would keep it
         return self._ended()
 
     def throw(self, error: Any = None, _value: Any = None, _traceback: Any = None, /) -> Any:
@@ -172,7 +172,7 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
             loop.end_step(slot)
         if entered.work is not None:
             return entered.yielded
-        del entered  # else whoever keeps an error would keep it
+        del entered  # else the traceback of an error would keep it
         return self._ended()
 
     def _begin(self) -> PooledGreenlet:
@@ -281,7 +281,7 @@ def suspend(future: Any) -> Any:
     except StopIteration as stop:
         return stop.value
     finally:
-        del here  # else whoever keeps an error would keep it: see `GreenletPool.give_back`
+        del here  # else the traceback of an error would keep it: see `GreenletPool.give_back`
 
 
 def pause() -> None:
