@@ -115,7 +115,7 @@ def test_it_counts_for_nothing_but_metrics(fleet: Fleet, bare: Bare) -> None:
 
 
 def test_it_is_one_warning_and_not_one_a_scan(
-    fleet: Fleet, bare: Bare, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    fleet: Fleet, bare: Bare, clock: FakeClock, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     caplog.set_level(logging.INFO, "resilient_scan")
     sources = [Source(f"s{number}", FULL) for number in range(3)]
@@ -133,6 +133,7 @@ def test_it_is_one_warning_and_not_one_a_scan(
     for source in sources:
         source.error = None
     runner.run()
+    eventually(lambda: not runner._fleet.pool.counts()["busy"], "no worker is late in 15 minutes")
     clock.advance(900)
     sources[0].error = FULL
     runner.run()

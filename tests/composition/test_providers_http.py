@@ -33,6 +33,9 @@ from tests.support.results import statuses
 
 NAMES = ("gap_up", "gap_down", "movers", "volume", "news", "filings")
 
+# The server says that it closes the connection: else the next request may be sent on one that is just closing.
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+
 
 @pytest.fixture(autouse=True)
 def _no_proxy_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +188,7 @@ def test_a_scanner_that_calls_two_hosts_is_refused_request_by_request(
     host: Callable[..., Host], fleet: Fleet, bare: Bare
 ) -> None:
     """It may get along without one of them: so nobody rejects it before it begins."""
-    with refused() as dead, raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+    with refused() as dead, raw_server(say(OK)) as url:
         down, up = Client(dead), Client(url)
         outcomes: list[str] = []
 
@@ -298,7 +301,7 @@ def test_a_first_request_that_is_refused_is_no_attempt(
 def test_a_request_that_is_refused_after_another_one_is_part_of_an_attempt(
     host: Callable[..., Host], fleet: Fleet, bare: Bare, tmp_path: Path
 ) -> None:
-    with refused() as dead, raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+    with refused() as dead, raw_server(say(OK)) as url:
         down, up = host(dead), host(url)
         policy, store = bare(breaker=Breaker(failures=2)), f"sqlite:///{tmp_path}/s.db"
         fleet(*map(down.scanner, NAMES[:2]), policy=policy, store=store).run()
@@ -317,7 +320,7 @@ def test_a_request_that_is_refused_after_another_one_is_part_of_an_attempt(
 
 def test_a_host_answers_for_its_own_failures_only(host: Callable[..., Host], fleet: Fleet, bare: Bare) -> None:
     """Whom else a scanner calls by other means, nobody knows: that stays the scanner's."""
-    with raw_server(say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
+    with raw_server(say(OK)) as url:
         source = host(url)
 
         @scanner(pipeline="test")
