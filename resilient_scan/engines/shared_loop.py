@@ -213,9 +213,11 @@ class LaneLoop(EventLoop):
 
     def _let_go(self) -> None:
         """Refer to no slot any more: they refer to this loop, and the garbage collector does not look at them."""
-        for task in asyncio.all_tasks(self):  # begun by a callback just now
+        for task in asyncio.all_tasks(self):  # made by a callback just now
             if isinstance(task, SlotTask):
                 task.slot.children = None
+                coroutine: Any = task.get_coro()
+                coroutine.close()  # it has not begun
         self._alarm = None
         super().set_exception_handler(None)  # a scanner's
 
