@@ -47,7 +47,7 @@ class Ending(msgspec.Struct, eq=False):
         stack: the scanner's layers.
         context: of its attempts.
         key: of the cache; `None`: nobody else can use the answer.
-        first: the scan that it was made for, or, once that has left, the first of the others; `None`: nobody waits.
+        first: the scan that it was made for, as long as no other has joined, and it has not left.
         variables: the context variables that it runs in.
         began: when a worker began it, monotonic; a successor has the first attempt's.
         ended: whether anybody has ended it.
@@ -56,8 +56,8 @@ class Ending(msgspec.Struct, eq=False):
         probe: its mark, where it tests a scanner that is out of service.
         pending_events: of the attempt that was abandoned before this successor.
         on_lane: whether it runs on the shared event loop.
-        joined: all the scans that wait, once a second one has joined or the first has left; most executions need no
-            such list, and the garbage collector need not look at it.
+        joined: from then on, all the scans that wait; most executions need no such list, and the garbage collector need
+            not look at it.
     """
 
     stack: Stack
@@ -112,6 +112,12 @@ class Ending(msgspec.Struct, eq=False):
         """The scans that wait for it now."""
         first, joined = self.first, self.joined
         return tuple(joined) if joined is not None else () if first is None else (first,)
+
+    def _list(self) -> list[Waiter]:
+        """Return the list of the scans that wait, which is kept from now on. Under the lock."""
+        if self.joined is None:
+            self.joined, self.first = list(self.waiters), None  # a scan that has left, and is kept, would keep its run
+        return self.joined
 
     def _end(self) -> tuple[Waiter, ...] | None:
         """End it and return the waiters; `None`: another party has ended it. See the top of this file."""

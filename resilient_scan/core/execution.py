@@ -94,16 +94,14 @@ class Execution(Overdue, eq=False):
             if successor is None:
                 if self.ended:
                     return False
-                if self.joined is None:
-                    self.joined = list(self.waiters)
-                self.joined.append(waiter)
+                self._list().append(waiter)
                 waiter.execution = self
                 return True
         return successor.join(waiter)
 
     def is_of(self, waiter: Waiter) -> bool:
         """Return whether it was made for this scan, which still waits for it."""
-        return self.first is waiter
+        return self.waiters[:1] == (waiter,)
 
     def leave(self, waiter: Waiter, *, keep_working: bool) -> bool | None:
         """Take back a scan whose run has ended.
@@ -122,23 +120,16 @@ class Execution(Overdue, eq=False):
             if successor is None and not self._left:
                 if self.ended:
                     return None
-                self._forget(waiter)
-                if self.joined or (begun and keep_working and self.key is not None):
+                waiters = self._list()
+                if waiter in waiters:
+                    waiters.remove(waiter)
+                if waiters or (begun and keep_working and self.key is not None):
                     return begun
                 self.ended = self._left = True
         if successor is not None:
             return successor.leave(waiter, keep_working=keep_working)
         self._cancel(begun)
         return begun
-
-    def _forget(self, waiter: Waiter) -> None:
-        """Refer to a scan no more: it keeps its run, with all its results. Under the lock."""
-        if self.joined is None:
-            self.joined = list(self.waiters)
-        if waiter in self.joined:
-            self.joined.remove(waiter)
-        if waiter is self.first:
-            self.first = self.joined[0] if self.joined else None
 
     @property
     def answer_key(self) -> str:

@@ -135,8 +135,7 @@ class Overdue(Ending, eq=False):
                 events.insert(0, AttemptEnded(self.name, context.attempt, kind, took, error, context.run_id, at))
             spent = stack.policy.timeout.attempt or 0.0 if isinstance(failure, ScanTimeout) else took
             successor.context = context.next(failure, spent)
-            self.joined = list(self.waiters)  # one list for both
-            successor.first, successor.joined, successor.began = self.first, self.joined, self.began
+            successor.first, successor.joined, successor.began = None, self._list(), self.began  # one list for both
             successor.variables, successor.probe = self.variables.copy(), self.probe
             self._timed_out = True
             successor.pending_events = tuple(events)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import cache
 from sys import getrefcount
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -103,18 +103,6 @@ class GreenletPool:
             one.throw()  # a greenlet whose parent it is ends into the thread's own from now on
 
 
-class Steps(Protocol):
-    """Learns of every step on a loop, and has the greenlets for them."""
-
-    greenlets: GreenletPool
-
-    def begin_step(self, slot: Any, /) -> None:
-        """Note that a step of a slot begins."""
-
-    def end_step(self, slot: Any, /) -> None:
-        """Note that it has ended."""
-
-
 class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
     """A coroutine that runs plain code in a greenlet.
 
@@ -122,7 +110,7 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
     garbage collector looks at none of them: who ends one cuts what leads back to it.
 
     Attributes:
-        loop: learns of every step.
+        loop: has the `greenlets`, and learns when a step begins and ends (`begin_step`, `end_step`).
         slot: whose the steps are; `None`: its own.
         variables: the context that it will run in; `None`: a copy of the task's.
     """
@@ -179,10 +167,9 @@ class GreenletCoroutine(msgspec.Struct, eq=False, gc=False):
         """Prepare the first step."""
         if self._begun:
             raise RuntimeError("it has ended, and cannot be awaited again")
-        variables = copy_context() if self.variables is None else self.variables
+        pool: GreenletPool = self.loop.greenlets
+        self._greenlet = entered = pool.take(self, copy_context() if self.variables is None else self.variables)
         self._begun, self.variables = True, None
-        entered: PooledGreenlet
-        self._greenlet = entered = self.loop.greenlets.take(self, variables)
         return entered
 
     def _ended(self) -> Any:

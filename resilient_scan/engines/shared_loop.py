@@ -208,18 +208,20 @@ class LaneLoop(EventLoop):
             self._go_on(self.run_forever)
         self._go_on(lambda: self.run_until_complete(self.shutdown_asyncgens()))
         self.greenlets.idle.clear()  # on this thread: nobody else can free them
-        self._let_go()
-        self.close()
+        try:
+            self._let_go()
+        finally:
+            self.close()
 
     def _let_go(self) -> None:
         """Refer to no slot any more: they refer to this loop, and the garbage collector does not look at them."""
+        self._alarm = None
+        super().set_exception_handler(None)  # a scanner's
         for task in asyncio.all_tasks(self):  # made by a callback just now
             if isinstance(task, SlotTask):
                 task.slot.children = None
                 coroutine: Any = task.get_coro()
                 coroutine.close()  # it has not begun
-        self._alarm = None
-        super().set_exception_handler(None)  # a scanner's
 
     def _go_on(self, call: Callable[[], object]) -> None:
         """Run, and let no task end the loop for all others.
